@@ -1,0 +1,1 @@
+"""Which convolutional network reads handwritten digits best, and why you should believe it."""

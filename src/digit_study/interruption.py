@@ -1,0 +1,38 @@
+"""SIGINT and SIGTERM as one exception, so that whatever is open is ended truthfully on the way out."""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+
+class Interrupted(BaseException):
+    """A signal asked this process to end. Not an Exception, so that no handler of faults swallows it."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.exit_code = 128 + number
+
+
+class Pruned(Exception):
+    """A trial was asked to end after an epoch, because others promise more."""
+
+
+def _raise(number: int, _frame: FrameType | None) -> None:
+    # a second signal while the first one's clean-up runs would cut it short
+    for one in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(one, signal.SIG_IGN)
+    raise Interrupted(number)
+
+
+@contextmanager
+def interruptible() -> Iterator[None]:
+    """Raise :class:`Interrupted` in the main thread on the first SIGINT or SIGTERM inside the block."""
+    previous = {one: signal.signal(one, _raise) for one in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for one, handler in previous.items():
+            signal.signal(one, handler)

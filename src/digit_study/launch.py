@@ -1,0 +1,122 @@
+"""From a command line to checked jobs, before TensorFlow is imported and before anything is written."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+
+from hydra._internal.utils import get_args_parser
+
+from digit_study import composition, console, hardware
+from digit_study.config import Config, validate
+from digit_study.errors import StudyError
+from digit_study.interruption import Interrupted, interruptible
+from digit_study.resolution import resolve_config
+from digit_study.stores import check_store, tracking_uri
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run of a command line: what a person typed for it, what that means, and the name of its data."""
+
+    overrides: list[str]
+    config: Config
+    dataset: str
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything a command line asks for, found sound.
+
+    Attributes:
+        jobs: in Hydra's order, every config resolved.
+        multirun: whether -m was given.
+        parallel: how many jobs run at a time.
+    """
+
+    jobs: list[Job]
+    multirun: bool
+    parallel: int
+
+    def settled(self) -> list[str]:
+        """Overrides that hand Hydra's jobs what was resolved here once, so that all see the same."""
+        configs = [job.config for job in self.jobs]
+        chosen = []
+        if len({config.training.threads for config in configs}) == 1:
+            chosen.append(f"training.threads={configs[0].training.threads}")
+        if len({config.data for config in configs}) == 1:
+            found = configs[0].data
+            chosen += [
+                f"data.sha256='{found.sha256}'",
+                *([] if found.path else [f"data.source={found.source}"]),
+            ]
+        return chosen
+
+
+@contextmanager
+def readable_errors() -> Iterator[None]:
+    """Print a :class:`StudyError` alone and exit with 1; exit with 128 + n after signal n."""
+    try:
+        with interruptible():
+            yield
+    except StudyError as error:
+        console.complain(str(error))
+        raise SystemExit(1) from None
+    except Interrupted as interrupted:
+        console.complain(
+            f"stopped by {interrupted}: what was running is ended as KILLED, what was measured is kept"
+        )
+        raise SystemExit(interrupted.exit_code) from None
+
+
+def asks_for_information(arguments: Sequence[str]) -> bool:
+    """Whether Hydra only has to answer (--help, --cfg job, --info, ...) and nothing is to run."""
+    args = get_args_parser().parse_args(list(arguments))
+    return bool(args.help or args.hydra_help or args.cfg or args.info or args.shell_completion)
+
+
+def plan(arguments: Sequence[str]) -> Plan:
+    """Compose and check every job of a command line.
+
+    Raises:
+        StudyError: anything that can be known to be wrong before TensorFlow is there.
+    """
+    args = get_args_parser().parse_args(list(arguments))
+    composition.register()
+    texts = composition.expand(args.overrides) if args.multirun else [list(args.overrides)]
+    configs = [composition.compose_config(text) for text in texts]
+    for config in configs:
+        validate(config)
+    for uri in {tracking_uri(config.tracking.uri) for config in configs}:
+        check_store(uri)
+    parallel = _parallel(args.overrides, len(texts)) if args.multirun else 1
+    resolved = [resolve_config(config, parallel) for config in configs]
+    for warning in sorted({str(source.warning) for _, source in resolved if source.warning}):
+        console.warn(warning)
+    jobs = [Job(text, config, source.name) for text, (config, source) in zip(texts, resolved, strict=True)]
+    return Plan(jobs, bool(args.multirun), parallel)
+
+
+def _parallel(overrides: Sequence[str], jobs: int) -> int:
+    chosen = dict(text.split("=", 1) for text in overrides if "=" in text)
+    if chosen.get("hydra/launcher", "basic") != "joblib":
+        return 1
+    if find_spec("hydra_plugins.hydra_joblib_launcher") is None:
+        raise StudyError(
+            "hydra/launcher=joblib needs hydra-joblib-launcher, which is not installed: pip install -e '.[joblib]'"
+        )
+    wanted = int(chosen.get("hydra.launcher.n_jobs", -1))
+    return max(1, min(jobs, hardware.cores() if wanted < 0 else wanted))
+
+
+def run_hydra(task: Callable[[], None], extra: Sequence[str] = ()) -> None:
+    """Let Hydra compose and launch ``task`` from the command line, with ``extra`` overrides behind what was typed."""
+    typed = list(sys.argv)
+    try:
+        sys.argv = [*typed, *extra]
+        task()
+    finally:
+        sys.argv = typed

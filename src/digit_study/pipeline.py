@@ -1,0 +1,118 @@
+"""One function walks the whole way from a config to a tracked run: the one file that knows all the stages."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+
+import keras
+
+from digit_study import data, evaluation, hardware, report, stores, tracking, training
+from digit_study.config import Config
+from digit_study.evaluation import Evaluation
+from digit_study.interruption import Interrupted, Pruned
+from digit_study.models import build_model
+from digit_study.results import Epoch, Listener, TrialResult
+
+
+def run_trial(
+    config: Config, run_id: str, *, listener: Listener | None = None, pictures_of_data: bool = True
+) -> TrialResult:
+    """Load, look, build, train, predict, evaluate, draw, track: one config to one MLflow run.
+
+    Args:
+        config: validated and resolved (:func:`digit_study.resolution.resolve_config`).
+        run_id: of the MLflow run that was created for this trial.
+        listener: told of progress.
+        pictures_of_data: also log the two pictures of the digits; a parent run has them for its children.
+
+    Raises:
+        StudyError: training diverged, or the data changed. The run is FAILED.
+        Interrupted: a signal came. The run is KILLED.
+    """
+    log = tracking.RunLog(stores.tracking_uri(config.tracking.uri), run_id)
+    try:
+        result = _walk(config, log, listener or Listener(), pictures_of_data)
+    except BaseException as error:
+        log.tags({"failure": _reason(error)})
+        log.end("KILLED" if _was_stopped(error) else "FAILED", {"reason": _reason(error)})
+        raise
+    kept = log.end("FINISHED", {"metrics": result.metrics, "weights_sha256": result.weights_sha256})
+    return replace(result, kept=kept, fault=log.fault)
+
+
+def _walk(config: Config, log: tracking.RunLog, listener: Listener, pictures_of_data: bool) -> TrialResult:
+    started = time.perf_counter()
+    log.config(config)
+    digits = data.load_digits(config.data)
+    counts = {"train_images": len(digits.train_labels), "validation_images": len(digits.validation_labels)}
+    log.dataset(digits.name, digits.sha256, counts)
+    if pictures_of_data:
+        report.write_data_pictures(digits, log.folder)
+
+    training.use_threads(config.training.threads or hardware.cores())
+    keras.utils.set_random_seed(config.training.seed)
+    judge = build_model(config.model)
+    model = build_model(config.model, config.training.precision)
+
+    def validate() -> Evaluation:
+        # trained in bfloat16 or not, a network is judged and shipped in float32: the same numbers on every machine
+        judge.set_weights(model.get_weights())
+        return evaluation.evaluate(
+            judge, digits.validation_images, digits.validation_labels, digits.validation_index
+        )
+
+    def on_epoch(record: Epoch) -> None:
+        epochs.append(record)
+        log.epoch(len(epochs), record)
+        listener.on_epoch(len(epochs), record)
+
+    epochs: list[Epoch] = []
+    training.fit(
+        model,
+        digits.train_images,
+        digits.train_labels,
+        config.training,
+        validate=lambda: validate().metrics,
+        on_epoch=on_epoch,
+        on_steps=listener.on_steps,
+    )
+    outcome = validate()
+    metrics = {**outcome.metrics, **_costs(judge, digits, epochs), **counts}
+    weights = training.weights_sha256(judge)
+    log.tags({"weights.sha256": weights})
+    report.write_run(outcome, epochs, digits, config.model.name, log.folder)
+    if config.tracking.save_model:
+        log.model(judge)
+    log.metrics({**metrics, "total_seconds": time.perf_counter() - started}, step=len(epochs))
+    return TrialResult(log.run_id, metrics, epochs, outcome, weights)
+
+
+def _costs(model: keras.Model, digits: data.Digits, epochs: list[Epoch]) -> dict[str, float]:
+    best = min(range(len(epochs)), key=lambda at: epochs[at]["val_loss"])
+    return {
+        "parameters": float(model.count_params()),
+        "training_seconds": sum(record["epoch_seconds"] for record in epochs),
+        "inference_milliseconds": _inference_milliseconds(model, digits),
+        "best_epoch": float(best + 1),
+    }
+
+
+def _inference_milliseconds(model: keras.Model, digits: data.Digits, images: int = 256) -> float:
+    """Milliseconds an image of a warm forward pass over one batch, the fastest of three."""
+    batch = digits.validation_images[:images]
+    model.predict_on_batch(batch)
+    seconds = []
+    for _ in range(3):
+        started = time.perf_counter()
+        model.predict_on_batch(batch)
+        seconds.append(time.perf_counter() - started)
+    return 1000 * min(seconds) / len(batch)
+
+
+def _was_stopped(error: BaseException) -> bool:
+    return isinstance(error, Interrupted | KeyboardInterrupt | Pruned)
+
+
+def _reason(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}".strip()[:500]

@@ -1,0 +1,167 @@
+"""Where runs are kept: the tracking URI, whether it can be reached, and its creation. Imports MLflow only to create."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import urllib.error
+import urllib.parse
+import urllib.request
+from pathlib import Path
+
+from digit_study.composition import ROOT
+from digit_study.errors import StudyError
+
+ARTIFACTS = ROOT / "mlruns"
+OUTBOX = ARTIFACTS / ".outbox"
+REACHABLE_WITHIN_S = 0.8
+
+
+def tracking_uri(configured: str | None) -> str:
+    """``configured``, else MLFLOW_TRACKING_URI, else the sqlite database at the project's root that ``mlflow ui`` opens."""
+    return configured or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{ROOT / 'mlflow.db'}"
+
+
+def without_password(uri: str) -> str:
+    """The URI as it may be shown and logged."""
+    parts = urllib.parse.urlsplit(uri)
+    if parts.password is None:
+        return uri
+    user, _, host = parts.netloc.rpartition("@")
+    return urllib.parse.urlunsplit(parts._replace(netloc=f"{user.split(':')[0]}:***@{host}"))
+
+
+def check_store(uri: str, key: str = "tracking.uri") -> None:
+    """Make sure that results can be kept at ``uri``, without creating anything.
+
+    Raises:
+        StudyError: it cannot be written or reached, or it is no such store.
+    """
+    scheme = urllib.parse.urlsplit(uri).scheme
+    if scheme in ("http", "https"):
+        _check_server(uri, key)
+    elif scheme == "sqlite":
+        _check_sqlite(Path(uri.removeprefix("sqlite:///")), uri, key)
+    elif scheme.split("+")[0] in ("postgresql", "mysql", "mssql"):
+        _check_database(uri, key)
+    elif scheme != "databricks":
+        raise StudyError(
+            f"`{key}` must be a sqlite:///, http(s):// or database URI, got '{without_password(uri)}': "
+            "leave it null for ./mlflow.db"
+        )
+
+
+def _check_server(uri: str, key: str) -> None:
+    try:
+        with urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=REACHABLE_WITHIN_S):
+            return
+    except urllib.error.HTTPError as error:
+        if error.code in (
+            401,
+            403,
+        ):  # it is there, and asks who we are: MLflow's own client brings the credentials
+            return
+        why = f"it answers {error.code} to /health, so it is no MLflow server"
+    except (OSError, ValueError) as error:
+        why = f"no answer ({getattr(error, 'reason', error)})"
+    raise StudyError(
+        f"`{key}` must be an MLflow server that answers, got '{without_password(uri)}': {why}; "
+        "start it, or leave the key null for ./mlflow.db"
+    )
+
+
+def _check_sqlite(path: Path, uri: str, key: str) -> None:
+    why = _sqlite_flaw(path)
+    if why:
+        raise StudyError(f"`{key}` must be a sqlite database that can be written, got '{uri}': {why}")
+
+
+def _sqlite_flaw(path: Path) -> str | None:
+    if path.is_dir():
+        return "that is a directory"
+    if path.exists():
+        return _not_a_database(path)
+    if not path.parent.is_dir():
+        return f"the directory {path.parent} does not exist: make it first"
+    return None if _can_write(path.parent) else f"the directory {path.parent} cannot be written"
+
+
+def _can_write(directory: Path) -> bool:
+    """Whether a file can really be made there: permission bits do not tell for root, /proc or a read-only mount."""
+    probe = directory / f".digit-study-probe-{os.getpid()}"
+    try:
+        probe.touch()
+        probe.unlink()
+    except OSError:
+        return False
+    return True
+
+
+def _not_a_database(path: Path) -> str | None:
+    try:
+        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=1.0)
+        try:
+            connection.execute("BEGIN IMMEDIATE").close()
+            connection.execute("ROLLBACK").close()
+            connection.execute("SELECT count(*) FROM sqlite_master").close()
+        finally:
+            connection.close()
+    except sqlite3.OperationalError as error:
+        # another run writing at this moment is no fault
+        return None if "locked" in str(error) else str(error)
+    except sqlite3.DatabaseError as error:
+        return str(error)
+    return None
+
+
+def _check_database(uri: str, key: str) -> None:
+    from sqlalchemy import create_engine
+    from sqlalchemy.exc import SQLAlchemyError
+
+    try:
+        create_engine(uri).connect().close()
+    except (SQLAlchemyError, ImportError) as error:
+        first = str(error).strip().split("\n")[0]
+        raise StudyError(
+            f"`{key}` must be a database that answers, got '{without_password(uri)}': {first}"
+        ) from None
+
+
+def look(uri: str) -> str:
+    """The command, or the address, that shows the store at ``uri`` in a browser."""
+    if uri.startswith("http"):
+        return without_password(uri)
+    is_default = uri == f"sqlite:///{ROOT / 'mlflow.db'}"
+    return "mlflow ui" if is_default else f"mlflow ui --backend-store-uri '{without_password(uri)}'"
+
+
+def prepare_store(uri: str) -> None:
+    """Create or migrate the store at ``uri``, once, however many processes ask at the same moment."""
+    import logging
+
+    from filelock import FileLock
+
+    quiet_mlflow()
+    import mlflow
+
+    for name in ("alembic", "mlflow"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    if urllib.parse.urlsplit(uri).scheme in ("http", "https", "databricks"):
+        return
+    ARTIFACTS.mkdir(exist_ok=True)
+    # MLflow's migrations take no lock of their own: of four that start together three crash
+    with FileLock(ARTIFACTS / ".store.lock"):
+        mlflow.MlflowClient(uri).search_experiments(max_results=1)
+
+
+def quiet_mlflow() -> None:
+    """Settings of a good guest, unless the user set them: no telemetry, no minutes of retries, no progress bars."""
+    for name, value in {
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        "GIT_PYTHON_REFRESH": "quiet",
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+    }.items():
+        os.environ.setdefault(name, value)

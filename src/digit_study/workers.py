@@ -1,0 +1,176 @@
+"""A fresh process per trial, forked from a server that has TensorFlow loaded. A crash or a kill costs one trial."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+from digit_study.config import Config
+from digit_study.errors import StudyError
+from digit_study.interruption import Interrupted, Pruned, interruptible
+
+#: Seconds that a trial asked to end has before it is killed.
+GRACE_S = 8.0
+
+
+@dataclass(frozen=True)
+class Message:
+    """What a trial says: ``kind`` is steps, epoch, done or failed."""
+
+    kind: str
+    content: Any
+
+
+class TrialDied(StudyError):
+    """The process of a trial ended without a result; the message says by which signal or code."""
+
+
+def warm_up() -> None:
+    """Start the server that imports TensorFlow, in the background; the first trial waits for it."""
+    from multiprocessing import forkserver
+
+    _context()
+    forkserver.ensure_running()
+
+
+def _context() -> Any:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["digit_study.preload"])
+    return context
+
+
+class TrialProcess:
+    """One trial in a process of its own.
+
+    Args:
+        target: called there as ``target(config, run_id, send, ask)``; what it returns is the content of ``done``.
+            ``send(kind, content)`` reports, ``ask(content)`` reports an epoch and raises :class:`Pruned` on the answer.
+        config: of the trial.
+        run_id: of the MLflow run that was created for it, so that it can be closed whatever happens.
+    """
+
+    def __init__(self, target: Callable[..., Any], config: Config, run_id: str) -> None:
+        context = _context()
+        self.connection, theirs = context.Pipe()
+        self.process = context.Process(target=_child, args=(theirs, target, config, run_id))
+        self.process.start()
+        theirs.close()
+        self.started = time.monotonic()
+
+    @property
+    def pid(self) -> int:
+        """Process id."""
+        return int(self.process.pid)
+
+    def waitables(self) -> list[Any]:
+        """What :func:`multiprocessing.connection.wait` wakes up on when there is news."""
+        return [self.connection, self.process.sentinel]
+
+    def receive(self) -> Message | None:
+        """The next message; None if there is none yet.
+
+        Raises:
+            TrialDied: the process is gone and has left nothing more to read.
+        """
+        try:
+            if self.connection.poll():
+                return Message(*self.connection.recv())
+        except (EOFError, OSError):
+            self.process.join(GRACE_S)
+        if not self.process.is_alive() and not self._has_more():
+            raise TrialDied(f"the trial's process {_how(self.process.exitcode)}")
+        return None
+
+    def _has_more(self) -> bool:
+        try:
+            return bool(self.connection.poll()) and self.process.exitcode == 0
+        except (EOFError, OSError):
+            return False
+
+    def answer(self, go_on: bool) -> None:
+        """Reply to an epoch: go on, or stop there."""
+        with suppress(OSError):  # it died meanwhile; receive() will say so
+            self.connection.send(go_on)
+
+    def stop(self, grace: float = GRACE_S) -> None:
+        """Ask the trial to end itself as KILLED, and kill it if it does not within ``grace`` seconds."""
+        if self.process.is_alive():
+            self.process.terminate()
+            self.process.join(grace)
+        if self.process.is_alive():
+            self.process.kill()
+        self.process.join()
+        self.connection.close()
+
+
+def run_to_end(trial: TrialProcess, on_message: Callable[[Message], None]) -> Any:
+    """Follow one trial to its result.
+
+    Raises:
+        TrialDied: its process died.
+        StudyError: it failed and said why.
+    """
+    try:
+        while True:
+            message = trial.receive()
+            if message is None:
+                multiprocessing.connection.wait(trial.waitables())
+            elif message.kind == "done":
+                return message.content
+            elif message.kind == "failed":
+                raise StudyError(message.content)
+            else:
+                on_message(message)
+                if message.kind == "epoch":
+                    trial.answer(True)
+    finally:
+        trial.stop()
+
+
+def _how(exit_code: int | None) -> str:
+    if exit_code is not None and exit_code < 0:
+        name = signal.Signals(-exit_code).name
+        hint = " (out of memory, or somebody's kill -9)" if name == "SIGKILL" else ""
+        return f"was killed by {name}{hint}"
+    return f"ended with exit code {exit_code} and no result"
+
+
+def _child(connection: Connection, target: Callable[..., Any], config: Config, run_id: str) -> None:
+    threading.Thread(target=_follow_parent, daemon=True).start()
+
+    def send(kind: str, content: Any) -> None:
+        connection.send((kind, content))
+
+    def ask(content: Any) -> None:
+        connection.send(("epoch", content))
+        if not connection.recv():
+            raise Pruned
+
+    try:
+        with interruptible():
+            send("done", target(config, run_id, send, ask))
+    except Interrupted as interrupted:
+        raise SystemExit(interrupted.exit_code) from None
+    except (EOFError, BrokenPipeError):
+        raise SystemExit(1) from None  # the supervisor is gone; the run has been ended on the way here
+    except Exception as error:
+        send("failed", str(error) if isinstance(error, StudyError) else f"{type(error).__name__}: {error}")
+
+
+def _follow_parent() -> None:
+    """End this trial, truthfully if it can, when the process that supervises it is gone."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(GRACE_S)
+    os.kill(os.getpid(), signal.SIGKILL)

@@ -1,0 +1,47 @@
+"""Train one digit recognizer, or several with -m. See --help."""
+
+import sys
+
+import hydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from digit_study import composition, launch
+
+
+@hydra.main(version_base="1.3", config_path="../conf", config_name="config")
+def task(composed: DictConfig) -> None:
+    """Run one job that Hydra composed."""
+    from pathlib import Path
+
+    from digit_study import multirun
+    from digit_study.resolution import resolve_config
+
+    config, source = resolve_config(OmegaConf.to_object(composed))
+    around = HydraConfig.get()
+    if around.mode == RunMode.RUN:
+        multirun.run_single(config, source.name, around.overrides.task)
+        return
+    live = around.runtime.choices["hydra/launcher"] == "basic"
+    multirun.run_job(config, list(around.overrides.task), Path(around.runtime.output_dir), live)
+
+
+def main() -> None:
+    """Check the whole command line, then let Hydra launch it."""
+    composition.register()
+    if launch.asks_for_information(sys.argv[1:]):
+        task()
+        return
+    plan = launch.plan(sys.argv[1:])
+    if not plan.multirun:
+        launch.run_hydra(task)
+        return
+    from digit_study import multirun
+
+    multirun.run_many(plan, task)
+
+
+if __name__ == "__main__":
+    with launch.readable_errors():
+        main()

