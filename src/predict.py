@@ -9,11 +9,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
-os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
-os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
-
 import numpy as np
 import numpy.typing as npt
 from rich.console import Console
@@ -34,6 +29,12 @@ from digit_study.prediction import (
     seen_figure,
 )
 
+QUIET = {
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_LOGGING_LEVEL": "ERROR",
+}
 SETTINGS = ("model", "tracking.uri")
 SHOWN = "predicted.png"
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg", ".tif", ".tiff")
@@ -45,7 +46,7 @@ def _parser() -> argparse.ArgumentParser:
         allow_abbrev=False,
         description="Reads the digit in each image: any size, mode, format or polarity; one digit per image.",
         epilog=f"Settings: model={CHAMPION} or models:/digit-recognizer/3 or runs:/<run id>/model or "
-        "FILE.keras, and tracking.uri=…. Exit code: 0 if every image was read, 1 if not, 2 for a wrong option.",
+        "FILE.keras, and tracking.uri=…. Exit code: 0 if all images were read, 1 if not, 2 for a wrong option.",
     )
     parser.add_argument(
         "given",
@@ -82,9 +83,7 @@ def _check_show(path: str, files: Sequence[Path]) -> None:
     if target.suffix.lower() not in PICTURES:
         raise StudyError(f"`--show` must end in one of {', '.join(PICTURES)}, got '{path}': --show={SHOWN}")
     if not target.parent.is_dir():
-        raise StudyError(
-            f"`--show` must lie in a folder that exists, got '{path}': mkdir -p '{target.parent}'"
-        )
+        raise StudyError(f"`--show` must lie in a folder that exists, got '{path}': mkdir -p '{target.parent}'")
     if any(target.resolve() == file.resolve() for file in files):
         raise StudyError(f"`--show` must not overwrite an image to be read, got '{path}': name another file")
 
@@ -99,9 +98,7 @@ def _read(files: list[Path], keras_file: Path) -> list[Reading]:
         return loaded[0](images)
 
     columns = (*Progress.get_default_columns(), MofNCompleteColumn())
-    with Progress(
-        *columns, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True
-    ) as bar:
+    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as bar:
         return list(bar.track(read_files(files, model), total=len(files), description="reading"))
 
 
@@ -140,6 +137,7 @@ def _predict(arguments: argparse.Namespace) -> int:
 
 def main(argv: Sequence[str]) -> int:
     """Parse, read, print; returns the exit code."""
+    os.environ.update({**QUIET, **os.environ})  # what the person has set stays
     words = [f"--show={SHOWN}" if word == "--show" else word for word in argv]  # it never eats the next path
     try:
         return _predict(_parser().parse_intermixed_args(words))

@@ -1,6 +1,8 @@
 """Train one digit recognizer, or several with -m. See --help."""
 
 import sys
+from pathlib import Path
+from typing import cast
 
 import hydra
 from hydra.core.hydra_config import HydraConfig
@@ -8,17 +10,16 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from digit_study import composition, launch
+from digit_study.config import Config
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="config")
 def task(composed: DictConfig) -> None:
     """Run one job that Hydra composed."""
-    from pathlib import Path
-
     from digit_study import multirun
     from digit_study.resolution import resolve_config
 
-    config, source = resolve_config(OmegaConf.to_object(composed))
+    config, source = resolve_config(cast(Config, OmegaConf.to_object(composed)))
     around = HydraConfig.get()
     if around.mode == RunMode.RUN:
         multirun.run_single(config, source.name, around.overrides.task)

@@ -29,9 +29,7 @@ def evaluation(wrong: int, labels: np.ndarray = LABELS) -> Evaluation:
     """A model that takes the first ``wrong`` images for the next digit."""
     read = labels.copy()
     read[:wrong] = (read[:wrong] + 1) % 10
-    return score(
-        labels, np.full((len(labels), 10), 0.01, np.float32) + 0.9 * np.eye(10, dtype=np.float32)[read]
-    )
+    return score(labels, np.full((len(labels), 10), 0.01, np.float32) + 0.9 * np.eye(10, dtype=np.float32)[read])
 
 
 def epochs(count: int) -> list[dict[str, float]]:
@@ -127,14 +125,10 @@ DRAWN: dict[str, Callable[[], Figure]] = {
     "comparison": lambda: figures.comparison(runs(12), "widths"),
     "comparison, one run": lambda: figures.comparison(runs(1, LONG), LONG),
     "comparison, 60 runs": lambda: figures.comparison(runs(60, LONG), "widths"),
-    "comparison, NaN": lambda: figures.comparison(
-        runs(4).assign(val_accuracy=[0.9, np.nan, 0.8, 0.7]), "widths"
-    ),
+    "comparison, NaN": lambda: figures.comparison(runs(4).assign(val_accuracy=[0.9, np.nan, 0.8, 0.7]), "widths"),
     "history": lambda: study_figures.optimisation_history(trials(40), "val_accuracy", True),
     "history, one trial": lambda: study_figures.optimisation_history(trials(1), "val_loss", False),
-    "history, NaN": lambda: study_figures.optimisation_history(
-        trials(6).assign(value=np.nan), "val_loss", False
-    ),
+    "history, NaN": lambda: study_figures.optimisation_history(trials(6).assign(value=np.nan), "val_loss", False),
     "intermediate": lambda: study_figures.intermediate_values(curves_of(60), {0: "PRUNED"}, "val_accuracy"),
     "importances": lambda: study_figures.importances({"a": 0.7, LONG: 0.2, "nan": np.nan}, "val_accuracy"),
     "slices": lambda: study_figures.slices(trials(40), DIMENSIONS, LOG, "val_accuracy"),
@@ -149,9 +143,7 @@ DRAWN: dict[str, Callable[[], Figure]] = {
     "confirmation": lambda: study_figures.confirmation(*seeds(4, 5)),
     "confirmation, one seed": lambda: study_figures.confirmation(*seeds(1, 1)),
     "confusion_difference": lambda: study_figures.confusion_difference(evaluation(50), evaluation(9), NAMES),
-    "confusion_difference, none": lambda: study_figures.confusion_difference(
-        evaluation(5), evaluation(5), NAMES
-    ),
+    "confusion_difference, none": lambda: study_figures.confusion_difference(evaluation(5), evaluation(5), NAMES),
     "flipped": lambda: study_figures.flipped(IMAGES, evaluation(50), evaluation(9), NAMES),
 }
 NOTHING: dict[str, Callable[[], Figure]] = {

@@ -23,9 +23,7 @@ def shift_rotate(batches: tf.data.Dataset, shift: float, rotation: float, seed: 
 
     def move(step: Any, batch: Any) -> Any:
         images, targets = batch
-        return _warp(
-            tf.cast(images, tf.float32), shift, math.radians(rotation), tf.stack([seed, step])
-        ), targets
+        return _warp(tf.cast(images, tf.float32), shift, math.radians(rotation), tf.stack([seed, step])), targets
 
     # the counter would restart every epoch inside enumerate(); a random source of the dataset's own goes on
     numbers = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True)

@@ -99,9 +99,7 @@ def _check_name(override: Override, root: str) -> None:
     if override.is_sweep_override():
         raise StudyError(f"`{key}` takes one value, got the sweep {line!r}: add -m to run them all")
     if override.is_delete():
-        raise StudyError(
-            f"every key of the config is needed, got {line!r}: set it to null where that is allowed"
-        )
+        raise StudyError(f"every key of the config is needed, got {line!r}: set it to null where that is allowed")
     if _is_group(override):
         _check_option(key, override.value())
         return

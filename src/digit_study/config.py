@@ -86,7 +86,7 @@ class TrainingConfig:
 
 @dataclass(frozen=True)
 class TrackingConfig:
-    """Where results go. ``experiment`` null is named after the data; ``uri`` null is MLFLOW_TRACKING_URI, else ./mlflow.db."""
+    """Where results go. ``experiment`` null is named after the data, ``uri`` null is the default store."""
 
     uri: str | None = None
     experiment: str | None = None
@@ -238,8 +238,8 @@ def widest(model: ModelConfig) -> int:
     """Channels of the last block."""
     if model.family == "simple":
         return model.filters + model.filters_step * (model.blocks - 1)
-    # min: 2 ** 10**9 would never return
-    return model.filters * 2 ** min(model.blocks - 1, 64)
+    # min: shifting by 10**9 would never return
+    return model.filters << min(model.blocks - 1, 64)
 
 
 def final_side(model: ModelConfig) -> int:

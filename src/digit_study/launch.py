@@ -32,11 +32,13 @@ class Plan:
     """Everything a command line asks for, found sound.
 
     Attributes:
+        typed: the overrides as typed.
         jobs: in Hydra's order, every config resolved.
         multirun: whether -m was given.
         parallel: how many jobs run at a time.
     """
 
+    typed: list[str]
     jobs: list[Job]
     multirun: bool
     parallel: int
@@ -66,9 +68,7 @@ def readable_errors() -> Iterator[None]:
         console.complain(str(error))
         raise SystemExit(1) from None
     except Interrupted as interrupted:
-        console.complain(
-            f"stopped by {interrupted}: what was running is ended as KILLED, what was measured is kept"
-        )
+        console.complain(f"stopped by {interrupted}: what was running is ended as KILLED, what was measured is kept")
         raise SystemExit(interrupted.exit_code) from None
 
 
@@ -97,7 +97,7 @@ def plan(arguments: Sequence[str]) -> Plan:
     for warning in sorted({str(source.warning) for _, source in resolved if source.warning}):
         console.warn(warning)
     jobs = [Job(text, config, source.name) for text, (config, source) in zip(texts, resolved, strict=True)]
-    return Plan(jobs, bool(args.multirun), parallel)
+    return Plan(list(args.overrides), jobs, bool(args.multirun), parallel)
 
 
 def _parallel(overrides: Sequence[str], jobs: int) -> int:

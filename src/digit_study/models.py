@@ -41,12 +41,8 @@ def build_model(config: ModelConfig, precision: str = "float32") -> keras.Model:
         keras.config.set_dtype_policy(previous)
 
 
-def _convolution(
-    x: Tensor, width: int, config: ModelConfig, padding: str = "same", strides: int = 1
-) -> Tensor:
-    return layers.Conv2D(
-        width, config.kernel_size, strides=strides, padding=padding, use_bias=not config.batch_norm
-    )(x)
+def _convolution(x: Tensor, width: int, config: ModelConfig, padding: str = "same", strides: int = 1) -> Tensor:
+    return layers.Conv2D(width, config.kernel_size, strides=strides, padding=padding, use_bias=not config.batch_norm)(x)
 
 
 def _normalise_and_activate(x: Tensor, config: ModelConfig) -> Tensor:

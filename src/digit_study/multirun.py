@@ -71,9 +71,7 @@ def run_many(plan: Plan, task: Callable[[], None]) -> None:
     scratch = stores.ARTIFACTS / ".scratch" / run_id
     scratch.mkdir(parents=True)
     settled = plan.settled()
-    os.environ.update(
-        DIGIT_STUDY_SCRATCH=str(scratch), DIGIT_STUDY_SHARED="\n".join([*settled, *sys.argv[1:]])
-    )
+    os.environ.update(DIGIT_STUDY_SCRATCH=str(scratch), DIGIT_STUDY_SHARED="\n".join([*settled, *sys.argv[1:]]))
     status, name = "FAILED", tracking.experiment_name(first.config, first.dataset)
     try:
         log.config(first.config)
@@ -123,22 +121,18 @@ def job_name(overrides: Sequence[str]) -> str:
 
 
 def _parent_name(plan: Plan) -> str:
-    words = {word: None for job in plan.jobs for word in job_name(job.overrides).split(" ")}
-    return f"{len(plan.jobs)} runs: {' '.join(words)}"[:200]
+    swept = [text for text in plan.typed if "tracking." not in text and not text.startswith("hydra")]
+    return f"{len(plan.jobs)} runs: {' '.join(swept)}"[:200]
 
 
 def _read(folder: Path, overrides: Sequence[str]) -> tuple[Outcome, npt.NDArray[np.bool_]]:
     try:
         return Outcome(**json.loads((folder / SUMMARY).read_text())), np.load(folder / CORRECT)
     except FileNotFoundError:
-        return Outcome(job_name(overrides), "", "", {}, "it ended without a word"), np.zeros(
-            0, dtype=np.bool_
-        )
+        return Outcome(job_name(overrides), "", "", {}, "it ended without a word"), np.zeros(0, dtype=np.bool_)
 
 
-def _compare(
-    log: tracking.RunLog, outcomes: Sequence[tuple[Outcome, npt.NDArray[np.bool_]]]
-) -> list[pd.DataFrame]:
+def _compare(log: tracking.RunLog, outcomes: Sequence[tuple[Outcome, npt.NDArray[np.bool_]]]) -> list[pd.DataFrame]:
     """Rank the finished jobs, those on equal data together, and put table and picture on the parent."""
     finished = [
         Candidate(outcome.name, outcome.run_id, outcome.metrics, correct, outcome.digest)

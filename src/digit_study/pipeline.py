@@ -58,9 +58,7 @@ def _walk(config: Config, log: tracking.RunLog, listener: Listener, pictures_of_
     def validate() -> Evaluation:
         # trained in bfloat16 or not, a network is judged and shipped in float32: the same numbers on every machine
         judge.set_weights(model.get_weights())
-        return evaluation.evaluate(
-            judge, digits.validation_images, digits.validation_labels, digits.validation_index
-        )
+        return evaluation.evaluate(judge, digits.validation_images, digits.validation_labels, digits.validation_index)
 
     def on_epoch(record: Epoch) -> None:
         epochs.append(record)

@@ -65,9 +65,7 @@ def _natural(path: Path) -> list[str | int]:
 
 
 def _images_in(folder: Path) -> list[Path]:
-    held = [
-        path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
-    ]
+    held = [path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")]
     return sorted(held, key=_natural) or [folder]  # the folder itself then says that it holds no image
 
 
@@ -133,8 +131,7 @@ def model_file(uri: str, tracking: str | None = None) -> Path:
         return Path(uri)
     if not uri.startswith(("models:/", "runs:/")):
         raise StudyError(
-            f"`model` must be {CHAMPION}, models:/{NAME}/3, runs:/<run id>/model or a .keras file, "
-            f"got '{uri}'"
+            f"`model` must be {CHAMPION}, models:/{NAME}/3, runs:/<run id>/model or a .keras file, got '{uri}'"
         )
     from digit_study.stores import tracking_uri
 
@@ -151,14 +148,10 @@ def _fetched(uri: str, store: str) -> Path:
         folder = Path(mlflow.artifacts.download_artifacts(uri))
     except (mlflow.exceptions.MlflowException, OSError) as fault:
         why = str(fault).splitlines()[0].rstrip(".")
-        raise StudyError(
-            f"`model` must name a model that MLflow holds, got '{uri}' ({why}): {_remedy(uri)}"
-        ) from None
+        raise StudyError(f"`model` must name a model that MLflow holds, got '{uri}' ({why}): {_remedy(uri)}") from None
     file = folder / "data" / "model.keras"
     if not file.is_file():
-        raise StudyError(
-            f"`model` must be a Keras model, got '{uri}' without data/model.keras: {_remedy(uri)}"
-        )
+        raise StudyError(f"`model` must be a Keras model, got '{uri}' without data/model.keras: {_remedy(uri)}")
     return file
 
 
@@ -188,14 +181,10 @@ def load_model(file: Path) -> Model:
             model = keras.models.load_model(file, compile=False)
         except (ValueError, TypeError, OSError) as fault:
             why = str(fault).splitlines()[0]
-            raise StudyError(
-                f"a model must load with the Keras installed here, got '{file}': {why}"
-            ) from None
+            raise StudyError(f"a model must load with the Keras installed here, got '{file}': {why}") from None
         shapes = tuple(model.input_shape[1:]), tuple(model.output_shape[1:])
         if shapes != ((28, 28, 1), (10,)):
-            raise StudyError(
-                f"a model must take (28, 28, 1) and give (10,), got {shapes[0]} and {shapes[1]}: '{file}'"
-            )
+            raise StudyError(f"a model must take (28, 28, 1) and give (10,), got {shapes[0]} and {shapes[1]}: '{file}'")
 
         def probabilities(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
             return np.asarray(model(images[..., None].astype(np.float32), training=False), np.float32)

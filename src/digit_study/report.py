@@ -20,9 +20,7 @@ def write_data_pictures(digits: Digits, folder: Path) -> None:
     figures.save(samples, folder / "figures" / "samples.png")
 
 
-def write_run(
-    outcome: Evaluation, epochs: list[dict[str, float]], digits: Digits, name: str, folder: Path
-) -> None:
+def write_run(outcome: Evaluation, epochs: list[dict[str, float]], digits: Digits, name: str, folder: Path) -> None:
     """Draw curves, confusion matrix and mistakes; write the per-class report and the per-image predictions."""
     title = f"{name}: {len(outcome.labels):,} validation images of {digits.name}"
     pictures = {

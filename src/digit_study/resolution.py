@@ -1,4 +1,4 @@
-"""What ``auto`` and null leave open is decided once here: the data, the precision, the threads. No TensorFlow needed."""
+"""Decides once what ``auto`` and null leave open: data, precision, threads. Needs no TensorFlow."""
 
 from __future__ import annotations
 

@@ -18,7 +18,7 @@ REACHABLE_WITHIN_S = 0.8
 
 
 def tracking_uri(configured: str | None) -> str:
-    """``configured``, else MLFLOW_TRACKING_URI, else the sqlite database at the project's root that ``mlflow ui`` opens."""
+    """``configured``, else MLFLOW_TRACKING_URI, else the sqlite database at the root that ``mlflow ui`` opens."""
     return configured or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{ROOT / 'mlflow.db'}"
 
 
@@ -122,9 +122,7 @@ def _check_database(uri: str, key: str) -> None:
         create_engine(uri).connect().close()
     except (SQLAlchemyError, ImportError) as error:
         first = str(error).strip().split("\n")[0]
-        raise StudyError(
-            f"`{key}` must be a database that answers, got '{without_password(uri)}': {first}"
-        ) from None
+        raise StudyError(f"`{key}` must be a database that answers, got '{without_password(uri)}': {first}") from None
 
 
 def look(uri: str) -> str:

@@ -59,9 +59,7 @@ def optimisation_history(trials: pd.DataFrame, objective: str, maximise: bool) -
     for rows, name, colour, marker in of_state(trials):
         # A trial without a value, or with one far off, still happened: it is drawn on the edge.
         shown = rows["value"].fillna(edge).clip(low, high)
-        axes.scatter(
-            rows["number"], shown, c=colour, marker=marker, s=46, label=name, clip_on=False, zorder=3
-        )
+        axes.scatter(rows["number"], shown, c=colour, marker=marker, s=46, label=name, clip_on=False, zorder=3)
     steps = [*best.index, trials["number"].max()], [*best, *best.tail(1)]
     if len(best):
         axes.step(*steps, where="post", color=fig.GREEN, lw=2, label="best so far")
@@ -74,9 +72,7 @@ def optimisation_history(trials: pd.DataFrame, objective: str, maximise: bool) -
     return figure
 
 
-def intermediate_values(
-    intermediate: dict[int, dict[int, float]], states: dict[int, str], objective: str
-) -> Figure:
+def intermediate_values(intermediate: dict[int, dict[int, float]], states: dict[int, str], objective: str) -> Figure:
     """The learning curve of every trial: ``intermediate`` is trial number → epoch → value."""
     curves = {number: points for number, points in intermediate.items() if points}
     if not curves:
@@ -227,14 +223,10 @@ def value_axis(axes: Axes, x: int, limits: tuple[float, float]) -> None:
     strip = np.linspace(0, 1, 256)[:, None]
     axes.imshow(strip, extent=(x, x + 0.1, 0, 1), origin="lower", aspect="auto", cmap="viridis", zorder=2)
     ticks = [tick for tick in MaxNLocator(6).tick_values(low, high) if low <= tick <= high]
-    vertical(
-        axes, x + 0.08, [(tick - low) / (high - low) for tick in ticks], [f"{tick:.4g}" for tick in ticks]
-    )
+    vertical(axes, x + 0.08, [(tick - low) / (high - low) for tick in ticks], [f"{tick:.4g}" for tick in ticks])
 
 
-def parallel_coordinates(
-    trials: pd.DataFrame, dimensions: list[str], log: set[str], objective: str
-) -> Figure:
+def parallel_coordinates(trials: pd.DataFrame, dimensions: list[str], log: set[str], objective: str) -> Figure:
     """Every completed trial as a line through its parameters to its value, which is also its colour.
 
     A line dips to "not used" where a condition left the dimension out.
@@ -279,13 +271,9 @@ def timeline(trials: pd.DataFrame, workers: int) -> Figure:
     start = (ran["started"] - first).dt.total_seconds()
     stop = (ran["finished"].fillna(end) - first).dt.total_seconds()
     span = max(float(stop.max()), 1e-9)
-    unit_name, seconds = (
-        ("seconds", 1) if span < 180 else ("minutes", 60) if span < 10800 else ("hours", 3600)
-    )
+    unit_name, seconds = ("seconds", 1) if span < 180 else ("minutes", 60) if span < 10800 else ("hours", 3600)
     busy = float((stop - start).sum()) / (workers * span)
-    figure = fig.blank(
-        9.5, min(2.4 + 0.2 * len(ran), 11), f"{len(ran)} trials on {workers} workers, {busy:.0%} busy"
-    )
+    figure = fig.blank(9.5, min(2.4 + 0.2 * len(ran), 11), f"{len(ran)} trials on {workers} workers, {busy:.0%} busy")
     axes = figure.subplots()
     for rows, name, colour, _ in of_state(ran):
         left, right = start[rows.index] / seconds, stop[rows.index] / seconds
@@ -446,6 +434,4 @@ def flipped(
     better = int(right[flips].sum())
     note = f"{before} → {after}: blue, only the second is right ({better}); "
     note += f"orange, only the first ({flips.size - better})"
-    return fig.image_grid(
-        images[shown], captions, title, note, [fig.BLUE if right[i] else fig.RED for i in shown]
-    )
+    return fig.image_grid(images[shown], captions, title, note, [fig.BLUE if right[i] else fig.RED for i in shown])

@@ -72,9 +72,7 @@ def code_tags() -> dict[str, str]:
     """Git commit and dirtiness of the project, and versions of the libraries that decide a result."""
 
     def git(*arguments: str) -> str:
-        done = subprocess.run(
-            ["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=False
-        )
+        done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=False)
         return done.stdout.strip() if done.returncode == 0 else "unknown"
 
     try:

@@ -84,7 +84,7 @@ def weights_sha256(model: keras.Model) -> str:
     """sha256 of all weights, float32 in the model's order: equal when two networks are bit-identical."""
     content = hashlib.sha256()
     for weight in model.get_weights():
-        content.update(np.ascontiguousarray(weight, dtype=np.float32))
+        content.update(np.ascontiguousarray(weight, dtype=np.float32).data)
     return content.hexdigest()
 
 
@@ -130,15 +130,13 @@ def _optimizer(config: TrainingConfig, total_steps: int) -> keras.optimizers.Opt
 
 OPTIMIZERS: dict[str, Callable[[dict[str, Any]], keras.optimizers.Optimizer]] = {
     "adam": lambda common: keras.optimizers.Adam(**common),
-    "adamw": lambda common: keras.optimizers.AdamW(
-        **{**common, "weight_decay": common["weight_decay"] or 0.0}
-    ),
+    "adamw": lambda common: keras.optimizers.AdamW(**{**common, "weight_decay": common["weight_decay"] or 0.0}),
     "sgd": lambda common: keras.optimizers.SGD(momentum=0.9, nesterov=True, **common),
 }
 
 
 def _one_cycle(peak: float, total_steps: int) -> Any:
-    """Warm up from peak/25 over 30 % of the steps, then cosine to peak/10,000 (Smith & Topin 2018, arXiv 1708.07120)."""
+    """Warm up from peak/25 over 30 % of the steps, cosine to peak/10,000 (Smith & Topin 2018, arXiv 1708.07120)."""
     warm_up = max(1, int(0.3 * total_steps))
     return keras.optimizers.schedules.CosineDecay(
         peak / 25, max(1, total_steps - warm_up), alpha=1e-4, warmup_target=peak, warmup_steps=warm_up
@@ -158,9 +156,7 @@ def _batches(
     # shuffling positions instead of images moves 8 bytes an image, and gathers whole batches at once
     targets = np.eye(10, dtype=np.float32)[labels] if config.label_smoothing else labels
     pixels, targets = tf.constant(images), tf.constant(targets)
-    order = tf.data.Dataset.range(len(images)).shuffle(
-        len(images), seed=config.seed, reshuffle_each_iteration=True
-    )
+    order = tf.data.Dataset.range(len(images)).shuffle(len(images), seed=config.seed, reshuffle_each_iteration=True)
     batches = order.batch(config.batch_size, drop_remainder=True).take(steps)
     batches = batches.map(lambda at: (tf.gather(pixels, at), tf.gather(targets, at)))
     if config.augmentation == "shift_rotate":

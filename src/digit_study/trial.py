@@ -43,9 +43,7 @@ def run_in_worker(config: Config, run_id: str, follower: Follower) -> TrialResul
     return workers.run_to_end(workers.TrialProcess(train, config, run_id), follow)  # type: ignore[no-any-return]
 
 
-def train(
-    config: Config, run_id: str, send: Callable[[str, Any], None], ask: Callable[[Any], None]
-) -> TrialResult:
+def train(config: Config, run_id: str, send: Callable[[str, Any], None], ask: Callable[[Any], None]) -> TrialResult:
     """Run a trial inside a worker: progress goes out by ``send``, every epoch by ``ask``, which may end it."""
     with native_stderr():
         from digit_study.pipeline import run_trial
