@@ -151,6 +151,7 @@ NOISE = np.random.default_rng(1)
 NO_DIGIT: dict[str, tuple[Bitmap, str]] = {
     "white": (np.full((50, 60), 255, np.uint8), "blank"),
     "black 28x28": (np.zeros((28, 28), np.uint8), "blank"),
+    "a speck": (np.pad(np.full((2, 2), 255, np.uint8), 40), "blank"),
     "paper": (np.clip(NOISE.normal(220, 6, (300, 300)), 0, 255).astype(np.uint8), "blank|no digit"),
     "gradient": (np.tile(np.arange(200, dtype=np.uint8), (150, 1)), "blank|no digit"),
     "noise": (NOISE.integers(0, 256, (28, 28)).astype(np.uint8), "no digit"),

@@ -10,6 +10,7 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
@@ -44,7 +45,9 @@ def _thaw(node: DictConfig) -> None:
 def expand(overrides: Sequence[str]) -> list[list[str]]:
     """All jobs of a multirun: ``a=1,2 b=3`` gives ``[[a=1, b=3], [a=2, b=3]]``."""
     try:
-        batches = BasicSweeper.split_arguments(_parse(overrides), max_batch_size=None)
+        with initialize_config_dir(str(CONF), version_base="1.3"):  # glob(*) looks the options up
+            parser = OverridesParser.create(GlobalHydra.instance().config_loader())
+        batches = BasicSweeper.split_arguments(_parse(overrides, parser), max_batch_size=None)
     except HydraException as error:
         raise StudyError(_first_line(error)) from error
     return [list(job) for batch in batches for job in batch]
@@ -67,9 +70,9 @@ def compose_config(overrides: Sequence[str], root: str = "config") -> Any:
     return OmegaConf.to_object(config)
 
 
-def _parse(overrides: Sequence[str]) -> list[Override]:
+def _parse(overrides: Sequence[str], parser: OverridesParser | None = None) -> list[Override]:
     try:
-        return OverridesParser.create().parse_overrides(list(overrides))
+        return (parser or OverridesParser.create()).parse_overrides(list(overrides))
     except HydraException as error:
         raise StudyError(f"an override reads key=value: {_first_line(error)}") from error
 
@@ -84,9 +87,10 @@ def _base(groups: tuple[str, ...], root: str) -> DictConfig:
 
 
 def _assign(config: DictConfig, override: Override) -> None:
-    key = override.key_or_group
+    key, value = override.key_or_group, override.value()
     try:
-        OmegaConf.update(config, key, override.value(), merge=True)
+        # a mapping, such as a whole search space, replaces the one that was there
+        OmegaConf.update(config, key, value, merge=not isinstance(value, dict), force_add=isinstance(value, dict))
     except OmegaConfBaseException as error:
         raise StudyError(_readable(error, key)) from error
 

@@ -127,7 +127,7 @@ def at_least(low: int) -> Rule:
 
 def between(low: float, high: float) -> Rule:
     """Build the rule that a number lies in [low, high]."""
-    return Rule(f"in [{low:g}, {high:g}]", lambda value: low <= value <= high)
+    return Rule(f"in [{low:.10g}, {high:.10g}]", lambda value: low <= value <= high)
 
 
 def below(low: float, high: float) -> Rule:
@@ -239,7 +239,7 @@ def widest(model: ModelConfig) -> int:
     if model.family == "simple":
         return model.filters + model.filters_step * (model.blocks - 1)
     # min: shifting by 10**9 would never return
-    return model.filters << min(model.blocks - 1, 64)
+    return int(model.filters << min(model.blocks - 1, 64))
 
 
 def final_side(model: ModelConfig) -> int:
@@ -253,4 +253,6 @@ def final_side(model: ModelConfig) -> int:
     if model.family == "lenet":
         half = IMAGE_SIDE // 2 if shrinking else IMAGE_SIDE
         return (half - model.kernel_size + 1) // (2 if shrinking else 1)
-    return IMAGE_SIDE // 2 ** min(model.blocks, 64) if shrinking else IMAGE_SIDE
+    if model.pooling == "stride":  # a padded convolution rounds up, and never below one pixel
+        return math.ceil(IMAGE_SIDE / 2 ** min(model.blocks, 64))
+    return IMAGE_SIDE >> min(model.blocks, 64) if shrinking else IMAGE_SIDE

@@ -266,8 +266,10 @@ def _draw(labels: Labels, index: Labels, size: int, seed: int) -> tuple[Labels, 
 
     if size == len(index):
         return index, index[:0]
+    # a handful left over cannot have every digit in it, nor does it change anybody's share
+    strata = labels[index] if len(index) - size >= CLASSES else None
     try:
-        drawn, rest = train_test_split(index, train_size=size, stratify=labels[index], random_state=seed)
+        drawn, rest = train_test_split(index, train_size=size, stratify=strata, random_state=seed)
     except ValueError as error:
         raise StudyError(
             f"{size} of {len(index)} digits cannot be drawn with every digit in its share: {error}"

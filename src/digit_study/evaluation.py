@@ -1,6 +1,6 @@
 """Predictions to numbers: metrics, intervals, confusion matrix, paired tests.
 
-Every function here is pure. The statistics are statsmodels' and scikit-learn's; what is ours is the choice.
+Every function here is pure. The statistics are statsmodels', scipy's and scikit-learn's; what is ours is the choice.
 A new metric is one line in :func:`metrics_of`.
 """
 
@@ -163,9 +163,8 @@ def predictions_table(evaluation: Evaluation) -> pd.DataFrame:
 def paired_test(first_correct: npt.NDArray[np.bool_], second_correct: npt.NDArray[np.bool_]) -> PairedTest:
     """Compare two models on the same images, given which ones each reads right, both shape (n,).
 
-    The test is McNemar's exact one (binomial on the discordant pairs, statsmodels). The interval is the Wald
-    interval for the difference of paired proportions: (c - b)/n ± 1.96 · sqrt(b + c - (c - b)²/n)/n
-    (Agresti 2013, "Categorical Data Analysis", section 11.1.1).
+    The test is McNemar's exact one (binomial on the discordant pairs, statsmodels). The interval is that of a paired
+    t-test on the differences, image by image (scipy); where every image has the same difference it has no width.
 
     Raises:
         ValueError: the two are not of one length.
@@ -178,8 +177,17 @@ def paired_test(first_correct: npt.NDArray[np.bool_], second_correct: npt.NDArra
     b = int(np.sum(first_correct & ~second_correct))
     c = int(np.sum(~first_correct & second_correct))
     both = int(np.sum(first_correct & second_correct))
-    table = [[both, b], [c, n - both - b - c]]
-    difference = (c - b) / n
-    half = 1.959963984540054 * np.sqrt(b + c - (c - b) ** 2 / n) / n
-    p_value = float(mcnemar(table, exact=True).pvalue)
-    return PairedTest(b, c, n, difference, float(difference - half), float(difference + half), min(p_value, 1.0))
+    low, high = _paired_interval(first_correct, second_correct)
+    # exact binomial p-values can come out a rounding above 1
+    p_value = min(float(mcnemar([[both, b], [c, n - both - b - c]], exact=True).pvalue), 1.0)
+    return PairedTest(b, c, n, (c - b) / n, low, high, p_value)
+
+
+def _paired_interval(first: npt.NDArray[np.bool_], second: npt.NDArray[np.bool_]) -> tuple[float, float]:
+    from scipy.stats import ttest_rel
+
+    differences = second.astype(np.float64) - first
+    if differences.min() == differences.max():  # without variance the t-test has no answer
+        return float(differences[0]), float(differences[0])
+    interval = ttest_rel(second.astype(np.float64), first.astype(np.float64)).confidence_interval(0.95)
+    return float(interval.low), float(interval.high)

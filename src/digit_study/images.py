@@ -303,6 +303,8 @@ def _find(grey: Grey) -> tuple[Grey, Mask]:
 
 def _width(mark: Mask) -> float:
     """Mean stroke width in 20ths of the mark's longer side; refuses what strokes of a pen never look like."""
+    if _extent(_box(mark)) < LEAST_SIDE:
+        raise ImageError("is blank but for a speck; write the digit larger, or scan it finer")
     mark = np.pad(mark[_box(mark)], 1)
     depth = ndimage.distance_transform_edt(mark)
     if depth.max() > 0.36 * max(mark.shape) and min(mark.shape) > 10:
@@ -327,6 +329,8 @@ def _drawn(ink: Grey, mark: Mask) -> Grey:
 
 def _fit(ink: Grey) -> Digit:
     """Size-normalise into 20x20, aspect ratio kept, and lay the centre of mass into the centre of 28x28."""
+    if not (ink > 0.1).any():
+        raise ImageError("is all but blank: no stroke stands out from the background; write or scan it darker")
     box = _box(ink > 0.1)
     height, width = (side.stop - side.start for side in box)
     longer = max(height, width)

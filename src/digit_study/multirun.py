@@ -71,7 +71,8 @@ def run_many(plan: Plan, task: Callable[[], None]) -> None:
     scratch = stores.ARTIFACTS / ".scratch" / run_id
     scratch.mkdir(parents=True)
     settled = plan.settled()
-    os.environ.update(DIGIT_STUDY_SCRATCH=str(scratch), DIGIT_STUDY_SHARED="\n".join([*settled, *sys.argv[1:]]))
+    os.environ.update(DIGIT_STUDY_SCRATCH=str(scratch), DIGIT_STUDY_SHARED="\n".join(sys.argv[1:]))
+    os.environ["DIGIT_STUDY_SETTLED"] = "\n".join(settled)
     status, name = "FAILED", tracking.experiment_name(first.config, first.dataset)
     try:
         log.config(first.config)
@@ -115,8 +116,8 @@ def run_job(config: Config, overrides: Sequence[str], folder: Path, live: bool) 
 
 def job_name(overrides: Sequence[str]) -> str:
     """Short name of a job: the overrides that it does not share with the others of its multirun."""
-    shared = os.environ.get("DIGIT_STUDY_SHARED", "").split("\n")
-    told = [text for text in overrides if not text.startswith(("hydra", "tracking."))]
+    shared, settled = (os.environ.get(f"DIGIT_STUDY_{what}", "").split("\n") for what in ("SHARED", "SETTLED"))
+    told = [text for text in overrides if text not in settled and not text.startswith(("hydra", "tracking."))]
     return " ".join([text for text in told if text not in shared] or told) or "default"
 
 

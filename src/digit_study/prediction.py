@@ -201,6 +201,8 @@ def _look(file: Path) -> Reading:
         return Reading(str(file), seen=read_digit(file))
     except ImageError as fault:
         return Reading(str(file), error=str(fault))
+    except OSError as fault:  # a folder that may not be entered, a disk that fails
+        return Reading(str(file), error=f"cannot be read ({fault.strerror}); check its permissions")
 
 
 def _read_batch(looks: Sequence[Reading], model: Model) -> Iterator[Reading]:

@@ -71,9 +71,10 @@ def _check_server(uri: str, key: str) -> None:
 
 
 def _check_sqlite(path: Path, uri: str, key: str) -> None:
-    why = _sqlite_flaw(path)
+    in_memory = not uri.startswith("sqlite:///") or path.name == ":memory:"
+    why = "it would be gone with the process" if in_memory else _sqlite_flaw(path)
     if why:
-        raise StudyError(f"`{key}` must be a sqlite database that can be written, got '{uri}': {why}")
+        raise StudyError(f"`{key}` must be a sqlite database file that can be written, got '{uri}': {why}")
 
 
 def _sqlite_flaw(path: Path) -> str | None:

@@ -10,10 +10,11 @@ import json
 import os
 import shutil
 import subprocess
+import tempfile
 import time
 import urllib.parse
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from functools import cache
 from importlib.metadata import version
@@ -119,8 +120,54 @@ def close_run(uri: str, run_id: str, status: str, reason: str) -> None:
         warnings.warn(f"run {run_id} could not be ended as {status}: {_first_line(fault)}", stacklevel=2)
 
 
-def close_children(uri: str, parent_run_id: str, status: str) -> None:
-    """End every run beneath ``parent_run_id`` that is still RUNNING."""
+def tag_run(uri: str, run_id: str, tags: Mapping[str, str]) -> None:
+    """Set several tags of a run, ended or not. A store that is gone is left alone, with a warning."""
+    try:
+        mlflow.MlflowClient(uri).log_batch(run_id, tags=[RunTag(key, value[:5000]) for key, value in tags.items()])
+    except StoreFault as fault:
+        warnings.warn(f"run {run_id} could not be tagged: {_first_line(fault)}", stacklevel=2)
+
+
+def finished_metrics(uri: str, run_id: str) -> dict[str, float] | None:
+    """Final metrics of a run that FINISHED; None of any other."""
+    run = mlflow.MlflowClient(uri).get_run(run_id)
+    return dict(run.data.metrics) if run.info.status == "FINISHED" else None
+
+
+def read_text(uri: str, run_id: str, path: str) -> str:
+    """A text artifact of a run."""
+    client = mlflow.MlflowClient(uri)
+    with tempfile.TemporaryDirectory() as folder:
+        return Path(client.download_artifacts(run_id, path, folder)).read_text()
+
+
+def drop_models(uri: str, run_id: str) -> None:
+    """Delete the models of a run, from the store and, where they lie on this machine, from the disk."""
+    client = mlflow.MlflowClient(uri)
+    experiment = client.get_run(run_id).info.experiment_id
+    for model in client.search_logged_models([experiment], filter_string=f"source_run_id = '{run_id}'"):
+        client.delete_logged_model(model.model_id)
+        place = urllib.parse.urlsplit(model.artifact_location)
+        if place.scheme == "file":
+            shutil.rmtree(urllib.parse.unquote(place.path), ignore_errors=True)
+
+
+def reopen_run(uri: str, run_id: str) -> bool:
+    """Set a run back to RUNNING; False where the store does not have it any more."""
+    client = mlflow.MlflowClient(uri)
+    try:
+        found = client.get_run(run_id)
+    except MlflowException:
+        return False
+    if found.info.lifecycle_stage == "active":
+        client.update_run(run_id, status="RUNNING")
+    return bool(found.info.lifecycle_stage == "active")
+
+
+def close_children(
+    uri: str, parent_run_id: str, status: str, spare: Callable[[Mapping[str, str]], bool] = lambda tags: False
+) -> None:
+    """End every run beneath ``parent_run_id`` that is still RUNNING, but for those whose tags ``spare`` picks."""
     client = mlflow.MlflowClient(uri)
     try:
         experiment = client.get_run(parent_run_id).info.experiment_id
@@ -128,7 +175,7 @@ def close_children(uri: str, parent_run_id: str, status: str) -> None:
         left = client.search_runs([experiment], query, max_results=1000)
     except StoreFault:  # the parent's own end says so
         return
-    for run in left:
+    for run in (one for one in left if not spare(one.data.tags)):
         close_run(uri, run.info.run_id, status, "its supervisor ended before it")
 
 
@@ -204,8 +251,8 @@ class RunLog:
         for name in ("figures", "tables"):
             if (self.folder / name).is_dir():
                 self.client.log_artifacts(self.run_id, str(self.folder / name), name)
-        if (self.folder / "config.yaml").is_file():
-            self.client.log_artifact(self.run_id, str(self.folder / "config.yaml"))
+        for path in self.folder.glob("*.yaml"):
+            self.client.log_artifact(self.run_id, str(path))
 
     def _flush(self) -> None:
         if self.unsent:

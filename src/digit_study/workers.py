@@ -11,6 +11,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
+from pathlib import Path
 from typing import Any
 
 from digit_study.config import Config
@@ -43,6 +44,10 @@ def warm_up() -> None:
 
 def _context() -> Any:
     context = multiprocessing.get_context("forkserver")
+    # Python 3.11 starts the server without this process's sys.path: in a bare clone it would preload nothing
+    source, paths = str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if source not in paths:
+        os.environ["PYTHONPATH"] = os.pathsep.join([source, *filter(None, paths)])
     context.set_forkserver_preload(["digit_study.preload"])
     return context
 
@@ -65,8 +70,7 @@ class TrialProcess:
         theirs.close()
         self.started = time.monotonic()
 
-    @property
-    def pid(self) -> int:
+    def pid(self) -> int | None:
         """Process id."""
         return int(self.process.pid)
 
@@ -100,11 +104,15 @@ class TrialProcess:
         with suppress(OSError):  # it died meanwhile; receive() will say so
             self.connection.send(go_on)
 
-    def stop(self, grace: float = GRACE_S) -> None:
-        """Ask the trial to end itself as KILLED, and kill it if it does not within ``grace`` seconds."""
+    def ask_to_stop(self) -> None:
+        """Ask the trial to end itself as KILLED."""
         if self.process.is_alive():
             self.process.terminate()
-            self.process.join(grace)
+
+    def stop(self, grace: float = GRACE_S) -> None:
+        """Ask the trial to end, kill it if it does not within ``grace`` seconds, and wait for it."""
+        self.ask_to_stop()
+        self.process.join(grace)
         if self.process.is_alive():
             self.process.kill()
         self.process.join()

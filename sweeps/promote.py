@@ -1,0 +1,36 @@
+"""Promote a network to champion, take that back, or print the ledger. See --help."""
+
+import sys
+from pathlib import Path
+from typing import cast
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # so that nothing needs to be installed
+
+from digit_study import composition, launch
+from digit_study.registry_config import PromoteConfig, check_command, spelled_out, validate_promote
+
+
+@hydra.main(version_base="1.3", config_path="../conf", config_name="promote")
+def task(composed: DictConfig) -> None:
+    """Do what Hydra composed."""
+    with launch.readable_errors():
+        from digit_study import promotion
+
+        promotion.serve(cast(PromoteConfig, OmegaConf.to_object(composed)))
+
+
+def main() -> None:
+    """Check the command line, then let Hydra launch it."""
+    sys.argv[1:] = spelled_out(sys.argv[1:])
+    composition.register("promote", PromoteConfig)
+    if not launch.asks_for_information(sys.argv[1:]):
+        check_command(sys.argv[1:], "promote", PromoteConfig, validate_promote)
+    task()
+
+
+if __name__ == "__main__":
+    with launch.readable_errors():
+        main()

