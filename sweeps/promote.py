@@ -2,33 +2,32 @@
 
 import sys
 from pathlib import Path
-from typing import cast
 
 import hydra
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # so that nothing needs to be installed
 
 from digit_study import composition, launch
-from digit_study.registry_config import PromoteConfig, check_command, spelled_out, validate_promote
+from digit_study.registry_config import PromoteConfig, checked_config, spelled_out, validate_promote
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="promote")
-def task(composed: DictConfig) -> None:
-    """Do what Hydra composed."""
-    with launch.readable_errors():
-        from digit_study import promotion
-
-        promotion.serve(cast(PromoteConfig, OmegaConf.to_object(composed)))
+def answer(_: DictConfig) -> None:
+    """Nothing: Hydra itself answers --help, --cfg job and the like, and for anything else it is not asked."""
 
 
 def main() -> None:
-    """Check the command line, then let Hydra launch it."""
+    """Check the command line, then do what it says."""
     sys.argv[1:] = spelled_out(sys.argv[1:])
     composition.register("promote", PromoteConfig)
-    if not launch.asks_for_information(sys.argv[1:]):
-        check_command(sys.argv[1:], "promote", PromoteConfig, validate_promote)
-    task()
+    if launch.asks_for_information(sys.argv[1:]):
+        answer()
+        return
+    config = checked_config(sys.argv[1:], "promote", validate_promote)
+    from digit_study import promotion
+
+    promotion.serve(config)
 
 
 if __name__ == "__main__":

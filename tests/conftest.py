@@ -54,7 +54,8 @@ def small_npz(sample: tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]], tmp_pat
     """A file laid out as Keras's mnist.npz: 400 training digits, 40 a class and shuffled, and 100 test digits."""
     images, labels = sample
     order = np.random.default_rng(0).permutation(500)
-    train, test = order[:400] * 10, order[400:] * 10
+    chosen = order // 50 * 500 + order % 50  # fifty of each of the ten blocks of 500
+    train, test = chosen[order % 50 < 40], chosen[order % 50 >= 40]
     path = tmp_path_factory.mktemp("digits") / "small.npz"
     np.savez_compressed(path, x_train=images[train], y_train=labels[train], x_test=images[test], y_test=labels[test])
     return path

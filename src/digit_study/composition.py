@@ -89,8 +89,9 @@ def _base(groups: tuple[str, ...], root: str) -> DictConfig:
 def _assign(config: DictConfig, override: Override) -> None:
     key, value = override.key_or_group, override.value()
     try:
-        # a mapping, such as a whole search space, replaces the one that was there
-        OmegaConf.update(config, key, value, merge=not isinstance(value, dict), force_add=isinstance(value, dict))
+        # a mapping of free keys, such as a whole search space, replaces the one that was there
+        free = isinstance(value, dict) and OmegaConf.get_type(OmegaConf.select(config, key)) is dict
+        OmegaConf.update(config, key, value, merge=not free, force_add=free)
     except OmegaConfBaseException as error:
         raise StudyError(_readable(error, key)) from error
 

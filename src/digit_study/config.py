@@ -254,5 +254,5 @@ def final_side(model: ModelConfig) -> int:
         half = IMAGE_SIDE // 2 if shrinking else IMAGE_SIDE
         return (half - model.kernel_size + 1) // (2 if shrinking else 1)
     if model.pooling == "stride":  # a padded convolution rounds up, and never below one pixel
-        return math.ceil(IMAGE_SIDE / 2 ** min(model.blocks, 64))
+        return -(-IMAGE_SIDE // (1 << min(model.blocks, 64)))
     return IMAGE_SIDE >> min(model.blocks, 64) if shrinking else IMAGE_SIDE

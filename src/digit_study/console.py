@@ -97,6 +97,21 @@ def run_table(run_id: str, metrics: Mapping[str, float], look: str) -> Table:
     return table
 
 
+def confirmation_table(ranking: pd.DataFrame, title: str) -> Table:
+    """Candidates by mean over seeds; ``=`` marks what cannot be told from the best, ``*`` the winner."""
+    table = Table(title=title, title_justify="left", caption="= cannot be told from the best; * the winner")
+    for heading in ("rank", "candidate", "mean [95 %]", "parameters", "seeds", "p seeds", "p images", "", "best run"):
+        table.add_column(heading, justify="left" if heading in ("candidate", "best run") else "right", overflow="fold")
+    for row in ranking.to_dict("records"):
+        mark = ("=" if row["tied"] else "") + ("*" if row["winner"] else "")
+        interval = f"{percent(row['mean'])} [{100 * row['low']:.2f}, {100 * row['high']:.2f}]"
+        table.add_row(
+            str(row["rank"]), row["name"], interval, f"{row['parameters']:,.0f}", str(row["seeds"]),
+            f"{row['p_seeds']:.3f}", f"{row['p_images']:.3f}", mark, row["run_id"],
+        )  # fmt: skip
+    return table
+
+
 def leaderboard_table(board: pd.DataFrame, title: str) -> Table:
     """A ranked comparison; ``=`` marks what cannot be told from the best."""
     table = Table(title=title, title_justify="left", caption="= cannot be told from the best (McNemar, 5 %)")

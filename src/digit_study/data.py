@@ -228,6 +228,9 @@ def _unreadable(path: Path, why: str) -> StudyError:
 
 
 def _flaws(images: npt.NDArray[np.generic], labels: npt.NDArray[np.generic]) -> Iterator[str]:
+    if not (isinstance(images, np.ndarray) and isinstance(labels, np.ndarray)):
+        yield "its members are no arrays"  # numpy hands over the bytes of a member that is no .npy
+        return
     if images.ndim != 3 or images.shape[1:] != (IMAGE_SIDE, IMAGE_SIDE) or images.dtype != np.uint8:
         yield f"its images are {images.dtype} of shape {images.shape}, not uint8 of shape (n, 28, 28)"
     if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):

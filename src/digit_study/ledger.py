@@ -86,7 +86,7 @@ class Ledger:
     """Events of one registered model."""
 
     def __init__(self, client: mlflow.MlflowClient, uri: str, name: str) -> None:
-        self.client, self.name, self.remote = client, name, is_remote(uri)
+        self.client, self.uri, self.name, self.remote = client, uri, name, is_remote(uri)
         self.path = ledger_path(uri, name)
 
     def append(self, event: Event) -> None:

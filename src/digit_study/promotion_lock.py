@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import platform
 import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import mlflow
+import psutil
 from filelock import FileLock, Timeout
 from mlflow.exceptions import MlflowException
 
@@ -44,6 +47,26 @@ def only_one(ledger: Ledger, run_id: str, patience: float = WAIT_S) -> Iterator[
         lock.release()
 
 
+@contextmanager
+def if_idle(ledger: Ledger) -> Iterator[bool]:
+    """Hold the registered model if nobody else does; yields whether that is so."""
+    lock = FileLock(ledger.path.with_suffix(".lock"))
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        yield False
+        return
+    try:
+        yield not ledger.remote or _free(ledger)
+    finally:
+        lock.release()
+
+
+def _free(ledger: Ledger) -> bool:
+    holder = ledger.client.get_registered_model(ledger.name).tags.get(TAG)
+    return holder is None or _stale(holder)
+
+
 def _acquire(lock: FileLock, ledger: Ledger, run_id: str, patience: float) -> None:
     try:
         lock.acquire(timeout=patience)
@@ -70,7 +93,7 @@ def _claimed(ledger: Ledger, run_id: str, patience: float) -> Iterator[None]:
     if not ledger.remote or not _exists(ledger.client, ledger.name):
         yield
         return
-    mine = f"{time.time():.0f} {who()} {uuid.uuid4().hex}"
+    mine = f"{time.time():.0f} {platform.node()} {os.getpid()} {uuid.uuid4().hex}"
     until = time.monotonic() + patience
     while not _claim(ledger, mine):
         if time.monotonic() > until:
@@ -91,9 +114,15 @@ def _exists(client: mlflow.MlflowClient, name: str) -> bool:
 
 
 def _claim(ledger: Ledger, mine: str) -> bool:
-    holder = ledger.client.get_registered_model(ledger.name).tags.get(TAG)
-    if holder is not None and time.time() - float(holder.split(" ")[0]) < STALE_S:
+    if not _free(ledger):
         return False
     ledger.client.set_registered_model_tag(ledger.name, TAG, mine)
     time.sleep(0.3)  # whoever wrote in the same instant has written by now, and the last one holds it
-    return ledger.client.get_registered_model(ledger.name).tags.get(TAG) == mine
+    return bool(ledger.client.get_registered_model(ledger.name).tags.get(TAG) == mine)
+
+
+def _stale(holder: str) -> bool:
+    since, host, pid, _ = holder.split(" ")
+    if host == platform.node() and not psutil.pid_exists(int(pid)):
+        return True
+    return bool(time.time() - float(since) > STALE_S)

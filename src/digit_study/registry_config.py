@@ -132,8 +132,8 @@ def spelled_out(arguments: Sequence[str]) -> list[str]:
     return [SYNONYMS.get(word, word) for word in arguments]
 
 
-def check_command(arguments: Sequence[str], root: str, schema: type, validate: Callable[[Any], None]) -> None:
-    """Check a command line and its store before anything slow is imported or anything is written.
+def checked_config(arguments: Sequence[str], root: str, validate: Callable[[Any], None]) -> Any:
+    """Compose ``conf/<root>.yaml`` with a command line, and check it and its store; nothing is written.
 
     Raises:
         StudyError: anything that can be known to be wrong without asking MLflow.
@@ -141,7 +141,7 @@ def check_command(arguments: Sequence[str], root: str, schema: type, validate: C
     args = get_args_parser().parse_args(list(arguments))
     if args.multirun:
         raise StudyError(f"sweeps/{root}.py does one thing at a time, got -m: drop it")
-    composition.register(root, schema)
     config = composition.compose_config(args.overrides, root=root)
     validate(config)
     check_store(tracking_uri(config.tracking.uri))
+    return config

@@ -17,7 +17,7 @@ from digit_study.search_config import SearchConfig, pruner_of
 NEEDS = {"gp": ("torch", "pip install -e '.[gp]'"), "cmaes": ("cmaes", "pip install cmaes")}
 
 SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
-    "tpe": lambda seed: optuna.samplers.TPESampler(seed=seed, warn_independent_sampling=False),
+    "tpe": lambda seed: optuna.samplers.TPESampler(seed=seed),
     "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
     "qmc": lambda seed: optuna.samplers.QMCSampler(
         seed=seed, scramble=True, warn_asynchronous_seeding=False, warn_independent_sampling=False

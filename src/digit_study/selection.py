@@ -104,6 +104,69 @@ def _row(rank: int, one: Group, best: Group) -> dict[str, object]:
     }
 
 
+def confirmed_ranking(groups: Sequence[Group], prefer: str) -> pd.DataFrame:
+    """Rank configurations that were trained on the same fresh seeds, and name the winner.
+
+    Two configurations are told apart only when both noises allow it: that of the seeds (paired t-test on the same
+    seeds) and that of the images (:func:`difference_p_value`).
+
+    Args:
+        groups: every one with its runs in the same order of seeds, two or more.
+        prefer: ``smallest`` takes the fewest parameters among those that cannot be told from the best mean,
+            ``accuracy`` the best mean.
+
+    Returns:
+        Columns rank, name, run_id, mean, low, high (95 % t-interval over seeds), parameters, seeds, p_seeds,
+        p_images, tied, winner; best mean first. ``run_id`` is of the best run.
+    """
+    ordered = sorted(groups, key=lambda one: (-one.mean("val_accuracy"), one.mean("parameters")))
+    table = pd.DataFrame([_confirmed_row(rank, one, ordered[0]) for rank, one in enumerate(ordered, start=1)])
+    eligible = table[table["tied"]] if prefer == "smallest" else table.head(1)
+    winner = eligible.sort_values(["parameters", "rank"]).index[0]
+    return table.assign(winner=table.index == winner)
+
+
+def _confirmed_row(rank: int, one: Group, best: Group) -> dict[str, object]:
+    accuracies = [run.metrics["val_accuracy"] for run in one.runs]
+    low, high = mean_interval(accuracies)
+    p_seeds = 1.0 if one is best else _paired_p([run.metrics["val_accuracy"] for run in best.runs], accuracies)
+    p_images = 1.0 if one is best else difference_p_value(best, one)
+    return {
+        "rank": rank,
+        "name": one.name,
+        "run_id": one.best.run_id,
+        "mean": float(np.mean(accuracies)),
+        "low": low,
+        "high": high,
+        "parameters": one.mean("parameters"),
+        "seeds": len(accuracies),
+        "p_seeds": p_seeds,
+        "p_images": p_images,
+        "tied": p_seeds > SIGNIFICANCE or p_images > SIGNIFICANCE,
+    }
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float]:
+    """95 % t-interval of the mean of two or more values; a point where they are all equal."""
+    from scipy.stats import sem, t
+
+    mean, error = float(np.mean(values)), float(sem(values))
+    if error == 0.0:
+        return mean, mean
+    low, high = t.interval(0.95, len(values) - 1, loc=mean, scale=error)
+    return float(low), float(high)
+
+
+def _paired_p(one: Sequence[float], other: Sequence[float]) -> float:
+    """Two-sided p of the paired t-test; where every difference is the same, 1 for none and 0 for some."""
+    from scipy.stats import ttest_rel
+
+    differences = np.subtract(one, other)
+    if np.ptp(differences) < 1e-12:
+        return 1.0 if abs(differences[0]) < 1e-12 else 0.0
+    return float(ttest_rel(one, other).pvalue)
+
+
 def difference_p_value(first: Group, second: Group) -> float:
     """Two-sided p of "both read equally well" on the same images.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -234,6 +235,11 @@ def _cast(value: Any, annotation: str, key: str) -> Any:
     if not kinds[base](value):
         raise StudyError(f"`{key}` must be of type {base}, got {value!r} of type {type(value).__name__}")
     return float(value) if base == "float" else value
+
+
+def fingerprint(params: Mapping[str, Any]) -> str:
+    """Params as one string, equal for equal configurations."""
+    return json.dumps(params, sort_keys=True)
 
 
 def suggest(trial: Any, dimensions: Sequence[Dimension]) -> Params:

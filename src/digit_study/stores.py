@@ -7,6 +7,7 @@ import sqlite3
 import urllib.error
 import urllib.parse
 import urllib.request
+from http.client import HTTPException
 from pathlib import Path
 
 from digit_study.composition import ROOT
@@ -62,7 +63,7 @@ def _check_server(uri: str, key: str) -> None:
         ):  # it is there, and asks who we are: MLflow's own client brings the credentials
             return
         why = f"it answers {error.code} to /health, so it is no MLflow server"
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, HTTPException) as error:
         why = f"no answer ({getattr(error, 'reason', error)})"
     raise StudyError(
         f"`{key}` must be an MLflow server that answers, got '{without_password(uri)}': {why}; "

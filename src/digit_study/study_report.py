@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from optuna.trial import FrozenTrial, TrialState
 
 from digit_study import figures, report, study_figures, tracking
 from digit_study.selection import Candidate, Group, pooled_leaderboard
-from digit_study.space import Dimension
+from digit_study.space import Dimension, fingerprint
 from digit_study.study_store import RUN_ID
 
 
@@ -74,16 +73,16 @@ def leaderboard(view: StudyView) -> pd.DataFrame:
     groups: dict[str, list[Candidate]] = {}
     for trial in view.trials(TrialState.COMPLETE):
         if is_feasible(trial) and RUN_ID in trial.user_attrs:
-            groups.setdefault(json.dumps(trial.params, sort_keys=True), []).append(_candidate(view, trial))
+            name = f"{trial.number}: {name_of(trial, view.dimensions)}"
+            groups.setdefault(fingerprint(trial.params), []).append(candidate(view, name, trial.user_attrs[RUN_ID]))
     named = [Group(group[0].name, group) for group in groups.values()]
     return pooled_leaderboard(named)
 
 
-def _candidate(view: StudyView, trial: FrozenTrial) -> Candidate:
-    run_id = trial.user_attrs[RUN_ID]
+def candidate(view: StudyView, name: str, run_id: str) -> Candidate:
+    """A finished run of the study, with its per-image validation readings."""
     table = pd.read_csv(io.StringIO(tracking.read_text(view.uri, run_id, "tables/predictions.csv")))
     metrics = tracking.finished_metrics(view.uri, run_id) or {}
-    name = f"{trial.number}: {name_of(trial, view.dimensions)}"
     return Candidate(name, run_id, metrics, table.sort_values("index")["correct"].to_numpy(bool), view.digest)
 
 

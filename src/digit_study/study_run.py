@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import yaml
@@ -19,7 +18,6 @@ from digit_study.evaluation import accuracy_interval
 from digit_study.interruption import Interrupted
 from digit_study.pool import Pool, Worker, in_process
 from digit_study.search_config import objectives_of
-from digit_study.space import with_values
 from digit_study.study_display import display
 from digit_study.study_plan import StudyPlan
 from digit_study.study_report import StudyView
@@ -39,7 +37,7 @@ def run_study(plan: StudyPlan, launch: Callable[..., Worker] = in_process) -> St
         StudyError: the study is not the one that was begun, or too many trials failed.
         Interrupted: a signal came; both stores are left without anything RUNNING.
     """
-    study = study_store.open_study(plan.study, plan.run)
+    study = study_store.open_study(plan.study, plan.run, plan.overrides)
     if launch is in_process:
         workers.warm_up()
     stores.prepare_store(plan.uri)
@@ -60,6 +58,10 @@ def run_study(plan: StudyPlan, launch: Callable[..., Worker] = in_process) -> St
         if status != "KILLED":
             _report(plan, view, log)
         log.end(status, {"study": plan.study.study})
+    if plan.study.search.confirm:
+        from digit_study.confirmation import confirm
+
+        confirm(plan, study, launch)
     return view
 
 

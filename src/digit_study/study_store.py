@@ -6,7 +6,8 @@ import json
 import os
 import time
 import uuid
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +31,7 @@ HEARTBEAT_S = 15
 #: Attributes of a trial; ``superseded`` is set on a failed one whose configuration was enqueued again.
 SUPERVISOR, SUPERSEDED, RETRY_OF, RUN_ID, REASON = "supervisor", "superseded", "retry_of", "run_id", "reason"
 #: Attributes of a study.
-DEFINITION, UID = "definition", "uid"
+DEFINITION, UID, OVERRIDES, DATA_PATH = "definition", "uid", "overrides", "data_path"
 #: Keys that may change between a study and its resumption: where results go, and what does not decide them.
 FREE_KEYS = ("tracking.", "training.threads", "training.seed", "data.path", "data.source", "reproduce")
 
@@ -101,7 +102,7 @@ def definition_of(study: StudyConfig, run: Config) -> dict[str, Any]:
     return found
 
 
-def open_study(study: StudyConfig, run: Config) -> Study:
+def open_study(study: StudyConfig, run: Config, overrides: Sequence[str]) -> Study:
     """Create the study, or find it again; with ``search.fresh`` the old one is first put aside under a dated name.
 
     Raises:
@@ -115,19 +116,47 @@ def open_study(study: StudyConfig, run: Config) -> Study:
             _put_aside(study.study, storage)
             existing.discard(study.study)
         if study.study not in existing:
-            return _create(study, run, storage)
+            return _create(study, run, overrides, storage)
     opened = optuna.load_study(study_name=study.study, storage=storage)
-    _refuse_changes(opened.user_attrs.get(DEFINITION, {}), definition_of(study, run), study.study)
+    refuse_changes(opened, study, run)
     return opened
 
 
-def _create(study: StudyConfig, run: Config, storage: BaseStorage) -> Study:
+def _create(study: StudyConfig, run: Config, overrides: Sequence[str], storage: BaseStorage) -> Study:
     directions = [StudyDirection[name.upper()] for name in objectives_of(study.search).values()]
     created = optuna.create_study(study_name=study.study, storage=storage, directions=directions)
     created.set_user_attr(DEFINITION, definition_of(study, run))
     created.set_user_attr(UID, uuid.uuid4().hex)
-    created.set_metric_names(list(objectives_of(study.search)))
+    created.set_user_attr(OVERRIDES, overrides)
+    created.set_user_attr(DATA_PATH, run.data.path)
+    with warnings.catch_warnings():  # the dashboard shows them; Optuna calls them experimental
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        created.set_metric_names(list(objectives_of(study.search)))
     return created
+
+
+def find_study(study: StudyConfig) -> Study:
+    """Open a study that exists, to build on its trials.
+
+    Raises:
+        StudyError: there is none of that name; names those that there are.
+    """
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    check_storage(study)
+    if study.search.storage is None and not journal_path(study.study).exists():
+        raise _no_study(study.study, sorted(path.stem for path in STUDIES.glob("*.journal")))
+    storage = open_storage(study)
+    names = [one.study_name for one in optuna.get_all_study_summaries(storage, include_best_trial=False)]
+    if study.study not in names:
+        raise _no_study(study.study, names)
+    return optuna.load_study(study_name=study.study, storage=storage)
+
+
+def _no_study(name: str, names: Sequence[str]) -> StudyError:
+    return StudyError(
+        f"`study` must name a study that exists, got '{name}'; there are: {', '.join(names) or 'none'}: "
+        f"search first with python sweeps/optuna_search.py study={name}"
+    )
 
 
 def _put_aside(name: str, storage: BaseStorage) -> None:
@@ -136,7 +165,14 @@ def _put_aside(name: str, storage: BaseStorage) -> None:
     optuna.delete_study(study_name=name, storage=storage)
 
 
-def _refuse_changes(was: Mapping[str, Any], now: Mapping[str, Any], name: str) -> None:
+def refuse_changes(opened: Study, study: StudyConfig, run: Config) -> None:
+    """Make sure that ``opened`` was begun as it is asked for now.
+
+    Raises:
+        StudyError: names every difference.
+    """
+    was: Mapping[str, Any] = opened.user_attrs.get(DEFINITION, {})
+    now, name = definition_of(study, run), study.study
     changed = [key for key in {**was, **now} if was.get(key) != now.get(key)]
     if not changed:
         return

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -24,8 +23,6 @@ from digit_study.search_config import StudyConfig, constraints_of, objectives_of
 from digit_study.space import Dimension, Params
 from digit_study.study_store import HEARTBEAT_S, REASON, RETRY_OF, RUN_ID, SUPERSEDED, SUPERVISOR
 
-#: Params of a trial as one string: equal for equal configurations.
-Fingerprint = str
 BASELINE, REPLICATE_OF, SEED = "baseline", "replicate_of", "training.seed"
 RETRIES = 1
 
@@ -86,7 +83,7 @@ class Sweep:
         self.durations: list[float] = []
         self.failures = 0
         self.stopping: str | None = None
-        self.fingerprints: dict[int, Fingerprint] = {}
+        self.fingerprints: dict[int, str] = {}
         self.dropped: set[str] = set()
         points = space.grid(setting.dimensions) if self.search.sampler == "grid" else None
         self.total = min(self.search.trials, len(points)) if points else self.search.trials
@@ -230,10 +227,10 @@ class Sweep:
 
     def _earlier(self, number: int, params: Params) -> int | None:
         """The first trial of the same configuration that was or is being evaluated, if there is one."""
-        self.fingerprints[number] = mine = fingerprint(params)
+        self.fingerprints[number] = mine = space.fingerprint(params)
         tried = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
         for trial in self._trials(*tried):
-            known = self.fingerprints.get(trial.number) or fingerprint(trial.params)
+            known = self.fingerprints.get(trial.number) or space.fingerprint(trial.params)
             self.fingerprints[trial.number] = known
             if known == mine and trial.number != number:
                 return trial.number
@@ -360,11 +357,6 @@ HEARD: dict[str, Callable[[Sweep, Running, Any], None]] = {
     "expired": Sweep._failed,
     "died": Sweep._died,
 }
-
-
-def fingerprint(params: Params) -> Fingerprint:
-    """Params as one string, equal for equal configurations."""
-    return json.dumps(params, sort_keys=True)
 
 
 def objective_metrics(result: TrialResult) -> dict[str, float]:

@@ -134,6 +134,23 @@ def finished_metrics(uri: str, run_id: str) -> dict[str, float] | None:
     return dict(run.data.metrics) if run.info.status == "FINISHED" else None
 
 
+def finished_children(uri: str, parent_run_id: str) -> list[tuple[str, dict[str, str]]]:
+    """Ids and tags of the FINISHED runs beneath a parent."""
+    client = mlflow.MlflowClient(uri)
+    experiment = client.get_run(parent_run_id).info.experiment_id
+    query = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{parent_run_id}' and attributes.status = 'FINISHED'"
+    return [(run.info.run_id, dict(run.data.tags)) for run in client.search_runs([experiment], query, max_results=5000)]
+
+
+def find_run(uri: str, tags: Mapping[str, str]) -> str | None:
+    """The newest run in any experiment that has all these tags."""
+    client = mlflow.MlflowClient(uri)
+    experiments = [one.experiment_id for one in client.search_experiments()]
+    query = " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+    found = client.search_runs(experiments, query, max_results=1)
+    return str(found[0].info.run_id) if found else None
+
+
 def read_text(uri: str, run_id: str, path: str) -> str:
     """A text artifact of a run."""
     client = mlflow.MlflowClient(uri)

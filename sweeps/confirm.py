@@ -1,0 +1,37 @@
+"""Train a study's best configurations again on fresh seeds and name the winner. See --help."""
+
+import sys
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+
+from digit_study import composition, launch  # noqa: E402
+from digit_study.search_config import StudyConfig, validate_study  # noqa: E402
+
+
+@hydra.main(version_base="1.3", config_path="../conf", config_name="study")
+def answer(_: DictConfig) -> None:
+    """Let Hydra answer --help, --cfg job and the like."""
+
+
+def main() -> None:
+    """Check everything, then confirm."""
+    arguments = sys.argv[1:]
+    composition.register("study", StudyConfig)
+    if launch.asks_for_information(arguments):
+        answer()
+        return
+    typed: StudyConfig = composition.compose_config(arguments, "study")
+    validate_study(typed)
+    from digit_study.confirmation import confirm, plan_confirmation
+
+    plan, study = plan_confirmation(arguments, typed)
+    confirm(plan, study)
+
+
+if __name__ == "__main__":
+    with launch.readable_errors():
+        main()
