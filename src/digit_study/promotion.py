@@ -156,8 +156,9 @@ def _report(registry: Registry, version: str, decision: Decision, evidence: dict
 
 
 def _roll_back(registry: Registry, dry_run: bool) -> None:
+    if dry_run or not _cut_off(registry):
+        target = registry.previous()  # without one nothing is to be written
     if dry_run:
-        target = registry.previous()
         _say(f"dry run: version {target.version} (run {target.run_id}) would be champion again; nothing was written")
         return
     with only_one(registry.ledger, "rollback"):
@@ -167,7 +168,7 @@ def _roll_back(registry: Registry, dry_run: bool) -> None:
 
 def print_history(registry: Registry) -> None:
     """Print the ledger, oldest entry first; what was cut off is tidied up before, unless a promotion is under way."""
-    if any(not entry.ended for entry in registry.ledger.entries()):
+    if _cut_off(registry):
         with if_idle(registry.ledger) as idle:
             _tell(registry.tidy() if idle else [])
     for entry in registry.ledger.entries():
@@ -177,6 +178,10 @@ def print_history(registry: Registry) -> None:
     standing = ", ".join(f"{alias}: version {version}" for alias, version in registry.aliases().items())
     _say(f"{registry.name}: {standing or 'no alias is set, nothing has been promoted yet'}")
     _say(f"The sealed test set has been opened {registry.ledger.openings()} times.")
+
+
+def _cut_off(registry: Registry) -> bool:
+    return any(not entry.ended for entry in registry.ledger.entries())
 
 
 def _line(entry: Entry) -> str:

@@ -142,6 +142,7 @@ def recorded_config(client: mlflow.MlflowClient, run: Run) -> Config:
     flat = _from_artifact(client, run) or dict(run.data.params)
     if not flat:
         raise StudyError(f"a run must hold its config, got '{run.info.run_id}' without config.yaml and params")
+    composition.register()
     keep = {key: text for key, text in flat.items() if not key.startswith(("tracking.", "reproduce"))}
     try:
         config: Config = composition.compose_config([_override(key, text) for key, text in keep.items()])

@@ -149,7 +149,7 @@ def validate_study(study: StudyConfig) -> None:
     broken = list(broken_rules(flatten(study), RULES))
     broken += list(_objective_flaws(study.search))
     broken += [
-        f"`search.constraints` must read 'metric <= number' or 'metric >= number' with {one_of(OBJECTIVES)}, got {text!r}"
+        f"`search.constraints` must read 'metric <= number' or '>=' with {one_of(OBJECTIVES)}, got {text!r}"
         for text in study.search.constraints
         if _constraint(text) is None
     ]

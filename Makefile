@@ -1,0 +1,62 @@
+# Everything runs in .venv, which the first command makes from the hashed lock. Relative paths only: the project may
+# lie in a folder with a space in its name.
+PYTHON ?= python3
+PY := .venv/bin/python
+ARGS ?=
+
+# an inherited PYTHONDONTWRITEBYTECODE would make every import three times slower
+export PYTHONDONTWRITEBYTECODE :=
+export MLFLOW_DISABLE_TELEMETRY := true
+
+.DEFAULT_GOAL := help
+.PHONY: help study test check ui search confirm promote bench lock clean
+
+help:  ## this list
+	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
+
+study: .venv/.ready  ## train three widths and compare them: run.py -m model.filters=16,32,64
+	$(PY) src/run.py -m model.filters=16,32,64 $(ARGS)
+
+test: .venv/.ready  ## every test, the slow ones included
+	$(PY) -m pytest $(ARGS)
+
+check: .venv/.ready  ## format, lint and types
+	$(PY) -m ruff format --check src sweeps tests
+	$(PY) -m ruff check src sweeps tests
+	$(PY) -m mypy
+
+ui: .venv/.ready  ## compare runs in the browser
+	.venv/bin/mlflow ui $(ARGS)
+
+search: .venv/.ready  ## the Optuna sweep
+	$(PY) sweeps/optuna_search.py $(ARGS)
+
+confirm: .venv/.ready  ## the sweep's best on fresh seeds
+	$(PY) sweeps/confirm.py $(ARGS)
+
+promote: .venv/.ready  ## the confirmed winner into the registry, if it earns it
+	$(PY) sweeps/promote.py $(ARGS)
+
+bench: .venv/.ready  ## the benchmarks that the README quotes (many minutes on an idle machine)
+	$(PY) tests/benchmarks/bench_tracking.py
+	$(PY) tests/benchmarks/bench_overhead.py
+	$(PY) tests/benchmarks/bench_sweep.py
+
+lock:  ## resolve pyproject.toml into requirements.lock anew (needs uv)
+	uv pip compile pyproject.toml --extra dev --extra joblib --universal --python-version 3.11 --generate-hashes \
+	    --no-emit-index-url --no-emit-find-links --no-header --quiet --upgrade --output-file requirements.lock
+
+clean:  ## remove the environment and caches; runs and studies stay
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
+	find src sweeps tests -name __pycache__ -type d -prune -exec rm -rf {} +
+
+.venv/.ready: requirements.lock
+	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 14) else \
+	    f"this project needs Python 3.11 to 3.13, but $(PYTHON) is {v[0]}.{v[1]}: make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv --clear .venv
+	if command -v uv >/dev/null; then \
+	    uv pip install --quiet --python $(PY) --require-hashes --compile-bytecode -r requirements.lock; \
+	else \
+	    $(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock; \
+	fi
+	touch .venv/.ready

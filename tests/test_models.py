@@ -1,0 +1,142 @@
+"""Every variant: built, counted, and honest about pixels and probabilities."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import product
+from typing import Any
+
+import keras
+import numpy as np
+import pytest
+
+from digit_study import composition
+from digit_study.composition import compose_config
+from digit_study.config import ACTIVATIONS, POOLINGS, Config, ModelConfig, final_side, validate
+from digit_study.models import build_model
+
+composition.register()
+IMAGES = np.random.default_rng(0).integers(0, 256, (3, 28, 28, 1), dtype=np.uint8)
+PARAMETERS = {
+    "cnn": 421_930,
+    "deep": 436_394,
+    "lenet": 61_706,
+    "simple_m3": 1_514_516,
+    "simple_m5": 1_693_716,
+    "simple_m7": 1_482_068,
+    "tiny": 8_946,
+}
+
+
+def variant(name: str) -> ModelConfig:
+    model: ModelConfig = compose_config([f"model={name}"]).model
+    return model
+
+
+def layers_of(model: keras.Model, kind: type) -> list[Any]:
+    return [layer for layer in model.layers if isinstance(layer, kind)]
+
+
+def read(model: keras.Model, images: Any = IMAGES) -> np.ndarray[Any, Any]:
+    return np.asarray(model(images, training=False))
+
+
+@pytest.mark.parametrize("name", composition.options("model"))
+def test_every_variant_gives_ten_probabilities_from_raw_pixels(name: str) -> None:
+    model = build_model(variant(name))
+    assert model.input_shape == (None, 28, 28, 1) and model.output_shape == (None, 10)
+    probabilities = read(model)
+    assert probabilities.shape == (3, 10) and probabilities.dtype == np.float32
+    assert probabilities.min() >= 0 and np.allclose(probabilities.sum(axis=1), 1, atol=1e-5)
+    assert np.array_equal(probabilities, read(model, IMAGES.astype(np.float32)))
+    assert model.count_params() == PARAMETERS[name]
+
+
+def test_tiny_is_under_ten_thousand() -> None:
+    assert build_model(variant("tiny")).count_params() < 10_000
+
+
+def test_lenet_is_lecuns() -> None:
+    model = build_model(variant("lenet"))
+    assert [layer.filters for layer in layers_of(model, keras.layers.Conv2D)] == [6, 16]
+    assert [layer.units for layer in layers_of(model, keras.layers.Dense)] == [120, 84, 10]
+
+
+@pytest.mark.parametrize(
+    ("name", "kernel", "widths"),
+    [
+        ("simple_m3", 3, list(range(32, 177, 16))),
+        ("simple_m5", 5, [32, 64, 96, 128, 160]),
+        ("simple_m7", 7, [48, 96, 144, 192]),
+    ],
+)
+def test_simple_is_ans(name: str, kernel: int, widths: list[int]) -> None:
+    convolutions = layers_of(build_model(variant(name)), keras.layers.Conv2D)
+    assert [layer.filters for layer in convolutions] == widths
+    assert {(layer.kernel_size, layer.padding, layer.strides) for layer in convolutions} == {
+        ((kernel, kernel), "valid", (1, 1))
+    }
+
+
+@pytest.mark.parametrize(
+    ("pooling", "blocks", "batch_norm"), product(POOLINGS, [1, 2, 3, 4], [True, False])
+)  # fmt: skip
+def test_every_pooling_depth_and_norm_builds(pooling: str, blocks: int, batch_norm: bool) -> None:
+    config = replace(variant("tiny"), filters=2, pooling=pooling, blocks=blocks, batch_norm=batch_norm)
+    validate(Config(model=config))
+    model = build_model(config)
+    convolutions = layers_of(model, keras.layers.Conv2D)
+    assert [layer.filters for layer in convolutions] == [2 * 2**block for block in range(blocks)]
+    pools = layers_of(model, keras.layers.MaxPooling2D) + layers_of(model, keras.layers.AveragePooling2D)
+    assert len(pools) == (blocks if pooling in ("max", "average") else 0)
+    assert {layer.strides for layer in convolutions} == {(2, 2) if pooling == "stride" else (1, 1)}
+    assert bool(layers_of(model, keras.layers.BatchNormalization)) == batch_norm
+    assert {layer.use_bias for layer in convolutions} == {not batch_norm}
+
+
+@pytest.mark.parametrize(
+    ("family", "pooling", "blocks", "kernel"),
+    [
+        *product(["cnn"], POOLINGS, [1, 3, 4], [3]),
+        *product(["cnn"], ["stride"], [5, 7], [3]),
+        *product(["lenet"], POOLINGS, [2], [5, 10, 13]),
+        *product(["simple"], ["none"], [2, 3], [3, 10]),
+    ],
+)
+def test_the_rule_knows_the_side_that_is_built(family: str, pooling: str, blocks: int, kernel: int) -> None:
+    config = ModelConfig(
+        family=family, pooling=pooling, blocks=blocks, kernel_size=kernel, filters=1, filters_step=1, dense_units=0
+    )
+    validate(Config(model=config))
+    (flat,) = layers_of(build_model(config), keras.layers.Flatten)
+    assert flat.input.shape[1:3] == (final_side(config), final_side(config))
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_every_activation_builds(activation: str) -> None:
+    model = build_model(replace(variant("tiny"), filters=2, activation=activation))
+    assert np.isfinite(read(model)).all()
+
+
+def test_more_convolutions_a_block_and_a_hidden_layer() -> None:
+    config = replace(variant("cnn"), filters=2, convs_per_block=3, dense_units=7, dropout=0.5)
+    model = build_model(config)
+    assert [layer.filters for layer in layers_of(model, keras.layers.Conv2D)] == [2, 2, 2, 4, 4, 4]
+    assert [layer.units for layer in layers_of(model, keras.layers.Dense)] == [7, 10]
+    assert [layer.rate for layer in layers_of(model, keras.layers.Dropout)] == [0.5]
+
+
+def test_bfloat16_keeps_weights_and_output_in_float32_and_shares_them() -> None:
+    single, half = build_model(variant("tiny")), build_model(variant("tiny"), "mixed_bfloat16")
+    assert keras.config.dtype_policy().name == "float32"
+    assert {weight.dtype for weight in half.get_weights()} == {np.dtype(np.float32)}
+    assert layers_of(half, keras.layers.Conv2D)[0].compute_dtype == "bfloat16"
+    single.set_weights(half.get_weights())
+    assert read(half).dtype == np.float32
+    assert np.allclose(read(half), read(single), atol=0.02) and not np.array_equal(read(half), read(single))
+
+
+def test_a_build_that_fails_leaves_the_policy_as_it_was() -> None:
+    with pytest.raises(ValueError, match="shape"):
+        build_model(ModelConfig(family="simple", blocks=9, kernel_size=9), "mixed_bfloat16")
+    assert keras.config.dtype_policy().name == "float32"
