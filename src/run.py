@@ -34,6 +34,11 @@ def main() -> None:
     if launch.asks_for_information(sys.argv[1:]):
         task()
         return
+    if any(word.startswith("reproduce=") and word != "reproduce=null" for word in sys.argv[1:]):
+        from digit_study import reproduction
+
+        reproduction.reproduce(sys.argv[1:])
+        return
     plan = launch.plan(sys.argv[1:])
     if not plan.multirun:
         launch.run_hydra(task)

@@ -1,4 +1,4 @@
-"""What the tests share: no network, nothing written into the project, small digits, and commands as a person types them.
+"""What the tests share: no network, nothing written into the project, small digits, and commands as they are typed.
 
 Environment is set on import, because Keras reads its own while it is imported.
 """
@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import hypothesis
 import numpy as np
 import pytest
 
@@ -27,6 +28,11 @@ os.environ.update(KERAS_HOME=KERAS_HOME.name, https_proxy=OFFLINE, HTTPS_PROXY=O
 os.environ.update(MLFLOW_DISABLE_TELEMETRY="true", TF_CPP_MIN_LOG_LEVEL="3", GIT_PYTHON_REFRESH="quiet")
 for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME"):
     os.environ.pop(name, None)
+
+
+# examples need no luck and no clock: the same ones every time, however busy the machine is
+hypothesis.settings.register_profile("here", max_examples=40, deadline=None, derandomize=True, database=None)
+hypothesis.settings.load_profile("here")
 
 
 def pytest_collection_finish() -> None:
@@ -50,7 +56,9 @@ def sample() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
 
 
 @pytest.fixture(scope="session")
-def small_npz(sample: tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]], tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small_npz(
+    sample: tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]], tmp_path_factory: pytest.TempPathFactory
+) -> Path:
     """A file laid out as Keras's mnist.npz: 400 training digits, 40 a class and shuffled, and 100 test digits."""
     images, labels = sample
     order = np.random.default_rng(0).permutation(500)
@@ -142,10 +150,11 @@ class Command:
             reader.start()
 
     def _read(self, stream: Any, into: list[str]) -> None:
-        for line in stream:
-            with self.news:
-                into.append(line)
-                self.news.notify_all()
+        with stream:
+            for line in stream:
+                with self.news:
+                    into.append(line)
+                    self.news.notify_all()
         with self.news:
             self.news.notify_all()
 

@@ -13,7 +13,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from digit_study import figures, study_figures
+from digit_study import comparison_figures, figures, study_figures
 from digit_study.evaluation import Evaluation, score
 
 LONG = "model.filters=128 training.learning_rate=0.0001234567 " * 4
@@ -138,13 +138,13 @@ DRAWN: dict[str, Callable[[], Figure]] = {
     "parallel, one trial": lambda: study_figures.parallel_coordinates(trials(1), DIMENSIONS, LOG, "val_loss"),
     "timeline": lambda: study_figures.timeline(trials(60), 2),
     "timeline, one trial": lambda: study_figures.timeline(trials(1), 1),
-    "pareto": lambda: study_figures.pareto(front(40), OBJECTIVES),
-    "pareto, one trial": lambda: study_figures.pareto(front(1), dict(reversed(OBJECTIVES.items()))),
-    "confirmation": lambda: study_figures.confirmation(*seeds(4, 5)),
-    "confirmation, one seed": lambda: study_figures.confirmation(*seeds(1, 1)),
-    "confusion_difference": lambda: study_figures.confusion_difference(evaluation(50), evaluation(9), NAMES),
-    "confusion_difference, none": lambda: study_figures.confusion_difference(evaluation(5), evaluation(5), NAMES),
-    "flipped": lambda: study_figures.flipped(IMAGES, evaluation(50), evaluation(9), NAMES),
+    "pareto": lambda: comparison_figures.pareto(front(40), OBJECTIVES),
+    "pareto, one trial": lambda: comparison_figures.pareto(front(1), dict(reversed(OBJECTIVES.items()))),
+    "confirmation": lambda: comparison_figures.confirmation(*seeds(4, 5)),
+    "confirmation, one seed": lambda: comparison_figures.confirmation(*seeds(1, 1)),
+    "confusion_difference": lambda: comparison_figures.confusion_difference(evaluation(50), evaluation(9), NAMES),
+    "confusion_difference, none": lambda: comparison_figures.confusion_difference(evaluation(5), evaluation(5), NAMES),
+    "flipped": lambda: comparison_figures.flipped(IMAGES, evaluation(50), evaluation(9), NAMES),
 }
 NOTHING: dict[str, Callable[[], Figure]] = {
     "curves": lambda: figures.curves([], "a run"),
@@ -156,9 +156,9 @@ NOTHING: dict[str, Callable[[], Figure]] = {
     "slices": lambda: study_figures.slices(trials(5).assign(state="FAIL"), DIMENSIONS, LOG, "val_loss"),
     "parallel": lambda: study_figures.parallel_coordinates(trials(0), DIMENSIONS, LOG, "val_loss"),
     "timeline": lambda: study_figures.timeline(trials(3).assign(started=pd.NaT), 2),
-    "pareto": lambda: study_figures.pareto(front(3).assign(parameters=np.nan), OBJECTIVES),
-    "confirmation": lambda: study_figures.confirmation(*(table[:0] for table in seeds(1, 1))),
-    "flipped": lambda: study_figures.flipped(IMAGES, evaluation(9), evaluation(9), NAMES),
+    "pareto": lambda: comparison_figures.pareto(front(3).assign(parameters=np.nan), OBJECTIVES),
+    "confirmation": lambda: comparison_figures.confirmation(*(table[:0] for table in seeds(1, 1))),
+    "flipped": lambda: comparison_figures.flipped(IMAGES, evaluation(9), evaluation(9), NAMES),
 }
 
 
@@ -227,7 +227,7 @@ def test_confusion_counts_stand_in_their_cells() -> None:
 @pytest.mark.parametrize("up", [True, False])
 def test_staircase_is_the_front_of_two_objectives(right: bool, up: bool) -> None:
     points = pd.DataFrame({"x": [1.0, 2.0, 3.0, 2.5], "y": [1.0, 2.0, 3.0, 0.5]})
-    stairs = study_figures.staircase(points, "x", "y", right, up)
+    stairs = comparison_figures.staircase(points, "x", "y", right, up)
     expected = {
         (True, True): [3],
         (False, False): [1, 2.5],
@@ -239,7 +239,7 @@ def test_staircase_is_the_front_of_two_objectives(right: bool, up: bool) -> None
 
 def test_flipped_refuses_different_images() -> None:
     with pytest.raises(ValueError, match="same images"):
-        study_figures.flipped(IMAGES, evaluation(5), evaluation(5, LABELS[:50]), NAMES)
+        comparison_figures.flipped(IMAGES, evaluation(5), evaluation(5, LABELS[:50]), NAMES)
 
 
 def test_save_makes_folders_and_a_png(tmp_path) -> None:

@@ -23,8 +23,9 @@ from digit_study.training import STEPS_PER_LOOK, Diverged, _optimizer, _steps, f
 
 Array = np.ndarray[Any, Any]
 Arrays = tuple[Array, Array]
-SMALL = ModelConfig(filters=2, blocks=2, dense_units=0, dropout=0.0)
-RECIPE = TrainingConfig(epochs=1, batch_size=20, precision="float32")
+#: Few weights and sgd, for most of the time goes into tracing.
+SMALL = ModelConfig(filters=2, blocks=1, dense_units=0, dropout=0.0, batch_norm=False)
+RECIPE = TrainingConfig(epochs=1, batch_size=20, precision="float32", optimizer="sgd", learning_rate=0.01)
 
 
 @pytest.fixture(scope="module")
@@ -32,6 +33,12 @@ def digits(sample: Arrays) -> Arrays:
     """120 digits, twelve a class."""
     some = np.arange(5000) % 500 < 12
     return sample[0][some][..., np.newaxis], sample[1][some]
+
+
+@pytest.fixture(scope="module")
+def plain(digits: Arrays) -> str:
+    """What two epochs without any extra end with."""
+    return weights_sha256(trained(digits, replace(RECIPE, epochs=2))[0])
 
 
 def validation(losses: list[float] | None = None) -> Callable[[], dict[str, float]]:
@@ -51,7 +58,7 @@ def trained(
 # ---------------------------------------------------------------------------------- recipes
 
 
-@pytest.mark.parametrize(("optimizer", "schedule"), product(OPTIMIZERS, SCHEDULES))
+@pytest.mark.parametrize(("optimizer", "schedule"), list(product(OPTIMIZERS, SCHEDULES)))
 def test_every_optimizer_and_schedule_trains(optimizer: str, schedule: str, digits: Arrays) -> None:
     recipe = replace(RECIPE, optimizer=optimizer, schedule=schedule, weight_decay=0.01)
     keras.utils.set_random_seed(0)
@@ -71,12 +78,11 @@ def test_every_optimizer_and_schedule_trains(optimizer: str, schedule: str, digi
         {"ema": True, "label_smoothing": 0.1, "augmentation": "shift_rotate", "optimizer": "adamw"},
     ],
 )
-def test_every_extra_trains_and_repeats_itself(values: dict[str, Any], digits: Arrays) -> None:
+def test_every_extra_trains_and_repeats_itself(values: dict[str, Any], digits: Arrays, plain: str) -> None:
     recipe = replace(RECIPE, epochs=2, **values)
     model, epochs = trained(digits, recipe)
     again, epochs_again = trained(digits, recipe)
-    plain, _ = trained(digits, replace(RECIPE, epochs=2))
-    assert weights_sha256(model) == weights_sha256(again) != weights_sha256(plain)
+    assert weights_sha256(model) == weights_sha256(again) != plain
     measured = ("train_loss", "train_accuracy", "learning_rate")
     assert [[one[name] for name in measured] for one in epochs] == [
         [one[name] for name in measured] for one in epochs_again
@@ -90,7 +96,7 @@ def test_another_seed_is_another_training(digits: Arrays) -> None:
 
 
 def test_it_learns(digits: Arrays) -> None:
-    _, epochs = trained(digits, replace(RECIPE, epochs=20, learning_rate=0.02), replace(SMALL, filters=4))
+    _, epochs = trained(digits, replace(RECIPE, epochs=20), replace(SMALL, filters=4, batch_norm=True))
     assert epochs[-1]["train_accuracy"] > 0.9 and epochs[-1]["train_loss"] < epochs[0]["train_loss"] / 2
 
 
@@ -156,7 +162,7 @@ def test_early_stopping_ends_with_the_best_weights(
     assert len(set(seen)) == ran
 
 
-def test_averaged_weights_are_the_ones_that_are_validated_and_kept(digits: Arrays) -> None:
+def test_averaged_weights_are_the_ones_that_are_validated_and_kept(digits: Arrays, plain: str) -> None:
     judged: list[str] = []
     keras.utils.set_random_seed(0)
     model = build_model(SMALL)
@@ -166,9 +172,7 @@ def test_averaged_weights_are_the_ones_that_are_validated_and_kept(digits: Array
         return {"val_loss": 1.0, "val_accuracy": 0.5}
 
     fit(model, *digits, replace(RECIPE, epochs=2, ema=True), validate=validate, on_epoch=lambda record: None)
-    assert weights_sha256(model) == judged[-1]
-    plain, _ = trained(digits, replace(RECIPE, epochs=2))
-    assert weights_sha256(plain) != judged[-1]
+    assert weights_sha256(model) == judged[-1] != plain
 
 
 # ---------------------------------------------------------------------------------- learning rates
@@ -181,7 +185,7 @@ def rates(schedule: str, total: int, peak: float = 0.1) -> list[float]:
 
 @pytest.mark.parametrize("total", [1, 2, 10, 1000])
 def test_the_ends_of_every_schedule(total: int) -> None:
-    assert set(rates("constant", total)) == {pytest.approx(0.1)}
+    assert rates("constant", total) == pytest.approx([0.1] * (total + 1))
     cosine = rates("cosine", total)
     assert cosine[0] == pytest.approx(0.1) and cosine[-1] == pytest.approx(0, abs=1e-7)
     assert cosine == sorted(cosine, reverse=True)
@@ -194,7 +198,7 @@ def test_one_cycle_warms_up_and_cools_down() -> None:
     assert cycle[:301] == sorted(cycle[:301]) and cycle[300:] == sorted(cycle[300:], reverse=True)
 
 
-@pytest.mark.parametrize(("schedule", "last"), [("constant", 0.001), ("cosine", 0.0), ("onecycle", 1e-7)])
+@pytest.mark.parametrize(("schedule", "last"), [("constant", 0.01), ("cosine", 0.0), ("onecycle", 1e-6)])
 def test_the_recorded_rate_ends_where_the_schedule_ends(schedule: str, last: float, digits: Arrays) -> None:
     _, epochs = trained(digits, replace(RECIPE, epochs=2, schedule=schedule))
     assert epochs[-1]["learning_rate"] == pytest.approx(last, abs=1e-8)
@@ -279,7 +283,7 @@ def test_movements_keep_their_bounds(shift: float, rotation: float) -> None:
     for image in np.concatenate(moved(shift, rotation, rounds=5))[..., 0]:
         assert image.sum() == pytest.approx(32 * 255, rel=0.02)  # nothing is lost over the edge
         centre = (rows * image).sum() / image.sum(), (columns * image).sum() / image.sum()
-        assert np.abs(np.subtract(centre, 13.5)).max() <= shift + 0.1
+        assert np.hypot(*np.subtract(centre, 13.5)) <= shift * np.sqrt(2) + 0.1
 
 
 # ---------------------------------------------------------------------------------- hardware

@@ -252,7 +252,9 @@ def final_side(model: ModelConfig) -> int:
     shrinking = model.pooling != "none"
     if model.family == "lenet":
         half = IMAGE_SIDE // 2 if shrinking else IMAGE_SIDE
-        return (half - model.kernel_size + 1) // (2 if shrinking else 1)
-    if model.pooling == "stride":  # a padded convolution rounds up, and never below one pixel
+        left = half - model.kernel_size + 1
+        # a convolution of stride 2 rounds up where pooling rounds down
+        return -(-left // 2) if model.pooling == "stride" else left // (2 if shrinking else 1)
+    if model.pooling == "stride":
         return -(-IMAGE_SIDE // (1 << min(model.blocks, 64)))
     return IMAGE_SIDE >> min(model.blocks, 64) if shrinking else IMAGE_SIDE

@@ -15,10 +15,23 @@ import pandas as pd
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from digit_study import console, figures, report, space, stores, study_figures, study_report, study_store, tracking
+from digit_study import (
+    comparison_figures,
+    console,
+    figures,
+    report,
+    space,
+    stores,
+    study_report,
+    study_store,
+    supervision,
+    tracking,
+)
 from digit_study import workers as worker_processes
 from digit_study.config import Config
+from digit_study.confirmation_display import progress
 from digit_study.errors import StudyError
+from digit_study.interruption import Interrupted
 from digit_study.pool import Pool, Worker, in_process
 from digit_study.results import TrialResult
 from digit_study.search_config import StudyConfig, objectives_of
@@ -29,6 +42,10 @@ from digit_study.study_report import StudyView
 #: Far from the seeds of a sweep's trials, so that a confirmation never meets one that was selected on.
 FIRST_SEED = 1_000_000
 KIND = "confirmation"
+
+
+#: Fingerprint of a candidate, and a seed.
+Job = tuple[str, int]
 
 
 @dataclass
@@ -50,7 +67,7 @@ class Confirmation:
     configs: dict[str, Config]
     seeds: list[int]
     parent: str = ""
-    runs: dict[tuple[str, int], Candidate] = field(default_factory=dict)
+    runs: dict[Job, Candidate] = field(default_factory=dict)
     failures: list[str] = field(default_factory=list)
 
 
@@ -61,24 +78,12 @@ def plan_confirmation(arguments: Sequence[str], study: StudyConfig) -> tuple[Stu
         StudyError: no such study, or it would not be the same.
     """
     found = study_store.find_study(study)
-    stored = [text for text in found.user_attrs[study_store.OVERRIDES] if not text.startswith(NOT_STORED)]
+    stored = found.user_attrs[study_store.OVERRIDES]
     path = found.user_attrs.get(study_store.DATA_PATH)
     place = [] if path is None else [f"data.path={json.dumps(path)}"]
     plan = plan_study([*stored, *place, *arguments])
     study_store.refuse_changes(found, plan.study, plan.run)
     return plan, found
-
-
-#: What was typed for a search and does not describe the study.
-NOT_STORED = (
-    "study=",
-    "data.path=",
-    "search.plan",
-    "search.fresh",
-    "search.confirm",
-    "search.workers",
-    "search.trials",
-)
 
 
 def confirm(plan: StudyPlan, study: Study, launch: Callable[..., Worker] = in_process) -> str:
@@ -90,40 +95,62 @@ def confirm(plan: StudyPlan, study: Study, launch: Callable[..., Worker] = in_pr
     Raises:
         StudyError: nothing can be confirmed, or runs failed.
     """
-    if launch is in_process:
-        worker_processes.warm_up()
-    stores.prepare_store(plan.uri)
-    work = _prepare(plan, study)
-    log = tracking.RunLog(plan.uri, work.parent)
-    status = "KILLED"
-    try:
-        _train(work, launch)
-        status = "FAILED"
-        winner = _conclude(work, log)
-        status = "FINISHED" if not work.failures else "FAILED"
-    finally:
-        tracking.close_children(plan.uri, work.parent, "KILLED")
-        log.end(status, {"study": plan.study.study})
+    with supervision.alone(plan.study.study, "confirm", "is being confirmed"):
+        if launch is in_process:
+            worker_processes.warm_up()
+        stores.prepare_store(plan.uri)
+        work = _prepare(plan, study)
+        winner = _confirm(work, study, launch)
     if work.failures:
         raise StudyError("\n".join([f"{len(work.failures)} runs of the confirmation failed:", *work.failures]))
     return winner
 
 
-def _prepare(plan: StudyPlan, study: Study) -> Confirmation:
-    view = StudyView(
+def _confirm(work: Confirmation, study: Study, launch: Callable[..., Worker]) -> str:
+    plan, status = work.plan, "FAILED"
+    work.parent = _parent_run(work, study)
+    try:
+        tracking.RunLog(plan.uri, work.parent).config(plan.run)
+        _recall(work, study)
+        _train(work, launch)
+        log = tracking.RunLog(plan.uri, work.parent)
+        winner = _conclude(work, log)
+        status = "FINISHED" if not work.failures else "FAILED"
+    except Interrupted:
+        status = "KILLED"
+        console.complain(f"interrupted: the same command goes on with the confirmation of '{plan.study.study}'")
+        raise
+    finally:
+        tracking.close_children(plan.uri, work.parent, "KILLED")
+        tracking.RunLog(plan.uri, work.parent).end(status, {"study": plan.study.study})
+    return winner
+
+
+def _view(plan: StudyPlan, study: Study) -> StudyView:
+    return StudyView(
         study, plan.dimensions, objectives_of(plan.study.search), plan.uri, str(plan.run.data.sha256), plan.workers
     )
-    best = _candidates(view, plan.study.confirm.top)
+
+
+def _prepare(plan: StudyPlan, study: Study) -> Confirmation:
+    if study_report.parent_of(study, plan.uri) is None:
+        raise study_report.kept_elsewhere(plan.study.study, plan.uri)
+    best = _candidates(_view(plan, study), plan.study.confirm.top)
     configs = {key: space.apply(trial.params, plan.overrides, plan.run) for key, trial in best.items()}
     names = {key: f"{trial.number}: {study_report.name_of(trial, plan.dimensions)}" for key, trial in best.items()}
     seeds = [FIRST_SEED + 1000 * plan.study.search.seed + number for number in range(plan.study.confirm.seeds)]
-    work = Confirmation(plan, names, configs, seeds)
-    work.parent = _parent_run(work, study)
-    for run_id, tags in tracking.finished_children(plan.uri, work.parent):
+    return Confirmation(plan, names, configs, seeds)
+
+
+def _recall(work: Confirmation, study: Study) -> None:
+    """Take over what an earlier start of the same confirmation has finished."""
+    tracking.close_children(work.plan.uri, work.parent, "KILLED")
+    view = _view(work.plan, study)
+    for run_id, tags in tracking.finished_children(work.plan.uri, work.parent):
         key = (tags.get("candidate", ""), int(tags.get("seed", -1)))
-        if key[0] in names and key[1] in seeds:
-            work.runs[key] = study_report.candidate(view, names[key[0]], run_id)
-    return work
+        if key[0] in work.names and key[1] in work.seeds:
+            found = study_report.candidate(view, work.names[key[0]], run_id)
+            work.runs |= {} if found is None else {key: found}
 
 
 def _candidates(view: StudyView, top: int) -> dict[str, FrozenTrial]:
@@ -148,45 +175,46 @@ def _parent_run(work: Confirmation, study: Study) -> str:
     key = hashlib.sha256(content.encode()).hexdigest()[:16]
     known = tracking.find_run(plan.uri, {"kind": KIND, "confirmation.key": key})
     if known is not None and tracking.reopen_run(plan.uri, known):
-        tracking.close_children(plan.uri, known, "KILLED")
         return known
     name = f"confirmation of {plan.study.study}"
     tags = {"kind": KIND, "study": plan.study.study, "confirmation.key": key}
-    run_id = tracking.create_run(plan.run, plan.uri, plan.dataset, name, **tags)
-    tracking.RunLog(plan.uri, run_id).config(plan.run)
-    return run_id
+    return tracking.create_run(plan.run, plan.uri, plan.dataset, name, **tags)
 
 
 def _train(work: Confirmation, launch: Callable[..., Worker]) -> None:
     """Run what is missing; a run whose process was killed from outside runs once more."""
-    plan, search = work.plan, work.plan.study.search
+    search = work.plan.study.search
     waiting = [(key, seed) for seed in work.seeds for key in work.configs if (key, seed) not in work.runs]
-    pool = Pool(plan.workers, search.trial_timeout, search.trial_memory, launch)
-    jobs: dict[int, tuple[tuple[str, int], str]] = {}
-    died: set[tuple[str, int]] = set()
-    total, number = len(work.configs) * len(work.seeds), 0
-    try:
-        while waiting or jobs:
-            while waiting and pool.free:
-                number, job = number + 1, waiting.pop(0)
-                jobs[number] = (job, _submit(work, pool, number, job))
-            for event in pool.events():
-                if event.kind == "epoch":
-                    pool.answer(event.key, True)
-                elif event.kind != "steps":
+    pool = Pool(work.plan.workers, search.trial_timeout, search.trial_memory, launch)
+    jobs: dict[int, tuple[Job, str]] = {}
+    died: set[Job] = set()
+    number = 0
+    with progress(len(work.configs) * len(work.seeds), len(work.runs)) as shown:
+        try:
+            while waiting or jobs:
+                while waiting and pool.free:
+                    number, job = number + 1, waiting.pop(0)
+                    jobs[number] = (job, _submit(work, pool, number, job))
+                    shown.begin(number, _name(work, job), work.configs[job[0]].training.epochs)
+                for event in pool.events():
+                    if event.kind in ("steps", "epoch"):
+                        shown.follow(event.key, event.kind, event.content)
+                        pool.answer(event.key, True) if event.kind == "epoch" else None
+                        continue
                     job, run_id = jobs.pop(event.key)
                     if event.kind == "died" and job not in died:
                         died.add(job)
                         waiting.append(job)
-                        tracking.close_run(plan.uri, run_id, "FAILED", str(event.content))
+                        tracking.close_run(work.plan.uri, run_id, "FAILED", str(event.content))
+                        shown.end(event.key, f"{_name(work, job)}: {event.content}; it runs again", False)
                     else:
                         _end(work, job, run_id, event.kind, event.content)
-                        print(f"{len(work.runs)}/{total}  {_told(work, job, event.kind)}", flush=True)
-    finally:
-        pool.stop()
+                        shown.end(event.key, _told(work, job, event.kind), True)
+        finally:
+            pool.stop()
 
 
-def _submit(work: Confirmation, pool: Pool, number: int, job: tuple[str, int]) -> str:
+def _submit(work: Confirmation, pool: Pool, number: int, job: Job) -> str:
     plan, (key, seed) = work.plan, job
     config = work.configs[key]
     experiment = tracking.experiment_name(plan.run, plan.dataset)
@@ -200,7 +228,7 @@ def _submit(work: Confirmation, pool: Pool, number: int, job: tuple[str, int]) -
     return run_id
 
 
-def _end(work: Confirmation, job: tuple[str, int], run_id: str, kind: str, content: TrialResult | str) -> None:
+def _end(work: Confirmation, job: Job, run_id: str, kind: str, content: TrialResult | str) -> None:
     key, seed = job
     if isinstance(content, TrialResult):
         order = content.evaluation.index.argsort()
@@ -212,9 +240,13 @@ def _end(work: Confirmation, job: tuple[str, int], run_id: str, kind: str, conte
     tracking.close_run(work.plan.uri, run_id, "FAILED", f"{kind}: {content}")
 
 
-def _told(work: Confirmation, job: tuple[str, int], kind: str) -> str:
+def _name(work: Confirmation, job: Job) -> str:
+    return f"{work.names[job[0]]} seed {job[1]}"
+
+
+def _told(work: Confirmation, job: Job, kind: str) -> str:
     accuracy = console.accuracy_with_interval(work.runs[job].metrics) if job in work.runs else f"FAILED ({kind})"
-    return f"{work.names[job[0]]} seed {job[1]}: {accuracy}"
+    return f"{_name(work, job)}: {accuracy}"
 
 
 def _conclude(work: Confirmation, log: tracking.RunLog) -> str:
@@ -245,7 +277,7 @@ def _write(work: Confirmation, ranking: pd.DataFrame, log: tracking.RunLog) -> N
     seeds = pd.DataFrame(rows).query("candidate in @ranking.name")
     report.write_table(seeds, log.folder, "seeds")
     report.write_table(ranking, log.folder, "confirmation")
-    picture = study_figures.confirmation(seeds, ranking.rename(columns={"name": "candidate"}))
+    picture = comparison_figures.confirmation(seeds, ranking.rename(columns={"name": "candidate"}))
     figures.save(picture, log.folder / "figures" / "confirmation.png")
 
 
@@ -256,5 +288,5 @@ def _say(work: Confirmation, ranking: pd.DataFrame) -> None:
     why = "the smallest of those that cannot be told from the best"
     if work.plan.study.confirm.prefer == "accuracy":
         why = "the highest mean"
-    terminal.print(f"winner: {winner['name']} ({why}), run {winner['run_id']}")
-    terminal.print(f"next:\n  python sweeps/promote.py study={work.plan.study.study}")
+    terminal.print(f"winner: {winner['name']} ({why}), run {winner['run_id']}", soft_wrap=True)
+    terminal.print(f"next:\n  python sweeps/promote.py study={work.plan.study.study}", soft_wrap=True)

@@ -75,6 +75,10 @@ class Digits:
     validation_labels: Labels
     validation_index: Labels
 
+    def counts(self) -> dict[str, int]:
+        """How many digits there are to train on and to validate on."""
+        return {"train_images": len(self.train_labels), "validation_images": len(self.validation_labels)}
+
 
 def digest(images: Pixels, labels: npt.NDArray[np.integer]) -> str:
     """sha256 of ``images`` (n, 28, 28) and ``labels`` (n,) as the bytes of their two IDX files, one after the other."""
@@ -206,7 +210,8 @@ def read_npz(path: Path, part: str) -> Arrays:
     if not path.is_file():
         raise StudyError(f"`data.path` must be a file laid out as Keras's mnist.npz, but there is none at {path}")
     try:
-        with np.load(path, allow_pickle=False) as archive:
+        # numpy leaves a file of its own open where it is no npz
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             images, labels = archive[f"x_{part}"], archive[f"y_{part}"]
     except KeyError as error:
         raise _unreadable(path, f"it has no array {error}") from error

@@ -109,7 +109,8 @@ def accuracy_interval(correct: int, images: int) -> tuple[float, float]:
     from statsmodels.stats.proportion import proportion_confint
 
     low, high = proportion_confint(correct, images, alpha=0.05, method="wilson")
-    return float(low), float(high)
+    # rounding puts the ends of 0 and n of n on the wrong side by 1e-17, and matplotlib draws no negative error bar
+    return min(float(low), correct / images), max(float(high), correct / images)
 
 
 def cross_entropy(labels: Labels, probabilities: Probabilities) -> float:

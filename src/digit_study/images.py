@@ -10,152 +10,24 @@ more than half of a tight crop, but the border of a digit's picture is paper.
 
 from __future__ import annotations
 
-import warnings
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image
 from scipy import ndimage
 
-from digit_study.errors import StudyError
+from digit_study.image_files import LEAST_SIDE, Grey, ImageError, read_grey, ring
 
 SIDE, BOX = 28, 20
-FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000", "ICO", "TGA", "AVIF")
-SUFFIXES = frozenset(
-    {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".webp"}
-    | {".pbm", ".pgm", ".ppm", ".pnm", ".jp2", ".ico", ".tga", ".avif"}
-)
-MOST_PIXELS = 80_000_000  # a phone's 50 megapixels pass; Pillow's own alarm rings at 89
-LEAST_SIDE, READ_SIDE, WORK_SIDE = 5, 1000, 140
+WORK_SIDE = 140
 FAINTEST = 12.0  # grey levels of 255 between paper and ink: below it even a person guesses
 MOST_HOLES = 6  # an 8 has two; a gritty scan of a thick pen a few more
 THINNEST, THICKENED = 1.5, 2.2  # stroke width in 20ths of the digit; MNIST's thinnest pens and its usual ones
 
-Grey = npt.NDArray[np.float32]
 Mask = npt.NDArray[np.bool_]
 Digit = npt.NDArray[np.uint8]
 Bounds = tuple[slice, ...]  # rows, columns
-
-
-class ImageError(StudyError):
-    """A file or picture that is not one digit; the message says what it is instead."""
-
-
-# ---------------------------------------------------------------------------------------- file to grey
-
-
-def _open(path: Path) -> Image.Image:
-    """Header only: the size is known, and refused if need be, before a pixel is decoded."""
-    if not path.is_file():
-        raise ImageError(f"{'holds no image files' if path.is_dir() else 'is no file'}; name another")
-    if path.stat().st_size == 0:
-        raise ImageError("is empty (0 bytes); save or copy the image again")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is the lower one
-            Image.init()  # a Pillow built without one of the formats knows no name for it
-            return Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN])
-    except Image.DecompressionBombError:
-        raise ImageError(f"is too large: over {MOST_PIXELS // 10**6} megapixels; crop or shrink it") from None
-    except Exception as fault:  # Pillow's readers raise whatever a damaged header makes them raise
-        raise ImageError(_unreadable(path, fault)) from None
-
-
-def _unreadable(path: Path, fault: Exception) -> str:
-    if isinstance(fault, PermissionError):
-        return "may not be read; give yourself permission (chmod u+r)"
-    with path.open("rb") as file:
-        head = file.read(512)
-    if b"<svg" in head:
-        return "is an SVG drawing, not pixels; export it as PNG"
-    return "is not an image that can be read (PNG, JPEG, GIF, BMP, TIFF, WebP …); save it as PNG"
-
-
-def _decode(image: Image.Image) -> Image.Image:
-    """First frame, upright, in one of the modes L, RGB, RGBA or F, longest side about ``READ_SIDE``."""
-    width, height = image.size
-    if width * height > MOST_PIXELS:
-        limit = MOST_PIXELS // 10**6
-        raise ImageError(f"is too large: at most {limit} megapixels, got {width}x{height}; crop or shrink it")
-    image.draft(None, (READ_SIDE, READ_SIDE))  # a JPEG decodes at a fraction of its size, and its time
-    try:
-        image = ImageOps.exif_transpose(image)
-        image.load()
-    except Exception as fault:  # as above: damaged data raise anything from OSError to struct.error
-        raise ImageError(f"is damaged or cut short ({fault}); save or copy the image again") from None
-    plain = _plain_mode(image)
-    return plain.reduce(max(1, max(plain.size) // READ_SIDE))
-
-
-def _plain_mode(image: Image.Image) -> Image.Image:
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return Image.fromarray(_to_255(np.asarray(image, np.float32)))
-    if image.has_transparency_data:
-        return image.convert("RGBA")
-    if image.mode in ("1", "L"):
-        return image.convert("L")
-    return image.convert("RGB")
-
-
-def _to_255(deep: Grey) -> Grey:
-    """Scale by the smallest usual depth that holds the brightest pixel: 8, 12 or 16 bits."""
-    deep = np.nan_to_num(deep)
-    if deep.min() < 0 or deep.max() > 65535 or (deep.max() <= 1 and not np.array_equal(deep, deep.round())):
-        return np.asarray((deep - deep.min()) * (255 / max(float(np.ptp(deep)), 1e-9)), np.float32)
-    depth = next(top for top in (255, 4095, 65535) if deep.max() <= top)
-    return np.asarray(deep * np.float32(255 / depth), np.float32)
-
-
-def _without_alpha(rgba: Grey) -> Grey:
-    """Colours (h, w, 3) over a fitting paper, or the alpha itself where the drawing is in the alpha."""
-    colours, alpha = rgba[..., :3], rgba[..., 3:]
-    solid = alpha[..., 0] > 190
-    if solid.all() or not solid.any():
-        return colours if solid.all() else np.repeat(alpha, 3, axis=2)
-    if colours[solid].std(axis=0).max() < 25:  # one ink on a transparent sheet: its shade says nothing
-        return np.repeat(alpha, 3, axis=2)
-    paper = np.median(colours[solid], axis=0)
-    return np.asarray(paper + (colours - paper) * alpha / 255, np.float32)
-
-
-def _one_plane(colours: Grey) -> Grey:
-    """Luminance, or the one of red, green, blue that shows the ink far better (yellow on white)."""
-    if (colours == colours[..., :1]).all():
-        return np.asarray(colours[..., 0])
-    planes = [colours @ np.array([0.299, 0.587, 0.114], np.float32), *np.moveaxis(colours, 2, 0)]
-    contrast = [np.percentile(np.abs(plane - np.median(_ring(plane))), 97) for plane in planes]
-    best = int(np.argmax(contrast))
-    return np.asarray(planes[best if contrast[best] > 1.5 * contrast[0] else 0])
-
-
-def read_grey(path: Path) -> Grey:
-    """Any image file as one plane of grey, upright; of an animation or a multi-page TIFF the first picture.
-
-    Returns:
-        Shape (h, w), float32, 0 to 255, longest side under 2,000 (larger ones are averaged down); the
-        values of an 8-bit grey file are its own.
-
-    Raises:
-        ImageError: missing, empty, unreadable, damaged, over ``MOST_PIXELS`` or under 5 pixels a side.
-    """
-    with _open(path) as file:
-        picture = _decode(file)
-    if min(picture.size) < LEAST_SIDE:
-        width, height = picture.size
-        raise ImageError(f"is too small: at least {LEAST_SIDE} pixels a side, got {width}x{height}; scan it larger")
-    pixels = np.asarray(picture, np.float32)
-    if pixels.ndim == 2:
-        return pixels
-    return _one_plane(_without_alpha(pixels) if pixels.shape[2] == 4 else pixels)
-
-
-# ---------------------------------------------------------------------------------------- grey to ink
-
-
-def _ring(grey: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    return np.concatenate([grey[0], grey[-1], grey[1:-1, 0], grey[1:-1, -1]])
 
 
 def _spread(values: Grey) -> float:
@@ -165,16 +37,16 @@ def _spread(values: Grey) -> float:
 
 def _paper(grey: Grey) -> Grey:
     """The light on the empty sheet: one level, or a quadratic surface where the border is uneven."""
-    level, spread = np.float32(np.median(_ring(grey))), _spread(_ring(grey))
+    level, spread = np.float32(np.median(ring(grey))), _spread(ring(grey))
     if spread < 3:
         return np.full_like(grey, level)
     y, x = np.meshgrid(*(np.linspace(-1, 1, side, dtype=np.float32) for side in grey.shape), indexing="ij")
     terms = np.stack([np.ones_like(x), x, y, x * x, y * y, x * y], axis=-1)
-    edge = np.stack([_ring(terms[..., k]) for k in range(6)], axis=-1)
-    kept = np.abs(_ring(grey) - level) <= 3 * spread
+    edge = np.stack([ring(terms[..., k]) for k in range(6)], axis=-1)
+    kept = np.abs(ring(grey) - level) <= 3 * spread
     for _ in range(3):  # fit, drop what stands out, fit again
-        surface = terms @ np.linalg.lstsq(edge[kept], _ring(grey)[kept], rcond=None)[0]
-        rest = np.abs(_ring(grey - surface))
+        surface = terms @ np.linalg.lstsq(edge[kept], ring(grey)[kept], rcond=None)[0]
+        rest = np.abs(ring(grey - surface))
         kept = rest <= 3 * float(np.median(rest)) + 1
     return np.asarray(surface, np.float32)
 
@@ -192,7 +64,7 @@ def _ink(grey: Grey) -> tuple[Grey, Mask]:
     """How inky each pixel is, 0 to 1, either polarity, and where strokes are; refuses what shows none."""
     paper = _paper(grey)
     apart = grey - paper
-    noise = _spread(_ring(apart))
+    noise = _spread(ring(apart))
     ink = np.maximum(apart * np.sign((apart.astype(np.float64) ** 3).sum()), 0).astype(np.float32)
     seen = ndimage.gaussian_filter(ink, max(grey.shape) / 300) if max(grey.shape) > 60 else ink
     cut = _otsu(seen)
@@ -201,15 +73,12 @@ def _ink(grey: Grey) -> tuple[Grey, Mask]:
     if full < FAINTEST:
         raise ImageError("is blank: no stroke stands out from the background; write or scan it darker")
     touching = 0.4 if np.ptp(paper) == 0 else 0.12  # a tight crop on even paper, or a shadow's edge
-    if full < 3 * noise or _ring(inky).mean() > touching:
+    if full < 3 * noise or ring(inky).mean() > touching:
         raise ImageError("shows no digit on a plain background; leave an even margin around the digit")
     floor = 2.5 * noise
     marks, _ = ndimage.label(seen > max(cut / 2, min(floor, cut)), np.ones((3, 3)))
     strokes = np.isin(marks, np.unique(marks[inky]))
     return np.clip((ink - floor) / (full - floor), 0, 1), strokes
-
-
-# ---------------------------------------------------------------------------------------- ink to one digit
 
 
 def _joined(strokes: Mask) -> tuple[npt.NDArray[np.int32], list[Bounds]]:
@@ -354,7 +223,7 @@ def is_mnist_form(grey: Grey) -> bool:
     That is: 28x28, whole grey levels, ink light, border black but for a tenth, longer side of the ink 18
     to 20, its centre of mass within a pixel of the centre. All 70,000 MNIST images are.
     """
-    if grey.shape != (SIDE, SIDE) or (_ring(grey) > 0).mean() > 0.1 or not np.array_equal(grey, grey.round()):
+    if grey.shape != (SIDE, SIDE) or (ring(grey) > 0).mean() > 0.1 or not np.array_equal(grey, grey.round()):
         return False
     if grey.max() < 100:
         return False

@@ -21,9 +21,10 @@ class Pruned(Exception):
 
 
 def _raise(number: int, _frame: FrameType | None) -> None:
-    # a second signal while the first one's clean-up runs would cut it short
+    # a second signal while the first one's clean-up runs would cut it short; SIG_IGN would make Python complain of one
+    # that is already on its way
     for one in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(one, signal.SIG_IGN)
+        signal.signal(one, lambda number, frame: None)
     raise Interrupted(number)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -115,6 +116,8 @@ def _parallel(overrides: Sequence[str], jobs: int) -> int:
 def run_hydra(task: Callable[[], None], extra: Sequence[str] = ()) -> None:
     """Let Hydra compose and launch ``task`` from the command line, with ``extra`` overrides behind what was typed."""
     typed = list(sys.argv)
+    # else Hydra prints a traceback of its own and exits, and the message for a person is lost in it
+    os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
         sys.argv = [*typed, *extra]
         task()

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+from mlflow.entities.model_registry import RegisteredModel
 from mlflow.exceptions import MlflowException
 
 from digit_study.recorded import ABSENT
@@ -60,6 +61,11 @@ def who() -> str:
 def new_id() -> str:
     """An id that sorts by time."""
     return f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}-{uuid.uuid4().hex[:6]}"
+
+
+def times(number: int) -> str:
+    """``1 time``, ``2 times``."""
+    return f"{number} time{'' if number == 1 else 's'}"
 
 
 def now() -> str:
@@ -112,11 +118,15 @@ class Ledger:
         """How many times the sealed test set has been opened."""
         return sum(entry.opened for entry in self.entries())
 
+    def in_step(self) -> bool:
+        """Whether file, tags and the count say the same, as they do unless something died between two writes."""
+        tags = self._tags() or {}
+        same = self.remote or _parsed(tags).keys() == _keyed(_read(self.path)).keys()
+        return same and tags.get(OPENED_TAG, "0") == str(self.openings())
+
     def sync(self) -> None:
-        """Bring file and tags to the same events, after something died between the two."""
+        """Bring file and tags to the same events, and the count to theirs."""
         tags, lines = self._tags(), _read(self.path)
-        if tags is None and not lines:
-            return
         held, written = _parsed(tags or {}), _keyed(lines)
         for key in sorted(held.keys() - written.keys()):
             self._write(held[key])
@@ -125,16 +135,25 @@ class Ledger:
             self.client.create_registered_model(self.name)
         for key in missing:
             self._mirror(written[key])
-        if missing:
+        if not self.in_step():
             self._count()
 
     def _events(self) -> dict[str, Event]:
         held = _parsed(self._tags() or {})
         return held if self.remote else {**_keyed(_read(self.path)), **held}
 
+    def description(self) -> str:
+        """What the registered model says of itself."""
+        found = self._model()
+        return str(found.description or "") if found else ""
+
     def _tags(self) -> dict[str, str] | None:
+        found = self._model()
+        return None if found is None else dict(found.tags)
+
+    def _model(self) -> RegisteredModel | None:
         try:
-            return dict(self.client.get_registered_model(self.name).tags)
+            return self.client.get_registered_model(self.name)
         except MlflowException as fault:
             if fault.error_code not in ABSENT:
                 raise

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -69,14 +68,16 @@ def run_many(plan: Plan, task: Callable[[], None]) -> None:
     run_id = tracking.create_run(first.config, uri, first.dataset, _parent_name(plan), kind="multirun")
     log = tracking.RunLog(uri, run_id)
     scratch = stores.ARTIFACTS / ".scratch" / run_id
-    scratch.mkdir(parents=True)
-    settled = plan.settled()
-    os.environ.update(DIGIT_STUDY_SCRATCH=str(scratch), DIGIT_STUDY_SHARED="\n".join(sys.argv[1:]))
-    os.environ["DIGIT_STUDY_SETTLED"] = "\n".join(settled)
+    settled, shared = plan.settled(), set.intersection(*(set(job.overrides) for job in plan.jobs))
     status, name = "FAILED", tracking.experiment_name(first.config, first.dataset)
     try:
+        scratch.mkdir(parents=True)
+        os.environ.update(DIGIT_STUDY_SCRATCH=str(scratch), DIGIT_STUDY_SHARED="\n".join(shared))
+        os.environ["DIGIT_STUDY_SETTLED"] = "\n".join(settled)
         log.config(first.config)
-        report.write_data_pictures(data.load_digits(first.config.data), log.folder)
+        digits = data.load_digits(first.config.data)
+        log.dataset(digits.name, digits.sha256, digits.counts())
+        report.write_data_pictures(digits, log.folder)
         run_hydra(task, [*settled, f"tracking.parent_run_id={run_id}", f"tracking.experiment='{name}'"])
         outcomes = [_read(scratch / str(number), job.overrides) for number, job in enumerate(plan.jobs)]
         boards = _compare(log, outcomes)

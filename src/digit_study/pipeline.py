@@ -45,8 +45,7 @@ def _walk(config: Config, log: tracking.RunLog, listener: Listener, pictures_of_
     started = time.perf_counter()
     log.config(config)
     digits = data.load_digits(config.data)
-    counts = {"train_images": len(digits.train_labels), "validation_images": len(digits.validation_labels)}
-    log.dataset(digits.name, digits.sha256, counts)
+    log.dataset(digits.name, digits.sha256, digits.counts())
     if pictures_of_data:
         report.write_data_pictures(digits, log.folder)
 
@@ -76,7 +75,7 @@ def _walk(config: Config, log: tracking.RunLog, listener: Listener, pictures_of_
         on_steps=listener.on_steps,
     )
     outcome = validate()
-    metrics = {**outcome.metrics, **_costs(judge, digits, epochs), **counts}
+    metrics = {**outcome.metrics, **_costs(judge, digits, epochs), **digits.counts()}
     weights = training.weights_sha256(judge)
     log.tags({"weights.sha256": weights})
     report.write_run(outcome, epochs, digits, config.model.name, log.folder)

@@ -83,15 +83,22 @@ class Pool:
     ) -> None:
         self.size, self.timeout, self.memory, self.launch = size, timeout, memory, launch
         self.slots: dict[int, _Slot] = {}
+        self.stillborn: list[Event] = []
 
     @property
     def free(self) -> int:
         """How many more trials could start now."""
         return self.size - len(self.slots)
 
-    def submit(self, key: int, config: Config, run_id: str) -> None:
-        """Start a trial."""
-        self.slots[key] = _Slot(self.launch(config, run_id), time.monotonic())
+    def submit(self, key: int, config: Config, run_id: str) -> int | None:
+        """Start a trial; returns its process id. One that cannot be started has died."""
+        try:
+            worker = self.launch(config, run_id)
+        except TrialDied as death:
+            self.stillborn.append(Event(key, "died", str(death)))
+            return None
+        self.slots[key] = _Slot(worker, time.monotonic())
+        return worker.pid()
 
     def answer(self, key: int, go_on: bool) -> None:
         """Reply to an ``epoch`` event."""
@@ -100,6 +107,8 @@ class Pool:
 
     def events(self, patience: float = 0.5) -> Iterator[Event]:
         """Yield what is new, after waiting at most ``patience`` seconds for it."""
+        while self.stillborn:
+            yield self.stillborn.pop()
         wait([thing for slot in self.slots.values() for thing in slot.worker.waitables()], patience)
         for key in list(self.slots):
             yield from self._news(key)
@@ -145,7 +154,7 @@ class Pool:
     def _gib(worker: Worker) -> float:
         try:
             return psutil.Process(worker.pid()).memory_info().rss / GIB
-        except psutil.NoSuchProcess:
+        except (psutil.NoSuchProcess, ValueError):
             return 0.0
 
     def _ended(self, key: int, kind: str, content: Any, grace: float = GRACE_S) -> Event:

@@ -19,7 +19,8 @@ import numpy as np
 import numpy.typing as npt
 
 from digit_study.errors import StudyError
-from digit_study.images import SUFFIXES, Digit, ImageError, read_digit
+from digit_study.image_files import SUFFIXES, ImageError
+from digit_study.images import Digit, read_digit
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -1,14 +1,33 @@
 """Everything slow that a trial needs, imported once by the server that trials are forked from. Runs no operation."""
 
+import os
+import threading
+
 from digit_study.quiet import native_stderr
 
-with native_stderr():
-    import mlflow.keras
-    import seaborn
-    import sklearn.metrics
-    import sklearn.model_selection
-    import statsmodels.stats.proportion
+_imported = threading.Event()
 
-    import digit_study.pipeline
+
+def _follow_parent(parent: int = os.getppid()) -> None:
+    """End this process if its parent is killed during the imports; afterwards the server looks after that itself."""
+    while not _imported.wait(0.3):
+        if os.getppid() != parent:
+            os._exit(1)
+
+
+_follower = threading.Thread(target=_follow_parent)
+_follower.start()
+try:
+    with native_stderr():
+        import mlflow.keras
+        import seaborn
+        import sklearn.metrics
+        import sklearn.model_selection
+        import statsmodels.stats.proportion
+
+        import digit_study.pipeline
+finally:  # no thread may be there when the first trial is forked
+    _imported.set()
+    _follower.join()
 
 __all__ = ["digit_study", "mlflow", "seaborn", "sklearn", "statsmodels"]

@@ -13,10 +13,17 @@ from digit_study import console, data, recorded
 from digit_study.contest import Challenger, evidence_of, find_challenger, judge, read_sealed
 from digit_study.errors import StudyError
 from digit_study.gate import Decision, require_same_data
-from digit_study.ledger import Entry, Ledger
+from digit_study.ledger import Entry, Ledger, times
 from digit_study.promotion_lock import if_idle, note, only_one
 from digit_study.registry import CHALLENGER, CHAMPION, Registry
 from digit_study.registry_config import GateConfig, PromoteConfig
+
+OUTCOMES = {
+    "promoted": "promoted as version {version}",
+    "kept": "not promoted, registered as challenger, version {version}",
+    "restored": "restored version {version}",
+    "interrupted": "interrupted",
+}
 
 
 def serve(config: PromoteConfig) -> None:
@@ -100,7 +107,7 @@ def _rehearse(registry: Registry, challenger: Challenger, limits: GateConfig) ->
         )
     _say(
         f"dry run: the sealed test images of {data.dataset_name(challenger.data)} would be opened once, for {who}: "
-        f"{against}. Nothing was opened or written; they have been opened {registry.ledger.openings()} times so far."
+        f"{against}. Nothing was opened or written; they have been opened {times(registry.ledger.openings())} so far."
     )
 
 
@@ -152,11 +159,11 @@ def _report(registry: Registry, version: str, decision: Decision, evidence: dict
     console.console().print(table)
     verb = "moves to" if decision.promoted else "stays; 'challenger' is"
     _say(f"The alias 'champion' {verb} version {version}: {decision.reason}.")
-    _say(f"The sealed test set has been opened {registry.ledger.openings()} times.")
+    _say(f"The sealed test set has been opened {times(registry.ledger.openings())}.")
 
 
 def _roll_back(registry: Registry, dry_run: bool) -> None:
-    if dry_run or not _cut_off(registry):
+    if dry_run or registry.is_tidy():
         target = registry.previous()  # without one nothing is to be written
     if dry_run:
         _say(f"dry run: version {target.version} (run {target.run_id}) would be champion again; nothing was written")
@@ -168,7 +175,7 @@ def _roll_back(registry: Registry, dry_run: bool) -> None:
 
 def print_history(registry: Registry) -> None:
     """Print the ledger, oldest entry first; what was cut off is tidied up before, unless a promotion is under way."""
-    if _cut_off(registry):
+    if not registry.is_tidy():
         with if_idle(registry.ledger) as idle:
             _tell(registry.tidy() if idle else [])
     for entry in registry.ledger.entries():
@@ -177,16 +184,11 @@ def print_history(registry: Registry) -> None:
         _say(f"{event['at']}  {event['who']}  run {event['run_id']}: {event['outcome']}")
     standing = ", ".join(f"{alias}: version {version}" for alias, version in registry.aliases().items())
     _say(f"{registry.name}: {standing or 'no alias is set, nothing has been promoted yet'}")
-    _say(f"The sealed test set has been opened {registry.ledger.openings()} times.")
-
-
-def _cut_off(registry: Registry) -> bool:
-    return any(not entry.ended for entry in registry.ledger.entries())
+    _say(f"The sealed test set has been opened {times(registry.ledger.openings())}.")
 
 
 def _line(entry: Entry) -> str:
     begun, ended = entry.begun, entry.ended
-    outcome = ended.get("outcome", "has not ended")
-    version = f" version {ended['version']}" if "version" in ended else ""
-    what = f"{begun['kind']} of run {begun['run_id']}"
-    return f"{begun['at']}  {begun['who']}  {what}: {outcome}{version}: {ended.get('reason', 'under way, or cut off')}"
+    outcome = OUTCOMES.get(ended.get("outcome", ""), "has not ended").format(version=ended.get("version"))
+    what = f"{begun['kind']} {'to' if begun['kind'] == 'rollback' else 'of'} run {begun['run_id']}"
+    return f"{begun['at']}  {begun['who']}  {what}: {outcome}: {ended.get('reason', 'under way, or cut off')}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -102,14 +103,14 @@ def confirmed_winner(client: mlflow.MlflowClient, study: str) -> str:
         StudyError: there is no such study, or it has not been confirmed.
     """
     experiments = [found.experiment_id for found in client.search_experiments()]
-    quoted = study.replace("'", "''")
-    runs = client.search_runs(
+    runs = client.search_runs(  # the name is compared here: MLflow's filters cannot quote a quote
         experiments,
-        f"tags.kind = 'confirmation' and tags.study = '{quoted}' and attributes.status = 'FINISHED'",
+        "tags.kind = 'confirmation' and attributes.status = 'FINISHED'",
         order_by=["attributes.start_time DESC"],
-        max_results=20,
+        max_results=5_000,
     )
-    winners = [run.data.tags["winner.run_id"] for run in runs if "winner.run_id" in run.data.tags]
+    tags = [run.data.tags for run in runs]
+    winners = [one["winner.run_id"] for one in tags if one.get("study") == study and "winner.run_id" in one]
     if winners:
         return str(winners[0])
     raise StudyError(_unconfirmed(client, experiments, study))
@@ -122,12 +123,14 @@ def _unconfirmed(client: mlflow.MlflowClient, experiments: list[str], study: str
     if study not in names:
         return (
             f"`study` must be one that was searched and confirmed, got '{study}', of which this store holds nothing"
-            f"{nearest(study, names)}; run `python sweeps/optuna_search.py study={study}` and confirm it, {remedy}"
+            f"{nearest(study, names)}; run `python sweeps/optuna_search.py study={study}` and "
+            f"`python sweeps/confirm.py study={study}`, {remedy}"
         )
-    done = sum(run.info.status == "FINISHED" for run in runs if run.data.tags["study"] == study)
+    trained = [run for run in runs if run.data.tags["study"] == study and "weights.sha256" in run.data.tags]
+    done = sum(run.info.status == "FINISHED" for run in trained)
     return (
         f"`study` must have a confirmed winner, got '{study}' with {done} finished runs and no finished confirmation: "
-        f"{'confirm it' if done else 'let it finish a trial, confirm it'} (sweeps/optuna_search.py --help), {remedy}"
+        f"{'' if done else 'let it finish a trial, then '}run `python sweeps/confirm.py study={study}`, {remedy}"
     )
 
 
@@ -173,8 +176,8 @@ def _flat(node: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
 
 
 def _override(key: str, text: str) -> str:
-    # quoted, a value is a string, which the schema turns into what the key wants
-    quoted = text.replace("\\", "\\\\").replace("'", "\\'")
+    # quoted, a value is a string, which the schema converts; a backslash is special before a quote only
+    quoted = re.sub(r"(\\*)('|$)", lambda found: found[1] * 2 + ("\\'" if found[2] else ""), text)
     return f"{key}=null" if text == "None" else f"{key}='{quoted}'"
 
 

@@ -15,7 +15,7 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from digit_study.errors import StudyError
-from digit_study.ledger import Entry, Event, Ledger, new_id, now, who
+from digit_study.ledger import Entry, Event, Ledger, new_id, now, times, who
 from digit_study.recorded import ABSENT
 
 CHAMPION, PREVIOUS, CHALLENGER = "champion", "previous", "challenger"
@@ -89,7 +89,18 @@ class Registry:
     def tidy(self) -> list[str]:
         """Finish or undo what processes that died left behind; returns a sentence for each."""
         self.ledger.sync()
-        return [self.settle(entry) for entry in self.ledger.entries() if not entry.ended]
+        done = [self.settle(entry) for entry in self.ledger.entries() if not entry.ended]
+        if not self.is_tidy():
+            self._describe()
+        return done
+
+    def is_tidy(self) -> bool:
+        """Whether nothing was left half done."""
+        entries = self.ledger.entries()
+        if not entries:
+            return True
+        ended = all(entry.ended for entry in entries)
+        return ended and self.ledger.in_step() and self.ledger.description() == self._description()
 
     def settle(self, entry: Entry, why: str = "its process ended") -> str:
         """Finish an entry whose alias has moved, undo one whose alias has not; returns what was done."""
@@ -163,12 +174,14 @@ class Registry:
         return reason
 
     def _describe(self) -> None:
+        self.client.update_registered_model(self.name, self._description())
+
+    def _description(self) -> str:
         champion = self.at(CHAMPION)
         reigns = f"version {champion.version}, run {champion.run_id}" if champion else "none"
-        self.client.update_registered_model(
-            self.name,
+        return (
             f"Reads one handwritten digit: raw pixels (n, 28, 28, 1), 0 to 255, to ten probabilities.\n\n"
-            f"Champion: {reigns}.\n\nThe sealed test set has been opened {self.ledger.openings()} times; "
+            f"Champion: {reigns}.\n\nThe sealed test set has been opened {times(self.ledger.openings())}; "
             f"the tags `ledger.*` say by whom, when, for which run and to what end "
-            f"(`python sweeps/promote.py history=true`).",
+            f"(`python sweeps/promote.py history=true`)."
         )

@@ -5,13 +5,25 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
+from types import SimpleNamespace
+from typing import cast
 
 import optuna
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
+from optuna.study import Study
+from optuna.trial import FrozenTrial
 
 from digit_study.errors import StudyError
 from digit_study.search_config import SearchConfig, pruner_of
+
+
+class _Hyperband(optuna.pruners.HyperbandPruner):
+    """Optuna draws brackets from the study's name too: two studies alike but for their names would differ."""
+
+    def _get_bracket_id(self, study: Study, trial: FrozenTrial) -> int:
+        return super()._get_bracket_id(cast(Study, SimpleNamespace(study_name="")), trial)
+
 
 #: Samplers that need a library of their own, and how to get it.
 NEEDS = {"gp": ("torch", "pip install -e '.[gp]'"), "cmaes": ("cmaes", "pip install cmaes")}
@@ -30,7 +42,7 @@ SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
 }
 
 PRUNERS: dict[str, Callable[[int], BasePruner]] = {
-    "hyperband": lambda epochs: optuna.pruners.HyperbandPruner(min_resource=1, max_resource=epochs),
+    "hyperband": lambda epochs: _Hyperband(min_resource=1, max_resource=epochs),
     "successive_halving": lambda epochs: optuna.pruners.SuccessiveHalvingPruner(min_resource=1),
     "median": lambda epochs: optuna.pruners.MedianPruner(n_startup_trials=5),
     "percentile": lambda epochs: optuna.pruners.PercentilePruner(25.0, n_startup_trials=5),

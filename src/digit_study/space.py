@@ -5,23 +5,20 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from digit_study import composition
-from digit_study.config import RULES, Config, complaint, flatten, validate
+from digit_study.config import Config, TrainingConfig, flatten, validate
 from digit_study.errors import StudyError
-from digit_study.naming import nearest
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution
 
 Params = dict[str, Any]
-SEARCHABLE = ("data.limit", "model.", "training.")
 GROUPS = ("model", "training")
-FIELDS = ("type", "low", "high", "step", "log", "choices", "when")
 
 
 @dataclass(frozen=True)
@@ -88,120 +85,9 @@ class Dimension:
         return tuple(self.low + at * self.step for at in range(int((self.high - self.low) / self.step + 1e-9) + 1))
 
 
-def parse_space(raw: Mapping[str, Any], base: Config, root: str = "study") -> list[Dimension]:
-    """Check a space against the config's own rules and put it in an order in which conditions come first.
-
-    Args:
-        raw: config key to its choices or range, as in ``conf/search/space/*.yaml``.
-        base: the run that is varied; every end of every range must be valid in it.
-        root: root config whose keys and groups may be searched.
-
-    Raises:
-        StudyError: lists all that is wrong.
-    """
-    if not raw:
-        raise StudyError("`search.space` must name at least one key to search, got none: take search/space=default")
-    known = [*GROUPS, *(key for key in flatten(base) if key.startswith(SEARCHABLE))]
-    complaint("\n".join(flaw for key, entry in raw.items() for flaw in _flaws(key, entry, known)))
-    dimensions = [_dimension(key, entry) for key, entry in raw.items()]
-    complaint("\n".join(flaw for one in dimensions for flaw in _value_flaws(one, base, root)))
-    return _ordered(dimensions)
-
-
-def _flaws(key: str, entry: Any, known: Sequence[str]) -> Iterator[str]:
-    where = f"`search.space` key `{key}`"
-    if key not in known:
-        yield f"{where} is no config key that can be searched{nearest(key, known)}"
-        return
-    if not isinstance(entry, Mapping) or not entry:
-        yield f"{where} must have choices, or low and high, got {entry!r}"
-        return
-    for name in set(entry) - set(FIELDS):
-        yield f"{where} must have fields from {', '.join(FIELDS)}, got {name!r}{nearest(str(name), FIELDS)}"
-    if entry.get("type", "int") not in ("categorical", "int", "float"):
-        yield f"{where} must be of type categorical, int or float, got {entry['type']!r}"
-    elif "choices" in entry or entry.get("type") == "categorical":
-        yield from _choice_flaws(where, entry)
-    else:
-        yield from _range_flaws(where, entry)
-    for condition, allowed in (entry.get("when") or {}).items():
-        if not isinstance(allowed, list) or not allowed:
-            yield f"{where}: `when` must list the values of `{condition}` under which it matters, got {allowed!r}"
-
-
-def _choice_flaws(where: str, entry: Mapping[str, Any]) -> Iterator[str]:
-    choices = entry.get("choices")
-    if not isinstance(choices, list) or not choices:
-        yield f"{where} must have at least one choice, got {choices!r}"
-    elif len(set(map(str, choices))) < len(choices):
-        yield f"{where} must have each choice once, got {choices!r}"
-
-
-def _range_flaws(where: str, entry: Mapping[str, Any]) -> Iterator[str]:
-    low, high, step = entry.get("low"), entry.get("high"), entry.get("step")
-    numbers = [value for value in (low, high, step) if value is not None]
-    if low is None or high is None:
-        yield f"{where} must have choices, or low and high, got {dict(entry)!r}"
-    elif any(isinstance(n, bool) or not isinstance(n, int | float) or not math.isfinite(n) for n in numbers):
-        yield f"{where} must have finite numbers as low, high and step, got {dict(entry)!r}"
-    elif low > high:
-        yield f"{where} must have low ≤ high, got low {low} and high {high}"
-    elif entry.get("type", "int") == "int" and any(number != int(number) for number in numbers):
-        yield f"{where} must have whole numbers, got {dict(entry)!r}: give type: float for others"
-    elif step is not None and step <= 0:
-        yield f"{where} must have a step greater than 0, got {step}"
-    elif entry.get("log") and low <= 0:
-        yield f"{where} must have low greater than 0 with log: true, got {low}"
-    elif entry.get("log") and step is not None:
-        yield f"{where} takes either log or step, got both: drop one"
-
-
-def _dimension(key: str, entry: Mapping[str, Any]) -> Dimension:
-    when = {name: tuple(allowed) for name, allowed in (entry.get("when") or {}).items()}
-    if "choices" in entry:
-        return Dimension(key, "categorical", choices=tuple(entry["choices"]), when=when)
-    kind = entry.get("type", "int")
-    return Dimension(
-        key, kind, low=entry["low"], high=entry["high"], step=entry.get("step"), log=bool(entry.get("log")), when=when
-    )
-
-
-def _value_flaws(dimension: Dimension, base: Config, root: str) -> Iterator[str]:
-    """One sentence for every end of a range that the config's own rules refuse."""
-    for value in dimension.ends():
-        try:
-            if dimension.key in GROUPS:
-                composition.compose_config([f"{dimension.key}={value}"], root)
-            else:
-                _check_leaf(dimension.key, value, base)
-        except StudyError as error:
-            yield f"`search.space` key `{dimension.key}` reaches {value!r}: {error}"
-
-
-def _check_leaf(key: str, value: Any, base: Config) -> None:
-    changed = with_values(base, {key: value})
-    rule = RULES.get(key)
-    if rule is not None and value is not None and not rule.holds(value):
-        raise StudyError(f"`{key}` must be {rule.text}, got {value!r}{nearest(str(value), rule.choices)}")
-    validate(changed)
-
-
-def _ordered(dimensions: list[Dimension]) -> list[Dimension]:
-    """Conditions first, otherwise as written."""
-    ordered: list[Dimension] = []
-    left = list(dimensions)
-    while left:
-        placed = {one.key for one in ordered}
-        ready = [one for one in left if set(one.when) <= placed]
-        if not ready:
-            stuck = left[0]
-            raise StudyError(
-                f"`search.space` key `{stuck.key}` has a `when` on {', '.join(stuck.when)}, "
-                "which must be searched too, and not in a circle"
-            )
-        ordered.append(ready[0])
-        left.remove(ready[0])
-    return ordered
+def flat_values(base: Config) -> dict[str, Any]:
+    """Every leaf of a run by its key, and its network by the name of the group."""
+    return {**flatten(base), "model": base.model.name}
 
 
 def with_values(config: Any, values: Mapping[str, Any]) -> Any:
@@ -253,7 +139,7 @@ def suggest(trial: Any, dimensions: Sequence[Dimension]) -> Params:
 
 def baseline(dimensions: Sequence[Dimension], base: Config) -> tuple[Params, list[str]]:
     """The hand-set config as params, and the keys whose value lies outside the space."""
-    flat = {**flatten(base), "model": base.model.name}
+    flat = flat_values(base)
     params: Params = {}
     outside = []
     for one in dimensions:
@@ -281,10 +167,22 @@ def grid(dimensions: Sequence[Dimension]) -> list[Params] | None:
     return list(points.values())
 
 
+#: More points than this are not listed; no study runs so many.
+LARGEST_GRID = 100_000
+
+
 def grid_size(dimensions: Sequence[Dimension]) -> int | None:
     """How many combinations there are, conditions not counted; None where a range is continuous."""
     sizes = [len(values) if (values := one.grid()) is not None else None for one in dimensions]
     return None if None in sizes else math.prod(size for size in sizes if size is not None)
+
+
+def _resolved(chosen: Any, base: Config) -> Any:
+    """A group's option with what was resolved once for the whole study."""
+    if not isinstance(chosen, TrainingConfig):
+        return chosen
+    precision = base.training.precision if chosen.precision == "auto" else chosen.precision
+    return dataclasses.replace(chosen, precision=precision, threads=chosen.threads or base.training.threads)
 
 
 def apply(params: Mapping[str, Any], base_overrides: Sequence[str], base: Config, root: str = "study") -> Config:
@@ -296,7 +194,7 @@ def apply(params: Mapping[str, Any], base_overrides: Sequence[str], base: Config
     groups = {key: value for key, value in params.items() if key in GROUPS}
     if groups:
         chosen = composition.compose_config([*base_overrides, *(f"{k}={v}" for k, v in groups.items())], root)
-        base = dataclasses.replace(base, **{key: getattr(chosen, key) for key in groups})
+        base = dataclasses.replace(base, **{key: _resolved(getattr(chosen, key), base) for key in groups})
     config: Config = with_values(base, {key: value for key, value in params.items() if key not in groups})
     validate(config)
     return config

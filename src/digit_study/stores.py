@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import sqlite3
 import urllib.error
 import urllib.parse
 import urllib.request
+from collections.abc import Callable
 from http.client import HTTPException
 from pathlib import Path
+from typing import Any
 
 from digit_study.composition import ROOT
 from digit_study.errors import StudyError
@@ -24,12 +27,18 @@ def tracking_uri(configured: str | None) -> str:
 
 
 def without_password(uri: str) -> str:
-    """The URI as it may be shown and logged."""
-    parts = urllib.parse.urlsplit(uri)
-    if parts.password is None:
-        return uri
-    user, _, host = parts.netloc.rpartition("@")
-    return urllib.parse.urlunsplit(parts._replace(netloc=f"{user.split(':')[0]}:***@{host}"))
+    """The URI as it may be shown and logged. A password may itself hold ``@``, ``#`` or ``/``."""
+    hidden = re.sub(r"^([\w+]+://[^:/@]*):.*@", r"\1:***@", uri)
+    return re.sub(r"(?i)([?&](?:password|passwd|pwd|token|secret)=)[^&]*", r"\1***", hidden)
+
+
+def without_secrets(message: str, uri: str) -> str:
+    """The first line of a message, with ``uri`` and the password in it hidden."""
+    text = message.replace(uri, without_password(uri)).strip().split("\n")[0]
+    found = re.search(r"^[\w+]+://[^:/@]*:(.*)@", uri)
+    for secret in {found[1], urllib.parse.unquote(found[1])} - {""} if found else set():
+        text = text.replace(secret, "***")
+    return text
 
 
 def check_store(uri: str, key: str = "tracking.uri") -> None:
@@ -38,7 +47,7 @@ def check_store(uri: str, key: str = "tracking.uri") -> None:
     Raises:
         StudyError: it cannot be written or reached, or it is no such store.
     """
-    scheme = urllib.parse.urlsplit(uri).scheme
+    scheme = uri.partition(":")[0] if "://" in uri else ""  # urlsplit raises on what is no host
     if scheme in ("http", "https"):
         _check_server(uri, key)
     elif scheme == "sqlite":
@@ -121,10 +130,15 @@ def _check_database(uri: str, key: str) -> None:
     from sqlalchemy.exc import SQLAlchemyError
 
     try:
-        create_engine(uri).connect().close()
-    except (SQLAlchemyError, ImportError) as error:
-        first = str(error).strip().split("\n")[0]
-        raise StudyError(f"`{key}` must be a database that answers, got '{without_password(uri)}': {first}") from None
+        create_engine(uri, connect_args=_within_seconds(uri)).connect().close()
+    except (SQLAlchemyError, ImportError, ValueError) as error:
+        why = without_secrets(str(error), uri)
+        raise StudyError(f"`{key}` must be a database that answers, got '{without_password(uri)}': {why}") from None
+
+
+def _within_seconds(uri: str) -> dict[str, Any]:
+    """Else a host that drops packets is waited for by the minute."""
+    return {"connect_timeout": 5} if uri.startswith(("postgresql", "mysql")) else {}
 
 
 def look(uri: str) -> str:
@@ -151,7 +165,40 @@ def prepare_store(uri: str) -> None:
     ARTIFACTS.mkdir(exist_ok=True)
     # MLflow's migrations take no lock of their own: of four that start together three crash
     with FileLock(ARTIFACTS / ".store.lock"):
+        create_sqlite(uri, _create_tables)
         mlflow.MlflowClient(uri).search_experiments(max_results=1)
+
+
+def _create_tables(uri: str) -> None:
+    from mlflow.store.db.utils import _initialize_tables
+    from sqlalchemy import create_engine
+
+    engine = create_engine(uri)
+    _initialize_tables(engine)  # type: ignore[no-untyped-call]
+    engine.dispose()
+
+
+def is_missing(uri: str) -> bool:
+    """Whether ``uri`` is of a sqlite file that does not exist yet."""
+    return uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists()
+
+
+def create_sqlite(uri: str, create: Callable[[str], None]) -> None:
+    """Create the sqlite file of ``uri`` if it is missing: beside its place first, so that it is whole or not there.
+
+    Its journal is a write-ahead log: half the waiting for the disk, and readers and writers do not block each other.
+    """
+    if not is_missing(uri):
+        return
+    path = Path(uri.removeprefix("sqlite:///"))
+    new = path.with_name(f".{path.name}.new")  # only one process is here at a time: what lies there is left over
+    for leftover in path.parent.glob(f"{new.name}*"):
+        leftover.unlink()
+    create(f"sqlite:///{new}")
+    connection = sqlite3.connect(new)
+    connection.execute("PRAGMA journal_mode=WAL").close()
+    connection.close()
+    new.replace(path)
 
 
 def quiet_mlflow() -> None:

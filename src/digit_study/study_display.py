@@ -13,9 +13,11 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from digit_study.console import console
+from digit_study.console import accuracy_with_interval, console
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from digit_study.sweep import Running, Sweep
 
 STYLES = {"COMPLETE": "green", "PRUNED": "yellow", "FAIL": "red"}
@@ -69,6 +71,36 @@ def _params(running: Running) -> str:
     again = "" if running.replicate_of is None else f"(a further seed of trial {running.replicate_of}) "
     return again + " ".join(f"{key.split('.')[-1]}={value:.3g}" if isinstance(value, float) else
                             f"{key.split('.')[-1]}={value}" for key, value in running.params.items())  # fmt: skip
+
+
+def board_table(board: pd.DataFrame, title: str) -> Table:
+    """Configurations by rank, as a narrow terminal can show them; all of their numbers are on the parent run."""
+    table = Table(
+        title=title, title_justify="left", caption="= cannot be told from the best (5 %)", caption_justify="left"
+    )
+    for heading in ("rank", "val accuracy [95 %]", "parameters", "seeds", ""):
+        table.add_column(heading, justify="right", no_wrap=True)
+    table.add_column("trial: configuration", overflow="fold")
+    for row in board.to_dict("records"):
+        table.add_row(
+            str(row["rank"]), accuracy_with_interval(row), f"{row['parameters']:,.0f}", str(row["seeds"]),
+            "=" if row["tied"] else "", row["name"],
+        )  # fmt: skip
+    return table
+
+
+def front_table(trials: pd.DataFrame, objectives: dict[str, str]) -> Table:
+    """The Pareto front: what no other trial beats in every objective, the best by the first objective on top."""
+    table = Table(title="Pareto front", title_justify="left")
+    table.add_column("trial", justify="right")
+    for metric, direction in objectives.items():
+        table.add_column(f"{metric} ({direction})", justify="right")
+    first, direction = next(iter(objectives.items()))
+    for row in (
+        trials[trials["front"].astype(bool)].sort_values(first, ascending=direction == "minimize").to_dict("records")
+    ):
+        table.add_row(str(row["number"]), *(f"{row[metric]:.6g}" for metric in objectives))
+    return table
 
 
 @contextmanager

@@ -14,7 +14,8 @@ from digit_study.errors import StudyError
 from digit_study.resolution import resolve_config
 from digit_study.samplers import check_sampler
 from digit_study.search_config import StudyConfig, objectives_of, pruner_of, validate_study
-from digit_study.space import Dimension, grid_size, parse_space
+from digit_study.space import LARGEST_GRID, Dimension, grid_size
+from digit_study.space_rules import parse_space
 from digit_study.stores import check_store, tracking_uri
 from digit_study.study_store import check_storage, describe_storage
 
@@ -56,12 +57,8 @@ def plan_study(arguments: Sequence[str]) -> StudyPlan:
     validate_study(study)
     check_sampler(study.search.sampler)
     dimensions = parse_space(study.search.space, study.run)
-    if study.search.sampler == "grid" and grid_size(dimensions) is None:
-        endless = [one.key for one in dimensions if one.grid() is None]
-        raise StudyError(
-            f"`search.sampler`=grid needs a finite space, but {', '.join(endless)} is continuous: "
-            "give it a step or choices, or take another sampler"
-        )
+    if study.search.sampler == "grid":
+        _check_grid(dimensions)
     uri = tracking_uri(study.tracking.uri)
     check_store(uri)
     check_storage(study)
@@ -72,6 +69,20 @@ def plan_study(arguments: Sequence[str]) -> StudyPlan:
     # every trial sees what was resolved here once
     study = replace(study, data=run.data)
     return StudyPlan(study, overrides, run, source.name, dimensions, workers, uri)
+
+
+def _check_grid(dimensions: Sequence[Dimension]) -> None:
+    endless, points = [one.key for one in dimensions if one.grid() is None], grid_size(dimensions)
+    if points is None:
+        raise StudyError(
+            f"`search.sampler`=grid needs a finite space, but {', '.join(endless)} is continuous: "
+            "give it a step or choices, or take another sampler"
+        )
+    if points > LARGEST_GRID:
+        raise StudyError(
+            f"`search.sampler`=grid needs a space of at most {LARGEST_GRID:,} points, got {points:,}: "
+            "give larger steps, or take another sampler"
+        )
 
 
 def plan_table(plan: StudyPlan) -> Table:

@@ -16,10 +16,12 @@ from matplotlib.figure import Figure
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from digit_study import figures, report, study_figures, tracking
+from digit_study import comparison_figures, console, figures, report, stores, study_figures, tracking
+from digit_study.errors import StudyError
 from digit_study.selection import Candidate, Group, pooled_leaderboard
 from digit_study.space import Dimension, fingerprint
-from digit_study.study_store import RUN_ID
+from digit_study.study_store import UID
+from digit_study.trial_ends import RUN_ID
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,24 @@ class StudyView:
         return self.study.get_trials(deepcopy=False, states=states or None)
 
 
+def mark_of(study: Study) -> dict[str, str]:
+    """The tags by which the parent run of a study is found."""
+    return {"kind": "study", "study.uid": str(study.user_attrs[UID])}
+
+
+def parent_of(study: Study, uri: str) -> str | None:
+    """The parent run of a study; None where this tracking store does not have it."""
+    return tracking.find_run(uri, mark_of(study))
+
+
+def kept_elsewhere(name: str, uri: str) -> StudyError:
+    """What to say of a study whose runs are in another store."""
+    return StudyError(
+        f"the runs of study '{name}' are not in {stores.without_password(uri)}: set MLFLOW_TRACKING_URI to the store "
+        "that it was begun with, or start it anew with search.fresh=true"
+    )
+
+
 def name_of(trial: FrozenTrial, dimensions: Sequence[Dimension]) -> str:
     """Params as short text: the last part of every key and its value, in the order of the space."""
     parts = []
@@ -74,15 +94,21 @@ def leaderboard(view: StudyView) -> pd.DataFrame:
     for trial in view.trials(TrialState.COMPLETE):
         if is_feasible(trial) and RUN_ID in trial.user_attrs:
             name = f"{trial.number}: {name_of(trial, view.dimensions)}"
-            groups.setdefault(fingerprint(trial.params), []).append(candidate(view, name, trial.user_attrs[RUN_ID]))
+            found = candidate(view, name, trial.user_attrs[RUN_ID])
+            if found is not None:
+                groups.setdefault(fingerprint(trial.params), []).append(found)
     named = [Group(group[0].name, group) for group in groups.values()]
     return pooled_leaderboard(named)
 
 
-def candidate(view: StudyView, name: str, run_id: str) -> Candidate:
-    """A finished run of the study, with its per-image validation readings."""
-    table = pd.read_csv(io.StringIO(tracking.read_text(view.uri, run_id, "tables/predictions.csv")))
-    metrics = tracking.finished_metrics(view.uri, run_id) or {}
+def candidate(view: StudyView, name: str, run_id: str) -> Candidate | None:
+    """A finished run of the study, with its per-image validation readings; None where MLflow has it no more."""
+    try:
+        table = pd.read_csv(io.StringIO(tracking.read_text(view.uri, run_id, "tables/predictions.csv")))
+        metrics = tracking.finished_metrics(view.uri, run_id) or {}
+    except tracking.StoreFault as fault:
+        console.warn(f"{name} is not ranked, its run {run_id} cannot be read: {tracking.first_line(fault)}")
+        return None
     return Candidate(name, run_id, metrics, table.sort_values("index")["correct"].to_numpy(bool), view.digest)
 
 
@@ -143,7 +169,7 @@ def pictures(view: StudyView, trials: pd.DataFrame) -> dict[str, Figure]:
         states = {trial.number: trial.state.name for trial in found}
         drawn["intermediate_values"] = study_figures.intermediate_values(curves, states, objective)
     else:
-        drawn["pareto"] = study_figures.pareto(pareto_frame(view), view.objectives)
+        drawn["pareto"] = comparison_figures.pareto(pareto_frame(view), view.objectives)
     return drawn
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import shlex
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import yaml
 from optuna.study import Study
 from optuna.trial import TrialState
 
-from digit_study import console, data, report, stores, study_report, study_store, tracking, workers
+from digit_study import console, data, report, stores, study_report, study_store, supervision, tracking, workers
 from digit_study.composition import ROOT
 from digit_study.config import flatten
 from digit_study.errors import StudyError
@@ -18,12 +20,12 @@ from digit_study.evaluation import accuracy_interval
 from digit_study.interruption import Interrupted
 from digit_study.pool import Pool, Worker, in_process
 from digit_study.search_config import objectives_of
-from digit_study.study_display import display
+from digit_study.study_display import board_table, display, front_table
 from digit_study.study_plan import StudyPlan
 from digit_study.study_report import StudyView
-from digit_study.sweep import Setting, Sweep, ranked
-
-PARENT = "parent_run_id"
+from digit_study.study_store import describe_storage
+from digit_study.sweep import Sweep
+from digit_study.trial_ends import RUN_ID, SEED, Setting, ranked
 
 
 def run_study(plan: StudyPlan, launch: Callable[..., Worker] = in_process) -> StudyView:
@@ -42,12 +44,12 @@ def run_study(plan: StudyPlan, launch: Callable[..., Worker] = in_process) -> St
         workers.warm_up()
     stores.prepare_store(plan.uri)
     parent = _parent_run(plan, study)
-    log = tracking.RunLog(plan.uri, parent)
     view = StudyView(
         study, plan.dimensions, objectives_of(plan.study.search), plan.uri, str(plan.run.data.sha256), plan.workers
     )
     status = "FAILED"
     try:
+        _describe(plan, parent)
         _sweep(plan, view, parent, launch)
         status = "FINISHED"
     except Interrupted:
@@ -55,14 +57,20 @@ def run_study(plan: StudyPlan, launch: Callable[..., Worker] = in_process) -> St
         console.complain(f"interrupted: the same command goes on with study '{plan.study.study}'")
         raise
     finally:
-        if status != "KILLED":
-            _report(plan, view, log)
-        log.end(status, {"study": plan.study.study})
+        _end(plan, view, parent, status)
     if plan.study.search.confirm:
         from digit_study.confirmation import confirm
 
         confirm(plan, study, launch)
     return view
+
+
+def _describe(plan: StudyPlan, parent: str) -> None:
+    log = tracking.RunLog(plan.uri, parent)
+    log.config(plan.run)
+    said = {**flatten(plan.study), "search.storage": describe_storage(plan.study)}  # may hold a password
+    (log.folder / "study.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(said, default=str))))
+    report.write_data_pictures(data.load_digits(plan.run.data), log.folder)
 
 
 def _sweep(plan: StudyPlan, view: StudyView, parent: str, launch: Callable[..., Worker]) -> None:
@@ -74,30 +82,34 @@ def _sweep(plan: StudyPlan, view: StudyView, parent: str, launch: Callable[..., 
         Sweep(setting, view.study, pool, shown).run()
 
 
+def _end(plan: StudyPlan, view: StudyView, parent: str, status: str) -> None:
+    """Report and end the parent run; supervisors of one study in turn, for it has one folder on this machine."""
+    with supervision.lock(f"{plan.study.study}.report"):
+        log = tracking.RunLog(plan.uri, parent)
+        try:
+            if status != "KILLED":
+                _report(plan, view, log, status)
+        except BaseException as error:
+            status = "KILLED" if isinstance(error, Interrupted) else "FAILED"
+            raise
+        finally:
+            log.end(status, {"study": plan.study.study})
+
+
 def _parent_run(plan: StudyPlan, study: Study) -> str:
-    """Find the parent run of a study again, or create it with the two pictures of the digits."""
-    with study_store.turn(plan.study.study):
-        known = study.user_attrs.get(PARENT)
+    """Find the parent run of a study again, or create it.
+
+    Raises:
+        StudyError: the study has trials whose runs are in another tracking store.
+    """
+    with supervision.turn(plan.study.study):
+        known = study_report.parent_of(study, plan.uri)
         if known is not None and tracking.reopen_run(plan.uri, known):
-            _close_leftovers(plan, study, known)
-            return str(known)
-        run_id = tracking.create_run(
-            plan.run, plan.uri, plan.dataset, f"study {plan.study.study}", kind="study", study=plan.study.study
-        )
-        study.set_user_attr(PARENT, run_id)
-    log = tracking.RunLog(plan.uri, run_id)
-    log.config(plan.run)
-    (log.folder / "study.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(flatten(plan.study), default=str))))
-    report.write_data_pictures(data.load_digits(plan.run.data), log.folder)
-    return run_id
-
-
-def _close_leftovers(plan: StudyPlan, study: Study, parent: str) -> None:
-    """Close runs that a killed supervisor left RUNNING, but for those of trials whose supervisor lives."""
-    orphaned = {trial.number for trial in study_store.orphans(study)}
-    running = {trial.number for trial in study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))}
-    alive = {str(number) for number in running - orphaned}
-    tracking.close_children(plan.uri, parent, "KILLED", spare=lambda tags: tags.get("trial.number") in alive)
+            return known
+        if any(RUN_ID in trial.user_attrs for trial in study.get_trials(deepcopy=False)):
+            raise study_report.kept_elsewhere(plan.study.study, plan.uri)
+        name, tags = f"study {plan.study.study}", study_report.mark_of(study)
+        return tracking.create_run(plan.run, plan.uri, plan.dataset, name, study=plan.study.study, **tags)
 
 
 def best_so_far(view: StudyView) -> str:
@@ -117,35 +129,53 @@ def _valued(view: StudyView, value: float) -> str:
     return console.accuracy_with_interval({"val_accuracy": value, "val_accuracy_low": low, "val_accuracy_high": high})
 
 
-def _report(plan: StudyPlan, view: StudyView, log: tracking.RunLog) -> None:
+def _report(plan: StudyPlan, view: StudyView, log: tracking.RunLog, status: str) -> None:
     board = study_report.leaderboard(view)
     study_report.write(view, board, log.folder)
-    terminal = console.console()
     if board.empty:
+        if status == "FAILED":  # and that says why
+            return
         raise StudyError(
             f"study '{plan.study.study}' has no finished trial that keeps the constraints; see {stores.look(plan.uri)}"
         )
     best = board.iloc[0]
     log.metrics({"best_val_accuracy": best["val_accuracy"], "trials": len(view.trials())})
     log.tags({"best.run_id": best["run_id"], "best.name": best["name"]})
-    terminal.print(console.leaderboard_table(board.head(10), f"Leaderboard of study '{plan.study.study}'"))
     line = override_line(plan, view)
-    path = study_store.STUDIES / f"{plan.study.study}.best.txt"
+    path = study_store.folder() / f"{plan.study.study}.best.txt"
     path.write_text(line + "\n")
-    terminal.print(f"best config (also in {_relative(path)}):\n  {line}")
-    terminal.print(f"next:\n  python sweeps/confirm.py study={plan.study.study}\n  {stores.look(plan.uri)}")
+    terminal = console.console()
+    terminal.print(board_table(board.head(10), f"Leaderboard of study '{plan.study.study}'"))
+    if len(view.objectives) > 1:
+        terminal.print(front_table(study_report.pareto_frame(view), view.objectives))
+    terminal.print(f"best config (also in {_relative(path)}):\n  {line}", soft_wrap=True)
+    terminal.print(
+        f"next:\n  python sweeps/confirm.py {study_store.address(plan.study)}\n  {stores.look(plan.uri)}",
+        soft_wrap=True,
+    )
 
 
 def override_line(plan: StudyPlan, view: StudyView) -> str:
     """The command that trains the best trial's configuration again, with its seed."""
     complete = [trial for trial in view.trials(TrialState.COMPLETE) if study_report.is_feasible(trial)]
     best = ranked(complete, view.study)[0]
-    not_run = ("search", "confirm", "study", "tracking.", *best.params)
-    typed = [text for text in plan.overrides if not text.lstrip("+~").startswith(not_run)]
-    chosen = [f"{key}={str(value).lower() if isinstance(value, bool) else value}" for key, value in best.params.items()]
-    settled = [f"training.seed={best.user_attrs['training.seed']}", f"training.threads={plan.run.training.threads}"]
-    return " ".join(["python src/run.py", *typed, *chosen, *settled])
+    recipe = plan.run.training
+    chosen = {**best.params, "training.seed": best.user_attrs[SEED], "training.threads": recipe.threads}
+    chosen.setdefault("training.precision", recipe.precision)
+    typed = [text for text in plan.overrides if _describes_run(text, chosen)]
+    return " ".join(["python src/run.py", *map(shlex.quote, typed), *(_override(*pair) for pair in chosen.items())])
+
+
+def _describes_run(override: str, chosen: Mapping[str, Any]) -> bool:
+    key = override.lstrip("+~").split("=")[0]
+    return key not in chosen and key.split(".")[0].split("/")[0] not in ("search", "confirm", "study", "tracking")
+
+
+def _override(key: str, value: Any) -> str:
+    """``key=value`` as Hydra and a shell read it."""
+    text = "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return shlex.quote(f"{key}={text}")
 
 
 def _relative(path: Path) -> Path:
-    return path.relative_to(ROOT)
+    return path.relative_to(ROOT) if path.is_relative_to(ROOT) else path

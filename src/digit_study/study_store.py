@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import time
 import uuid
 import warnings
@@ -17,21 +18,24 @@ from filelock import FileLock
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.storages.journal._file import BaseJournalFileLock
+from optuna.storages.journal._storage import JournalOperation
 from optuna.study import Study, StudyDirection
-from optuna.trial import FrozenTrial, TrialState
 
-from digit_study import hardware
+from digit_study import stores, supervision
 from digit_study.config import Config, flatten
 from digit_study.errors import StudyError
+from digit_study.naming import nearest
 from digit_study.search_config import StudyConfig, objectives_of
-from digit_study.stores import ARTIFACTS, check_store, without_password
+from digit_study.stores import check_store, create_sqlite, without_password
+from digit_study.supervision import HEARTBEAT_S
 
-STUDIES = ARTIFACTS / "studies"
-HEARTBEAT_S = 15
-#: Attributes of a trial; ``superseded`` is set on a failed one whose configuration was enqueued again.
-SUPERVISOR, SUPERSEDED, RETRY_OF, RUN_ID, REASON = "supervisor", "superseded", "retry_of", "run_id", "reason"
-#: Attributes of a study.
-DEFINITION, UID, OVERRIDES, DATA_PATH = "definition", "uid", "overrides", "data_path"
+#: Attributes of a study; the definition is set last.
+DEFINITION, UID, OVERRIDES, DATA_PATH, CREATED = "definition", "uid", "overrides", "data_path", "created"
+#: Overrides that do not describe the study: its name, its place, and what one call of the command wants.
+NOT_STORED = (
+    "study=", "data.path=", "search.plan", "search.fresh", "search.confirm", "search.workers", "search.trials",
+    "search.storage=", "confirm.",
+)  # fmt: skip
 #: Keys that may change between a study and its resumption: where results go, and what does not decide them.
 FREE_KEYS = ("tracking.", "training.threads", "training.seed", "data.path", "data.source", "reproduce")
 
@@ -50,14 +54,45 @@ class _KernelLock(BaseJournalFileLock):
         self.lock.release()
 
 
+class _Journal(JournalFileBackend):
+    """Optuna's own waits for the disk after every line: milliseconds, a dozen times a trial.
+
+    A killed process loses nothing that was handed to the kernel; against a power cut the end of a trial waits.
+    """
+
+    def __init__(self, path: Path, lock: _KernelLock) -> None:
+        super().__init__(str(path), lock_obj=lock)
+        self.kernel_lock = lock.lock
+
+    def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        text = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
+        with self.kernel_lock, open(self._file_path, "ab") as file:
+            file.write(text.encode())
+            if any(log.get("op_code") == JournalOperation.SET_TRIAL_STATE_VALUES for log in logs):
+                file.flush()
+                os.fsync(file.fileno())
+
+
+def folder() -> Path:
+    """Where the studies of this machine are kept."""
+    return stores.ARTIFACTS / "studies"
+
+
 def journal_path(study: str) -> Path:
     """The journal file of a study that is kept on this machine."""
-    return STUDIES / f"{study}.journal"
+    return folder() / f"{study}.journal"
 
 
 def describe_storage(study: StudyConfig) -> str:
     """Where the trials are kept, without any password."""
     return without_password(study.search.storage) if study.search.storage else str(journal_path(study.study))
+
+
+def address(study: StudyConfig) -> str:
+    """The overrides by which another command finds the study."""
+    if study.search.storage is None:
+        return f"study={study.study}"
+    return f"study={study.study} " + shlex.quote(f"search.storage='{describe_storage(study)}'")
 
 
 def check_storage(study: StudyConfig) -> None:
@@ -71,16 +106,29 @@ def check_storage(study: StudyConfig) -> None:
 
 
 def open_storage(study: StudyConfig) -> BaseStorage:
-    """Open the storage, creating it first where it is new, one process at a time."""
-    STUDIES.mkdir(parents=True, exist_ok=True)
-    with FileLock(STUDIES / ".create.lock"):
-        if study.search.storage is None:
-            path = journal_path(study.study)
-            lock = _KernelLock(path.with_suffix(".lock"))
-            with lock.lock:
-                _cut_half_line(path)
-            return JournalStorage(JournalFileBackend(str(path), lock_obj=lock))
-        return RDBStorage(study.search.storage, heartbeat_interval=HEARTBEAT_S, grace_period=4 * HEARTBEAT_S)
+    """Open the storage, creating it first where it is new; one process at a time under :func:`_creating`."""
+    if study.search.storage is None:
+        return _open_journal(journal_path(study.study))
+    uri = study.search.storage
+    create_sqlite(uri, lambda new: RDBStorage(new).engine.dispose())
+    try:
+        return RDBStorage(uri, heartbeat_interval=HEARTBEAT_S, grace_period=4 * HEARTBEAT_S)
+    except Exception as fault:  # SQLAlchemy's messages quote what they were given
+        raise StudyError(
+            f"`search.storage` must be a database that Optuna can use, got '{without_password(uri)}': "
+            f"{stores.without_secrets(str(fault), uri)}"
+        ) from None
+
+
+def _open_journal(path: Path) -> JournalStorage:
+    lock = _KernelLock(path.with_suffix(".lock"))
+    with lock.lock:
+        _cut_half_line(path)
+    return JournalStorage(_Journal(path, lock))
+
+
+def _creating() -> FileLock:
+    return supervision.lock(".create.lock")
 
 
 def _cut_half_line(path: Path) -> None:
@@ -109,29 +157,37 @@ def open_study(study: StudyConfig, run: Config, overrides: Sequence[str]) -> Stu
         StudyError: it exists with another space, objective, data or precision; names every difference.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    storage = open_storage(study)
-    with FileLock(STUDIES / ".create.lock"):
-        existing = {summary.study_name for summary in optuna.get_all_study_summaries(storage, include_best_trial=False)}
-        if study.search.fresh and study.study in existing:
-            _put_aside(study.study, storage)
-            existing.discard(study.study)
-        if study.study not in existing:
-            return _create(study, run, overrides, storage)
-    opened = optuna.load_study(study_name=study.study, storage=storage)
+    with _creating():
+        opened = _load(study, open_storage(study))
+        if opened is not None and study.search.fresh and not _is_of_this_moment(opened):
+            _put_aside(study, opened)
+            opened = None
+        if opened is None or DEFINITION not in opened.user_attrs:
+            return _create(study, run, overrides, opened)
     refuse_changes(opened, study, run)
     return opened
 
 
-def _create(study: StudyConfig, run: Config, overrides: Sequence[str], storage: BaseStorage) -> Study:
-    directions = [StudyDirection[name.upper()] for name in objectives_of(study.search).values()]
-    created = optuna.create_study(study_name=study.study, storage=storage, directions=directions)
-    created.set_user_attr(DEFINITION, definition_of(study, run))
+def _load(study: StudyConfig, storage: BaseStorage) -> Study | None:
+    known = optuna.get_all_study_summaries(storage, include_best_trial=False)
+    if study.study not in {summary.study_name for summary in known}:
+        return None
+    return optuna.load_study(study_name=study.study, storage=storage)
+
+
+def _create(study: StudyConfig, run: Config, overrides: Sequence[str], begun: Study | None) -> Study:
+    """Create the study; ``begun`` is one whose creator was killed before it was whole."""
+    objectives = objectives_of(study.search)
+    directions = [StudyDirection[name.upper()] for name in objectives.values()]
+    created = begun or optuna.create_study(study_name=study.study, storage=open_storage(study), directions=directions)
     created.set_user_attr(UID, uuid.uuid4().hex)
-    created.set_user_attr(OVERRIDES, overrides)
+    created.set_user_attr(CREATED, time.time())
+    created.set_user_attr(OVERRIDES, [text for text in overrides if not text.startswith(NOT_STORED)])
     created.set_user_attr(DATA_PATH, run.data.path)
     with warnings.catch_warnings():  # the dashboard shows them; Optuna calls them experimental
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        created.set_metric_names(list(objectives_of(study.search)))
+        created.set_metric_names(list(objectives))
+    created.set_user_attr(DEFINITION, definition_of(study, run))
     return created
 
 
@@ -144,25 +200,42 @@ def find_study(study: StudyConfig) -> Study:
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     check_storage(study)
     if study.search.storage is None and not journal_path(study.study).exists():
-        raise _no_study(study.study, sorted(path.stem for path in STUDIES.glob("*.journal")))
-    storage = open_storage(study)
-    names = [one.study_name for one in optuna.get_all_study_summaries(storage, include_best_trial=False)]
-    if study.study not in names:
-        raise _no_study(study.study, names)
-    return optuna.load_study(study_name=study.study, storage=storage)
+        raise _no_study(study.study, sorted(path.stem for path in folder().glob("*.journal")))
+    if study.search.storage is not None and stores.is_missing(study.search.storage):
+        raise _no_study(study.study, [])
+    with _creating():
+        storage = open_storage(study)
+    found = _load(study, storage)
+    if found is None or DEFINITION not in found.user_attrs:
+        names = [one.study_name for one in optuna.get_all_study_summaries(storage, include_best_trial=False)]
+        raise _no_study(study.study, [name for name in names if name != study.study])
+    return found
 
 
 def _no_study(name: str, names: Sequence[str]) -> StudyError:
     return StudyError(
-        f"`study` must name a study that exists, got '{name}'; there are: {', '.join(names) or 'none'}: "
+        f"`study` must name a study that exists, got '{name}'{nearest(name, names)}; "
+        f"there are: {', '.join(names) or 'none'}: "
         f"search first with python sweeps/optuna_search.py study={name}"
     )
 
 
-def _put_aside(name: str, storage: BaseStorage) -> None:
-    aside = f"{name}-until-{time.strftime('%Y%m%d-%H%M%S')}"
-    optuna.copy_study(from_study_name=name, from_storage=storage, to_storage=storage, to_study_name=aside)
-    optuna.delete_study(study_name=name, storage=storage)
+def _is_of_this_moment(opened: Study) -> bool:
+    """Whether another command that was typed at the same time has begun it anew: this one then joins it."""
+    return float(opened.user_attrs.get(CREATED, 0.0)) > psutil.Process().create_time()
+
+
+def _put_aside(study: StudyConfig, opened: Study) -> None:
+    busy = [name for name in supervision.supervisors(opened) if supervision.is_here(name)]
+    if busy:
+        raise StudyError(
+            f"search.fresh=true starts a study anew that nobody works on, but '{study.study}' is being searched by "
+            f"{', '.join(busy)}: stop that, or take another name with study=<name>"
+        )
+    aside = f"{study.study}-until-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}"
+    to = _open_journal(journal_path(aside)) if study.search.storage is None else opened._storage
+    optuna.copy_study(from_study_name=study.study, from_storage=opened._storage, to_storage=to, to_study_name=aside)
+    optuna.delete_study(study_name=study.study, storage=opened._storage)
 
 
 def refuse_changes(opened: Study, study: StudyConfig, run: Config) -> None:
@@ -181,46 +254,3 @@ def refuse_changes(opened: Study, study: StudyConfig, run: Config) -> None:
         f"a study is continued as it began, but in study '{name}' {told}: change it back, "
         "take another name with study=<name>, or start it anew with search.fresh=true (the old one is kept)"
     )
-
-
-def turn(study: str) -> FileLock:
-    """The lock under which supervisors of one study on one machine decide; the kernel frees it when one dies."""
-    STUDIES.mkdir(parents=True, exist_ok=True)
-    return FileLock(STUDIES / f"{study}.turn")
-
-
-def supervisor() -> str:
-    """This process, named so that another one can tell whether it is still there."""
-    me = psutil.Process()
-    return f"{hardware.describe()['host']}:{me.pid}:{me.create_time():.2f}"
-
-
-def is_alive(name: str) -> bool:
-    """Whether the supervisor ``name`` still runs; one on another host is taken to be alive while it has a heartbeat."""
-    host, pid, created = name.rsplit(":", 2)
-    if host != hardware.describe()["host"]:
-        return True
-    try:
-        return abs(psutil.Process(int(pid)).create_time() - float(created)) < 0.5
-    except psutil.NoSuchProcess:
-        return False
-
-
-def orphans(study: Study) -> list[FrozenTrial]:
-    """RUNNING trials whose supervisor is gone: dead on this host, or silent on another."""
-    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-    storage = study._storage
-    silent = set(storage._get_stale_trial_ids(study._study_id)) if isinstance(storage, RDBStorage) else set()
-    me = supervisor()
-    return [
-        trial
-        for trial in running
-        if trial._trial_id in silent
-        or trial.user_attrs.get(SUPERVISOR) is None
-        or (trial.user_attrs[SUPERVISOR] != me and not is_alive(trial.user_attrs[SUPERVISOR]))
-    ]
-
-
-def counted(trials: list[FrozenTrial]) -> list[FrozenTrial]:
-    """The trials that count towards the declared total: those begun, but for those that were put back to run again."""
-    return [one for one in trials if one.state != TrialState.WAITING and not one.user_attrs.get(SUPERSEDED)]

@@ -10,6 +10,7 @@ import json
 import os
 import shutil
 import subprocess
+import sys
 import tempfile
 import time
 import urllib.parse
@@ -36,6 +37,8 @@ from digit_study.stores import ARTIFACTS, OUTBOX
 
 EXPERIMENT = "digit-recognizer"
 MODEL_NAME = "model"
+#: Lets the UI open with runs and their metrics, not with what it has for language models.
+MODEL_TRAINING = {"mlflow.experimentKind": "custom_model_development"}
 EPOCH_METRICS = (
     "train_loss", "train_accuracy", "val_loss", "val_accuracy", "learning_rate", "epoch_seconds", "images_per_second",
 )  # fmt: skip
@@ -57,7 +60,7 @@ def experiment_id(client: mlflow.MlflowClient, uri: str, name: str) -> str:
         remote = urllib.parse.urlsplit(uri).scheme in ("http", "https", "databricks")
         location = None if remote else (ARTIFACTS / urllib.parse.quote(name, safe=" ")).as_uri()
         try:
-            return str(client.create_experiment(name, artifact_location=location))
+            return str(client.create_experiment(name, artifact_location=location, tags=MODEL_TRAINING))
         except MlflowException:  # another process was faster
             found = client.get_experiment_by_name(name)
     if found is None or found.lifecycle_stage != "active":
@@ -66,6 +69,12 @@ def experiment_id(client: mlflow.MlflowClient, uri: str, name: str) -> str:
             "choose another name, or restore it with `mlflow experiments restore`"
         )
     return str(found.experiment_id)
+
+
+@cache
+def _experiment_id(uri: str, name: str) -> str:
+    """The same, asked for once by a process that creates many runs."""
+    return experiment_id(mlflow.MlflowClient(uri), uri, name)
 
 
 @cache
@@ -88,7 +97,7 @@ def create_run(config: Config, uri: str, dataset: str, name: str | None = None, 
     """Create a RUNNING run that says what code, data and machine it comes from; returns its id."""
     client = mlflow.MlflowClient(uri)
     all_tags = {
-        MLFLOW_SOURCE_NAME: "src/run.py",
+        MLFLOW_SOURCE_NAME: Path(sys.argv[0]).name,
         MLFLOW_USER: os.environ.get("USER", "unknown"),
         "dataset.name": dataset,
         "dataset.sha256": str(config.data.sha256),
@@ -105,7 +114,7 @@ def create_run(config: Config, uri: str, dataset: str, name: str | None = None, 
     run_name = config.tracking.run_name or name
     if run_name:
         all_tags[MLFLOW_RUN_NAME] = run_name
-    experiment = experiment_id(client, uri, experiment_name(config, dataset))
+    experiment = _experiment_id(uri, experiment_name(config, dataset))
     return str(client.create_run(experiment, tags=all_tags, run_name=run_name).info.run_id)
 
 
@@ -117,7 +126,7 @@ def close_run(uri: str, run_id: str, status: str, reason: str) -> None:
             client.set_tag(run_id, "failure", reason[:500])
             client.set_terminated(run_id, status)
     except StoreFault as fault:
-        warnings.warn(f"run {run_id} could not be ended as {status}: {_first_line(fault)}", stacklevel=2)
+        warnings.warn(f"run {run_id} could not be ended as {status}: {first_line(fault)}", stacklevel=2)
 
 
 def tag_run(uri: str, run_id: str, tags: Mapping[str, str]) -> None:
@@ -125,7 +134,7 @@ def tag_run(uri: str, run_id: str, tags: Mapping[str, str]) -> None:
     try:
         mlflow.MlflowClient(uri).log_batch(run_id, tags=[RunTag(key, value[:5000]) for key, value in tags.items()])
     except StoreFault as fault:
-        warnings.warn(f"run {run_id} could not be tagged: {_first_line(fault)}", stacklevel=2)
+        warnings.warn(f"run {run_id} could not be tagged: {first_line(fault)}", stacklevel=2)
 
 
 def finished_metrics(uri: str, run_id: str) -> dict[str, float] | None:
@@ -140,6 +149,32 @@ def finished_children(uri: str, parent_run_id: str) -> list[tuple[str, dict[str,
     experiment = client.get_run(parent_run_id).info.experiment_id
     query = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{parent_run_id}' and attributes.status = 'FINISHED'"
     return [(run.info.run_id, dict(run.data.tags)) for run in client.search_runs([experiment], query, max_results=5000)]
+
+
+def children_tagged(uri: str, parent_run_id: str, tags: Mapping[str, str]) -> list[tuple[str, dict[str, str]]]:
+    """Ids and tags of the runs beneath a parent that have all these tags; none where the store is gone."""
+    client = mlflow.MlflowClient(uri)
+    query = " and ".join(
+        f"tags.`{key}` = '{value}'" for key, value in {MLFLOW_PARENT_RUN_ID: parent_run_id, **tags}.items()
+    )
+    try:
+        found = client.search_runs([client.get_run(parent_run_id).info.experiment_id], query, max_results=5000)
+    except StoreFault as fault:
+        warnings.warn(f"the runs beneath {parent_run_id} could not be looked at: {first_line(fault)}", stacklevel=2)
+        return []
+    return [(run.info.run_id, dict(run.data.tags)) for run in found]
+
+
+def runs_with_models(uri: str, parent_run_id: str) -> set[str]:
+    """Ids of all runs that have a model, in the experiment of ``parent_run_id``."""
+    client, found, token = mlflow.MlflowClient(uri), set(), None
+    experiment = client.get_run(parent_run_id).info.experiment_id
+    while True:
+        page = client.search_logged_models([experiment], page_token=token)
+        found |= {str(model.source_run_id) for model in page}
+        token = page.token
+        if not token:
+            return found
 
 
 def find_run(uri: str, tags: Mapping[str, str]) -> str | None:
@@ -158,10 +193,18 @@ def read_text(uri: str, run_id: str, path: str) -> str:
         return Path(client.download_artifacts(run_id, path, folder)).read_text()
 
 
-def drop_models(uri: str, run_id: str) -> None:
-    """Delete the models of a run, from the store and, where they lie on this machine, from the disk."""
+@cache
+def _experiment_of(uri: str, run_id: str) -> str:
+    return str(mlflow.MlflowClient(uri).get_run(run_id).info.experiment_id)
+
+
+def drop_models(uri: str, run_id: str, sibling: str | None = None) -> None:
+    """Delete the models of a run, from the store and, where they lie on this machine, from the disk.
+
+    ``sibling`` is a run of the same experiment, which spares asking for it where models are dropped by the thousand.
+    """
     client = mlflow.MlflowClient(uri)
-    experiment = client.get_run(run_id).info.experiment_id
+    experiment = _experiment_of(uri, sibling or run_id)
     for model in client.search_logged_models([experiment], filter_string=f"source_run_id = '{run_id}'"):
         client.delete_logged_model(model.model_id)
         place = urllib.parse.urlsplit(model.artifact_location)
@@ -258,7 +301,7 @@ class RunLog:
             self._send_artifacts()
             self.client.set_terminated(self.run_id, RunStatus.to_string(RunStatus.from_string(status)))
         except StoreFault as fault:
-            self.fault = self.fault or _first_line(fault)
+            self.fault = self.fault or first_line(fault)
         if self.fault is not None:
             return self.folder
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -282,7 +325,7 @@ class RunLog:
         try:
             call()
         except StoreFault as fault:
-            self.fault = _first_line(fault)
+            self.fault = first_line(fault)
 
     def _log_model(self, model: Any) -> None:
         import mlflow.keras
@@ -299,5 +342,6 @@ class RunLog:
             mlflow.keras.log_model(model, name=MODEL_NAME, signature=signature, pip_requirements=requirements)
 
 
-def _first_line(fault: Exception) -> str:
+def first_line(fault: Exception) -> str:
+    """What a fault says, short."""
     return str(fault).strip().split("\n")[0][:300]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import signal
@@ -10,9 +11,12 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from digit_study.config import Config
 from digit_study.errors import StudyError
@@ -20,6 +24,12 @@ from digit_study.interruption import Interrupted, Pruned, interruptible
 
 #: Seconds that a trial asked to end has before it is killed.
 GRACE_S = 8.0
+
+
+#: How often a trial's process is tried to be started.
+STARTS = 3
+#: What multiprocessing takes for the exit code of a process whose server died.
+SERVER_DIED = 255
 
 
 @dataclass(frozen=True)
@@ -36,10 +46,25 @@ class TrialDied(StudyError):
 
 def warm_up() -> None:
     """Start the server that imports TensorFlow, in the background; the first trial waits for it."""
-    from multiprocessing import forkserver
-
     _context()
-    forkserver.ensure_running()
+
+
+def _start_server() -> None:
+    # a Ctrl-C is for this process alone: in the middle of its imports the server would die of it, with a traceback
+    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.signal(signal.SIGINT, previous)
+
+
+@atexit.register
+def _stop_server() -> None:
+    """Else one that is still importing outlives this process by seconds."""
+    server: Any = forkserver._forkserver
+    if server._forkserver_pid is not None and server._forkserver_alive_fd is not None:
+        with suppress(ProcessLookupError):
+            os.kill(server._forkserver_pid, signal.SIGKILL)
 
 
 def _context() -> Any:
@@ -49,6 +74,7 @@ def _context() -> Any:
     if source not in paths:
         os.environ["PYTHONPATH"] = os.pathsep.join([source, *filter(None, paths)])
     context.set_forkserver_preload(["digit_study.preload"])
+    _start_server()
     return context
 
 
@@ -63,11 +89,20 @@ class TrialProcess:
     """
 
     def __init__(self, target: Callable[..., Any], config: Config, run_id: str) -> None:
-        context = _context()
-        self.connection, theirs = context.Pipe()
-        self.process = context.Process(target=_child, args=(theirs, target, config, run_id))
-        self.process.start()
-        theirs.close()
+        for _ in range(STARTS):  # a server that was killed meanwhile is started again
+            context = _context()
+            self.connection, theirs = context.Pipe()
+            self.process = context.Process(target=_child, args=(theirs, target, config, run_id))
+            try:
+                self.process.start()
+                break
+            except (EOFError, OSError):
+                self.connection.close()
+            finally:
+                theirs.close()
+        else:
+            raise TrialDied("the trial's process could not be started: the server it is forked from was killed")
+        self.itself = _process(int(self.process.pid))
         self.started = time.monotonic()
 
     def pid(self) -> int | None:
@@ -76,7 +111,8 @@ class TrialProcess:
 
     def waitables(self) -> list[Any]:
         """What :func:`multiprocessing.connection.wait` wakes up on when there is news."""
-        return [self.connection, self.process.sentinel]
+        # the sentinel of a server that died says so for ever; its trials live on, and their own end is the pipe's
+        return [self.connection] if self._server_died() else [self.connection, self.process.sentinel]
 
     def receive(self) -> Message | None:
         """The next message; None if there is none yet.
@@ -88,16 +124,28 @@ class TrialProcess:
             if self.connection.poll():
                 return Message(*self.connection.recv())
         except (EOFError, OSError):
-            self.process.join(GRACE_S)
-        if not self.process.is_alive() and not self._has_more():
+            self._wait(GRACE_S)
+        if not self._is_alive() and not self._has_more():
             raise TrialDied(f"the trial's process {_how(self.process.exitcode)}")
         return None
 
     def _has_more(self) -> bool:
         try:
-            return bool(self.connection.poll()) and self.process.exitcode == 0
+            return bool(self.connection.poll()) and self.process.exitcode in (0, SERVER_DIED)
         except (EOFError, OSError):
             return False
+
+    def _server_died(self) -> bool:
+        return bool(self.process.exitcode == SERVER_DIED)
+
+    def _is_alive(self) -> bool:
+        return bool(self.process.is_alive()) or (self._server_died() and _runs(self.itself))
+
+    def _wait(self, seconds: float) -> None:
+        self.process.join(seconds)
+        deadline = time.monotonic() + seconds
+        while self._is_alive() and time.monotonic() < deadline:
+            time.sleep(0.02)
 
     def answer(self, go_on: bool) -> None:
         """Reply to an epoch: go on, or stop there."""
@@ -106,17 +154,20 @@ class TrialProcess:
 
     def ask_to_stop(self) -> None:
         """Ask the trial to end itself as KILLED."""
-        if self.process.is_alive():
-            self.process.terminate()
+        self._signal(signal.SIGTERM)
 
     def stop(self, grace: float = GRACE_S) -> None:
         """Ask the trial to end, kill it if it does not within ``grace`` seconds, and wait for it."""
         self.ask_to_stop()
-        self.process.join(grace)
-        if self.process.is_alive():
-            self.process.kill()
-        self.process.join()
+        self._wait(grace)
+        self._signal(signal.SIGKILL)
+        self._wait(GRACE_S)
         self.connection.close()
+
+    def _signal(self, number: int) -> None:
+        if self._is_alive() and self.itself is not None:
+            with suppress(psutil.NoSuchProcess):
+                self.itself.send_signal(number)
 
 
 def run_to_end(trial: TrialProcess, on_message: Callable[[Message], None]) -> Any:
@@ -143,7 +194,23 @@ def run_to_end(trial: TrialProcess, on_message: Callable[[Message], None]) -> An
         trial.stop()
 
 
+def _process(pid: int) -> psutil.Process | None:
+    try:
+        return psutil.Process(pid)
+    except psutil.NoSuchProcess:
+        return None
+
+
+def _runs(process: psutil.Process | None) -> bool:
+    try:
+        return process is not None and process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 def _how(exit_code: int | None) -> str:
+    if exit_code == SERVER_DIED:
+        return "ended without a result, after the server that it was forked from was killed"
     if exit_code is not None and exit_code < 0:
         name = signal.Signals(-exit_code).name
         hint = " (out of memory, or somebody's kill -9)" if name == "SIGKILL" else ""

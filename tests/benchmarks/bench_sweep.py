@@ -1,0 +1,129 @@
+"""The same 12 trials by this project's sweep, and by the loop a person would write: seconds, and the best accuracy.
+
+Both search the same space for 12 trials of 4 epochs on 20,000 images. The plain loop is Optuna in one process with
+stock `model.fit` in float32 on all cores and `mlflow.keras.log_model` without tricks. The two alternate; medians and
+the ratio are printed. Run it on an idle machine:
+
+    python tests/benchmarks/bench_sweep.py [--rounds 3] [--data mnist.npz] [--no-pruning]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[2]
+TRIALS, EPOCHS, IMAGES, VALIDATION = 12, 4, 20_000, 5_000
+
+PLAIN_LOOP = """
+import sys, keras, mlflow, numpy as np, optuna
+path, uri, trials, epochs, images, validation = sys.argv[1], sys.argv[2], *map(int, sys.argv[3:])
+mlflow.set_tracking_uri(uri)
+mlflow.set_experiment("plain loop")
+(x, y) = (lambda d: (d["x_train"], d["y_train"]))(np.load(path)) if path else keras.datasets.mnist.load_data()[0]
+x = x[..., None].astype("float32") / 255
+order = np.random.default_rng(0).permutation(len(x))
+x, y = x[order], y[order]
+x_val, y_val = x[:validation], y[:validation]
+x, y = x[validation:validation + images], y[validation:validation + images]
+
+def objective(trial):
+    with mlflow.start_run(nested=True):
+        filters = trial.suggest_int("filters", 16, 48, step=16)
+        kernel = trial.suggest_categorical("kernel_size", [3, 5])
+        rate = trial.suggest_float("learning_rate", 5e-4, 5e-3, log=True)
+        dropout = trial.suggest_float("dropout", 0.0, 0.5, step=0.1)
+        mlflow.log_params(trial.params)
+        layers = [keras.Input((28, 28, 1))]
+        for width in (filters, 2 * filters):
+            layers += [keras.layers.Conv2D(width, kernel, padding="same", use_bias=False),
+                       keras.layers.BatchNormalization(), keras.layers.ReLU(), keras.layers.MaxPooling2D()]
+        layers += [keras.layers.Flatten(), keras.layers.Dense(128, activation="relu"),
+                   keras.layers.Dropout(dropout), keras.layers.Dense(10, activation="softmax")]
+        model = keras.Sequential(layers)
+        model.compile(keras.optimizers.Adam(rate), "sparse_categorical_crossentropy", metrics=["accuracy"])
+        history = model.fit(x, y, batch_size=128, epochs=epochs, validation_data=(x_val, y_val), verbose=0)
+        for epoch in range(epochs):
+            for name, values in history.history.items():
+                mlflow.log_metric(name, values[epoch], step=epoch)
+        mlflow.keras.log_model(model, name="model")
+        return history.history["val_accuracy"][-1]
+
+with mlflow.start_run(run_name="study"):
+    study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=0))
+    study.optimize(objective, n_trials=trials)
+print("BEST", study.best_value)
+"""
+
+SPACE = (
+    "search.space={model.filters: {type: int, low: 16, high: 48, step: 16}, model.kernel_size: {choices: [3, 5]}, "
+    "training.learning_rate: {type: float, low: 0.0005, high: 0.005, log: true}, "
+    "model.dropout: {type: float, low: 0.0, high: 0.5, step: 0.1}}"
+)
+
+
+def run(command: list[str], uri: str) -> tuple[float, float]:
+    """Seconds of the whole command, and the best validation accuracy it names."""
+    started = time.perf_counter()
+    done = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, "MLFLOW_TRACKING_URI": uri}, capture_output=True, text=True, check=False
+    )
+    seconds = time.perf_counter() - started
+    if done.returncode:
+        raise SystemExit(f"{' '.join(command[:3])} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
+    return seconds, best_of(done.stdout)
+
+
+def best_of(output: str) -> float:
+    """The best validation accuracy in what either of the two printed."""
+    plain = [line.split()[1] for line in output.splitlines() if line.startswith("BEST ")]
+    if plain:
+        return float(plain[0])
+    last = [line for line in output.splitlines() if "best so far: trial" in line][-1]
+    return float(last.rsplit("best so far: trial ", 1)[1].split(", ")[1].split(" ")[0]) / 100
+
+
+def sweep(data: str, uri: str, name: str, extra: list[str]) -> tuple[float, float]:
+    """This project's sweep."""
+    place = [f"data.path='{data}'"] if data else []
+    overrides = [
+        f"study={name}", "data=mnist", *place, f"data.limit={IMAGES}", f"data.validation={VALIDATION}", SPACE,
+        f"training.epochs={EPOCHS}", "training.schedule=constant", f"search.trials={TRIALS}", *extra,
+    ]  # fmt: skip
+    return run([sys.executable, "sweeps/optuna_search.py", *overrides], uri)
+
+
+def main() -> None:
+    """Alternate the two, and print what they took."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--data", default="", help="a local mnist.npz; Keras's own where not given")
+    parser.add_argument("--no-pruning", action="store_true", help="train every trial to its last epoch")
+    asked = parser.parse_args()
+    data = str(Path(asked.data).resolve()) if asked.data else ""
+    extra = ["search.pruner=none"] if asked.no_pruning else []
+    ours, plain = [], []
+    for number in range(asked.rounds):
+        with tempfile.TemporaryDirectory() as folder:
+            uri = f"sqlite:///{folder}/mlflow.db"
+            ours.append(sweep(data, uri, f"bench-{os.getpid()}-{number}", extra))
+            sizes = [str(n) for n in (TRIALS, EPOCHS, IMAGES, VALIDATION)]
+            plain.append(run([sys.executable, "-c", PLAIN_LOOP, data, f"sqlite:///{folder}/plain.db", *sizes], uri))
+        told = [
+            f"{name} {s:.1f} s (best {best:.4f})" for name, (s, best) in (("sweep", ours[-1]), ("plain", plain[-1]))
+        ]
+        print(f"round {number + 1}: {', '.join(told)}", flush=True)
+    for name, results in (("sweep", ours), ("plain loop", plain)):
+        seconds, best = (statistics.median(values) for values in zip(*results, strict=True))
+        print(f"{name:10}  median {seconds:7.1f} s   best val_accuracy {best:.4f}")
+    print(f"ratio       {statistics.median(p / o for (o, _), (p, _) in zip(ours, plain, strict=True)):.2f} x faster")
+
+
+if __name__ == "__main__":
+    main()

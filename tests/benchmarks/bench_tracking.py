@@ -1,0 +1,102 @@
+"""What tracking, figures and saving add to a run: `python tests/benchmarks/bench_tracking.py [rounds]`, idle machine.
+
+Alternates whole tracked runs with bare ones (load, build, fit, evaluate) of the same config in fresh stores, in one
+process and after one of each to warm up, and compares the medians. One epoch of the tiny network on the sample, so
+that what is measured is what is added and not the training.
+"""
+
+from __future__ import annotations
+
+import os
+import statistics
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "src"))
+TRAINING_S = 60.0
+
+
+def main(rounds: int) -> None:
+    """Measure and print."""
+    from digit_study import composition, stores
+    from digit_study.quiet import native_stderr
+    from digit_study.resolution import resolve_config
+
+    stores.quiet_mlflow()
+    with native_stderr():
+        import digit_study.pipeline  # noqa: F401
+
+    composition.register()
+    words = ["data=mnist_sample", "model=tiny", "training.epochs=1", "tracking.experiment=bench"]
+    config, _ = resolve_config(composition.compose_config(words))
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["MLFLOW_TRACKING_URI"] = uri = f"sqlite:///{folder}/mlflow.db"
+        _keep_artifacts_in(Path(folder))
+        stores.prepare_store(uri)
+        tracked, bare = [], []
+        for _ in range(rounds + 1):
+            tracked.append(_seconds(lambda: _tracked(config, uri)))
+            bare.append(_seconds(lambda: _bare(config)))
+    _print(tracked[1:], bare[1:], first=tracked[0] - bare[0])
+
+
+def _keep_artifacts_in(folder: Path) -> None:
+    from digit_study import stores, tracking
+
+    for module in (stores, tracking):
+        module.ARTIFACTS, module.OUTBOX = folder / "mlruns", folder / "mlruns" / ".outbox"
+
+
+def _seconds(walk: object) -> float:
+    started = time.perf_counter()
+    walk()  # type: ignore[operator]
+    return time.perf_counter() - started
+
+
+def _tracked(config: object, uri: str) -> None:
+    from digit_study import tracking
+    from digit_study.pipeline import run_trial
+
+    run_trial(config, tracking.create_run(config, uri, "mnist_sample"))  # type: ignore[arg-type]
+
+
+def _bare(config: object) -> None:
+    import keras
+
+    from digit_study import data, evaluation, training
+    from digit_study.models import build_model
+
+    digits = data.load_digits(config.data)  # type: ignore[attr-defined]
+    recipe = config.training  # type: ignore[attr-defined]
+    keras.utils.set_random_seed(recipe.seed)
+    judge, model = build_model(config.model), build_model(config.model, recipe.precision)  # type: ignore[attr-defined]
+
+    def validate() -> evaluation.Evaluation:
+        judge.set_weights(model.get_weights())
+        return evaluation.evaluate(judge, digits.validation_images, digits.validation_labels, digits.validation_index)
+
+    training.fit(
+        model,
+        digits.train_images,
+        digits.train_labels,
+        recipe,
+        validate=lambda: validate().metrics,
+        on_epoch=lambda record: None,
+    )
+    validate()
+
+
+def _print(tracked: list[float], bare: list[float], first: float) -> None:
+    added = statistics.median(one - other for one, other in zip(tracked, bare, strict=True))
+    print(f"rounds                       {len(tracked)}")
+    print(f"tracked run, median          {statistics.median(tracked):6.2f} s")
+    print(f"bare training, median        {statistics.median(bare):6.2f} s")
+    print(f"added by tracking            {added:6.2f} s (median of the differences)")
+    print(f"of {TRAINING_S:.0f} s of training         {100 * added / TRAINING_S:6.1f} %")
+    print(f"first run of a process       {first:6.2f} s (imports and fonts included)")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 5)

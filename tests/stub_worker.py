@@ -1,0 +1,140 @@
+"""Trials that cost nothing: they log as a real one does, and say what a test wants, without a process or TensorFlow."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from digit_study import report, tracking
+from digit_study.config import Config
+from digit_study.evaluation import Evaluation, accuracy_interval
+from digit_study.results import TrialResult
+from digit_study.study_plan import StudyPlan, plan_study
+from digit_study.workers import Message, TrialDied
+
+IMAGES = 200
+SPACE = (
+    "search.space={model.filters: {low: 8, high: 64, step: 8}, model.dropout: {type: float, low: 0.0, high: 0.5}, "
+    "training.optimizer: {choices: [adam, sgd]}}"
+)
+
+
+def plan(*words: str, space: str = SPACE) -> StudyPlan:
+    """A study on the sample with one worker; later words win."""
+    return plan_study(
+        ["study=s", "data=mnist_sample", "model=tiny", "training.epochs=3", "search.workers=1", space, *words]
+    )
+
+
+def accuracy(config: Config) -> float:
+    """Best with 40 filters and little dropout; every seed a little different."""
+    noise = (config.training.seed * 7919 % 11) / IMAGES
+    return round(0.9 - abs(config.model.filters - 40) / 200 - config.model.dropout / 5 - noise, 4)
+
+
+def result_of(config: Config, run_id: str) -> TrialResult:
+    right = round(accuracy(config) * IMAGES)
+    labels = np.arange(IMAGES) % 10
+    predicted = np.where(np.arange(IMAGES) < right, labels, (labels + 1) % 10)
+    probabilities = np.eye(10)[predicted]
+    metrics = dict(zip(("val_accuracy_low", "val_accuracy_high"), accuracy_interval(right, IMAGES), strict=True))
+    metrics |= {"val_accuracy": right / IMAGES, "val_loss": 1 - right / IMAGES, "training_seconds": 1.0}
+    metrics |= {"parameters": 100.0 * config.model.filters, "inference_milliseconds": 0.1, "validation_images": IMAGES}
+    evaluation = Evaluation(labels, predicted, probabilities, np.arange(IMAGES), metrics)
+    return TrialResult(run_id, metrics, [epoch(config, 1)], evaluation, "0" * 64)
+
+
+def epoch(config: Config, number: int) -> dict[str, float]:
+    value = accuracy(config) * number / config.training.epochs
+    names = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "learning_rate", "images_per_second")
+    return {**dict.fromkeys(names, value), "val_loss": 1 - value, "epoch_seconds": 0.1}
+
+
+Behaviour = Callable[[Config, int], str]
+
+
+def finishes(config: Config, number: int) -> str:
+    """Every trial ends well."""
+    return "done"
+
+
+@dataclass
+class Stubs:
+    """Launches stubs; ``behaviour`` says of the config and the count of starts how that one ends.
+
+    done, failed, died, hangs, or "signal" which calls ``on_signal``.
+    """
+
+    uri: str
+    behaviour: Behaviour = finishes
+    on_signal: Callable[[], None] = lambda: None
+    started: list[Config] = field(default_factory=list)
+    stopped: int = 0
+
+    def __call__(self, config: Config, run_id: str) -> Stub:
+        self.started.append(config)
+        return Stub(self, config, run_id, self.behaviour(config, len(self.started)))
+
+
+class Stub:
+    def __init__(self, owner: Stubs, config: Config, run_id: str, end: str) -> None:
+        self.owner, self.config, self.run_id, self.end = owner, config, run_id, end
+        self.ready, write = os.pipe()
+        os.write(write, b"x")
+        os.close(write)
+        self.log = tracking.RunLog(owner.uri, run_id)
+        self.log.config(config)
+        self.answers: list[bool] = []
+        self.talk = self._talk()
+
+    def _talk(self) -> Iterator[Message | None]:
+        if self.end == "signal":
+            self.owner.on_signal()
+        if self.end == "died":
+            raise TrialDied("the trial's process was killed by SIGKILL")
+        while self.end == "hangs":
+            yield None
+        if self.end == "failed":
+            self.log.end("FAILED", {})
+            yield Message("failed", "training diverged")
+        for number in range(1, self.config.training.epochs + 1):
+            self.log.epoch(number, epoch(self.config, number))
+            yield Message("epoch", (number, epoch(self.config, number)))
+            while not self.answers:
+                yield None
+            if not self.answers.pop():
+                self.log.end("KILLED", {})
+                yield Message("failed", "Pruned: ")
+        yield Message("done", self._finish())
+
+    def _finish(self) -> TrialResult:
+        result = result_of(self.config, self.run_id)
+        outcome = result.evaluation
+        rows = {"index": outcome.index, "correct": outcome.predicted == outcome.labels}
+        report.write_table(pd.DataFrame(rows), self.log.folder, "predictions")
+        self.log.metrics(result.metrics, 3)
+        self.log.end("FINISHED", {})
+        return result
+
+    def waitables(self) -> list[Any]:
+        return [] if self.end == "hangs" else [self.ready]
+
+    def receive(self) -> Message | None:
+        return next(self.talk)
+
+    def answer(self, go_on: bool) -> None:
+        self.answers.append(go_on)
+
+    def ask_to_stop(self) -> None:
+        self.owner.stopped += 1
+
+    def stop(self, grace: float = 0.0) -> None:
+        os.close(self.ready)
+
+    def pid(self) -> int | None:
+        return None

@@ -1,0 +1,386 @@
+"""`python src/run.py` as a person types it: what is refused, what is kept, and what a fault leaves."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import numpy as np
+import psutil
+import pytest
+from conftest import Command, Done, Project
+from mlflow.entities import Run
+
+pytestmark = pytest.mark.slow
+
+SMALL = ["model=tiny", "data=mnist_sample", "data.limit=500", "training.epochs=2", "training.threads=1"]
+#: Long enough to be interrupted at any moment.
+LONG = [*SMALL[:3], "training.epochs=500", "training.threads=1"]
+
+
+def runs_of(uri: str) -> list[Run]:
+    client = mlflow.MlflowClient(uri)
+    experiments = [one.experiment_id for one in client.search_experiments()]
+    return list(client.search_runs(experiments, order_by=["attributes.start_time ASC"]))
+
+
+def named(runs: list[Run]) -> dict[str, Run]:
+    return {str(run.info.run_name): run for run in runs}
+
+
+def artifacts_of(uri: str, run: Run, folder: str) -> set[str]:
+    found = mlflow.MlflowClient(uri).list_artifacts(run.info.run_id, folder)
+    return {Path(one.path).name for one in found}
+
+
+def without_times(metrics: dict[str, float]) -> dict[str, float]:
+    clocks = ("second", "millisecond")
+    return {name: value for name, value in metrics.items() if not any(clock in name for clock in clocks)}
+
+
+# ---------------------------------------------------------------------------------- refused
+
+
+@pytest.fixture(scope="module")
+def tripwire(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Packages that stand in for the slow ones and leave a mark when they are imported."""
+    folder = tmp_path_factory.mktemp("tripwire")
+    for package in ("tensorflow", "keras", "mlflow"):
+        (folder / f"{package}.py").write_text(f"open({str(folder / 'imported')!r}, 'a').write('{package}')\n")
+    return folder
+
+
+REFUSED = [
+    (["modle=tiny"], "did you mean 'model'"),
+    (["model=tinny"], "did you mean 'tiny'"),
+    (["model.filterz=8"], "did you mean 'model.filters'"),
+    (["model.filters=abc"], "could not be converted to Integer"),
+    (["model.filters=0"], "must be in [1, 1024], got 0"),
+    (["model.filters=-1"], "got -1"),
+    (["model.pooling=maxx"], "did you mean 'max'"),
+    (["model.dropout=1.5"], "must be in [0, 1), got 1.5"),
+    (["model.dropout=nan"], "got nan"),
+    (["model.blocks=6"], "leaves nothing of a 28x28 image"),
+    (["model=simple_m7", "model.kernel_size=20"], "leaves nothing of a 28x28 image"),
+    (["training.epochs=0"], "at least 1, got 0"),
+    (["training.batch_size=3001", "data=mnist_sample"], "at most the 3000 digits"),
+    (["training.learning_rate=0"], "greater than 0"),
+    (["training.learning_rate=-1"], "got -1.0"),
+    (["data.path=none.npz"], "there is none at"),
+    (["data.path={small}.cut"], "broken or cut off"),
+    (["data.path=conf/config.yaml"], "no npz"),
+    (["data.path={small}.pickled"], "pickled objects"),
+    (["data=mnist", "data.path={small}"], "data=mnist takes MNIST only"),
+    (["data=mnist"], "neither in"),
+    (["tracking.uri=sqlite:///none/x.db"], "does not exist"),
+    (["tracking.uri=sqlite:///conf"], "that is a directory"),
+    (["tracking.uri=sqlite:///conf/config.yaml"], "not a database"),
+    (["tracking.uri=http://127.0.0.1:9"], "no answer"),
+    (["-m", "model.filters=8,0"], "got 0"),
+    (["-m", "model.filters=8,16", "model=tiny,tinny"], "did you mean 'tiny'"),
+    (["-m", "training.batch_size=8,3001", "data=mnist_sample"], "at most the 3000 digits"),
+    (["-m", "tracking.uri=sqlite:///new.db,http://127.0.0.1:9"], "no answer"),
+]
+
+
+@pytest.mark.parametrize(("words", "answer"), REFUSED, ids=[" ".join(words) for words, _ in REFUSED])
+def test_a_mistake_costs_a_second_and_leaves_nothing(
+    words: list[str], answer: str, project: Project, tripwire: Path, small_npz: Path
+) -> None:
+    Path(f"{small_npz}.cut").write_bytes(small_npz.read_bytes()[:-500])
+    np.savez(f"{small_npz}.pickled.npz", x_train=np.array([{}]), y_train=np.arange(1))
+    os.replace(f"{small_npz}.pickled.npz", f"{small_npz}.pickled")
+    before = project.files()
+    done = project.run(*[word.format(small=small_npz) for word in words], PYTHONPATH=str(tripwire))
+    assert done.code == 1 and done.out == ""
+    complaint = [line for line in done.err.splitlines() if not line.startswith("WARNING: Full MNIST")]
+    assert len(complaint) == 1 and answer in complaint[0], done.err
+    assert "Traceback" not in done.err
+    assert not (tripwire / "imported").exists() and project.files() == before
+
+
+def test_the_tripwire_trips(project: Project, tripwire: Path) -> None:
+    """What the table above rests on."""
+    done = project.run(*SMALL, PYTHONPATH=str(tripwire))
+    imported = tripwire / "imported"
+    assert done.code != 0 and "mlflow" in imported.read_text()
+    imported.unlink()
+
+
+@pytest.mark.parametrize(
+    ("words", "answer"),
+    [
+        (["--help"], "run.py -m model.filters=16,32,64"),
+        (["--cfg", "job", "model=tiny"], "filters: 8"),
+        (["--info", "defaults"], "model"),
+    ],
+)
+def test_questions_are_answered(words: list[str], answer: str, project: Project, tripwire: Path) -> None:
+    before = project.files()
+    done = project.run(*words, PYTHONPATH=str(tripwire))
+    assert done.code == 0 and answer in done.out and done.err == ""
+    assert not (tripwire / "imported").exists() and project.files() == before
+
+
+# ---------------------------------------------------------------------------------- kept
+
+
+RECIPE = [*SMALL, "training.augmentation=shift_rotate", "training.early_stopping.patience=2"]
+
+
+@pytest.fixture(scope="module")
+def single(project: Project, migrated: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Done]:
+    """One run, with the data left to find and a store of its own."""
+    uri = f"sqlite:///{tmp_path_factory.mktemp('single')}/new.db"
+    words = [word for word in RECIPE if word != "data=mnist_sample"]
+    return uri, project.run(*words, MLFLOW_TRACKING_URI=uri)
+
+
+def test_a_run_is_kept_whole(single: tuple[str, Done], project: Project) -> None:
+    uri, done = single
+    assert done.code == 0, done.err
+    (run,) = runs_of(uri)
+    assert run.info.status == "FINISHED" and run.info.run_id in done.out and uri in done.out
+    assert "WARNING: Full MNIST is neither cached nor reachable: using the SAMPLE" in done.err
+    assert len(done.err.splitlines()) == 1, done.err
+    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=project.root, capture_output=True, text=True).stdout
+    assert run.data.tags["git.commit"] == commit.strip() and run.data.tags["git.dirty"] == "false"
+    assert run.data.tags["dataset.name"] == "mnist_sample" and len(run.data.tags["weights.sha256"]) == 64
+    assert run.data.params["training.threads"] == "1" and run.data.params["training.precision"] != "auto"
+    assert not (project.root / "mlruns" / ".outbox" / run.info.run_id).exists()
+
+
+def test_the_same_command_gives_the_same_bits(single: tuple[str, Done], project: Project, typed_store: str) -> None:
+    assert project.run(*RECIPE, MLFLOW_TRACKING_URI=typed_store).code == 0
+    (first,), (second,) = runs_of(single[0]), runs_of(typed_store)
+    assert first.data.tags["weights.sha256"] == second.data.tags["weights.sha256"]
+    assert without_times(first.data.metrics) == without_times(second.data.metrics)
+    for metric in ("train_loss", "val_loss", "val_accuracy", "learning_rate"):
+        one, two = (
+            [point.value for point in mlflow.MlflowClient(uri).get_metric_history(run.info.run_id, metric)]
+            for uri, run in ((single[0], first), (typed_store, second))
+        )
+        assert one == two and len(one) >= 2
+
+
+@pytest.fixture(scope="module")
+def several(project: Project, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Done]:
+    """A multirun whose first job is what ``single`` ran."""
+    uri = f"sqlite:///{tmp_path_factory.mktemp('several')}/new.db"
+    return uri, project.run("-m", *RECIPE, "training.seed=0,1", MLFLOW_TRACKING_URI=uri)
+
+
+def test_a_multirun_is_a_parent_with_ranked_children(several: tuple[str, Done], project: Project) -> None:
+    uri, done = several
+    assert done.code == 0 and done.err == "", done.err
+    runs = named(runs_of(uri))
+    children = [runs["training.seed=0"], runs["training.seed=1"]]
+    (parent,) = [run for run in runs.values() if run not in children]
+    assert {run.info.status for run in runs.values()} == {"FINISHED"}
+    assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
+    assert len({run.info.experiment_id for run in runs.values()}) == 1
+    assert artifacts_of(uri, parent, "figures") == {"comparison.png", "class_counts.png", "samples.png"}
+    assert artifacts_of(uri, parent, "tables") == {"comparison.csv"}
+    best = max(run.data.metrics["val_accuracy"] for run in children)
+    assert parent.data.metrics["best_val_accuracy"] == best
+    assert [word in done.out for word in ("Comparison", "training.seed=0", "training.seed=1", parent.info.run_id)]
+    assert not list((project.root / "mlruns" / ".scratch").glob("*"))
+
+
+def test_a_child_gives_the_bits_of_a_single_run(several: tuple[str, Done], single: tuple[str, Done]) -> None:
+    (alone,), child = runs_of(single[0]), named(runs_of(several[0]))["training.seed=0"]
+    assert alone.data.tags["weights.sha256"] == child.data.tags["weights.sha256"]
+    assert without_times(alone.data.metrics) == without_times(child.data.metrics)
+
+
+def test_four_at_the_same_moment_on_a_new_store(project: Project, tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/new.db"
+    words = [*SMALL[:3], "training.epochs=1", "training.threads=1", "tracking.save_model=false"]
+    commands = [project.start(*words, f"training.seed={seed}", MLFLOW_TRACKING_URI=uri) for seed in range(4)]
+    ends = [command.finish() for command in commands]
+    assert [end.code for end in ends] == [0] * 4, [end.err for end in ends]
+    assert [run.info.status for run in runs_of(uri)] == ["FINISHED"] * 4
+
+
+# ---------------------------------------------------------------------------------- faults
+
+
+def trial_of(command: Command) -> psutil.Process:
+    """The process that trains at this moment: a child of the fork server."""
+    for server in psutil.Process(command.process.pid).children():
+        for child in server.children():
+            if "forkserver" in " ".join(server.cmdline()):
+                return child
+    raise AssertionError("no trial is running")
+
+
+def test_children_that_fail_leave_the_others_running(project: Project, typed_store: str) -> None:
+    # a decay of 0.9 times a rate of 10 makes every weight eight times as large in every step
+    wild = [
+        "training.optimizer=sgd",
+        "training.schedule=constant",
+        "model.batch_norm=false",
+        "training.weight_decay=0.9",
+    ]
+    rates = "training.learning_rate=10,1e-2,0.001"
+    words = [*SMALL[:3], "training.threads=1", "training.epochs=20", "tracking.save_model=false"]
+    command = project.start("-m", *words, *wild, rates, MLFLOW_TRACKING_URI=typed_store)
+    command.wait_for("learning_rate=0.01  epoch 1/")
+    trial_of(command).kill()
+    done = command.finish()
+    runs = named(runs_of(typed_store))
+    ends = {name.removeprefix("training.learning_rate="): run.info.status for name, run in runs.items()}
+    parent = next(name for name in ends if "3 runs" in name)
+    assert ends == {"10": "FAILED", "0.01": "FAILED", "0.001": "FINISHED", parent: "FAILED"}
+    assert done.code == 1 and "Traceback" not in done.err
+    *_, summary, diverged, killed = done.err.splitlines()
+    assert summary == "2 of 3 runs FAILED:"
+    assert "learning_rate=10: training diverged: `train_loss` is nan in epoch" in diverged and "in steps" in diverged
+    assert "learning_rate=0.01: the trial's process was killed by SIGKILL" in killed
+    wild_run = runs["training.learning_rate=10"]
+    assert "`train_loss` is nan in epoch" in wild_run.data.tags["failure"]
+    assert "SIGKILL" in runs["training.learning_rate=0.01"].data.tags["failure"]
+    assert runs["training.learning_rate=0.01"].data.metrics["train_loss"] > 0
+    assert runs[parent].data.tags["best.name"] == "training.learning_rate=0.001"
+
+
+def test_a_single_run_that_diverges_says_so_in_a_line(project: Project, typed_store: str) -> None:
+    wild = ["training.optimizer=sgd", "training.learning_rate=10", "training.weight_decay=0.9"]
+    words = [*SMALL[:3], "training.epochs=30", *wild, "model.batch_norm=false", "training.schedule=constant"]
+    done = project.run(*words, MLFLOW_TRACKING_URI=typed_store)
+    assert done.code == 1 and "training diverged: `train_loss` is" in done.err and len(done.err.splitlines()) == 1
+    (run,) = runs_of(typed_store)
+    assert run.info.status == "FAILED" and "training diverged" in run.data.tags["failure"]
+
+
+def wait_for_run(uri: str) -> Callable[[Command], None]:
+    def wait(command: Command) -> None:
+        for _ in range(600):
+            if runs_of(uri):
+                return
+            time.sleep(0.05)
+        raise AssertionError("no run was created")
+
+    return wait
+
+
+def stop(command: Command, number: int, everyone: bool) -> Done:
+    if everyone:  # as a terminal's Ctrl-C does
+        os.killpg(command.process.pid, number)
+    else:
+        command.process.send_signal(number)
+    return command.finish(60)
+
+
+@pytest.mark.parametrize(
+    ("number", "moment"),
+    [
+        (signal.SIGINT, "created"),
+        (signal.SIGTERM, "created"),
+        (signal.SIGINT, "epoch 1/"),
+        (signal.SIGTERM, "epoch 3/"),
+    ],
+)
+def test_a_signal_ends_a_run_as_killed(number: int, moment: str, project: Project, typed_store: str) -> None:
+    command = project.start(*LONG, MLFLOW_TRACKING_URI=typed_store)
+    (wait_for_run(typed_store) if moment == "created" else lambda c: c.wait_for(moment))(command)
+    done = stop(command, number, everyone=False)
+    assert done.code == 128 + number and "Traceback" not in done.err
+    assert f"stopped by {signal.Signals(number).name}" in done.err
+    (run,) = runs_of(typed_store)
+    assert run.info.status == "KILLED" and run.info.end_time
+    measured = [line for line in done.out.splitlines() if "epoch" in line]
+    history = mlflow.MlflowClient(typed_store).get_metric_history(run.info.run_id, "val_accuracy")
+    assert len(history) >= len(measured) >= (0 if moment == "created" else int(moment[6]))
+
+
+@pytest.mark.parametrize(
+    ("number", "everyone", "moment"),
+    [
+        (signal.SIGINT, True, "epoch 1/"),
+        (signal.SIGTERM, False, "created"),
+    ],
+)
+def test_a_signal_ends_a_multirun_as_killed(
+    number: int, everyone: bool, moment: str, project: Project, typed_store: str
+) -> None:
+    command = project.start("-m", *LONG, "training.seed=0,1", MLFLOW_TRACKING_URI=typed_store)
+    (wait_for_run(typed_store) if moment == "created" else lambda c: c.wait_for(moment))(command)
+    family = [psutil.Process(command.process.pid), *psutil.Process(command.process.pid).children(recursive=True)]
+    done = stop(command, number, everyone)
+    assert done.code == 128 + number and "Traceback" not in done.err, done.err
+    runs = runs_of(typed_store)
+    assert {run.info.status for run in runs} == {"KILLED"} and len(runs) <= 2
+    if moment != "created":
+        (child,) = [run for run in runs if "mlflow.parentRunId" in run.data.tags]
+        assert child.data.metrics["val_accuracy"] > 0
+    _, alive = psutil.wait_procs(family, timeout=20)
+    assert not alive
+
+
+@pytest.fixture(scope="module")
+def server(migrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str, Callable[[], None]]]:
+    """An MLflow server's URI, that of the database behind it, and what takes the server away."""
+    tmp_path = tmp_path_factory.mktemp("server")
+    store = f"sqlite:///{shutil.copy(migrated, tmp_path / 'mlflow.db')}"
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store, "--port", str(port)]
+    where = ["--artifacts-destination", str(tmp_path / "artifacts"), "--workers", "1"]
+    log = (tmp_path / "server.log").open("w")
+    process = subprocess.Popen([*command, *where], stdout=log, stderr=log, cwd=tmp_path)
+
+    def kill() -> None:
+        for one in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
+            one.kill()
+        process.wait()
+
+    uri = f"http://127.0.0.1:{port}"
+    for _ in range(600):
+        with suppress(OSError), urllib.request.urlopen(f"{uri}/health", timeout=0.5):
+            break
+        time.sleep(0.1)
+    yield uri, store, kill
+    if process.poll() is None:
+        kill()
+    log.close()
+
+
+def test_a_run_on_a_server_is_kept_there(server: tuple[str, str, Any], project: Project) -> None:
+    uri, *_ = server
+    done = project.run(*SMALL, f"tracking.uri={uri}")
+    assert done.code == 0 and uri in done.out, done.err
+    (run,) = runs_of(uri)
+    assert run.info.status == "FINISHED"
+    assert artifacts_of(uri, run, "figures") >= {"curves.png", "confusion_matrix.png", "mistakes.png"}
+
+
+def test_a_server_that_goes_away_loses_no_result(server: tuple[str, str, Callable[[], None]], project: Project) -> None:
+    """The last test of the file: it takes the server away."""
+    uri, behind, kill = server
+    words = [*SMALL[:3], "training.threads=1", "training.epochs=6", f"tracking.uri={uri}"]
+    command = project.start(*words, "data.limit=3000")
+    command.wait_for("epoch 1/6")
+    kill()
+    done = command.finish()
+    assert command.printed("epoch 6/6") and done.code == 1 and "Traceback" not in done.err
+    *_, run = runs_of(behind)
+    folder = project.root / "mlruns" / ".outbox" / run.info.run_id
+    assert str(folder) in done.err and "the tracking store did not take the result" in done.err
+    kept = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
+    wanted = {"outcome.json", "epochs.jsonl", "config.yaml", "model.keras", "figures/curves.png"}
+    assert wanted | {"tables/predictions.csv"} <= kept
+    assert len((folder / "epochs.jsonl").read_text().splitlines()) == 6
+    assert '"status": "FINISHED"' in (folder / "outcome.json").read_text()

@@ -1,0 +1,122 @@
+"""Two runs compared, from their tables of predictions; no TensorFlow."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import recorded_store as rs
+
+from digit_study import comparing, data, stores, tracking
+from digit_study.config import DataConfig
+from digit_study.errors import StudyError
+from digit_study.registry_config import CompareConfig, StoreConfig, validate_compare
+
+
+@pytest.fixture
+def store(migrated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> rs.Store:
+    for module in (stores, tracking):
+        monkeypatch.setattr(module, "ARTIFACTS", tmp_path / "mlruns")
+        monkeypatch.setattr(module, "OUTBOX", tmp_path / "mlruns" / ".outbox")
+    return rs.make_store(migrated, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def digits() -> data.Digits:
+    return data.load_digits(DataConfig(source="mnist_sample", sha256=data.SAMPLE_SHA256))
+
+
+def table(digits: data.Digits, wrong: range) -> pd.DataFrame:
+    """Predictions that are one digit too high on the images ``wrong``, right on all others."""
+    labels = digits.validation_labels
+    predicted = np.where(np.isin(np.arange(len(labels)), wrong), (labels + 1) % 10, labels)
+    return rs.predictions(predicted, labels, digits.validation_index)
+
+
+def ask(store: rs.Store, a: str, b: str) -> CompareConfig:
+    return CompareConfig(a, b, StoreConfig(store.uri))
+
+
+def test_a_comparison_is_shown_and_kept(
+    store: rs.Store, digits: data.Digits, capsys: pytest.CaptureFixture[str]
+) -> None:
+    a = rs.add_run(store, table=table(digits, range(20)), model=False)
+    b = rs.add_run(store, table=table(digits, range(15, 25)), model=False)
+    comparing.serve(ask(store, a, b))
+    told = capsys.readouterr().out
+    assert "+1.00 points" in told
+    assert "Images that flipped (20)" in told
+    (run,) = store.client.search_runs([store.experiment], "tags.kind = 'comparison'")
+    assert (run.info.status, run.data.tags["compared.a"], run.data.tags["compared.b"]) == ("FINISHED", a, b)
+    numbers = run.data.metrics
+    assert (numbers["difference"], numbers["only_a_right"], numbers["only_b_right"]) == (0.01, 5, 15)
+    assert numbers["difference_low"] < 0.01 < numbers["difference_high"]
+    assert numbers["mcnemar_p"] == pytest.approx(0.04138946533203125)
+    listed = {
+        file.path for part in ("figures", "tables") for file in store.client.list_artifacts(run.info.run_id, part)
+    }
+    assert listed == {
+        "figures/confusion_difference.png",
+        "figures/flipped.png",
+        "tables/confusion_difference.csv",
+        "tables/flipped.csv",
+    }
+
+
+def test_equal_runs_differ_in_nothing(store: rs.Store, digits: data.Digits, capsys: pytest.CaptureFixture[str]) -> None:
+    a, b = (rs.add_run(store, table=table(digits, range(5)), model=False) for _ in range(2))
+    comparing.serve(ask(store, a, b))
+    assert "Images that flipped (0)" in capsys.readouterr().out
+
+
+def test_other_digits_are_refused(store: rs.Store, digits: data.Digits) -> None:
+    a = rs.add_run(store, table=table(digits, range(5)))
+    b = rs.add_run(store, table=table(digits, range(5)), tags={"dataset.sha256": "other"})
+    with pytest.raises(StudyError, match="dataset.sha256"):
+        comparing.serve(ask(store, a, b))
+
+
+def test_other_validation_images_are_refused(store: rs.Store, digits: data.Digits) -> None:
+    whole = table(digits, range(5))
+    a, b = (rs.add_run(store, table=part) for part in (whole, whole.iloc[10:]))
+    with pytest.raises(StudyError, match="990 in common"):
+        comparing.serve(ask(store, a, b))
+    moved = whole.assign(index=whole["index"] + 1)
+    c, d = (rs.add_run(store, table=moved) for _ in range(2))
+    with pytest.raises(StudyError, match="predictions are of others"):
+        comparing.serve(ask(store, c, d))
+
+
+def test_runs_that_cannot_be_compared(store: rs.Store, digits: data.Digits) -> None:
+    good = rs.add_run(store, table=table(digits, range(5)))
+    for bad, word in (
+        ("0" * 32, "`b` must be the id of a run"),
+        (rs.add_run(store, status="FAILED"), "which is FAILED"),
+        (rs.add_run(store), "tables/predictions.csv"),
+    ):
+        with pytest.raises(StudyError, match=word):
+            comparing.serve(ask(store, good, bad))
+    assert store.client.search_runs([store.experiment], "tags.kind = 'comparison'") == []
+
+
+@pytest.mark.parametrize(
+    ("a", "b", "word"), [(None, "x", "`a`"), ("x", None, "`b`"), ("x", "x", "two runs"), (" ", "x", "`a`")]
+)
+def test_values_are_checked(a: str | None, b: str | None, word: str) -> None:
+    with pytest.raises(StudyError, match=word):
+        validate_compare(CompareConfig(a, b))
+
+
+def test_the_recorded_answer_counts_where_the_table_ties() -> None:
+    tied = rs.predictions([3], [3], [0]).assign(p2=0.91)
+    assert comparing.as_evaluation(tied).predicted.tolist() == [3]
+
+
+def test_no_tensorflow_is_imported() -> None:
+    code = "import sys; from digit_study import comparing, promotion; sys.exit('tensorflow' in sys.modules)"
+    source = str(Path(comparing.__file__).parents[1])
+    assert subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": source}, check=False).returncode == 0

@@ -1,0 +1,240 @@
+"""The whole way from a config to a tracked run, in this process and on a few hundred digits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import keras
+import mlflow
+import mlflow.pyfunc
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from conftest import open_store
+from mlflow.entities import Run
+
+from digit_study import composition, data, evaluation, hardware, stores, tracking
+from digit_study.composition import compose_config
+from digit_study.config import Config, flatten
+from digit_study.errors import StudyError
+from digit_study.interruption import Interrupted, Pruned
+from digit_study.models import build_model
+from digit_study.pipeline import run_trial
+from digit_study.resolution import resolve_config
+from digit_study.results import Listener, TrialResult
+from digit_study.training import Diverged, weights_sha256
+
+composition.register()
+
+
+def trial(npz: Path, *overrides: str) -> Config:
+    small = [f"data.path='{npz}'", "model=tiny", "model.blocks=2", "training.epochs=2", "training.batch_size=50"]
+    return resolve_config(compose_config([*small, "training.threads=1", *overrides]))[0]
+
+
+def begin(config: Config) -> tuple[str, str]:
+    uri = stores.tracking_uri(config.tracking.uri)
+    return uri, tracking.create_run(config, uri, data.dataset_name(config.data), "a name")
+
+
+def walk(config: Config, **more: Any) -> tuple[TrialResult, Run]:
+    uri, run_id = begin(config)
+    result = run_trial(config, run_id, **more)
+    return result, mlflow.MlflowClient(uri).get_run(run_id)
+
+
+@dataclass(frozen=True)
+class Finished:
+    config: Config
+    result: TrialResult
+    run: Run
+    client: mlflow.MlflowClient
+    heard: list[Any]
+
+
+@pytest.fixture(scope="module")
+def finished(small_npz: Path, migrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
+    """One run with a model, trained in bfloat16 for two epochs; the store stays open for the tests that look at it."""
+    with pytest.MonkeyPatch.context() as patch:
+        uri = open_store(migrated, tmp_path_factory.mktemp("run"), patch)
+        patch.setattr(mlflow, "_tracking_uri", None, raising=False)
+        config, heard = trial(small_npz, "training.precision=mixed_bfloat16"), []
+        listener = Listener(lambda *where: heard.append(where), lambda number, record: heard.append(number))
+        result, run = walk(config, listener=listener)
+        mlflow.set_tracking_uri(uri)
+        yield Finished(config, result, run, mlflow.MlflowClient(uri), heard)
+
+
+def listed(finished: Finished, folder: str) -> set[str]:
+    return {one.path for one in finished.client.list_artifacts(finished.run.info.run_id, folder)}
+
+
+def fetched(finished: Finished, path: str) -> Path:
+    return Path(finished.client.download_artifacts(finished.run.info.run_id, path))
+
+
+def test_the_listener_hears_steps_and_epochs_in_order(finished: Finished) -> None:
+    assert finished.heard == [(1, 6, 6), 1, (2, 6, 6), 2]
+
+
+def test_it_is_finished_and_nothing_is_left_in_the_outbox(finished: Finished) -> None:
+    assert finished.run.info.status == "FINISHED" and finished.run.info.run_name == "a name"
+    assert finished.result.kept is None and finished.result.fault is None
+    assert list(stores.OUTBOX.iterdir()) == []
+
+
+def test_every_leaf_of_the_config_is_a_param_and_the_whole_a_file(finished: Finished) -> None:
+    assert finished.run.data.params == {key: str(value) for key, value in flatten(finished.config).items()}
+    assert yaml.safe_load(fetched(finished, "config.yaml").read_text()) == asdict(finished.config)
+
+
+def test_the_tags_say_code_data_machine_and_weights(finished: Finished) -> None:
+    tags = finished.run.data.tags
+    assert {"git.commit", "git.dirty", "host", "os", "processor", "weights.sha256"} <= set(tags)
+    assert {f"version.{name}" for name in ("tensorflow", "keras", "numpy", "mlflow", "optuna")} <= set(tags)
+    assert tags["dataset.name"] == "small" and tags["dataset.sha256"] == finished.config.data.sha256
+    assert tags["precision"] == "mixed_bfloat16" and tags["threads"] == "1"
+    assert tags["version.keras"] == keras.__version__
+    assert tags["weights.sha256"] == finished.result.weights_sha256 and "failure" not in tags
+
+
+def test_the_digits_are_its_input(finished: Finished) -> None:
+    (given,) = finished.run.inputs.dataset_inputs
+    assert given.dataset.name == "small" and str(finished.config.data.sha256).startswith(given.dataset.digest)
+    profile = json.loads(given.dataset.profile)
+    assert profile == {"sha256": finished.config.data.sha256, "train_images": 300, "validation_images": 100}
+
+
+@pytest.mark.parametrize("metric", tracking.EPOCH_METRICS)
+def test_every_epoch_has_its_point(finished: Finished, metric: str) -> None:
+    history = finished.client.get_metric_history(finished.run.info.run_id, metric)
+    by_step = {point.step: point.value for point in history}
+    assert by_step == {number: record[metric] for number, record in enumerate(finished.result.epochs, start=1)}
+
+
+def test_the_final_metrics_are_those_of_the_kept_weights(finished: Finished) -> None:
+    metrics, result = finished.run.data.metrics, finished.result
+    assert {name: metrics[name] for name in result.metrics} == result.metrics
+    assert result.metrics["val_accuracy"] == result.epochs[-1]["val_accuracy"]
+    assert metrics["train_images"] == 300 and metrics["validation_images"] == 100
+    assert metrics["total_seconds"] >= metrics["training_seconds"] > 0 and metrics["inference_milliseconds"] > 0
+    assert metrics["parameters"] == build_model(finished.config.model).count_params()
+    assert metrics["best_epoch"] == 1 + int(np.argmin([record["val_loss"] for record in result.epochs]))
+
+
+def test_figures_and_tables_are_there_and_pictures_are_pictures(finished: Finished) -> None:
+    names = ("curves", "confusion_matrix", "mistakes", "class_counts", "samples")
+    assert listed(finished, "figures") == {f"figures/{name}.png" for name in names}
+    assert listed(finished, "tables") == {"tables/per_class.csv", "tables/predictions.csv"}
+    for path in listed(finished, "figures"):
+        assert fetched(finished, path).read_bytes().startswith(b"\x89PNG")
+
+
+def test_the_table_of_predictions_is_the_evaluation(finished: Finished) -> None:
+    table = pd.read_csv(fetched(finished, "tables/predictions.csv"))
+    assert list(table["index"]) == list(finished.result.evaluation.index)
+    assert table["correct"].mean() == finished.result.metrics["val_accuracy"]
+    _, labels = data.read_npz(Path(str(finished.config.data.path)), "train")
+    assert np.array_equal(labels[table["index"]], table["label"])
+
+
+def test_the_model_loads_and_gives_exactly_what_was_logged(finished: Finished) -> None:
+    digits = data.load_digits(finished.config.data)
+    (logged,) = finished.client.search_logged_models([finished.run.info.experiment_id])
+    assert logged.name == "model" and logged.source_run_id == finished.run.info.run_id
+    model = mlflow.keras.load_model(f"models:/{logged.model_id}")
+    assert weights_sha256(model) == finished.result.weights_sha256
+    again = evaluation.evaluate(model, digits.validation_images, digits.validation_labels, digits.validation_index)
+    assert again.metrics == {name: finished.result.metrics[name] for name in again.metrics}
+    served = mlflow.pyfunc.load_model(f"models:/{logged.model_id}")
+    probabilities = served.predict(digits.validation_images.astype(np.float32))
+    score = evaluation.score(digits.validation_labels, np.asarray(probabilities))
+    assert score.metrics["val_accuracy"] == finished.run.data.metrics["val_accuracy"]
+    assert {spec.name: (str(spec.type), spec.shape) for spec in served.metadata.signature.inputs} == {
+        "pixels": ("float32", (-1, 28, 28, 1))
+    }
+
+
+def test_the_same_config_gives_the_same_bits(finished: Finished, store: str) -> None:
+    result, run = walk(finished.config)
+    assert result.weights_sha256 == finished.result.weights_sha256
+    clocks = ("seconds", "milliseconds", "per_second")
+    for name, value in finished.result.metrics.items():
+        assert name.endswith(clocks) or result.metrics[name] == value, name
+    assert run.data.tags["weights.sha256"] == finished.run.data.tags["weights.sha256"]
+
+
+# ---------------------------------------------------------------------------------- ends
+
+
+@pytest.mark.parametrize(
+    ("error", "status"),
+    [
+        (Interrupted(15), "KILLED"),
+        (KeyboardInterrupt(), "KILLED"),
+        (Pruned("enough"), "KILLED"),
+        (StudyError("no"), "FAILED"),
+        (MemoryError(), "FAILED"),
+    ],
+)
+def test_a_trial_that_ends_early_says_how_and_keeps_its_epochs(
+    error: BaseException, status: str, small_npz: Path, store: str
+) -> None:
+    def stop(number: int, record: dict[str, float]) -> None:
+        raise error
+
+    config = trial(small_npz, "tracking.save_model=false")
+    uri, run_id = begin(config)
+    with pytest.raises(type(error)):
+        run_trial(config, run_id, listener=Listener(on_epoch=stop), pictures_of_data=False)
+    run = mlflow.MlflowClient(uri).get_run(run_id)
+    assert run.info.status == status and run.info.end_time
+    assert run.data.tags["failure"].startswith(type(error).__name__) and run.data.metrics["val_accuracy"] >= 0
+    assert not (stores.OUTBOX / run_id).exists()
+
+
+def test_data_that_changed_since_they_were_resolved_fail_the_run(small_npz: Path, store: str) -> None:
+    config = trial(small_npz)
+    uri, run_id = begin(config)
+    object.__setattr__(config.data, "sha256", "0" * 64)
+    with pytest.raises(StudyError, match="`data.sha256` says"):
+        run_trial(config, run_id)
+    assert mlflow.MlflowClient(uri).get_run(run_id).info.status == "FAILED"
+
+
+def test_divergence_fails_the_run_with_its_reason(small_npz: Path, store: str) -> None:
+    # a decay of 0.9 times a rate of 10 makes every weight eight times as large in every step
+    wild = ["training.optimizer=sgd", "training.learning_rate=10", "training.weight_decay=0.9"]
+    config = trial(small_npz, *wild, "training.schedule=constant", "model.batch_norm=false", "training.epochs=30")
+    uri, run_id = begin(config)
+    with pytest.raises(Diverged, match=r"`train_loss` is (nan|inf) in epoch \d+, in steps"):
+        run_trial(config, run_id)
+    run = mlflow.MlflowClient(uri).get_run(run_id)
+    assert run.info.status == "FAILED" and "`train_loss` is" in run.data.tags["failure"]
+
+
+# ---------------------------------------------------------------------------------- what auto becomes
+
+
+def test_settling_twice_changes_nothing(small_npz: Path) -> None:
+    once, source = resolve_config(compose_config([f"data.path={small_npz}"]))
+    twice, again = resolve_config(once)
+    assert once == twice and source == again
+    assert once.training.threads == hardware.cores()
+    assert once.training.precision == hardware.resolve_precision("auto")
+
+
+@pytest.mark.parametrize(("parallel", "threads"), [(1, 8), (2, 4), (3, 2), (100, 1)])
+def test_cores_are_shared_among_parallel_runs(
+    parallel: int, threads: int, small_npz: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hardware, "cores", lambda: 8)
+    config = compose_config([f"data.path={small_npz}"])
+    assert resolve_config(config, parallel)[0].training.threads == threads
+    chosen = compose_config([f"data.path={small_npz}", "training.threads=5"])
+    assert resolve_config(chosen, parallel)[0].training.threads == 5

@@ -1,0 +1,325 @@
+"""The gate, the aliases, the ledger and the way back; no TensorFlow, a real MLflow store."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import recorded_store as rs
+from hypothesis import given
+from hypothesis import strategies as st
+
+from digit_study import contest, promotion
+from digit_study.errors import StudyError
+from digit_study.evaluation import PairedTest, paired_test
+from digit_study.gate import Score, decide, require_same_data
+from digit_study.registry_config import FileConfig, GateConfig, PromoteConfig, validate_promote
+
+N = 10_000
+
+
+@pytest.fixture(autouse=True)
+def no_tensorflow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(promotion, "read_sealed", rs.read_sealed)
+
+
+@pytest.fixture
+def store(migrated: Path, tmp_path: Path) -> rs.Store:
+    return rs.make_store(migrated, tmp_path)
+
+
+def said(capsys: pytest.CaptureFixture[str]) -> str:
+    return capsys.readouterr().out
+
+
+# ---------------------------------------------------------------------------------- the decision
+
+
+def contest_of(only_champion: int, only_challenger: int, sizes: tuple[int, int]) -> tuple[Score, Score, PairedTest]:
+    """A champion that reads 9,900 of 10,000, and a challenger with the given flips; sizes of challenger, champion."""
+    champion = np.arange(N) < 9_900
+    challenger = champion.copy()
+    challenger[:only_champion] = False
+    challenger[9_900 : 9_900 + only_challenger] = True
+    scores = [
+        Score(name, int(correct.sum()), N, size)
+        for name, correct, size in zip(("new", "old"), (challenger, champion), sizes, strict=True)
+    ]
+    return scores[0], scores[1], paired_test(champion, challenger)
+
+
+@pytest.mark.parametrize(
+    ("flips", "sizes", "promoted", "rule"),
+    [
+        ((10, 40), (200, 100), True, "better"),
+        ((10, 40), (50, 100), True, "better"),
+        ((40, 10), (50, 100), False, "worse"),
+        ((40, 10), (200, 100), False, "worse"),
+        ((0, 0), (50, 100), True, "smaller"),
+        ((20, 20), (99, 100), True, "smaller"),
+        ((10, 0), (99, 100), True, "smaller"),  # exactly the margin of 0.001
+        ((11, 0), (99, 100), False, "worse"),
+        ((0, 0), (100, 100), False, "not_better"),
+        ((20, 20), (101, 100), False, "not_better"),
+        ((20, 25), (200, 100), False, "not_better"),  # more, but not significantly
+        ((20, 25), (99, 100), True, "smaller"),
+        ((0, 5), (200, 100), False, "not_better"),  # p = 0.0625
+        ((0, 6), (200, 100), True, "better"),  # p = 0.03125
+    ],
+)
+def test_the_gate(flips: tuple[int, int], sizes: tuple[int, int], promoted: bool, rule: str) -> None:
+    decision = decide(*contest_of(*flips, sizes), GateConfig())
+    assert (decision.promoted, decision.rule) == (promoted, rule)
+    assert "p = " in decision.reason
+    assert "new (" in decision.reason
+
+
+@pytest.mark.parametrize(("correct", "promoted"), [(9_500, True), (9_499, False), (10_000, True), (0, False)])
+def test_the_first_must_pass_the_floor(correct: int, promoted: bool) -> None:
+    decision = decide(Score("new", correct, N, 5), None, None, GateConfig())
+    assert (decision.promoted, decision.rule) == (promoted, "first" if promoted else "below_floor")
+    assert "floor of 95.00 %" in decision.reason
+
+
+@given(
+    st.integers(0, 100),
+    st.integers(0, 100),
+    st.tuples(st.integers(1, 9), st.integers(1, 9)),
+    st.floats(0, 0.02),
+    st.floats(0.001, 0.5),
+)
+def test_the_gate_is_what_it_says(b: int, c: int, sizes: tuple[int, int], margin: float, alpha: float) -> None:
+    challenger, champion, test = contest_of(b, c, sizes)
+    decision = decide(challenger, champion, test, GateConfig(margin=margin, significance=alpha))
+    better = test.p_value < alpha and challenger.accuracy > champion.accuracy
+    smaller = b - c <= margin * N + 1e-9 and sizes[0] < sizes[1]
+    assert decision.promoted == (better or smaller)
+
+
+@given(st.integers(0, 100), st.integers(0, 100), st.integers(1, 9), st.integers(1, 9))
+def test_no_two_networks_dethrone_each_other_by_being_better(b: int, c: int, one: int, other: int) -> None:
+    there = decide(*contest_of(b, c, (one, other)), GateConfig())
+    back = decide(*contest_of(c, b, (other, one)), GateConfig())
+    assert not (there.rule == back.rule == "better")
+    assert not (there.rule == back.rule == "smaller")
+
+
+@pytest.mark.parametrize(("one", "other"), [("x", "y"), ("x", None), (None, "y"), (None, None)])
+def test_other_digits_are_refused(one: str | None, other: str | None) -> None:
+    with pytest.raises(StudyError, match="promote.model_name"):
+        require_same_data(one, other, ("a", "b"), "m")
+
+
+@pytest.mark.parametrize(
+    ("config", "word"),
+    [
+        (PromoteConfig(promote=GateConfig(margin=-0.1)), "promote.margin"),
+        (PromoteConfig(promote=GateConfig(margin=1.0)), "promote.margin"),
+        (PromoteConfig(promote=GateConfig(floor=1.01)), "promote.floor"),
+        (PromoteConfig(promote=GateConfig(floor=float("nan"))), "promote.floor"),
+        (PromoteConfig(promote=GateConfig(significance=0.0)), "promote.significance"),
+        (PromoteConfig(promote=GateConfig(model_name="a/b")), "promote.model_name"),
+        (PromoteConfig(promote=GateConfig(model_name="")), "promote.model_name"),
+        (PromoteConfig(rollback=True, history=True), "drop one"),
+        (PromoteConfig(rollback=True, run_id="x"), "drop one"),
+        (PromoteConfig(run_id=" "), "run_id"),
+    ],
+)
+def test_values_are_checked(config: PromoteConfig, word: str) -> None:
+    with pytest.raises(StudyError, match=re.escape(word)):
+        validate_promote(config)
+
+
+# ---------------------------------------------------------------------------------- aliases and ledger
+
+
+def test_first_better_worse_and_back(store: rs.Store, capsys: pytest.CaptureFixture[str]) -> None:
+    weak, strong = rs.add_run(store, range(40)), rs.add_run(store, range(10), 5_000)
+    promotion.serve(store.ask(weak))
+    assert store.registry.aliases() == {"champion": "1"}
+    promotion.serve(store.ask(strong))
+    assert store.registry.aliases() == {"champion": "2", "previous": "1"}
+    promotion.serve(store.ask(weak))
+    assert store.registry.aliases() == {"champion": "2", "previous": "1", "challenger": "3"}
+    promotion.serve(store.ask(rollback=True))
+    assert store.registry.aliases() == {"champion": "1", "challenger": "3"}
+    with pytest.raises(StudyError, match="alias 'previous'"):
+        promotion.serve(store.ask(rollback=True))
+    said(capsys)
+    promotion.serve(store.ask(history=True))
+    told = said(capsys)
+    assert "opened 3 times" in told
+    assert told.count("promotion of run") == 3
+    assert f"rollback to run {weak}: restored version 1" in told
+    assert len(store.registry.ledger.entries()) == 4
+
+
+def test_a_second_rollback_goes_one_further_back(store: rs.Store) -> None:
+    for wrong in (40, 20, 5):
+        promotion.serve(store.ask(rs.add_run(store, range(wrong))))
+    assert store.registry.aliases() == {"champion": "3", "previous": "2"}
+    promotion.serve(store.ask(rollback=True))
+    assert store.registry.aliases() == {"champion": "2", "previous": "1"}
+    promotion.serve(store.ask(rollback=True))
+    assert store.registry.aliases() == {"champion": "1"}
+
+
+def test_evidence_is_on_the_version(store: rs.Store) -> None:
+    promotion.serve(store.ask(rs.add_run(store, range(40))))
+    run_id = rs.add_run(store, range(10))
+    promotion.serve(store.ask(run_id))
+    version = store.client.get_model_version_by_alias(rs.NAME, "champion")
+    tags = version.tags
+    assert (version.run_id, tags["run_id"], tags["compared.version"]) == (run_id, run_id, "1")
+    assert (float(tags["test_accuracy"]), int(tags["test_images"])) == (0.99, 1_000)
+    assert float(tags["test_accuracy_low"]) < 0.99 < float(tags["test_accuracy_high"])
+    assert float(tags["mcnemar_p"]) == pytest.approx(2 * 0.5**30)
+    model = store.client.get_registered_model(rs.NAME)
+    assert model.tags["test_set.opened"] == "2"
+    assert "opened 2 times" in model.description
+
+
+def test_below_the_floor_becomes_challenger_and_nobody_champion(store: rs.Store) -> None:
+    promotion.serve(store.ask(rs.add_run(store, range(100))))
+    assert store.registry.aliases() == {"challenger": "1"}
+
+
+def test_the_champion_itself_is_left_alone(store: rs.Store, capsys: pytest.CaptureFixture[str]) -> None:
+    run_id = rs.add_run(store)
+    promotion.serve(store.ask(run_id))
+    before = store.registry.ledger.path.read_text()
+    said(capsys)
+    promotion.serve(store.ask(run_id))
+    assert "reigning champion already" in said(capsys)
+    assert store.registry.ledger.path.read_text() == before
+    assert list(store.registry.versions()) == ["1"]
+
+
+def test_a_dry_run_touches_nothing(store: rs.Store, capsys: pytest.CaptureFixture[str]) -> None:
+    first, second = rs.add_run(store), rs.add_run(store)
+    promotion.serve(store.ask(first, dry_run=True))
+    assert not store.registry.ledger.path.parent.exists()
+    assert store.client.search_registered_models() == []
+    promotion.serve(store.ask(first))
+    before = store.registry.ledger.path.read_text()
+    said(capsys)
+    promotion.serve(store.ask(second, dry_run=True))
+    assert re.search(rf"run {second} .* version 1 \(run {first}\)", said(capsys))
+    assert store.registry.ledger.path.read_text() == before
+    assert store.registry.aliases() == {"champion": "1"}
+
+
+def test_the_winner_of_the_latest_confirmation_is_taken(store: rs.Store) -> None:
+    old, new, unfinished = (rs.add_run(store) for _ in range(3))
+    rs.add_confirmation(store, "default", old)
+    rs.add_confirmation(store, "default", new)
+    rs.add_confirmation(store, "default", unfinished, "FAILED")
+    rs.add_confirmation(store, "it's another", unfinished)
+    promotion.serve(store.ask())
+    champion = store.registry.at("champion")
+    assert champion is not None
+    assert champion.run_id == new
+    assert store.registry.ledger.entries()[0].begun["study"] == "default"
+    promotion.serve(store.ask(study="it's another", dry_run=True))
+
+
+def test_a_champion_whose_version_was_deleted_is_none(store: rs.Store) -> None:
+    promotion.serve(store.ask(rs.add_run(store)))
+    store.client.delete_model_version(rs.NAME, "1")
+    promotion.serve(store.ask(rs.add_run(store, range(30))))
+    assert store.registry.aliases() == {"champion": "2"}
+
+
+def test_a_missing_alias_means_no_champion(store: rs.Store) -> None:
+    promotion.serve(store.ask(rs.add_run(store)))
+    store.client.delete_registered_model_alias(rs.NAME, "champion")
+    promotion.serve(store.ask(rs.add_run(store, range(30))))
+    assert store.registry.aliases() == {"champion": "2"}
+
+
+def test_a_champion_on_other_digits_is_not_compared(store: rs.Store) -> None:
+    promotion.serve(store.ask(rs.add_run(store)))
+    store.client.set_model_version_tag(rs.NAME, "1", "dataset.sha256", "other")
+    with pytest.raises(StudyError, match="dataset.sha256"):
+        promotion.serve(store.ask(rs.add_run(store)))
+    assert store.registry.ledger.openings() == 1
+
+
+def test_a_champion_without_files_is_named(store: rs.Store) -> None:
+    run_id = rs.add_run(store)
+    promotion.serve(store.ask(run_id))
+    (file,) = (Path(store.uri.removeprefix("sqlite:///")).parent / "artifacts").rglob("model.keras")
+    challenger = rs.add_run(store)
+    file.unlink()
+    with pytest.raises(StudyError, match="the champion must be there"):
+        promotion.serve(store.ask(challenger))
+    assert store.registry.ledger.openings() == 1
+
+
+@pytest.mark.parametrize(
+    ("kind", "word"),
+    [
+        ("unknown", "unknown"),
+        ("running", "which is RUNNING"),
+        ("failed", "which is FAILED"),
+        ("deleted", "not deleted"),
+        ("bare", "with a model"),
+        ("parent", "take the run it names, abc"),
+    ],
+)
+def test_runs_that_cannot_be_promoted(store: rs.Store, kind: str, word: str) -> None:
+    make: dict[str, Callable[[], str]] = {
+        "unknown": lambda: "0" * 32,
+        "running": lambda: rs.add_run(store, status="RUNNING"),
+        "failed": lambda: rs.add_run(store, status="FAILED"),
+        "deleted": lambda: rs.add_run(store),
+        "bare": lambda: rs.add_run(store, model=False),
+        "parent": lambda: rs.add_confirmation(store, "default", "abc"),
+    }
+    run_id = make[kind]()
+    if kind == "deleted":
+        store.client.delete_run(run_id)
+    with pytest.raises(StudyError, match=word):
+        promotion.serve(store.ask(run_id))
+    assert not store.registry.ledger.path.parent.exists()
+
+
+def test_studies_that_cannot_be_promoted(store: rs.Store) -> None:
+    rs.add_run(store, tags={"study": "digits"})
+    with pytest.raises(StudyError, match="1 finished runs and no finished confirmation"):
+        promotion.serve(store.ask(study="digits"))
+    with pytest.raises(StudyError, match="did you mean 'digits'"):
+        promotion.serve(store.ask(study="digit"))
+
+
+def test_no_store_is_made(tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match="no database"):
+        promotion.serve(replace(PromoteConfig(), tracking=rs.StoreConfig(f"sqlite:///{tmp_path}/none.db")))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_moved_digits_must_be_the_same(store: rs.Store, tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    arrays = {"x": rng.integers(0, 255, (50, 28, 28), np.uint8), "y": np.arange(50, dtype=np.uint8) % 10}
+    np.savez(tmp_path / "x.npz", **{f"{k}_{part}": v for k, v in arrays.items() for part in ("train", "test")})
+    ask = replace(store.ask(rs.add_run(store)), data=FileConfig(str(tmp_path / "x.npz")))
+    with pytest.raises(StudyError, match="data.sha256"):
+        promotion.serve(ask)
+
+
+# ---------------------------------------------------------------------------------- the seal
+
+
+def test_only_promotion_names_the_sealed_set() -> None:
+    source = Path(contest.__file__).parent
+    files = [*source.rglob("*.py"), *source.parents[1].glob("sweeps/*.py"), *source.parent.glob("*.py")]
+    named = {
+        file.name for file in files if re.search(r"open_sealed_test_set|\b_sealed\b|x_test|y_test", file.read_text())
+    }
+    assert named == {"data.py", "contest.py"}
+    openers = {file.name for file in files if re.search(r"\bread_sealed\b", file.read_text())}
+    assert openers == {"contest.py", "promotion.py"}

@@ -1,0 +1,205 @@
+"""What a promotion leaves behind when something breaks, dies or comes at the same time; a real MLflow store."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+import recorded_store as rs
+from filelock import FileLock
+
+from digit_study import promotion, promotion_lock
+from digit_study.errors import StudyError
+from digit_study.ledger import Ledger, ledger_path
+from digit_study.registry_config import PromoteConfig
+
+
+@pytest.fixture(autouse=True)
+def no_tensorflow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(promotion, "read_sealed", rs.read_sealed)
+
+
+@pytest.fixture
+def store(migrated: Path, tmp_path: Path) -> rs.Store:
+    return rs.make_store(migrated, tmp_path)
+
+
+def test_a_fault_while_reading_counts_as_an_opening(store: rs.Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(files: Any, source: Any, weights: Any, record: Callable[[], None]) -> None:
+        record()
+        raise StudyError("x_test is garbage")
+
+    monkeypatch.setattr(promotion, "read_sealed", fail)
+    with pytest.raises(StudyError, match="garbage"):
+        promotion.serve(store.ask(rs.add_run(store)))
+    (entry,) = store.registry.ledger.entries()
+    assert entry.ended["outcome"] == "interrupted"
+    assert "garbage" in entry.ended["reason"]
+    assert store.registry.ledger.openings() == 1
+
+
+def test_a_torn_line_loses_only_itself(store: rs.Store) -> None:
+    promotion.serve(store.ask(rs.add_run(store, range(40))))
+    path = store.registry.ledger.path
+    with path.open("a") as file:
+        file.write('{"id": "torn", "ev')
+    promotion.serve(store.ask(rs.add_run(store)))
+    assert [entry.ended["outcome"] for entry in store.registry.ledger.entries()] == ["promoted", "promoted"]
+    lines = [line for line in path.read_text().splitlines() if not line.startswith('{"id": "torn')]
+    assert all(json.loads(line) for line in lines)
+
+
+def test_ledger_file_and_tags_heal_each_other(store: rs.Store) -> None:
+    promotion.serve(store.ask(rs.add_run(store, range(40))))
+    ledger = store.registry.ledger
+    whole = ledger.entries()
+    ledger.path.unlink()
+    assert Ledger(store.client, store.uri, rs.NAME).entries() == whole
+    ledger.sync()
+    assert len(ledger.path.read_text().splitlines()) == 2
+    store.client.delete_registered_model(rs.NAME)
+    assert ledger.entries() == whole
+    ledger.sync()
+    assert store.client.get_registered_model(rs.NAME).tags["test_set.opened"] == "1"
+
+
+def test_ledgers_lie_in_mlruns() -> None:
+    assert ledger_path("sqlite:////a/mlflow.db", "m") == Path("/a/mlruns/ledger.mlflow.m.jsonl")
+    remote = ledger_path("http://user:secret@host:5000/x", "m")
+    assert remote.parent.name == "mlruns"
+    assert "secret" not in remote.name
+
+
+def test_a_second_promotion_is_refused_after_a_while(store: rs.Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_id = rs.add_run(store)
+    promotion.serve(store.ask(run_id))
+    waiting = promotion_lock.only_one
+    monkeypatch.setattr(promotion, "only_one", lambda ledger, run: waiting(ledger, run, patience=0.1))
+    with (
+        FileLock(store.registry.ledger.path.with_suffix(".lock")),
+        pytest.raises(StudyError, match="one promotion"),
+    ):
+        promotion.serve(store.ask(rs.add_run(store)))
+    (noted,) = store.registry.ledger.notes()
+    assert "refused" in noted["outcome"]
+
+
+def test_two_promotions_at_once_take_turns(store: rs.Store) -> None:
+    runs = rs.add_run(store, range(30)), rs.add_run(store)
+    threads = [threading.Thread(target=promotion.serve, args=(store.ask(run),)) for run in runs]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    entries = store.registry.ledger.entries()
+    assert {entry.begun["run_id"] for entry in entries} == set(runs)
+    assert all(entry.ended for entry in entries)
+
+
+# ---------------------------------------------------------------------------------- kill -9
+
+
+WRITES = (
+    "create_registered_model",
+    "set_registered_model_tag",
+    "create_model_version",
+    "set_registered_model_alias",
+    "delete_registered_model_alias",
+    "update_registered_model",
+)
+
+
+def dying_at(moment: int, config: PromoteConfig) -> bool:
+    """Serve ``config`` in a fork that gets SIGKILL just before its ``moment``-th write; whether it got that far."""
+    pid = os.fork()
+    if pid == 0:
+        try:
+            _arm(moment)
+            promotion.serve(config)
+        finally:
+            os._exit(0)
+    return os.WIFSIGNALED(os.waitpid(pid, 0)[1])
+
+
+def _arm(moment: int) -> None:
+    left = moment
+
+    def counted(write: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any, **more: Any) -> Any:
+            nonlocal left
+            left -= 1
+            if left == 0:
+                os.kill(os.getpid(), signal.SIGKILL)
+            return write(*args, **more)
+
+        return call
+
+    for name in WRITES:
+        setattr(mlflow.MlflowClient, name, counted(getattr(mlflow.MlflowClient, name)))
+    Ledger._write = counted(Ledger._write)  # type: ignore[method-assign]
+
+
+def moments(store: rs.Store, folder: Path, config: PromoteConfig) -> Iterator[tuple[rs.Store, int]]:
+    """The store after a death at every write of what ``config`` asks for, until it lives to its end."""
+    for moment in range(1, 40):
+        copy = rs.open_copy(store, folder / str(moment))
+        died = dying_at(moment, replace(config, tracking=rs.StoreConfig(copy.uri)))
+        mlflow.set_tracking_uri(copy.uri)
+        yield copy, moment
+        if not died:
+            return
+    raise AssertionError("it never ends")
+
+
+SLOW = pytest.mark.slow
+
+
+@pytest.mark.parametrize(
+    "kind", ["promoted", *(pytest.param(one, marks=SLOW) for one in ("kept", "first", "rollback"))]
+)
+def test_kill_9_at_any_write(store: rs.Store, tmp_path: Path, kind: str) -> None:
+    if kind != "first":
+        promotion.serve(store.ask(rs.add_run(store, range(40))))
+        promotion.serve(store.ask(rs.add_run(store, range(20))))
+    asked = store.ask(rollback=True) if kind == "rollback" else store.ask(rs.add_run(store, range(45), 2_000))
+    if kind == "promoted":
+        asked = store.ask(rs.add_run(store))
+    before = store.registry.aliases()
+    after: dict[str, dict[str, str]] = {
+        "promoted": {"champion": "3", "previous": "2"},
+        "kept": {**before, "challenger": "3"},
+        "first": {"champion": "1"},
+        "rollback": {"champion": "1"},
+    }
+    for copy, moment in moments(store, tmp_path / kind, asked):
+        left = copy.registry.aliases().get("champion")
+        assert left in (before.get("champion"), after[kind].get("champion")), moment
+        assert left is None or left in copy.registry.versions(), moment
+        promotion.serve(copy.ask(history=True))
+        check_tidy(copy, left, (before, after[kind]))
+    assert copy.registry.aliases() == after[kind]
+    assert moment > 8
+
+
+def check_tidy(store: rs.Store, champion: str | None, allowed: tuple[dict[str, str], dict[str, str]]) -> None:
+    """Nothing is half done, and tidying moved the champion nowhere."""
+    registry = store.registry
+    assert registry.aliases() in allowed
+    assert registry.aliases().get("champion") == champion
+    entries = registry.ledger.entries()
+    assert all(entry.ended for entry in entries)
+    standing = [entry for entry in entries if entry.ended["outcome"] in ("promoted", "kept")]
+    assert {entry.ended["version"] for entry in standing} == set(registry.versions())
+    lines = registry.ledger.path.read_text().splitlines() if registry.ledger.path.exists() else []
+    if lines:
+        model = store.client.get_registered_model(rs.NAME)
+        assert model.tags["test_set.opened"] == str(registry.ledger.openings())
+        assert len([tag for tag in model.tags if tag.startswith("ledger.")]) == len(lines)

@@ -1,0 +1,112 @@
+"""What a reproduction is told apart by, and what it is rebuilt from; no training here."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import recorded_store as rs
+from mlflow.entities import Param, Run
+
+from digit_study import recorded, reproduction
+from digit_study.config import Config, DataConfig, ModelConfig, TrainingConfig, flatten
+from digit_study.errors import StudyError
+from digit_study.evaluation import PairedTest
+
+
+@pytest.fixture
+def store(migrated: Path, tmp_path: Path) -> rs.Store:
+    return rs.make_store(migrated, tmp_path)
+
+
+def run_with(store: rs.Store, **tags: str) -> Run:
+    return store.client.get_run(rs.add_run(store, model=False, tags=tags))
+
+
+def paired(p_value: float) -> PairedTest:
+    return PairedTest(3, 5, 1_000, 0.002, -0.004, 0.008, p_value)
+
+
+@pytest.mark.parametrize(
+    ("weights", "p_value", "kind"),
+    [("w", 1.0, "bit-identical"), ("x", 0.7, "within seed noise"), ("x", 0.04, "different")],
+)
+def test_verdicts(store: rs.Store, weights: str, p_value: float, kind: str) -> None:
+    old, new = run_with(store), run_with(store)
+    verdict = reproduction.judge(old, new, weights, paired(p_value))
+    assert verdict.kind == kind
+    assert verdict.sentence.startswith(kind)
+    assert ("McNemar p" in verdict.sentence) == (kind != "bit-identical")
+
+
+def test_what_differs_is_named() -> None:
+    old = {"git.commit": "a", "git.dirty": "false", "version.keras": "3.14", "threads": "1", "host": "x"}
+    new = {**old, "git.commit": "b", "version.keras": "3.15"}
+    assert reproduction.differences(old, new) == ["git.commit was a, is b", "version.keras was 3.14, is 3.15"]
+    assert reproduction.differences(old, {**old, "git.dirty": "true"}) == ["git.dirty was false, is true"]
+    assert "uncommitted" in reproduction.differences({"git.dirty": "true"}, {"git.dirty": "true"})[0]
+    assert reproduction.differences(old, old) == []
+
+
+CONFIG = Config(
+    data=DataConfig(source="mnist_sample", path="/a b/it's, [odd]=\\x.npz", sha256="f" * 64, seed=3),
+    model=ModelConfig(name="1e5", filters=7, batch_norm=False, dropout=0.0),
+    training=TrainingConfig(learning_rate=1e-05, precision="float32", threads=1, seed=9),
+)
+
+
+@pytest.mark.parametrize("source", ["artifact", "params"])
+def test_a_config_comes_back_as_it_was(
+    store: rs.Store, monkeypatch: pytest.MonkeyPatch, source: str, tmp_path: Path
+) -> None:
+    # a path beside data=mnist_sample breaks a rule, so one of the two must go
+    wanted = replace(CONFIG, data=replace(CONFIG.data, source="auto"))
+    run_id = store.client.create_run(store.experiment).info.run_id
+    if source == "params":
+        store.client.log_batch(run_id, params=[Param(key, str(value)) for key, value in flatten(wanted).items()])
+    else:
+        from dataclasses import asdict
+
+        import yaml
+
+        (tmp_path / "config.yaml").write_text(yaml.safe_dump(asdict(wanted)))
+        store.client.log_artifact(run_id, str(tmp_path / "config.yaml"))
+    assert recorded.recorded_config(store.client, store.client.get_run(run_id)) == wanted
+
+
+def test_a_config_of_other_code_is_named(store: rs.Store) -> None:
+    run_id = store.client.create_run(store.experiment, tags={"git.commit": "abc"}).info.run_id
+    store.client.log_batch(run_id, params=[Param("model.wings", "2")])
+    with pytest.raises(StudyError, match=r"model.wings.* git commit abc"):
+        recorded.recorded_config(store.client, store.client.get_run(run_id))
+    bare = store.client.create_run(store.experiment).info.run_id
+    with pytest.raises(StudyError, match="without config.yaml"):
+        recorded.recorded_config(store.client, store.client.get_run(bare))
+
+
+@pytest.mark.parametrize(
+    ("words", "word"),
+    [
+        (["-m", "reproduce=a,b"], "one run"),
+        (["reproduce=abc", "model.filters=3"], "'model.filters=3' beside it"),
+        (["reproduce=abc", "tracking.uri=sqlite:////nowhere/x.db"], "does not exist"),
+    ],
+)
+def test_command_lines_are_checked(words: list[str], word: str) -> None:
+    with pytest.raises(StudyError, match=word):
+        reproduction.reproduce(words)
+
+
+def test_unknown_runs_and_runs_without_predictions(store: rs.Store) -> None:
+    with pytest.raises(StudyError, match="which is unknown"):
+        reproduction.reproduce([f"reproduce={'0' * 32}", f"tracking.uri='{store.uri}'"])
+    with pytest.raises(StudyError, match=r"predictions\.csv"):
+        reproduction.reproduce([f"reproduce={rs.add_run(store)}", f"tracking.uri='{store.uri}'"])
+
+
+def test_changed_digits_are_named(store: rs.Store) -> None:
+    table = rs.predictions([1], [1], [0])
+    run_id = rs.add_run(store, tags={"dataset.sha256": "f" * 64}, table=table)
+    with pytest.raises(StudyError, match="the data differ or are gone"):
+        reproduction.reproduce([f"reproduce={run_id}", f"tracking.uri='{store.uri}'"])

@@ -1,0 +1,61 @@
+"""Ranks and ties, in a table of cases."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from digit_study.evaluation import accuracy_interval
+from digit_study.selection import Candidate, leaderboard
+
+N = 1_000
+
+
+def candidate(name: str, wrong: range, parameters: int = 100, digest: str = "d") -> Candidate:
+    correct = np.ones(N, dtype=bool)
+    correct[list(wrong)] = False
+    low, high = accuracy_interval(int(correct.sum()), N)
+    metrics = {
+        "val_accuracy": float(correct.mean()),
+        "val_accuracy_low": low,
+        "val_accuracy_high": high,
+        "val_loss": 0.1,
+        "parameters": float(parameters),
+        "training_seconds": 1.0,
+    }
+    return Candidate(name, f"id of {name}", metrics, correct, digest)
+
+
+@pytest.mark.parametrize(
+    ("candidates", "order", "tied"),
+    [
+        ([candidate("only", range(9))], ["only"], [True]),
+        ([candidate("b", range(9)), candidate("a", range(5))], ["a", "b"], [True, True]),
+        # nested mistakes: twenty against five on the same images is no accident, p = 6e-5
+        ([candidate("b", range(20)), candidate("a", range(5))], ["a", "b"], [True, False]),
+        # six more mistakes, all of them discordant: p = 0.031; five more: p = 0.0625
+        ([candidate("a", range(5)), candidate("b", range(11))], ["a", "b"], [True, False]),
+        ([candidate("a", range(5)), candidate("b", range(10))], ["a", "b"], [True, True]),
+        # among equals the smaller network first, whatever the order it came in
+        ([candidate("big", range(5), 900), candidate("small", range(5), 9)], ["small", "big"], [True, True]),
+        ([candidate("small", range(5), 9), candidate("big", range(5), 900)], ["small", "big"], [True, True]),
+        # accuracy goes before size, and the same accuracy on other images is a tie
+        ([candidate("small", range(6), 9), candidate("big", range(5), 900)], ["big", "small"], [True, True]),
+        ([candidate("a", range(0, 9), 1), candidate("b", range(500, 509), 2)], ["a", "b"], [True, True]),
+    ],
+)
+def test_rank_and_ties(candidates: list[Candidate], order: list[str], tied: list[bool]) -> None:
+    board = leaderboard(candidates)
+    assert list(board["name"]) == order and list(board["tied"]) == tied
+    assert list(board["rank"]) == list(range(1, len(order) + 1)) and set(board["n"]) == {N}
+    assert board["p_value"][0] == 1.0 and list(board["tied"]) == list(board["p_value"] > 0.05)
+    assert list(board["run_id"]) == [f"id of {name}" for name in order]
+
+
+def test_different_data_are_never_ranked_together() -> None:
+    with pytest.raises(ValueError, match="different data"):
+        leaderboard([candidate("a", range(5)), candidate("b", range(5), digest="other")])
+
+
+def test_nobody_to_rank_is_an_empty_board() -> None:
+    assert len(leaderboard([])) == 0

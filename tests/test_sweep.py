@@ -1,0 +1,348 @@
+"""Whole studies with stub trials: no process and no TensorFlow, real stores."""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import sys
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+
+import mlflow
+import optuna
+import pytest
+from optuna.study import Study
+from optuna.trial import FrozenTrial, TrialState
+from stub_worker import SPACE, Stubs, plan
+
+from digit_study import supervision, tracking, trial_ends
+from digit_study.config import Config
+from digit_study.errors import StudyError
+from digit_study.interruption import Interrupted, interruptible
+from digit_study.samplers import SAMPLERS
+from digit_study.search_config import PRUNERS
+from digit_study.study_report import StudyView, trials_frame
+from digit_study.study_run import run_study
+
+SMALL = "search.space={model.filters: {choices: [8, 16]}, training.optimizer: {choices: [adam, sgd]}}"
+
+
+def search(store: str, *words: str, space: str = SPACE, **how: object) -> tuple[StudyView, Stubs]:
+    stubs = Stubs(store, **how)  # type: ignore[arg-type]
+    return run_study(plan(*words, space=space), stubs), stubs
+
+
+def states(view: StudyView) -> list[str]:
+    return [trial.state.name for trial in view.trials()]
+
+
+def runs(store: str) -> dict[str, mlflow.entities.Run]:
+    client = mlflow.MlflowClient(store)
+    found = client.search_runs([one.experiment_id for one in client.search_experiments()])
+    return {run.data.tags.get("trial.number", run.data.tags["kind"]): run for run in found}
+
+
+# --------------------------------------------------------------------------- a study from start to end
+
+
+def test_a_study_ends_with_its_total_a_board_and_a_parent(store: str, capsys: pytest.CaptureFixture[str]) -> None:
+    view, _ = search(store, "search.trials=6", "search.pruner=none")
+    assert states(view) == ["COMPLETE"] * 6
+    found = runs(store)
+    parent = found.pop("study")
+    assert parent.info.status == "FINISHED"
+    assert {run.data.tags["mlflow.parentRunId"] for run in found.values()} == {parent.info.run_id}
+    assert {run.data.tags["trial.state"] for run in found.values()} == {"COMPLETE"}
+    artifacts = {one.path for name in ("figures", "tables") for one in
+                 mlflow.MlflowClient(store).list_artifacts(parent.info.run_id, name)}  # fmt: skip
+    pictures = ("optimisation_history", "intermediate_values", "importances", "slices", "parallel_coordinates")
+    assert {f"figures/{name}.png" for name in (*pictures, "timeline", "leaderboard")} <= artifacts
+    assert {"tables/leaderboard.csv", "tables/trials.csv"} <= artifacts
+    printed = capsys.readouterr().out
+    assert "python src/run.py data=mnist_sample model=tiny training.epochs=3 model.filters=" in printed
+    assert "python sweeps/confirm.py study=s" in printed
+
+
+def test_the_baseline_comes_first_and_seeds_differ(store: str) -> None:
+    view, stubs = search(store, "search.trials=5", "search.pruner=none")
+    first = view.trials()[0]
+    assert first.user_attrs["baseline"] is True
+    assert first.params == {"model.filters": 8, "model.dropout": 0.0, "training.optimizer": "adam"}
+    assert [config.training.seed for config in stubs.started] == [1, 2, 3, 4, 5]
+
+
+def test_the_same_command_continues_to_the_total(store: str) -> None:
+    search(store, "search.trials=3", "search.pruner=none")
+    view, stubs = search(store, "search.trials=5", "search.pruner=none")
+    assert (len(view.trials()), len(stubs.started)) == (5, 2)
+    _, again = search(store, "search.trials=5", "search.pruner=none")
+    assert again.started == []
+    assert len([1 for run in runs(store).values() if run.data.tags["kind"] == "study"]) == 1
+
+
+@pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name != "gp"])
+def test_every_sampler_reaches_the_total(sampler: str, store: str) -> None:
+    view, _ = search(store, f"search.sampler={sampler}", "search.trials=4", "search.pruner=none", space=SMALL)
+    assert states(view) == ["COMPLETE"] * 4
+
+
+@pytest.mark.parametrize("pruner", PRUNERS)
+def test_every_pruner_reaches_the_total(pruner: str, store: str) -> None:
+    view, _ = search(store, f"search.pruner={pruner}", "search.sampler=random", "search.trials=8")
+    assert set(states(view)) <= {"COMPLETE", "PRUNED"} and len(view.trials()) == 8
+
+
+def test_a_pruned_trial_says_so_and_is_not_finished(store: str) -> None:
+    view, _ = search(store, "search.pruner=median", "search.sampler=random", "search.trials=14")
+    pruned = [str(trial.number) for trial in view.trials(TrialState.PRUNED)]
+    assert pruned
+    for number in pruned:
+        run = runs(store)[number]
+        assert (run.data.tags["trial.state"], run.info.status) == ("PRUNED", "KILLED")
+
+
+def test_one_worker_and_one_seed_give_the_same_trials_under_another_name(store: str) -> None:
+    words = ("search.trials=12", "search.pruner=hyperband")
+    one, two = (search(store, *words, f"study={name}")[0] for name in ("one", "two"))
+    assert [(t.params, t.values, t.state) for t in one.trials()] == [
+        (t.params, t.values, t.state) for t in two.trials()
+    ]
+
+
+def test_a_grid_is_walked_once_and_is_then_full(store: str) -> None:
+    view, _ = search(store, "search.sampler=grid", "search.trials=50", "search.pruner=none", space=SMALL)
+    assert sorted(tuple(t.params.values()) for t in view.trials()) == [
+        (8, "adam"), (8, "sgd"), (16, "adam"), (16, "sgd")]  # fmt: skip
+
+
+def test_a_configuration_met_again_is_a_further_seed_of_it(store: str) -> None:
+    one_point = "search.space={model.filters: {choices: [8]}}"
+    view, stubs = search(store, "search.trials=3", "search.pruner=none", space=one_point)
+    assert [trial.user_attrs.get("replicate_of") for trial in view.trials()] == [None, 0, 0]
+    assert len({config.training.seed for config in stubs.started}) == 3
+    client = mlflow.MlflowClient(store)
+    path = client.download_artifacts(runs(store)["study"].info.run_id, "tables/leaderboard.csv")
+    assert Path(path).read_text().splitlines()[1].split(",")[10] == "3"  # one row, three seeds
+    assert runs(store)["2"].data.tags["trial.replicate_of"] == "0"
+
+
+def test_a_group_and_what_depends_on_it_are_searched_together(store: str) -> None:
+    space = "search.space={model: {choices: [lenet, cnn]}, model.blocks: {low: 2, high: 3, when: {model: [cnn]}}}"
+    view, stubs = search(store, "search.sampler=grid", "search.trials=9", "search.pruner=none", space=space)
+    assert {(config.model.name, config.model.blocks) for config in stubs.started} == {
+        ("lenet", 2),
+        ("cnn", 2),
+        ("cnn", 3),
+    }
+    assert states(view) == ["COMPLETE"] * 3
+
+
+# --------------------------------------------------------------------------- several objectives, constraints
+
+
+def test_several_objectives_give_a_front_in_pictures_tables_and_on_the_terminal(
+    store: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    objectives = "search.objectives=[{val_accuracy: maximize}, {parameters: minimize}]"
+    view, _ = search(store, objectives, "search.trials=6", "search.sampler=nsga2")
+    assert "Pareto front" in capsys.readouterr().out
+    client, parent = mlflow.MlflowClient(store), runs(store)["study"].info.run_id
+    assert "figures/pareto.png" in {one.path for one in client.list_artifacts(parent, "figures")}
+    rows = Path(client.download_artifacts(parent, "tables/pareto.csv")).read_text().splitlines()[1:]
+    assert {int(row.split(",")[0]) for row in rows} == {trial.number for trial in view.study.best_trials}
+
+
+def test_what_breaks_a_constraint_is_not_ranked(store: str) -> None:
+    view, _ = search(store, "search.constraints=['parameters <= 2000']", "search.trials=8", "search.sampler=random",
+                     "search.pruner=none")  # fmt: skip
+    broken = {t.number for t in view.trials() if t.params["model.filters"] > 20}
+    assert broken
+    best = runs(store)["study"].data.tags["best.name"]
+    assert int(best.split(":")[0]) not in broken
+    assert all((max(t.constraints.values()) > 0) == (t.number in broken) for t in view.trials())
+
+
+# --------------------------------------------------------------------------- what goes wrong costs one trial
+
+
+def test_a_trial_that_raises_costs_itself_alone(store: str) -> None:
+    view, _ = search(store, "search.trials=4", behaviour=lambda config, n: "failed" if n == 2 else "done")
+    assert states(view).count("FAIL") == 1 and len(view.trials()) == 4
+    assert view.trials()[1].user_attrs["reason"] == "training diverged"
+    run = runs(store)["1"]
+    assert (run.info.status, run.data.tags["trial.state"], run.data.tags["failure"]) == (
+        "FAILED", "FAIL", "training diverged")  # fmt: skip
+
+
+def test_a_killed_trial_runs_once_more_with_its_params_and_seed(store: str) -> None:
+    view, stubs = search(store, "search.trials=3", "search.pruner=none",
+                         behaviour=lambda config, n: "died" if n == 1 else "done")  # fmt: skip
+    assert states(view) == ["FAIL", "COMPLETE", "COMPLETE", "COMPLETE"]
+    assert "SIGKILL" in view.trials()[0].user_attrs["reason"]
+    assert view.trials()[1].user_attrs["retry_of"] == 0
+    assert (stubs.started[0].model, stubs.started[0].training) == (stubs.started[1].model, stubs.started[1].training)
+    assert runs(store)["0"].info.status == "FAILED"
+
+
+def test_a_configuration_that_kills_every_process_is_given_up(store: str) -> None:
+    view, _ = search(store, "search.trials=2", "search.pruner=none",
+                     behaviour=lambda config, n: "died" if n < 3 else "done")  # fmt: skip
+    assert states(view) == ["FAIL", "FAIL", "COMPLETE"]
+
+
+def test_a_trial_that_hangs_is_ended_by_the_time_limit(store: str) -> None:
+    view, _ = search(store, "search.trials=2", "search.trial_timeout=0.2",
+                     behaviour=lambda config, n: "hangs" if n == 1 else "done")  # fmt: skip
+    assert states(view) == ["FAIL", "COMPLETE"]
+    assert "search.trial_timeout=0.2" in view.trials()[0].user_attrs["reason"]
+
+
+@pytest.mark.parametrize(("word", "ran"), [("search.fail_fast=true", 1), ("search.max_failures=2", 2)])
+def test_failures_stop_a_study_that_asks_for_it(word: str, ran: int, store: str) -> None:
+    stubs = Stubs(store, lambda config, n: "failed")
+    with pytest.raises(StudyError, match=f"stopped by {word}.*training diverged"):
+        run_study(plan("search.trials=5", word), stubs)
+    assert len(stubs.started) == ran
+    assert runs(store)["study"].info.status == "FAILED"
+
+
+def test_a_study_without_a_result_says_so(store: str) -> None:
+    with pytest.raises(StudyError, match="has no finished trial"):
+        run_study(plan("search.trials=2"), Stubs(store, lambda config, n: "failed"))
+    assert runs(store)["study"].info.status == "FAILED"
+
+
+def test_a_combination_that_breaks_a_rule_costs_one_trial_and_is_told(store: str) -> None:
+    space = "search.space={model.kernel_size: {choices: [3, 25]}, model.blocks: {choices: [2, 1]}}"
+    words = ("model=lenet", "model.blocks=2", "search.sampler=grid", "search.trials=4", "search.pruner=none")
+    with pytest.raises(StudyError, match=r"reaches 25|reaches 1"):
+        plan(*words, space=space)
+
+
+# --------------------------------------------------------------------------- interrupted and gone on
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_nothing_running_and_loses_nothing(number: signal.Signals, store: str) -> None:
+    stubs = Stubs(store, lambda config, n: "signal" if n == 3 else "done", lambda: os.kill(os.getpid(), number))
+    with interruptible(), pytest.raises(Interrupted):
+        run_study(plan("search.trials=4", "search.pruner=none"), stubs)
+    assert {run.info.status for run in runs(store).values()} == {"FINISHED", "KILLED"}
+    view, again = search(store, "search.trials=4", "search.pruner=none")
+    assert [t.state.name for t in supervision.counted(view.trials())] == ["COMPLETE"] * 4
+    assert again.started[0].model == stubs.started[2].model and again.started[0].training == stubs.started[2].training
+
+
+@pytest.mark.parametrize("moment", ["ask", "create_run", "submit", "tell", "tag"])
+def test_a_supervisor_that_dies_leaves_what_the_next_one_mends(
+    moment: str, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As kill -9 at that moment: nothing after it runs, not even what stands in a `finally`."""
+    gone = DiesAt(moment, 2, monkeypatch)
+    with pytest.raises(Gone):
+        run_study(plan("search.trials=4", "search.pruner=none"), Stubs(store))
+    gone.monkeypatch.undo()
+    _point_at(store, monkeypatch)
+    monkeypatch.setattr(supervision, "is_alive", lambda name: False)
+    view, _ = search(store, "search.trials=4", "search.pruner=none")
+    assert [t.state.name for t in supervision.counted(view.trials())] == ["COMPLETE"] * 4
+    by_state = {run.data.tags.get("trial.state") for key, run in runs(store).items() if key != "study"}
+    assert by_state <= {"COMPLETE", "FAIL"} and "RUNNING" not in {run.info.status for run in runs(store).values()}
+
+
+class Gone(BaseException):
+    """Stands for a SIGKILL."""
+
+
+class DiesAt:
+    def __init__(self, moment: str, nth: int, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.monkeypatch = pytest.MonkeyPatch()
+        place, name, after = {
+            "ask": (Study, "ask", True),
+            "create_run": (tracking, "create_run", True),
+            "submit": (Stubs, "__call__", False),
+            "tell": (Study, "tell", False),
+            "tag": (tracking, "tag_run", False),
+        }[moment]
+        original, calls = getattr(place, name), count(1)
+        nth += moment == "create_run"  # the first is the parent
+
+        def dying(*arguments: object, **more: object) -> object:
+            number = next(calls)
+            if number == nth and after:
+                original(*arguments, **more)
+            if number >= nth:
+                self._end_everything()
+                raise Gone
+            return original(*arguments, **more)
+
+        self.monkeypatch.setattr(place, name, dying)
+
+    def _end_everything(self) -> None:
+        nothing = lambda *arguments, **more: None  # noqa: E731
+        for name in ("interrupt", "settle_runs"):
+            self.monkeypatch.setattr(trial_ends.Ends, name, nothing)
+        self.monkeypatch.setattr(tracking.RunLog, "end", nothing)
+        self.monkeypatch.setattr("digit_study.study_run._report", nothing)
+
+
+def _point_at(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert os.environ["MLFLOW_TRACKING_URI"] == store
+
+
+# --------------------------------------------------------------------------- small parts
+
+
+@pytest.mark.parametrize(
+    ("metrics", "end"),
+    [({"val_loss": math.nan}, TrialState.FAIL), ({"val_loss": math.inf}, TrialState.FAIL), ({}, TrialState.COMPLETE)],
+)
+def test_a_result_that_is_no_number_is_no_result(metrics: dict[str, float], end: TrialState, store: str) -> None:
+    def broken(config: Config, run_id: str) -> object:
+        stub = Stubs(store)(config, run_id)
+        finish = stub._finish
+        stub._finish = lambda: replace(result := finish(), metrics={**result.metrics, **metrics})  # type: ignore[method-assign]
+        return stub
+
+    words = ("search.objectives=[{val_loss: minimize}]", "search.trials=1", "search.pruner=none")
+    if end is TrialState.FAIL:
+        with pytest.raises(StudyError, match="no finished trial"):
+            run_study(plan(*words), broken)  # type: ignore[arg-type]
+    else:
+        assert run_study(plan(*words), broken).trials()[0].state is end  # type: ignore[arg-type]
+
+
+def test_only_the_best_models_are_kept(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    dropped: list[str] = []
+    monkeypatch.setattr(tracking, "drop_models", lambda uri, run_id, sibling=None: dropped.append(run_id))
+    view, _ = search(store, "search.trials=6", "search.keep_models=2", "search.pruner=none")
+    best = sorted(view.trials(), key=lambda trial: (-trial.values[0], trial.number))
+    assert sorted(dropped) == sorted(trial.user_attrs["run_id"] for trial in best[2:])
+
+
+@pytest.mark.parametrize(
+    ("reasons", "expected"),
+    [([], 0), (["killed"], 1), (["interrupted"], 0), (["killed", "interrupted"], 1), (["killed", "killed"], 2)],
+)
+def test_interruptions_use_up_no_retry(reasons: list[str], expected: int) -> None:
+    trials: dict[int, FrozenTrial] = {}
+    for number, reason in enumerate([*reasons, ""]):
+        attributes = {"reason": reason} | ({"retry_of": number - 1} if number else {})
+        trials[number] = optuna.trial.create_trial(state=TrialState.FAIL, user_attrs=attributes)
+    assert trial_ends.retries(trials[len(reasons)], trials) == expected
+
+
+def test_the_frame_of_a_study_has_a_row_for_every_trial(store: str) -> None:
+    view, _ = search(store, "search.trials=3", behaviour=lambda config, n: "failed" if n == 2 else "done")
+    frame = trials_frame(view)
+    assert list(frame["state"]) == ["COMPLETE", "FAIL", "COMPLETE"]
+    assert frame["val_accuracy"].isna().tolist() == [False, True, False]
+
+
+def test_no_tensorflow_is_needed_to_supervise() -> None:
+    import subprocess
+
+    line = "import sys; sys.path.insert(0, 'src'); import digit_study.study_run, digit_study.confirmation; sys.exit('tensorflow' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", line], cwd=Path(__file__).parents[1], check=False).returncode == 0

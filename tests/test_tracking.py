@@ -1,0 +1,181 @@
+"""Runs in MLflow: created, told, ended truthfully, and kept on disk when the store is gone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+from mlflow.exceptions import MlflowException
+
+from digit_study import stores, tracking
+from digit_study.config import Config, DataConfig, TrackingConfig, TrainingConfig, flatten
+from digit_study.errors import StudyError
+
+CONFIG = Config(data=DataConfig(sha256="ab" * 32), training=TrainingConfig(precision="float32", threads=1))
+RECORD = {"train_loss": 1.0, "val_loss": 2.0, "val_accuracy": 0.5, "of no interest": 3.0}
+
+
+def created(store: str, **tracked: Any) -> str:
+    config = Config(CONFIG.data, CONFIG.model, CONFIG.training, TrackingConfig(**tracked))
+    return tracking.create_run(config, store, "mnist_sample", "filters=8")
+
+
+def look_at(store: str, run_id: str) -> Any:
+    return mlflow.MlflowClient(store).get_run(run_id)
+
+
+class Gone:
+    """A store that has gone away."""
+
+    def __getattr__(self, name: str) -> Any:
+        def refuse(*_: Any, **__: Any) -> Any:
+            raise MlflowException("connection refused\nand a long story")
+
+        return refuse
+
+
+# ---------------------------------------------------------------------------------- created
+
+
+@pytest.mark.parametrize(
+    ("experiment", "dataset", "name"),
+    [
+        (None, "mnist", "digit-recognizer"),
+        (None, "mnist_sample", "digit-recognizer-mnist_sample"),
+        (None, "small", "digit-recognizer-small"),
+        ("mine", "mnist_sample", "mine"),
+    ],
+)
+def test_other_data_go_to_an_experiment_of_their_own(experiment: str | None, dataset: str, name: str) -> None:
+    assert tracking.experiment_name(Config(tracking=TrackingConfig(experiment=experiment)), dataset) == name
+
+
+def test_a_new_run_says_where_it_comes_from(store: str) -> None:
+    run = look_at(store, created(store))
+    assert run.info.status == "RUNNING" and run.info.run_name == "filters=8"
+    assert run.data.tags["dataset.sha256"] == "ab" * 32 and run.data.tags["precision"] == "float32"
+    assert len(run.data.tags["git.commit"]) == 40 or run.data.tags["git.commit"] == "unknown"
+    experiment = mlflow.MlflowClient(store).get_experiment(run.info.experiment_id)
+    assert experiment.name == "digit-recognizer-mnist_sample"
+    assert experiment.artifact_location == (stores.ARTIFACTS / experiment.name).as_uri()
+
+
+def test_a_name_and_a_parent_of_ones_own(store: str) -> None:
+    parent = created(store)
+    child = look_at(store, created(store, run_name="mine", parent_run_id=parent))
+    assert child.info.run_name == "mine" and child.data.tags["mlflow.parentRunId"] == parent
+
+
+def test_an_experiment_is_found_again_and_a_deleted_one_refused(store: str) -> None:
+    client = mlflow.MlflowClient(store)
+    first = tracking.experiment_id(client, store, "a name with spaces/and more")
+    assert tracking.experiment_id(client, store, "a name with spaces/and more") == first
+    client.delete_experiment(first)
+    with pytest.raises(StudyError, match="which is deleted: choose another name"):
+        tracking.experiment_id(client, store, "a name with spaces/and more")
+
+
+# ---------------------------------------------------------------------------------- told
+
+
+def test_what_is_told_arrives(store: str) -> None:
+    log = tracking.RunLog(store, created(store))
+    log.config(CONFIG)
+    log.epoch(1, RECORD)
+    log.epoch(2, RECORD | {"val_loss": 1.0})
+    log.tags({"a": "b"})
+    log.metrics({"parameters": 9.0}, step=2)
+    run = look_at(store, log.run_id)
+    assert run.data.params == {key: str(value) for key, value in flatten(CONFIG).items()}
+    assert run.data.tags["a"] == "b" and run.data.metrics == {
+        "train_loss": 1.0, "val_loss": 1.0, "val_accuracy": 0.5, "parameters": 9.0
+    }  # fmt: skip
+    history = mlflow.MlflowClient(store).get_metric_history(log.run_id, "val_loss")
+    assert [(point.step, point.value) for point in history] == [(1, 2.0), (2, 1.0)]
+    assert run.info.status == "RUNNING"
+
+
+@pytest.mark.parametrize("status", ["FINISHED", "FAILED", "KILLED"])
+def test_the_end_sends_what_lies_there_and_clears_the_outbox(status: str, store: str) -> None:
+    log = tracking.RunLog(store, created(store))
+    (log.folder / "figures").mkdir()
+    (log.folder / "figures" / "a.png").write_bytes(b"picture")
+    assert log.end(status, {"reason": "r"}) is None
+    run = look_at(store, log.run_id)
+    assert run.info.status == status and run.info.end_time and not log.folder.exists()
+    assert [one.path for one in mlflow.MlflowClient(store).list_artifacts(log.run_id)] == ["figures"]
+
+
+# ---------------------------------------------------------------------------------- the store is gone
+
+
+def test_a_store_that_goes_away_stops_nothing_and_loses_nothing(store: str) -> None:
+    log = tracking.RunLog(store, created(store))
+    log.config(CONFIG)
+    log.epoch(1, RECORD)
+    log.client = Gone()  # type: ignore[assignment]
+    log.epoch(2, RECORD)
+    log.tags({"weights.sha256": "w"})
+    kept = log.end("FINISHED", {"metrics": {"val_accuracy": 0.5}, "weights_sha256": "w"})
+    assert kept == log.folder == stores.OUTBOX / log.run_id and log.fault == "connection refused"
+    assert json.loads((kept / "outcome.json").read_text()) == {
+        "status": "FINISHED", "metrics": {"val_accuracy": 0.5}, "weights_sha256": "w"
+    }  # fmt: skip
+    lines = [json.loads(line) for line in (kept / "epochs.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in lines] == [1, 2] and lines[1]["val_accuracy"] == 0.5
+    assert (kept / "config.yaml").is_file()
+
+
+def test_a_store_that_comes_back_gets_the_epochs_it_missed(store: str) -> None:
+    log = tracking.RunLog(store, created(store))
+    client, log.client = log.client, Gone()  # type: ignore[assignment]
+    log.epoch(1, RECORD)
+    log.epoch(2, RECORD)
+    log.client = client
+    kept = log.end("FINISHED", {})
+    history = mlflow.MlflowClient(store).get_metric_history(log.run_id, "val_accuracy")
+    assert [point.step for point in history] == [1, 2]
+    assert look_at(store, log.run_id).info.status == "FINISHED"
+    assert kept == log.folder  # other things may be missing there: it is not said to be whole
+
+
+# ---------------------------------------------------------------------------------- ended from outside
+
+
+@pytest.mark.parametrize(("before", "after"), [("RUNNING", "KILLED"), ("FINISHED", "FINISHED"), ("FAILED", "FAILED")])
+def test_only_a_run_that_could_not_end_itself_is_ended(before: str, after: str, store: str) -> None:
+    run_id = created(store)
+    if before != "RUNNING":
+        mlflow.MlflowClient(store).set_terminated(run_id, before)
+    tracking.close_run(store, run_id, "KILLED", "somebody's kill -9" * 100)
+    run = look_at(store, run_id)
+    assert run.info.status == after and ("failure" in run.data.tags) == (before == "RUNNING")
+
+
+def test_children_are_ended_with_their_parent(store: str) -> None:
+    parent, stranger = created(store), created(store)
+    children = [created(store, parent_run_id=parent) for _ in range(3)]
+    mlflow.MlflowClient(store).set_terminated(children[0], "FINISHED")
+    tracking.close_children(store, parent, "KILLED")
+    states = [look_at(store, run_id).info.status for run_id in [*children, stranger]]
+    assert states == ["FINISHED", "KILLED", "KILLED", "RUNNING"]
+
+
+def test_ending_a_run_of_a_store_that_is_gone_warns(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    run_id = created(store)
+    monkeypatch.setattr(mlflow, "MlflowClient", lambda uri: Gone())
+    with pytest.warns(UserWarning, match="could not be ended as KILLED: connection refused"):
+        tracking.close_run(store, run_id, "KILLED", "r")
+    tracking.close_children(store, run_id, "KILLED")
+
+
+def test_preparing_a_store_twice_makes_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, migrated: Path) -> None:
+    monkeypatch.setattr(stores, "ARTIFACTS", tmp_path / "mlruns")
+    path = tmp_path / "mlflow.db"
+    path.write_bytes(migrated.read_bytes())
+    for _ in range(2):
+        stores.prepare_store(f"sqlite:///{path}")
+    assert path.stat().st_size == migrated.stat().st_size

@@ -1,0 +1,224 @@
+"""A process per trial: what it says, how its end is told, and that nothing is left of it. No TensorFlow here."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from digit_study import workers
+from digit_study.config import Config
+from digit_study.errors import StudyError
+from digit_study.interruption import Interrupted, Pruned, interruptible
+from digit_study.workers import Message, TrialDied, TrialProcess, run_to_end
+
+ROOT = Path(__file__).parents[1]
+Send, Ask = Callable[[str, Any], None], Callable[[Any], None]
+
+
+@pytest.fixture(autouse=True)
+def bare_server(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fork from a server that has not loaded TensorFlow."""
+    context = multiprocessing.get_context("forkserver")
+    monkeypatch.setattr(workers, "_context", lambda: context)
+
+
+# what the processes run; the second argument stands for the id of a run
+
+
+def finish(config: Config, run_id: str, send: Send, ask: Ask) -> str:
+    send("steps", (1, 2, 3))
+    ask((1, {"val_accuracy": 0.5}))
+    return f"{run_id} with {config.model.filters} filters in {os.getpid()}"
+
+
+def refuse(config: Config, run_id: str, send: Send, ask: Ask) -> None:
+    raise StudyError("`a` must be b, got c")
+
+
+def stumble(config: Config, run_id: str, send: Send, ask: Ask) -> None:
+    raise KeyError("x")
+
+
+def leave(config: Config, run_id: str, send: Send, ask: Ask) -> None:
+    os._exit(3)
+
+
+def hang(config: Config, run_id: str, send: Send, ask: Ask) -> None:
+    try:
+        send("steps", (1, 1, 1))
+        time.sleep(60)
+    except Interrupted:
+        Path(run_id).write_text("ended truthfully")
+        raise
+
+
+def ignore_signals(config: Config, run_id: str, send: Send, ask: Ask) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    send("steps", (1, 1, 1))
+    time.sleep(60)
+
+
+def note_pruning(config: Config, run_id: str, send: Send, ask: Ask) -> str:
+    try:
+        ask((1, {}))
+    except Pruned:
+        return "pruned"
+    return "went on"
+
+
+def flood(config: Config, run_id: str, send: Send, ask: Ask) -> bytes:
+    return bytes(10_000_000)  # more than a pipe holds
+
+
+def heard(target: Callable[..., Any], run_id: str = "run") -> tuple[Any, list[Message]]:
+    messages: list[Message] = []
+    return run_to_end(TrialProcess(target, Config(), run_id), messages.append), messages
+
+
+def begun(target: Callable[..., Any], run_id: str = "run") -> Iterator[TrialProcess]:
+    trial = TrialProcess(target, Config(), run_id)
+    while trial.receive() is None:
+        multiprocessing.connection.wait(trial.waitables())
+    yield trial
+    trial.stop(0)
+
+
+@pytest.fixture
+def hanging(tmp_path: Path) -> Iterator[TrialProcess]:
+    yield from begun(hang, str(tmp_path / "note"))
+
+
+def test_a_trial_reports_and_returns_from_a_process_of_its_own() -> None:
+    result, messages = heard(finish)
+    assert result.startswith("run with 32 filters in ") and not result.endswith(str(os.getpid()))
+    assert messages == [Message("steps", (1, 2, 3)), Message("epoch", (1, {"val_accuracy": 0.5}))]
+
+
+def test_a_result_larger_than_a_pipe_arrives() -> None:
+    assert len(heard(flood)[0]) == 10_000_000
+
+
+@pytest.mark.parametrize(
+    ("target", "kind", "words"),
+    [
+        (refuse, StudyError, r"^`a` must be b, got c$"),
+        (stumble, StudyError, r"^KeyError: 'x'$"),
+        (leave, TrialDied, r"^the trial's process ended with exit code 3 and no result$"),
+    ],
+)
+def test_a_trial_that_fails_says_why(target: Callable[..., Any], kind: type[Exception], words: str) -> None:
+    with pytest.raises(kind, match=words):
+        heard(target)
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
+def test_a_trial_that_is_killed_is_known_at_once(number: signal.Signals, hanging: TrialProcess) -> None:
+    os.kill(hanging.process.pid, number)
+    started = time.monotonic()
+    with pytest.raises(TrialDied, match=f"was killed by {number.name}"):
+        run_to_end(hanging, lambda message: None)
+    assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize(("go_on", "end"), [(True, "went on"), (False, "pruned")])
+def test_the_answer_to_an_epoch_decides(go_on: bool, end: str) -> None:
+    trial = TrialProcess(note_pruning, Config(), "run")
+    messages: list[Message] = []
+    while not messages or messages[-1].kind != "done":
+        message = trial.receive()
+        if message is None:
+            multiprocessing.connection.wait(trial.waitables())
+            continue
+        messages.append(message)
+        if message.kind == "epoch":
+            trial.answer(go_on)
+    trial.stop()
+    assert messages[-1].content == end
+
+
+def test_stopping_lets_a_trial_end_itself(hanging: TrialProcess, tmp_path: Path) -> None:
+    hanging.stop()
+    assert (tmp_path / "note").read_text() == "ended truthfully"
+    assert hanging.process.exitcode == 128 + signal.SIGTERM
+
+
+def test_a_trial_that_does_not_listen_is_killed() -> None:
+    (trial,) = [next(begun(ignore_signals))]
+    trial.stop(grace=0.2)
+    assert trial.process.exitcode == -signal.SIGKILL
+
+
+def test_what_the_supervisor_raises_ends_the_trial(tmp_path: Path) -> None:
+    trial = TrialProcess(hang, Config(), str(tmp_path / "note"))
+
+    def interrupt(message: Message) -> None:
+        raise Interrupted(signal.SIGINT)
+
+    with pytest.raises(Interrupted):
+        run_to_end(trial, interrupt)
+    assert (tmp_path / "note").exists() and not psutil.pid_exists(trial.process.pid)
+
+
+def supervise(folder: Path) -> None:
+    """Start a trial, write down its process, and never answer it."""
+    trial = TrialProcess(hang, Config(), str(folder / "note"))
+    multiprocessing.connection.wait(trial.waitables())
+    (folder / "pid.new").write_text(str(trial.process.pid))
+    (folder / "pid.new").rename(folder / "pid")
+    time.sleep(60)
+
+
+def test_a_trial_does_not_outlive_its_supervisor(tmp_path: Path) -> None:
+    """Also when the supervisor is killed without a chance to say anything."""
+    lines = f"import sys, pathlib; sys.path[:0] = {[str(ROOT / 'src'), str(ROOT / 'tests')]}; import test_workers as t"
+    bare = "t.workers._context = lambda: t.multiprocessing.get_context('forkserver')"
+    command = f"{lines}; {bare}; t.supervise(pathlib.Path({str(tmp_path)!r}))"
+    supervisor = subprocess.Popen([sys.executable, "-c", command])
+    while not (tmp_path / "pid").exists():
+        assert supervisor.poll() is None
+        time.sleep(0.05)
+    child = psutil.Process(int((tmp_path / "pid").read_text()))
+    supervisor.kill()
+    supervisor.wait()
+    child.wait(10)
+    assert (tmp_path / "note").read_text() == "ended truthfully"
+
+
+def test_the_real_server_finds_this_package_and_loads_tensorflow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    monkeypatch.delenv("PYTHONPATH", raising=False)
+    workers._context()
+    try:
+        assert str(Path(workers.__file__).parents[1]) in os.environ["PYTHONPATH"].split(os.pathsep)
+        assert multiprocessing.forkserver._forkserver._preload_modules == ["digit_study.preload"]
+    finally:
+        multiprocessing.forkserver.set_forkserver_preload(["__main__"])
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_is_an_exception_once_and_handlers_come_back(number: signal.Signals) -> None:
+    before = signal.getsignal(number)
+    with pytest.raises(Interrupted, match=number.name) as caught, interruptible():
+        try:
+            os.kill(os.getpid(), number)
+            time.sleep(5)
+        finally:  # the clean-up is not cut short by an impatient second one
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGTERM)
+    assert caught.value.exit_code == 128 + number and signal.getsignal(number) is before
+
+
+def test_this_module_needs_no_tensorflow() -> None:
+    """Workers are supervised by a process that never imports it."""
+    command = "import sys; sys.path.insert(0, 'src'); import digit_study.workers; sys.exit('tensorflow' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", command], cwd=ROOT).returncode == 0
