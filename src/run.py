@@ -22,7 +22,8 @@ def task(composed: DictConfig) -> None:
     config, source = resolve_config(cast(Config, OmegaConf.to_object(composed)))
     around = HydraConfig.get()
     if around.mode == RunMode.RUN:
-        multirun.run_single(config, source.name, around.overrides.task)
+        with launch.readable_errors():  # Hydra would put a line of its own before the message
+            multirun.run_single(config, source.name, around.overrides.task)
         return
     live = around.runtime.choices["hydra/launcher"] == "basic"
     multirun.run_job(config, list(around.overrides.task), Path(around.runtime.output_dir), live)
@@ -41,7 +42,7 @@ def main() -> None:
         return
     plan = launch.plan(sys.argv[1:])
     if not plan.multirun:
-        launch.run_hydra(task)
+        launch.run_hydra(task, plan.settled())
         return
     from digit_study import multirun
 

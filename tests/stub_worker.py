@@ -45,7 +45,7 @@ def result_of(config: Config, run_id: str) -> TrialResult:
     metrics = dict(zip(("val_accuracy_low", "val_accuracy_high"), accuracy_interval(right, IMAGES), strict=True))
     metrics |= {"val_accuracy": right / IMAGES, "val_loss": 1 - right / IMAGES, "training_seconds": 1.0}
     metrics |= {"parameters": 100.0 * config.model.filters, "inference_milliseconds": 0.1, "validation_images": IMAGES}
-    evaluation = Evaluation(labels, predicted, probabilities, np.arange(IMAGES), metrics)
+    evaluation = Evaluation(labels, probabilities, np.arange(IMAGES), metrics, np.zeros((10, 10), dtype=np.int64))
     return TrialResult(run_id, metrics, [epoch(config, 1)], evaluation, "0" * 64)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import os
 import signal
+import subprocess
 import sys
 from dataclasses import replace
 from itertools import count
@@ -17,7 +18,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 from stub_worker import SPACE, Stubs, plan
 
-from digit_study import supervision, tracking, trial_ends
+from digit_study import figures, report, study_report, supervision, tracking, trial_ends
 from digit_study.config import Config
 from digit_study.errors import StudyError
 from digit_study.interruption import Interrupted, interruptible
@@ -27,6 +28,15 @@ from digit_study.study_report import StudyView, trials_frame
 from digit_study.study_run import run_study
 
 SMALL = "search.space={model.filters: {choices: [8, 16]}, training.optimizer: {choices: [adam, sgd]}}"
+
+
+@pytest.fixture(autouse=True)
+def plain(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw nothing but where a test is about pictures: they take a second a study."""
+    if "picture" not in request.node.name:
+        monkeypatch.setattr(study_report, "pictures", lambda view, trials: {})
+        monkeypatch.setattr(figures, "comparison", lambda board, title: figures.message("", ""))
+        monkeypatch.setattr(report, "write_data_pictures", lambda digits, folder: None)
 
 
 def search(store: str, *words: str, space: str = SPACE, **how: object) -> tuple[StudyView, Stubs]:
@@ -47,7 +57,7 @@ def runs(store: str) -> dict[str, mlflow.entities.Run]:
 # --------------------------------------------------------------------------- a study from start to end
 
 
-def test_a_study_ends_with_its_total_a_board_and_a_parent(store: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_study_ends_with_a_board_and_pictures_on_its_parent(store: str, capsys: pytest.CaptureFixture[str]) -> None:
     view, _ = search(store, "search.trials=6", "search.pruner=none")
     assert states(view) == ["COMPLETE"] * 6
     found = runs(store)
@@ -240,11 +250,10 @@ def test_a_supervisor_that_dies_leaves_what_the_next_one_mends(
     moment: str, store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """As kill -9 at that moment: nothing after it runs, not even what stands in a `finally`."""
-    gone = DiesAt(moment, 2, monkeypatch)
+    gone = DiesAt(moment, 2)
     with pytest.raises(Gone):
         run_study(plan("search.trials=4", "search.pruner=none"), Stubs(store))
     gone.monkeypatch.undo()
-    _point_at(store, monkeypatch)
     monkeypatch.setattr(supervision, "is_alive", lambda name: False)
     view, _ = search(store, "search.trials=4", "search.pruner=none")
     assert [t.state.name for t in supervision.counted(view.trials())] == ["COMPLETE"] * 4
@@ -257,7 +266,7 @@ class Gone(BaseException):
 
 
 class DiesAt:
-    def __init__(self, moment: str, nth: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(self, moment: str, nth: int) -> None:
         self.monkeypatch = pytest.MonkeyPatch()
         place, name, after = {
             "ask": (Study, "ask", True),
@@ -286,10 +295,6 @@ class DiesAt:
             self.monkeypatch.setattr(trial_ends.Ends, name, nothing)
         self.monkeypatch.setattr(tracking.RunLog, "end", nothing)
         self.monkeypatch.setattr("digit_study.study_run._report", nothing)
-
-
-def _point_at(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert os.environ["MLFLOW_TRACKING_URI"] == store
 
 
 # --------------------------------------------------------------------------- small parts
@@ -342,7 +347,6 @@ def test_the_frame_of_a_study_has_a_row_for_every_trial(store: str) -> None:
 
 
 def test_no_tensorflow_is_needed_to_supervise() -> None:
-    import subprocess
-
-    line = "import sys; sys.path.insert(0, 'src'); import digit_study.study_run, digit_study.confirmation; sys.exit('tensorflow' in sys.modules)"
+    modules = "digit_study.study_run, digit_study.confirmation"
+    line = f"import sys; sys.path.insert(0, 'src'); import {modules}; sys.exit('tensorflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", line], cwd=Path(__file__).parents[1], check=False).returncode == 0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -113,9 +114,13 @@ def _parallel(overrides: Sequence[str], jobs: int) -> int:
     return max(1, min(jobs, hardware.cores() if wanted < 0 else wanted))
 
 
-def run_hydra(task: Callable[[], None], extra: Sequence[str] = ()) -> None:
-    """Let Hydra compose and launch ``task`` from the command line, with ``extra`` overrides behind what was typed."""
+def run_hydra(task: Callable[[], None], extra: Sequence[str]) -> None:
+    """Let Hydra compose and launch ``task`` from the command line, with ``extra`` overrides behind what was typed.
+
+    Jobs, in whatever process, read from the environment which overrides nobody typed, and leave them out of names.
+    """
     typed = list(sys.argv)
+    os.environ["DIGIT_STUDY_SETTLED"] = "\n".join(extra)
     # else Hydra prints a traceback of its own and exits, and the message for a person is lost in it
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:

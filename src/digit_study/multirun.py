@@ -73,7 +73,6 @@ def run_many(plan: Plan, task: Callable[[], None]) -> None:
     try:
         scratch.mkdir(parents=True)
         os.environ.update(DIGIT_STUDY_SCRATCH=str(scratch), DIGIT_STUDY_SHARED="\n".join(shared))
-        os.environ["DIGIT_STUDY_SETTLED"] = "\n".join(settled)
         log.config(first.config)
         digits = data.load_digits(first.config.data)
         log.dataset(digits.name, digits.sha256, digits.counts())

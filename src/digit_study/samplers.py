@@ -71,4 +71,6 @@ def make_sampler(search: SearchConfig, started_before: int) -> BaseSampler:
 
 def make_pruner(search: SearchConfig, epochs: int) -> BasePruner:
     """Build the pruner for trials of at most ``epochs`` epochs."""
-    return PRUNERS[pruner_of(search)](epochs)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        return PRUNERS[pruner_of(search)](epochs)

@@ -95,7 +95,7 @@ def _row(rank: int, one: Group, best: Group) -> dict[str, object]:
         "val_accuracy_low": low,
         "val_accuracy_high": high,
         "val_loss": one.mean("val_loss"),
-        "parameters": one.mean("parameters"),
+        "parameters": round(one.mean("parameters")),
         "training_seconds": one.mean("training_seconds"),
         "n": n,
         "seeds": len(one.runs),
@@ -138,7 +138,7 @@ def _confirmed_row(rank: int, one: Group, best: Group) -> dict[str, object]:
         "mean": float(np.mean(accuracies)),
         "low": low,
         "high": high,
-        "parameters": one.mean("parameters"),
+        "parameters": round(one.mean("parameters")),
         "seeds": len(accuracies),
         "p_seeds": p_seeds,
         "p_images": p_images,
@@ -147,14 +147,14 @@ def _confirmed_row(rank: int, one: Group, best: Group) -> dict[str, object]:
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float]:
-    """95 % t-interval of the mean of two or more values; a point where they are all equal."""
+    """95 % t-interval of the mean of two or more accuracies, cut to [0, 1]; a point where they are all equal."""
     from scipy.stats import sem, t
 
     mean, error = float(np.mean(values)), float(sem(values))
     if error == 0.0:
         return mean, mean
     low, high = t.interval(0.95, len(values) - 1, loc=mean, scale=error)
-    return float(low), float(high)
+    return max(0.0, float(low)), min(1.0, float(high))
 
 
 def _paired_p(one: Sequence[float], other: Sequence[float]) -> float:

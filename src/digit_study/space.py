@@ -82,7 +82,8 @@ class Dimension:
             return tuple(range(int(self.low), int(self.high) + 1, int(self.step or 1)))
         if self.step is None:
             return (self.low,) if self.low == self.high else None
-        return tuple(self.low + at * self.step for at in range(int((self.high - self.low) / self.step + 1e-9) + 1))
+        count = int((self.high - self.low) / self.step + 1e-9) + 1
+        return tuple(round(self.low + at * self.step, 12) for at in range(count))
 
 
 def flat_values(base: Config) -> dict[str, Any]:

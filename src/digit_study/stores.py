@@ -160,6 +160,8 @@ def prepare_store(uri: str) -> None:
 
     for name in ("alembic", "mlflow"):
         logging.getLogger(name).setLevel(logging.WARNING)
+    # it logs a traceback when a signal ends a query; what matters is raised too
+    logging.getLogger("sqlalchemy.pool").setLevel(logging.CRITICAL)
     if urllib.parse.urlsplit(uri).scheme in ("http", "https", "databricks"):
         return
     ARTIFACTS.mkdir(exist_ok=True)

@@ -112,7 +112,9 @@ def open_storage(study: StudyConfig) -> BaseStorage:
     uri = study.search.storage
     create_sqlite(uri, lambda new: RDBStorage(new).engine.dispose())
     try:
-        return RDBStorage(uri, heartbeat_interval=HEARTBEAT_S, grace_period=4 * HEARTBEAT_S)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return RDBStorage(uri, heartbeat_interval=HEARTBEAT_S, grace_period=4 * HEARTBEAT_S)
     except Exception as fault:  # SQLAlchemy's messages quote what they were given
         raise StudyError(
             f"`search.storage` must be a database that Optuna can use, got '{without_password(uri)}': "

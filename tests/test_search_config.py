@@ -1,0 +1,108 @@
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from digit_study import composition
+from digit_study.errors import StudyError
+from digit_study.search_config import (
+    OBJECTIVES,
+    PRUNERS,
+    SAMPLERS,
+    Constraint,
+    StudyConfig,
+    constraints_of,
+    objectives_of,
+    pruner_of,
+    validate_study,
+)
+
+composition.register("study", StudyConfig)
+
+
+def study(*words: str) -> StudyConfig:
+    composed: StudyConfig = composition.compose_config(words, "study")
+    return composed
+
+
+def test_the_defaults_are_sound() -> None:
+    validate_study(study())
+    assert study().search.trials == 20 and objectives_of(study().search) == {"val_accuracy": "maximize"}
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("search.sampler=tpee", "did you mean 'tpe'"),
+        ("search.pruner=medain", "did you mean 'median'"),
+        ("search.trials=0", "`search.trials` must be at least 1, got 0"),
+        ("search.workers=0", "search.workers"),
+        ("search.trial_timeout=0", "search.trial_timeout"),
+        ("search.trial_memory=-1", "search.trial_memory"),
+        ("search.max_failures=0", "search.max_failures"),
+        ("search.keep_models=-1", "search.keep_models"),
+        ("search.objectives=[]", "search.objectives"),
+        ("search.objectives=[val_accuracy]", "search.objectives"),
+        ("search.objectives=[{val_acuracy: maximize}]", "did you mean 'val_accuracy'"),
+        ("search.objectives=[{val_accuracy: maximise}]", "did you mean 'maximize'"),
+        ("search.constraints=['parameters < 10']", "metric <= number"),
+        ("search.constraints=['params <= 10']", "metric <= number"),
+        ("search.constraints=['parameters <= 1e']", "metric <= number"),
+        ("confirm.seeds=1", "confirm.seeds"),
+        ("confirm.prefer=biggest", "confirm.prefer"),
+        ("study=../up", "`study` must be a name"),
+        ("study='.hidden'", "`study` must be a name"),
+        ("model.filters=0", "model.filters"),
+    ],
+)
+def test_a_broken_rule_is_told(word: str, told: str) -> None:
+    with pytest.raises(StudyError) as caught:
+        validate_study(study(word))
+    assert told in str(caught.value)
+
+
+TWO = "search.objectives=[{val_accuracy: maximize},{parameters: minimize}]"
+
+
+@pytest.mark.parametrize("pruner", [name for name in PRUNERS if name != "none"])
+@pytest.mark.parametrize(
+    ("objectives", "told"),
+    [(TWO, "several objectives"), ("search.objectives=[{parameters: minimize}]", "end of a trial")],
+)
+def test_a_pruner_needs_one_objective_that_is_known_on_the_way(pruner: str, objectives: str, told: str) -> None:
+    with pytest.raises(StudyError, match=told):
+        validate_study(study(f"search.pruner={pruner}", objectives))
+
+
+@pytest.mark.parametrize(
+    ("words", "pruner"),
+    [((), "hyperband"), (("search.pruner=median",), "median"), ((TWO,), "none"),
+     (("search.objectives=[{epoch_seconds: minimize}]",), "none")],
+)  # fmt: skip
+def test_the_pruner_is_chosen_where_none_is_named(words: tuple[str, ...], pruner: str) -> None:
+    validate_study(study(*words))
+    assert pruner_of(study(*words).search) == pruner
+
+
+@given(st.sampled_from(sorted(OBJECTIVES)), st.sampled_from(["<=", ">="]), st.floats(-1e6, 1e6), st.floats(-1e6, 1e6))
+def test_a_constraint_is_kept_exactly_where_it_reads_so(metric: str, sign: str, bound: float, value: float) -> None:
+    [found] = constraints_of(study(f"search.constraints=['{metric}{sign} {bound!r}']").search)
+    kept = value <= bound if sign == "<=" else value >= bound
+    assert (found.violation({metric: value}) <= 0) == kept
+    assert found == Constraint(metric, 1 if sign == "<=" else -1, bound)
+
+
+def test_every_sampler_and_pruner_that_may_be_named_exists() -> None:
+    from digit_study import samplers
+
+    assert set(samplers.SAMPLERS) == set(SAMPLERS) and set(samplers.PRUNERS) == set(PRUNERS)
+
+
+def test_a_sampler_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
+    from digit_study import samplers
+
+    monkeypatch.setattr(samplers, "find_spec", lambda name: None if name == "torch" else object())
+    with pytest.raises(StudyError, match=r"torch.*pip install -e '\.\[gp\]'"):
+        samplers.check_sampler("gp")
+    samplers.check_sampler("tpe")

@@ -1,0 +1,243 @@
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import warnings
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import optuna
+import psutil
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from optuna.trial import TrialState, create_trial
+from stub_worker import plan
+
+from digit_study import stores, study_store, supervision
+from digit_study.errors import StudyError
+from digit_study.study_plan import StudyPlan
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(stores, "ARTIFACTS", tmp_path / "mlruns")
+
+
+def opened(*words: str) -> optuna.Study:
+    asked = plan(*words)
+    return study_store.open_study(asked.study, asked.run, asked.overrides)
+
+
+@pytest.fixture(params=["journal", "database"])
+def storage(request: pytest.FixtureRequest, tmp_path: Path) -> str:
+    return "search.storage=" + ("null" if request.param == "journal" else f"sqlite:///{tmp_path}/o.db")
+
+
+def test_a_study_is_found_again_with_its_trials(storage: str) -> None:
+    opened(storage).add_trial(create_trial(state=TrialState.COMPLETE, value=0.5))
+    assert [trial.value for trial in opened(storage, "search.trials=99").trials] == [0.5]
+
+
+@pytest.mark.parametrize(
+    ("word", "told"),
+    [
+        ("model.batch_norm=false", "`model.batch_norm` was True, is now False"),
+        ("search.space={model.filters: {choices: [8]}}", "`search.space.model.filters` was"),
+        ("search.objectives=[{val_loss: minimize}]", "`search.objectives` was {'val_accuracy': 'maximize'}"),
+        ("search.constraints=['parameters <= 9']", "`search.constraints` was []"),
+        ("data.limit=1000", "`data.limit` was None, is now 1000"),
+        ("data.seed=7", "`data.seed` was 0, is now 7"),
+        ("training.epochs=9", "`training.epochs` was 3, is now 9"),
+    ],
+)
+def test_another_definition_is_refused_by_name(word: str, told: str) -> None:
+    opened()
+    with pytest.raises(StudyError) as caught:
+        opened(word)
+    assert told in str(caught.value) and "search.fresh=true" in str(caught.value)
+
+
+@pytest.mark.parametrize("key", ["training.precision", "data.sha256"])
+def test_another_precision_or_other_data_are_refused(key: str) -> None:
+    study = opened()
+    was = study.user_attrs[study_store.DEFINITION]
+    study.set_user_attr(study_store.DEFINITION, {**was, key: "other"})
+    with pytest.raises(StudyError, match=f"`{key}` was 'other', is now"):
+        opened()
+
+
+@pytest.mark.parametrize("word", ["search.trials=50", "search.sampler=random", "search.seed=3", "training.threads=1"])
+def test_what_decides_no_result_may_change(word: str) -> None:
+    uid = opened().user_attrs[study_store.UID]
+    assert opened(word).user_attrs[study_store.UID] == uid
+
+
+def _age(study: optuna.Study) -> None:
+    study.set_user_attr(study_store.CREATED, 0.0)
+
+
+def test_a_fresh_study_keeps_the_old_one(storage: str) -> None:
+    old = opened(storage)
+    old.add_trial(create_trial(state=TrialState.COMPLETE, value=0.5))
+    _age(old)
+    new = opened(storage, "search.fresh=true", "model.batch_norm=false")
+    assert new.trials == [] and new.study_name == "s"
+    kept = [path.stem for path in study_store.folder().glob("s-until-*.journal")]
+    if storage.endswith("db"):
+        kept = [name for name in optuna.get_all_study_names(storage.removeprefix("search.storage=")) if name != "s"]
+    asked = plan(storage, f"study={kept[0]}")
+    assert len(kept) == 1 and [one.value for one in study_store.find_study(asked.study).trials] == [0.5]
+
+
+def test_fresh_starts_of_the_same_moment_join() -> None:
+    uid = opened("search.fresh=true").user_attrs[study_store.UID]
+    assert opened("search.fresh=true").user_attrs[study_store.UID] == uid
+
+
+def test_a_study_that_somebody_works_on_is_not_put_aside() -> None:
+    study = opened()
+    _age(study)
+    study.set_user_attr(f"{supervision.SUPERVISED}{supervision.supervisor()}", True)
+    with pytest.raises(StudyError, match="is being searched by"):
+        opened("search.fresh=true")
+
+
+def test_half_a_line_of_a_killed_writer_is_cut_off() -> None:
+    opened().set_user_attr("kept", 1)
+    path = study_store.journal_path("s")
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'{"op_code": 2, "stu')
+    assert opened().user_attrs["kept"] == 1
+    assert path.read_bytes() == whole
+    assert all(json.loads(line) for line in path.read_text().splitlines())
+
+
+def test_a_study_whose_creator_was_killed_is_completed(monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as patch:
+        patch.setattr(optuna.Study, "set_metric_names", lambda *names: (_ for _ in ()).throw(KeyboardInterrupt))
+        with pytest.raises(KeyboardInterrupt):
+            opened()
+    with pytest.raises(StudyError, match="must name a study that exists"):
+        study_store.find_study(plan().study)
+    assert study_store.DEFINITION in opened().user_attrs
+
+
+@pytest.mark.parametrize("word", ["search.storage=null", "search.storage=sqlite:///{}/none.db"])
+def test_an_unknown_study_has_a_remedy_and_nothing_is_made(word: str, tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match="search first with python sweeps/optuna_search.py study=s"):
+        study_store.find_study(plan(word.format(tmp_path)).study)
+    assert not (tmp_path / "none.db").exists()
+
+
+def test_no_password_is_kept_or_shown() -> None:
+    asked = plan("search.storage=null")
+    study = study_store.open_study(asked.study, asked.run, [*asked.overrides, "search.storage=postgresql://u:hush@h/d"])
+    assert "hush" not in json.dumps(study.user_attrs)
+
+
+secret = st.text("abc@#/:%?[ ", min_size=1, max_size=8).map(lambda text: f"hush{text}hush")
+
+
+@given(secret)
+def test_a_password_is_hidden_whatever_it_is_made_of(password: str) -> None:
+    uri = f"postgresql://me:{password}@host:5432/db"
+    assert stores.without_password(uri) == "postgresql://me:***@host:5432/db"
+    assert "hush" not in stores.without_secrets(f"no way in with {uri}, that is {password}\nmore", uri)
+
+
+@pytest.mark.parametrize("tail", ["", "?x=1", "?password=hush", "?x=1&PASSWORD=hush"])
+def test_a_password_in_the_query_is_hidden(tail: str) -> None:
+    assert "hush" not in stores.without_password(f"mysql://u@h/d{tail}")
+
+
+@pytest.mark.parametrize(
+    "uri",
+    [
+        "postgresql://u:hush@127.0.0.1:1/d",
+        "postgresql://u:hush@h:abc/d",
+        "postgresql://u:hu[sh@h/d",
+        "nosuch://u:hush@h/d",
+    ],
+)
+def test_a_storage_that_cannot_be_reached_is_one_message_without_its_password(uri: str) -> None:
+    with pytest.raises(StudyError) as caught:
+        plan(f"search.storage='{uri}'")
+    assert "hush" not in str(caught.value) and "hu[sh" not in str(caught.value)
+    assert "`search.storage` must be" in str(caught.value)
+
+
+def test_a_sqlite_store_is_whole_or_not_there(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/x.db"
+
+    def dies(new: str) -> None:
+        Path(new.removeprefix("sqlite:///")).write_text("half")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        stores.create_sqlite(uri, dies)
+    assert not (tmp_path / "x.db").exists()
+    study = opened(f"search.storage={uri}")
+    assert study.study_name == "s" and [path.name for path in tmp_path.glob("*.new*")] == []
+
+
+# --------------------------------------------------------------------------- supervision
+
+
+def test_a_process_is_known_by_more_than_its_number() -> None:
+    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    name = supervision.process_name(child.pid)
+    host, pid, created = name.rsplit(":", 2)
+    assert supervision.is_alive(name) and supervision.is_here(name)
+    assert not supervision.is_here(f"{host}:{pid}:{float(created) - 60:.2f}")
+    assert supervision.is_alive(f"elsewhere:{pid}:{created}") and not supervision.is_here(f"elsewhere:{pid}:{created}")
+    psutil.Process(child.pid).suspend()
+    supervision.end_process(name)
+    child.communicate(timeout=5)
+    assert not supervision.is_alive(name)
+
+
+def test_ending_spares_this_process_and_the_dead() -> None:
+    supervision.end_process(supervision.supervisor())
+    supervision.end_process(f"{supervision.supervisor().rsplit(':', 2)[0]}:{2**22 + 1}:1.0")
+    assert os.getpid() > 0
+
+
+def test_orphans_are_those_whose_supervisor_is_gone(storage: str) -> None:
+    study = opened(storage)
+    gone = supervision.supervisor().replace(f":{os.getpid()}:", f":{2**22 + 1}:")
+    for name in (supervision.supervisor(), gone, "elsewhere:1:1.0"):
+        with warnings.catch_warnings():  # Optuna wants heartbeats to come from its own loop
+            warnings.simplefilter("ignore")
+            study.ask().set_user_attr(supervision.SUPERVISOR, name)
+    assert [trial.number for trial in supervision.orphans(study)] == [1]
+
+
+@given(st.lists(st.tuples(st.sampled_from(["WAITING", "RUNNING", "COMPLETE", "FAIL"]), st.booleans())))
+def test_what_was_put_back_does_not_count(kinds: list[tuple[str, bool]]) -> None:
+    trials = [
+        create_trial(
+            state=TrialState[state], value=0.1 if state == "COMPLETE" else None,
+            user_attrs={supervision.SUPERSEDED: True} if again else {},
+        )
+        for state, again in kinds
+    ]  # fmt: skip
+    assert len(supervision.counted(trials)) == sum(state != "WAITING" and not again for state, again in kinds)
+
+
+def test_only_one_process_at_a_time_is_let_in() -> None:
+    def enter() -> AbstractContextManager[None]:
+        return supervision.alone("s", "confirm", "is being confirmed")
+
+    with enter(), pytest.raises(StudyError, match="is being confirmed by another process"), enter():
+        pytest.fail("two were let in")
+    with enter():
+        pass
+
+
+def test_the_study_can_be_addressed_by_another_command(storage: str) -> None:
+    asked: StudyPlan = plan(storage)
+    words = study_store.address(asked.study)
+    assert words.startswith("study=s") and ("o.db" in words) == storage.endswith("db")
