@@ -18,7 +18,7 @@ import pytest
 from digit_study import workers
 from digit_study.config import Config
 from digit_study.errors import StudyError
-from digit_study.interruption import Interrupted, Pruned, interruptible
+from digit_study.interruption import Interrupted, Pruned, held_back, interruptible
 from digit_study.workers import Message, TrialDied, TrialProcess, run_to_end
 
 ROOT = Path(__file__).parents[1]
@@ -222,3 +222,13 @@ def test_this_module_needs_no_tensorflow() -> None:
     """Workers are supervised by a process that never imports it."""
     command = "import sys; sys.path.insert(0, 'src'); import digit_study.workers; sys.exit('tensorflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", command], cwd=ROOT).returncode == 0
+
+
+def test_a_signal_waits_until_what_must_be_whole_is_done() -> None:
+    done = []
+    with pytest.raises(Interrupted, match="SIGTERM"), interruptible(), held_back() as is_stopping:
+        done.append(is_stopping())
+        os.kill(os.getpid(), signal.SIGTERM)
+        done.append(is_stopping())
+        done.append("the rest")
+    assert done == [False, True, "the rest"]

@@ -38,6 +38,7 @@ MNIST_TEST_SHA256 = "18489308deedfe2f7bd3a11e599a597126f161d991b1ffcffb71642aa76
 #: :func:`digest` of the 4,000 unsealed digits of the sample.
 SAMPLE_SHA256 = "72fe107571fbe80cc0652e68f168fbe04db4aca53a02441eba1825d119bf1a92"
 SAMPLE_SEALED = 1_000
+RAREST = 4
 REACHABLE_WITHIN_S = 3.0
 CLASSES = 10
 
@@ -242,6 +243,8 @@ def _flaws(images: npt.NDArray[np.generic], labels: npt.NDArray[np.generic]) -> 
         yield f"its labels are {labels.dtype} of shape {labels.shape}, not one integer an image"
     elif len(labels) < 4 * CLASSES or labels.min() < 0 or labels.max() >= CLASSES:
         yield f"it has {len(labels)} labels; at least {4 * CLASSES} are needed, all from 0 to 9"
+    elif rare := [digit for digit in range(CLASSES) if 0 < np.count_nonzero(labels == digit) < RAREST]:
+        yield f"it has fewer than {RAREST} images of {rare[0]}, too few for every part of the split to have one"
 
 
 def _sample_arrays() -> Arrays:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
@@ -26,6 +27,27 @@ def _raise(number: int, _frame: FrameType | None) -> None:
     for one in (signal.SIGINT, signal.SIGTERM):
         signal.signal(one, lambda number, frame: None)
     raise Interrupted(number)
+
+
+@contextmanager
+def held_back() -> Iterator[Callable[[], bool]]:
+    """Let SIGINT and SIGTERM wait until the block ends, for what must be done whole or not at all.
+
+    Yields:
+        Tells whether one is waiting, so that the block can undo what nobody will go on with.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    waiting: list[int] = []
+    previous = {one: signal.signal(one, lambda n, _: waiting.append(n)) for one in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(waiting)
+    finally:
+        for one, handler in previous.items():
+            signal.signal(one, handler)
+        if waiting:
+            signal.raise_signal(waiting[0])
 
 
 @contextmanager

@@ -86,7 +86,9 @@ def run_many(plan: Plan, task: Callable[[], None]) -> None:
         raise
     finally:
         tracking.close_children(uri, run_id, status)
-        log.end(status, {})
+        kept = log.end(status, {})
+        if kept:
+            console.complain(f"the parent run: {_unsent(str(log.fault), str(kept))}")
         shutil.rmtree(scratch, ignore_errors=True)
     _report(boards, [outcome for outcome, _ in outcomes], run_id, stores.look(uri))
 

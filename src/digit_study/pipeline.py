@@ -79,9 +79,9 @@ def _walk(config: Config, log: tracking.RunLog, listener: Listener, pictures_of_
     weights = training.weights_sha256(judge)
     log.tags({"weights.sha256": weights})
     report.write_run(outcome, epochs, digits, config.model.name, log.folder)
+    log.metrics({**metrics, "total_seconds": time.perf_counter() - started}, step=len(epochs))
     if config.tracking.save_model:
         log.model(judge)
-    log.metrics({**metrics, "total_seconds": time.perf_counter() - started}, step=len(epochs))
     return TrialResult(log.run_id, metrics, epochs, outcome, weights)
 
 

@@ -28,12 +28,9 @@ def main(trials: int, overrides: list[str]) -> None:
         stamps = search(Path(folder), trials, overrides)
     tenth = max(1, trials // 10)
     for name, column in (("clock", 0), ("processor", 1)):
-        first, last = (
-            1000 * mean_step(stamps[part], column) for part in (slice(0, tenth + 1), slice(-tenth - 1, None))
-        )
-        print(
-            f"{name:10} first {tenth}: {first:6.1f} ms a trial   last {tenth}: {last:6.1f} ms   ratio {last / first:.2f}"
-        )
+        first, last = (1000 * mean_step(part, column) for part in (stamps[: tenth + 1], stamps[-tenth - 1 :]))
+        told = f"first {tenth}: {first:.1f} ms a trial, last {tenth}: {last:.1f} ms, ratio {last / first:.2f}"
+        print(f"{name:9} {told}")
 
 
 def search(folder: Path, trials: int, overrides: list[str]) -> list[tuple[float, float]]:
