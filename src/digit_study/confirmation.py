@@ -31,7 +31,7 @@ from digit_study import workers as worker_processes
 from digit_study.config import Config
 from digit_study.confirmation_display import progress
 from digit_study.errors import StudyError
-from digit_study.interruption import Interrupted
+from digit_study.interruption import Interrupted, insist
 from digit_study.pool import Pool, Worker, in_process
 from digit_study.results import TrialResult
 from digit_study.search_config import StudyConfig, objectives_of
@@ -192,6 +192,7 @@ def _train(work: Confirmation, launch: Callable[..., Worker]) -> None:
     with progress(len(work.configs) * len(work.seeds), len(work.runs)) as shown:
         try:
             while waiting or jobs:
+                insist()
                 while waiting and pool.free:
                     number, job = number + 1, waiting.pop(0)
                     jobs[number] = (job, _submit(work, pool, number, job))

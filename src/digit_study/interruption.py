@@ -21,7 +21,18 @@ class Pruned(Exception):
     """A trial was asked to end after an epoch, because others promise more."""
 
 
+#: Signals that came inside :func:`interruptible`.
+_heard: list[int] = []
+
+
+def insist() -> None:
+    """Raise :class:`Interrupted` again where the first one was lost, as in a finaliser that lets nothing out."""
+    if _heard:
+        raise Interrupted(_heard[0])
+
+
 def _raise(number: int, _frame: FrameType | None) -> None:
+    _heard.append(number)
     # a second signal while the first one's clean-up runs would cut it short; SIG_IGN would make Python complain of one
     # that is already on its way
     for one in (signal.SIGINT, signal.SIGTERM):
@@ -57,5 +68,6 @@ def interruptible() -> Iterator[None]:
     try:
         yield
     finally:
+        _heard.clear()
         for one, handler in previous.items():
             signal.signal(one, handler)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import signal
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timedelta
 
 import psutil
@@ -82,14 +84,12 @@ def end_process(name: str) -> None:
     process = _process(name)
     if process is None or process.pid == os.getpid():
         return
-    try:
-        process.terminate()
-        process.wait(GRACE_S)
-    except psutil.TimeoutExpired:
-        process.kill()
-        process.wait(GRACE_S)
-    except psutil.NoSuchProcess:
-        return
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
+        deadline = time.monotonic() + GRACE_S
+        while is_here(name) and time.monotonic() < deadline:  # psutil's own wait takes a zombie for alive
+            time.sleep(0.02)
 
 
 def _process(name: str) -> psutil.Process | None:

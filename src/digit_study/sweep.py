@@ -16,6 +16,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from digit_study import space, supervision, tracking
 from digit_study.config import Config
 from digit_study.errors import StudyError
+from digit_study.interruption import insist
 from digit_study.pool import Event, Pool
 from digit_study.results import TrialResult
 from digit_study.samplers import make_pruner, make_sampler
@@ -85,6 +86,7 @@ class Sweep:
         try:
             self._join()
             while self.running or self._refill():
+                insist()
                 for event in self.pool.events():
                     self._hear(event)
                 self._refill()

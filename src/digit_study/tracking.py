@@ -277,12 +277,13 @@ class RunLog:
         with (self.folder / "epochs.jsonl").open("a") as lines:
             lines.write(json.dumps({"epoch": number, **record}) + "\n")
         self.metrics({name: record[name] for name in EPOCH_METRICS if name in record}, number)
-        self._send(self._flush)
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
-        """Log several metrics at one step; they are sent with the next epoch or at the end."""
+        """Log several metrics at one step."""
         now = int(time.time() * 1000)
         self.unsent += [Metric(name, float(value), now, step) for name, value in values.items()]
+        if self.fault is None:
+            self._send(self._flush)
 
     def tags(self, values: Mapping[str, str]) -> None:
         """Set several tags."""
