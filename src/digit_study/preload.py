@@ -1,6 +1,7 @@
 """Everything slow that a trial needs, imported once by the server that trials are forked from. Runs no operation."""
 
 import os
+import signal
 import threading
 
 from digit_study.quiet import native_stderr
@@ -29,5 +30,7 @@ try:
 finally:  # no thread may be there when the first trial is forked
     _imported.set()
     _follower.join()
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # and drops one that waits
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
 
 __all__ = ["digit_study", "mlflow", "seaborn", "sklearn", "statsmodels"]

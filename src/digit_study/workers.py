@@ -50,12 +50,13 @@ def warm_up() -> None:
 
 
 def _start_server() -> None:
-    # a Ctrl-C is for this process alone: in the middle of its imports the server would die of it, with a traceback
-    previous = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # a Ctrl-C in the middle of its imports would end the server with a traceback: it is born with SIGINT blocked, which
+    # its preload undoes; here one that comes meanwhile is only delayed
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         forkserver.ensure_running()
     finally:
-        signal.signal(signal.SIGINT, previous)
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
 
 
 @atexit.register
