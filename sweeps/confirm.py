@@ -26,6 +26,9 @@ def main() -> None:
         return
     typed: StudyConfig = composition.compose_config(arguments, "study")
     validate_study(typed)
+    from digit_study.study_store import find_study
+
+    find_study(typed)  # a name that is not there is answered before MLflow is imported
     from digit_study.confirmation import confirm, plan_confirmation
 
     plan, study = plan_confirmation(arguments, typed)
