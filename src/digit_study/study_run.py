@@ -42,8 +42,7 @@ def run_study(plan: StudyPlan, launch: Callable[..., Worker] = in_process) -> St
     study = study_store.open_study(plan.study, plan.run, plan.overrides)
     # a trial that was stopped while it wrote still holds its lock on the tracking store: first of all it must go
     for trial in supervision.orphans(study):
-        if supervision.WORKER in trial.user_attrs:
-            supervision.end_process(trial.user_attrs[supervision.WORKER])
+        supervision.end_worker(trial)
     if launch is in_process:
         workers.warm_up()
     stores.prepare_store(plan.uri)

@@ -92,6 +92,12 @@ def end_process(name: str) -> None:
             time.sleep(0.02)
 
 
+def end_worker(trial: FrozenTrial) -> None:
+    """End the process that a trial runs in, if it is on this machine and still there."""
+    if WORKER in trial.user_attrs:
+        end_process(trial.user_attrs[WORKER])
+
+
 def _process(name: str) -> psutil.Process | None:
     host, pid, created = name.rsplit(":", 2)
     if host != hardware.describe()["host"]:

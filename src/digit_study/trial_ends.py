@@ -17,7 +17,7 @@ from digit_study.config import Config
 from digit_study.results import TrialResult
 from digit_study.search_config import StudyConfig, constraints_of, objectives_of
 from digit_study.space import Dimension
-from digit_study.supervision import SUPERSEDED, SUPERVISOR, WORKER
+from digit_study.supervision import SUPERSEDED, SUPERVISOR
 
 #: Attributes of a trial.
 RUN_ID, REASON, RETRY_OF, SEED, BASELINE = "run_id", "reason", "retry_of", "training.seed", "baseline"
@@ -107,8 +107,7 @@ class Ends:
     def adopt_orphans(self) -> None:
         """End what supervisors that are gone left RUNNING: with its result where MLflow has it, else as interrupted."""
         for trial in supervision.orphans(self.study):
-            if WORKER in trial.user_attrs:
-                supervision.end_process(trial.user_attrs[WORKER])
+            supervision.end_worker(trial)
             self._end_early(trial, ABANDONED)
 
     def interrupt(self) -> None:
