@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import os
+import random
 import signal
 import subprocess
 import sys
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import optuna
@@ -24,6 +26,7 @@ from digit_study.errors import StudyError
 from digit_study.interruption import Interrupted, interruptible
 from digit_study.samplers import SAMPLERS
 from digit_study.search_config import PRUNERS
+from digit_study.space import suggest
 from digit_study.study_report import StudyView, trials_frame
 from digit_study.study_run import run_study
 
@@ -96,6 +99,19 @@ def test_the_same_command_continues_to_the_total(store: str) -> None:
 def test_every_sampler_reaches_the_total(sampler: str, store: str) -> None:
     view, _ = search(store, f"search.sampler={sampler}", "search.trials=4", "search.pruner=none", space=SMALL)
     assert states(view) == ["COMPLETE"] * 4
+
+
+def test_the_tpe_sampler_draws_what_optunas_own_draws() -> None:
+    def drawn(sampler: optuna.samplers.BaseSampler) -> list[dict[str, Any]]:
+        study, chance, params = optuna.create_study(sampler=sampler), random.Random(0), []
+        dimensions = plan(space="search/space=default").dimensions
+        for number in range(60):
+            params.append(suggest(study.ask(), dimensions))
+            if number % 7 != 5:  # the others stay RUNNING
+                study.tell(number, chance.random() if number % 3 else None, None if number % 3 else TrialState.PRUNED)
+        return params
+
+    assert drawn(SAMPLERS["tpe"](3)) == drawn(optuna.samplers.TPESampler(seed=3))
 
 
 @pytest.mark.parametrize("pruner", PRUNERS)

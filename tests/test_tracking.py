@@ -129,7 +129,21 @@ def test_a_store_that_goes_away_stops_nothing_and_loses_nothing(store: str) -> N
     assert (kept / "config.yaml").is_file()
 
 
-def test_a_store_that_comes_back_gets_the_epochs_it_missed(store: str) -> None:
+def test_quick_epochs_share_a_batch_and_slow_ones_are_sent_at_once(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def steps() -> list[int]:
+        return [p.step for p in mlflow.MlflowClient(store).get_metric_history(log.run_id, "val_accuracy")]
+
+    log = tracking.RunLog(store, created(store))
+    log.epoch(1, RECORD)
+    log.epoch(2, RECORD)
+    assert steps() == [] and len((log.folder / "epochs.jsonl").read_text().splitlines()) == 2
+    monkeypatch.setattr(tracking, "SECONDS_A_BATCH", 0.0)
+    log.epoch(3, RECORD)
+    assert steps() == [1, 2, 3]
+
+
+def test_a_store_that_comes_back_gets_the_epochs_it_missed(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tracking, "SECONDS_A_BATCH", 0.0)
     log = tracking.RunLog(store, created(store))
     client, log.client = log.client, Gone()  # type: ignore[assignment]
     log.epoch(1, RECORD)

@@ -8,7 +8,9 @@ from importlib.util import find_spec
 from types import SimpleNamespace
 from typing import cast
 
+import numpy as np
 import optuna
+from optuna.distributions import BaseDistribution
 from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 from optuna.study import Study
@@ -25,11 +27,40 @@ class _Hyperband(optuna.pruners.HyperbandPruner):
         return super()._get_bracket_id(cast(Study, SimpleNamespace(study_name="")), trial)
 
 
+class _TPE(optuna.samplers.TPESampler):
+    """Optuna's own converts all params of all trials before every trial; here a finished one is converted once."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__(seed=seed)
+        self._rows: dict[tuple[int, tuple[str, ...]], list[float] | None] = {}
+
+    def _get_internal_repr(
+        self, trials: list[FrozenTrial], search_space: dict[str, BaseDistribution], study: Study
+    ) -> dict[str, np.ndarray]:
+        keys = tuple(search_space)
+        found = (self._row(trial, keys, search_space, study) for trial in trials)
+        rows = [row for row in found if row is not None]
+        columns = zip(*rows, strict=True) if rows else ([] for _ in keys)
+        return {key: np.asarray(column) for key, column in zip(keys, columns, strict=True)}
+
+    def _row(
+        self, trial: FrozenTrial, keys: tuple[str, ...], search_space: dict[str, BaseDistribution], study: Study
+    ) -> list[float] | None:
+        if (trial.number, keys) in self._rows:
+            return self._rows[trial.number, keys]
+        params = self._get_params(trial, study)
+        whole = search_space.keys() <= params.keys()
+        row = [one.to_internal_repr(params[key]) for key, one in search_space.items()] if whole else None
+        if trial.state.is_finished():
+            self._rows[trial.number, keys] = row
+        return row
+
+
 #: Samplers that need a library of their own, and how to get it.
 NEEDS = {"gp": ("torch", "pip install -e '.[gp]'"), "cmaes": ("cmaes", "pip install cmaes")}
 
 SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
-    "tpe": lambda seed: optuna.samplers.TPESampler(seed=seed),
+    "tpe": _TPE,
     "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
     "qmc": lambda seed: optuna.samplers.QMCSampler(
         seed=seed, scramble=True, warn_asynchronous_seeding=False, warn_independent_sampling=False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shlex
 from collections.abc import Callable, Mapping
@@ -10,7 +11,7 @@ from typing import Any
 
 import yaml
 from optuna.study import Study
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from digit_study import console, data, report, stores, study_report, study_store, supervision, tracking, workers
 from digit_study.composition import ROOT
@@ -25,7 +26,7 @@ from digit_study.study_plan import StudyPlan
 from digit_study.study_report import StudyView
 from digit_study.study_store import describe_storage
 from digit_study.sweep import Sweep
-from digit_study.trial_ends import RUN_ID, SEED, Setting, ranked
+from digit_study.trial_ends import RUN_ID, SEED, Setting, ranked, standing
 
 
 def run_study(plan: StudyPlan, launch: Callable[..., Worker] = in_process) -> StudyView:
@@ -81,7 +82,8 @@ def _sweep(plan: StudyPlan, view: StudyView, parent: str, launch: Callable[..., 
     experiment = tracking.experiment_name(plan.run, plan.dataset)
     setting = Setting(plan.study, plan.overrides, plan.run, plan.dataset, plan.dimensions, plan.uri, parent, experiment)
     pool = Pool(plan.workers, search.trial_timeout, search.trial_memory, launch)
-    with display(lambda: best_so_far(view)) as shown:
+    gc.freeze()  # what the imports left need not be gone through again in every collection of garbage
+    with display(BestSoFar(view)) as shown:
         Sweep(setting, view.study, pool, shown).run()
 
 
@@ -115,13 +117,25 @@ def _parent_run(plan: StudyPlan, study: Study) -> str:
         return tracking.create_run(plan.run, plan.uri, plan.dataset, name, study=plan.study.study, **tags)
 
 
-def best_so_far(view: StudyView) -> str:
-    """The best trial by the first objective, with its interval where that is an accuracy."""
-    complete = [trial for trial in view.trials(TrialState.COMPLETE) if study_report.is_feasible(trial)]
-    if not complete:
-        return "none yet"
-    best = ranked(complete, view.study)[0]
-    return f"trial {best.number}, {_valued(view, best.values[0])}"
+class BestSoFar:
+    """The best trial by the first objective as text, with its interval where that is an accuracy.
+
+    Every trial is looked at once: a study may have thousands, and this is asked for at the end of each.
+    """
+
+    def __init__(self, view: StudyView) -> None:
+        self.view, self.seen = view, set[int]()
+        self.best: FrozenTrial | None = None
+
+    def __call__(self) -> str:
+        """What is best by now, or that nothing is yet."""
+        new = [one for one in self.view.trials(TrialState.COMPLETE) if one.number not in self.seen]
+        self.seen.update(one.number for one in new)
+        known = [self.best] if self.best else []
+        self.best = min([*known, *new], key=lambda one: standing(one, self.view.study), default=None)
+        if self.best is None or not study_report.is_feasible(self.best):
+            return "none yet"
+        return f"trial {self.best.number}, {_valued(self.view, self.best.values[0])}"
 
 
 def _valued(view: StudyView, value: float) -> str:

@@ -44,6 +44,8 @@ EPOCH_METRICS = (
     "train_loss", "train_accuracy", "val_loss", "val_accuracy", "learning_rate", "epoch_seconds", "images_per_second",
 )  # fmt: skip
 RECORDED_VERSIONS = ("tensorflow", "keras", "numpy", "mlflow", "optuna")
+#: Metrics of quick epochs go to the store together: a batch costs milliseconds however little it holds.
+SECONDS_A_BATCH = 1.0
 MODEL_REQUIREMENTS = ("tensorflow", "keras", "numpy")
 #: The C one is five times as fast, where the package has it.
 DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
@@ -256,6 +258,7 @@ class RunLog:
         self.folder = OUTBOX / run_id
         self.folder.mkdir(parents=True, exist_ok=True)
         self.unsent: list[Metric] = []
+        self.flushed = time.monotonic()
         self.sent: set[Path] = set()
         self.fault: str | None = None
 
@@ -273,17 +276,21 @@ class RunLog:
         self._send(lambda: self.client.log_inputs(self.run_id, inputs))
 
     def epoch(self, number: int, record: Mapping[str, float]) -> None:
-        """Log one epoch's metrics in one batch; ``number`` counts from 1."""
+        """Log one epoch's metrics; ``number`` counts from 1. Those of epochs shorter than a second share a batch."""
         with (self.folder / "epochs.jsonl").open("a") as lines:
             lines.write(json.dumps({"epoch": number, **record}) + "\n")
-        self.metrics({name: record[name] for name in EPOCH_METRICS if name in record}, number)
+        self._keep({name: record[name] for name in EPOCH_METRICS if name in record}, number)
+        if time.monotonic() - self.flushed > SECONDS_A_BATCH:
+            self._send(self._flush)
 
     def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
         """Log several metrics at one step."""
+        self._keep(values, step)
+        self._send(self._flush)
+
+    def _keep(self, values: Mapping[str, float], step: int) -> None:
         now = int(time.time() * 1000)
         self.unsent += [Metric(name, float(value), now, step) for name, value in values.items()]
-        if self.fault is None:
-            self._send(self._flush)
 
     def tags(self, values: Mapping[str, str]) -> None:
         """Set several tags."""
@@ -329,7 +336,7 @@ class RunLog:
     def _flush(self) -> None:
         if self.unsent:
             self.client.log_batch(self.run_id, metrics=self.unsent)
-            self.unsent = []
+            self.unsent, self.flushed = [], time.monotonic()
 
     def _send(self, call: Any) -> None:
         if self.fault is not None:
