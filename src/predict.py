@@ -18,7 +18,7 @@ from rich.text import Text
 
 from digit_study.errors import StudyError
 from digit_study.naming import nearest
-from digit_study.prediction import (
+from digit_study.reading.prediction import (
     CHAMPION,
     Model,
     Reading,

@@ -36,7 +36,7 @@ def main() -> None:
         task()
         return
     if any(word.startswith("reproduce=") and word != "reproduce=null" for word in sys.argv[1:]):
-        from digit_study import reproduction
+        from digit_study.verify import reproduction
 
         reproduction.reproduce(sys.argv[1:])
         return

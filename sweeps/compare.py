@@ -6,25 +6,23 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))  # so that nothing needs to be installed
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from digit_study import composition, launch
-from digit_study.registry_config import CompareConfig, checked_config, validate_compare
+from digit_study import launch
+from digit_study.champion.registry_config import CompareConfig, checked_config, validate_compare
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="compare")
 def answer(_: DictConfig) -> None:
-    """Nothing: Hydra itself answers --help, --cfg job and the like, and for anything else it is not asked."""
+    """Let Hydra answer --help, --cfg job and the like."""
 
 
 def main() -> None:
     """Check the command line, then do what it says."""
-    composition.register("compare", CompareConfig)
-    if launch.asks_for_information(sys.argv[1:]):
-        answer()
+    if launch.answered("compare", CompareConfig, sys.argv[1:], answer):
         return
     config = checked_config(sys.argv[1:], "compare", validate_compare)
-    from digit_study import comparing
+    from digit_study.verify import comparing
 
     comparing.serve(config)
 

@@ -8,8 +8,8 @@ from omegaconf import DictConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from digit_study import composition, launch  # noqa: E402
-from digit_study.search_config import StudyConfig, validate_study  # noqa: E402
+from digit_study import composition, launch
+from digit_study.search.search_config import StudyConfig, validate_study  # noqa: E402
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="study")
@@ -20,16 +20,14 @@ def answer(_: DictConfig) -> None:
 def main() -> None:
     """Check everything, then confirm."""
     arguments = sys.argv[1:]
-    composition.register("study", StudyConfig)
-    if launch.asks_for_information(arguments):
-        answer()
+    if launch.answered("study", StudyConfig, arguments, answer):
         return
     typed: StudyConfig = composition.compose_config(arguments, "study")
     validate_study(typed)
-    from digit_study.study_store import find_study
+    from digit_study.search.study_store import find_study
 
     find_study(typed)  # a name that is not there is answered before MLflow is imported
-    from digit_study.confirmation import confirm, plan_confirmation
+    from digit_study.verify.confirmation import confirm, plan_confirmation
 
     plan, study = plan_confirmation(arguments, typed)
     confirm(plan, study)

@@ -8,8 +8,8 @@ from omegaconf import DictConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from digit_study import composition, console, launch  # noqa: E402
-from digit_study.search_config import StudyConfig  # noqa: E402
+from digit_study import console, launch
+from digit_study.search.search_config import StudyConfig  # noqa: E402
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="study")
@@ -20,17 +20,15 @@ def answer(_: DictConfig) -> None:
 def main() -> None:
     """Check the whole study, then search."""
     arguments = ["search.plan=true" if argument == "--plan" else argument for argument in sys.argv[1:]]
-    composition.register("study", StudyConfig)
-    if launch.asks_for_information(arguments):
-        answer()
+    if launch.answered("study", StudyConfig, arguments, answer):
         return
-    from digit_study.study_plan import plan_study, plan_table
+    from digit_study.search.study_plan import plan_study, plan_table
 
     plan = plan_study(arguments)
     if plan.study.search.plan:
         console.console().print(plan_table(plan))
         return
-    from digit_study.study_run import run_study
+    from digit_study.search.study_run import run_study
 
     run_study(plan)
 

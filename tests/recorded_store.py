@@ -20,12 +20,12 @@ import yaml
 from mlflow.entities import LoggedModelOutput, Metric, RunTag
 
 from digit_study import stores
+from digit_study.champion.contest import Reading
+from digit_study.champion.ledger import Ledger
+from digit_study.champion.registry import Registry
+from digit_study.champion.registry_config import GateConfig, PromoteConfig, StoreConfig
 from digit_study.config import Config, DataConfig
-from digit_study.contest import Reading
-from digit_study.data import SAMPLE_SHA256
-from digit_study.ledger import Ledger
-from digit_study.registry import Registry
-from digit_study.registry_config import GateConfig, PromoteConfig, StoreConfig
+from digit_study.sources import SAMPLE_SHA256
 
 SEALED = 1_000
 NAME = "digit-recognizer"
@@ -118,7 +118,7 @@ def add_confirmation(store: Store, study: str, winner: str, status: str = "FINIS
 def read_sealed(
     files: tuple[Path, Path | None], source: DataConfig, weights: Any, record: Callable[[], None]
 ) -> Reading:
-    """Stands in for :func:`digit_study.contest.read_sealed`."""
+    """Stands in for :func:`digit_study.champion.contest.read_sealed`."""
     record()
 
     def read(file: Path) -> tuple[np.ndarray[Any, Any], int]:

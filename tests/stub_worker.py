@@ -14,7 +14,7 @@ from digit_study import report, tracking
 from digit_study.config import Config
 from digit_study.evaluation import Evaluation, accuracy_interval
 from digit_study.results import TrialResult
-from digit_study.study_plan import StudyPlan, plan_study
+from digit_study.search.study_plan import StudyPlan, plan_study
 from digit_study.workers import Message, TrialDied
 
 IMAGES = 200

@@ -16,7 +16,7 @@ from PIL import Image
 
 import predict
 from digit_study.errors import StudyError
-from digit_study.prediction import image_files, model_file, read_files, seen_figure
+from digit_study.reading.prediction import image_files, model_file, read_files, seen_figure
 
 ROOT = Path(__file__).parents[1]
 DIGITS = mnist_data()[0].reshape(-1, 28, 28).astype(np.uint8)

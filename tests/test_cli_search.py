@@ -21,7 +21,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial
 
-from digit_study.supervision import counted
+from digit_study.search.supervision import counted
 
 pytestmark = pytest.mark.slow
 SEARCH, CONFIRM = "sweeps/optuna_search.py", "sweeps/confirm.py"

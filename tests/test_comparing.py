@@ -11,10 +11,11 @@ import pandas as pd
 import pytest
 import recorded_store as rs
 
-from digit_study import comparing, data, stores, tracking
+from digit_study import data, sources, stores, tracking
+from digit_study.champion.registry_config import CompareConfig, StoreConfig, validate_compare
 from digit_study.config import DataConfig
 from digit_study.errors import StudyError
-from digit_study.registry_config import CompareConfig, StoreConfig, validate_compare
+from digit_study.verify import comparing
 
 
 @pytest.fixture
@@ -27,7 +28,7 @@ def store(migrated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> rs
 
 @pytest.fixture(scope="module")
 def digits() -> data.Digits:
-    return data.load_digits(DataConfig(source="mnist_sample", sha256=data.SAMPLE_SHA256))
+    return data.load_digits(DataConfig(source="mnist_sample", sha256=sources.SAMPLE_SHA256))
 
 
 def table(digits: data.Digits, wrong: range) -> pd.DataFrame:
@@ -117,6 +118,7 @@ def test_the_recorded_answer_counts_where_the_table_ties() -> None:
 
 
 def test_no_tensorflow_is_imported() -> None:
-    code = "import sys; from digit_study import comparing, promotion; sys.exit('tensorflow' in sys.modules)"
-    source = str(Path(comparing.__file__).parents[1])
+    modules = "digit_study.verify.comparing, digit_study.champion.promotion"
+    code = f"import sys, {modules}; sys.exit('tensorflow' in sys.modules)"
+    source = str(Path(comparing.__file__).parents[2])
     assert subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": source}, check=False).returncode == 0

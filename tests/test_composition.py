@@ -92,7 +92,7 @@ def test_what_is_typed_arrives(overrides: list[str], key: str, value: Any) -> No
         ("model.filters=", "`model.filters`"),
         ("model.dropout=high", "`model.dropout`: Value 'high'"),
         ("model.batch_norm=maybe", "`model.batch_norm`: Value 'maybe' is not a valid bool"),
-        ("training.early_stopping=3", "`training.early_stopping`"),
+        ("training.early_stopping=3", "set one of training.early_stopping.patience"),
         ("training.early_stopping={patiense: 3}", "`training.early_stopping"),
         ("model.filters=16,32", "takes one value, got the sweep 'model.filters=16,32': add -m"),
         ("~model.filters", "every key of the config is needed"),

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from digit_study import data
+from digit_study import data, sources
 from digit_study.config import DataConfig
 from digit_study.errors import StudyError
 
@@ -25,7 +25,7 @@ Arrays = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
 
 
 def resolved(path: Path, **values: Any) -> DataConfig:
-    return data.resolve(DataConfig(path=str(path), **values)).config
+    return sources.resolve(DataConfig(path=str(path), **values)).config
 
 
 # ---------------------------------------------------------------------------------- digests
@@ -34,21 +34,21 @@ def resolved(path: Path, **values: Any) -> DataConfig:
 def test_the_digest_is_that_of_the_idx_files() -> None:
     images = np.arange(2 * 784, dtype=np.uint32).astype(np.uint8).reshape(2, 28, 28)
     idx = struct.pack(">4i", 2051, 2, 28, 28) + images.tobytes() + struct.pack(">2i", 2049, 2) + bytes([3, 9])
-    assert data.digest(images, np.array([3, 9])) == hashlib.sha256(idx).hexdigest()
+    assert sources.digest(images, np.array([3, 9])) == hashlib.sha256(idx).hexdigest()
 
 
 @given(st.integers(0, 783), st.integers(0, 4), st.integers(1, 255))
 def test_any_one_pixel_changes_the_digest(pixel: int, image: int, change: int) -> None:
     images, labels = np.zeros((5, 28, 28), np.uint8), np.arange(5)
-    before = data.digest(images, labels)
+    before = sources.digest(images, labels)
     images[image].flat[pixel] = change
-    assert data.digest(images, labels) != before
+    assert sources.digest(images, labels) != before
 
 
 def test_a_label_changes_the_digest_and_the_layout_in_memory_does_not() -> None:
     images, labels = np.arange(2 * 784).astype(np.uint8).reshape(2, 28, 28), np.array([1, 2])
-    assert data.digest(images, labels) != data.digest(images, np.array([1, 3]))
-    assert data.digest(np.asfortranarray(images), labels.astype(np.int8)) == data.digest(images, labels)
+    assert sources.digest(images, labels) != sources.digest(images, np.array([1, 3]))
+    assert sources.digest(np.asfortranarray(images), labels.astype(np.int8)) == sources.digest(images, labels)
 
 
 # ---------------------------------------------------------------------------------- split
@@ -80,7 +80,7 @@ def test_the_split_is_disjoint_stratified_and_of_the_size_asked(
     assert np.ptp(np.bincount(digits.validation_labels, minlength=10)) == 0
     left = 400 - validation - train
     assert np.ptp(np.bincount(digits.train_labels, minlength=10)) <= (left if 0 < left < 10 else 1)
-    images, labels = data.read_npz(small_npz.resolve(), "train")
+    images, labels = sources.read_npz(small_npz.resolve(), "train")
     assert np.array_equal(images[digits.validation_index], digits.validation_images)
     assert np.array_equal(labels[digits.validation_index], digits.validation_labels)
     assert digits.train_images.dtype == np.uint8 and digits.train_images.shape[1:] == (28, 28, 1)
@@ -103,7 +103,7 @@ def test_less_training_data_leaves_validation_as_it_is(small_npz: Path) -> None:
 
 
 def test_the_sample_is_mlxtends_and_its_sealed_digits_are_disjoint(sample: Arrays) -> None:
-    config = data.resolve(DataConfig(source="mnist_sample")).config
+    config = sources.resolve(DataConfig(source="mnist_sample")).config
     digits = data.load_digits(config)
     sealed, sealed_labels = data.open_sealed_test_set(config, lambda: None)
     parts = [digits.train_images, digits.validation_images, sealed]
@@ -118,7 +118,7 @@ def test_the_sample_is_mlxtends_and_its_sealed_digits_are_disjoint(sample: Array
 
 @pytest.mark.parametrize("seed", [0, 7])
 def test_no_seed_moves_the_seal(seed: int) -> None:
-    config = data.resolve(DataConfig(source="mnist_sample", seed=seed)).config
+    config = sources.resolve(DataConfig(source="mnist_sample", seed=seed)).config
     sealed, _ = data.open_sealed_test_set(config, lambda: None)
     digits = data.load_digits(config)
     seen = {image.tobytes() for image in np.concatenate([digits.train_images, digits.validation_images])}
@@ -126,8 +126,8 @@ def test_no_seed_moves_the_seal(seed: int) -> None:
 
 
 def test_the_samples_digest_is_the_recorded_one() -> None:
-    source = data.resolve(DataConfig(source="mnist_sample"))
-    assert source.sha256 == data.load_digits(source.config).sha256 == data.SAMPLE_SHA256
+    source = sources.resolve(DataConfig(source="mnist_sample"))
+    assert source.sha256 == data.load_digits(source.config).sha256 == sources.SAMPLE_SHA256
 
 
 # ---------------------------------------------------------------------------------- the seal
@@ -165,13 +165,13 @@ def test_a_record_that_cannot_be_written_keeps_the_seal(small_npz: Path, monkeyp
         raise OSError("disk full")
 
     config = resolved(small_npz)
-    monkeypatch.setattr(data, "read_npz", lambda *_: pytest.fail("the seal was broken"))
+    monkeypatch.setattr(sources, "read_npz", lambda *_: pytest.fail("the seal was broken"))
     with pytest.raises(OSError, match="disk full"):
         data.open_sealed_test_set(config, fail)
 
 
 def test_mnists_training_digits_come_with_mnists_test_digits(small_npz: Path) -> None:
-    pretended = replace(resolved(small_npz), sha256=data.MNIST_SHA256)
+    pretended = replace(resolved(small_npz), sha256=sources.MNIST_SHA256)
     with pytest.raises(StudyError, match="restore the file"):
         data.open_sealed_test_set(pretended, lambda: None)
 
@@ -243,7 +243,7 @@ def test_a_file_of_another_kind_is_refused(case: str, small_npz: Path, tmp_path:
     path = tmp_path / "bad.npz"
     make(path, small_npz)
     with pytest.raises(StudyError) as caught:
-        data.resolve(DataConfig(path=str(path)))
+        sources.resolve(DataConfig(path=str(path)))
     message = str(caught.value)
     assert message.startswith("`data.path` must be") and str(path) in message and words in message
     assert "\n" not in message
@@ -253,12 +253,12 @@ def test_a_file_of_another_kind_is_refused(case: str, small_npz: Path, tmp_path:
 
 
 def test_a_file_is_known_by_its_content(small_npz: Path) -> None:
-    source = data.resolve(DataConfig(path=str(small_npz)))
+    source = sources.resolve(DataConfig(path=str(small_npz)))
     assert (source.name, source.images, source.warning) == ("small", 400, None)
-    images, labels = data.read_npz(small_npz.resolve(), "train")
-    assert source.sha256 == source.config.sha256 == data.digest(images[..., 0], labels)
+    images, labels = sources.read_npz(small_npz.resolve(), "train")
+    assert source.sha256 == source.config.sha256 == sources.digest(images[..., 0], labels)
     assert data.dataset_name(source.config) == "small"
-    assert data.resolve(source.config) == source  # settling twice changes nothing
+    assert sources.resolve(source.config) == source  # settling twice changes nothing
 
 
 def test_a_relative_path_and_a_home_are_made_whole(small_npz: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -269,12 +269,12 @@ def test_a_relative_path_and_a_home_are_made_whole(small_npz: Path, monkeypatch:
 
 def test_data_mnist_takes_mnist_only(small_npz: Path) -> None:
     with pytest.raises(StudyError, match=r"data=mnist takes MNIST only.*use data=auto"):
-        data.resolve(DataConfig(source="mnist", path=str(small_npz)))
+        sources.resolve(DataConfig(source="mnist", path=str(small_npz)))
 
 
 def test_content_that_is_not_what_was_said_is_refused(small_npz: Path) -> None:
     with pytest.raises(StudyError, match=r"`data.sha256` says aaaa, but the digits of small are"):
-        data.resolve(DataConfig(path=str(small_npz), sha256="aaaa"))
+        sources.resolve(DataConfig(path=str(small_npz), sha256="aaaa"))
     with pytest.raises(StudyError, match="drop data.sha256"):
         data.load_digits(replace(resolved(small_npz), sha256="aaaa"))
 
@@ -288,7 +288,7 @@ def test_a_file_that_changes_between_plan_and_run_is_refused(small_npz: Path, tm
     changed["x_train"] = changed["x_train"].copy()
     changed["x_train"][0, 0, 0] ^= 1
     np.savez(path, **changed)
-    data.read_npz.cache_clear()  # the run may be another process
+    sources.read_npz.cache_clear()  # the run may be another process
     with pytest.raises(StudyError, match="`data.sha256` says"):
         data.load_digits(config)
 
@@ -304,45 +304,45 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         raise OSError("no route")
 
     monkeypatch.setattr("urllib.request.urlopen", refuse)
-    monkeypatch.setattr(data, "_keras_arrays", lambda: pytest.fail("nothing may be downloaded"))
+    monkeypatch.setattr(sources, "keras_arrays", lambda part: pytest.fail("nothing may be downloaded"))
     return tmp_path
 
 
 def test_auto_falls_back_to_the_sample_and_says_so(offline: Path) -> None:
-    source = data.resolve(DataConfig(source="auto"))
-    assert source.name == source.config.source == "mnist_sample" and source.sha256 == data.SAMPLE_SHA256
+    source = sources.resolve(DataConfig(source="auto"))
+    assert source.name == source.config.source == "mnist_sample" and source.sha256 == sources.SAMPLE_SHA256
     assert source.warning is not None and "SAMPLE of 5,000" in source.warning and "data.path=" in source.warning
-    assert data.resolve(source.config).warning is None  # said once
+    assert sources.resolve(source.config).warning is None  # said once
 
 
 def test_data_mnist_is_strict(offline: Path) -> None:
     with pytest.raises(StudyError, match=r"data=mnist needs the full MNIST.*data\.path=<mnist\.npz>.*mnist_sample"):
-        data.resolve(DataConfig(source="mnist"))
+        sources.resolve(DataConfig(source="mnist"))
 
 
 def test_a_sample_by_choice_needs_no_warning(offline: Path) -> None:
-    assert data.resolve(DataConfig(source="mnist_sample")).warning is None
+    assert sources.resolve(DataConfig(source="mnist_sample")).warning is None
 
 
 @pytest.mark.parametrize("source", ["auto", "mnist"])
 def test_what_keras_has_cached_is_used(source: str, offline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (offline / "datasets").mkdir()
     (offline / "datasets" / "mnist.npz").write_bytes(b"as if it were MNIST")
-    monkeypatch.setattr(data, "MNIST_FILE_SHA256", hashlib.sha256(b"as if it were MNIST").hexdigest())
-    found = data.resolve(DataConfig(source=source))
-    assert (found.name, found.images, found.sha256, found.warning) == ("mnist", 60_000, data.MNIST_SHA256, None)
+    monkeypatch.setattr(sources, "MNIST_FILE_SHA256", hashlib.sha256(b"as if it were MNIST").hexdigest())
+    found = sources.resolve(DataConfig(source=source))
+    assert (found.name, found.images, found.sha256, found.warning) == ("mnist", 60_000, sources.MNIST_SHA256, None)
 
 
 def test_a_broken_cache_is_not_used(offline: Path) -> None:
     (offline / "datasets").mkdir()
     (offline / "datasets" / "mnist.npz").write_bytes(b"half a download")
-    assert data.resolve(DataConfig(source="auto")).name == "mnist_sample"
+    assert sources.resolve(DataConfig(source="auto")).name == "mnist_sample"
 
 
 def test_a_download_that_fails_half_way_is_no_crash(offline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail() -> Any:
+    def fail(part: str) -> Any:
         raise Exception("URL fetch failure")  # what Keras raises
 
     monkeypatch.setattr("urllib.request.urlopen", lambda *_, **__: io.BytesIO())
-    monkeypatch.setattr(data, "_keras_arrays", fail)
-    assert data.resolve(DataConfig(source="auto")).name == "mnist_sample"
+    monkeypatch.setattr(sources, "keras_arrays", fail)
+    assert sources.resolve(DataConfig(source="auto")).name == "mnist_sample"

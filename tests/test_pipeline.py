@@ -18,7 +18,7 @@ import yaml
 from conftest import open_store
 from mlflow.entities import Run
 
-from digit_study import composition, data, evaluation, hardware, stores, tracking
+from digit_study import composition, data, evaluation, hardware, sources, stores, tracking
 from digit_study.composition import compose_config
 from digit_study.config import Config, flatten
 from digit_study.errors import StudyError
@@ -139,7 +139,7 @@ def test_the_table_of_predictions_is_the_evaluation(finished: Finished) -> None:
     table = pd.read_csv(fetched(finished, "tables/predictions.csv"))
     assert list(table["index"]) == list(finished.result.evaluation.index)
     assert table["correct"].mean() == finished.result.metrics["val_accuracy"]
-    _, labels = data.read_npz(Path(str(finished.config.data.path)), "train")
+    _, labels = sources.read_npz(Path(str(finished.config.data.path)), "train")
     assert np.array_equal(labels[table["index"]], table["label"])
 
 

@@ -13,11 +13,11 @@ import recorded_store as rs
 from hypothesis import given
 from hypothesis import strategies as st
 
-from digit_study import contest, promotion
+from digit_study.champion import contest, promotion
+from digit_study.champion.gate import Score, decide, require_same_data
+from digit_study.champion.registry_config import FileConfig, GateConfig, PromoteConfig, validate_promote
 from digit_study.errors import StudyError
 from digit_study.evaluation import PairedTest, paired_test
-from digit_study.gate import Score, decide, require_same_data
-from digit_study.registry_config import FileConfig, GateConfig, PromoteConfig, validate_promote
 
 N = 10_000
 
@@ -315,11 +315,13 @@ def test_moved_digits_must_be_the_same(store: rs.Store, tmp_path: Path) -> None:
 
 
 def test_only_promotion_names_the_sealed_set() -> None:
-    source = Path(contest.__file__).parent
+    source = Path(contest.__file__).parents[1]
     files = [*source.rglob("*.py"), *source.parents[1].glob("sweeps/*.py"), *source.parent.glob("*.py")]
     named = {
         file.name for file in files if re.search(r"open_sealed_test_set|\b_sealed\b|x_test|y_test", file.read_text())
     }
-    assert named == {"data.py", "contest.py"}
+    assert named == {"data.py", "sources.py", "contest.py"}
+    readers = {file.name for file in files if re.search(r'"test"\)|sealed=True', file.read_text())}
+    assert readers == {"data.py"}
     openers = {file.name for file in files if re.search(r"\bread_sealed\b", file.read_text())}
     assert openers == {"contest.py", "promotion.py"}

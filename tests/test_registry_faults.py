@@ -16,10 +16,10 @@ import pytest
 import recorded_store as rs
 from filelock import FileLock
 
-from digit_study import promotion, promotion_lock
+from digit_study.champion import promotion, promotion_lock
+from digit_study.champion.ledger import Ledger, ledger_path
+from digit_study.champion.registry_config import PromoteConfig
 from digit_study.errors import StudyError
-from digit_study.ledger import Ledger, ledger_path
-from digit_study.registry_config import PromoteConfig
 
 
 @pytest.fixture(autouse=True)

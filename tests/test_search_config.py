@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from digit_study import composition
 from digit_study.errors import StudyError
-from digit_study.search_config import (
+from digit_study.search.search_config import (
     OBJECTIVES,
     PRUNERS,
     SAMPLERS,
@@ -94,13 +94,13 @@ def test_a_constraint_is_kept_exactly_where_it_reads_so(metric: str, sign: str, 
 
 
 def test_every_sampler_and_pruner_that_may_be_named_exists() -> None:
-    from digit_study import samplers
+    from digit_study.search import samplers
 
     assert set(samplers.SAMPLERS) == set(SAMPLERS) and set(samplers.PRUNERS) == set(PRUNERS)
 
 
 def test_a_sampler_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
-    from digit_study import samplers
+    from digit_study.search import samplers
 
     monkeypatch.setattr(samplers, "find_spec", lambda name: None if name == "torch" else object())
     with pytest.raises(StudyError, match=r"torch.*pip install -e '\.\[gp\]'"):

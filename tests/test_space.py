@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from digit_study import composition
 from digit_study.config import Config, flatten
 from digit_study.errors import StudyError
-from digit_study.search_config import StudyConfig
-from digit_study.space import Dimension, apply, baseline, fingerprint, grid, grid_size, suggest, with_values
-from digit_study.space_rules import parse_space
+from digit_study.search.search_config import StudyConfig
+from digit_study.search.space import Dimension, apply, baseline, fingerprint, grid, grid_size, suggest, with_values
+from digit_study.search.space_rules import parse_space
 
 composition.register("study", StudyConfig)
 BASE = Config()

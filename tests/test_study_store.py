@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from optuna.trial import TrialState, create_trial
 from stub_worker import plan
 
-from digit_study import stores, study_store, supervision
+from digit_study import stores
 from digit_study.errors import StudyError
-from digit_study.study_plan import StudyPlan
+from digit_study.search import study_store, supervision
+from digit_study.search.study_plan import StudyPlan
 
 
 @pytest.fixture(autouse=True)

@@ -20,15 +20,16 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 from stub_worker import SPACE, Stubs, plan
 
-from digit_study import figures, report, study_report, supervision, tracking, trial_ends
+from digit_study import figures, report, tracking
 from digit_study.config import Config
 from digit_study.errors import StudyError
 from digit_study.interruption import Interrupted, interruptible
-from digit_study.samplers import SAMPLERS
-from digit_study.search_config import PRUNERS
-from digit_study.space import suggest
-from digit_study.study_report import StudyView, trials_frame
-from digit_study.study_run import run_study
+from digit_study.search import study_report, supervision, trial_ends
+from digit_study.search.samplers import SAMPLERS
+from digit_study.search.search_config import PRUNERS
+from digit_study.search.space import suggest
+from digit_study.search.study_report import StudyView, trials_frame
+from digit_study.search.study_run import run_study
 
 SMALL = "search.space={model.filters: {choices: [8, 16]}, training.optimizer: {choices: [adam, sgd]}}"
 
@@ -310,7 +311,7 @@ class DiesAt:
         for name in ("interrupt", "settle_runs"):
             self.monkeypatch.setattr(trial_ends.Ends, name, nothing)
         self.monkeypatch.setattr(tracking.RunLog, "end", nothing)
-        self.monkeypatch.setattr("digit_study.study_run._report", nothing)
+        self.monkeypatch.setattr("digit_study.search.study_run._report", nothing)
 
 
 # --------------------------------------------------------------------------- small parts
@@ -363,6 +364,6 @@ def test_the_frame_of_a_study_has_a_row_for_every_trial(store: str) -> None:
 
 
 def test_no_tensorflow_is_needed_to_supervise() -> None:
-    modules = "digit_study.study_run, digit_study.confirmation"
+    modules = "digit_study.search.study_run, digit_study.verify.confirmation"
     line = f"import sys; sys.path.insert(0, 'src'); import {modules}; sys.exit('tensorflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", line], cwd=Path(__file__).parents[1], check=False).returncode == 0

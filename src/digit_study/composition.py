@@ -88,9 +88,13 @@ def _base(groups: tuple[str, ...], root: str) -> DictConfig:
 
 def _assign(config: DictConfig, override: Override) -> None:
     key, value = override.key_or_group, override.value()
+    held = OmegaConf.select(config, key)
+    if isinstance(held, DictConfig) and OmegaConf.get_type(held) is not dict and not isinstance(value, dict):
+        inner = ", ".join(f"{key}.{name!s}" for name in held)
+        raise StudyError(f"`{key}` is a group of keys, got {value!r}: set one of {inner}")
     try:
         # a mapping of free keys, such as a whole search space, replaces the one that was there
-        free = isinstance(value, dict) and OmegaConf.get_type(OmegaConf.select(config, key)) is dict
+        free = isinstance(value, dict) and OmegaConf.get_type(held) is dict
         OmegaConf.update(config, key, value, merge=not free, force_add=free)
     except OmegaConfBaseException as error:
         raise StudyError(_readable(error, key)) from error

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -61,16 +62,48 @@ class Plan:
 
 @contextmanager
 def readable_errors() -> Iterator[None]:
-    """Print a :class:`StudyError` alone and exit with 1; exit with 128 + n after signal n."""
+    """Print what a person can mend as one message and exit with 1; exit with 128 + n after signal n."""
     try:
         with interruptible():
             yield
     except StudyError as error:
         console.complain(str(error))
         raise SystemExit(1) from None
+    except Exception as error:
+        if (told := _outside_fault(error)) is None:
+            raise
+        console.complain(told)
+        raise SystemExit(1) from None
     except Interrupted as interrupted:
         console.complain(f"stopped by {interrupted}: what was running is ended as KILLED, what was measured is kept")
         raise SystemExit(interrupted.exit_code) from None
+
+
+#: What the place that is written to, not the program, is to blame for.
+UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+
+
+def _outside_fault(error: Exception) -> str | None:
+    """What to say of a disk or a tracking store that failed under a command; None of a fault of this program's."""
+    if isinstance(error, OSError) and error.errno in UNWRITABLE:
+        return f"results must be written to a place that takes them, got '{error.filename}': {error.strerror}"
+    mlflow = sys.modules.get("mlflow.exceptions")  # it takes a second to import, and may not be there yet
+    if mlflow is None or not isinstance(error, mlflow.MlflowException):
+        return None
+    said = str(error).strip().split("\n")[0][:300]
+    return (
+        f"the tracking store must answer, but it said: {said}; make it answer, then run the same command again. "
+        "What was measured and not sent is kept in mlruns/.outbox"
+    )
+
+
+def answered(name: str, schema: type, arguments: Sequence[str], answer: Callable[[], None]) -> bool:
+    """Register the root config ``name``, and let Hydra ``answer`` where nothing else is asked for than to be told."""
+    composition.register(name, schema)
+    asked = asks_for_information(arguments)
+    if asked:
+        answer()
+    return asked
 
 
 def asks_for_information(arguments: Sequence[str]) -> bool:

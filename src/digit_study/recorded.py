@@ -20,7 +20,7 @@ from digit_study import composition
 from digit_study.config import Config, TrackingConfig, validate
 from digit_study.errors import StudyError
 from digit_study.naming import nearest
-from digit_study.stores import check_store, look, prepare_store, tracking_uri, without_password
+from digit_study.stores import look, prepare_store, require_store, tracking_uri, without_password
 
 #: MLflow's codes for "there is no such thing", as its several stores spell it.
 ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND")
@@ -35,13 +35,7 @@ def open_store(configured: str | None) -> tuple[mlflow.MlflowClient, str]:
         StudyError: there is none, or it does not answer.
     """
     uri = tracking_uri(configured)
-    check_store(uri)
-    file = Path(uri.removeprefix("sqlite:///"))
-    if uri.startswith("sqlite:///") and not file.exists():  # MLflow would create it, empty
-        raise StudyError(
-            f"runs must have been tracked first, but there is no database at '{file}': run `python src/run.py`, "
-            "or name the store with tracking.uri=…"
-        )
+    require_store(uri, "runs must have been tracked first", "run `python src/run.py`")
     prepare_store(uri)
     mlflow.set_tracking_uri(uri)  # the registry and the artifacts follow it
     return mlflow.MlflowClient(), uri

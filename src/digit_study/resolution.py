@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from digit_study import data, hardware
+from digit_study import data, hardware, sources
 from digit_study.config import Config
 from digit_study.errors import StudyError
 
 
-def resolve_config(config: Config, parallel: int = 1) -> tuple[Config, data.Source]:
+def resolve_config(config: Config, parallel: int = 1) -> tuple[Config, sources.Source]:
     """Settle what a validated config leaves open; settling twice changes nothing.
 
     Args:
@@ -19,7 +19,7 @@ def resolve_config(config: Config, parallel: int = 1) -> tuple[Config, data.Sour
     Raises:
         StudyError: the data are not there or not what they should be, or one batch is more than all of them.
     """
-    source = data.resolve(config.data)
+    source = sources.resolve(config.data)
     train, _ = data.split_sizes(source.images, source.config)
     if config.training.batch_size > train:
         raise StudyError(

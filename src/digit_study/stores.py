@@ -185,6 +185,25 @@ def is_missing(uri: str) -> bool:
     return uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists()
 
 
+def require_store(uri: str, rule: str, remedy: str) -> None:
+    """Make sure that a store is there already, for MLflow would create an empty one.
+
+    Args:
+        uri: of the store.
+        rule: what must be so for there to be one.
+        remedy: what makes it so.
+
+    Raises:
+        StudyError: it is not there, or cannot be reached.
+    """
+    check_store(uri)
+    if is_missing(uri):
+        file = Path(uri.removeprefix("sqlite:///"))
+        raise StudyError(
+            f"{rule}, but there is no database at '{file}': {remedy}, or name the store with tracking.uri=…"
+        )
+
+
 def create_sqlite(uri: str, create: Callable[[str], None]) -> None:
     """Create the sqlite file of ``uri`` if it is missing: beside its place first, so that it is whole or not there.
 

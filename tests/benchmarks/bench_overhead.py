@@ -38,7 +38,8 @@ def search(folder: Path, trials: int, overrides: list[str]) -> list[tuple[float,
     """Run the study; returns the clock and the processor time at the start of every trial."""
     from stub_worker import Stubs, plan
 
-    from digit_study import stores, study_run, tracking
+    from digit_study import stores, tracking
+    from digit_study.search import study_run
 
     for module in (stores, tracking):
         module.ARTIFACTS, module.OUTBOX = folder / "mlruns", folder / "mlruns" / ".outbox"

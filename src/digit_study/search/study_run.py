@@ -13,20 +13,21 @@ import yaml
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from digit_study import console, data, report, stores, study_report, study_store, supervision, tracking, workers
+from digit_study import console, data, report, stores, tracking, workers
 from digit_study.composition import ROOT
 from digit_study.config import flatten
 from digit_study.errors import StudyError
 from digit_study.evaluation import accuracy_interval
 from digit_study.interruption import Interrupted
 from digit_study.pool import Pool, Worker, in_process
-from digit_study.search_config import objectives_of
-from digit_study.study_display import board_table, display, front_table
-from digit_study.study_plan import StudyPlan
-from digit_study.study_report import StudyView
-from digit_study.study_store import describe_storage
-from digit_study.sweep import Sweep
-from digit_study.trial_ends import RUN_ID, SEED, Setting, ranked, standing
+from digit_study.search import study_report, study_store, supervision
+from digit_study.search.search_config import objectives_of
+from digit_study.search.study_display import board_table, display, front_table
+from digit_study.search.study_plan import StudyPlan
+from digit_study.search.study_report import StudyView
+from digit_study.search.study_store import describe_storage
+from digit_study.search.sweep import Sweep
+from digit_study.search.trial_ends import RUN_ID, SEED, Setting, ranked, standing
 
 
 def run_study(plan: StudyPlan, launch: Callable[..., Worker] = in_process) -> StudyView:
@@ -63,7 +64,7 @@ def run_study(plan: StudyPlan, launch: Callable[..., Worker] = in_process) -> St
     finally:
         _end(plan, view, parent, status)
     if plan.study.search.confirm:
-        from digit_study.confirmation import confirm
+        from digit_study.verify.confirmation import confirm
 
         confirm(plan, study, launch)
     return view

@@ -18,7 +18,7 @@ from digit_study.console import accuracy_with_interval, console
 if TYPE_CHECKING:
     import pandas as pd
 
-    from digit_study.sweep import Running, Sweep
+    from digit_study.search.sweep import Running, Sweep
 
 STYLES = {"COMPLETE": "green", "PRUNED": "yellow", "FAIL": "red"}
 

@@ -6,7 +6,6 @@ and only where at least one image can be read.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,8 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from digit_study.errors import StudyError
-from digit_study.image_files import SUFFIXES, ImageError
-from digit_study.images import Digit, read_digit
+from digit_study.quiet import native_stderr
+from digit_study.reading.image_files import SUFFIXES, ImageError
+from digit_study.reading.images import Digit, read_digit
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -106,18 +106,6 @@ def _remedy(uri: str) -> str:
     return versions if versions.startswith("no ") else versions + "or promote one: `python sweeps/promote.py`"
 
 
-def _check_store(uri: str) -> None:
-    from digit_study.stores import check_store
-
-    file = Path(uri.removeprefix("sqlite:///"))
-    if uri.startswith("sqlite:///") and not file.exists():  # MLflow would create it, empty
-        raise StudyError(
-            f"a model must be registered first, but there is no database at '{file}': run "
-            "`python src/run.py` and `python sweeps/promote.py`, or name the store with tracking.uri=…"
-        )
-    check_store(uri)
-
-
 def model_file(uri: str, tracking: str | None = None) -> Path:
     """Where the Keras file of a model lies, fetched from MLflow if need be; TensorFlow stays unimported.
 
@@ -134,10 +122,11 @@ def model_file(uri: str, tracking: str | None = None) -> Path:
         raise StudyError(
             f"`model` must be {CHAMPION}, models:/{NAME}/3, runs:/<run id>/model or a .keras file, got '{uri}'"
         )
-    from digit_study.stores import tracking_uri
+    from digit_study.stores import require_store, tracking_uri
 
     store = tracking_uri(tracking)
-    _check_store(store)
+    first = "run `python src/run.py` and `python sweeps/promote.py`"
+    require_store(store, "a model must be registered first", first)
     return _fetched(uri, store)
 
 
@@ -156,26 +145,13 @@ def _fetched(uri: str, store: str) -> Path:
     return file
 
 
-@contextlib.contextmanager
-def _hushed() -> Iterator[None]:
-    """TensorFlow's C++ greets on the file descriptor, whatever the log level: send it nowhere meanwhile."""
-    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
-    os.dup2(nowhere, 2)
-    try:
-        yield
-    finally:
-        os.dup2(kept, 2)
-        os.close(kept)
-        os.close(nowhere)
-
-
 def load_model(file: Path) -> Model:
     """Load a Keras file, in safe mode, as a function: images (n, 28, 28), uint8, to softmax (n, 10), float32.
 
     Raises:
         StudyError: the file cannot be loaded or takes or gives other shapes.
     """
-    with _hushed():
+    with native_stderr():
         import keras
 
         try:

@@ -12,12 +12,12 @@ from digit_study import composition, console, hardware, stores
 from digit_study.config import Config
 from digit_study.errors import StudyError
 from digit_study.resolution import resolve_config
-from digit_study.samplers import check_sampler
-from digit_study.search_config import StudyConfig, objectives_of, pruner_of, validate_study
-from digit_study.space import LARGEST_GRID, Dimension, grid_size
-from digit_study.space_rules import parse_space
+from digit_study.search.samplers import check_sampler
+from digit_study.search.search_config import StudyConfig, objectives_of, pruner_of, validate_study
+from digit_study.search.space import LARGEST_GRID, Dimension, grid_size
+from digit_study.search.space_rules import parse_space
+from digit_study.search.study_store import check_storage, describe_storage
 from digit_study.stores import check_store, tracking_uri
-from digit_study.study_store import check_storage, describe_storage
 
 ROOT = "study"
 

@@ -13,13 +13,13 @@ import numpy.typing as npt
 from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 
-from digit_study import data, recorded
+from digit_study import data, recorded, sources
+from digit_study.champion.gate import Decision, Score, decide
+from digit_study.champion.registry_config import GateConfig, PromoteConfig
 from digit_study.config import DataConfig
 from digit_study.errors import StudyError
 from digit_study.evaluation import PairedTest, paired_test
-from digit_study.gate import Decision, Score, decide
 from digit_study.quiet import native_stderr
-from digit_study.registry_config import GateConfig, PromoteConfig
 
 
 @dataclass(frozen=True)
@@ -66,11 +66,11 @@ def find_challenger(client: mlflow.MlflowClient, uri: str, config: PromoteConfig
     source = recorded.recorded_config(client, run).data
     if config.data.path is not None:
         source = replace(source, path=config.data.path)
-    return Challenger(run, model_id, file, data.resolve(source).config)
+    return Challenger(run, model_id, file, sources.resolve(source).config)
 
 
 def _model_of(run: Run, uri: str) -> tuple[str, Path]:
-    from digit_study.prediction import model_file  # it loads scipy's image functions: late, for quick answers
+    from digit_study.reading.prediction import model_file  # it loads scipy's image functions: late, for quick answers
 
     held = run.outputs.model_outputs if run.outputs else []
     remedy = "train it again with `tracking.save_model=true`"
@@ -112,7 +112,7 @@ def read_sealed(
         return answers
 
     sizes = first.count_params(), second.count_params() if second else 0
-    sealed = data.digest(images[..., 0], labels)
+    sealed = sources.digest(images[..., 0], labels)
     return Reading(correct(first), correct(second) if second else None, sizes, sealed)
 
 

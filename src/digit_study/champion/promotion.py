@@ -10,13 +10,13 @@ from mlflow.entities.model_registry import ModelVersion
 from rich.table import Table
 
 from digit_study import console, data, recorded
-from digit_study.contest import Challenger, evidence_of, find_challenger, judge, read_sealed
+from digit_study.champion.contest import Challenger, evidence_of, find_challenger, judge, read_sealed
+from digit_study.champion.gate import Decision, require_same_data
+from digit_study.champion.ledger import Entry, Ledger, times
+from digit_study.champion.promotion_lock import if_idle, note, only_one
+from digit_study.champion.registry import CHALLENGER, CHAMPION, Registry
+from digit_study.champion.registry_config import GateConfig, PromoteConfig
 from digit_study.errors import StudyError
-from digit_study.gate import Decision, require_same_data
-from digit_study.ledger import Entry, Ledger, times
-from digit_study.promotion_lock import if_idle, note, only_one
-from digit_study.registry import CHALLENGER, CHAMPION, Registry
-from digit_study.registry_config import GateConfig, PromoteConfig
 
 OUTCOMES = {
     "promoted": "promoted as version {version}",
@@ -140,7 +140,7 @@ def _contest(registry: Registry, challenger: Challenger, champion: ModelVersion 
 def _champion_file(registry: Registry, champion: ModelVersion | None) -> Path | None:
     if champion is None:
         return None
-    from digit_study.prediction import model_file
+    from digit_study.reading.prediction import model_file
 
     try:
         return model_file(f"models:/{registry.name}/{champion.version}", registry.uri)

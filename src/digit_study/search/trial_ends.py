@@ -12,12 +12,13 @@ from typing import Any
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from digit_study import supervision, tracking
+from digit_study import lookups, tracking
 from digit_study.config import Config
 from digit_study.results import TrialResult
-from digit_study.search_config import StudyConfig, constraints_of, objectives_of
-from digit_study.space import Dimension
-from digit_study.supervision import SUPERSEDED, SUPERVISOR
+from digit_study.search import supervision
+from digit_study.search.search_config import StudyConfig, constraints_of, objectives_of
+from digit_study.search.space import Dimension
+from digit_study.search.supervision import SUPERSEDED, SUPERVISOR
 
 #: Attributes of a trial.
 RUN_ID, REASON, RETRY_OF, SEED, BASELINE = "run_id", "reason", "retry_of", "training.seed", "baseline"
@@ -120,7 +121,7 @@ class Ends:
     def settle_runs(self) -> None:
         """Make MLflow say what Optuna says, where a process was killed between the two."""
         trials = {trial.number: trial for trial in self.study.get_trials(deepcopy=False)}
-        for run_id, tags in tracking.children_tagged(self.setting.uri, self.setting.parent_run_id, RUNNING_TAG):
+        for run_id, tags in lookups.children_tagged(self.setting.uri, self.setting.parent_run_id, RUNNING_TAG):
             trial = trials.get(int(tags.get("trial.number", -1)))
             own = trial is not None and trial.user_attrs.get(RUN_ID) == run_id
             if trial is not None and own and trial.state.is_finished():
@@ -138,7 +139,7 @@ class Ends:
         best = {
             run_id for *_, run_id in sorted(standing(one, self.study) for one in complete)[: self.search.keep_models]
         }
-        for run_id in tracking.runs_with_models(self.setting.uri, self.setting.parent_run_id) & mine - best:
+        for run_id in lookups.runs_with_models(self.setting.uri, self.setting.parent_run_id) & mine - best:
             tracking.drop_models(self.setting.uri, str(run_id))
 
     def _end_early(self, trial: FrozenTrial, reason: str) -> None:
@@ -150,7 +151,7 @@ class Ends:
     def _kept(self, trial: FrozenTrial) -> dict[str, float] | None:
         """The metrics of a trial that MLflow has as FINISHED, if they are all that is needed."""
         run_id = trial.user_attrs.get(RUN_ID)
-        metrics = tracking.finished_metrics(self.setting.uri, run_id) if run_id else None
+        metrics = lookups.finished_metrics(self.setting.uri, run_id) if run_id else None
         needed = {*self.objectives, *(one.metric for one in constraints_of(self.search)), "validation_images"}
         # the mean of all epochs is not kept as a metric, only the last one
         return metrics if metrics is not None and needed <= metrics.keys() - {"epoch_seconds"} else None

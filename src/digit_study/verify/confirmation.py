@@ -15,29 +15,20 @@ import pandas as pd
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from digit_study import (
-    comparison_figures,
-    console,
-    figures,
-    report,
-    space,
-    stores,
-    study_report,
-    study_store,
-    supervision,
-    tracking,
-)
+from digit_study import console, figures, lookups, report, stores, tracking
 from digit_study import workers as worker_processes
 from digit_study.config import Config
-from digit_study.confirmation_display import progress
 from digit_study.errors import StudyError
 from digit_study.interruption import Interrupted, insist
 from digit_study.pool import Pool, Worker, in_process
 from digit_study.results import TrialResult
-from digit_study.search_config import StudyConfig, objectives_of
+from digit_study.search import space, study_report, study_store, supervision
+from digit_study.search.search_config import StudyConfig, objectives_of
+from digit_study.search.study_plan import StudyPlan, plan_study
+from digit_study.search.study_report import StudyView
 from digit_study.selection import Candidate, Group, confirmed_ranking
-from digit_study.study_plan import StudyPlan, plan_study
-from digit_study.study_report import StudyView
+from digit_study.verify import comparison_figures
+from digit_study.verify.confirmation_display import progress
 
 #: Far from the seeds of a sweep's trials, so that a confirmation never meets one that was selected on.
 FIRST_SEED = 1_000_000
@@ -146,7 +137,7 @@ def _recall(work: Confirmation, study: Study) -> None:
     """Take over what an earlier start of the same confirmation has finished."""
     tracking.close_children(work.plan.uri, work.parent, "KILLED")
     view = _view(work.plan, study)
-    for run_id, tags in tracking.finished_children(work.plan.uri, work.parent):
+    for run_id, tags in lookups.finished_children(work.plan.uri, work.parent):
         key = (tags.get("candidate", ""), int(tags.get("seed", -1)))
         if key[0] in work.names and key[1] in work.seeds:
             found = study_report.candidate(view, work.names[key[0]], run_id)
@@ -173,7 +164,7 @@ def _parent_run(work: Confirmation, study: Study) -> str:
         [study.user_attrs[study_store.UID], sorted(work.configs), work.seeds, plan.study.confirm.prefer]
     )
     key = hashlib.sha256(content.encode()).hexdigest()[:16]
-    known = tracking.find_run(plan.uri, {"kind": KIND, "confirmation.key": key})
+    known = lookups.find_run(plan.uri, {"kind": KIND, "confirmation.key": key})
     if known is not None and tracking.reopen_run(plan.uri, known):
         return known
     name = f"confirmation of {plan.study.study}"

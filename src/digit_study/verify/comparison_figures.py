@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from digit_study import figures as fig
 from digit_study.evaluation import Evaluation
-from digit_study.study_figures import readable
+from digit_study.search.study_figures import readable
 
 
 def annotate_front(axes: Axes, front: pd.DataFrame, x: str, y: str, outward: tuple[int, int]) -> None:

@@ -10,13 +10,14 @@ import pandas as pd
 from hydra._internal.utils import get_args_parser
 from mlflow.entities import Run
 
-from digit_study import comparing, composition, console, recorded, stores, tracking
+from digit_study import composition, console, recorded, stores, tracking
 from digit_study.config import Config
 from digit_study.errors import StudyError
 from digit_study.evaluation import PairedTest
 from digit_study.resolution import resolve_config
 from digit_study.results import TrialResult
 from digit_study.trial import train_here
+from digit_study.verify import comparing
 
 #: Keys that may stand beside ``reproduce``: where the result goes, and where the digits lie now.
 ALLOWED = ("reproduce", "tracking.uri", "tracking.experiment", "tracking.run_name", "data.path")

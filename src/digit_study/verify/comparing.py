@@ -10,11 +10,11 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from rich.table import Table
 
-from digit_study import console, data, evaluation, recorded, stores, tracking
+from digit_study import console, data, evaluation, recorded, sources, stores, tracking
+from digit_study.champion.registry_config import CompareConfig
 from digit_study.config import Config, TrackingConfig
 from digit_study.errors import StudyError
 from digit_study.evaluation import Evaluation, PairedTest
-from digit_study.registry_config import CompareConfig
 
 SHOWN = 20
 
@@ -36,7 +36,7 @@ class Pair:
     names: tuple[str, str]
     evaluations: tuple[Evaluation, Evaluation]
     test: PairedTest
-    images: data.Pixels
+    images: sources.Pixels
     config: Config
 
 
@@ -69,7 +69,7 @@ def load_pair(client: MlflowClient, uri: str, config: CompareConfig) -> Pair:
     require_same_images(*tables)
     recipe = recorded.recorded_config(client, first)
     source = replace(recipe.data, path=config.data.path) if config.data.path else recipe.data
-    recipe = replace(recipe, data=data.resolve(source).config)
+    recipe = replace(recipe, data=sources.resolve(source).config)
     digits = data.load_digits(recipe.data)
     if not np.array_equal(digits.validation_index, tables[0]["index"]):
         raise StudyError(
@@ -134,7 +134,8 @@ def flips(first: Evaluation, second: Evaluation) -> pd.DataFrame:
 
 
 def _track(client: MlflowClient, uri: str, pair: Pair) -> tuple[str, str]:
-    from digit_study import comparison_figures, figures, report
+    from digit_study import figures, report
+    from digit_study.verify import comparison_figures
 
     first, second = (str(run.info.run_id) for run in pair.runs)
     experiment = client.get_experiment(pair.runs[0].info.experiment_id).name

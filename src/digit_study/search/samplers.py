@@ -17,7 +17,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial
 
 from digit_study.errors import StudyError
-from digit_study.search_config import SearchConfig, pruner_of
+from digit_study.search.search_config import SearchConfig, pruner_of
 
 
 class _Hyperband(optuna.pruners.HyperbandPruner):

@@ -14,8 +14,8 @@ import mlflow
 from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
+from digit_study.champion.ledger import Entry, Event, Ledger, new_id, now, times, who
 from digit_study.errors import StudyError
-from digit_study.ledger import Entry, Event, Ledger, new_id, now, times, who
 from digit_study.recorded import ABSENT
 
 CHAMPION, PREVIOUS, CHALLENGER = "champion", "previous", "challenger"

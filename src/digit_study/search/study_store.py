@@ -21,13 +21,14 @@ from optuna.storages.journal._file import BaseJournalFileLock
 from optuna.storages.journal._storage import JournalOperation
 from optuna.study import Study, StudyDirection
 
-from digit_study import stores, supervision
+from digit_study import stores
 from digit_study.config import Config, flatten
 from digit_study.errors import StudyError
 from digit_study.naming import nearest
-from digit_study.search_config import StudyConfig, objectives_of
+from digit_study.search import supervision
+from digit_study.search.search_config import StudyConfig, objectives_of
+from digit_study.search.supervision import HEARTBEAT_S
 from digit_study.stores import check_store, create_sqlite, without_password
-from digit_study.supervision import HEARTBEAT_S
 
 #: Attributes of a study; the definition is set last.
 DEFINITION, UID, OVERRIDES, DATA_PATH, CREATED = "definition", "uid", "overrides", "data_path", "created"

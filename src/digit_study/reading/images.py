@@ -17,7 +17,7 @@ import numpy.typing as npt
 from PIL import Image
 from scipy import ndimage
 
-from digit_study.image_files import LEAST_SIDE, Grey, ImageError, read_grey, ring
+from digit_study.reading.image_files import LEAST_SIDE, Grey, ImageError, read_grey, ring
 
 SIDE, BOX = 28, 20
 WORK_SIDE = 140

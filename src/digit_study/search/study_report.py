@@ -16,12 +16,14 @@ from matplotlib.figure import Figure
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from digit_study import comparison_figures, console, figures, report, stores, study_figures, tracking
+from digit_study import console, figures, lookups, report, stores, tracking
 from digit_study.errors import StudyError
+from digit_study.search import study_figures
+from digit_study.search.space import Dimension, fingerprint
+from digit_study.search.study_store import UID
+from digit_study.search.trial_ends import RUN_ID
 from digit_study.selection import Candidate, Group, pooled_leaderboard
-from digit_study.space import Dimension, fingerprint
-from digit_study.study_store import UID
-from digit_study.trial_ends import RUN_ID
+from digit_study.verify import comparison_figures
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,7 @@ def mark_of(study: Study) -> dict[str, str]:
 
 def parent_of(study: Study, uri: str) -> str | None:
     """The parent run of a study; None where this tracking store does not have it."""
-    return tracking.find_run(uri, mark_of(study))
+    return lookups.find_run(uri, mark_of(study))
 
 
 def kept_elsewhere(name: str, uri: str) -> StudyError:
@@ -104,8 +106,8 @@ def leaderboard(view: StudyView) -> pd.DataFrame:
 def candidate(view: StudyView, name: str, run_id: str) -> Candidate | None:
     """A finished run of the study, with its per-image validation readings; None where MLflow has it no more."""
     try:
-        table = pd.read_csv(io.StringIO(tracking.read_text(view.uri, run_id, "tables/predictions.csv")))
-        metrics = tracking.finished_metrics(view.uri, run_id) or {}
+        table = pd.read_csv(io.StringIO(lookups.read_text(view.uri, run_id, "tables/predictions.csv")))
+        metrics = lookups.finished_metrics(view.uri, run_id) or {}
     except tracking.StoreFault as fault:
         console.warn(f"{name} is not ranked, its run {run_id} cannot be read: {tracking.first_line(fault)}")
         return None

@@ -1,0 +1,1 @@
+"""Image files to digits, with a registered model."""

@@ -1,0 +1,1 @@
+"""The Optuna sweep: the space, the sampler, the study's store, the supervisor, the leaderboard."""
