@@ -259,6 +259,20 @@ def test_two_processes_join_one_study_in_a_database(lab: Lab, tmp_path: Path) ->
     connection.close()
 
 
+def test_a_study_that_is_killed_does_not_disturb_the_one_beside_it(lab: Lab) -> None:
+    other = Lab(lab.project, lab.uri, "beside", lab.small)
+    killed, beside = lab.start("training.epochs=6"), other.start("search.fresh=true")
+    wait_until(lambda: in_an_epoch(lab, killed), 60, "an epoch")
+    killed.process.kill()
+    killed.finish()
+    done = beside.finish()
+    assert done.code == 0, done.err
+    assert lab.start("training.epochs=6").finish().code == 0
+    for one in (lab, other):
+        assert Counter(trial.state.name for trial in counted(one.trials())) == {"COMPLETE": TRIALS}
+    assert lab.statuses("study") == ["FINISHED"] * 2 and "RUNNING" not in lab.statuses()
+
+
 @pytest.mark.parametrize("word", ["search.fresh=true"])
 def test_four_starts_at_once_make_one_study(word: str, lab: Lab) -> None:
     four = [lab.start(word, "search.workers=1", "search.trials=4", "training.epochs=1") for _ in range(4)]

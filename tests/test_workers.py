@@ -194,6 +194,22 @@ def test_a_trial_does_not_outlive_its_supervisor(tmp_path: Path) -> None:
     assert (tmp_path / "note").read_text() == "ended truthfully"
 
 
+def test_a_ctrl_c_during_the_imports_of_the_server_leaves_no_traceback() -> None:
+    code = "from digit_study import workers; import time; workers.warm_up(); print('up', flush=True); time.sleep(30)"
+    environment = os.environ | {"PYTHONPATH": str(Path(workers.__file__).parents[1])}
+    process = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=-1, stderr=-1, text=True)
+    assert process.stdout and process.stdout.readline() == "up\n"
+    children = psutil.Process(process.pid).children()
+    for _ in range(20):
+        for child in children:
+            child.send_signal(signal.SIGINT)
+        time.sleep(0.02)
+    assert all(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children)
+    process.kill()
+    assert process.communicate(timeout=30)[1] == ""
+    psutil.wait_procs(children, timeout=10)
+
+
 def test_the_real_server_finds_this_package_and_loads_tensorflow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     monkeypatch.delenv("PYTHONPATH", raising=False)

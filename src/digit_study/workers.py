@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
-from multiprocessing import forkserver
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -51,7 +51,8 @@ def warm_up() -> None:
 
 def _start_server() -> None:
     # a Ctrl-C in the middle of its imports would end the server with a traceback: it is born with SIGINT blocked, which
-    # its preload undoes; here one that comes meanwhile is only delayed
+    # its preload undoes; here one that comes meanwhile is delayed. The tracker's start unblocks it, so comes first
+    resource_tracker.ensure_running()
     previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         forkserver.ensure_running()
