@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from digit_study import config as schema
 from digit_study.config import RULES, Config, flatten, validate, widest
 from digit_study.errors import StudyError
-from digit_study.naming import nearest
+from digit_study.naming import nearest, told_apart
 
 
 def with_values(**values: Any) -> Config:
@@ -167,6 +167,20 @@ def test_the_nearest_name_is_offered(wrong: str, right: str) -> None:
 
 def test_nothing_is_offered_where_nothing_is_near() -> None:
     assert nearest("zzzzzzzz", NAMES) == ""
+
+
+@pytest.mark.parametrize(
+    ("names", "short", "shared"),
+    [
+        (["2: a=1 b=3 c=x", "7: a=2 b=3 c=x"], ["2: a=1", "7: a=2"], "b=3 c=x"),
+        (["2: a=1 b=3"], ["2: a=1 b=3"], ""),  # one name is told from nothing
+        (["a=1 b=3", "a=1 b=3 c=2"], ["a=1 b=3", "a=1 b=3 c=2"], ""),  # nothing would be left of the first
+        (["lenet", "cnn"], ["lenet", "cnn"], ""),
+        ([], [], ""),
+    ],
+)
+def test_names_are_told_apart_by_what_differs(names: list[str], short: list[str], shared: str) -> None:
+    assert told_apart(names) == (short, shared)
 
 
 @given(st.sampled_from(NAMES), st.data())

@@ -11,6 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
+from digit_study.naming import told_apart
+
 if TYPE_CHECKING:  # half a second that --help can do without
     import pandas as pd
 
@@ -99,16 +101,23 @@ def run_table(run_id: str, metrics: Mapping[str, float], look: str) -> Table:
     return table
 
 
+def apart(rows: pd.DataFrame, legend: str) -> tuple[list[str], str]:
+    """Names of ranked rows as what tells them apart, and the legend with what they share."""
+    names, shared = told_apart([str(name) for name in rows["name"]])
+    return names, f"all: {shared}\n{legend}" if shared else legend
+
+
 def confirmation_table(ranking: pd.DataFrame, title: str) -> Table:
     """Candidates by mean over seeds; ``=`` marks what cannot be told from the best, ``*`` the winner."""
-    table = Table(title=title, title_justify="left", caption="= cannot be told from the best; * the winner")
+    names, legend = apart(ranking, "= cannot be told from the best, over seeds or over images (p > 0.05); * the winner")
+    table = Table(title=title, title_justify="left", caption=legend, caption_justify="left")
     for heading in ("rank", "candidate", "mean [95 %]", "parameters", "seeds", "p seeds", "p images", "", "best run"):
         table.add_column(heading, justify="left" if heading in ("candidate", "best run") else "right", overflow="fold")
-    for row in ranking.to_dict("records"):
+    for name, row in zip(names, ranking.to_dict("records"), strict=True):
         mark = ("=" if row["tied"] else "") + ("*" if row["winner"] else "")
         interval = f"{percent(row['mean'])} [{100 * row['low']:.2f}, {100 * row['high']:.2f}]"
         table.add_row(
-            str(row["rank"]), row["name"], interval, f"{row['parameters']:,.0f}", str(row["seeds"]),
+            str(row["rank"]), name, interval, f"{row['parameters']:,.0f}", str(row["seeds"]),
             f"{row['p_seeds']:.3f}", f"{row['p_images']:.3f}", mark, row["run_id"],
         )  # fmt: skip
     return table
@@ -116,7 +125,8 @@ def confirmation_table(ranking: pd.DataFrame, title: str) -> Table:
 
 def leaderboard_table(board: pd.DataFrame, title: str) -> Table:
     """A ranked comparison; ``=`` marks what cannot be told from the best."""
-    table = Table(title=title, title_justify="left", caption="= cannot be told from the best (McNemar, 5 %)")
+    names, legend = apart(board, "= cannot be told from the best (McNemar, 5 %)")
+    table = Table(title=title, title_justify="left", caption=legend, caption_justify="left")
     for heading in (
         "rank",
         "run",
@@ -129,9 +139,9 @@ def leaderboard_table(board: pd.DataFrame, title: str) -> Table:
         "run id",
     ):
         table.add_column(heading, justify="left" if heading in ("run", "run id") else "right", overflow="fold")
-    for row in board.to_dict("records"):
+    for name, row in zip(names, board.to_dict("records"), strict=True):
         table.add_row(
-            str(row["rank"]), row["name"], accuracy_with_interval(row), f"{row['val_loss']:.4f}",
+            str(row["rank"]), name, accuracy_with_interval(row), f"{row['val_loss']:.4f}",
             f"{row['parameters']:,.0f}", f"{row['training_seconds']:.1f}", f"{row['p_value']:.3f}",
             "=" if row["tied"] else "", row["run_id"],
         )  # fmt: skip

@@ -7,6 +7,7 @@ alive and is not safe in threads. Sizes are set on each artist, so ``rcParams`` 
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from digit_study.evaluation import CLASSES, Evaluation
+from digit_study.naming import told_apart
 
 DPI = 110
 TITLE, LABEL, TICK = 14, 12, 11  # points; still legible when the picture is shown at half its size
@@ -259,6 +261,13 @@ def intervals(axes: Axes, rows: pd.DataFrame, places: Numbers, style: dict[str, 
         axes.text(1.01, place, f"{value:.2f}", fontsize=TICK, va="center", transform=axes.get_yaxis_transform())
 
 
+def labels(names: Iterable[str]) -> tuple[list[str], str]:
+    """Names of rows as what tells them apart, and a note of what they share; at most two lines each."""
+    short, shared = told_apart([str(name) for name in names])
+    note = textwrap.fill(shorten(f"all: {shared}", 130), 70) if shared else ""
+    return [textwrap.fill(shorten(name, 100), 52, max_lines=2) for name in short], note
+
+
 def comparison(runs: pd.DataFrame, title: str) -> Figure:
     """Runs by validation accuracy with its 95 % interval, best on top; at most the best 40.
 
@@ -271,7 +280,8 @@ def comparison(runs: pd.DataFrame, title: str) -> Figure:
     shown = ranked.head(MAX_ROWS)
     notes = [f"best {MAX_ROWS} of {len(ranked)} runs"] * (len(ranked) > MAX_ROWS)
     notes += [f"{len(runs) - len(ranked)} without accuracy left out"] * (len(runs) > len(ranked))
-    names = [textwrap.fill(shorten(str(name), 90), 48, max_lines=2) for name in shown["name"]]
+    names, shared = labels(shown["name"])
+    notes += [shared] * bool(shared)
     figure = blank(11, 2 + (0.45 if "\n" in "".join(names) else 0.3) * len(shown), title)
     axes = figure.subplots()
     tied, places = shown["tied"].to_numpy(dtype=bool), np.arange(len(shown))
@@ -284,7 +294,7 @@ def comparison(runs: pd.DataFrame, title: str) -> Figure:
     axes.set_ylim(len(shown) - 0.4, -0.6)
     axes.grid(axis="x", alpha=0.3)
     n = " to ".join(f"{count:,.0f}" for count in sorted({shown["n"].min(), shown["n"].max()}))
-    dress(axes, f"validation accuracy (%), 95 % interval, n = {n} images", "run", ", ".join(notes))
+    dress(axes, f"validation accuracy (%), 95 % interval, n = {n} images", "run", "\n".join(notes))
     legend_below(figure, axes)
     return figure
 

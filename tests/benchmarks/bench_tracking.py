@@ -7,6 +7,7 @@ that what is measured is what is added and not the training.
 
 from __future__ import annotations
 
+import argparse
 import os
 import statistics
 import sys
@@ -99,4 +100,6 @@ def _print(tracked: list[float], bare: list[float], first: float) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 5)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("rounds", type=int, nargs="?", default=5)
+    main(parser.parse_args().rounds)

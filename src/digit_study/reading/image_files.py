@@ -67,14 +67,22 @@ def _decode(image: Image.Image) -> Image.Image:
     if width * height > MOST_PIXELS:
         limit = MOST_PIXELS // 10**6
         raise ImageError(f"is too large: at most {limit} megapixels, got {width}x{height}; crop or shrink it")
-    image.draft(None, (READ_SIDE, READ_SIDE))  # a JPEG decodes at a fraction of its size, and its time
+    scale = min(1.0, READ_SIDE / max(width, height))
+    # a JPEG decodes at a fraction of its size, and its time
+    image.draft(None, (max(1, int(width * scale)), max(1, int(height * scale))))
     try:
-        image = ImageOps.exif_transpose(image)
         image.load()
+        if image.mode in ("L", "RGB") and not image.has_transparency_data:  # before all pixels are touched again
+            image = _reduced(image)
+        image = ImageOps.exif_transpose(image)
     except Exception as fault:  # as above: damaged data raise anything from OSError to struct.error
         raise ImageError(f"is damaged or cut short ({fault}); save or copy the image again") from None
-    plain = _plain_mode(image)
-    return plain.reduce(max(1, max(plain.size) // READ_SIDE))
+    return _reduced(_plain_mode(image))
+
+
+def _reduced(image: Image.Image) -> Image.Image:
+    factor = max(image.size) // READ_SIDE
+    return image.reduce(factor) if factor > 1 else image
 
 
 def _plain_mode(image: Image.Image) -> Image.Image:

@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from digit_study.console import accuracy_with_interval, console
+from digit_study.console import accuracy_with_interval, apart, console
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -75,16 +75,15 @@ def _params(running: Running) -> str:
 
 def board_table(board: pd.DataFrame, title: str) -> Table:
     """Configurations by rank, as a narrow terminal can show them; all of their numbers are on the parent run."""
-    table = Table(
-        title=title, title_justify="left", caption="= cannot be told from the best (5 %)", caption_justify="left"
-    )
+    names, legend = apart(board, "= cannot be told from the best (5 %)")
+    table = Table(title=title, title_justify="left", caption=legend, caption_justify="left")
     for heading in ("rank", "val accuracy [95 %]", "parameters", "seeds", ""):
         table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("trial: configuration", overflow="fold")
-    for row in board.to_dict("records"):
+    for name, row in zip(names, board.to_dict("records"), strict=True):
         table.add_row(
             str(row["rank"]), accuracy_with_interval(row), f"{row['parameters']:,.0f}", str(row["seeds"]),
-            "=" if row["tied"] else "", row["name"],
+            "=" if row["tied"] else "", name,
         )  # fmt: skip
     return table
 
