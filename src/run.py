@@ -36,9 +36,10 @@ def main() -> None:
         task()
         return
     if any(word.startswith("reproduce=") and word != "reproduce=null" for word in sys.argv[1:]):
+        asked = launch.asked_reproduction(sys.argv[1:])
         from digit_study.verify import reproduction
 
-        reproduction.reproduce(sys.argv[1:])
+        reproduction.reproduce(asked)
         return
     plan = launch.plan(sys.argv[1:])
     if not plan.multirun:

@@ -9,7 +9,7 @@ import pytest
 import recorded_store as rs
 from mlflow.entities import Param, Run
 
-from digit_study import recorded
+from digit_study import launch, recorded
 from digit_study.config import Config, DataConfig, ModelConfig, TrainingConfig, flatten
 from digit_study.errors import StudyError
 from digit_study.evaluation import PairedTest
@@ -96,18 +96,22 @@ def test_a_config_of_other_code_is_named(store: rs.Store) -> None:
 )
 def test_command_lines_are_checked(words: list[str], word: str) -> None:
     with pytest.raises(StudyError, match=word):
-        reproduction.reproduce(words)
+        launch.asked_reproduction(words)
+
+
+def ask(words: list[str]) -> None:
+    reproduction.reproduce(launch.asked_reproduction(words))
 
 
 def test_unknown_runs_and_runs_without_predictions(store: rs.Store) -> None:
     with pytest.raises(StudyError, match="which is unknown"):
-        reproduction.reproduce([f"reproduce={'0' * 32}", f"tracking.uri='{store.uri}'"])
+        ask([f"reproduce={'0' * 32}", f"tracking.uri='{store.uri}'"])
     with pytest.raises(StudyError, match=r"predictions\.csv"):
-        reproduction.reproduce([f"reproduce={rs.add_run(store)}", f"tracking.uri='{store.uri}'"])
+        ask([f"reproduce={rs.add_run(store)}", f"tracking.uri='{store.uri}'"])
 
 
 def test_changed_digits_are_named(store: rs.Store) -> None:
     table = rs.predictions([1], [1], [0])
     run_id = rs.add_run(store, tags={"dataset.sha256": "f" * 64}, table=table)
     with pytest.raises(StudyError, match="the data differ or are gone"):
-        reproduction.reproduce([f"reproduce={run_id}", f"tracking.uri='{store.uri}'"])
+        ask([f"reproduce={run_id}", f"tracking.uri='{store.uri}'"])

@@ -17,7 +17,7 @@ from digit_study.config import Config, validate
 from digit_study.errors import StudyError
 from digit_study.interruption import Interrupted, interruptible
 from digit_study.resolution import resolve_config
-from digit_study.stores import check_store, tracking_uri
+from digit_study.stores import check_store, require_run, tracking_uri
 
 
 @dataclass(frozen=True)
@@ -144,6 +144,34 @@ def _parallel(overrides: Sequence[str], jobs: int) -> int:
         )
     wanted = int(chosen.get("hydra.launcher.n_jobs", -1))
     return max(1, min(jobs, hardware.cores() if wanted < 0 else wanted))
+
+
+#: Keys that may stand beside ``reproduce``: where the result goes, and where the digits lie now.
+BESIDE_REPRODUCE = ("tracking.uri", "tracking.experiment", "tracking.run_name", "data.path")
+
+
+def asked_reproduction(arguments: Sequence[str]) -> Config:
+    """Compose a command line with ``reproduce=<run_id>`` in it.
+
+    Raises:
+        StudyError: it asks for more than that, or the store holds no such run.
+    """
+    args = get_args_parser().parse_args(list(arguments))
+    if args.multirun:
+        raise StudyError("`reproduce` takes one run, got -m: drop it")
+    composition.register()
+    config: Config = composition.compose_config(args.overrides)
+    allowed = ("reproduce", *BESIDE_REPRODUCE)
+    extra = [text for text in args.overrides if text.lstrip("+").partition("=")[0] not in allowed]
+    if extra:
+        raise StudyError(
+            f"`reproduce` trains a run as it was, got {' '.join(extra)!r} beside it: drop that, only "
+            f"{', '.join(BESIDE_REPRODUCE)} may be given"
+        )
+    uri = tracking_uri(config.tracking.uri)
+    check_store(uri)
+    require_run(uri, str(config.reproduce), "reproduce")
+    return config
 
 
 def run_hydra(task: Callable[[], None], extra: Sequence[str]) -> None:

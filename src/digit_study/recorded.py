@@ -20,7 +20,7 @@ from digit_study import composition
 from digit_study.config import Config, TrackingConfig, validate
 from digit_study.errors import StudyError
 from digit_study.naming import nearest
-from digit_study.stores import look, prepare_store, require_store, tracking_uri, without_password
+from digit_study.stores import look, prepare_store, require_store, tracking_uri, unknown_run, without_password
 
 #: MLflow's codes for "there is no such thing", as its several stores spell it.
 ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND")
@@ -65,7 +65,7 @@ def finished_run(client: mlflow.MlflowClient, uri: str, run_id: str, key: str) -
     except MlflowException as fault:
         if fault.error_code not in ABSENT:
             raise
-        raise StudyError(f"`{key}` must be the id of a run, got '{run_id}', which is unknown: {_seen(uri)}") from None
+        raise unknown_run(uri, run_id, key) from None
     if run.info.lifecycle_stage != "active":
         raise StudyError(f"`{key}` must be a run that is not deleted, got '{run_id}': `mlflow runs restore` it")
     if run.info.status != "FINISHED":

@@ -9,6 +9,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 from collections.abc import Callable
+from contextlib import closing
 from http.client import HTTPException
 from pathlib import Path
 from typing import Any
@@ -202,6 +203,36 @@ def require_store(uri: str, rule: str, remedy: str) -> None:
         raise StudyError(
             f"{rule}, but there is no database at '{file}': {remedy}, or name the store with tracking.uri=…"
         )
+
+
+def require_run(uri: str, run_id: str, key: str) -> None:
+    """Make sure that a sqlite store that is there holds a run, before MLflow is imported; other stores are asked later.
+
+    Args:
+        uri: of the store.
+        run_id: of the run.
+        key: what the person set to ``run_id``.
+
+    Raises:
+        StudyError: it does not.
+    """
+    if not uri.startswith("sqlite:///") or is_missing(uri):
+        return
+    file = Path(uri.removeprefix("sqlite:///")).absolute()
+    try:
+        with closing(sqlite3.connect(f"{file.as_uri()}?mode=rw", uri=True, timeout=1.0)) as connection:
+            is_known = connection.execute("SELECT 1 FROM runs WHERE run_uuid = ?", (run_id,)).fetchone()
+    except sqlite3.DatabaseError:  # locked, or of another version: MLflow says what there is to say
+        return
+    if not is_known:
+        raise unknown_run(uri, run_id, key)
+
+
+def unknown_run(uri: str, run_id: str, key: str) -> StudyError:
+    """What to say of a run id that a store does not know."""
+    return StudyError(
+        f"`{key}` must be the id of a run, got '{run_id}', which is unknown: see the ids with `{look(uri)}`"
+    )
 
 
 def create_sqlite(uri: str, create: Callable[[str], None]) -> None:

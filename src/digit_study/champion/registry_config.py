@@ -12,8 +12,10 @@ from hydra._internal.utils import get_args_parser
 from digit_study import composition
 from digit_study.config import Rule, above, below, between, broken_rules, complaint, flatten
 from digit_study.errors import StudyError
-from digit_study.stores import check_store, tracking_uri
+from digit_study.stores import check_store, require_run, tracking_uri
 
+#: Keys that hold the id of a run.
+RUN_IDS = ("run_id", "a", "b")
 #: Options a person may type, and the keys they stand for.
 SYNONYMS = {
     "--dry-run": "promote.dry_run=true",
@@ -143,5 +145,9 @@ def checked_config(arguments: Sequence[str], root: str, validate: Callable[[Any]
         raise StudyError(f"sweeps/{root}.py does one thing at a time, got -m: drop it")
     config = composition.compose_config(args.overrides, root=root)
     validate(config)
-    check_store(tracking_uri(config.tracking.uri))
+    uri = tracking_uri(config.tracking.uri)
+    check_store(uri)
+    for key in RUN_IDS:
+        if getattr(config, key, None) is not None:
+            require_run(uri, getattr(config, key), key)
     return config

@@ -120,10 +120,15 @@ def _one_plane(colours: Grey) -> Grey:
     """Luminance, or the one of red, green, blue that shows the ink far better (yellow on white)."""
     if (colours == colours[..., :1]).all():
         return np.asarray(colours[..., 0])
-    planes = [colours @ np.array([0.299, 0.587, 0.114], np.float32), *np.moveaxis(colours, 2, 0)]
-    contrast = [np.percentile(np.abs(plane - np.median(ring(plane))), 97) for plane in planes]
+    step = max(1, max(colours.shape) // 250)  # how far apart ink and paper are, a fraction of the pixels tells
+    contrast = [np.percentile(np.abs(plane - np.median(ring(plane))), 97) for plane in _planes(colours[::step, ::step])]
     best = int(np.argmax(contrast))
-    return np.asarray(planes[best if contrast[best] > 1.5 * contrast[0] else 0])
+    return np.asarray(_planes(colours)[best if contrast[best] > 1.5 * contrast[0] else 0])
+
+
+def _planes(colours: Grey) -> list[Grey]:
+    """Luminance, red, green and blue."""
+    return [colours @ np.array([0.299, 0.587, 0.114], np.float32), *np.moveaxis(colours, 2, 0)]
 
 
 def read_grey(path: Path) -> Grey:

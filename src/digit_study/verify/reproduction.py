@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import pandas as pd
-from hydra._internal.utils import get_args_parser
 from mlflow.entities import Run
 
-from digit_study import composition, console, recorded, stores, tracking
+from digit_study import console, recorded, stores, tracking
 from digit_study.config import Config
 from digit_study.errors import StudyError
 from digit_study.evaluation import PairedTest
@@ -19,8 +18,6 @@ from digit_study.results import TrialResult
 from digit_study.trial import train_here
 from digit_study.verify import comparing
 
-#: Keys that may stand beside ``reproduce``: where the result goes, and where the digits lie now.
-ALLOWED = ("reproduce", "tracking.uri", "tracking.experiment", "tracking.run_name", "data.path")
 #: Tags that decide the bits, beside the config: code, versions, machine, arithmetic.
 DECIDING = ("git.commit", "git.dirty", "dataset.sha256", "precision", "threads", "onednn", "host", "os", "processor")
 SIGNIFICANCE = 0.05
@@ -34,13 +31,12 @@ class Verdict:
     sentence: str
 
 
-def reproduce(arguments: Sequence[str]) -> None:
-    """Do what ``reproduce=<run_id>`` on a command line asks for.
+def reproduce(asked: Config) -> None:
+    """Do what ``reproduce=<run_id>`` on a command line asks for, see :func:`launch.asked_reproduction`.
 
     Raises:
-        StudyError: the run cannot be rebuilt, or the command line asks for more than that.
+        StudyError: the run cannot be rebuilt.
     """
-    asked = _asked_config(arguments)
     client, uri = recorded.open_store(asked.tracking.uri)
     with recorded.store_faults(uri):
         old = recorded.finished_run(client, uri, str(asked.reproduce), "reproduce")
@@ -59,21 +55,6 @@ def reproduce(arguments: Sequence[str]) -> None:
     console.console().print(outcome.sentence, markup=False)
     if result.kept:
         raise StudyError(f"training ended, but the tracking store did not take the result: it is kept in {result.kept}")
-
-
-def _asked_config(arguments: Sequence[str]) -> Config:
-    args = get_args_parser().parse_args(list(arguments))
-    if args.multirun:
-        raise StudyError("`reproduce` takes one run, got -m: drop it")
-    composition.register()
-    config: Config = composition.compose_config(args.overrides)
-    extra = [text for text in args.overrides if text.lstrip("+").partition("=")[0] not in ALLOWED]
-    if extra:
-        raise StudyError(
-            f"`reproduce` trains a run as it was, got {' '.join(extra)!r} beside it: drop that, only "
-            f"{', '.join(ALLOWED[1:])} may be given"
-        )
-    return config
 
 
 def _rebuilt(config: Config, asked: Config, old: Run) -> tuple[Config, str]:
