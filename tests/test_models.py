@@ -9,11 +9,12 @@ from typing import Any
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from digit_study import composition
 from digit_study.composition import compose_config
 from digit_study.config import ACTIVATIONS, POOLINGS, Config, ModelConfig, final_side, validate
-from digit_study.models import build_model
+from digit_study.models import FusedBatchNormalization, build_model, fused
 
 composition.register()
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 28, 28, 1), dtype=np.uint8)
@@ -141,3 +142,39 @@ def test_a_build_that_fails_leaves_the_policy_as_it_was() -> None:
     with pytest.raises(ValueError, match="shape"):
         build_model(ModelConfig(family="simple", blocks=9, kernel_size=9), "mixed_bfloat16")
     assert keras.config.dtype_policy().name == "float32"
+
+
+@pytest.mark.parametrize("name", ["tiny", "lenet", "simple_m3"])
+def test_fused_batch_norm_is_kerass_own_but_for_rounding(name: str) -> None:
+    stock = build_model(replace(variant(name), dropout=0.0, batch_norm=True))
+    fast = fused(stock)
+    fast.set_weights(stock.get_weights())
+    assert [weight.path.split("/")[-1] for weight in fast.weights] == [w.path.split("/")[-1] for w in stock.weights]
+    assert any(isinstance(layer, FusedBatchNormalization) for layer in fast.layers)
+    images = np.random.default_rng(0).integers(0, 256, (64, 28, 28, 1)).astype(np.uint8)
+    labels = np.arange(64) % 10
+    gradients = []
+    for model in (stock, fast):
+        with tf.GradientTape() as tape:
+            probabilities = model(images, training=True)
+            loss = tf.reduce_mean(keras.losses.sparse_categorical_crossentropy(labels, probabilities))
+        gradients.append([np.asarray(one) for one in tape.gradient(loss, model.trainable_weights)])
+    for one, other in zip(*gradients, strict=True):  # by length: rounding moves single ReLUs of a deep one over zero
+        assert np.linalg.norm(one - other) <= 0.02 * np.linalg.norm(one) + 1e-4
+    for one, other in zip(stock.get_weights(), fast.get_weights(), strict=True):
+        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-6)  # 1/1,600: the variance of a batch is unbiased
+    np.testing.assert_allclose(stock(images), fast(images), atol=1e-4)
+
+
+def test_a_network_without_batch_norm_is_fused_already() -> None:
+    model = build_model(replace(variant("tiny"), batch_norm=False))
+    assert fused(model) is model
+
+
+def test_fused_batch_norm_computes_in_bfloat16_and_keeps_its_moments_in_float32() -> None:
+    model = fused(build_model(replace(variant("tiny"), batch_norm=True), "mixed_bfloat16"))
+    before = model.get_weights()
+    model(np.full((8, 28, 28, 1), 200, np.uint8), training=True)
+    (layer, *_) = (one for one in model.layers if isinstance(one, FusedBatchNormalization))
+    assert layer.compute_dtype == "bfloat16" and layer.moving_mean.dtype == "float32"
+    assert any(not np.array_equal(old, new) for old, new in zip(before, model.get_weights(), strict=True))

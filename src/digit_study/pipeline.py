@@ -11,7 +11,7 @@ from digit_study import data, evaluation, hardware, report, stores, tracking, tr
 from digit_study.config import Config
 from digit_study.evaluation import Evaluation
 from digit_study.interruption import Interrupted, Pruned
-from digit_study.models import build_model
+from digit_study.models import build_model, fused
 from digit_study.results import Epoch, Listener, TrialResult
 
 
@@ -51,11 +51,11 @@ def _walk(config: Config, log: tracking.RunLog, listener: Listener, pictures_of_
 
     training.use_threads(config.training.threads or hardware.cores())
     keras.utils.set_random_seed(config.training.seed)
+    # trained in bfloat16 or not, a network is judged and shipped in float32: the same numbers on every machine
     judge = build_model(config.model)
-    model = build_model(config.model, config.training.precision)
+    model = fused(build_model(config.model, config.training.precision))
 
     def validate() -> Evaluation:
-        # trained in bfloat16 or not, a network is judged and shipped in float32: the same numbers on every machine
         judge.set_weights(model.get_weights())
         return evaluation.evaluate(judge, digits.validation_images, digits.validation_labels, digits.validation_index)
 

@@ -67,12 +67,13 @@ def _bare(config: object) -> None:
     import keras
 
     from digit_study import data, evaluation, training
-    from digit_study.models import build_model
+    from digit_study.models import build_model, fused
 
     digits = data.load_digits(config.data)  # type: ignore[attr-defined]
     recipe = config.training  # type: ignore[attr-defined]
     keras.utils.set_random_seed(recipe.seed)
-    judge, model = build_model(config.model), build_model(config.model, recipe.precision)  # type: ignore[attr-defined]
+    judge, trained = build_model(config.model), build_model(config.model, recipe.precision)  # type: ignore[attr-defined]
+    model = fused(trained)
 
     def validate() -> evaluation.Evaluation:
         judge.set_weights(model.get_weights())
