@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import urllib.parse
 from pathlib import Path
 from typing import Any
 
@@ -176,6 +177,21 @@ def test_children_are_ended_with_their_parent(store: str) -> None:
     tracking.close_children(store, parent, "KILLED")
     states = [look_at(store, run_id).info.status for run_id in [*children, stranger]]
     assert states == ["FINISHED", "KILLED", "KILLED", "RUNNING"]
+
+
+def test_a_dropped_model_leaves_nothing_and_the_others_stay(store: str) -> None:
+    client, places = mlflow.MlflowClient(store), {}
+    for run_id in (created(store), created(store)):
+        model = client.create_logged_model(look_at(store, run_id).info.experiment_id, "model", run_id)
+        place = Path(urllib.parse.unquote(urllib.parse.urlsplit(model.artifact_location).path))
+        place.mkdir(parents=True)
+        (place / "model.keras").write_text("weights")
+        places[run_id] = place
+    dropped, kept = places
+    tracking.drop_models(store, dropped)
+    experiment = look_at(store, kept).info.experiment_id
+    assert [model.source_run_id for model in client.search_logged_models([experiment])] == [kept]
+    assert not places[dropped].parent.exists() and (places[kept] / "model.keras").exists()
 
 
 def test_ending_a_run_of_a_store_that_is_gone_warns(store: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,6 +15,7 @@ import time
 import urllib.parse
 import warnings
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict
 from functools import cache
 from importlib.metadata import version
@@ -162,7 +163,10 @@ def drop_models(uri: str, run_id: str, sibling: str | None = None) -> None:
         client.delete_logged_model(model.model_id)
         place = urllib.parse.urlsplit(model.artifact_location)
         if place.scheme == "file":
-            shutil.rmtree(urllib.parse.unquote(place.path), ignore_errors=True)
+            folder = Path(urllib.parse.unquote(place.path))
+            shutil.rmtree(folder, ignore_errors=True)
+            with suppress(OSError):  # MLflow made one around it, which is empty now
+                folder.parent.rmdir()
 
 
 def reopen_run(uri: str, run_id: str) -> bool:
