@@ -40,7 +40,7 @@ promote: .venv/.ready  ## the confirmed winner into the registry, if it earns it
 bench: .venv/.ready  ## the benchmarks that the README quotes (many minutes on an idle machine)
 	$(PY) tests/benchmarks/bench_tracking.py
 	$(PY) tests/benchmarks/bench_overhead.py
-	$(PY) tests/benchmarks/bench_sweep.py
+	$(PY) tests/benchmarks/bench_sweep.py $(ARGS)
 
 lock:  ## resolve pyproject.toml into requirements.lock anew (needs uv)
 	uv pip compile pyproject.toml --extra dev --extra joblib --universal --python-version 3.11 --generate-hashes \

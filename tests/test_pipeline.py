@@ -160,6 +160,30 @@ def test_the_model_loads_and_gives_exactly_what_was_logged(finished: Finished) -
     }
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["training.ema=true"],
+        [
+            "training.epochs=4",
+            "training.optimizer=sgd",
+            "training.learning_rate=0.9",
+            "training.early_stopping.patience=2",
+        ],
+    ],
+    ids=["averaged weights", "early stopping"],
+)
+def test_what_is_reported_is_read_by_the_weights_that_are_kept(words: list[str], small_npz: Path, store: str) -> None:
+    config = trial(small_npz, *words)
+    result, run = walk(config)
+    mlflow.set_tracking_uri(store)
+    (logged,) = mlflow.MlflowClient(store).search_logged_models([run.info.experiment_id])
+    digits = data.load_digits(config.data)
+    model = mlflow.keras.load_model(f"models:/{logged.model_id}")
+    again = evaluation.evaluate(model, digits.validation_images, digits.validation_labels, digits.validation_index)
+    assert again.metrics == {name: result.metrics[name] for name in again.metrics}
+
+
 def test_the_same_config_gives_the_same_bits(finished: Finished, store: str) -> None:
     result, run = walk(finished.config)
     assert result.weights_sha256 == finished.result.weights_sha256

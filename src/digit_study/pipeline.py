@@ -57,7 +57,9 @@ def _walk(config: Config, log: tracking.RunLog, listener: Listener, pictures_of_
 
     def validate() -> Evaluation:
         judge.set_weights(model.get_weights())
-        return evaluation.evaluate(judge, digits.validation_images, digits.validation_labels, digits.validation_index)
+        found = evaluation.evaluate(judge, digits.validation_images, digits.validation_labels, digits.validation_index)
+        evaluations.append(found)
+        return found
 
     def on_epoch(record: Epoch) -> None:
         epochs.append(record)
@@ -65,6 +67,7 @@ def _walk(config: Config, log: tracking.RunLog, listener: Listener, pictures_of_
         listener.on_epoch(len(epochs), record)
 
     epochs: list[Epoch] = []
+    evaluations: list[Evaluation] = []
     training.fit(
         model,
         digits.train_images,
@@ -74,7 +77,8 @@ def _walk(config: Config, log: tracking.RunLog, listener: Listener, pictures_of_
         on_epoch=on_epoch,
         on_steps=listener.on_steps,
     )
-    outcome = validate()
+    # early stopping may have gone back to an earlier epoch; else the last epoch's reading is that of the result
+    outcome = evaluations[-1] if config.training.early_stopping.patience is None else validate()
     metrics = {**outcome.metrics, **_costs(judge, digits, epochs), **digits.counts()}
     weights = training.weights_sha256(judge)
     log.tags({"weights.sha256": weights})
