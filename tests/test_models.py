@@ -146,7 +146,7 @@ def test_a_build_that_fails_leaves_the_policy_as_it_was() -> None:
 
 @pytest.mark.parametrize("name", ["tiny", "lenet", "simple_m3"])
 def test_fused_batch_norm_is_kerass_own_but_for_rounding(name: str) -> None:
-    stock = build_model(replace(variant(name), dropout=0.0, batch_norm=True))
+    stock = build_model(replace(variant(name), dropout=0.0, batch_norm=True, filters=16))
     fast = fused(stock)
     fast.set_weights(stock.get_weights())
     assert [weight.path.split("/")[-1] for weight in fast.weights] == [w.path.split("/")[-1] for w in stock.weights]
@@ -172,7 +172,7 @@ def test_a_network_without_batch_norm_is_fused_already() -> None:
 
 
 def test_fused_batch_norm_computes_in_bfloat16_and_keeps_its_moments_in_float32() -> None:
-    model = fused(build_model(replace(variant("tiny"), batch_norm=True), "mixed_bfloat16"))
+    model = fused(build_model(replace(variant("tiny"), filters=16), "mixed_bfloat16"))
     before = model.get_weights()
     model(np.full((8, 28, 28, 1), 200, np.uint8), training=True)
     (layer, *_) = (one for one in model.layers if isinstance(one, FusedBatchNormalization))
