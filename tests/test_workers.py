@@ -234,6 +234,16 @@ def test_a_signal_is_an_exception_once_and_handlers_come_back(number: signal.Sig
     assert caught.value.exit_code == 128 + number and signal.getsignal(number) is before
 
 
+def test_a_signal_that_an_import_turns_into_a_fault_of_its_own_is_a_signal_all_the_same() -> None:
+    with pytest.raises(Interrupted), interruptible():
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except BaseException:
+            raise ImportError("to use Keras, you need TensorFlow") from None
+    with pytest.raises(ImportError), interruptible():
+        raise ImportError("there is none")
+
+
 def test_this_module_needs_no_tensorflow() -> None:
     """Workers are supervised by a process that never imports it."""
     command = "import sys; sys.path.insert(0, 'src'); import digit_study.workers; sys.exit('tensorflow' in sys.modules)"

@@ -31,6 +31,16 @@ def insist() -> None:
         raise Interrupted(_heard[0])
 
 
+@contextmanager
+def not_swallowed() -> Iterator[None]:
+    """Raise :class:`Interrupted` for a fault that a signal is behind: Keras's import makes an ImportError of one."""
+    try:
+        yield
+    except Exception:
+        insist()
+        raise
+
+
 def _raise(number: int, _frame: FrameType | None) -> None:
     _heard.append(number)
     # a second signal while the first one's clean-up runs would cut it short; SIG_IGN would make Python complain of one
@@ -66,7 +76,8 @@ def interruptible() -> Iterator[None]:
     """Raise :class:`Interrupted` in the main thread on the first SIGINT or SIGTERM inside the block."""
     previous = {one: signal.signal(one, _raise) for one in (signal.SIGINT, signal.SIGTERM)}
     try:
-        yield
+        with not_swallowed():
+            yield
     finally:
         _heard.clear()
         for one, handler in previous.items():

@@ -7,6 +7,7 @@ from typing import Any, Protocol
 
 from digit_study import workers
 from digit_study.config import Config
+from digit_study.interruption import not_swallowed
 from digit_study.quiet import native_stderr
 from digit_study.results import Listener, TrialResult
 
@@ -23,7 +24,7 @@ class Follower(Protocol):
 
 def train_here(config: Config, run_id: str, follower: Follower) -> TrialResult:
     """Run a trial in this process, which then holds TensorFlow."""
-    with native_stderr():
+    with not_swallowed(), native_stderr():
         from digit_study.pipeline import run_trial
 
     return run_trial(config, run_id, listener=Listener(follower.steps, follower.epoch))
@@ -45,7 +46,7 @@ def run_in_worker(config: Config, run_id: str, follower: Follower) -> TrialResul
 
 def train(config: Config, run_id: str, send: Callable[[str, Any], None], ask: Callable[[Any], None]) -> TrialResult:
     """Run a trial inside a worker: progress goes out by ``send``, every epoch by ``ask``, which may end it."""
-    with native_stderr():
+    with not_swallowed(), native_stderr():
         from digit_study.pipeline import run_trial
 
     listener = Listener(
