@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import pytest
 from digit_study import workers
 from digit_study.config import Config
 from digit_study.errors import StudyError
-from digit_study.interruption import Interrupted, Pruned, held_back, interruptible
+from digit_study.interruption import Interrupted, Pruned, held_back, interruptible, not_swallowed
 from digit_study.workers import Message, TrialDied, TrialProcess, run_to_end
 
 ROOT = Path(__file__).parents[1]
@@ -240,8 +241,10 @@ def test_a_signal_that_an_import_turns_into_a_fault_of_its_own_is_a_signal_all_t
             signal.raise_signal(signal.SIGINT)
         except BaseException:
             raise ImportError("to use Keras, you need TensorFlow") from None
-    with pytest.raises(ImportError), interruptible():
+    with pytest.raises(ImportError), interruptible(), not_swallowed():
         raise ImportError("there is none")
+    with pytest.raises(Interrupted), interruptible(), not_swallowed(), suppress(BaseException):
+        signal.raise_signal(signal.SIGTERM)
 
 
 def test_this_module_needs_no_tensorflow() -> None:

@@ -33,12 +33,13 @@ def insist() -> None:
 
 @contextmanager
 def not_swallowed() -> Iterator[None]:
-    """Raise :class:`Interrupted` for a fault that a signal is behind: Keras's import makes an ImportError of one."""
+    """Raise :class:`Interrupted` if a signal came in the block: imports make an ImportError of one, or nothing."""
     try:
         yield
     except Exception:
         insist()
         raise
+    insist()
 
 
 def _raise(number: int, _frame: FrameType | None) -> None:
@@ -76,8 +77,10 @@ def interruptible() -> Iterator[None]:
     """Raise :class:`Interrupted` in the main thread on the first SIGINT or SIGTERM inside the block."""
     previous = {one: signal.signal(one, _raise) for one in (signal.SIGINT, signal.SIGTERM)}
     try:
-        with not_swallowed():
-            yield
+        yield
+    except Exception:  # that a signal is behind
+        insist()
+        raise
     finally:
         _heard.clear()
         for one, handler in previous.items():

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 @contextmanager
 def native_stderr() -> Iterator[None]:
-    """Hold back what native code writes to standard error inside the block; show it after all if the block raises.
+    """Hold back what native code writes to standard error inside the block; show it after all if the block fails.
 
     TensorFlow 2.21 prints six lines on import that no log level reaches.
     """
@@ -21,7 +21,7 @@ def native_stderr() -> Iterator[None]:
         os.dup2(held.fileno(), 2)
         try:
             yield
-        except BaseException:
+        except Exception:
             held.seek(0)
             os.write(kept, held.read())
             raise

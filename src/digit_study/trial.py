@@ -24,7 +24,7 @@ class Follower(Protocol):
 
 def train_here(config: Config, run_id: str, follower: Follower) -> TrialResult:
     """Run a trial in this process, which then holds TensorFlow."""
-    with not_swallowed(), native_stderr():
+    with native_stderr(), not_swallowed():
         from digit_study.pipeline import run_trial
 
     return run_trial(config, run_id, listener=Listener(follower.steps, follower.epoch))
@@ -46,7 +46,7 @@ def run_in_worker(config: Config, run_id: str, follower: Follower) -> TrialResul
 
 def train(config: Config, run_id: str, send: Callable[[str, Any], None], ask: Callable[[Any], None]) -> TrialResult:
     """Run a trial inside a worker: progress goes out by ``send``, every epoch by ``ask``, which may end it."""
-    with not_swallowed(), native_stderr():
+    with native_stderr(), not_swallowed():
         from digit_study.pipeline import run_trial
 
     listener = Listener(
