@@ -109,15 +109,17 @@ def _can_write(directory: Path) -> bool:
     return True
 
 
+def _connect(path: Path) -> sqlite3.Connection:
+    """Open a database that is there; one that is not is not made."""
+    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=1.0)
+
+
 def _not_a_database(path: Path) -> str | None:
     try:
-        connection = sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=1.0)
-        try:
+        with closing(_connect(path)) as connection:
             connection.execute("BEGIN IMMEDIATE").close()
             connection.execute("ROLLBACK").close()
             connection.execute("SELECT count(*) FROM sqlite_master").close()
-        finally:
-            connection.close()
     except sqlite3.OperationalError as error:
         # another run writing at this moment is no fault
         return None if "locked" in str(error) else str(error)
@@ -218,9 +220,8 @@ def require_run(uri: str, run_id: str, key: str) -> None:
     """
     if not uri.startswith("sqlite:///") or is_missing(uri):
         return
-    file = Path(uri.removeprefix("sqlite:///")).absolute()
     try:
-        with closing(sqlite3.connect(f"{file.as_uri()}?mode=rw", uri=True, timeout=1.0)) as connection:
+        with closing(_connect(Path(uri.removeprefix("sqlite:///")))) as connection:
             is_known = connection.execute("SELECT 1 FROM runs WHERE run_uuid = ?", (run_id,)).fetchone()
     except sqlite3.DatabaseError:  # locked, or of another version: MLflow says what there is to say
         return

@@ -19,6 +19,7 @@ from digit_study.champion.registry_config import GateConfig, PromoteConfig
 from digit_study.config import DataConfig
 from digit_study.errors import StudyError
 from digit_study.evaluation import PairedTest, paired_test
+from digit_study.interruption import not_swallowed
 from digit_study.quiet import native_stderr
 
 
@@ -102,7 +103,7 @@ def read_sealed(
     Raises:
         StudyError: a file is not the network it should be; the seal is kept then.
     """
-    with native_stderr():
+    with native_stderr(), not_swallowed():
         first = _load(files[0], weights[0])
         second = _load(files[1], weights[1]) if files[1] else None
     images, labels = data.open_sealed_test_set(source, record)

@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from digit_study.errors import StudyError
+from digit_study.interruption import not_swallowed
 from digit_study.quiet import native_stderr
 from digit_study.reading.image_files import SUFFIXES, ImageError
 from digit_study.reading.images import Digit, read_digit
@@ -151,7 +152,7 @@ def load_model(file: Path) -> Model:
     Raises:
         StudyError: the file cannot be loaded or takes or gives other shapes.
     """
-    with native_stderr():
+    with native_stderr(), not_swallowed():
         import keras
 
         try:
