@@ -17,6 +17,7 @@ from digit_study import composition, launch, stores
 from digit_study.composition import compose_config, expand
 from digit_study.config import Config, flatten, validate
 from digit_study.errors import StudyError
+from digit_study.redaction import without_password
 
 composition.register()
 
@@ -270,4 +271,11 @@ def test_the_uri_is_the_configured_one_then_the_environments(monkeypatch: pytest
     ],
 )
 def test_passwords_are_never_shown(uri: str, shown: str) -> None:
-    assert stores.without_password(uri) == shown
+    assert without_password(uri) == shown
+
+
+@pytest.mark.parametrize("override", ["trackin.uri='{}'", "study='{}", "study={}#", "study='{}','{}'"])
+def test_a_line_that_is_quoted_back_shows_no_password(override: str) -> None:
+    with pytest.raises(StudyError) as caught:
+        composition.compose_config([override.format(*2 * ["postgresql://me:hush@host/x"])])
+    assert "me:***@host" in str(caught.value) and "hush" not in str(caught.value)

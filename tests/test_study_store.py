@@ -2,11 +2,14 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import subprocess
 import sys
+import threading
 import warnings
 from contextlib import AbstractContextManager
 from pathlib import Path
+from typing import Any
 
 import optuna
 import psutil
@@ -16,10 +19,10 @@ from hypothesis import strategies as st
 from optuna.trial import TrialState, create_trial
 from stub_worker import plan
 
-from digit_study import stores
+from digit_study import redaction, stores
 from digit_study.errors import StudyError
 from digit_study.search import study_store, supervision
-from digit_study.search.study_plan import StudyPlan
+from digit_study.search.storage import address, folder, journal_path
 
 
 @pytest.fixture(autouse=True)
@@ -86,7 +89,7 @@ def test_a_fresh_study_keeps_the_old_one(storage: str) -> None:
     _age(old)
     new = opened(storage, "search.fresh=true", "model.batch_norm=false")
     assert new.trials == [] and new.study_name == "s"
-    kept = [path.stem for path in study_store.folder().glob("s-until-*.journal")]
+    kept = [path.stem for path in folder().glob("s-until-*.journal")]
     if storage.endswith("db"):
         kept = [name for name in optuna.get_all_study_names(storage.removeprefix("search.storage=")) if name != "s"]
     asked = plan(storage, f"study={kept[0]}")
@@ -106,9 +109,76 @@ def test_a_study_that_somebody_works_on_is_not_put_aside() -> None:
         opened("search.fresh=true")
 
 
+def test_a_study_that_another_machine_works_on_is_not_put_aside(tmp_path: Path) -> None:
+    study = opened(f"search.storage=sqlite:///{tmp_path}/o.db")
+    _age(study)
+    with warnings.catch_warnings():  # Optuna wants heartbeats to come from its own loop
+        warnings.simplefilter("ignore")
+        trial = study.ask()
+    trial.set_user_attr(supervision.SUPERVISOR, "elsewhere:1:1.0")
+    assert (heart := supervision.heart(study)) is not None
+    heart.record_heartbeat(trial._trial_id)
+    with pytest.raises(StudyError, match="is being searched by elsewhere:1:1.0"):
+        opened(f"search.storage=sqlite:///{tmp_path}/o.db", "search.fresh=true")
+
+
+def test_a_study_that_another_machine_begins_at_the_same_moment_is_joined(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Machines share no lock: both find no study and begin it, the database refuses one, which waits for the other."""
+    uri = f"sqlite:///{tmp_path}/o.db"
+    asked = plan(f"search.storage={uri}")
+    look = study_store._load
+    others: list[threading.Timer] = []
+
+    def look_too_early(*arguments: Any) -> optuna.Study | None:
+        if others:
+            return look(*arguments)
+        begun = optuna.create_study(study_name="s", storage=uri, direction="maximize")
+        others.append(threading.Timer(0.5, study_store._define, (begun, asked.study, asked.run, asked.overrides)))
+        others[0].start()
+        return None
+
+    monkeypatch.setattr(study_store, "is_shared", lambda study: True)
+    monkeypatch.setattr(study_store, "_load", look_too_early)
+    uid = opened(f"search.storage={uri}").user_attrs[study_store.UID]
+    others[0].join()
+    assert uid == optuna.load_study(study_name="s", storage=uri).user_attrs[study_store.UID]
+
+
+@pytest.mark.parametrize(("faults", "is_shared", "opens"), [(2, True, True), (1, False, False), (99, True, False)])
+def test_tables_that_other_machines_create_meanwhile_are_waited_for(
+    faults: int, is_shared: bool, opens: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stores, "TABLE_PAUSE_S", 0.0)
+    left = [RuntimeError("relation already exists")] * faults
+
+    def open_store() -> str:
+        if left:
+            raise left.pop()
+        return "open"
+
+    if opens:
+        assert stores.with_tables(open_store, is_shared) == "open"
+        return
+    with pytest.raises(RuntimeError, match="already exists"):
+        stores.with_tables(open_store, is_shared)
+
+
+@pytest.mark.parametrize(
+    ("scheme", "package"), [("postgresql+psycopg", r"psycopg\[binary\]"), ("mysql", "mysqlclient")]
+)
+def test_a_missing_database_driver_has_a_remedy(scheme: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module in ("psycopg", "MySQLdb"):
+        monkeypatch.setitem(sys.modules, module, None)
+    with pytest.raises(StudyError, match=f"python -m pip install '{package}'") as caught:
+        plan(f"search.storage='{scheme}://u:hush@h/d'")
+    assert "hush" not in str(caught.value)
+
+
 def test_half_a_line_of_a_killed_writer_is_cut_off() -> None:
     opened().set_user_attr("kept", 1)
-    path = study_store.journal_path("s")
+    path = journal_path("s")
     whole = path.read_bytes()
     path.write_bytes(whole + b'{"op_code": 2, "stu')
     assert opened().user_attrs["kept"] == 1
@@ -135,8 +205,9 @@ def test_an_unknown_study_has_a_remedy_and_nothing_is_made(word: str, tmp_path: 
 
 def test_no_password_is_kept_or_shown() -> None:
     asked = plan("search.storage=null")
-    study = study_store.open_study(asked.study, asked.run, [*asked.overrides, "search.storage=postgresql://u:hush@h/d"])
-    assert "hush" not in json.dumps(study.user_attrs)
+    secrets = ["search.storage=postgresql://u:hush@h/d", "tracking.uri='postgresql://u:hush@h/d'"]
+    study = study_store.open_study(asked.study, asked.run, [*asked.overrides, *secrets, "tracking.experiment=x"])
+    assert "hush" not in json.dumps(study.user_attrs) and "tracking.experiment=x" in study.user_attrs["overrides"]
 
 
 secret = st.text("abc@#/:%?[ ", min_size=1, max_size=8).map(lambda text: f"hush{text}hush")
@@ -145,13 +216,13 @@ secret = st.text("abc@#/:%?[ ", min_size=1, max_size=8).map(lambda text: f"hush{
 @given(secret)
 def test_a_password_is_hidden_whatever_it_is_made_of(password: str) -> None:
     uri = f"postgresql://me:{password}@host:5432/db"
-    assert stores.without_password(uri) == "postgresql://me:***@host:5432/db"
-    assert "hush" not in stores.without_secrets(f"no way in with {uri}, that is {password}\nmore", uri)
+    assert redaction.without_password(uri) == "postgresql://me:***@host:5432/db"
+    assert "hush" not in redaction.without_secrets(f"no way in with {uri}, that is {password}\nmore", uri)
 
 
 @pytest.mark.parametrize("tail", ["", "?x=1", "?password=hush", "?x=1&PASSWORD=hush"])
 def test_a_password_in_the_query_is_hidden(tail: str) -> None:
-    assert "hush" not in stores.without_password(f"mysql://u@h/d{tail}")
+    assert "hush" not in redaction.without_password(f"mysql://u@h/d{tail}")
 
 
 @pytest.mark.parametrize(
@@ -238,7 +309,12 @@ def test_only_one_process_at_a_time_is_let_in() -> None:
         pass
 
 
-def test_the_study_can_be_addressed_by_another_command(storage: str) -> None:
-    asked: StudyPlan = plan(storage)
-    words = study_store.address(asked.study)
-    assert words.startswith("study=s") and ("o.db" in words) == storage.endswith("db")
+@pytest.mark.parametrize("password", ["hush", "hu$h", "hu`h", "hu h"])
+def test_an_address_is_what_a_shell_reads_and_has_no_password(password: str) -> None:
+    places = {"search.storage": f"postgresql://u:{password}@h/d$", "tracking.uri": f"postgresql://u:{password}@h/d"}
+    words = shlex.split(address("s", places))
+    assert words == ["study=s", "search.storage='postgresql://u:***@h/d$'", "tracking.uri='postgresql://u:***@h/d'"]
+    assert (
+        address("s", {"search.storage": None, "tracking.uri": "sqlite:///x.db"})
+        == "study=s \"tracking.uri='sqlite:///x.db'\""
+    )

@@ -8,6 +8,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -28,6 +29,7 @@ from digit_study.search import study_report, supervision, trial_ends
 from digit_study.search.samplers import SAMPLERS
 from digit_study.search.search_config import PRUNERS
 from digit_study.search.space import suggest
+from digit_study.search.storage import journal_path, open_journal
 from digit_study.search.study_report import StudyView, trials_frame
 from digit_study.search.study_run import run_study
 
@@ -260,6 +262,23 @@ def test_a_signal_leaves_nothing_running_and_loses_nothing(number: signal.Signal
     view, again = search(store, "search.trials=4", "search.pruner=none")
     assert [t.state.name for t in supervision.counted(view.trials())] == ["COMPLETE"] * 4
     assert again.started[0].model == stubs.started[2].model and again.started[0].training == stubs.started[2].training
+
+
+def test_the_last_trial_of_a_supervisor_that_then_dies_is_run_here(store: str) -> None:
+    """A total is met when all has ended: whoever is done first waits for what others still run, and takes it over."""
+    other = subprocess.Popen(["sleep", "60"])
+    dies = threading.Timer(1.0, lambda: (other.kill(), other.wait()))
+
+    def begins(config: Config, number: int) -> str:
+        if number == 1:
+            trial = optuna.load_study(study_name="s", storage=open_journal(journal_path("s"))).ask()
+            trial.set_user_attr(supervision.SUPERVISOR, supervision.process_name(other.pid))
+            dies.start()
+        return "done"
+
+    view, stubs = search(store, "search.trials=3", "search.pruner=none", behaviour=begins)
+    dies.join()
+    assert states(view) == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE"] and len(stubs.started) == 3
 
 
 @pytest.mark.parametrize("moment", ["ask", "create_run", "submit", "tell", "tag"])

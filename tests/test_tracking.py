@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import urllib.parse
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,13 @@ def test_what_is_told_arrives(store: str) -> None:
     history = mlflow.MlflowClient(store).get_metric_history(log.run_id, "val_loss")
     assert [(point.step, point.value) for point in history] == [(1, 2.0), (2, 1.0)]
     assert run.info.status == "RUNNING"
+
+
+def test_a_password_of_the_store_is_not_told(store: str) -> None:
+    log = tracking.RunLog(store, created(store))
+    log.config(replace(CONFIG, tracking=TrackingConfig(uri="postgresql://me:hush@h/d")))
+    assert look_at(store, log.run_id).data.params["tracking.uri"] == "postgresql://me:***@h/d"
+    assert "hush" not in (log.folder / "config.yaml").read_text()
 
 
 @pytest.mark.parametrize("status", ["FINISHED", "FAILED", "KILLED"])

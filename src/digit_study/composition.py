@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from digit_study.config import Config
 from digit_study.errors import StudyError
 from digit_study.naming import nearest
+from digit_study.redaction import without_password
 
 ROOT = Path(__file__).resolve().parents[2]
 CONF = ROOT / "conf"
@@ -74,7 +75,10 @@ def _parse(overrides: Sequence[str], parser: OverridesParser | None = None) -> l
     try:
         return (parser or OverridesParser.create()).parse_overrides(list(overrides))
     except HydraException as error:
-        raise StudyError(f"an override reads key=value: {_first_line(error)}") from error
+        why = without_password(_first_line(error))
+        raise StudyError(
+            f"an override reads key=value, key='value' where that has special characters: {why}"
+        ) from error
 
 
 @cache
@@ -102,7 +106,7 @@ def _assign(config: DictConfig, override: Override) -> None:
 
 def _check_name(override: Override, root: str) -> None:
     key = override.key_or_group
-    line = override.input_line or key
+    line = without_password(override.input_line or key)
     if _is_hydra(override):
         return
     if override.is_sweep_override():

@@ -5,6 +5,7 @@ import signal
 import threading
 
 from digit_study.quiet import native_stderr
+from digit_study.stores import quiet_mlflow
 
 _imported = threading.Event()
 
@@ -18,6 +19,7 @@ def _follow_parent(parent: int = os.getppid()) -> None:
 
 _follower = threading.Thread(target=_follow_parent)
 _follower.start()
+quiet_mlflow()
 try:
     with native_stderr():
         import mlflow.keras

@@ -20,7 +20,8 @@ from digit_study import composition
 from digit_study.config import Config, TrackingConfig, validate
 from digit_study.errors import StudyError
 from digit_study.naming import nearest
-from digit_study.stores import look, prepare_store, require_store, tracking_uri, unknown_run, without_password
+from digit_study.redaction import without_password
+from digit_study.stores import look, prepare_store, require_store, tracking_uri, unknown_run
 
 #: MLflow's codes for "there is no such thing", as its several stores spell it.
 ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND")

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-import re
 import sqlite3
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -12,34 +12,25 @@ from collections.abc import Callable
 from contextlib import closing
 from http.client import HTTPException
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from digit_study.composition import ROOT
 from digit_study.errors import StudyError
+from digit_study.redaction import without_password, without_secrets
 
 ARTIFACTS = ROOT / "mlruns"
 OUTBOX = ARTIFACTS / ".outbox"
 REACHABLE_WITHIN_S = 0.8
+#: Packages of database drivers whose module has another name.
+DRIVERS = {"psycopg": "psycopg[binary]", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
+#: Of several machines that create the same tables at the same moment one succeeds; the others find them there later.
+TABLE_ATTEMPTS, TABLE_PAUSE_S = 5, 1.0
+T = TypeVar("T")
 
 
 def tracking_uri(configured: str | None) -> str:
     """``configured``, else MLFLOW_TRACKING_URI, else the sqlite database at the root that ``mlflow ui`` opens."""
     return configured or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{ROOT / 'mlflow.db'}"
-
-
-def without_password(uri: str) -> str:
-    """The URI as it may be shown and logged. A password may itself hold ``@``, ``#`` or ``/``."""
-    hidden = re.sub(r"^([\w+]+://[^:/@]*):.*@", r"\1:***@", uri)
-    return re.sub(r"(?i)([?&](?:password|passwd|pwd|token|secret)=)[^&]*", r"\1***", hidden)
-
-
-def without_secrets(message: str, uri: str) -> str:
-    """The first line of a message, with ``uri`` and the password in it hidden."""
-    text = message.replace(uri, without_password(uri)).strip().split("\n")[0]
-    found = re.search(r"^[\w+]+://[^:/@]*:(.*)@", uri)
-    for secret in {found[1], urllib.parse.unquote(found[1])} - {""} if found else set():
-        text = text.replace(secret, "***")
-    return text
 
 
 def check_store(uri: str, key: str = "tracking.uri") -> None:
@@ -134,7 +125,13 @@ def _check_database(uri: str, key: str) -> None:
 
     try:
         create_engine(uri, connect_args=_within_seconds(uri)).connect().close()
-    except (SQLAlchemyError, ImportError, ValueError) as error:
+    except ImportError as error:
+        package = DRIVERS.get(str(error.name), error.name)
+        raise StudyError(
+            f"`{key}` must be a database whose driver is installed, got '{without_password(uri)}': {error}; "
+            f"python -m pip install '{package}'"
+        ) from None
+    except (SQLAlchemyError, ValueError) as error:
         why = without_secrets(str(error), uri)
         raise StudyError(f"`{key}` must be a database that answers, got '{without_password(uri)}': {why}") from None
 
@@ -171,7 +168,17 @@ def prepare_store(uri: str) -> None:
     # MLflow's migrations take no lock of their own: of four that start together three crash
     with FileLock(ARTIFACTS / ".store.lock"):
         create_sqlite(uri, _create_tables)
-        mlflow.MlflowClient(uri).search_experiments(max_results=1)
+        with_tables(lambda: mlflow.MlflowClient(uri).search_experiments(max_results=1), not uri.startswith("sqlite:"))
+
+
+def with_tables(open_store: Callable[[], T], is_shared: bool) -> T:
+    """Open what creates its tables where they are missing; where machines share it, again until that has settled."""
+    for _ in range(TABLE_ATTEMPTS - 1 if is_shared else 0):
+        try:
+            return open_store()
+        except Exception:  # the last attempt's is raised
+            time.sleep(TABLE_PAUSE_S)
+    return open_store()
 
 
 def _create_tables(uri: str) -> None:
@@ -261,6 +268,7 @@ def quiet_mlflow() -> None:
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
         "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
         "GIT_PYTHON_REFRESH": "quiet",
         "TF_CPP_MIN_LOG_LEVEL": "3",
     }.items():

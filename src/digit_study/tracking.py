@@ -16,7 +16,7 @@ import urllib.parse
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -34,6 +34,7 @@ from digit_study.composition import ROOT
 from digit_study.config import Config, flatten
 from digit_study.errors import StudyError
 from digit_study.interruption import held_back
+from digit_study.redaction import without_password
 from digit_study.stores import ARTIFACTS, OUTBOX
 
 EXPERIMENT = "digit-recognizer"
@@ -210,7 +211,9 @@ class RunLog:
         self.fault: str | None = None
 
     def config(self, config: Config) -> None:
-        """Log the composed config: every leaf as a param, and the whole as config.yaml."""
+        """Log the composed config: every leaf as a param, and the whole as config.yaml; passwords are left out."""
+        if config.tracking.uri is not None:
+            config = replace(config, tracking=replace(config.tracking, uri=without_password(config.tracking.uri)))
         (self.folder / "config.yaml").write_text(yaml.dump(asdict(config), Dumper=DUMPER, sort_keys=False))
         params = [Param(key, str(value)) for key, value in flatten(config).items()]
         self._send(lambda: self.client.log_batch(self.run_id, params=params))

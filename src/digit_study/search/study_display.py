@@ -38,8 +38,7 @@ class Display:
 
     def ended(self, number: int, state: str, text: str) -> None:
         """Say how a trial ended."""
-        if state == "COMPLETE":
-            self.best_now = self.best()
+        self.best_now = self.best()  # another machine may have found a better one
         line = Text(f"trial {number:<4} ")
         line.append(f"{state:<9}", STYLES.get(state, ""))
         line.append(f"{text}   best so far: {self.best_now}")

@@ -8,15 +8,16 @@ from dataclasses import dataclass, replace
 from hydra._internal.utils import get_args_parser
 from rich.table import Table
 
-from digit_study import composition, console, hardware, stores
+from digit_study import composition, console, hardware
 from digit_study.config import Config
 from digit_study.errors import StudyError
+from digit_study.redaction import without_password
 from digit_study.resolution import resolve_config
 from digit_study.search.samplers import check_sampler
 from digit_study.search.search_config import StudyConfig, objectives_of, pruner_of, validate_study
 from digit_study.search.space import LARGEST_GRID, Dimension, grid_size
 from digit_study.search.space_rules import parse_space
-from digit_study.search.study_store import check_storage, describe_storage
+from digit_study.search.storage import check_storage, describe_storage
 from digit_study.stores import check_store, tracking_uri
 
 ROOT = "study"
@@ -102,7 +103,7 @@ def plan_table(plan: StudyPlan) -> Table:
     table.add_row("constraints", ", ".join(search.constraints) or "none")
     table.add_row("data", f"{plan.dataset}, sha256 {str(plan.run.data.sha256)[:12]}…")
     table.add_row("trials kept in", describe_storage(plan.study))
-    table.add_row("runs kept in", stores.without_password(plan.uri))
+    table.add_row("runs kept in", without_password(plan.uri))
     return table
 
 

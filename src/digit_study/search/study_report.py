@@ -16,8 +16,9 @@ from matplotlib.figure import Figure
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from digit_study import console, figures, lookups, report, stores, tracking
+from digit_study import console, figures, lookups, report, tracking
 from digit_study.errors import StudyError
+from digit_study.redaction import without_password
 from digit_study.search import study_figures
 from digit_study.search.space import Dimension, fingerprint
 from digit_study.search.study_store import UID
@@ -69,7 +70,7 @@ def parent_of(study: Study, uri: str) -> str | None:
 def kept_elsewhere(name: str, uri: str) -> StudyError:
     """What to say of a study whose runs are in another store."""
     return StudyError(
-        f"the runs of study '{name}' are not in {stores.without_password(uri)}: set MLFLOW_TRACKING_URI to the store "
+        f"the runs of study '{name}' are not in {without_password(uri)}: set MLFLOW_TRACKING_URI to the store "
         "that it was begun with, or start it anew with search.fresh=true"
     )
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import shlex
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,14 +21,17 @@ from digit_study.errors import StudyError
 from digit_study.evaluation import accuracy_interval
 from digit_study.interruption import Interrupted
 from digit_study.pool import Pool, Worker, in_process
-from digit_study.search import study_report, study_store, supervision
+from digit_study.search import storage, study_report, study_store, supervision
 from digit_study.search.search_config import objectives_of
 from digit_study.search.study_display import board_table, display, front_table
 from digit_study.search.study_plan import StudyPlan
 from digit_study.search.study_report import StudyView
-from digit_study.search.study_store import describe_storage
+from digit_study.search.study_store import CREATOR
 from digit_study.search.sweep import Sweep
 from digit_study.search.trial_ends import RUN_ID, SEED, Setting, ranked, standing
+
+#: Seconds that the process that began a study needs at most until its parent run is in MLflow.
+PARENT_WITHIN_S = 60.0
 
 
 def run_study(plan: StudyPlan, launch: Callable[..., Worker] = in_process) -> StudyView:
@@ -73,7 +77,7 @@ def run_study(plan: StudyPlan, launch: Callable[..., Worker] = in_process) -> St
 def _describe(plan: StudyPlan, parent: str) -> None:
     log = tracking.RunLog(plan.uri, parent)
     log.config(plan.run)
-    said = {**flatten(plan.study), "search.storage": describe_storage(plan.study)}  # may hold a password
+    said = {**flatten(plan.study), "search.storage": storage.describe_storage(plan.study)}  # may hold a password
     (log.folder / "study.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(said, default=str))))
     report.write_data_pictures(data.load_digits(plan.run.data), log.folder)
 
@@ -108,6 +112,7 @@ def _parent_run(plan: StudyPlan, study: Study) -> str:
     Raises:
         StudyError: the study has trials whose runs are in another tracking store.
     """
+    _await_creator(plan, study)
     with supervision.turn(plan.study.study):
         known = study_report.parent_of(study, plan.uri)
         if known is not None and tracking.reopen_run(plan.uri, known):
@@ -116,6 +121,16 @@ def _parent_run(plan: StudyPlan, study: Study) -> str:
             raise study_report.kept_elsewhere(plan.study.study, plan.uri)
         name, tags = f"study {plan.study.study}", study_report.mark_of(study)
         return tracking.create_run(plan.run, plan.uri, plan.dataset, name, study=plan.study.study, **tags)
+
+
+def _await_creator(plan: StudyPlan, study: Study) -> None:
+    """Leave the parent run to the process that began the study, while that lives: two would be one too many."""
+    creator = study.user_attrs.get(CREATOR, supervision.supervisor())
+    deadline = time.monotonic() + PARENT_WITHIN_S
+    while creator != supervision.supervisor() and supervision.is_alive(creator) and time.monotonic() < deadline:
+        if study_report.parent_of(study, plan.uri) is not None:
+            return
+        time.sleep(0.5)
 
 
 class BestSoFar:
@@ -160,17 +175,16 @@ def _report(plan: StudyPlan, view: StudyView, log: tracking.RunLog, status: str)
     log.metrics({"best_val_accuracy": best["val_accuracy"], "trials": len(view.trials())})
     log.tags({"best.run_id": best["run_id"], "best.name": best["name"]})
     line = override_line(plan, view)
-    path = study_store.folder() / f"{plan.study.study}.best.txt"
+    path = storage.folder() / f"{plan.study.study}.best.txt"
     path.write_text(line + "\n")
     terminal = console.console()
     terminal.print(board_table(board.head(10), f"Leaderboard of study '{plan.study.study}'"))
     if len(view.objectives) > 1:
         terminal.print(front_table(study_report.pareto_frame(view), view.objectives))
     terminal.print(f"best config (also in {_relative(path)}):\n  {line}", soft_wrap=True)
-    terminal.print(
-        f"next:\n  python sweeps/confirm.py {study_store.address(plan.study)}\n  {stores.look(plan.uri)}",
-        soft_wrap=True,
-    )
+    places = {"search.storage": plan.study.search.storage, "tracking.uri": plan.run.tracking.uri}
+    where = storage.address(plan.study.study, places)
+    terminal.print(f"next:\n  python sweeps/confirm.py {where}\n  {stores.look(plan.uri)}", soft_wrap=True)
 
 
 def override_line(plan: StudyPlan, view: StudyView) -> str:

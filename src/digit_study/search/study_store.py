@@ -1,37 +1,35 @@
-"""Where a study's trials are kept: the storage, its creation, resuming it, and what resuming refuses."""
+"""A study that is begun, found again, put aside or refused: by one process or by several at the same moment."""
 
 from __future__ import annotations
 
 import json
-import os
-import shlex
 import time
 import uuid
 import warnings
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import optuna
 import psutil
 from filelock import FileLock
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
-from optuna.storages.journal import JournalFileBackend
-from optuna.storages.journal._file import BaseJournalFileLock
-from optuna.storages.journal._storage import JournalOperation
+from optuna.exceptions import DuplicatedStudyError
+from optuna.storages import BaseStorage
 from optuna.study import Study, StudyDirection
 
 from digit_study import stores
 from digit_study.config import Config, flatten
 from digit_study.errors import StudyError
 from digit_study.naming import nearest
+from digit_study.redaction import without_password
 from digit_study.search import supervision
 from digit_study.search.search_config import StudyConfig, objectives_of
-from digit_study.search.supervision import HEARTBEAT_S
-from digit_study.stores import check_store, create_sqlite, without_password
+from digit_study.search.storage import check_storage, folder, is_shared, journal_path, open_journal, open_storage
 
 #: Attributes of a study; the definition is set last.
 DEFINITION, UID, OVERRIDES, DATA_PATH, CREATED = "definition", "uid", "overrides", "data_path", "created"
+CREATOR = "creator"
+#: Seconds within which another machine that has just begun a study has it whole.
+WHOLE_WITHIN_S = 10.0
 #: Overrides that do not describe the study: its name, its place, and what one call of the command wants.
 NOT_STORED = (
     "study=", "data.path=", "search.plan", "search.fresh", "search.confirm", "search.workers", "search.trials",
@@ -41,107 +39,8 @@ NOT_STORED = (
 FREE_KEYS = ("tracking.", "training.threads", "training.seed", "data.path", "data.source", "reproduce")
 
 
-class _KernelLock(BaseJournalFileLock):
-    """Optuna's own file locks outlive a killed process by 30 s; the kernel gives this one back at once."""
-
-    def __init__(self, path: Path) -> None:
-        self.lock = FileLock(path)
-
-    def acquire(self) -> bool:
-        self.lock.acquire()
-        return True
-
-    def release(self) -> None:
-        self.lock.release()
-
-
-class _Journal(JournalFileBackend):
-    """Optuna's own waits for the disk after every line: milliseconds, a dozen times a trial.
-
-    A killed process loses nothing that was handed to the kernel; against a power cut the end of a trial waits.
-    """
-
-    def __init__(self, path: Path, lock: _KernelLock) -> None:
-        super().__init__(str(path), lock_obj=lock)
-        self.kernel_lock = lock.lock
-
-    def append_logs(self, logs: list[dict[str, Any]]) -> None:
-        text = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
-        with self.kernel_lock, open(self._file_path, "ab") as file:
-            file.write(text.encode())
-            if any(log.get("op_code") == JournalOperation.SET_TRIAL_STATE_VALUES for log in logs):
-                file.flush()
-                os.fsync(file.fileno())
-
-
-def folder() -> Path:
-    """Where the studies of this machine are kept."""
-    return stores.ARTIFACTS / "studies"
-
-
-def journal_path(study: str) -> Path:
-    """The journal file of a study that is kept on this machine."""
-    return folder() / f"{study}.journal"
-
-
-def describe_storage(study: StudyConfig) -> str:
-    """Where the trials are kept, without any password."""
-    return without_password(study.search.storage) if study.search.storage else str(journal_path(study.study))
-
-
-def address(study: StudyConfig) -> str:
-    """The overrides by which another command finds the study."""
-    if study.search.storage is None:
-        return f"study={study.study}"
-    return f"study={study.study} " + shlex.quote(f"search.storage='{describe_storage(study)}'")
-
-
-def check_storage(study: StudyConfig) -> None:
-    """Make sure that the storage can be reached, without creating anything.
-
-    Raises:
-        StudyError: it cannot; the message shows no password.
-    """
-    if study.search.storage is not None:
-        check_store(study.search.storage, "search.storage")
-
-
-def open_storage(study: StudyConfig) -> BaseStorage:
-    """Open the storage, creating it first where it is new; one process at a time under :func:`_creating`."""
-    if study.search.storage is None:
-        return _open_journal(journal_path(study.study))
-    uri = study.search.storage
-    create_sqlite(uri, lambda new: RDBStorage(new).engine.dispose())
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            return RDBStorage(uri, heartbeat_interval=HEARTBEAT_S, grace_period=4 * HEARTBEAT_S)
-    except Exception as fault:  # SQLAlchemy's messages quote what they were given
-        raise StudyError(
-            f"`search.storage` must be a database that Optuna can use, got '{without_password(uri)}': "
-            f"{stores.without_secrets(str(fault), uri)}"
-        ) from None
-
-
-def _open_journal(path: Path) -> JournalStorage:
-    lock = _KernelLock(path.with_suffix(".lock"))
-    with lock.lock:
-        _cut_half_line(path)
-    return JournalStorage(_Journal(path, lock))
-
-
 def _creating() -> FileLock:
     return supervision.lock(".create.lock")
-
-
-def _cut_half_line(path: Path) -> None:
-    """Remove what a process that was killed while writing left behind its last whole line."""
-    if not path.exists():
-        return
-    content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        os.truncate(path, whole)
 
 
 def definition_of(study: StudyConfig, run: Config) -> dict[str, Any]:
@@ -161,14 +60,29 @@ def open_study(study: StudyConfig, run: Config, overrides: Sequence[str]) -> Stu
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with _creating():
-        opened = _load(study, open_storage(study))
+        opened = _find(study)
         if opened is not None and study.search.fresh and not _is_of_this_moment(opened):
             _put_aside(study, opened)
             opened = None
-        if opened is None or DEFINITION not in opened.user_attrs:
-            return _create(study, run, overrides, opened)
+        if opened is None:
+            opened = _begin(study)
+        if opened is None:
+            opened = _find(study)  # of another machine that was faster
+        if opened is None:
+            raise _no_study(study.study, [])
+        if DEFINITION not in opened.user_attrs:
+            _define(opened, study, run, overrides)
     refuse_changes(opened, study, run)
     return opened
+
+
+def _find(study: StudyConfig) -> Study | None:
+    """The study if there is one; one that another machine has begun this moment is given the time to become whole."""
+    found = _load(study, open_storage(study))
+    deadline = time.monotonic() + (WHOLE_WITHIN_S if is_shared(study) else 0.0)
+    while found is not None and DEFINITION not in found.user_attrs and time.monotonic() < deadline:
+        time.sleep(0.1)
+    return found
 
 
 def _load(study: StudyConfig, storage: BaseStorage) -> Study | None:
@@ -178,20 +92,31 @@ def _load(study: StudyConfig, storage: BaseStorage) -> Study | None:
     return optuna.load_study(study_name=study.study, storage=storage)
 
 
-def _create(study: StudyConfig, run: Config, overrides: Sequence[str], begun: Study | None) -> Study:
-    """Create the study; ``begun`` is one whose creator was killed before it was whole."""
-    objectives = objectives_of(study.search)
-    directions = [StudyDirection[name.upper()] for name in objectives.values()]
-    created = begun or optuna.create_study(study_name=study.study, storage=open_storage(study), directions=directions)
+def _begin(study: StudyConfig) -> Study | None:
+    """Begin the study; None where another machine, with which no lock is shared, has just done so."""
+    directions = [StudyDirection[name.upper()] for name in objectives_of(study.search).values()]
+    try:
+        return optuna.create_study(study_name=study.study, storage=open_storage(study), directions=directions)
+    except DuplicatedStudyError:
+        return None
+
+
+def _define(created: Study, study: StudyConfig, run: Config, overrides: Sequence[str]) -> None:
+    """Make a study whole that was just begun, here or by a process that was killed then."""
     created.set_user_attr(UID, uuid.uuid4().hex)
+    created.set_user_attr(CREATOR, supervision.supervisor())
     created.set_user_attr(CREATED, time.time())
-    created.set_user_attr(OVERRIDES, [text for text in overrides if not text.startswith(NOT_STORED)])
+    created.set_user_attr(OVERRIDES, [text for text in overrides if _is_kept(text)])
     created.set_user_attr(DATA_PATH, run.data.path)
     with warnings.catch_warnings():  # the dashboard shows them; Optuna calls them experimental
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        created.set_metric_names(list(objectives))
+        created.set_metric_names(list(objectives_of(study.search)))
     created.set_user_attr(DEFINITION, definition_of(study, run))
-    return created
+
+
+def _is_kept(override: str) -> bool:
+    """Whether an override describes the study, and may be shown to all who can open it."""
+    return not override.startswith(NOT_STORED) and without_password(override) == override
 
 
 def find_study(study: StudyConfig) -> Study:
@@ -229,14 +154,14 @@ def _is_of_this_moment(opened: Study) -> bool:
 
 
 def _put_aside(study: StudyConfig, opened: Study) -> None:
-    busy = [name for name in supervision.supervisors(opened) if supervision.is_here(name)]
+    busy = supervision.busy(opened)
     if busy:
         raise StudyError(
             f"search.fresh=true starts a study anew that nobody works on, but '{study.study}' is being searched by "
             f"{', '.join(busy)}: stop that, or take another name with study=<name>"
         )
     aside = f"{study.study}-until-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}"
-    to = _open_journal(journal_path(aside)) if study.search.storage is None else opened._storage
+    to = open_journal(journal_path(aside)) if study.search.storage is None else opened._storage
     optuna.copy_study(from_study_name=study.study, from_storage=opened._storage, to_storage=to, to_study_name=aside)
     optuna.delete_study(study_name=study.study, storage=opened._storage)
 

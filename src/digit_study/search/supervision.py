@@ -128,6 +128,16 @@ def orphans(study: Study) -> list[FrozenTrial]:
     return [trial for trial in running if trial._trial_id in silent or _is_orphan(trial, storage is not None)]
 
 
+def busy(study: Study) -> list[str]:
+    """Supervisors that work on the study: those here, and those elsewhere whose trials have a heartbeat."""
+    here = {name for name in supervisors(study) if is_here(name)}
+    gone = {trial.number for trial in orphans(study)}
+    running = study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+    return sorted(
+        here | {one.user_attrs.get(SUPERVISOR, "another machine") for one in running if one.number not in gone}
+    )
+
+
 def _is_orphan(trial: FrozenTrial, shared: bool) -> bool:
     name = trial.user_attrs.get(SUPERVISOR)
     if name is not None:

@@ -95,7 +95,7 @@ class Sweep:
         """
         try:
             self._join()
-            while self.running or self._refill():
+            while self.running or self._refill() or self._others_run():
                 insist()
                 for event in self.pool.events():
                     self._hear(event)
@@ -168,6 +168,11 @@ class Sweep:
                 break
             self._start(trial)
         return bool(self.running)
+
+    def _others_run(self) -> bool:
+        """Whether other supervisors' last trials still run: one that dies with its machine is run again here."""
+        running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
+        return self.ends.stopping is None and bool(running)
 
     def _ask(self) -> Trial:
         with warnings.catch_warnings():  # its heart beats in _heartbeat

@@ -24,6 +24,7 @@ from digit_study.pool import Pool, Worker, in_process
 from digit_study.results import TrialResult
 from digit_study.search import space, study_report, study_store, supervision
 from digit_study.search.search_config import StudyConfig, objectives_of
+from digit_study.search.storage import address
 from digit_study.search.study_plan import StudyPlan, plan_study
 from digit_study.search.study_report import StudyView
 from digit_study.selection import Candidate, Group, confirmed_ranking
@@ -281,4 +282,5 @@ def _say(work: Confirmation, ranking: pd.DataFrame) -> None:
     if work.plan.study.confirm.prefer == "accuracy":
         why = "the highest mean"
     terminal.print(f"winner: {winner['name']} ({why}), run {winner['run_id']}", soft_wrap=True)
-    terminal.print(f"next:\n  python sweeps/promote.py study={work.plan.study.study}", soft_wrap=True)
+    where = address(work.plan.study.study, {"tracking.uri": work.plan.run.tracking.uri})
+    terminal.print(f"next:\n  python sweeps/promote.py {where}", soft_wrap=True)
