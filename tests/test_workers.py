@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
@@ -120,6 +121,20 @@ def test_a_result_larger_than_a_pipe_arrives() -> None:
 def test_a_trial_that_fails_says_why(target: Callable[..., Any], kind: type[Exception], words: str) -> None:
     with pytest.raises(kind, match=words):
         heard(target)
+
+
+def test_a_trial_that_is_stopped_while_it_sends_its_result_does_not_stop_its_supervisor() -> None:
+    trial = TrialProcess(flood, Config(), "r")
+    multiprocessing.connection.wait([trial.connection])
+    time.sleep(0.5)  # it sends on as far as the pipe takes it
+    with suppress(psutil.NoSuchProcess):  # it may have sent all by now, which is as good
+        psutil.Process(trial.pid()).suspend()
+    heard: list[Message | None] = []
+    listener = threading.Thread(target=lambda: heard.append(trial.receive()), daemon=True)
+    listener.start()
+    listener.join(5.0)
+    trial.stop(0.1)
+    assert [message.kind for message in heard if message] == ["done"] and not trial.outcome.exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])

@@ -10,9 +10,10 @@ from typing import Any, Protocol
 
 import psutil
 
+from digit_study.child import GRACE_S
 from digit_study.config import Config
 from digit_study.trial import train
-from digit_study.workers import GRACE_S, Message, TrialDied, TrialProcess
+from digit_study.workers import Message, TrialDied, TrialProcess
 
 GIB = 2**30
 

@@ -5,26 +5,23 @@ from __future__ import annotations
 import atexit
 import multiprocessing
 import os
+import pickle
 import signal
-import threading
+import tempfile
 import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import forkserver, resource_tracker
-from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import psutil
 
+from digit_study import child
+from digit_study.child import GRACE_S
 from digit_study.config import Config
 from digit_study.errors import StudyError
-from digit_study.interruption import Interrupted, Pruned, interruptible
-
-#: Seconds that a trial asked to end has before it is killed.
-GRACE_S = 8.0
-
 
 #: How often a trial's process is tried to be started.
 STARTS = 3
@@ -91,10 +88,13 @@ class TrialProcess:
     """
 
     def __init__(self, target: Callable[..., Any], config: Config, run_id: str) -> None:
+        number, name = tempfile.mkstemp(prefix="digit-study-")
+        os.close(number)
+        self.outcome = Path(name)
         for _ in range(STARTS):  # a server that was killed meanwhile is started again
             context = _context()
             self.connection, theirs = context.Pipe()
-            self.process = context.Process(target=_child, args=(theirs, target, config, run_id))
+            self.process = context.Process(target=child.run, args=(theirs, target, config, run_id, self.outcome))
             try:
                 self.process.start()
                 break
@@ -103,6 +103,7 @@ class TrialProcess:
             finally:
                 theirs.close()
         else:
+            self.outcome.unlink()
             raise TrialDied("the trial's process could not be started: the server it is forked from was killed")
         self.itself = _process(int(self.process.pid))
         self.started = time.monotonic()
@@ -124,12 +125,15 @@ class TrialProcess:
         """
         try:
             if self.connection.poll():
-                return Message(*self.connection.recv())
+                return self._message(*self.connection.recv())
         except (EOFError, OSError):
             self._wait(GRACE_S)
         if not self._is_alive() and not self._has_more():
             raise TrialDied(f"the trial's process {_how(self.process.exitcode)}")
         return None
+
+    def _message(self, kind: str, content: Any) -> Message:
+        return Message(kind, pickle.loads(self.outcome.read_bytes()) if kind == "done" else content)
 
     def _has_more(self) -> bool:
         try:
@@ -165,6 +169,7 @@ class TrialProcess:
         self._signal(signal.SIGKILL)
         self._wait(GRACE_S)
         self.connection.close()
+        self.outcome.unlink(missing_ok=True)
 
     def _signal(self, number: int) -> None:
         if self._is_alive() and self.itself is not None:
@@ -218,36 +223,3 @@ def _how(exit_code: int | None) -> str:
         hint = " (out of memory, or somebody's kill -9)" if name == "SIGKILL" else ""
         return f"was killed by {name}{hint}"
     return f"ended with exit code {exit_code} and no result"
-
-
-def _child(connection: Connection, target: Callable[..., Any], config: Config, run_id: str) -> None:
-    threading.Thread(target=_follow_parent, daemon=True).start()
-
-    def send(kind: str, content: Any) -> None:
-        connection.send((kind, content))
-
-    def ask(content: Any) -> None:
-        connection.send(("epoch", content))
-        if not connection.recv():
-            raise Pruned
-
-    try:
-        with interruptible():
-            send("done", target(config, run_id, send, ask))
-    except Interrupted as interrupted:
-        raise SystemExit(interrupted.exit_code) from None
-    except (EOFError, BrokenPipeError):
-        raise SystemExit(1) from None  # the supervisor is gone; the run has been ended on the way here
-    except Exception as error:
-        send("failed", str(error) if isinstance(error, StudyError) else f"{type(error).__name__}: {error}")
-
-
-def _follow_parent() -> None:
-    """End this trial, truthfully if it can, when the process that supervises it is gone."""
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        return
-    parent.join()
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(GRACE_S)
-    os.kill(os.getpid(), signal.SIGKILL)
