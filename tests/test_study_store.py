@@ -186,6 +186,33 @@ def test_half_a_line_of_a_killed_writer_is_cut_off() -> None:
     assert all(json.loads(line) for line in path.read_text().splitlines())
 
 
+def test_half_a_line_that_another_one_leaves_behind_does_not_spoil_the_next() -> None:
+    study = opened()
+    with journal_path("s").open("ab") as file:
+        file.write(b'{"op_code": 2, "stu')
+    study.set_user_attr("after", 1)
+    assert opened().user_attrs["after"] == 1
+    assert all(json.loads(line) for line in journal_path("s").read_text().splitlines())
+
+
+def test_processes_that_write_at_the_same_time_lose_nothing(tmp_path: Path) -> None:
+    opened()
+    code = (
+        "import sys, pathlib; from digit_study.search.storage import open_journal; import optuna\n"
+        "study = optuna.load_study(study_name='s', storage=open_journal(pathlib.Path(sys.argv[1])))\n"
+        "for number in range(50): study.set_user_attr(f'{sys.argv[2]}-{number}', number)\n"
+    )
+    source = Path(__file__).parents[1] / "src"
+    writers = [
+        subprocess.Popen(
+            [sys.executable, "-c", code, str(journal_path("s")), name], env={**os.environ, "PYTHONPATH": str(source)}
+        )
+        for name in "abc"
+    ]
+    assert [writer.wait(60) for writer in writers] == [0, 0, 0]
+    assert len([key for key in opened().user_attrs if key[1:2] == "-"]) == 150
+
+
 def test_a_study_whose_creator_was_killed_is_completed(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
         patch.setattr(optuna.Study, "set_metric_names", lambda *names: (_ for _ in ()).throw(KeyboardInterrupt))

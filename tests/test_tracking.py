@@ -204,7 +204,7 @@ def test_a_dropped_model_leaves_nothing_and_the_others_stay(store: str) -> None:
 
 def test_ending_a_run_of_a_store_that_is_gone_warns(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     run_id = created(store)
-    monkeypatch.setattr(mlflow, "MlflowClient", lambda uri: Gone())
+    monkeypatch.setattr(tracking, "client_of", lambda uri: Gone())
     with pytest.warns(UserWarning, match="could not be ended as KILLED: connection refused"):
         tracking.close_run(store, run_id, "KILLED", "r")
     tracking.close_children(store, run_id, "KILLED")

@@ -54,6 +54,12 @@ DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 StoreFault = (MlflowException, OSError)
 
 
+@cache
+def client_of(uri: str) -> mlflow.MlflowClient:
+    """The client of a store; MLflow needs a millisecond to make one."""
+    return mlflow.MlflowClient(uri)
+
+
 def experiment_name(config: Config, dataset: str) -> str:
     """Name of the experiment: as configured, else ``digit-recognizer``, with other data's name appended."""
     return config.tracking.experiment or (EXPERIMENT if dataset == "mnist" else f"{EXPERIMENT}-{dataset}")
@@ -80,7 +86,7 @@ def experiment_id(client: mlflow.MlflowClient, uri: str, name: str) -> str:
 @cache
 def _experiment_id(uri: str, name: str) -> str:
     """The same, asked for once by a process that creates many runs."""
-    return experiment_id(mlflow.MlflowClient(uri), uri, name)
+    return experiment_id(client_of(uri), uri, name)
 
 
 @cache
@@ -101,7 +107,7 @@ def code_tags() -> dict[str, str]:
 
 def create_run(config: Config, uri: str, dataset: str, name: str | None = None, **tags: str) -> str:
     """Create a RUNNING run that says what code, data and machine it comes from; returns its id."""
-    client = mlflow.MlflowClient(uri)
+    client = client_of(uri)
     all_tags = {
         MLFLOW_SOURCE_NAME: Path(sys.argv[0]).name,
         MLFLOW_USER: os.environ.get("USER", "unknown"),
@@ -131,7 +137,7 @@ def create_run(config: Config, uri: str, dataset: str, name: str | None = None, 
 
 def close_run(uri: str, run_id: str, status: str, reason: str) -> None:
     """End a run whose process could not; one that ended itself stays as it is. A store that is gone is left alone."""
-    client = mlflow.MlflowClient(uri)
+    client = client_of(uri)
     try:
         if client.get_run(run_id).info.status == "RUNNING":
             client.set_tag(run_id, "failure", reason[:500])
@@ -143,14 +149,14 @@ def close_run(uri: str, run_id: str, status: str, reason: str) -> None:
 def tag_run(uri: str, run_id: str, tags: Mapping[str, str]) -> None:
     """Set several tags of a run, ended or not. A store that is gone is left alone, with a warning."""
     try:
-        mlflow.MlflowClient(uri).log_batch(run_id, tags=[RunTag(key, value[:5000]) for key, value in tags.items()])
+        client_of(uri).log_batch(run_id, tags=[RunTag(key, value[:5000]) for key, value in tags.items()])
     except StoreFault as fault:
         warnings.warn(f"run {run_id} could not be tagged: {first_line(fault)}", stacklevel=2)
 
 
 @cache
 def _experiment_of(uri: str, run_id: str) -> str:
-    return str(mlflow.MlflowClient(uri).get_run(run_id).info.experiment_id)
+    return str(client_of(uri).get_run(run_id).info.experiment_id)
 
 
 def drop_models(uri: str, run_id: str, sibling: str | None = None) -> None:
@@ -158,7 +164,7 @@ def drop_models(uri: str, run_id: str, sibling: str | None = None) -> None:
 
     ``sibling`` is a run of the same experiment, which spares asking for it where models are dropped by the thousand.
     """
-    client = mlflow.MlflowClient(uri)
+    client = client_of(uri)
     experiment = _experiment_of(uri, sibling or run_id)
     for model in client.search_logged_models([experiment], filter_string=f"source_run_id = '{run_id}'"):
         client.delete_logged_model(model.model_id)
@@ -172,7 +178,7 @@ def drop_models(uri: str, run_id: str, sibling: str | None = None) -> None:
 
 def reopen_run(uri: str, run_id: str) -> bool:
     """Set a run back to RUNNING; False where the store does not have it any more."""
-    client = mlflow.MlflowClient(uri)
+    client = client_of(uri)
     try:
         found = client.get_run(run_id)
     except MlflowException:
@@ -186,7 +192,7 @@ def close_children(
     uri: str, parent_run_id: str, status: str, spare: Callable[[Mapping[str, str]], bool] = lambda tags: False
 ) -> None:
     """End every run beneath ``parent_run_id`` that is still RUNNING, but for those whose tags ``spare`` picks."""
-    client = mlflow.MlflowClient(uri)
+    client = client_of(uri)
     try:
         experiment = client.get_run(parent_run_id).info.experiment_id
         query = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{parent_run_id}' and attributes.status = 'RUNNING'"
@@ -202,7 +208,7 @@ class RunLog:
 
     def __init__(self, uri: str, run_id: str) -> None:
         self.uri, self.run_id = uri, run_id
-        self.client = mlflow.MlflowClient(uri)
+        self.client = client_of(uri)
         self.folder = OUTBOX / run_id
         self.folder.mkdir(parents=True, exist_ok=True)
         self.unsent: list[Metric] = []

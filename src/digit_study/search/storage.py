@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import shlex
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import optuna
-from filelock import FileLock
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
-from optuna.storages.journal._file import BaseJournalFileLock
 from optuna.storages.journal._storage import JournalOperation
 
 from digit_study import stores
@@ -25,18 +25,26 @@ from digit_study.search.supervision import HEARTBEAT_S
 from digit_study.stores import check_store, create_sqlite
 
 
-class _KernelLock(BaseJournalFileLock):
-    """Optuna's own file locks outlive a killed process by 30 s; the kernel gives this one back at once."""
+@contextmanager
+def _locked(path: Path) -> Iterator[BinaryIO]:
+    """A journal file to append to, whole and for this process alone; the kernel frees the lock of one that is killed.
 
-    def __init__(self, path: Path) -> None:
-        self.lock = FileLock(path)
+    Optuna's own file locks outlive a killed process by 30 s.
+    """
+    with path.open("ab+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        _cut_half_line(file)
+        yield file
 
-    def acquire(self) -> bool:
-        self.lock.acquire()
-        return True
 
-    def release(self) -> None:
-        self.lock.release()
+def _cut_half_line(file: BinaryIO) -> None:
+    """Remove what a process that was killed while writing left behind its last whole line."""
+    end = file.seek(0, os.SEEK_END)
+    file.seek(max(0, end - 1))
+    if file.read(1) in (b"", b"\n"):
+        return
+    file.seek(0)
+    file.truncate(file.read().rfind(b"\n") + 1)
 
 
 class _Journal(JournalFileBackend):
@@ -45,13 +53,9 @@ class _Journal(JournalFileBackend):
     A killed process loses nothing that was handed to the kernel; against a power cut the end of a trial waits.
     """
 
-    def __init__(self, path: Path, lock: _KernelLock) -> None:
-        super().__init__(str(path), lock_obj=lock)
-        self.kernel_lock = lock.lock
-
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         text = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
-        with self.kernel_lock, open(self._file_path, "ab") as file:
+        with _locked(Path(self._file_path)) as file:
             file.write(text.encode())
             if any(log.get("op_code") == JournalOperation.SET_TRIAL_STATE_VALUES for log in logs):
                 file.flush()
@@ -131,17 +135,5 @@ def _open_database(uri: str) -> RDBStorage:
 
 def open_journal(path: Path) -> JournalStorage:
     """Open a journal file, made where it is missing, without what a killed writer left behind its last whole line."""
-    lock = _KernelLock(path.with_suffix(".lock"))
-    with lock.lock:
-        _cut_half_line(path)
-    return JournalStorage(_Journal(path, lock))
-
-
-def _cut_half_line(path: Path) -> None:
-    """Remove what a process that was killed while writing left behind its last whole line."""
-    if not path.exists():
-        return
-    content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        os.truncate(path, whole)
+    with _locked(path):
+        return JournalStorage(_Journal(str(path)))

@@ -84,6 +84,7 @@ class Sweep:
         self.looked_at: set[int] = set()
         points = space.grid(setting.dimensions) if self.search.sampler == "grid" else None
         self.total = min(self.search.trials, len(points)) if points else self.search.trials
+        self.settled, self.spent = 0, 0
         self.beat = time.monotonic()
         self.me = supervision.supervisor()
 
@@ -113,7 +114,11 @@ class Sweep:
     @property
     def left(self) -> int:
         """Trials still to start."""
-        return max(0, self.total - len(supervision.counted(self.study.get_trials(deepcopy=False))))
+        trials = self.study.get_trials(deepcopy=False)
+        while self.settled < len(trials) and trials[self.settled].state.is_finished():  # which changes no more
+            self.spent += len(supervision.counted([trials[self.settled]]))
+            self.settled += 1
+        return max(0, self.total - self.spent - len(supervision.counted(trials[self.settled :])))
 
     def seconds_left(self) -> float | None:
         """An estimate of what the rest takes; None before a trial has ended."""
