@@ -135,7 +135,7 @@ def test_the_table_of_predictions_tells_every_image() -> None:
 
 def test_a_model_is_read_in_the_order_of_its_images() -> None:
     class Model:
-        def predict(self, images: Array, verbose: int) -> Array:
+        def predict(self, images: Array, batch_size: int, verbose: int) -> Array:
             return certain(images[:, 0, 0, 0])
 
     images = np.zeros((4, 28, 28, 1), np.uint8)
