@@ -311,7 +311,8 @@ def test_orphans_are_those_whose_supervisor_is_gone(storage: str) -> None:
         with warnings.catch_warnings():  # Optuna wants heartbeats to come from its own loop
             warnings.simplefilter("ignore")
             study.ask().set_user_attr(supervision.SUPERVISOR, name)
-    assert [trial.number for trial in supervision.orphans(study)] == [1]
+    # a database may be shared with a machine elsewhere; a journal that names one has only been begun under that name
+    assert [trial.number for trial in supervision.orphans(study)] == ([1] if storage.endswith("db") else [1, 2])
 
 
 @given(st.lists(st.tuples(st.sampled_from(["WAITING", "RUNNING", "COMPLETE", "FAIL"]), st.booleans())))

@@ -264,7 +264,9 @@ def test_a_signal_leaves_nothing_running_and_loses_nothing(number: signal.Signal
     assert again.started[0].model == stubs.started[2].model and again.started[0].training == stubs.started[2].training
 
 
-def test_the_last_trial_of_a_supervisor_that_then_dies_is_run_here(store: str) -> None:
+def test_the_last_trial_of_a_supervisor_that_then_dies_is_run_here(
+    store: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     """A total is met when all has ended: whoever is done first waits for what others still run, and takes it over."""
     other = subprocess.Popen(["sleep", "60"])
     dies = threading.Timer(1.0, lambda: (other.kill(), other.wait()))
@@ -279,6 +281,7 @@ def test_the_last_trial_of_a_supervisor_that_then_dies_is_run_here(store: str) -
     view, stubs = search(store, "search.trials=3", "search.pruner=none", behaviour=begins)
     dies.join()
     assert states(view) == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE"] and len(stubs.started) == 3
+    assert capsys.readouterr().out.count("waiting for what other processes run: trial 1\n") == 1
 
 
 @pytest.mark.parametrize("moment", ["ask", "create_run", "submit", "tell", "tag"])
@@ -290,7 +293,7 @@ def test_a_supervisor_that_dies_leaves_what_the_next_one_mends(
     with pytest.raises(Gone):
         run_study(plan("search.trials=4", "search.pruner=none"), Stubs(store))
     gone.monkeypatch.undo()
-    monkeypatch.setattr(supervision, "is_alive", lambda name: False)
+    monkeypatch.setattr(supervision, "_process", lambda name: None)
     view, _ = search(store, "search.trials=4", "search.pruner=none")
     assert [t.state.name for t in supervision.counted(view.trials())] == ["COMPLETE"] * 4
     by_state = {run.data.tags.get("trial.state") for key, run in runs(store).items() if key != "study"}

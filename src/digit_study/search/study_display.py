@@ -34,6 +34,7 @@ class Display:
     def __init__(self, best: Callable[[], str], live: Live | None) -> None:
         self.best, self.live = best, live
         self.best_now = "none yet"
+        self.waited_for: list[int] = []
         self.terminal = live.console if live else console()
 
     def ended(self, number: int, state: str, text: str) -> None:
@@ -43,6 +44,12 @@ class Display:
         line.append(f"{state:<9}", STYLES.get(state, ""))
         line.append(f"{text}   best so far: {self.best_now}")
         self.terminal.print(line)
+
+    def waiting(self, numbers: list[int]) -> None:
+        """Say once which trials of other processes are waited for."""
+        if numbers and numbers != self.waited_for:
+            self.terminal.print(f"waiting for what other processes run: trial {', '.join(map(str, numbers))}")
+        self.waited_for = numbers
 
     def update(self, sweep: Sweep) -> None:
         """Redraw what runs."""

@@ -140,8 +140,8 @@ def busy(study: Study) -> list[str]:
 
 def _is_orphan(trial: FrozenTrial, shared: bool) -> bool:
     name = trial.user_attrs.get(SUPERVISOR)
-    if name is not None:
-        return not is_alive(name)
+    if name is not None:  # a journal is of one machine, whatever that was called when the study was begun
+        return not (is_alive(name) if shared else is_here(name))
     # begun and not signed: on this machine that is done under a lock, on another it may just be going on
     begun = trial.datetime_start or datetime.min
     return not shared or datetime.now() - begun > timedelta(seconds=SIGNED_WITHIN_S)

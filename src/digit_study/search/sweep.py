@@ -62,6 +62,9 @@ class Observer(Protocol):
     def ended(self, number: int, state: str, text: str) -> None:
         """Hear how a trial ended."""
 
+    def waiting(self, numbers: list[int]) -> None:
+        """Hear of trials that other processes run and that the end of the study waits for."""
+
 
 class Sweep:
     """One supervisor of a study; several may run on one storage.
@@ -176,8 +179,12 @@ class Sweep:
 
     def _others_run(self) -> bool:
         """Whether other supervisors' last trials still run: one that dies with its machine is run again here."""
+        if self.ends.stopping is not None:
+            return False
         running = self.study.get_trials(deepcopy=False, states=(TrialState.RUNNING,))
-        return self.ends.stopping is None and bool(running)
+        others = [trial.number for trial in running if trial.user_attrs.get(SUPERVISOR) != self.me]
+        self.observer.waiting(others)
+        return bool(others)
 
     def _ask(self) -> Trial:
         with warnings.catch_warnings():  # its heart beats in _heartbeat
