@@ -220,6 +220,19 @@ def test_comparison_ranks_and_keeps_forty() -> None:
     assert "best 40 of 60 runs" in figure.axes[0].get_title()
 
 
+def test_a_long_name_is_told_whole() -> None:
+    board = runs(4)
+    board["name"] = [
+        f"{i}: filters=48 blocks={i} kernel_size=5 pooling=average{i} dense_units={i} dropout=0.{i} "
+        f"learning_rate=0.0028{i} schedule=cosine{i} augmentation=shift_rotate{i} shift=1.2{i}"
+        for i in range(4)
+    ]
+    figure = figures.comparison(board, "widths")
+    names = [label.get_text().replace("\n", " ") for label in figure.axes[0].get_yticklabels()]
+    assert "[...]" not in "".join(names) and "…" not in "".join(names) and cut_off(figure) == []
+    assert all(f"shift=1.2{i}" in name for i, name in zip((3, 2, 1, 0), sorted(names, reverse=True), strict=True))
+
+
 def test_confusion_counts_stand_in_their_cells() -> None:
     texts = [text.get_text() for text in figures.confusion_matrix(evaluation(1), "a run").axes[0].texts]
     assert sorted(filter(None, texts)) == sorted(["29", "1", *["30"] * 9])

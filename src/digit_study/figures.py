@@ -7,7 +7,7 @@ alive and is not safe in threads. Sizes are set on each artist, so ``rcParams`` 
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -262,10 +262,15 @@ def intervals(axes: Axes, rows: pd.DataFrame, places: Numbers, style: dict[str, 
 
 
 def labels(names: Iterable[str]) -> tuple[list[str], str]:
-    """Names of rows as what tells them apart, and a note of what they share; at most two lines each."""
+    """Names of rows as what tells them apart, and a note of what they share; at most four lines each."""
     short, shared = told_apart([str(name) for name in names])
     note = textwrap.fill(shorten(f"all: {shared}", 130), 70) if shared else ""
-    return [textwrap.fill(shorten(name, 100), 52, max_lines=2) for name in short], note
+    return [textwrap.fill(shorten(name, 190), 52, max_lines=4) for name in short], note
+
+
+def rows_height(names: Sequence[str]) -> float:
+    """Inches that rows with these names need, all as tall as the tallest name."""
+    return (0.15 + 0.15 * max(name.count("\n") + 1 for name in names)) * len(names)
 
 
 def comparison(runs: pd.DataFrame, title: str) -> Figure:
@@ -282,7 +287,7 @@ def comparison(runs: pd.DataFrame, title: str) -> Figure:
     notes += [f"{len(runs) - len(ranked)} without accuracy left out"] * (len(runs) > len(ranked))
     names, shared = labels(shown["name"])
     notes += [shared] * bool(shared)
-    figure = blank(11, 2 + (0.45 if "\n" in "".join(names) else 0.3) * len(shown), title)
+    figure = blank(11, 2 + rows_height(names), title)
     axes = figure.subplots()
     tied, places = shown["tied"].to_numpy(dtype=bool), np.arange(len(shown))
     good = {"color": BLUE, "marker": "o", "label": "cannot be told from the best"}

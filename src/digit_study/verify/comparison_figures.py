@@ -106,7 +106,9 @@ def confirmation(seeds: pd.DataFrame, summary: pd.DataFrame) -> Figure:
     ranked = summary.sort_values("mean", ascending=False, kind="stable").set_index("candidate")
     places = np.arange(len(ranked))
     title = f"{len(ranked)} candidates, each trained with {seeds['seed'].nunique()} seeds"
-    figure = fig.blank(10, 2.2 + 0.75 * len(ranked), title)
+    names, shared = fig.labels(ranked.index)
+    rows = [f"{name}\n{count:,} parameters" for name, count in zip(names, ranked["parameters"], strict=True)]
+    figure = fig.blank(10, 2.2 + max(0.75 * len(rows), fig.rows_height(rows)), title)
     axes = figure.subplots()
     draw_seeds(axes, seeds, ranked.index)
     won = ranked["winner"].to_numpy(dtype=bool)
@@ -117,9 +119,7 @@ def confirmation(seeds: pd.DataFrame, summary: pd.DataFrame) -> Figure:
         if chosen.any():
             error = np.abs([mean - low, high - mean])[:, chosen]
             axes.errorbar(mean[chosen], places[chosen], xerr=error, ls="", lw=2, capsize=4, zorder=3, **look)
-    names, shared = fig.labels(ranked.index)
-    counts = [f"{count:,} parameters" for count in ranked["parameters"]]
-    axes.set_yticks(places, [f"{name}\n{count}" for name, count in zip(names, counts, strict=True)])
+    axes.set_yticks(places, rows)
     axes.set_ylim(len(ranked) - 0.4, -0.6)
     axes.grid(axis="x", alpha=0.3)
     fig.dress(axes, "validation accuracy (%)", "candidate", shared)
