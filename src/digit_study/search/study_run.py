@@ -125,9 +125,10 @@ def _parent_run(plan: StudyPlan, study: Study) -> str:
 
 def _await_creator(plan: StudyPlan, study: Study) -> None:
     """Leave the parent run to the process that began the study, while that lives: two would be one too many."""
-    creator = study.user_attrs.get(CREATOR, supervision.supervisor())
+    me = supervision.supervisor()
+    creator = study.user_attrs.get(CREATOR, me)
     deadline = time.monotonic() + PARENT_WITHIN_S
-    while creator != supervision.supervisor() and supervision.is_alive(creator) and time.monotonic() < deadline:
+    while creator != me and supervision.is_alive(creator) and time.monotonic() < deadline:
         if study_report.parent_of(study, plan.uri) is not None:
             return
         time.sleep(0.5)

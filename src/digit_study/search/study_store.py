@@ -60,29 +60,26 @@ def open_study(study: StudyConfig, run: Config, overrides: Sequence[str]) -> Stu
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with _creating():
-        opened = _find(study)
+        storage = open_storage(study)
+        opened = _load(study, storage)
+        if opened is not None:
+            _await_whole(study, opened)
         if opened is not None and study.search.fresh and not _is_of_this_moment(opened):
             _put_aside(study, opened)
             opened = None
         if opened is None:
-            opened = _begin(study)
-        if opened is None:
-            opened = _find(study)  # of another machine that was faster
-        if opened is None:
-            raise _no_study(study.study, [])
+            opened = _begin(study, storage)
         if DEFINITION not in opened.user_attrs:
             _define(opened, study, run, overrides)
     refuse_changes(opened, study, run)
     return opened
 
 
-def _find(study: StudyConfig) -> Study | None:
-    """The study if there is one; one that another machine has begun this moment is given the time to become whole."""
-    found = _load(study, open_storage(study))
+def _await_whole(study: StudyConfig, found: Study) -> None:
+    """Give a study that another machine has begun this moment the time to become whole."""
     deadline = time.monotonic() + (WHOLE_WITHIN_S if is_shared(study) else 0.0)
-    while found is not None and DEFINITION not in found.user_attrs and time.monotonic() < deadline:
+    while DEFINITION not in found.user_attrs and time.monotonic() < deadline:
         time.sleep(0.1)
-    return found
 
 
 def _load(study: StudyConfig, storage: BaseStorage) -> Study | None:
@@ -92,13 +89,15 @@ def _load(study: StudyConfig, storage: BaseStorage) -> Study | None:
     return optuna.load_study(study_name=study.study, storage=storage)
 
 
-def _begin(study: StudyConfig) -> Study | None:
-    """Begin the study; None where another machine, with which no lock is shared, has just done so."""
+def _begin(study: StudyConfig, storage: BaseStorage) -> Study:
+    """Begin the study, or join another machine, with which no lock is shared, that has just done so."""
     directions = [StudyDirection[name.upper()] for name in objectives_of(study.search).values()]
     try:
-        return optuna.create_study(study_name=study.study, storage=open_storage(study), directions=directions)
+        return optuna.create_study(study_name=study.study, storage=storage, directions=directions)
     except DuplicatedStudyError:
-        return None
+        begun = optuna.load_study(study_name=study.study, storage=storage)
+        _await_whole(study, begun)
+        return begun
 
 
 def _define(created: Study, study: StudyConfig, run: Config, overrides: Sequence[str]) -> None:
