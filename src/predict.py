@@ -16,8 +16,6 @@ from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table
 from rich.text import Text
 
-from digit_study.errors import StudyError
-from digit_study.naming import nearest
 from digit_study.reading.prediction import (
     CHAMPION,
     Model,
@@ -28,6 +26,8 @@ from digit_study.reading.prediction import (
     read_files,
     seen_figure,
 )
+from digit_study.terminal.errors import StudyError
+from digit_study.terminal.naming import nearest
 
 QUIET = {
     "TF_CPP_MIN_LOG_LEVEL": "3",

@@ -9,15 +9,16 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from digit_study import composition, launch
-from digit_study.config import Config
+from digit_study.config import compose as composition
+from digit_study.config.run import Config
+from digit_study.runs import plan as launch
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="config")
 def task(composed: DictConfig) -> None:
     """Run one job that Hydra composed."""
-    from digit_study import multirun
-    from digit_study.resolution import resolve_config
+    from digit_study.config.resolve import resolve_config
+    from digit_study.runs import multirun
 
     config, source = resolve_config(cast(Config, OmegaConf.to_object(composed)))
     around = HydraConfig.get()
@@ -45,7 +46,7 @@ def main() -> None:
     if not plan.multirun:
         launch.run_hydra(task, plan.settled())
         return
-    from digit_study import multirun
+    from digit_study.runs import multirun
 
     multirun.run_many(plan, task)
 

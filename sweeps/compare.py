@@ -8,8 +8,8 @@ from omegaconf import DictConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from digit_study import launch
-from digit_study.champion.registry_config import CompareConfig, checked_config, validate_compare
+from digit_study.config.promote import CompareConfig, checked_config, validate_compare
+from digit_study.runs import plan as launch
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="compare")

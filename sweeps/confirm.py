@@ -8,8 +8,9 @@ from omegaconf import DictConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from digit_study import composition, launch
-from digit_study.search.search_config import StudyConfig, validate_study  # noqa: E402
+from digit_study.config import compose as composition
+from digit_study.config.study import StudyConfig, validate_study  # noqa: E402
+from digit_study.runs import plan as launch
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="study")

@@ -8,8 +8,9 @@ from omegaconf import DictConfig
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from digit_study import console, launch
-from digit_study.search.search_config import StudyConfig  # noqa: E402
+from digit_study.config.study import StudyConfig  # noqa: E402
+from digit_study.runs import plan as launch
+from digit_study.terminal import console
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="study")

@@ -38,7 +38,7 @@ hypothesis.settings.load_profile("here")
 def pytest_collection_finish() -> None:
     """Pin TensorFlow to one thread before any test's first operation: afterwards the number cannot change."""
     if "tensorflow" in sys.modules:
-        from digit_study import training
+        from digit_study.training import fit as training
 
         training.use_threads(1)
 
@@ -89,7 +89,8 @@ def store(migrated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> st
 
 
 def open_store(migrated: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    from digit_study import stores, tracking
+    from digit_study.tracking import run_log as tracking
+    from digit_study.tracking import stores
 
     uri = f"sqlite:///{shutil.copy(migrated, folder / 'mlflow.db')}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)

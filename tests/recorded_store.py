@@ -19,13 +19,13 @@ import pandas as pd
 import yaml
 from mlflow.entities import LoggedModelOutput, Metric, RunTag
 
-from digit_study import stores
 from digit_study.champion.contest import Reading
 from digit_study.champion.ledger import Ledger
 from digit_study.champion.registry import Registry
-from digit_study.champion.registry_config import GateConfig, PromoteConfig, StoreConfig
-from digit_study.config import Config, DataConfig
-from digit_study.sources import SAMPLE_SHA256
+from digit_study.config.promote import GateConfig, PromoteConfig, StoreConfig
+from digit_study.config.run import Config, DataConfig
+from digit_study.data.sources import SAMPLE_SHA256
+from digit_study.tracking import stores
 
 SEALED = 1_000
 NAME = "digit-recognizer"

@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from digit_study import report, tracking
-from digit_study.config import Config
-from digit_study.evaluation import Evaluation, accuracy_interval
-from digit_study.results import TrialResult
+from digit_study.config.run import Config
+from digit_study.engine.process import Message, TrialDied
+from digit_study.engine.results import TrialResult
+from digit_study.evaluation.metrics import Evaluation, accuracy_interval
 from digit_study.search.study_plan import StudyPlan, plan_study
-from digit_study.workers import Message, TrialDied
+from digit_study.tracking import run_log as tracking
+from digit_study.training import artifacts as report
 
 IMAGES = 200
 SPACE = (

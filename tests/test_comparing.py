@@ -11,10 +11,13 @@ import pandas as pd
 import pytest
 import recorded_store as rs
 
-from digit_study import data, sources, stores, tracking
-from digit_study.champion.registry_config import CompareConfig, StoreConfig, validate_compare
-from digit_study.config import DataConfig
-from digit_study.errors import StudyError
+from digit_study.config.promote import CompareConfig, StoreConfig, validate_compare
+from digit_study.config.run import DataConfig
+from digit_study.data import digits as data
+from digit_study.data import sources
+from digit_study.terminal.errors import StudyError
+from digit_study.tracking import run_log as tracking
+from digit_study.tracking import stores
 from digit_study.verify import comparing
 
 

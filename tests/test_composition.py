@@ -13,11 +13,13 @@ from typing import Any
 import pytest
 import yaml
 
-from digit_study import composition, launch, stores
-from digit_study.composition import compose_config, expand
-from digit_study.config import Config, flatten, validate
-from digit_study.errors import StudyError
-from digit_study.redaction import without_password
+from digit_study.config import compose as composition
+from digit_study.config.compose import compose_config, expand
+from digit_study.config.run import Config, flatten, validate
+from digit_study.runs import plan as launch
+from digit_study.terminal.errors import StudyError
+from digit_study.terminal.redaction import without_password
+from digit_study.tracking import stores
 
 composition.register()
 

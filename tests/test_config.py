@@ -10,10 +10,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from digit_study import config as schema
-from digit_study.config import RULES, Config, flatten, validate, widest
-from digit_study.errors import StudyError
-from digit_study.naming import nearest, told_apart
+from digit_study.config import run as schema
+from digit_study.config.run import RULES, Config, flatten, validate, widest
+from digit_study.terminal.errors import StudyError
+from digit_study.terminal.naming import nearest, told_apart
 
 
 def with_values(**values: Any) -> Config:

@@ -11,11 +11,12 @@ import mlflow
 import pytest
 from stub_worker import Stubs, plan
 
-from digit_study import data, report
-from digit_study.errors import StudyError
-from digit_study.interruption import Interrupted, interruptible
+from digit_study.data import digits as data
 from digit_study.search import study_report
 from digit_study.search.study_run import run_study
+from digit_study.terminal.errors import StudyError
+from digit_study.terminal.signals import Interrupted, interruptible
+from digit_study.training import artifacts as report
 from digit_study.verify.confirmation import FIRST_SEED, confirm, plan_confirmation
 
 WORDS = ("search.trials=4", "search.pruner=none", "confirm.top=2", "confirm.seeds=3")

@@ -17,9 +17,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from digit_study import data, sources
-from digit_study.config import DataConfig
-from digit_study.errors import StudyError
+from digit_study.config.run import DataConfig
+from digit_study.data import digits as data
+from digit_study.data import sources
+from digit_study.terminal.errors import StudyError
 
 Arrays = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
 

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from digit_study import evaluation
-from digit_study.evaluation import accuracy_interval, cross_entropy, expected_calibration_error, score
+from digit_study.evaluation import metrics as evaluation
+from digit_study.evaluation.metrics import accuracy_interval, cross_entropy, expected_calibration_error, score
 
 Array = np.ndarray[Any, Any]
 

@@ -13,8 +13,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from digit_study import figures
-from digit_study.evaluation import Evaluation, score
+from digit_study.evaluation import charts as figures
+from digit_study.evaluation.metrics import Evaluation, score
 from digit_study.search import study_figures
 from digit_study.verify import comparison_figures
 

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from digit_study import composition
-from digit_study.composition import compose_config
-from digit_study.config import ACTIVATIONS, POOLINGS, Config, ModelConfig, final_side, validate
-from digit_study.models import FusedBatchNormalization, build_model, fused
+from digit_study.config import compose as composition
+from digit_study.config.compose import compose_config
+from digit_study.config.run import ACTIVATIONS, POOLINGS, Config, ModelConfig, final_side, validate
+from digit_study.training.networks import FusedBatchNormalization, build_model, fused
 
 composition.register()
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 28, 28, 1), dtype=np.uint8)

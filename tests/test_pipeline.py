@@ -18,16 +18,22 @@ import yaml
 from conftest import open_store
 from mlflow.entities import Run
 
-from digit_study import composition, data, evaluation, hardware, sources, stores, tracking
-from digit_study.composition import compose_config
-from digit_study.config import Config, flatten
-from digit_study.errors import StudyError
-from digit_study.interruption import Interrupted, Pruned
-from digit_study.models import build_model
-from digit_study.pipeline import run_trial
-from digit_study.resolution import resolve_config
-from digit_study.results import Listener, TrialResult
-from digit_study.training import Diverged, weights_sha256
+from digit_study.config import compose as composition
+from digit_study.config import machine as hardware
+from digit_study.config.compose import compose_config
+from digit_study.config.resolve import resolve_config
+from digit_study.config.run import Config, flatten
+from digit_study.data import digits as data
+from digit_study.data import sources
+from digit_study.engine.pipeline import run_trial
+from digit_study.engine.results import Listener, TrialResult
+from digit_study.evaluation import metrics as evaluation
+from digit_study.terminal.errors import StudyError
+from digit_study.terminal.signals import Interrupted, Pruned
+from digit_study.tracking import run_log as tracking
+from digit_study.tracking import stores
+from digit_study.training.fit import Diverged, weights_sha256
+from digit_study.training.networks import build_model
 
 composition.register()
 

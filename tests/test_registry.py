@@ -15,9 +15,9 @@ from hypothesis import strategies as st
 
 from digit_study.champion import contest, promotion
 from digit_study.champion.gate import Score, decide, require_same_data
-from digit_study.champion.registry_config import FileConfig, GateConfig, PromoteConfig, validate_promote
-from digit_study.errors import StudyError
-from digit_study.evaluation import PairedTest, paired_test
+from digit_study.config.promote import FileConfig, GateConfig, PromoteConfig, validate_promote
+from digit_study.evaluation.metrics import PairedTest, paired_test
+from digit_study.terminal.errors import StudyError
 
 N = 10_000
 
@@ -320,8 +320,8 @@ def test_only_promotion_names_the_sealed_set() -> None:
     named = {
         file.name for file in files if re.search(r"open_sealed_test_set|\b_sealed\b|x_test|y_test", file.read_text())
     }
-    assert named == {"data.py", "sources.py", "contest.py"}
+    assert named == {"digits.py", "sources.py", "contest.py"}
     readers = {file.name for file in files if re.search(r'"test"\)|sealed=True', file.read_text())}
-    assert readers == {"data.py"}
+    assert readers == {"digits.py"}
     openers = {file.name for file in files if re.search(r"\bread_sealed\b", file.read_text())}
     assert openers == {"contest.py", "promotion.py"}

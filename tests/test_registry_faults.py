@@ -18,8 +18,8 @@ from filelock import FileLock
 
 from digit_study.champion import promotion, promotion_lock
 from digit_study.champion.ledger import Ledger, ledger_path
-from digit_study.champion.registry_config import PromoteConfig
-from digit_study.errors import StudyError
+from digit_study.config.promote import PromoteConfig
+from digit_study.terminal.errors import StudyError
 
 
 @pytest.fixture(autouse=True)

@@ -9,10 +9,11 @@ import pytest
 import recorded_store as rs
 from mlflow.entities import Param, Run
 
-from digit_study import launch, recorded
-from digit_study.config import Config, DataConfig, ModelConfig, TrainingConfig, flatten
-from digit_study.errors import StudyError
-from digit_study.evaluation import PairedTest
+from digit_study.config.run import Config, DataConfig, ModelConfig, TrainingConfig, flatten
+from digit_study.evaluation.metrics import PairedTest
+from digit_study.runs import plan as launch
+from digit_study.terminal.errors import StudyError
+from digit_study.tracking import recorded
 from digit_study.verify import reproduction
 
 

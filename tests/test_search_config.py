@@ -4,9 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from digit_study import composition
-from digit_study.errors import StudyError
-from digit_study.search.search_config import (
+from digit_study.config import compose as composition
+from digit_study.config.study import (
     OBJECTIVES,
     PRUNERS,
     SAMPLERS,
@@ -17,6 +16,7 @@ from digit_study.search.search_config import (
     pruner_of,
     validate_study,
 )
+from digit_study.terminal.errors import StudyError
 
 composition.register("study", StudyConfig)
 

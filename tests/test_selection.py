@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from digit_study.evaluation import accuracy_interval
-from digit_study.selection import Candidate, leaderboard
+from digit_study.evaluation.metrics import accuracy_interval
+from digit_study.evaluation.ranking import Candidate, leaderboard
 
 N = 1_000
 

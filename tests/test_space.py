@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from digit_study import composition
-from digit_study.config import Config, flatten
-from digit_study.errors import StudyError
-from digit_study.search.search_config import StudyConfig
+from digit_study.config import compose as composition
+from digit_study.config.run import Config, flatten
+from digit_study.config.study import StudyConfig
 from digit_study.search.space import Dimension, apply, baseline, fingerprint, grid, grid_size, suggest, with_values
 from digit_study.search.space_rules import parse_space
+from digit_study.terminal.errors import StudyError
 
 composition.register("study", StudyConfig)
 BASE = Config()

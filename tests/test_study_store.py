@@ -19,10 +19,11 @@ from hypothesis import strategies as st
 from optuna.trial import TrialState, create_trial
 from stub_worker import plan
 
-from digit_study import redaction, stores
-from digit_study.errors import StudyError
 from digit_study.search import study_store, supervision
 from digit_study.search.storage import address, folder, journal_path
+from digit_study.terminal import redaction
+from digit_study.terminal.errors import StudyError
+from digit_study.tracking import stores
 
 
 @pytest.fixture(autouse=True)

@@ -21,17 +21,19 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 from stub_worker import SPACE, Stubs, plan
 
-from digit_study import figures, report, tracking
-from digit_study.config import Config
-from digit_study.errors import StudyError
-from digit_study.interruption import Interrupted, interruptible
+from digit_study.config.run import Config
+from digit_study.config.study import PRUNERS
+from digit_study.evaluation import charts as figures
 from digit_study.search import study_report, supervision, trial_ends
 from digit_study.search.samplers import SAMPLERS
-from digit_study.search.search_config import PRUNERS
 from digit_study.search.space import suggest
 from digit_study.search.storage import journal_path, open_journal
 from digit_study.search.study_report import StudyView, trials_frame
 from digit_study.search.study_run import run_study
+from digit_study.terminal.errors import StudyError
+from digit_study.terminal.signals import Interrupted, interruptible
+from digit_study.tracking import run_log as tracking
+from digit_study.training import artifacts as report
 
 SMALL = "search.space={model.filters: {choices: [8, 16]}, training.optimizer: {choices: [adam, sgd]}}"
 

@@ -12,9 +12,10 @@ import mlflow
 import pytest
 from mlflow.exceptions import MlflowException
 
-from digit_study import stores, tracking
-from digit_study.config import Config, DataConfig, TrackingConfig, TrainingConfig, flatten
-from digit_study.errors import StudyError
+from digit_study.config.run import Config, DataConfig, TrackingConfig, TrainingConfig, flatten
+from digit_study.terminal.errors import StudyError
+from digit_study.tracking import run_log as tracking
+from digit_study.tracking import stores
 
 CONFIG = Config(data=DataConfig(sha256="ab" * 32), training=TrainingConfig(precision="float32", threads=1))
 RECORD = {"train_loss": 1.0, "val_loss": 2.0, "val_accuracy": 0.5, "of no interest": 3.0}

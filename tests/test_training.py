@@ -15,11 +15,12 @@ import tensorflow as tf
 from hypothesis import given
 from hypothesis import strategies as st
 
-from digit_study import hardware, training
-from digit_study.augmentation import shift_rotate
-from digit_study.config import OPTIMIZERS, SCHEDULES, EarlyStoppingConfig, ModelConfig, TrainingConfig
-from digit_study.models import build_model
-from digit_study.training import STEPS_PER_LOOK, Diverged, _optimizer, _steps, fit, weights_sha256
+from digit_study.config import machine as hardware
+from digit_study.config.run import OPTIMIZERS, SCHEDULES, EarlyStoppingConfig, ModelConfig, TrainingConfig
+from digit_study.data.augmentation import shift_rotate
+from digit_study.training import fit as training
+from digit_study.training.fit import STEPS_PER_LOOK, Diverged, _optimizer, _steps, fit, weights_sha256
+from digit_study.training.networks import build_model
 
 Array = np.ndarray[Any, Any]
 Arrays = tuple[Array, Array]

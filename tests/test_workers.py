@@ -17,11 +17,11 @@ from typing import Any
 import psutil
 import pytest
 
-from digit_study import workers
-from digit_study.config import Config
-from digit_study.errors import StudyError
-from digit_study.interruption import Interrupted, Pruned, held_back, interruptible, not_swallowed
-from digit_study.workers import Message, TrialDied, TrialProcess, run_to_end
+from digit_study.config.run import Config
+from digit_study.engine import process as workers
+from digit_study.engine.process import Message, TrialDied, TrialProcess, run_to_end
+from digit_study.terminal.errors import StudyError
+from digit_study.terminal.signals import Interrupted, Pruned, held_back, interruptible, not_swallowed
 
 ROOT = Path(__file__).parents[1]
 Send, Ask = Callable[[str, Any], None], Callable[[Any], None]
@@ -212,7 +212,7 @@ def test_a_trial_does_not_outlive_its_supervisor(tmp_path: Path) -> None:
 
 def test_a_ctrl_c_during_the_imports_of_the_server_leaves_no_traceback() -> None:
     code = "from digit_study import workers; import time; workers.warm_up(); print('up', flush=True); time.sleep(30)"
-    environment = os.environ | {"PYTHONPATH": str(Path(workers.__file__).parents[1])}
+    environment = os.environ | {"PYTHONPATH": str(Path(workers.__file__).parents[2])}
     process = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=-1, stderr=-1, text=True)
     assert process.stdout and process.stdout.readline() == "up\n"
     children = psutil.Process(process.pid).children()
@@ -231,8 +231,8 @@ def test_the_real_server_finds_this_package_and_loads_tensorflow(monkeypatch: py
     monkeypatch.delenv("PYTHONPATH", raising=False)
     workers._context()
     try:
-        assert str(Path(workers.__file__).parents[1]) in os.environ["PYTHONPATH"].split(os.pathsep)
-        assert multiprocessing.forkserver._forkserver._preload_modules == ["digit_study.preload"]
+        assert str(Path(workers.__file__).parents[2]) in os.environ["PYTHONPATH"].split(os.pathsep)
+        assert multiprocessing.forkserver._forkserver._preload_modules == ["digit_study.engine.preload"]
     finally:
         multiprocessing.forkserver.set_forkserver_preload(["__main__"])
 
@@ -264,8 +264,8 @@ def test_a_signal_that_an_import_turns_into_a_fault_of_its_own_is_a_signal_all_t
 
 def test_this_module_needs_no_tensorflow() -> None:
     """Workers are supervised by a process that never imports it."""
-    command = "import sys; sys.path.insert(0, 'src'); import digit_study.workers; sys.exit('tensorflow' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", command], cwd=ROOT).returncode == 0
+    line = "import sys; sys.path.insert(0, 'src'); import digit_study.engine.process as p; sys.exit('tensorflow' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", line], cwd=ROOT).returncode == 0
 
 
 def test_a_signal_waits_until_what_must_be_whole_is_done() -> None:

@@ -38,8 +38,9 @@ def search(folder: Path, trials: int, overrides: list[str]) -> list[tuple[float,
     """Run the study; returns the clock and the processor time at the start of every trial."""
     from stub_worker import Stubs, plan
 
-    from digit_study import stores, tracking
     from digit_study.search import study_run
+    from digit_study.tracking import run_log as tracking
+    from digit_study.tracking import stores
 
     for module in (stores, tracking):
         module.ARTIFACTS, module.OUTBOX = folder / "mlruns", folder / "mlruns" / ".outbox"

@@ -21,13 +21,14 @@ TRAINING_S = 60.0
 
 def main(rounds: int) -> None:
     """Measure and print."""
-    from digit_study import composition, stores
-    from digit_study.quiet import native_stderr
-    from digit_study.resolution import resolve_config
+    from digit_study.config import compose as composition
+    from digit_study.config.resolve import resolve_config
+    from digit_study.terminal.quiet import native_stderr
+    from digit_study.tracking import stores
 
     stores.quiet_mlflow()
     with native_stderr():
-        import digit_study.pipeline  # noqa: F401
+        import digit_study.engine.pipeline  # noqa: F401
 
     composition.register()
     words = ["data=mnist_sample", "model=tiny", "training.epochs=1", "tracking.experiment=bench"]
@@ -44,7 +45,8 @@ def main(rounds: int) -> None:
 
 
 def _keep_artifacts_in(folder: Path) -> None:
-    from digit_study import stores, tracking
+    from digit_study.tracking import run_log as tracking
+    from digit_study.tracking import stores
 
     for module in (stores, tracking):
         module.ARTIFACTS, module.OUTBOX = folder / "mlruns", folder / "mlruns" / ".outbox"
@@ -57,8 +59,8 @@ def _seconds(walk: object) -> float:
 
 
 def _tracked(config: object, uri: str) -> None:
-    from digit_study import tracking
-    from digit_study.pipeline import run_trial
+    from digit_study.engine.pipeline import run_trial
+    from digit_study.tracking import run_log as tracking
 
     run_trial(config, tracking.create_run(config, uri, "mnist_sample"))  # type: ignore[arg-type]
 
@@ -66,8 +68,10 @@ def _tracked(config: object, uri: str) -> None:
 def _bare(config: object) -> None:
     import keras
 
-    from digit_study import data, evaluation, training
-    from digit_study.models import build_model, fused
+    from digit_study.data import digits as data
+    from digit_study.evaluation import metrics as evaluation
+    from digit_study.training import fit as training
+    from digit_study.training.networks import build_model, fused
 
     digits = data.load_digits(config.data)  # type: ignore[attr-defined]
     recipe = config.training  # type: ignore[attr-defined]

@@ -13,14 +13,16 @@ import numpy.typing as npt
 from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 
-from digit_study import data, recorded, sources
 from digit_study.champion.gate import Decision, Score, decide
-from digit_study.champion.registry_config import GateConfig, PromoteConfig
-from digit_study.config import DataConfig
-from digit_study.errors import StudyError
-from digit_study.evaluation import PairedTest, paired_test
-from digit_study.interruption import not_swallowed
-from digit_study.quiet import native_stderr
+from digit_study.config.promote import GateConfig, PromoteConfig
+from digit_study.config.run import DataConfig
+from digit_study.data import digits as data
+from digit_study.data import sources
+from digit_study.evaluation.metrics import PairedTest, paired_test
+from digit_study.terminal.errors import StudyError
+from digit_study.terminal.quiet import native_stderr
+from digit_study.terminal.signals import not_swallowed
+from digit_study.tracking import recorded
 
 
 @dataclass(frozen=True)
@@ -120,7 +122,7 @@ def read_sealed(
 def _load(file: Path, weights: str | None) -> Any:
     import keras
 
-    from digit_study.training import weights_sha256
+    from digit_study.training.fit import weights_sha256
 
     model = keras.models.load_model(file, compile=False)  # in safe mode, which is the default
     found = weights_sha256(model)

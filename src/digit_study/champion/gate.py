@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from digit_study.champion.registry_config import GateConfig
-from digit_study.console import percent
-from digit_study.errors import StudyError
-from digit_study.evaluation import PairedTest, accuracy_interval
+from digit_study.config.promote import GateConfig
+from digit_study.evaluation.metrics import PairedTest, accuracy_interval
+from digit_study.terminal.console import percent
+from digit_study.terminal.errors import StudyError
 
 
 @dataclass(frozen=True)

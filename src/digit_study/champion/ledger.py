@@ -23,8 +23,8 @@ import mlflow
 from mlflow.entities.model_registry import RegisteredModel
 from mlflow.exceptions import MlflowException
 
-from digit_study.recorded import ABSENT
-from digit_study.stores import ARTIFACTS
+from digit_study.tracking.recorded import ABSENT
+from digit_study.tracking.stores import ARTIFACTS
 
 PREFIX = "ledger."
 OPENED_TAG = "test_set.opened"

@@ -9,14 +9,16 @@ import mlflow
 from mlflow.entities.model_registry import ModelVersion
 from rich.table import Table
 
-from digit_study import console, data, recorded
 from digit_study.champion.contest import Challenger, evidence_of, find_challenger, judge, read_sealed
 from digit_study.champion.gate import Decision, require_same_data
 from digit_study.champion.ledger import Entry, Ledger, times
 from digit_study.champion.promotion_lock import if_idle, note, only_one
 from digit_study.champion.registry import CHALLENGER, CHAMPION, Registry
-from digit_study.champion.registry_config import GateConfig, PromoteConfig
-from digit_study.errors import StudyError
+from digit_study.config.promote import GateConfig, PromoteConfig
+from digit_study.data import digits as data
+from digit_study.terminal import console
+from digit_study.terminal.errors import StudyError
+from digit_study.tracking import recorded
 
 OUTCOMES = {
     "promoted": "promoted as version {version}",

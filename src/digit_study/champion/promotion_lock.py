@@ -14,9 +14,9 @@ import psutil
 from filelock import FileLock, Timeout
 from mlflow.exceptions import MlflowException
 
-from digit_study import console
 from digit_study.champion.ledger import Ledger, new_id, now, who
-from digit_study.errors import StudyError
+from digit_study.terminal import console
+from digit_study.terminal.errors import StudyError
 
 TAG = "promotion.lock"
 WAIT_S = 600.0

@@ -15,8 +15,8 @@ from mlflow.entities.model_registry import ModelVersion
 from mlflow.exceptions import MlflowException
 
 from digit_study.champion.ledger import Entry, Event, Ledger, new_id, now, times, who
-from digit_study.errors import StudyError
-from digit_study.recorded import ABSENT
+from digit_study.terminal.errors import StudyError
+from digit_study.tracking.recorded import ABSENT
 
 CHAMPION, PREVIOUS, CHALLENGER = "champion", "previous", "challenger"
 #: Tags of a version: which entry of the ledger made it, which alias it was made for, and who was champion before.

@@ -17,11 +17,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from digit_study.errors import StudyError
-from digit_study.interruption import not_swallowed
-from digit_study.quiet import native_stderr
 from digit_study.reading.image_files import SUFFIXES, ImageError
 from digit_study.reading.images import Digit, read_digit
+from digit_study.terminal.errors import StudyError
+from digit_study.terminal.quiet import native_stderr
+from digit_study.terminal.signals import not_swallowed
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -123,7 +123,7 @@ def model_file(uri: str, tracking: str | None = None) -> Path:
         raise StudyError(
             f"`model` must be {CHAMPION}, models:/{NAME}/3, runs:/<run id>/model or a .keras file, got '{uri}'"
         )
-    from digit_study.stores import require_store, tracking_uri
+    from digit_study.tracking.stores import require_store, tracking_uri
 
     store = tracking_uri(tracking)
     first = "run `python src/run.py` and `python sweeps/promote.py`"

@@ -16,8 +16,8 @@ from optuna.samplers import BaseSampler
 from optuna.study import Study
 from optuna.trial import FrozenTrial
 
-from digit_study.errors import StudyError
-from digit_study.search.search_config import SearchConfig, pruner_of
+from digit_study.config.study import SearchConfig, pruner_of
+from digit_study.terminal.errors import StudyError
 
 
 class _Hyperband(optuna.pruners.HyperbandPruner):

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import TYPE_CHECKING, Any
 
-from digit_study import composition
-from digit_study.config import Config, TrainingConfig, flatten, validate
-from digit_study.errors import StudyError
+from digit_study.config import compose as composition
+from digit_study.config.run import Config, TrainingConfig, flatten, validate
+from digit_study.terminal.errors import StudyError
 
 if TYPE_CHECKING:
     from optuna.distributions import BaseDistribution

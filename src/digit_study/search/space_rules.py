@@ -8,10 +8,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
 from typing import Any
 
-from digit_study.config import RULES, Config, complaint, flatten
-from digit_study.errors import StudyError
-from digit_study.naming import nearest
+from digit_study.config.run import RULES, Config, complaint, flatten
 from digit_study.search.space import GROUPS, Dimension, Params, apply, flat_values, with_values
+from digit_study.terminal.errors import StudyError
+from digit_study.terminal.naming import nearest
 
 SEARCHABLE = ("data.limit", "model.", "training.")
 FIELDS = ("type", "low", "high", "step", "log", "choices", "when")

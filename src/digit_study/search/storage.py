@@ -17,12 +17,12 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.storages.journal._storage import JournalOperation
 
-from digit_study import stores
-from digit_study.errors import StudyError
-from digit_study.redaction import without_password, without_secrets
-from digit_study.search.search_config import StudyConfig
+from digit_study.config.study import StudyConfig
 from digit_study.search.supervision import HEARTBEAT_S
-from digit_study.stores import check_store, create_sqlite
+from digit_study.terminal.errors import StudyError
+from digit_study.terminal.redaction import without_password, without_secrets
+from digit_study.tracking import stores
+from digit_study.tracking.stores import check_store, create_sqlite
 
 
 @contextmanager

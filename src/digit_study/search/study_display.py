@@ -13,7 +13,7 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from digit_study.console import accuracy_with_interval, apart, console
+from digit_study.terminal.console import accuracy_with_interval, apart, console
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -17,7 +17,7 @@ from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
-from digit_study import figures as fig
+from digit_study.evaluation import charts as fig
 
 STATES = {
     "COMPLETE": ("complete", fig.BLUE, "o"),

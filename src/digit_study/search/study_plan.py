@@ -8,17 +8,19 @@ from dataclasses import dataclass, replace
 from hydra._internal.utils import get_args_parser
 from rich.table import Table
 
-from digit_study import composition, console, hardware
-from digit_study.config import Config
-from digit_study.errors import StudyError
-from digit_study.redaction import without_password
-from digit_study.resolution import resolve_config
+from digit_study.config import compose as composition
+from digit_study.config import machine as hardware
+from digit_study.config.resolve import resolve_config
+from digit_study.config.run import Config
+from digit_study.config.study import StudyConfig, objectives_of, pruner_of, validate_study
 from digit_study.search.samplers import check_sampler
-from digit_study.search.search_config import StudyConfig, objectives_of, pruner_of, validate_study
 from digit_study.search.space import LARGEST_GRID, Dimension, grid_size
 from digit_study.search.space_rules import parse_space
 from digit_study.search.storage import check_storage, describe_storage
-from digit_study.stores import check_store, tracking_uri
+from digit_study.terminal import console
+from digit_study.terminal.errors import StudyError
+from digit_study.terminal.redaction import without_password
+from digit_study.tracking.stores import check_store, tracking_uri
 
 ROOT = "study"
 

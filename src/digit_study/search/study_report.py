@@ -16,14 +16,18 @@ from matplotlib.figure import Figure
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from digit_study import console, figures, lookups, report, tracking
-from digit_study.errors import StudyError
-from digit_study.redaction import without_password
+from digit_study.evaluation import charts as figures
+from digit_study.evaluation.ranking import Candidate, Group, pooled_leaderboard
 from digit_study.search import study_figures
 from digit_study.search.space import Dimension, fingerprint
 from digit_study.search.study_store import UID
 from digit_study.search.trial_ends import RUN_ID
-from digit_study.selection import Candidate, Group, pooled_leaderboard
+from digit_study.terminal import console
+from digit_study.terminal.errors import StudyError
+from digit_study.terminal.redaction import without_password
+from digit_study.tracking import lookups
+from digit_study.tracking import run_log as tracking
+from digit_study.training import artifacts as report
 from digit_study.verify import comparison_figures
 
 

@@ -14,21 +14,26 @@ import yaml
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from digit_study import console, data, report, stores, tracking, workers
-from digit_study.composition import ROOT
-from digit_study.config import flatten
-from digit_study.errors import StudyError
-from digit_study.evaluation import accuracy_interval
-from digit_study.interruption import Interrupted
-from digit_study.pool import Pool, Worker, in_process
+from digit_study.config.compose import ROOT
+from digit_study.config.run import flatten
+from digit_study.config.study import objectives_of
+from digit_study.data import digits as data
+from digit_study.engine import process as workers
+from digit_study.engine.local import Pool, Worker, in_process
+from digit_study.evaluation.metrics import accuracy_interval
 from digit_study.search import storage, study_report, study_store, supervision
-from digit_study.search.search_config import objectives_of
 from digit_study.search.study_display import board_table, display, front_table
 from digit_study.search.study_plan import StudyPlan
 from digit_study.search.study_report import StudyView
 from digit_study.search.study_store import CREATOR
 from digit_study.search.sweep import Sweep
 from digit_study.search.trial_ends import RUN_ID, SEED, Setting, ranked, standing
+from digit_study.terminal import console
+from digit_study.terminal.errors import StudyError
+from digit_study.terminal.signals import Interrupted
+from digit_study.tracking import run_log as tracking
+from digit_study.tracking import stores
+from digit_study.training import artifacts as report
 
 #: Seconds that the process that began a study needs at most until its parent run is in MLflow.
 PARENT_WITHIN_S = 60.0

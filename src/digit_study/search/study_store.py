@@ -16,14 +16,14 @@ from optuna.exceptions import DuplicatedStudyError
 from optuna.storages import BaseStorage
 from optuna.study import Study, StudyDirection
 
-from digit_study import stores
-from digit_study.config import Config, flatten
-from digit_study.errors import StudyError
-from digit_study.naming import nearest
-from digit_study.redaction import without_password
+from digit_study.config.run import Config, flatten
+from digit_study.config.study import StudyConfig, objectives_of
 from digit_study.search import supervision
-from digit_study.search.search_config import StudyConfig, objectives_of
 from digit_study.search.storage import check_storage, folder, is_shared, journal_path, open_journal, open_storage
+from digit_study.terminal.errors import StudyError
+from digit_study.terminal.naming import nearest
+from digit_study.terminal.redaction import without_password
+from digit_study.tracking import stores
 
 #: Attributes of a study; the definition is set last.
 DEFINITION, UID, OVERRIDES, DATA_PATH, CREATED = "definition", "uid", "overrides", "data_path", "created"

@@ -15,8 +15,9 @@ from optuna.storages._heartbeat import BaseHeartbeat
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from digit_study import hardware, stores
-from digit_study.errors import StudyError
+from digit_study.config import machine as hardware
+from digit_study.terminal.errors import StudyError
+from digit_study.tracking import stores
 
 HEARTBEAT_S = 15
 #: Attributes of a trial; ``superseded`` is set on a failed one whose configuration was enqueued again.

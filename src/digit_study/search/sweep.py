@@ -13,15 +13,12 @@ from filelock import FileLock
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from digit_study import tracking
-from digit_study.config import Config
-from digit_study.errors import StudyError
-from digit_study.interruption import insist
-from digit_study.pool import Event, Pool
-from digit_study.results import TrialResult
+from digit_study.config.run import Config
+from digit_study.config.study import objectives_of
+from digit_study.engine.local import Event, Pool
+from digit_study.engine.results import TrialResult
 from digit_study.search import space, supervision
 from digit_study.search.samplers import make_pruner, make_sampler
-from digit_study.search.search_config import objectives_of
 from digit_study.search.space import Params
 from digit_study.search.supervision import HEARTBEAT_S, SUPERSEDED, SUPERVISED, SUPERVISOR, WORKER
 from digit_study.search.trial_ends import (
@@ -34,6 +31,9 @@ from digit_study.search.trial_ends import (
     Setting,
     objective_metrics,
 )
+from digit_study.terminal.errors import StudyError
+from digit_study.terminal.signals import insist
+from digit_study.tracking import run_log as tracking
 
 REPLICATE_OF, PRUNED_AFTER = "replicate_of", "pruned_after"
 

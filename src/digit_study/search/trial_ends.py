@@ -12,13 +12,14 @@ from typing import Any
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from digit_study import lookups, tracking
-from digit_study.config import Config
-from digit_study.results import TrialResult
+from digit_study.config.run import Config
+from digit_study.config.study import StudyConfig, constraints_of, objectives_of
+from digit_study.engine.results import TrialResult
 from digit_study.search import supervision
-from digit_study.search.search_config import StudyConfig, constraints_of, objectives_of
 from digit_study.search.space import Dimension
 from digit_study.search.supervision import SUPERSEDED, SUPERVISOR
+from digit_study.tracking import lookups
+from digit_study.tracking import run_log as tracking
 
 #: Attributes of a trial.
 RUN_ID, REASON, RETRY_OF, SEED, BASELINE = "run_id", "reason", "retry_of", "training.seed", "baseline"

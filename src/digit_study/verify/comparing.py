@@ -10,11 +10,16 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from rich.table import Table
 
-from digit_study import console, data, evaluation, recorded, sources, stores, tracking
-from digit_study.champion.registry_config import CompareConfig
-from digit_study.config import Config, TrackingConfig
-from digit_study.errors import StudyError
-from digit_study.evaluation import Evaluation, PairedTest
+from digit_study.config.promote import CompareConfig
+from digit_study.config.run import Config, TrackingConfig
+from digit_study.data import digits as data
+from digit_study.data import sources
+from digit_study.evaluation import metrics as evaluation
+from digit_study.evaluation.metrics import Evaluation, PairedTest
+from digit_study.terminal import console
+from digit_study.terminal.errors import StudyError
+from digit_study.tracking import recorded, stores
+from digit_study.tracking import run_log as tracking
 
 SHOWN = 20
 
@@ -134,7 +139,8 @@ def flips(first: Evaluation, second: Evaluation) -> pd.DataFrame:
 
 
 def _track(client: MlflowClient, uri: str, pair: Pair) -> tuple[str, str]:
-    from digit_study import figures, report
+    from digit_study.evaluation import charts as figures
+    from digit_study.training import artifacts as report
     from digit_study.verify import comparison_figures
 
     first, second = (str(run.info.run_id) for run in pair.runs)

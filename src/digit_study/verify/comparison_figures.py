@@ -12,8 +12,8 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from digit_study import figures as fig
-from digit_study.evaluation import Evaluation
+from digit_study.evaluation import charts as fig
+from digit_study.evaluation.metrics import Evaluation
 from digit_study.search.study_figures import readable
 
 

@@ -15,19 +15,23 @@ import pandas as pd
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from digit_study import console, figures, lookups, report, stores, tracking
-from digit_study import workers as worker_processes
-from digit_study.config import Config
-from digit_study.errors import StudyError
-from digit_study.interruption import Interrupted, insist
-from digit_study.pool import Pool, Worker, in_process
-from digit_study.results import TrialResult
+from digit_study.config.run import Config
+from digit_study.config.study import StudyConfig, objectives_of
+from digit_study.engine import process as worker_processes
+from digit_study.engine.local import Pool, Worker, in_process
+from digit_study.engine.results import TrialResult
+from digit_study.evaluation import charts as figures
+from digit_study.evaluation.ranking import Candidate, Group, confirmed_ranking
 from digit_study.search import space, study_report, study_store, supervision
-from digit_study.search.search_config import StudyConfig, objectives_of
 from digit_study.search.storage import address
 from digit_study.search.study_plan import StudyPlan, plan_study
 from digit_study.search.study_report import StudyView
-from digit_study.selection import Candidate, Group, confirmed_ranking
+from digit_study.terminal import console
+from digit_study.terminal.errors import StudyError
+from digit_study.terminal.signals import Interrupted, insist
+from digit_study.tracking import lookups, stores
+from digit_study.tracking import run_log as tracking
+from digit_study.training import artifacts as report
 from digit_study.verify import comparison_figures
 from digit_study.verify.confirmation_display import progress
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
-from digit_study.console import console
+from digit_study.terminal.console import console
 
 
 class Shown:

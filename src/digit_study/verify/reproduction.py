@@ -9,13 +9,15 @@ from dataclasses import dataclass, replace
 import pandas as pd
 from mlflow.entities import Run
 
-from digit_study import console, recorded, stores, tracking
-from digit_study.config import Config
-from digit_study.errors import StudyError
-from digit_study.evaluation import PairedTest
-from digit_study.resolution import resolve_config
-from digit_study.results import TrialResult
-from digit_study.trial import train_here
+from digit_study.config.resolve import resolve_config
+from digit_study.config.run import Config
+from digit_study.engine.results import TrialResult
+from digit_study.engine.trial import train_here
+from digit_study.evaluation.metrics import PairedTest
+from digit_study.terminal import console
+from digit_study.terminal.errors import StudyError
+from digit_study.tracking import recorded, stores
+from digit_study.tracking import run_log as tracking
 from digit_study.verify import comparing
 
 #: Tags that decide the bits, beside the config: code, versions, machine, arithmetic.
