@@ -9,48 +9,46 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from digit_study.config import compose as composition
-from digit_study.config.run import Config
-from digit_study.runs import plan as launch
+from digit_study.config import compose
+from digit_study.config.run import Config, resolve_config
+from digit_study.runs.plan import plan, plan_reproduction
+from digit_study.terminal.signals import readable_errors
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="config")
 def task(composed: DictConfig) -> None:
     """Run one job that Hydra composed."""
-    from digit_study.config.resolve import resolve_config
     from digit_study.runs import multirun
 
     config, source = resolve_config(cast(Config, OmegaConf.to_object(composed)))
     around = HydraConfig.get()
     if around.mode == RunMode.RUN:
-        with launch.readable_errors():  # Hydra would put a line of its own before the message
+        with readable_errors():  # Hydra would put a line of its own before the message
             multirun.run_single(config, source.name, around.overrides.task)
-        return
-    live = around.runtime.choices["hydra/launcher"] == "basic"
-    multirun.run_job(config, list(around.overrides.task), Path(around.runtime.output_dir), live)
+    else:
+        live = around.runtime.choices["hydra/launcher"] == "basic"
+        multirun.run_job(config, list(around.overrides.task), Path(around.runtime.output_dir), live)
 
 
 def main() -> None:
     """Check the whole command line, then let Hydra launch it."""
-    composition.register()
-    if launch.asks_for_information(sys.argv[1:]):
+    compose.register()
+    words = sys.argv[1:]
+    if compose.asks_for_information(words):
         task()
-        return
-    if any(word.startswith("reproduce=") and word != "reproduce=null" for word in sys.argv[1:]):
-        asked = launch.asked_reproduction(sys.argv[1:])
+    elif any(word.startswith("reproduce=") and word != "reproduce=null" for word in words):
+        asked = plan_reproduction(words)
         from digit_study.verify import reproduction
 
         reproduction.reproduce(asked)
-        return
-    plan = launch.plan(sys.argv[1:])
-    if not plan.multirun:
-        launch.run_hydra(task, plan.settled())
-        return
-    from digit_study.runs import multirun
+    elif (planned := plan(words)).multirun:
+        from digit_study.runs import multirun
 
-    multirun.run_many(plan, task)
+        multirun.run_many(planned, task)
+    else:
+        compose.run_hydra(task, planned.resolved_overrides())
 
 
 if __name__ == "__main__":
-    with launch.readable_errors():
+    with readable_errors():
         main()

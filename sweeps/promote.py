@@ -3,31 +3,20 @@
 import sys
 from pathlib import Path
 
-import hydra
-from omegaconf import DictConfig
-
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from digit_study.config.promote import PromoteConfig, checked_config, spelled_out, validate_promote
-from digit_study.runs import plan as launch
+from digit_study.config.promote import PromoteConfig
+from digit_study.runs.plan import plan_task
+from digit_study.terminal.signals import readable_errors
 
-
-@hydra.main(version_base="1.3", config_path="../conf", config_name="promote")
-def answer(_: DictConfig) -> None:
-    """Let Hydra answer --help, --cfg job and the like."""
-
-
-def main() -> None:
-    """Check the command line, then do what it says."""
-    sys.argv[1:] = spelled_out(sys.argv[1:])
-    if launch.answered("promote", PromoteConfig, sys.argv[1:], answer):
-        return
-    config = checked_config(sys.argv[1:], "promote", validate_promote)
-    from digit_study.champion import promotion
-
-    promotion.serve(config)
+#: Options a person may type, and the keys they stand for.
+OPTIONS = {"--dry-run": "promote.dry_run=true", "--rollback": "rollback=true", "--history": "history=true"}
 
 
 if __name__ == "__main__":
-    with launch.readable_errors():
-        main()
+    with readable_errors():
+        sys.argv[1:] = [OPTIONS.get(word, word) for word in sys.argv[1:]]
+        config = plan_task(sys.argv[1:], "promote", PromoteConfig)
+        from digit_study.champion import promotion
+
+        promotion.serve(config)

@@ -1,1 +1,1 @@
-"""The registry: the sealed test set, the gate, the ledger, promotion and rollback."""
+"""Which registered network is champion, since when, on what evidence. May import terminal to tracking; no engine."""

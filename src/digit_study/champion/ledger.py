@@ -1,10 +1,8 @@
-"""Who was promoted when, on what evidence, and every opening of the sealed test set: append-only and durable.
+"""The ledger: who promoted what, when and why, and every opening of the sealed test set; append-only and durable.
 
-An event is one JSON line in ``mlruns/``, synced to the disk, and one tag of the registered model. A local store's
-file and tags complete each other; of a remote store the tags are the truth, and the file is a copy.
+An event is one JSON line in ``mlruns/``, synced to the disk, and one tag of the registered model. For a local store,
+file and tags complete each other; for a remote store the tags are authoritative and the file is a copy.
 """
-
-from __future__ import annotations
 
 import getpass
 import json
@@ -13,54 +11,32 @@ import platform
 import re
 import urllib.parse
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import mlflow
 from mlflow.entities.model_registry import RegisteredModel
-from mlflow.exceptions import MlflowException
 
-from digit_study.tracking.recorded import ABSENT
+from digit_study.tracking.lookup import ABSENT
 from digit_study.tracking.stores import ARTIFACTS
 
-PREFIX = "ledger."
-OPENED_TAG = "test_set.opened"
+PREFIX, OPENED_TAG = "ledger.", "test_set.opened"
 Event = dict[str, Any]
+#: Events by id and by what they are: ``begun`` and ``ended`` of one promotion share their id.
+Events = dict[tuple[str, str], Event]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One promotion or rollback: how it began, and how it ended, if it did.
+    """One promotion or rollback, by its events."""
 
-    Attributes:
-        begun: id, kind (promotion or rollback), at, who, run_id, compared, aliases as they stood, and more.
-        ended: outcome, version, reason, evidence; empty as long as it has not ended.
-    """
-
-    begun: Event
-    ended: Event
-
-    @property
-    def opened(self) -> bool:
-        """Whether the sealed test set was opened for it."""
-        return self.begun.get("kind") == "promotion"
-
-
-def who() -> str:
-    """The person and the machine."""
-    try:
-        user = getpass.getuser()
-    except (KeyError, OSError):
-        user = "unknown"
-    return f"{user}@{platform.node()}"
-
-
-def new_id() -> str:
-    """An id that sorts by time."""
-    return f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}-{uuid.uuid4().hex[:6]}"
+    start: Event  # ``begun``: id, kind (promotion or rollback), at, who, run_id, compared, aliases before it
+    end: Event  # ``ended``: outcome, reason, version, evidence; empty while it has not ended
 
 
 def times(number: int) -> str:
@@ -68,19 +44,19 @@ def times(number: int) -> str:
     return f"{number} time{'' if number == 1 else 's'}"
 
 
-def now() -> str:
-    """The time, in UTC, as ISO 8601."""
-    return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def is_remote(uri: str) -> bool:
-    """Whether the store at ``uri`` may be used from other machines."""
-    return not uri.startswith("sqlite:")
+def if_there(ask: Callable[..., T], *names: str) -> T | None:
+    """What a method of MLflow's client returns for ``names``, or None where there is no such thing."""
+    try:
+        return ask(*names)
+    except mlflow.MlflowException as fault:
+        if fault.error_code not in ABSENT:
+            raise
+        return None
 
 
 def ledger_path(uri: str, name: str) -> Path:
-    """The ledger of registered model ``name``: in ``mlruns/`` beside a local database, else in the project's."""
-    if not is_remote(uri):
+    """The file of registered model ``name``: in ``mlruns/`` beside a local database, else in the project's."""
+    if uri.startswith("sqlite:"):
         database = Path(uri.removeprefix("sqlite:///")).absolute()
         return database.parent / "mlruns" / f"ledger.{database.stem}.{name}.jsonl"
     parts = urllib.parse.urlsplit(uri)
@@ -89,126 +65,103 @@ def ledger_path(uri: str, name: str) -> Path:
 
 
 class Ledger:
-    """Events of one registered model."""
+    """Events of one registered model. A remote store may be used from other machines."""
 
     def __init__(self, client: mlflow.MlflowClient, uri: str, name: str) -> None:
-        self.client, self.uri, self.name, self.remote = client, uri, name, is_remote(uri)
+        self.client, self.name, self.remote = client, name, not uri.startswith("sqlite:")
         self.path = ledger_path(uri, name)
 
-    def append(self, event: Event) -> None:
-        """Write one event to the disk, then to the registered model, which is created where it is missing."""
-        self._write(event)
-        if self._tags() is None:
-            self.client.create_registered_model(self.name)
-        self._mirror(event)
-        self._count()
+    def record(self, event: str, run_id: str, **details: Any) -> Event:
+        """Append an event about a run, with the person, the machine, the time, and an id that sorts by time."""
+        user = "unknown"
+        with suppress(KeyError, OSError):
+            user = getpass.getuser()
+        identity = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}-{uuid.uuid4().hex[:6]}"
+        return self.append(identity, event, who=f"{user}@{platform.node()}", run_id=run_id, **details)
+
+    def append(self, identity: str, event: str, **details: Any) -> Event:
+        """Write an event, with the time as ISO 8601 in UTC, to the disk, then to the registered model."""
+        now = datetime.now(UTC).isoformat(timespec="seconds")
+        appended = {"id": identity, "event": event, "at": now, **details}
+        self._write(appended)
+        self._tag([appended])
+        return appended
 
     def entries(self) -> list[Entry]:
         """All promotions and rollbacks, oldest first."""
-        events = self._events().values()
+        events = self._events("begun", "ended")
         ended = {event["id"]: event for event in events if event["event"] == "ended"}
-        begun = [event for event in events if event["event"] == "begun"]
-        return sorted((Entry(one, ended.get(one["id"], {})) for one in begun), key=lambda entry: entry.begun["id"])
+        return [Entry(event, ended.get(event["id"], {})) for event in events if event["event"] == "begun"]
 
     def notes(self) -> list[Event]:
-        """Requests that came to nothing because another promotion was under way, oldest first."""
-        return sorted((one for one in self._events().values() if one["event"] == "noted"), key=lambda one: one["id"])
+        """Requests without effect because another promotion was under way, oldest first."""
+        return self._events("noted")
 
     def openings(self) -> int:
-        """How many times the sealed test set has been opened."""
-        return sum(entry.opened for entry in self.entries())
+        """How many times the sealed test set has been opened: once per promotion."""
+        return sum(entry.start.get("kind") == "promotion" for entry in self.entries())
 
-    def in_step(self) -> bool:
-        """Whether file, tags and the count say the same, as they do unless something died between two writes."""
-        tags = self._tags() or {}
-        same = self.remote or _parsed(tags).keys() == _keyed(_read(self.path)).keys()
-        return same and tags.get(OPENED_TAG, "0") == str(self.openings())
+    def model(self) -> RegisteredModel | None:
+        """The registered model, if it exists."""
+        return if_there(self.client.get_registered_model, self.name)
+
+    def is_consistent(self) -> bool:
+        """Whether file, tags and the count agree, as they do unless a process died between two writes."""
+        model, (tagged, written) = self.model(), self._recorded()
+        count = model.tags.get(OPENED_TAG, "0") if model else "0"
+        return (self.remote or tagged.keys() == written.keys()) and count == str(self.openings())
 
     def sync(self) -> None:
-        """Bring file and tags to the same events, and the count to theirs."""
-        tags, lines = self._tags(), _read(self.path)
-        held, written = _parsed(tags or {}), _keyed(lines)
-        for key in sorted(held.keys() - written.keys()):
-            self._write(held[key])
-        missing = [] if self.remote else sorted(written.keys() - held.keys())
-        if missing and tags is None:
+        """Bring file and tags to the same events, and the count in line with them."""
+        tagged, written = self._recorded()
+        for key in sorted(tagged.keys() - written.keys()):
+            self._write(tagged[key])
+        missing = [] if self.remote else [written[key] for key in sorted(written.keys() - tagged.keys())]
+        if missing or not self.is_consistent():
+            self._tag(missing)
+
+    def _recorded(self) -> tuple[Events, Events]:
+        """Events in the tags, and events in the file."""
+        model = self.model()
+        tags = [text for key, text in model.tags.items() if key.startswith(PREFIX)] if model else []
+        lines = self.path.read_text(errors="replace").splitlines() if self.path.is_file() else []
+        return _parse(tags), _parse(lines)
+
+    def _events(self, *kinds: str) -> list[Event]:
+        tagged, written = self._recorded()
+        events = tagged if self.remote else {**written, **tagged}
+        return sorted((one for one in events.values() if one["event"] in kinds), key=lambda one: str(one["id"]))
+
+    def _tag(self, events: Iterable[Event]) -> None:
+        """Tag the registered model, which is created if it is missing, with events and then with the count."""
+        if self.model() is None:
             self.client.create_registered_model(self.name)
-        for key in missing:
-            self._mirror(written[key])
-        if not self.in_step():
-            self._count()
-
-    def _events(self) -> dict[str, Event]:
-        held = _parsed(self._tags() or {})
-        return held if self.remote else {**_keyed(_read(self.path)), **held}
-
-    def description(self) -> str:
-        """What the registered model says of itself."""
-        found = self._model()
-        return str(found.description or "") if found else ""
-
-    def _tags(self) -> dict[str, str] | None:
-        found = self._model()
-        return None if found is None else dict(found.tags)
-
-    def _model(self) -> RegisteredModel | None:
-        try:
-            return self.client.get_registered_model(self.name)
-        except MlflowException as fault:
-            if fault.error_code not in ABSENT:
-                raise
-            return None
-
-    def _mirror(self, event: Event) -> None:
-        self.client.set_registered_model_tag(self.name, PREFIX + _key(event), json.dumps(event))
-
-    def _count(self) -> None:
+        for event in events:
+            tag = f"{PREFIX}{event['id']}.{event['event']}"
+            self.client.set_registered_model_tag(self.name, tag, json.dumps(event))
         self.client.set_registered_model_tag(self.name, OPENED_TAG, str(self.openings()))
 
     def _write(self, event: Event) -> None:
+        """Append a line to the file; file and folder are on the disk when this returns."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        whole = not self.path.exists() or self.path.read_bytes()[-1:] in (b"\n", b"")
-        line = ("" if whole else "\n") + json.dumps(event) + "\n"  # what a power cut tore stays on its own line
-        file = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            os.write(file, line.encode())
+        is_whole = not self.path.exists() or self.path.read_bytes()[-1:] in (b"\n", b"")
+        line = ("" if is_whole else "\n") + json.dumps(event) + "\n"  # a line torn by a power cut stays by itself
+        with self.path.open("ab", buffering=0) as file:
+            file.write(line.encode())
             os.fsync(file)
-        finally:
-            os.close(file)
-        _sync_folder(self.path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    file = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(file)
-    finally:
-        os.close(file)
-
-
-def _key(event: Event) -> str:
-    return f"{event['id']}.{event['event']}"
-
-
-def _keyed(events: Iterable[Event]) -> dict[str, Event]:
-    return {_key(event): event for event in events}
-
-
-def _parsed(tags: Mapping[str, str]) -> dict[str, Event]:
-    return _keyed(_decoded(text for key, text in tags.items() if key.startswith(PREFIX)))
-
-
-def _read(path: Path) -> list[Event]:
-    return _decoded(path.read_text(errors="replace").splitlines()) if path.is_file() else []
-
-
-def _decoded(texts: Iterable[str]) -> list[Event]:
-    found = []
-    for text in texts:
+        folder = os.open(self.path.parent, os.O_RDONLY)
         try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+def _parse(texts: Iterable[str]) -> Events:
+    """Events by their keys; what a power cut tore is left out."""
+    events: Events = {}
+    for text in texts:
+        with suppress(json.JSONDecodeError):
             event = json.loads(text)
-        except json.JSONDecodeError:  # a line that was torn by a power cut
-            continue
-        if isinstance(event, dict) and {"id", "event"} <= event.keys():
-            found.append(event)
-    return found
+            if isinstance(event, dict) and {"id", "event"} <= event.keys():
+                events[str(event["id"]), str(event["event"])] = event
+    return events

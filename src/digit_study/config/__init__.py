@@ -1,1 +1,1 @@
-"""."""
+"""Configs of runs, studies, promotions: schemas, rules, composing. Imports training, evaluation, data, terminal."""

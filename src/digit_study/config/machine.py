@@ -1,35 +1,35 @@
-"""What this machine offers, read without TensorFlow: cores and bfloat16."""
-
-from __future__ import annotations
+"""Facts about this machine, without TensorFlow: its cores, whether it multiplies in bfloat16, its processes by name."""
 
 import os
 import platform
+import re
+import signal
+import time
+from contextlib import suppress
 from functools import cache
 from pathlib import Path
+
+import psutil
+
+#: Seconds that a process left behind has to end itself before it is killed.
+GRACE_S = 3.0
 
 
 def cores() -> int:
     """Processor cores that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 @cache
 def processor_flags() -> frozenset[str]:
     """Instruction-set flags as Linux lists them; empty elsewhere."""
     listing = Path("/proc/cpuinfo")
-    if not listing.is_file():
-        return frozenset()
-    lines = (line for line in listing.read_text().splitlines() if line.startswith("flags"))
-    return frozenset(next(lines, "").partition(":")[2].split())
+    found = re.search(r"^flags.*?:(.*)", listing.read_text(), re.MULTILINE) if listing.is_file() else None
+    return frozenset(found[1].split() if found else ())
 
 
 def resolve_precision(requested: str) -> str:
-    """``auto`` becomes mixed_bfloat16 on a processor that multiplies in bfloat16 (AMX, AVX512_BF16), else float32.
-
-    Without such instructions bfloat16 is emulated and slower than float32.
-    """
+    """``auto`` becomes mixed_bfloat16 where AMX or AVX512_BF16 multiply it, else float32: emulated, it is slow."""
     if requested != "auto":
         return requested
     return "mixed_bfloat16" if processor_flags() & {"amx_bf16", "avx512_bf16"} else "float32"
@@ -37,8 +37,40 @@ def resolve_precision(requested: str) -> str:
 
 def describe() -> dict[str, str]:
     """Host name, operating system and processor, for a run's tags."""
-    return {
-        "host": platform.node(),
-        "os": platform.platform(),
-        "processor": platform.processor() or platform.machine(),
-    }
+    processor = platform.processor() or platform.machine()
+    return {"host": platform.node(), "os": platform.platform(), "processor": processor}
+
+
+def process_name(pid: int | None = None) -> str:
+    """``host:pid:time of creation`` of a process, of this one by default; it is never given to another process."""
+    pid = pid or os.getpid()
+    return f"{platform.node()}:{pid}:{psutil.Process(pid).create_time():.2f}"
+
+
+def find_process(name: str) -> psutil.Process | None:
+    """The process of that name, if it runs on this machine."""
+    host, pid, created = name.rsplit(":", 2)
+    if host != platform.node():
+        return None
+    with suppress(psutil.NoSuchProcess):
+        process = psutil.Process(int(pid))
+        if abs(process.create_time() - float(created)) < 0.5 and process.status() != psutil.STATUS_ZOMBIE:
+            return process
+    return None
+
+
+def is_alive(name: str) -> bool:
+    """Whether the process of that name still runs; one on another host is taken to be alive."""
+    return find_process(name) is not None or name.rsplit(":", 2)[0] != platform.node()
+
+
+def end_process(name: str | None) -> None:
+    """End the process of that name if it runs on this machine, even one that is suspended."""
+    if name is None or (process := find_process(name)) is None or process.pid == os.getpid():
+        return
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        with suppress(psutil.NoSuchProcess):
+            process.send_signal(number)
+        deadline = time.monotonic() + GRACE_S
+        while find_process(name) and time.monotonic() < deadline:  # psutil's own wait takes a zombie for alive
+            time.sleep(0.02)

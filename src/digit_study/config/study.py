@@ -1,4 +1,4 @@
-"""The schema of a study and its rules: what is searched, how, for how long, and what is confirmed afterwards."""
+"""The config of a study and its rules: what is searched, how, for how long, and what is confirmed afterwards."""
 
 from __future__ import annotations
 
@@ -7,35 +7,19 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from digit_study.config.run import (
-    Config,
-    DataConfig,
-    ModelConfig,
-    Rule,
-    TrackingConfig,
-    TrainingConfig,
-    above,
-    at_least,
-    between,
-    broken_rules,
-    choice,
-    complaint,
-    flatten,
-    validate,
-)
-from digit_study.terminal.naming import nearest, one_of
+from digit_study.config.run import Config, TrackingConfig
+from digit_study.data import sources
+from digit_study.terminal.messages import nearest
+from digit_study.terminal.rules import Rule, above, at_least, between, check, choice
+from digit_study.training import networks, recipe
 
 SAMPLERS = ("tpe", "random", "qmc", "cmaes", "grid", "nsga2", "gp")
 PRUNERS = ("hyperband", "successive_halving", "median", "percentile", "patient", "none")
-#: What can be optimised, and whether a trial reports it after every epoch, so that it can be pruned on.
-OBJECTIVES = {
-    "val_accuracy": True,
-    "val_loss": True,
-    "parameters": False,
-    "epoch_seconds": False,
-    "inference_milliseconds": False,
-}
+#: Metrics that a trial reports every epoch, so that it can be pruned on them, and all that can be optimised.
+EVERY_EPOCH = ("val_accuracy", "val_loss")
+OBJECTIVES = (*EVERY_EPOCH, "parameters", "epoch_seconds", "inference_milliseconds")
 DIRECTIONS = ("maximize", "minimize")
+CONSTRAINT = re.compile(rf"\s*({'|'.join(OBJECTIVES)})\s*(<=|>=)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*")
 
 
 @dataclass(frozen=True)
@@ -44,6 +28,7 @@ class SearchConfig:
 
     trials: int = 20
     workers: int | None = None
+    engine: str = "local"
     sampler: str = "tpe"
     pruner: str | None = None
     objectives: list[Any] = field(default_factory=lambda: [{"val_accuracy": "maximize"}])
@@ -60,6 +45,11 @@ class SearchConfig:
     plan: bool = False
     space: dict[str, Any] = field(default_factory=dict)
 
+    @property
+    def is_shared(self) -> bool:
+        """Whether other machines, with which no lock is shared, may work on the same study."""
+        return self.storage is not None and not self.storage.startswith("sqlite:")
+
 
 @dataclass(frozen=True)
 class ConfirmConfig:
@@ -75,9 +65,9 @@ class StudyConfig:
     """A study: the baseline run that is varied, and how."""
 
     study: str = "default"
-    data: DataConfig = field(default_factory=DataConfig)
-    model: ModelConfig = field(default_factory=ModelConfig)
-    training: TrainingConfig = field(default_factory=TrainingConfig)
+    data: sources.DataConfig = field(default_factory=sources.DataConfig)
+    model: networks.ModelConfig = field(default_factory=networks.ModelConfig)
+    training: recipe.TrainingConfig = field(default_factory=recipe.TrainingConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
     confirm: ConfirmConfig = field(default_factory=ConfirmConfig)
@@ -86,6 +76,13 @@ class StudyConfig:
     def run(self) -> Config:
         """The run that every trial varies."""
         return Config(self.data, self.model, self.training, self.tracking)
+
+    def validate(self) -> None:
+        """Check every rule of the study and its baseline, not of its space; raises StudyError with all broken ones."""
+        self.run.validate()
+        rule = f"`search.constraints` must read 'metric <= number' or '>=' with one of {', '.join(OBJECTIVES)}"
+        broken = [text for text in self.search.constraints if not CONSTRAINT.fullmatch(str(text))]
+        check(self, RULES, [*_objective_violations(self.search), *(f"{rule}, got {text!r}" for text in broken)])
 
 
 @dataclass(frozen=True)
@@ -108,8 +105,8 @@ RULES: dict[str, Rule] = {
     ),
     "search.trials": at_least(1),
     "search.workers": between(1, 256),
-    "search.sampler": choice(*SAMPLERS),
-    "search.pruner": choice(*PRUNERS),
+    "search.sampler": choice(SAMPLERS),
+    "search.pruner": choice(PRUNERS),
     "search.seed": between(0, 2**31 - 1),
     "search.trial_timeout": above(0, 1e7),
     "search.trial_memory": above(0, 1e5),
@@ -117,7 +114,7 @@ RULES: dict[str, Rule] = {
     "search.keep_models": at_least(0),
     "confirm.top": between(1, 100),
     "confirm.seeds": between(2, 100),
-    "confirm.prefer": choice("smallest", "accuracy"),
+    "confirm.prefer": choice(("smallest", "accuracy")),
 }
 
 
@@ -128,69 +125,31 @@ def objectives_of(search: SearchConfig) -> dict[str, str]:
 
 def constraints_of(search: SearchConfig) -> list[Constraint]:
     """The parsed constraints."""
-    return [found for text in search.constraints if (found := _constraint(text)) is not None]
+    found = [CONSTRAINT.fullmatch(str(text)) for text in search.constraints]
+    return [Constraint(one[1], 1 if one[2] == "<=" else -1, float(one[3])) for one in found if one]
 
 
 def pruner_of(search: SearchConfig) -> str:
     """The pruner by name: as configured, else hyperband where there is something to prune on."""
-    if search.pruner is not None:
-        return search.pruner
-    objectives = objectives_of(search)
-    return "hyperband" if len(objectives) == 1 and OBJECTIVES[next(iter(objectives))] else "none"
+    objectives = list(objectives_of(search))
+    return search.pruner or ("hyperband" if len(objectives) == 1 and objectives[0] in EVERY_EPOCH else "none")
 
 
-def validate_study(study: StudyConfig) -> None:
-    """Check every rule of a study but those of its space, and of the baseline run that it varies.
-
-    Raises:
-        StudyError: lists every rule that is broken.
-    """
-    validate(study.run)
-    broken = list(broken_rules(flatten(study), RULES))
-    broken += list(_objective_flaws(study.search))
-    broken += [
-        f"`search.constraints` must read 'metric <= number' or '>=' with {one_of(OBJECTIVES)}, got {text!r}"
-        for text in study.search.constraints
-        if _constraint(text) is None
-    ]
-    complaint("\n".join(broken))
-
-
-def _objective_flaws(search: SearchConfig) -> Iterator[str]:
-    rule = f"`search.objectives` must be a list of `metric: maximize | minimize` with {one_of(OBJECTIVES)}"
-    entries = search.objectives
-    if not entries or not all(isinstance(entry, dict) and entry for entry in entries):
-        yield f"{rule}, got {entries!r}"
+def _objective_violations(search: SearchConfig) -> Iterator[str]:
+    rule = f"`search.objectives` must be a list of `metric: maximize | minimize` with one of {', '.join(OBJECTIVES)}"
+    if not search.objectives or not all(isinstance(entry, dict) and entry for entry in search.objectives):
+        yield f"{rule}, got {search.objectives!r}"
         return
-    for metric, direction in objectives_of(search).items():
+    objectives = objectives_of(search)
+    for metric, direction in objectives.items():
         if metric not in OBJECTIVES:
             yield f"{rule}, got {metric!r}{nearest(str(metric), OBJECTIVES)}"
         if direction not in DIRECTIONS:
             yield f"{rule}, got {direction!r} for {metric}{nearest(str(direction), DIRECTIONS)}"
-    yield from _pruner_flaws(search)
-
-
-def _pruner_flaws(search: SearchConfig) -> Iterator[str]:
     if search.pruner in (None, "none"):
         return
-    objectives = objectives_of(search)
+    must, named = "`search.pruner` must be none", ", ".join(map(str, objectives))
     if len(objectives) > 1:
-        yield (
-            f"`search.pruner` must be none with several objectives, got '{search.pruner}' with "
-            f"{', '.join(objectives)}: Optuna prunes on one value only"
-        )
-    elif not OBJECTIVES.get(next(iter(objectives)), True):
-        yield (
-            f"`search.pruner` must be none for the objective {next(iter(objectives))}, which is known only at the "
-            f"end of a trial, got '{search.pruner}'"
-        )
-
-
-def _constraint(text: str) -> Constraint | None:
-    found = re.fullmatch(r"\s*(\w+)\s*(<=|>=)\s*([-+.\deE]+)\s*", str(text))
-    if found is None or found[1] not in OBJECTIVES:
-        return None
-    try:
-        return Constraint(found[1], 1 if found[2] == "<=" else -1, float(found[3]))
-    except ValueError:
-        return None
+        yield f"{must} with several objectives, got '{search.pruner}' with {named}: Optuna prunes on one value only"
+    elif named in OBJECTIVES and named not in EVERY_EPOCH:
+        yield f"{must} for the objective {named}, which is known only at the end of a trial, got '{search.pruner}'"

@@ -1,6 +1,4 @@
-"""What runs in the process of a trial: the trial, what it tells its supervisor, and that it does not outlive it."""
-
-from __future__ import annotations
+"""What runs in the process of a trial: the trial, its messages to the supervisor, and that it does not outlive it."""
 
 import multiprocessing
 import os
@@ -14,38 +12,53 @@ from pathlib import Path
 from typing import Any
 
 from digit_study.config.run import Config
-from digit_study.terminal.errors import StudyError
-from digit_study.terminal.signals import Interrupted, Pruned, interruptible
+from digit_study.engine.protocol import Pruned, TrialResult
+from digit_study.terminal.messages import StudyError
+from digit_study.terminal.progress import epoch_progress
+from digit_study.terminal.signals import Interrupted, interruptible, native_stderr, signals_surface
+from digit_study.tracking.stores import tracking_uri
 
 #: Seconds that a trial asked to end has before it is killed.
 GRACE_S = 8.0
-#: Characters of a reason; a message of 16 KiB and more would be sent in two pieces.
-LONGEST_REASON = 2000
+
+
+def train_here(config: Config, run_id: str) -> TrialResult:
+    """Run a trial in this process, which then holds TensorFlow, and show it; the run ends with it, however it ends."""
+    try:
+        with epoch_progress(config.model.name, config.training.epochs) as progress:
+            with native_stderr(), signals_surface():
+                from digit_study.engine.trial import run_trial
+            return run_trial(config, run_id, on_steps=progress.steps, on_epoch=progress.epoch)
+    except BaseException as error:  # also a Ctrl-C while TensorFlow is being imported
+        from digit_study.tracking.run_log import close_run
+
+        status = "FAILED" if isinstance(error, Exception) else "KILLED"
+        close_run(tracking_uri(config.tracking.uri), run_id, status, f"{type(error).__name__}: {error}")
+        raise
+
+
+def train(config: Config, run_id: str, send: Callable[[str, Any], None], ask: Callable[..., None]) -> TrialResult:
+    """Run a trial inside a worker: progress goes out by ``send``, every epoch by ``ask``, which may end it."""
+    with native_stderr(), signals_surface():
+        from digit_study.engine.trial import run_trial
+    return run_trial(config, run_id, on_steps=lambda *where: send("steps", where), on_epoch=ask, data_figures=False)
 
 
 def run(connection: Connection, target: Callable[..., Any], config: Config, run_id: str, outcome: Path) -> None:
-    """Run ``target`` and tell the supervisor; ends the process with an exit code if that is not heard any more.
-
-    Args:
-        connection: to the supervisor.
-        target: as :class:`digit_study.engine.process.TrialProcess` has it.
-        config: of the trial.
-        run_id: of its MLflow run.
-        outcome: file that takes the result. What goes through the pipe is small enough to go in one piece, so that a
-            trial that is stopped in the middle of a message does not stop its supervisor.
-    """
-    threading.Thread(target=_follow_parent, daemon=True).start()
+    """Run the ``target`` of a TrialProcess and report to the supervisor; exits with a code if that is gone."""
+    threading.Thread(target=_end_with_parent, daemon=True).start()
 
     def send(kind: str, content: Any) -> None:
         connection.send((kind, content))
 
-    def ask(content: Any) -> None:
-        connection.send(("epoch", content))
+    def ask(*content: Any) -> None:
+        send("epoch", content)
         if not connection.recv():
             raise Pruned
 
     try:
         with interruptible():
+            # by a file: a trial suspended in a message of more than one piece would stop its supervisor
             outcome.write_bytes(ForkingPickler.dumps(target(config, run_id, send, ask)))
             send("done", None)
     except Interrupted as interrupted:
@@ -53,16 +66,14 @@ def run(connection: Connection, target: Callable[..., Any], config: Config, run_
     except (EOFError, BrokenPipeError):
         raise SystemExit(1) from None  # the supervisor is gone; the run has been ended on the way here
     except Exception as error:
-        said = str(error) if isinstance(error, StudyError) else f"{type(error).__name__}: {error}"
-        send("failed", said[:LONGEST_REASON])
+        reason = str(error) if isinstance(error, StudyError) else f"{type(error).__name__}: {error}"
+        send("failed", reason[:2000])  # 16 KiB and more would be sent in two pieces
 
 
-def _follow_parent() -> None:
-    """End this trial, truthfully if it can, when the process that supervises it is gone."""
-    parent = multiprocessing.parent_process()
-    if parent is None:
-        return
-    parent.join()
-    os.kill(os.getpid(), signal.SIGTERM)
-    time.sleep(GRACE_S)
-    os.kill(os.getpid(), signal.SIGKILL)
+def _end_with_parent() -> None:
+    """End this trial, properly if it can, when the process that supervises it is gone."""
+    if (parent := multiprocessing.parent_process()) is not None:
+        parent.join()
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(GRACE_S)
+        os.kill(os.getpid(), signal.SIGKILL)

@@ -1,163 +1,222 @@
-"""Several trials at a time, each in a process of its own, with limits on their time and memory."""
+# ruff: noqa: D102  the calls of an engine are described in protocol.Engine
+"""The engine of one machine: a process per trial, forked from a server that has TensorFlow loaded, and its limits."""
 
-from __future__ import annotations
-
+import atexit
+import multiprocessing
+import os
+import pickle
+import signal
+import tempfile
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from contextlib import suppress
+from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any
 
 import psutil
 
+from digit_study.config.machine import process_name
 from digit_study.config.run import Config
-from digit_study.engine.child import GRACE_S
-from digit_study.engine.process import Message, TrialDied, TrialProcess
-from digit_study.engine.trial import train
+from digit_study.engine import child
+from digit_study.engine.protocol import Event, Limits
+from digit_study.terminal.messages import StudyError
+from digit_study.tracking.stores import use_scratch
 
-GIB = 2**30
+#: Messages that are a trial's last, and the seconds it then has to end.
+ENDS = {"done": child.GRACE_S, "failed": child.GRACE_S, "died": child.GRACE_S, "expired": 1.0}
+#: What multiprocessing takes for the exit code of a process whose server died.
+SERVER_DIED = 255
+#: What a trial reports: steps, epoch, done or failed, and the content as :class:`Event` has it.
+Message = tuple[str, Any]
 
 
-class Worker(Protocol):
-    """What a pool needs of a trial that runs; :class:`TrialProcess` is one."""
+class TrialDied(StudyError):
+    """The process of a trial ended without a result; the message says by which signal or code."""
+
+
+def start_server() -> Any:
+    """Start the server that imports TensorFlow, in the background; the first trial waits for it."""
+    use_scratch()
+    context = multiprocessing.get_context("forkserver")
+    # Python 3.11 starts the server without this process's sys.path: in a bare clone it would preload nothing
+    source, paths = str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    if source not in paths:
+        os.environ["PYTHONPATH"] = os.pathsep.join([source, *filter(None, paths)])
+    context.set_forkserver_preload(["digit_study.engine.preload"])
+    # a Ctrl-C in the middle of its imports would end the server with a traceback: it is born with SIGINT blocked, which
+    # its preload undoes; here one that comes meanwhile is delayed. The tracker's start unblocks it, so comes first
+    resource_tracker.ensure_running()
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+    return context
+
+
+@atexit.register
+def _stop_server() -> None:
+    """Else one that is still importing outlives this process by seconds."""
+    for process in psutil.Process().children():
+        with suppress(psutil.Error):
+            if any("multiprocessing.forkserver" in word for word in process.cmdline()):
+                process.kill()
+
+
+class TrialProcess:
+    """One trial in a process of its own; raises TrialDied if that cannot be started.
+
+    ``target(config, run_id, send, ask)`` is called there, and what it returns is the content of ``done``:
+    ``send(kind, content)`` reports, ``ask(number, record)`` reports an epoch and raises Pruned if that is the answer.
+    """
+
+    def __init__(self, target: Callable[..., Any], config: Config, run_id: str) -> None:
+        number, path = tempfile.mkstemp(prefix="result-")
+        os.close(number)
+        self.outcome = Path(path)
+        for _ in range(3):  # a server that was killed meanwhile is started again
+            context = start_server()
+            self.connection, theirs = context.Pipe()
+            self.process = context.Process(target=child.run, args=(theirs, target, config, run_id, self.outcome))
+            try:
+                self.process.start()
+                break
+            except (EOFError, OSError):
+                self.connection.close()
+            finally:
+                theirs.close()
+        else:
+            self.outcome.unlink()
+            raise TrialDied("the trial's process could not be started: the server it is forked from was killed")
+        self.started = time.monotonic()
+        self.handle: psutil.Process | None = None
+        self.name: str | None = None
+        with suppress(psutil.NoSuchProcess):  # dead already, as the next message says
+            self.handle = psutil.Process(self.process.pid)
+            self.name = process_name(self.process.pid)
 
     def waitables(self) -> list[Any]:
-        """See TrialProcess."""
+        """What :func:`multiprocessing.connection.wait` wakes up on when there is news."""
+        # the sentinel of a server that died says so for ever; its trials live on, and their own end is the pipe's
+        server_died = self.process.exitcode == SERVER_DIED
+        return [self.connection] if server_died else [self.connection, self.process.sentinel]
 
     def receive(self) -> Message | None:
-        """See TrialProcess."""
+        """The next message, None if there is none yet; raises TrialDied if the process left nothing more to read."""
+        try:
+            if self.connection.poll():
+                kind, content = self.connection.recv()
+                return kind, pickle.loads(self.outcome.read_bytes()) if kind == "done" else content
+        except (EOFError, OSError):
+            self._wait(child.GRACE_S)
+        if self._is_alive():
+            return None
+        code = self.process.exitcode
+        with suppress(EOFError, OSError):
+            if self.connection.poll() and code in (0, SERVER_DIED):
+                return None  # its last words have come since
+        if code == SERVER_DIED:
+            how = "ended without a result, after the server that it was forked from was killed"
+        elif code is not None and code < 0:
+            hint = " (out of memory, or somebody's kill -9)" if -code == signal.SIGKILL else ""
+            how = f"was killed by {signal.Signals(-code).name}{hint}"
+        else:
+            how = f"ended with exit code {code} and no result"
+        raise TrialDied(f"the trial's process {how}")
 
     def answer(self, go_on: bool) -> None:
-        """See TrialProcess."""
+        """Reply to an epoch: go on, or stop there."""
+        with suppress(OSError):  # it died meanwhile; receive() will say so
+            self.connection.send(go_on)
 
-    def ask_to_stop(self) -> None:
-        """See TrialProcess."""
+    def send_signal(self, number: int = signal.SIGTERM) -> None:
+        """Send a signal to the trial, if it lives: by default one that asks it to end itself as KILLED."""
+        if self._is_alive() and self.handle is not None:
+            with suppress(psutil.NoSuchProcess):
+                self.handle.send_signal(number)
 
-    def stop(self, grace: float = GRACE_S) -> None:
-        """See TrialProcess."""
+    def stop(self, grace: float = child.GRACE_S) -> None:
+        """Ask the trial to end, kill it if it does not within ``grace`` seconds, and wait for it."""
+        for number, seconds in ((signal.SIGTERM, grace), (signal.SIGKILL, child.GRACE_S)):
+            self.send_signal(number)
+            self._wait(seconds)
+        self.connection.close()
+        self.outcome.unlink(missing_ok=True)
 
-    def pid(self) -> int | None:
-        """See TrialProcess."""
+    def _is_alive(self) -> bool:
+        if self.process.exitcode != SERVER_DIED:
+            return bool(self.process.is_alive())
+        with suppress(psutil.NoSuchProcess):  # multiprocessing knows no more of it than that its server is gone
+            handle = self.handle
+            return handle is not None and handle.is_running() and handle.status() != psutil.STATUS_ZOMBIE
+        return False
 
-
-@dataclass(frozen=True)
-class Event:
-    """News of the trial that was submitted under ``key``.
-
-    ``kind`` is steps, epoch (wants an answer), done, failed (its own fault), died (killed from outside) or
-    expired (over a limit); after the last four the trial is gone.
-    """
-
-    key: int
-    kind: str
-    content: Any
-
-
-@dataclass
-class _Slot:
-    worker: Worker
-    started: float
-    finished: bool = False
-
-
-def in_process(config: Config, run_id: str) -> Worker:
-    """Launch a trial as everything else does, in a fresh process."""
-    return TrialProcess(train, config, run_id)
+    def _wait(self, seconds: float) -> None:
+        self.process.join(seconds)
+        deadline = time.monotonic() + seconds
+        while self._is_alive() and time.monotonic() < deadline:
+            time.sleep(0.02)
 
 
-class Pool:
-    """Runs at most ``size`` trials at a time.
+class LocalEngine:
+    """An :class:`Engine` that ``launch`` starts the trials of, by default forked from a server that starts now."""
 
-    Args:
-        size: trials at a time.
-        timeout: seconds a trial may take; None has no limit.
-        memory: GiB of resident memory a trial may use; None has no limit.
-        launch: starts a trial.
-    """
-
-    def __init__(
-        self,
-        size: int,
-        timeout: float | None = None,
-        memory: float | None = None,
-        launch: Callable[[Config, str], Worker] = in_process,
-    ) -> None:
-        self.size, self.timeout, self.memory, self.launch = size, timeout, memory, launch
-        self.slots: dict[int, _Slot] = {}
-        self.stillborn: list[Event] = []
+    def __init__(self, limits: Limits, launch: Callable[[Config, str], TrialProcess] | None = None) -> None:
+        self.limits = limits
+        self.trials: dict[int, TrialProcess] = {}
+        self.failed_starts: list[Event] = []
+        if launch is None:
+            start_server()
+        self.launch = launch or (lambda config, run_id: TrialProcess(child.train, config, run_id))
 
     @property
     def free(self) -> int:
-        """How many more trials could start now."""
-        return self.size - len(self.slots)
+        return self.limits.slots - len(self.trials)
 
-    def submit(self, key: int, config: Config, run_id: str) -> int | None:
-        """Start a trial; returns its process id. One that cannot be started has died."""
+    def submit(self, key: int, config: Config, run_id: str) -> str | None:
         try:
-            worker = self.launch(config, run_id)
+            self.trials[key] = self.launch(config, run_id)
         except TrialDied as death:
-            self.stillborn.append(Event(key, "died", str(death)))
+            self.failed_starts.append(Event(key, "died", str(death)))
             return None
-        self.slots[key] = _Slot(worker, time.monotonic())
-        return worker.pid()
+        return self.trials[key].name
 
     def answer(self, key: int, go_on: bool) -> None:
-        """Reply to an ``epoch`` event."""
-        if key in self.slots:
-            self.slots[key].worker.answer(go_on)
+        if key in self.trials:
+            self.trials[key].answer(go_on)
 
     def events(self, patience: float = 0.5) -> Iterator[Event]:
-        """Yield what is new, after waiting at most ``patience`` seconds for it."""
-        while self.stillborn:
-            yield self.stillborn.pop()
-        wait([thing for slot in self.slots.values() for thing in slot.worker.waitables()], patience)
-        for key in list(self.slots):
-            yield from self._news(key)
-        for key in list(self.slots):
-            yield from self._over_limit(key)
+        while self.failed_starts:
+            yield self.failed_starts.pop()
+        wait([thing for trial in self.trials.values() for thing in trial.waitables()], patience)
+        for key in list(self.trials):
+            while key in self.trials:
+                try:
+                    message = self.trials[key].receive() or self._broken_limit(self.trials[key])
+                except TrialDied as death:
+                    message = "died", str(death)
+                if message is None:
+                    break
+                if message[0] in ENDS:
+                    self.trials.pop(key).stop(ENDS[message[0]])
+                yield Event(key, *message)
 
     def stop(self) -> None:
-        """End all trials together, as KILLED, and wait for them."""
-        for slot in self.slots.values():
-            slot.worker.ask_to_stop()
-        deadline = time.monotonic() + GRACE_S
-        for slot in self.slots.values():
-            slot.worker.stop(max(0.1, deadline - time.monotonic()))
-        self.slots.clear()
+        for trial in self.trials.values():
+            trial.send_signal()
+        deadline = time.monotonic() + child.GRACE_S
+        for trial in self.trials.values():
+            trial.stop(max(0.1, deadline - time.monotonic()))
+        self.trials.clear()
 
-    def _news(self, key: int) -> Iterator[Event]:
-        while key in self.slots:
-            try:
-                message = self.slots[key].worker.receive()
-            except TrialDied as death:
-                yield self._ended(key, "died", str(death))
-                return
-            if message is None:
-                return
-            if message.kind in ("done", "failed"):
-                yield self._ended(key, message.kind, message.content)
-            else:
-                yield Event(key, message.kind, message.content)
-
-    def _over_limit(self, key: int) -> Iterator[Event]:
-        slot = self.slots[key]
-        spent = time.monotonic() - slot.started
-        if self.timeout is not None and spent > self.timeout:
-            yield self._ended(key, "expired", f"it took longer than search.trial_timeout={self.timeout:g} s", 1.0)
-            return
-        used = self._gib(slot.worker) if self.memory is not None else 0.0
-        if self.memory is not None and used > self.memory:
-            yield self._ended(
-                key, "expired", f"it used {used:.2f} GiB, more than search.trial_memory={self.memory:g}", 1.0
-            )
-
-    @staticmethod
-    def _gib(worker: Worker) -> float:
-        try:
-            return psutil.Process(worker.pid()).memory_info().rss / GIB
-        except (psutil.NoSuchProcess, ValueError):
-            return 0.0
-
-    def _ended(self, key: int, kind: str, content: Any, grace: float = GRACE_S) -> Event:
-        self.slots.pop(key).worker.stop(grace)
-        return Event(key, kind, content)
+    def _broken_limit(self, trial: TrialProcess) -> Message | None:
+        timeout, memory = self.limits.timeout, self.limits.memory
+        if timeout is not None and time.monotonic() - trial.started > timeout:
+            return "expired", f"it took longer than search.trial_timeout={timeout:g} s"
+        if memory is not None and trial.handle is not None:
+            with suppress(psutil.NoSuchProcess):  # it has just ended
+                if (used := trial.handle.memory_info().rss / 2**30) > memory:
+                    return "expired", f"it used {used:.2f} GiB, more than search.trial_memory={memory:g}"
+        return None

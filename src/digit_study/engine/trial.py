@@ -1,55 +1,93 @@
-"""One trial, here or in a process of its own, with a ticker that follows it."""
+"""One function walks the whole way from a config to a tracked run: the one file that knows all the stages."""
 
-from __future__ import annotations
-
+import time
+import timeit
 from collections.abc import Callable
-from typing import Any, Protocol
+from dataclasses import replace
 
+import keras
+
+from digit_study.config import machine
 from digit_study.config.run import Config
-from digit_study.engine import process as workers
-from digit_study.engine.results import Listener, TrialResult
-from digit_study.terminal.quiet import native_stderr
-from digit_study.terminal.signals import not_swallowed
+from digit_study.data.digits import load_digits
+from digit_study.engine.protocol import Epoch, Pruned, TrialResult
+from digit_study.evaluation.metrics import Evaluation, evaluate
+from digit_study.terminal.signals import Interrupted
+from digit_study.tracking.run_log import RunLog
+from digit_study.tracking.stores import tracking_uri
+from digit_study.training import figures, fit
+from digit_study.training.networks import build_model
+
+Listener = Callable[..., None]  # of (epoch, step, steps) or of (number, record)
 
 
-class Follower(Protocol):
-    """Who wants to see a training go on."""
+def run_trial(
+    config: Config, run_id: str, on_steps: Listener, on_epoch: Listener, data_figures: bool = True
+) -> TrialResult:
+    """Load, look, build, train, predict, evaluate, draw, track: a resolved config to the MLflow run ``run_id``.
 
-    def steps(self, epoch: int, step: int, steps: int) -> None:
-        """Hear of ``step`` of ``steps`` in ``epoch``."""
-
-    def epoch(self, number: int, record: dict[str, float]) -> None:
-        """Hear of a finished epoch."""
-
-
-def train_here(config: Config, run_id: str, follower: Follower) -> TrialResult:
-    """Run a trial in this process, which then holds TensorFlow."""
-    with native_stderr(), not_swallowed():
-        from digit_study.engine.pipeline import run_trial
-
-    return run_trial(config, run_id, listener=Listener(follower.steps, follower.epoch))
-
-
-def run_in_worker(config: Config, run_id: str, follower: Follower) -> TrialResult:
-    """Run a trial in a fresh process and follow it.
-
-    Raises:
-        StudyError: it failed, or its process died.
+    What a listener raises ends the trial. ``data_figures`` are those of the digits, which a parent has for its
+    children. The run ends FAILED if training diverged or the data changed, KILLED by a signal and if Pruned.
     """
+    log = RunLog(tracking_uri(config.tracking.uri), run_id)
+    try:
+        result = _walk(config, log, on_steps, on_epoch, data_figures)
+    except BaseException as error:
+        reason = f"{type(error).__name__}: {error}".strip()[:500]
+        log.tags({"failure": reason})
+        was_stopped = isinstance(error, Interrupted | KeyboardInterrupt | Pruned)
+        log.end("KILLED" if was_stopped else "FAILED", {"reason": reason})
+        raise
+    kept = log.end("FINISHED", {"metrics": result.metrics, "weights_sha256": result.weights_sha256})
+    return replace(result, kept=kept, fault=log.fault)
 
-    def follow(message: workers.Message) -> None:
-        hear = follower.steps if message.kind == "steps" else follower.epoch
-        hear(*message.content)
 
-    return workers.run_to_end(workers.TrialProcess(train, config, run_id), follow)  # type: ignore[no-any-return]
+def _walk(config: Config, log: RunLog, on_steps: Listener, on_epoch: Listener, data_figures: bool) -> TrialResult:
+    started = time.perf_counter()
+    log.config(config)
+    digits = load_digits(config.data)
+    log.dataset(digits.name, digits.sha256, digits.counts())
+    if data_figures:
+        figures.write_data_figures(digits, log.folder)
+    fit.use_threads(config.training.threads or machine.cores())
+    keras.utils.set_random_seed(config.training.seed)
+    # trained in bfloat16 or not, a network is evaluated and saved in float32: the same numbers on every machine
+    final_model = build_model(config.model)
+    trained_model = fit.with_fused_batch_norm(build_model(config.model, config.training.precision))
+    evaluations: list[Evaluation] = []
 
+    def validate() -> dict[str, float]:
+        final_model.set_weights(trained_model.get_weights())
+        unseen = digits.validation_images, digits.validation_labels, digits.validation_index
+        evaluations.append(evaluate(final_model, *unseen))
+        return evaluations[-1].metrics
 
-def train(config: Config, run_id: str, send: Callable[[str, Any], None], ask: Callable[[Any], None]) -> TrialResult:
-    """Run a trial inside a worker: progress goes out by ``send``, every epoch by ``ask``, which may end it."""
-    with native_stderr(), not_swallowed():
-        from digit_study.engine.pipeline import run_trial
+    def log_epoch(record: Epoch) -> None:
+        log.epoch(len(evaluations), record)
+        on_epoch(len(evaluations), record)
 
-    listener = Listener(
-        on_steps=lambda *where: send("steps", where), on_epoch=lambda number, record: ask((number, record))
-    )
-    return run_trial(config, run_id, listener=listener, pictures_of_data=False)
+    given = trained_model, digits.train_images, digits.train_labels, config.training
+    epochs = fit.fit(*given, validate=validate, on_epoch=log_epoch, on_steps=on_steps)
+    if config.training.early_stopping.patience is not None:
+        validate()  # it may have gone back to an earlier epoch; else the last epoch's reading is that of the result
+    outcome = evaluations[-1]
+    # the milliseconds an image of a warm forward pass over 256, the fastest of three
+    batch = digits.validation_images[:256]
+    final_model.predict_on_batch(batch)
+    seconds = min(timeit.repeat(lambda: final_model.predict_on_batch(batch), number=1, repeat=3))
+    losses = [record["val_loss"] for record in epochs]
+    metrics = {
+        **outcome.metrics,
+        **digits.counts(),
+        "parameters": float(final_model.count_params()),
+        "training_seconds": sum(record["epoch_seconds"] for record in epochs),
+        "inference_milliseconds": 1000 * seconds / len(batch),
+        "best_epoch": losses.index(min(losses)) + 1.0,
+    }
+    weights = fit.weights_sha256(final_model)
+    log.tags({"weights.sha256": weights})
+    figures.write_run_artifacts(outcome, epochs, digits, config.model.name, log.folder)
+    log.metrics({**metrics, "total_seconds": time.perf_counter() - started}, step=len(epochs))
+    if config.tracking.save_model:
+        log.model(final_model)
+    return TrialResult(log.run_id, metrics, epochs, outcome, weights)

@@ -1,10 +1,4 @@
-"""Predictions to numbers: metrics, intervals, confusion matrix, paired tests.
-
-Every function here is pure. The statistics are statsmodels', scipy's and scikit-learn's; what is ours is the choice.
-A new metric is one line in :func:`metrics_of`.
-"""
-
-from __future__ import annotations
+"""Predictions to numbers, in pure functions; a new metric is one line in :func:`metrics_of`."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -13,63 +7,37 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-CLASSES = 10
-#: Images in one forward pass: a fifth faster than Keras's 32 on one core, and no slower than any more.
-BATCH = 128
+from digit_study.data.sources import CLASSES, Labels
 
-Labels = npt.NDArray[np.int64]
+#: Images in one forward pass: a fifth faster than Keras's 32 on one core, and no slower on more.
+BATCH = 128
+CALIBRATION_BINS = 15
 Probabilities = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What one model said of n labelled images.
+    """Predictions of one model for n labelled images."""
 
-    Attributes:
-        labels: true digits, shape (n,), int64, 0 to 9.
-        probabilities: softmax output, shape (n, 10), float32, rows sum to 1.
-        index: position of every image in the unsplit source, shape (n,), int64; pairs two runs image by image.
-        metrics: scalars by name, as :func:`metrics_of` gives them.
-        confusion: counts, shape (10, 10), int64; row = true digit, column = predicted digit.
-    """
-
-    labels: Labels
-    probabilities: Probabilities
-    index: Labels
-    metrics: dict[str, float]
-    confusion: Labels
+    labels: Labels  # true digits, (n,), int64, 0 to 9
+    probabilities: Probabilities  # softmax output, (n, 10), float32, rows sum to 1
+    index: Labels  # (n,), int64: where every image stands in the unsplit source; pairs two runs image by image
+    metrics: dict[str, float]  # by name, from :func:`metrics_of`
+    confusion: Labels  # counts, (10, 10), int64: row = true digit, column = predicted digit
 
     @property
     def predicted(self) -> Labels:
         """Most probable digit of every image, shape (n,), int64."""
         return np.asarray(self.probabilities.argmax(axis=1), dtype=np.int64)
 
-
-@dataclass(frozen=True)
-class PairedTest:
-    """Two models on the same n images.
-
-    Attributes:
-        only_first: images that only the first model reads right.
-        only_second: images that only the second model reads right.
-        images: n.
-        difference: accuracy of the second minus accuracy of the first, in [-1, 1].
-        low: lower end of its 95 % interval.
-        high: upper end.
-        p_value: exact two-sided McNemar test of "both are equally good".
-    """
-
-    only_first: int
-    only_second: int
-    images: int
-    difference: float
-    low: float
-    high: float
-    p_value: float
+    @property
+    def correct(self) -> npt.NDArray[np.bool_]:
+        """Whether each image is read right, shape (n,)."""
+        return np.asarray(self.predicted == self.labels)
 
 
 def evaluate(model: Any, images: npt.NDArray[np.uint8], labels: npt.NDArray[Any], index: Labels) -> Evaluation:
-    """Let a Keras model read ``images`` (n, 28, 28, 1), raw pixels 0 to 255, and score it against ``labels`` (n,)."""
+    """Run a Keras model on ``images`` (n, 28, 28, 1), raw pixels 0 to 255, and score it against ``labels`` (n,)."""
     probabilities = np.asarray(model.predict(images, batch_size=BATCH, verbose=0), dtype=np.float32)
     return score(labels.astype(np.int64), probabilities, index)
 
@@ -79,35 +47,34 @@ def score(labels: Labels, probabilities: Probabilities, index: Labels | None = N
     from sklearn.metrics import confusion_matrix
 
     confusion = confusion_matrix(labels, probabilities.argmax(axis=1), labels=range(CLASSES)).astype(np.int64)
-    return Evaluation(
-        labels=labels,
-        probabilities=probabilities,
-        index=np.arange(len(labels)) if index is None else index,
-        metrics=metrics_of(labels, probabilities),
-        confusion=confusion,
-    )
+    index = np.arange(len(labels)) if index is None else index
+    return Evaluation(labels, probabilities, index, metrics_of(labels, probabilities), confusion)
 
 
 def metrics_of(labels: Labels, probabilities: Probabilities) -> dict[str, float]:
-    """All scalar metrics of a validation. To add one, add a line: it reaches MLflow and the tables by its name."""
+    """Compute all scalar metrics of a validation. An added line reaches MLflow and the tables by its name."""
     predicted = probabilities.argmax(axis=1)
-    accuracy = float(np.mean(predicted == labels))
-    low, high = accuracy_interval(int(np.sum(predicted == labels)), len(labels))
+    correct, images = predicted == labels, len(labels)
+    low, high = accuracy_interval(int(correct.sum()), images)
+    # mean negative log probability of the true digit, clipped as Keras does
+    true = probabilities[np.arange(images), labels].astype(np.float64)
+    loss = -np.log(np.clip(true, 1e-7, 1.0)).mean()
+    # mean gap of confidence and accuracy over equal bins (Guo et al. 2017, arXiv 1706.04599, eq. 3)
+    confidence = probabilities.max(axis=1).astype(np.float64)
+    bin_of = np.clip(np.ceil(confidence * CALIBRATION_BINS).astype(int) - 1, 0, CALIBRATION_BINS - 1)
+    gaps = np.bincount(bin_of, weights=correct - confidence, minlength=CALIBRATION_BINS)
     return {
-        "val_accuracy": accuracy,
+        "val_accuracy": float(correct.mean()),
         "val_accuracy_low": low,
         "val_accuracy_high": high,
-        "val_loss": cross_entropy(labels, probabilities),
-        "val_calibration_error": expected_calibration_error(labels, probabilities),
+        "val_loss": float(loss),  # in nats
+        "val_calibration_error": float(np.abs(gaps).sum() / images),  # in [0, 1]
         "val_macro_f1": float(per_class_report(labels, predicted)["f1"].mean()),
     }
 
 
 def accuracy_interval(correct: int, images: int) -> tuple[float, float]:
-    """95 % Wilson interval of an accuracy of ``correct`` out of ``images``, each end in [0, 1].
-
-    Source: E. B. Wilson 1927, as statsmodels implements it.
-    """
+    """95 % interval, in [0, 1], of an accuracy of ``correct`` out of ``images`` (E. B. Wilson 1927, by statsmodels)."""
     from statsmodels.stats.proportion import proportion_confint
 
     low, high = proportion_confint(correct, images, alpha=0.05, method="wilson")
@@ -115,82 +82,28 @@ def accuracy_interval(correct: int, images: int) -> tuple[float, float]:
     return min(float(low), correct / images), max(float(high), correct / images)
 
 
-def cross_entropy(labels: Labels, probabilities: Probabilities) -> float:
-    """Mean negative log probability of the true digit, in nats; probabilities are clipped at 1e-7, as Keras does."""
-    true = probabilities[np.arange(len(labels)), labels].astype(np.float64)
-    return float(-np.log(np.clip(true, 1e-7, 1.0)).mean())
-
-
-def expected_calibration_error(labels: Labels, probabilities: Probabilities, bins: int = 15) -> float:
-    """Mean gap between confidence and accuracy over equal-width bins, weighted by images; 0 is perfect, range [0, 1].
-
-    Source: Guo et al. 2017, "On Calibration of Modern Neural Networks" (arXiv 1706.04599), equation 3.
-    """
-    confidence = probabilities.max(axis=1).astype(np.float64)
-    correct = (probabilities.argmax(axis=1) == labels).astype(np.float64)
-    bin_of = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
-    gap = np.bincount(bin_of, weights=correct - confidence, minlength=bins)
-    return float(np.abs(gap).sum() / len(labels))
-
-
 def per_class_report(labels: Labels, predicted: npt.NDArray[Any]) -> pd.DataFrame:
-    """Precision, recall and F1 of every digit: columns digit, precision, recall, f1, images; ten rows.
-
-    A digit that is never predicted, or that has no images, scores 0.
-    """
+    """Ten rows of digit, precision, recall, f1, images; a digit never predicted, or without images, scores 0."""
     from sklearn.metrics import precision_recall_fscore_support
 
-    precision, recall, f1, support = precision_recall_fscore_support(
-        labels, predicted, labels=list(range(CLASSES)), zero_division=0.0
-    )
-    return pd.DataFrame(
-        {"digit": range(CLASSES), "precision": precision, "recall": recall, "f1": f1, "images": support}
-    )
+    digits = list(range(CLASSES))
+    scores = precision_recall_fscore_support(labels, predicted, labels=digits, zero_division=0.0)
+    return pd.DataFrame(dict(zip(["digit", "precision", "recall", "f1", "images"], [digits, *scores], strict=True)))
 
 
 def predictions_table(evaluation: Evaluation) -> pd.DataFrame:
-    """One row an image: index, label, predicted, correct, confidence and the ten probabilities p0 to p9."""
-    probabilities = evaluation.probabilities
-    table = pd.DataFrame(
-        {
-            "index": evaluation.index,
-            "label": evaluation.labels,
-            "predicted": evaluation.predicted,
-            "correct": evaluation.predicted == evaluation.labels,
-            "confidence": probabilities.max(axis=1),
-        }
-    )
-    return table.assign(**{f"p{digit}": probabilities[:, digit] for digit in range(CLASSES)})
+    """One row per image: index, label, predicted, correct, confidence and the ten probabilities p0 to p9."""
+    chances = pd.DataFrame(evaluation.probabilities, columns=[f"p{digit}" for digit in range(CLASSES)])
+    facts = pd.DataFrame({"index": evaluation.index, "label": evaluation.labels, "predicted": evaluation.predicted})
+    facts = facts.assign(correct=evaluation.correct, confidence=evaluation.probabilities.max(axis=1))
+    return pd.concat([facts, chances], axis=1)
 
 
-def paired_test(first_correct: npt.NDArray[np.bool_], second_correct: npt.NDArray[np.bool_]) -> PairedTest:
-    """Compare two models on the same images, given which ones each reads right, both shape (n,).
-
-    The test is McNemar's exact one (binomial on the discordant pairs, statsmodels). The interval is that of a paired
-    t-test on the differences, image by image (scipy); where every image has the same difference it has no width.
-
-    Raises:
-        ValueError: the two are not of one length.
-    """
-    from statsmodels.stats.contingency_tables import mcnemar
-
-    if first_correct.shape != second_correct.shape:
-        raise ValueError(f"a paired test needs the same images, got {first_correct.shape} and {second_correct.shape}")
-    n = len(first_correct)
-    b = int(np.sum(first_correct & ~second_correct))
-    c = int(np.sum(~first_correct & second_correct))
-    both = int(np.sum(first_correct & second_correct))
-    low, high = _paired_interval(first_correct, second_correct)
-    # exact binomial p-values can come out a rounding above 1
-    p_value = min(float(mcnemar([[both, b], [c, n - both - b - c]], exact=True).pvalue), 1.0)
-    return PairedTest(b, c, n, (c - b) / n, low, high, p_value)
-
-
-def _paired_interval(first: npt.NDArray[np.bool_], second: npt.NDArray[np.bool_]) -> tuple[float, float]:
-    from scipy.stats import ttest_rel
-
-    differences = second.astype(np.float64) - first
-    if differences.min() == differences.max():  # without variance the t-test has no answer
-        return float(differences[0]), float(differences[0])
-    interval = ttest_rel(second.astype(np.float64), first.astype(np.float64)).confidence_interval(0.95)
-    return float(interval.low), float(interval.high)
+def evaluation_of(table: pd.DataFrame) -> Evaluation:
+    """The evaluation whose :func:`predictions_table` was written as ``table``."""
+    probabilities = table[[f"p{digit}" for digit in range(CLASSES)]].to_numpy(np.float32)
+    predicted = table["predicted"].to_numpy(np.int64)
+    # rounded for the table, the two highest probabilities can be equal: the recorded prediction counts
+    rows = np.flatnonzero(probabilities.argmax(axis=1) != predicted)
+    probabilities[rows, predicted[rows]] = np.nextafter(probabilities[rows].max(axis=1), np.float32(2))
+    return score(table["label"].to_numpy(np.int64), probabilities, table["index"].to_numpy(np.int64))

@@ -1,1 +1,1 @@
-"""Image files to digits, with a registered model."""
+"""Which digit an image file shows, according to a Keras model. May import terminal and tracking."""

@@ -1,7 +1,5 @@
 """An image file of any format, mode and orientation to one plane of grey levels."""
 
-from __future__ import annotations
-
 import warnings
 from pathlib import Path
 from typing import Any
@@ -10,19 +8,15 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from digit_study.terminal.errors import StudyError
+from digit_study.terminal.messages import StudyError
 
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000", "ICO", "TGA", "AVIF")
-SUFFIXES = frozenset(
-    {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".gif", ".bmp", ".dib", ".tif", ".tiff", ".webp"}
-    | {".pbm", ".pgm", ".ppm", ".pnm", ".jp2", ".ico", ".tga", ".avif"}
-)
-MOST_PIXELS = 80_000_000  # a phone's 50 megapixels pass; Pillow's own alarm rings at 89
+KNOWN = "png jpg jpeg jpe jfif gif bmp dib tif tiff webp pbm pgm ppm pnm jp2 ico tga avif"
+SUFFIXES = frozenset(f".{name}" for name in KNOWN.split())
+MOST_PIXELS = 80_000_000  # a phone's 50 megapixels pass; Pillow's own limit is 89
+LEAST_SIDE, READ_SIDE = 5, 1000
 
 Grey = npt.NDArray[np.float32]
-
-
-LEAST_SIDE, READ_SIDE = 5, 1000
 
 
 class ImageError(StudyError):
@@ -35,30 +29,25 @@ def ring(grey: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def _open(path: Path) -> Image.Image:
-    """Header only: the size is known, and refused if need be, before a pixel is decoded."""
+    """Read the header only, so that the size can be refused before a pixel is decoded."""
     if not path.is_file():
         raise ImageError(f"{'holds no image files' if path.is_dir() else 'is no file'}; name another")
     if path.stat().st_size == 0:
         raise ImageError("is empty (0 bytes); save or copy the image again")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our own limit is the lower one
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MOST_PIXELS is lower
             Image.init()  # a Pillow built without one of the formats knows no name for it
             return Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN])
     except Image.DecompressionBombError:
         raise ImageError(f"is too large: over {MOST_PIXELS // 10**6} megapixels; crop or shrink it") from None
-    except Exception as fault:  # Pillow's readers raise whatever a damaged header makes them raise
-        raise ImageError(_unreadable(path, fault)) from None
-
-
-def _unreadable(path: Path, fault: Exception) -> str:
-    if isinstance(fault, PermissionError):
-        return "may not be read; give yourself permission (chmod u+r)"
-    with path.open("rb") as file:
-        head = file.read(512)
-    if b"<svg" in head:
-        return "is an SVG drawing, not pixels; export it as PNG"
-    return "is not an image that can be read (PNG, JPEG, GIF, BMP, TIFF, WebP …); save it as PNG"
+    except PermissionError:
+        raise ImageError("may not be read; give yourself permission (chmod u+r)") from None
+    except Exception:  # Pillow's readers raise whatever a damaged header makes them raise
+        with path.open("rb") as file:
+            is_svg = b"<svg" in file.read(512)
+        why = "is not an image that can be read (PNG, JPEG, GIF, BMP, TIFF, WebP …); save it as PNG"
+        raise ImageError("is an SVG drawing, not pixels; export it as PNG" if is_svg else why) from None
 
 
 def _decode(image: Image.Image) -> Image.Image:
@@ -77,22 +66,18 @@ def _decode(image: Image.Image) -> Image.Image:
         image = ImageOps.exif_transpose(image)
     except Exception as fault:  # as above: damaged data raise anything from OSError to struct.error
         raise ImageError(f"is damaged or cut short ({fault}); save or copy the image again") from None
-    return _reduced(_plain_mode(image))
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        image = Image.fromarray(_to_255(np.asarray(image, np.float32)))
+    elif image.has_transparency_data:
+        image = image.convert("RGBA")
+    else:
+        image = image.convert("L" if image.mode in ("1", "L") else "RGB")
+    return _reduced(image)
 
 
 def _reduced(image: Image.Image) -> Image.Image:
     factor = max(image.size) // READ_SIDE
     return image.reduce(factor) if factor > 1 else image
-
-
-def _plain_mode(image: Image.Image) -> Image.Image:
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        return Image.fromarray(_to_255(np.asarray(image, np.float32)))
-    if image.has_transparency_data:
-        return image.convert("RGBA")
-    if image.mode in ("1", "L"):
-        return image.convert("L")
-    return image.convert("RGB")
 
 
 def _to_255(deep: Grey) -> Grey:
@@ -108,38 +93,20 @@ def _without_alpha(rgba: Grey) -> Grey:
     """Colours (h, w, 3) over a fitting paper, or the alpha itself where the drawing is in the alpha."""
     colours, alpha = rgba[..., :3], rgba[..., 3:]
     solid = alpha[..., 0] > 190
-    if solid.all() or not solid.any():
-        return colours if solid.all() else np.repeat(alpha, 3, axis=2)
-    if colours[solid].std(axis=0).max() < 25:  # one ink on a transparent sheet: its shade says nothing
+    if solid.all():
+        return colours
+    # one ink on a transparent sheet: its colour is no clue
+    if not solid.any() or colours[solid].std(axis=0).max() < 25:
         return np.repeat(alpha, 3, axis=2)
     paper = np.median(colours[solid], axis=0)
     return np.asarray(paper + (colours - paper) * alpha / 255, np.float32)
 
 
-def _one_plane(colours: Grey) -> Grey:
-    """Luminance, or the one of red, green, blue that shows the ink far better (yellow on white)."""
-    if (colours == colours[..., :1]).all():
-        return np.asarray(colours[..., 0])
-    step = max(1, max(colours.shape) // 250)  # how far apart ink and paper are, a fraction of the pixels tells
-    contrast = [np.percentile(np.abs(plane - np.median(ring(plane))), 97) for plane in _planes(colours[::step, ::step])]
-    best = int(np.argmax(contrast))
-    return np.asarray(_planes(colours)[best if contrast[best] > 1.5 * contrast[0] else 0])
-
-
-def _planes(colours: Grey) -> list[Grey]:
-    """Luminance, red, green and blue."""
-    return [colours @ np.array([0.299, 0.587, 0.114], np.float32), *np.moveaxis(colours, 2, 0)]
-
-
 def read_grey(path: Path) -> Grey:
     """Any image file as one plane of grey, upright; of an animation or a multi-page TIFF the first picture.
 
-    Returns:
-        Shape (h, w), float32, 0 to 255, longest side under 2,000 (larger ones are averaged down); the
-        values of an 8-bit grey file are its own.
-
-    Raises:
-        ImageError: missing, empty, unreadable, damaged, over ``MOST_PIXELS`` or under 5 pixels a side.
+    Shape (h, w), float32, 0 to 255, longest side under 2,000 (larger ones are averaged down); the values of an 8-bit
+    grey file are its own. Raises ImageError if it is missing, empty, unreadable, damaged, too large or too small.
     """
     with _open(path) as file:
         picture = _decode(file)
@@ -149,4 +116,13 @@ def read_grey(path: Path) -> Grey:
     pixels = np.asarray(picture, np.float32)
     if pixels.ndim == 2:
         return pixels
-    return _one_plane(_without_alpha(pixels) if pixels.shape[2] == 4 else pixels)
+    colours = _without_alpha(pixels) if pixels.shape[2] == 4 else pixels
+    if (colours == colours[..., :1]).all():
+        return np.asarray(colours[..., 0])
+    # luminance, or the one of red, green, blue that shows the ink far better (yellow on white)
+    planes = [colours @ np.array([0.299, 0.587, 0.114], np.float32), *np.moveaxis(colours, 2, 0)]
+    step = max(1, max(colours.shape) // 250)  # a fraction of the pixels shows how far apart ink and paper are
+    coarse = [plane[::step, ::step] for plane in planes]
+    contrast = [np.percentile(np.abs(plane - np.median(ring(plane))), 97) for plane in coarse]
+    best = int(np.argmax(contrast))
+    return np.asarray(planes[best if contrast[best] > 1.5 * contrast[0] else 0])

@@ -1,1 +1,4 @@
-"""The Optuna sweep: the space, the sampler, the study's store, the supervisor, the leaderboard."""
+"""A study: what is searched, the Optuna study and its storage, the sweep, how trials end, the report.
+
+Imports runs, engine, tracking, config, training, evaluation, data, terminal.
+"""

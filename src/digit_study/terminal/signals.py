@@ -1,87 +1,127 @@
-"""SIGINT and SIGTERM as one exception, so that whatever is open is ended truthfully on the way out."""
+"""SIGINT and SIGTERM as one exception, so that whatever is open is closed properly, and how a command ends."""
 
-from __future__ import annotations
-
+import errno
+import os
 import signal
+import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from digit_study.terminal.console import print_error
+from digit_study.terminal.messages import StudyError, first_line
+
+STOPPING = (signal.SIGINT, signal.SIGTERM)
+#: Errors for which the place that is written to is to blame, not the program.
+UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
+#: Signals that arrived inside :func:`interruptible`.
+_received: list[int] = []
+
 
 class Interrupted(BaseException):
-    """A signal asked this process to end. Not an Exception, so that no handler of faults swallows it."""
+    """A signal asked this process to end. Not an Exception, so that no handler of errors swallows it."""
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
         self.exit_code = 128 + number
 
 
-class Pruned(Exception):
-    """A trial was asked to end after an epoch, because others promise more."""
-
-
-#: Signals that came inside :func:`interruptible`.
-_heard: list[int] = []
-
-
-def insist() -> None:
+def raise_if_interrupted() -> None:
     """Raise :class:`Interrupted` again where the first one was lost, as in a finaliser that lets nothing out."""
-    if _heard:
-        raise Interrupted(_heard[0])
+    if _received:
+        raise Interrupted(_received[0])
 
 
 @contextmanager
-def not_swallowed() -> Iterator[None]:
-    """Raise :class:`Interrupted` if a signal came in the block: imports make an ImportError of one, or nothing."""
+def signals_surface() -> Iterator[None]:
+    """Raise :class:`Interrupted` if a signal came in the block: imports turn it into an ImportError, or nothing."""
     try:
         yield
-    except Exception:
-        insist()
-        raise
-    insist()
-
-
-def _raise(number: int, _frame: FrameType | None) -> None:
-    _heard.append(number)
-    # a second signal while the first one's clean-up runs would cut it short; SIG_IGN would make Python complain of one
-    # that is already on its way
-    for one in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(one, lambda number, frame: None)
-    raise Interrupted(number)
-
-
-@contextmanager
-def held_back() -> Iterator[Callable[[], bool]]:
-    """Let SIGINT and SIGTERM wait until the block ends, for what must be done whole or not at all.
-
-    Yields:
-        Tells whether one is waiting, so that the block can undo what nobody will go on with.
-    """
-    if threading.current_thread() is not threading.main_thread():
-        yield lambda: False
-        return
-    waiting: list[int] = []
-    previous = {one: signal.signal(one, lambda n, _: waiting.append(n)) for one in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield lambda: bool(waiting)
     finally:
-        for one, handler in previous.items():
-            signal.signal(one, handler)
-        if waiting:
-            signal.raise_signal(waiting[0])
+        raise_if_interrupted()
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
     """Raise :class:`Interrupted` in the main thread on the first SIGINT or SIGTERM inside the block."""
-    previous = {one: signal.signal(one, _raise) for one in (signal.SIGINT, signal.SIGTERM)}
+
+    def interrupt(number: int, _: FrameType | None) -> None:
+        _received.append(number)
+        # a second one would cut the clean-up short; with SIG_IGN Python would complain of one that is on its way
+        for one in STOPPING:
+            signal.signal(one, lambda number, frame: None)
+        raise Interrupted(number)
+
+    previous = {one: signal.signal(one, interrupt) for one in STOPPING}
     try:
         yield
-    except Exception:  # that a signal is behind
-        insist()
+    except Exception:  # it may be the consequence of a signal
+        raise_if_interrupted()
         raise
     finally:
-        _heard.clear()
+        _received.clear()
         for one, handler in previous.items():
             signal.signal(one, handler)
+
+
+@contextmanager
+def deferred_signals() -> Iterator[Callable[[], bool]]:
+    """Defer SIGINT and SIGTERM to the end of what must be whole; what it yields tells whether one is pending."""
+    if threading.current_thread() is not threading.main_thread():
+        yield lambda: False
+        return
+    pending: list[int] = []
+    previous = {one: signal.signal(one, lambda number, _: pending.append(number)) for one in STOPPING}
+    try:
+        yield lambda: bool(pending)
+    finally:
+        for one, handler in previous.items():
+            signal.signal(one, handler)
+        if pending:
+            signal.raise_signal(pending[0])
+
+
+@contextmanager
+def native_stderr() -> Iterator[None]:
+    """Withhold what native code (TensorFlow, on import) writes to standard error; show it if the block fails."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with tempfile.TemporaryFile() as buffer:
+        os.dup2(buffer.fileno(), 2)
+        try:
+            yield
+        except Exception:
+            buffer.seek(0)
+            os.write(kept, buffer.read())
+            raise
+        finally:
+            os.dup2(kept, 2)
+            os.close(kept)
+
+
+@contextmanager
+def readable_errors() -> Iterator[None]:
+    """Print what a person can fix as one message and exit with 1; exit with 128 + n after signal n."""
+    try:
+        with interruptible():
+            yield
+        return
+    except StudyError as error:
+        code, message = 1, str(error)
+    except Interrupted as interrupted:
+        code = interrupted.exit_code
+        message = f"stopped by {interrupted}: what was running is ended as KILLED, what was measured is kept"
+    except Exception as error:
+        mlflow = sys.modules.get("mlflow.exceptions")  # it takes a second to import, and may not be there yet
+        if isinstance(error, OSError) and error.errno in UNWRITABLE:
+            message = f"results must be written to a place that takes them, got '{error.filename}': {error.strerror}"
+        elif mlflow is not None and isinstance(error, mlflow.MlflowException):
+            message = f"the tracking store must answer, but it said: {first_line(error)}; make it answer, then run the "
+            message += "same command again. What was measured and not sent is kept in mlruns/.outbox"
+        else:
+            raise
+        code = 1
+    print_error(message)
+    raise SystemExit(code)

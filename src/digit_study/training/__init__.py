@@ -1,1 +1,1 @@
-"""."""
+"""The stages of one training: networks, recipe, fit, figures of a run. Imports evaluation, data, terminal."""

@@ -1,148 +1,153 @@
-"""The CNN families: raw pixels in, probabilities out.
+"""The CNN families; a new one is a builder and an entry in :data:`FAMILIES`, a new variant a file in ``conf/model``."""
 
-A new family is a builder and a line in :data:`BUILDERS`; a new variant of one is a file in ``conf/model``.
-"""
-
-from __future__ import annotations
-
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any
 
-import keras
-import tensorflow as tf
-from keras import layers
+from digit_study.data.sources import CLASSES, IMAGE_SIDE
+from digit_study.terminal.rules import Rule, at_least, below, between, choice
 
-from digit_study.config.run import IMAGE_SIDE, ModelConfig
-
-CLASSES = 10
-#: TensorFlow's fused batch norm is twice as fast as Keras's on multiples of as many channels, and slower on others.
-FUSED_CHANNELS = 16
+POOLINGS = ("max", "average", "stride", "none")
+ACTIVATIONS = ("relu", "gelu", "silu", "elu", "tanh", "leaky_relu")
+WIDEST = 4096
 #: Keras's 0.99 needs 500 steps to forget its start; a run on the sample has 23 an epoch.
 BN_MOMENTUM = 0.9
 Tensor = Any
+Model = Any  # of Keras, which is imported when one is built: names and rules are known without it
 
 
-def build_model(config: ModelConfig, precision: str = "float32") -> keras.Model:
-    """Build an untrained network.
+@dataclass(frozen=True)
+class ModelConfig:
+    """One network. ``filters`` is the width of the first block, doubled per block."""
 
-    Args:
-        config: a validated variant.
-        precision: ``float32`` or ``mixed_bfloat16``; weights are float32 in both.
+    name: str = "cnn"
+    family: str = "cnn"
+    filters: int = 32
+    filters_step: int = 0
+    blocks: int = 2
+    convs_per_block: int = 1
+    kernel_size: int = 3
+    pooling: str = "max"
+    batch_norm: bool = True
+    dense_units: int = 128
+    dropout: float = 0.3
+    activation: str = "relu"
 
-    Returns:
-        A model from (n, 28, 28, 1) pixels, 0 to 255, uint8 or float, to (n, 10) float32 probabilities. Dividing by
-        255 is its first layer, so that serving cannot forget it.
-    """
+
+def build_model(config: ModelConfig, precision: str = "float32") -> Model:
+    """Build an untrained network: (n, 28, 28, 1) pixels, 0 to 255, uint8 or float, to (n, 10) float32 probabilities."""
+    import keras
+
     previous = keras.config.dtype_policy()
     keras.config.set_dtype_policy(precision)
     try:
         pixels = keras.Input((IMAGE_SIDE, IMAGE_SIDE, 1), name="pixels")
-        features = BUILDERS[config.family](layers.Rescaling(1 / 255, name="normalise")(pixels), config)
-        probabilities = layers.Softmax(dtype="float32", name="probabilities")(features)
+        # a layer, so that serving cannot forget it
+        scaled = keras.layers.Rescaling(1 / 255, name="normalise")(pixels)
+        features = FAMILIES[config.family](keras.layers, scaled, config)
+        probabilities = keras.layers.Softmax(dtype="float32", name="probabilities")(features)
         return keras.Model(pixels, probabilities, name=config.name)
     finally:
         keras.config.set_dtype_policy(previous)
 
 
-class FusedBatchNormalization(layers.BatchNormalization):  # type: ignore[misc]
-    """Keras's layer over (n, h, w, c), computed by TensorFlow's one kernel instead of a dozen operations where it pays.
-
-    The moving variance takes in the unbiased variance of a batch, as in TensorFlow 1; else only rounding differs.
-    """
-
-    def call(self, inputs: Tensor, training: bool | None = None, mask: Tensor = None) -> Tensor:
-        """Normalise each channel, by the batch in training, by the moving moments else."""
-        if len(inputs.shape) != 4 or inputs.shape[-1] % FUSED_CHANNELS:
-            return super().call(inputs, training=training, mask=mask)
-        scale, offset, mean, variance = (
-            tf.convert_to_tensor(one) for one in (self.gamma, self.beta, self.moving_mean, self.moving_variance)
-        )
-        pixels = tf.cast(inputs, self.compute_dtype)
-        kernel = tf.compat.v1.nn.fused_batch_norm  # takes bfloat16 pixels with float32 moments
-        if not (training and self.trainable):
-            return kernel(pixels, scale, offset, mean, variance, epsilon=self.epsilon, is_training=False)[0]
-        normalised, *moments = kernel(pixels, scale, offset, epsilon=self.epsilon, is_training=True)
-        for kept, old, new in zip((self.moving_mean, self.moving_variance), (mean, variance), moments, strict=True):
-            kept.assign(old * self.momentum + new * (1.0 - self.momentum))
-        return normalised
-
-
-def fused(model: keras.Model) -> keras.Model:
-    """The same network, untrained, with fused batch norm: on a CPU it trains up to 1.6 times as fast.
-
-    Its weights are those of ``model`` in order and shape. It lives and dies with a process: what is judged and saved
-    has Keras's own layers, which plain Keras loads.
-    """
-    if not any(type(layer) is layers.BatchNormalization for layer in model.layers):
-        return model
-
-    def copied(layer: layers.Layer) -> layers.Layer:
-        kind = FusedBatchNormalization if type(layer) is layers.BatchNormalization else type(layer)
-        return kind.from_config(layer.get_config())
-
-    return keras.models.clone_model(model, clone_function=copied)
-
-
-def _convolution(x: Tensor, width: int, config: ModelConfig, padding: str = "same", strides: int = 1) -> Tensor:
-    return layers.Conv2D(width, config.kernel_size, strides=strides, padding=padding, use_bias=not config.batch_norm)(x)
-
-
-def _normalise_and_activate(x: Tensor, config: ModelConfig) -> Tensor:
+def _convolution(layers: Any, x: Tensor, width: int, config: ModelConfig, padding: str, shrink: bool = False) -> Tensor:
+    """Convolution, pooling where it shrinks, batch norm, activation."""
+    strides = 2 if shrink and config.pooling == "stride" else 1
+    x = layers.Conv2D(width, config.kernel_size, strides, padding, use_bias=not config.batch_norm)(x)
+    # pooling stands before batch norm and activation: both then run on a quarter of the pixels, twice as fast in all
+    pools = {"max": layers.MaxPooling2D, "average": layers.AveragePooling2D}
+    if shrink and config.pooling in pools:
+        x = pools[config.pooling](pool_size=2)(x)
     if config.batch_norm:
         x = layers.BatchNormalization(momentum=BN_MOMENTUM)(x)
     return layers.Activation(config.activation)(x)
 
 
-def _pool(x: Tensor, config: ModelConfig) -> Tensor:
-    pools = {"max": layers.MaxPooling2D, "average": layers.AveragePooling2D}
-    return pools[config.pooling](pool_size=2)(x) if config.pooling in pools else x
-
-
-def _shrinking_convolution(x: Tensor, width: int, config: ModelConfig, padding: str = "same") -> Tensor:
-    # pooling stands before batch norm and activation: both then run on a quarter of the pixels, twice as fast in all
-    strides = 2 if config.pooling == "stride" else 1
-    x = _pool(_convolution(x, width, config, padding, strides), config)
-    return _normalise_and_activate(x, config)
-
-
-def _hidden(x: Tensor, units: int, config: ModelConfig) -> Tensor:
+def _hidden(layers: Any, x: Tensor, units: int, config: ModelConfig) -> Tensor:
+    """A dense layer unless it has no ``units``, and dropout."""
     if units:
         x = layers.Activation(config.activation)(layers.Dense(units)(x))
     return layers.Dropout(config.dropout)(x) if config.dropout else x
 
 
-def _cnn(x: Tensor, config: ModelConfig) -> Tensor:
+def _cnn(layers: Any, x: Tensor, config: ModelConfig) -> Tensor:
+    """Blocks of padded convolutions, the last of each shrinking, then one hidden layer."""
     for block in range(config.blocks):
-        width = config.filters * 2**block
-        for _ in range(config.convs_per_block - 1):
-            x = _normalise_and_activate(_convolution(x, width, config), config)
-        x = _shrinking_convolution(x, width, config)
-    x = _hidden(layers.Flatten()(x), config.dense_units, config)
-    return layers.Dense(CLASSES)(x)
+        for number in range(config.convs_per_block):
+            is_last = number == config.convs_per_block - 1
+            x = _convolution(layers, x, config.filters * 2**block, config, "same", is_last)
+    return layers.Dense(CLASSES)(_hidden(layers, layers.Flatten()(x), config.dense_units, config))
 
 
-def _lenet(x: Tensor, config: ModelConfig) -> Tensor:
+def _lenet(layers: Any, x: Tensor, config: ModelConfig) -> Tensor:
     """LeNet-5 (LeCun et al. 1998, fig. 2): widths 6 and 16, dense 120 and 84, kept in proportion when scaled."""
-    x = _shrinking_convolution(x, config.filters, config)
-    x = _shrinking_convolution(x, max(config.filters * 8 // 3, 1), config, padding="valid")
-    x = _hidden(layers.Flatten()(x), config.dense_units, config)
-    x = _hidden(x, config.dense_units * 7 // 10, config)
-    return layers.Dense(CLASSES)(x)
+    x = _convolution(layers, x, config.filters, config, "same", shrink=True)
+    x = _convolution(layers, x, max(config.filters * 8 // 3, 1), config, "valid", shrink=True)
+    x = _hidden(layers, layers.Flatten()(x), config.dense_units, config)
+    return layers.Dense(CLASSES)(_hidden(layers, x, config.dense_units * 7 // 10, config))
 
 
-def _simple(x: Tensor, config: ModelConfig) -> Tensor:
+def _simple(layers: Any, x: Tensor, config: ModelConfig) -> Tensor:
     """M3, M5, M7 of An et al. 2020 (arXiv 2008.10400): unpadded conv–BN–ReLU, then one dense layer with BN."""
     for block in range(config.blocks):
-        width = config.filters + block * config.filters_step
         for _ in range(config.convs_per_block):
-            x = _normalise_and_activate(_convolution(x, width, config, padding="valid"), config)
-    x = _hidden(layers.Flatten()(x), config.dense_units, config)
+            x = _convolution(layers, x, config.filters + block * config.filters_step, config, "valid")
+    x = _hidden(layers, layers.Flatten()(x), config.dense_units, config)
     x = layers.Dense(CLASSES, use_bias=not config.batch_norm)(x)
     return layers.BatchNormalization(momentum=BN_MOMENTUM)(x) if config.batch_norm else x
 
 
-BUILDERS: dict[str, Callable[[Tensor, ModelConfig], Tensor]] = {
-    "cnn": _cnn,
-    "lenet": _lenet,
-    "simple": _simple,
+#: By name: (keras.layers, scaled pixels, config) to what goes into the softmax.
+FAMILIES: dict[str, Callable[[Any, Tensor, ModelConfig], Tensor]] = {"cnn": _cnn, "lenet": _lenet, "simple": _simple}
+RULES: dict[str, Rule] = {
+    "model.family": choice(FAMILIES),
+    "model.filters": between(1, 1024),
+    "model.filters_step": between(0, 1024),
+    "model.blocks": at_least(1),
+    "model.convs_per_block": between(1, 8),
+    "model.kernel_size": between(1, IMAGE_SIDE),
+    "model.pooling": choice(POOLINGS),
+    "model.dense_units": between(0, WIDEST),
+    "model.dropout": below(0, 1),
+    "model.activation": choice(ACTIVATIONS),
 }
+
+
+def relation_violations(model: ModelConfig) -> Iterator[str]:
+    """Yield what is wrong between the values of a model config, one sentence each."""
+    if not (RULES["model.blocks"].holds(model.blocks) and RULES["model.filters"].holds(model.filters)):
+        return
+    if final_side(model) < 1:
+        shape = f"`model.kernel_size`={model.kernel_size} and `model.pooling`={model.pooling}"
+        nothing = f"leaves nothing of a {IMAGE_SIDE}x{IMAGE_SIDE} image"
+        remedy = "take fewer blocks, a smaller kernel or `model.pooling=none`"
+        yield f"`model.blocks`={model.blocks} with {shape} {nothing}: {remedy}"
+    if widest(model) > WIDEST:
+        grown = f"{widest(model)} channels in block {model.blocks}, at most {WIDEST} are allowed"
+        yield f"`model.filters`={model.filters} grows to {grown}: take fewer filters or blocks"
+    if model.family == "lenet" and model.blocks != 2:
+        yield f"`model.blocks` must be 2 in the lenet family, got {model.blocks}: use model=cnn for other depths"
+    if model.family == "simple" and model.pooling != "none":
+        yield f"`model.pooling` must be none in the simple family, got '{model.pooling}': use model=cnn to pool"
+
+
+def widest(model: ModelConfig) -> int:
+    """Channels of the last block."""
+    if model.family == "simple":
+        return model.filters + model.filters_step * (model.blocks - 1)
+    return model.filters << min(model.blocks - 1, 64)  # min: shifting by 10**9 would never return
+
+
+def final_side(model: ModelConfig) -> int:
+    """Side of the last feature map in pixels; below 1 where the image vanishes. Only cnn pads every convolution."""
+    if model.family == "simple":
+        return IMAGE_SIDE - model.blocks * model.convs_per_block * (model.kernel_size - 1)
+    side, is_lenet = IMAGE_SIDE, model.family == "lenet"
+    for block in range(2 if is_lenet else min(model.blocks, 64)):
+        side -= (model.kernel_size - 1) * (is_lenet and block == 1)
+        if model.pooling == "stride":
+            side = -(-side // 2)  # a convolution of stride 2 rounds up where pooling rounds down
+        elif model.pooling != "none":
+            side //= 2
+    return side

@@ -1,1 +1,1 @@
-"""Is it true? The best configurations on fresh seeds, two runs side by side, one run made again."""
+"""Is it true? The best on fresh seeds, two runs compared, one run again. May import all but champion and reading."""

@@ -1,0 +1,100 @@
+"""What an engine is: five calls by which a supervisor lets trials run, wherever that is; and what a trial leaves.
+
+Sampling, pruning and stores are the supervisor's. A new engine is a module and a line in :data:`ENGINES`.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any, Protocol
+
+from digit_study.config.run import Config
+from digit_study.evaluation.metrics import Evaluation
+from digit_study.terminal.messages import StudyError
+from digit_study.terminal.progress import EpochProgress
+from digit_study.terminal.signals import raise_if_interrupted
+
+Epoch = dict[str, float]
+
+
+class Pruned(Exception):
+    """A trial was asked to end after an epoch, because others promise more."""
+
+
+@dataclass(frozen=True)
+class TrialResult:
+    """What one finished trial leaves."""
+
+    run_id: str
+    metrics: dict[str, float]  # final metrics by name; ``val_*`` of the weights that were kept
+    epochs: list[Epoch]  # one record an epoch
+    evaluation: Evaluation  # its reading of the validation images
+    weights_sha256: str  # of the trained weights
+    kept: Path | None = None  # where the outcome lies on disk if the tracking store did not take all of it
+    fault: str | None = None  # what the store said then
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What an engine may use; None has no limit."""
+
+    slots: int = 1  # trials at a time
+    timeout: float | None = None  # seconds a trial may take
+    memory: float | None = None  # GiB of resident memory a trial may use
+
+
+@dataclass(frozen=True)
+class Event:
+    """News of a trial; done, failed, died (killed from outside) and expired (over a limit) free its slot."""
+
+    key: int  # under which it was submitted
+    kind: str  # steps, epoch (which waits for an answer), done, failed, died or expired
+    content: Any  # in this order: (epoch, step, steps), (number, record), a TrialResult, and for the others why
+
+
+class Engine(Protocol):
+    """Where trials run."""
+
+    @property
+    def free(self) -> int:
+        """How many more trials could start now."""
+
+    def submit(self, key: int, config: Config, run_id: str) -> str | None:
+        """Start a trial for the MLflow run ``run_id``; returns the name of its process, None if it did not start."""
+
+    def answer(self, key: int, go_on: bool) -> None:
+        """Reply to an ``epoch`` event: go on, or end there as pruned."""
+
+    def events(self, patience: float = 0.5) -> Iterator[Event]:
+        """Yield what is new, after waiting at most ``patience`` seconds for it."""
+
+    def stop(self) -> None:
+        """End all trials together, as KILLED, and wait for them."""
+
+
+#: Engines by the name that ``search.engine`` gives them.
+ENGINES: dict[str, Callable[[Limits], Engine]] = {
+    "local": lambda limits: resolve_name("digit_study.engine.local:LocalEngine")(limits),
+}
+
+
+def run_to_end(engine: Engine, config: Config, run_id: str, progress: EpochProgress) -> TrialResult:
+    """Run one trial on an engine that does nothing else, and show it; raises StudyError if it fails or dies."""
+    try:
+        engine.submit(0, config, run_id)
+        while True:
+            raise_if_interrupted()
+            for event in engine.events():
+                if event.kind == "steps":
+                    progress.steps(*event.content)
+                elif event.kind == "epoch":
+                    progress.epoch(*event.content)
+                    engine.answer(event.key, True)
+                elif event.kind != "done":
+                    raise StudyError(str(event.content))
+                else:
+                    result: TrialResult = event.content
+                    return result
+    finally:
+        engine.stop()

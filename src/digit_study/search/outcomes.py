@@ -1,0 +1,167 @@
+"""How a trial ends: the truth about it in Optuna and in MLflow, whichever process records it."""
+
+import math
+from bisect import insort
+from collections.abc import Callable, Mapping
+
+from optuna.study import Study
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from digit_study.config import machine
+from digit_study.config.study import constraints_of
+from digit_study.search.plan import StudyPlan
+from digit_study.search.study import SUPERSEDED, SUPERVISOR, WORKER, StoredStudy, orphans
+from digit_study.tracking import lookup, run_log
+
+#: Attributes of a trial.
+RUN_ID, REASON, RETRY_OF, SEED, BASELINE = "run_id", "reason", "retry_of", "training.seed", "baseline"
+ABANDONED, INTERRUPTED = "its supervisor ended before it", "interrupted"
+#: How often a configuration runs again because its process died; these reasons are no fault of it.
+RETRIES, BLAMELESS = 1, (INTERRUPTED, ABANDONED)
+#: Tag of a run whose trial has not ended yet.
+RUNNING_TAG = {"trial.state": "RUNNING"}
+RankKey = tuple[bool, float, int, str]
+
+
+def rank_key(trial: FrozenTrial, study: Study) -> RankKey:
+    """What complete trials are sorted by: the first objective, best first, those that break a constraint last."""
+    broken = any(value > 0 for value in trial.constraints.values())
+    sign = -1 if study.directions[0].name == "MAXIMIZE" else 1
+    return broken, sign * trial.values[0], trial.number, str(trial.user_attrs.get(RUN_ID))
+
+
+def retries(trial: FrozenTrial, by_number: Mapping[int, FrozenTrial]) -> int:
+    """How often this configuration was already run again because its process died."""
+    count = 0
+    while (earlier := trial.user_attrs.get(RETRY_OF)) is not None:
+        trial = by_number[earlier]
+        count += trial.user_attrs.get(REASON) not in BLAMELESS
+    return count
+
+
+class Outcomes:
+    """Ends the trials of one study, and calls ``report`` with number, state and reason of each."""
+
+    def __init__(
+        self, plan: StudyPlan, stored: StoredStudy, parent_run_id: str, report: Callable[[int, str, str], None]
+    ) -> None:
+        self.stored, self.parent_run_id, self.report = stored, parent_run_id, report
+        self.study, self.search, self.uri = stored.study, plan.study.search, plan.uri
+        self.objectives, self.constraints = list(plan.objectives), constraints_of(self.search)
+        self.failures = 0
+        self.stop_reason: str | None = None
+        # the best complete trials, whose models are kept
+        complete = sorted(rank_key(trial, self.study) for trial in stored.trials(TrialState.COMPLETE))
+        self.best = complete[: max(1, self.search.keep_models)]
+
+    def complete(self, trial: FrozenTrial, metrics: Mapping[str, float]) -> None:
+        """End a trial that has its metrics."""
+        values = {name: metrics[name] for name in self.objectives}
+        shown = ", ".join(f"{name} {value:.6g}" for name, value in values.items())
+        if not all(map(math.isfinite, values.values())):
+            self.fail(trial, f"its result is no number: {shown}", "FAILED", again=False)
+            return
+        if self.constraints:
+            writable = Trial(self.study, self.stored.trial_id(trial.number))
+            for one in self.constraints:
+                name = f"{one.metric} {'<=' if one.sign > 0 else '>='} {one.bound:g}"
+                writable.set_constraint(name, one.violation(dict(metrics)))
+        if "validation_images" not in self.study.user_attrs:
+            self.study.set_user_attr("validation_images", int(metrics["validation_images"]))
+        self.study.tell(trial.number, list(values.values()), skip_if_finished=True)
+        tags = {f"trial.{name}": f"{value:.6g}" for name, value in values.items()}
+        self._tag(str(trial.user_attrs.get(RUN_ID)), "COMPLETE", **tags)
+        insort(self.best, rank_key(self.stored.trial(trial.number), self.study))
+        if len(self.best) > max(1, self.search.keep_models):  # this result has pushed one out of the best
+            *_, run_id = self.best.pop()
+            if self.search.keep_models:  # else no trial saves one
+                lookup.drop_models(self.uri, run_id, self.parent_run_id)
+        self.report(trial.number, "COMPLETE", shown)
+
+    def prune(self, trial: FrozenTrial, epoch: int) -> None:
+        """End a trial that was stopped after ``epoch``."""
+        self.study.tell(trial.number, state=TrialState.PRUNED, skip_if_finished=True)
+        self._tag(str(trial.user_attrs.get(RUN_ID)), "PRUNED")
+        self.report(trial.number, "PRUNED", f"after epoch {epoch}")
+
+    def died(self, trial: FrozenTrial, reason: str) -> None:
+        """End a trial whose process was killed from outside; it runs once more unless MLflow has its result."""
+        if (metrics := self._tracked_result(trial)) is not None:
+            self.complete(trial, metrics)
+        else:
+            by_number = {one.number: one for one in self.stored.trials()}
+            self.fail(trial, reason, "FAILED", again=retries(trial, by_number) < RETRIES)
+
+    def fail(self, trial: FrozenTrial, reason: str, status: str, again: bool) -> None:
+        """Record a trial without a result in both stores; ``again`` enqueues its configuration once more."""
+        self.stored.set_attr(trial.number, REASON, reason)
+        if again:
+            self.stored.set_attr(trial.number, SUPERSEDED, True)
+            # else the process that began to end this trial was killed after this
+            if all(one.user_attrs.get(RETRY_OF) != trial.number for one in self.stored.trials()):
+                kept = {key: trial.user_attrs[key] for key in (BASELINE, SEED) if key in trial.user_attrs}
+                params = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+                self.study.enqueue_trial(params, user_attrs={**kept, RETRY_OF: trial.number})
+        self.study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+        if run_id := trial.user_attrs.get(RUN_ID):
+            run_log.close_run(self.uri, run_id, status, reason)
+            self._tag(run_id, "FAIL", failure=reason)
+        self.report(trial.number, "FAIL", reason + (" (it runs again)" if again else ""))
+        if not again:
+            self.failures += 1
+            limit = 1 if self.search.fail_fast else self.search.max_failures
+            if limit is not None and self.failures >= limit:
+                name = "search.fail_fast=true" if self.search.fail_fast else f"search.max_failures={limit}"
+                self.stop_reason = f"stopped by {name}: trial {trial.number} failed: {reason}"
+
+    def adopt_orphans(self) -> None:
+        """End what supervisors that are gone left RUNNING: with its result where MLflow has it, else as interrupted."""
+        for trial in orphans(self.stored):
+            machine.end_process(trial.user_attrs.get(WORKER))
+            self._end_early(trial, ABANDONED)
+
+    def interrupt(self) -> None:
+        """End all that this process has started, so that nothing is RUNNING and every configuration comes again."""
+        me = machine.process_name()
+        for trial in self.stored.trials(TrialState.RUNNING):
+            if trial.user_attrs.get(SUPERVISOR) == me:
+                self._end_early(trial, INTERRUPTED)
+
+    def settle_runs(self) -> None:
+        """Make MLflow agree with Optuna, where a process was killed between the two."""
+        trials = {trial.number: trial for trial in self.stored.trials()}
+        for run_id, tags in lookup.children_tagged(self.uri, self.parent_run_id, RUNNING_TAG):
+            trial = trials.get(int(tags.get("trial.number", -1)))
+            if trial is not None and trial.user_attrs.get(RUN_ID) == run_id and trial.state.is_finished():
+                state, reason = trial.state.name, trial.user_attrs.get(REASON)
+            elif trial is None or trial.state != TrialState.RUNNING:
+                state, reason = "FAIL", ABANDONED
+            else:
+                continue
+            run_log.close_run(self.uri, run_id, "KILLED", reason or ABANDONED)
+            self._tag(run_id, state, **({"failure": reason} if reason else {}))
+
+    def drop_models(self) -> None:
+        """Delete the models of all but the best, whichever process trained them."""
+        mine = {trial.user_attrs.get(RUN_ID) for trial in self.stored.trials()}
+        complete = sorted(rank_key(trial, self.study) for trial in self.stored.trials(TrialState.COMPLETE))
+        best = {run_id for *_, run_id in complete[: self.search.keep_models]}
+        for run_id in lookup.runs_with_models(self.uri, self.parent_run_id) & mine - best:
+            lookup.drop_models(self.uri, str(run_id))
+
+    def _end_early(self, trial: FrozenTrial, reason: str) -> None:
+        if (metrics := self._tracked_result(trial)) is not None:
+            self.complete(trial, metrics)
+        else:
+            self.fail(trial, reason, "KILLED", again=True)
+
+    def _tracked_result(self, trial: FrozenTrial) -> dict[str, float] | None:
+        """The metrics of a trial that MLflow has as FINISHED, if they are all that is needed."""
+        run_id = trial.user_attrs.get(RUN_ID)
+        metrics = lookup.finished_metrics(self.uri, run_id) if run_id else None
+        needed = {*self.objectives, *(one.metric for one in self.constraints), "validation_images"}
+        # the mean of all epochs is not kept as a metric, only the last one
+        return metrics if metrics is not None and needed <= metrics.keys() - {"epoch_seconds"} else None
+
+    def _tag(self, run_id: str, state: str, **tags: str) -> None:
+        run_log.tag_run(self.uri, run_id, {"trial.state": state, **tags})

@@ -1,0 +1,177 @@
+"""From a command line to a checked study, before TensorFlow is imported and before anything is written."""
+
+import math
+import shlex
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.util import find_spec
+from pathlib import Path
+
+import optuna
+from optuna.pruners import BasePruner
+from optuna.samplers import BaseSampler
+from rich.table import Table
+
+from digit_study.config import compose, machine
+from digit_study.config.run import Config, resolve_config
+from digit_study.config.study import SearchConfig, StudyConfig, objectives_of, pruner_of
+from digit_study.engine.protocol import ENGINES
+from digit_study.search._optuna import TPE, Hyperband
+from digit_study.search.space import Dimension, parse_space
+from digit_study.terminal.console import warn
+from digit_study.terminal.messages import StudyError, without_password
+from digit_study.terminal.rules import check, choice
+from digit_study.tracking import stores
+from digit_study.tracking.stores import check_store, tracking_uri
+
+ROOT = "study"
+#: More points than this are not listed; no study runs so many.
+LARGEST_GRID = 100_000
+#: Samplers that need a library of their own, and how to get it.
+NEEDS = {"gp": ("torch", "pip install -e '.[gp]'"), "cmaes": ("cmaes", "pip install cmaes")}
+
+SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
+    "tpe": TPE,
+    "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
+    "qmc": lambda seed: optuna.samplers.QMCSampler(
+        seed=seed, scramble=True, warn_asynchronous_seeding=False, warn_independent_sampling=False
+    ),
+    "cmaes": lambda seed: optuna.samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False),
+    # every grid point is enqueued; what is asked for beyond them is drawn at random
+    "grid": lambda seed: optuna.samplers.RandomSampler(seed=seed),
+    "nsga2": lambda seed: optuna.samplers.NSGAIISampler(seed=seed),
+    "gp": lambda seed: optuna.samplers.GPSampler(seed=seed, warn_independent_sampling=False),
+}
+PRUNERS: dict[str, Callable[[int], BasePruner]] = {
+    "hyperband": lambda epochs: Hyperband(min_resource=1, max_resource=epochs),
+    "successive_halving": lambda epochs: optuna.pruners.SuccessiveHalvingPruner(min_resource=1),
+    "median": lambda epochs: optuna.pruners.MedianPruner(n_startup_trials=5),
+    "percentile": lambda epochs: optuna.pruners.PercentilePruner(25.0, n_startup_trials=5),
+    "patient": lambda epochs: optuna.pruners.PatientPruner(optuna.pruners.MedianPruner(), patience=1),
+    "none": lambda epochs: optuna.pruners.NopPruner(),
+}
+
+
+@dataclass(frozen=True)
+class StudyPlan:
+    """A study as its command line asks for it."""
+
+    study: StudyConfig
+    overrides: list[str]  # as typed
+    run: Config  # the resolved baseline
+    dataset: str  # name of its data
+    dimensions: list[Dimension]  # what is searched, conditions first
+    workers: int  # trials at a time; workers × threads = cores
+    uri: str  # the tracking store
+
+    @property
+    def objectives(self) -> dict[str, str]:
+        """Metric to direction; the first one ranks."""
+        return objectives_of(self.study.search)
+
+
+def plan_study(arguments: Sequence[str]) -> StudyPlan:
+    """Compose and check a study; raises StudyError for anything that can be known to be wrong now."""
+    overrides = list(compose.parse_arguments(arguments).overrides)
+    compose.register(ROOT, StudyConfig)
+    study: StudyConfig = compose.compose_config(overrides, ROOT)
+    study.validate()
+    check(study, {"search.engine": choice(ENGINES)}, [])
+    library, remedy = NEEDS.get(study.search.sampler, ("optuna", ""))
+    if find_spec(library) is None:
+        raise StudyError(
+            f"`search.sampler`={study.search.sampler} needs the package {library}, which is not installed: {remedy}"
+        )
+    dimensions = parse_space(study.search.space, study.run)
+    endless, points = [one.key for one in dimensions if one.grid() is None], grid_size(dimensions)
+    if study.search.sampler == "grid" and points is None:
+        raise StudyError(
+            f"`search.sampler`=grid needs a finite space, but {', '.join(endless)} is continuous: "
+            "give it a step or choices, or take another sampler"
+        )
+    if study.search.sampler == "grid" and points is not None and points > LARGEST_GRID:
+        raise StudyError(
+            f"`search.sampler`=grid needs a space of at most {LARGEST_GRID:,} points, got {points:,}: "
+            "give larger steps, or take another sampler"
+        )
+    uri = tracking_uri(study.tracking.uri)
+    check_store(uri)
+    if study.search.storage is not None:
+        check_store(study.search.storage, "search.storage")
+    workers = study.search.workers or min(machine.cores(), study.search.trials)
+    run, source = resolve_config(study.run, workers)
+    if source.warning:
+        warn(source.warning)
+    # every trial sees what was resolved here once
+    study = replace(study, data=run.data)
+    return StudyPlan(study, overrides, run, source.name, dimensions, workers, uri)
+
+
+def grid_size(dimensions: Sequence[Dimension]) -> int | None:
+    """How many combinations there are, conditions not counted; None where a range is continuous."""
+    sizes = [len(values) if (values := one.grid()) is not None else None for one in dimensions]
+    return None if None in sizes else math.prod(size for size in sizes if size is not None)
+
+
+def make_sampler_and_pruner(search: SearchConfig, epochs: int, started_before: int) -> tuple[BaseSampler, BasePruner]:
+    """Build both for trials of at most ``epochs`` epochs.
+
+    A supervisor that joins or resumes a study after others draws other start-up trials than they did.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        seed = search.seed + 7919 * started_before
+        return SAMPLERS[search.sampler](seed), PRUNERS[pruner_of(search)](epochs)
+
+
+def studies_folder() -> Path:
+    """Where the studies of this machine are kept."""
+    return stores.ARTIFACTS / "studies"
+
+
+def journal_path(study: str) -> Path:
+    """The journal file of a study that is kept on this machine."""
+    return studies_folder() / f"{study}.journal"
+
+
+def describe_storage(study: StudyConfig) -> str:
+    """Where the trials are kept, without any password."""
+    return without_password(study.search.storage) if study.search.storage else str(journal_path(study.study))
+
+
+def address(study: str, places: Mapping[str, str | None]) -> str:
+    """The overrides by which another command finds a study, as a shell takes them, without any password.
+
+    ``places`` are URIs of where it is kept, by key; None where that is the usual place.
+    """
+    given = [f"{key}='{without_password(uri)}'" for key, uri in places.items() if uri is not None]
+    return " ".join(
+        [f"study={study}", *(shlex.quote(one) if set(one) & set('"$`\\!') else f'"{one}"' for one in given)]
+    )
+
+
+def plan_table(plan: StudyPlan) -> Table:
+    """What would be searched, how long, and where it is kept."""
+    search, points = plan.study.search, grid_size(plan.dimensions)
+    title = f"Plan of study '{plan.study.study}' (nothing is started)"
+    table = Table(title=title, show_header=False, title_justify="left")
+    for one in plan.dimensions:
+        if one.kind == "categorical":
+            values = ", ".join(map(str, one.choices))
+        else:
+            values = f"{one.low:g} to {one.high:g}" + (" (log)" if one.log else "")
+            values += f", step {one.step:g}" if one.step else ""
+        when = "; ".join(f"{key} is {' or '.join(map(str, allowed))}" for key, allowed in one.when.items())
+        table.add_row(one.key, f"{values}, when {when}" if when else values)
+    table.add_section()
+    table.add_row("grid points", "infinite (a range is continuous)" if points is None else f"{points:,}")
+    table.add_row("budget", f"{search.trials} trials in all, at most {plan.run.training.epochs} epochs each")
+    table.add_row("workers", f"{plan.workers} × {plan.run.training.threads} threads, {plan.run.training.precision}")
+    table.add_row("sampler, pruner", f"{search.sampler}, {pruner_of(search)}")
+    table.add_row("objectives", ", ".join(f"{d} {m}" for m, d in plan.objectives.items()))
+    table.add_row("constraints", ", ".join(search.constraints) or "none")
+    table.add_row("data", f"{plan.dataset}, sha256 {str(plan.run.data.sha256)[:12]}…")
+    table.add_row("trials kept in", describe_storage(plan.study))
+    table.add_row("runs kept in", without_password(plan.uri))
+    return table

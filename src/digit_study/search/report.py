@@ -1,0 +1,249 @@
+"""A study at its end: the leaderboard with ties, tables, and Optuna's own pictures, as PNG and as one HTML page."""
+
+import html
+import io
+import re
+import shlex
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import optuna
+import pandas as pd
+from matplotlib.ticker import PercentFormatter
+from optuna.trial import FrozenTrial, TrialState
+
+from digit_study.evaluation import charts
+from digit_study.evaluation.metrics import accuracy_interval
+from digit_study.evaluation.ranking import Candidate, Group, pooled_leaderboard
+from digit_study.search import space
+from digit_study.search.outcomes import RUN_ID, SEED, RankKey, rank_key
+from digit_study.search.plan import StudyPlan
+from digit_study.search.study import StoredStudy
+from digit_study.terminal.console import warn, with_interval
+from digit_study.terminal.messages import first_line
+from digit_study.tracking import lookup, run_log
+
+MOST_DIMENSIONS, MOST_CONTOURS = 6, 4
+PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title></head>
+<body style="font-family: sans-serif; max-width: 1100px; margin: auto"><h1>{title}</h1>{figures}</body></html>"""
+
+
+def feasible_trials(stored: StoredStudy) -> list[FrozenTrial]:
+    """Complete trials that keep every constraint, the best first."""
+    ranked = sorted((rank_key(trial, stored.study), trial) for trial in stored.trials(TrialState.COMPLETE))
+    return [trial for (is_broken, *_), trial in ranked if not is_broken]
+
+
+def trial_name(trial: FrozenTrial, plan: StudyPlan) -> str:
+    """``3: filters=16 pooling=max``: number and params, in the order of the space."""
+    params = {one.key: trial.params[one.key] for one in plan.dimensions if one.key in trial.params}
+    return f"{trial.number}: {space.short_name(params)}"
+
+
+def leaderboard(plan: StudyPlan, stored: StoredStudy) -> pd.DataFrame:
+    """Configurations by validation accuracy, replicates pooled; see :func:`ranking.pooled_leaderboard`."""
+    groups: dict[str, list[Candidate]] = {}
+    for trial in sorted(feasible_trials(stored), key=lambda trial: trial.number):  # named after its first trial
+        if RUN_ID in trial.user_attrs:
+            found = candidate(plan, trial_name(trial, plan), trial.user_attrs[RUN_ID])
+            if found is not None:
+                groups.setdefault(space.fingerprint(trial.params), []).append(found)
+    return pooled_leaderboard([Group(group[0].name, group) for group in groups.values()])
+
+
+def candidate(plan: StudyPlan, name: str, run_id: str) -> Candidate | None:
+    """A finished run of the study, with its per-image validation readings; None where MLflow has it no more."""
+    try:
+        table = pd.read_csv(io.StringIO(lookup.read_text(plan.uri, run_id, "tables/predictions.csv")))
+        metrics = lookup.finished_metrics(plan.uri, run_id) or {}
+    except run_log.StoreFault as fault:
+        warn(f"{name} is not ranked, its run {run_id} cannot be read: {first_line(fault)}")
+        return None
+    correct = table.sort_values("index")["correct"].to_numpy(bool)
+    return Candidate(name, run_id, metrics, correct, str(plan.run.data.sha256))
+
+
+def trials_frame(plan: StudyPlan, stored: StoredStudy) -> pd.DataFrame:
+    """One row a trial: number, state, value, started, finished, every objective and every searched key."""
+
+    def row(trial: FrozenTrial) -> dict[str, Any]:
+        values = trial.values or [np.nan] * len(plan.objectives)
+        return {
+            "number": trial.number,
+            "state": trial.state.name,
+            "value": values[0],
+            "started": pd.Timestamp(trial.datetime_start) if trial.datetime_start else pd.NaT,
+            "finished": pd.Timestamp(trial.datetime_complete) if trial.datetime_complete else pd.NaT,
+            "seed": trial.user_attrs.get(SEED),
+            "replicate_of": trial.user_attrs.get("replicate_of"),
+            "reason": trial.user_attrs.get("reason", ""),
+            "run_id": trial.user_attrs.get(RUN_ID, ""),
+            **(dict(zip(plan.objectives, values, strict=True)) if trial.values else {}),
+            **{one.key: trial.params.get(one.key) for one in plan.dimensions},
+        }
+
+    rows = [row(trial) for trial in stored.trials()]
+    return pd.DataFrame(rows, columns=None if rows else ["number", "state", "value"])
+
+
+def pareto_front(plan: StudyPlan, stored: StoredStudy) -> pd.DataFrame:
+    """One row a trial that no other beats in every objective: number, every objective, front (True)."""
+    rows = [
+        {"number": trial.number, **dict(zip(plan.objectives, trial.values, strict=True)), "front": True}
+        for trial in sorted(stored.study.best_trials, key=lambda trial: trial.number)
+    ]
+    return pd.DataFrame(rows, columns=["number", *plan.objectives, "front"])
+
+
+def write(plan: StudyPlan, stored: StoredStudy, board: pd.DataFrame, folder: Path) -> None:
+    """Write every table and picture of the study into ``folder``."""
+    charts.write_table(trials_frame(plan, stored), folder, "trials")
+    charts.write_table(board, folder, "leaderboard")
+    if len(plan.objectives) > 1:
+        charts.write_table(pareto_front(plan, stored), folder, "pareto")
+    if len(board):
+        charts.save(charts.comparison(board, "Leaderboard, validation"), folder / "figures" / "leaderboard.png")
+    write_pictures(plan, stored, folder / "figures")
+
+
+#: Of these there is a PNG, with the most important dimensions; the page has all.
+AS_PNG = (
+    "optimisation_history", "importances", "slices", "parallel_coordinates", "timeline", "intermediate_values",
+    "pareto",
+)  # fmt: skip
+
+
+def write_pictures(plan: StudyPlan, stored: StoredStudy, folder: Path) -> None:
+    """Draw Optuna's pictures: PNGs, and all as interactive figures in ``study.html``, which needs no network."""
+    from plotly.offline import get_plotlyjs
+
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    title = html.escape(f"Study {plan.study.study}: {', '.join(plan.objectives)}")
+    figures = [f"<script>{get_plotlyjs()}</script>"]  # once: it is nearly five megabytes
+    with warnings.catch_warnings():  # Optuna calls most of its pictures experimental
+        warnings.simplefilter("ignore")
+        for name, (function, options) in picture_options(plan, stored).items():
+            try:
+                figure = getattr(optuna.visualization, function)(stored.study, **options)
+                if name in ("contour", "rank"):  # a grid of panels
+                    figure.update_layout(height=900)
+                drawn = figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False})
+                figures.append(f'<div style="overflow-x: auto">{drawn}</div>')
+            except (ValueError, RuntimeError) as error:  # too few trials for this picture
+                figures.append(f"<p>{name.replace('_', ' ')}: {html.escape(first_line(error))}</p>")
+            if name in AS_PNG:
+                _write_png(name, function, options, plan, stored, folder / f"{name}.png")
+    optuna.logging.set_verbosity(verbosity)
+    (folder / "study.html").write_text(PAGE.format(title=title, figures="\n".join(figures)))
+
+
+def picture_options(plan: StudyPlan, stored: StoredStudy) -> dict[str, tuple[str, dict[str, Any]]]:
+    """Optuna's pictures that apply to this study: by file name, the name of the function and its options."""
+    objectives, complete = plan.objectives, stored.trials(TrialState.COMPLETE)
+    first, direction = next(iter(objectives.items()))
+    target: dict[str, Any] = {"target_name": first}
+    low_is_good: dict[str, Any] = {}  # importances of one of several objectives are for low values
+    if len(objectives) > 1:
+        sign = -1 if direction == "maximize" else 1
+        target["target"], low_is_good["target"] = lambda trial: trial.values[0], lambda trial: sign * trial.values[0]
+    try:
+        shares = optuna.importance.get_param_importances(stored.study, **low_is_good)
+    except (ValueError, RuntimeError):  # too few trials, or all values are equal
+        shares = {}
+    used = [one.key for one in plan.dimensions if any(one.key in trial.params for trial in complete)]
+    keys = sorted(used, key=lambda key: -shares.get(key, 0.0))
+    pictures = {
+        "optimisation_history": ("plot_optimization_history", target),
+        "importances": ("plot_param_importances", {**target, **low_is_good}),
+        "slices": ("plot_slice", {**target, "params": keys}),
+        "parallel_coordinates": ("plot_parallel_coordinate", {**target, "params": keys}),
+        "edf": ("plot_edf", target),
+        "timeline": ("plot_timeline", {}),
+    }
+    if len(keys) > 1:
+        pictures["contour"] = ("plot_contour", {**target, "params": keys[:MOST_CONTOURS]})
+        pictures["rank"] = ("plot_rank", {**target, "params": keys[:MOST_CONTOURS]})
+    if len(objectives) == 1:
+        pictures["intermediate_values"] = ("plot_intermediate_values", {})
+    elif len(objectives) <= 3:
+        pictures["pareto"] = ("plot_pareto_front", {"target_names": list(objectives)})
+    return pictures
+
+
+def _write_png(
+    name: str, function: str, options: Mapping[str, Any], plan: StudyPlan, stored: StoredStudy, path: Path
+) -> None:
+    """Draw a picture by Optuna, in a size that fits its content and without a legend longer than itself."""
+    import matplotlib.pyplot as plt
+    from optuna.visualization import matplotlib as optuna_plots
+
+    chosen = {key: value[:MOST_DIMENSIONS] if key == "params" else value for key, value in options.items()}
+    objective = next(iter(plan.objectives))
+    with plt.rc_context({"backend": "agg"}):  # Optuna sets a style for all figures that follow
+        try:
+            axes = np.ravel(getattr(optuna_plots, function)(stored.study, **chosen))
+        except (ValueError, RuntimeError) as error:  # too few trials for this picture
+            plt.close("all")
+            charts.save(charts.message_figure(name.replace("_", " ").capitalize(), first_line(error)), path)
+            return
+        width = {"slices": 2.6 * len(axes), "parallel_coordinates": 11.0}.get(name, 9.0)
+        plt.gcf().set_size_inches(max(width, 9.0), 5.0)
+        if name == "intermediate_values":
+            axes[0].set(xlabel="epoch", ylabel=objective)
+            charts.integer_ticks(axes[0].xaxis)
+            if legend := axes[0].get_legend():
+                legend.remove()  # a line a trial
+        for panel in axes if name == "slices" else []:
+            panel.tick_params(axis="x", labelrotation=30)
+        if "accuracy" in objective and name not in ("importances", "timeline", "pareto"):
+            axes[0].yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+        plt.gcf().savefig(path, dpi=charts.DPI, bbox_inches="tight", pad_inches=0.2)
+        plt.close("all")
+
+
+class BestSoFar:
+    """The best trial by the first objective as text, with its interval where that is an accuracy.
+
+    Every trial is looked at once: a study may have thousands, and this is asked for at the end of each.
+    """
+
+    def __init__(self, plan: StudyPlan, stored: StoredStudy) -> None:
+        self.plan, self.stored, self.seen = plan, stored, set[int]()
+        self.best: tuple[RankKey, FrozenTrial] | None = None
+
+    def __call__(self) -> str:
+        """What is best by now, or that nothing is yet."""
+        new = [one for one in self.stored.trials(TrialState.COMPLETE) if one.number not in self.seen]
+        self.seen.update(one.number for one in new)
+        ranked = [(rank_key(one, self.stored.study), one) for one in new] + ([self.best] if self.best else [])
+        self.best = min(ranked, key=lambda pair: pair[0], default=None)
+        if self.best is None or self.best[0][0]:  # that one breaks a constraint, and so do all others
+            return "none yet"
+        value, objective = self.best[1].values[0], next(iter(self.plan.objectives))
+        images = self.stored.study.user_attrs.get("validation_images")
+        shown = f"{objective} {value:.6g}"
+        if objective == "val_accuracy" and images:
+            shown = with_interval(value, *accuracy_interval(round(value * images), images))
+        return f"trial {self.best[1].number}, {shown}"
+
+
+def best_command(plan: StudyPlan, stored: StoredStudy) -> str:
+    """The command that trains the best trial's configuration again, with its seed."""
+    best = feasible_trials(stored)[0]
+    training = plan.run.training
+    chosen = {**best.params, "training.seed": best.user_attrs[SEED], "training.threads": training.threads}
+    chosen.setdefault("training.precision", training.precision)
+
+    words = []
+    for text in plan.overrides:
+        key = text.lstrip("+~").split("=")[0]
+        if key not in chosen and re.split("[./]", key)[0] not in ("search", "confirm", "study", "tracking"):
+            words.append(text)
+    for key, value in chosen.items():
+        is_word = value is None or isinstance(value, bool)
+        words.append(f"{key}={str(value).lower().replace('none', 'null') if is_word else value}")
+    return " ".join(["python src/run.py", *map(shlex.quote, words)])

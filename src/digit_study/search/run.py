@@ -1,0 +1,136 @@
+"""A study from its plan to its leaderboard: the stores, the parent run, the sweep, the report."""
+
+import gc
+import json
+import time
+from collections.abc import Callable
+
+import yaml
+
+from digit_study.config import machine
+from digit_study.config.compose import ROOT
+from digit_study.data.digits import load_digits
+from digit_study.engine.protocol import ENGINES, Engine, Limits
+from digit_study.search import report
+from digit_study.search.outcomes import RUN_ID
+from digit_study.search.plan import StudyPlan, address, describe_storage, studies_folder
+from digit_study.search.study import CREATOR, UID, WORKER, StoredStudy, lock, open_study, orphans
+from digit_study.search.sweep import Sweep
+from digit_study.terminal import console
+from digit_study.terminal.messages import StudyError, without_password
+from digit_study.terminal.progress import sweep_progress
+from digit_study.terminal.rules import flatten
+from digit_study.terminal.signals import Interrupted
+from digit_study.tracking import lookup, stores
+from digit_study.tracking.run_log import RunLog, create_run, reopen_run
+from digit_study.training import figures
+
+#: Seconds that the process that created a study needs at most until its parent run is in MLflow.
+PARENT_WITHIN_S = 60.0
+
+
+def run_study(plan: StudyPlan, open_engine: Callable[[Limits], Engine] | None = None) -> StoredStudy:
+    """Search until the declared total is met, then report; an interrupted study goes on with the same command.
+
+    ``open_engine`` makes the engine that trials run on; by default it is the one that ``search.engine`` names.
+    Raises StudyError if the study is not the one that was begun or too many trials failed, and Interrupted after a
+    signal; both stores are then left without anything RUNNING.
+    """
+    stored = open_study(plan.study, plan.run, plan.overrides)
+    # a trial that was suspended while it wrote still holds its lock on the tracking store: first of all it must go
+    for trial in orphans(stored):
+        machine.end_process(trial.user_attrs.get(WORKER))
+    search = plan.study.search
+    limits = Limits(plan.workers, search.trial_timeout, search.trial_memory)
+    engine = (open_engine or ENGINES[search.engine])(limits)
+    stores.prepare_store(plan.uri)
+    parent = _parent_run(plan, stored)
+    status = "FAILED"
+    try:
+        log = RunLog(plan.uri, parent)
+        log.config(plan.run)
+        shown = {**flatten(plan.study), "search.storage": describe_storage(plan.study)}  # the URI may hold a password
+        (log.folder / "study.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(shown, default=str))))
+        figures.write_data_figures(load_digits(plan.run.data), log.folder)
+        gc.freeze()  # what the imports left need not be gone through again in every collection of garbage
+        with sweep_progress(report.BestSoFar(plan, stored)) as progress:
+            Sweep(plan, stored, parent, engine, progress).run()
+        status = "FINISHED"
+    except Interrupted:
+        status = "KILLED"
+        console.print_error(f"interrupted: the same command goes on with study '{plan.study.study}'")
+        raise
+    finally:
+        _end(plan, stored, parent, status)
+    return stored
+
+
+def parent_of(plan: StudyPlan, stored: StoredStudy) -> str | None:
+    """The parent run of a study; None where this tracking store does not have it."""
+    return lookup.find_run(plan.uri, {"kind": "study", "study.uid": str(stored.study.user_attrs[UID])})
+
+
+def kept_elsewhere(plan: StudyPlan) -> StudyError:
+    """What to say of a study whose runs are in another store."""
+    return StudyError(
+        f"the runs of study '{plan.study.study}' are not in {without_password(plan.uri)}: set MLFLOW_TRACKING_URI to "
+        "the store that it was begun with, or start it anew with search.fresh=true"
+    )
+
+
+def _parent_run(plan: StudyPlan, stored: StoredStudy) -> str:
+    """Find the parent run of a study again, or create it; raises StudyError if its runs are in another store."""
+    # it is left to the process that created the study, while that lives: two would be one too many
+    me = machine.process_name()
+    creator = stored.study.user_attrs.get(CREATOR, me)
+    deadline = time.monotonic() + PARENT_WITHIN_S
+    while creator != me and machine.is_alive(creator) and time.monotonic() < deadline:
+        if parent_of(plan, stored) is not None:
+            break
+        time.sleep(0.5)
+    with lock(f"{plan.study.study}.turn"):
+        known = parent_of(plan, stored)
+        if known is not None and reopen_run(plan.uri, known):
+            return known
+        if any(RUN_ID in trial.user_attrs for trial in stored.trials()):
+            raise kept_elsewhere(plan)
+        tags = {"study": plan.study.study, "kind": "study", "study.uid": str(stored.study.user_attrs[UID])}
+        return create_run(plan.run, plan.uri, plan.dataset, f"study {plan.study.study}", **tags)
+
+
+def _end(plan: StudyPlan, stored: StoredStudy, parent: str, status: str) -> None:
+    """Report and end the parent run; supervisors of one study in turn, for it has one folder on this machine."""
+    with lock(f"{plan.study.study}.report"):
+        log = RunLog(plan.uri, parent)
+        try:
+            if status != "KILLED":
+                _report(plan, stored, log, status)
+        except BaseException as error:
+            status = "KILLED" if isinstance(error, Interrupted) else "FAILED"
+            raise
+        finally:
+            log.end(status, {"study": plan.study.study})
+
+
+def _report(plan: StudyPlan, stored: StoredStudy, log: RunLog, status: str) -> None:
+    board, name = report.leaderboard(plan, stored), plan.study.study
+    report.write(plan, stored, board, log.folder)
+    view = stores.view_command(plan.uri)
+    if board.empty:
+        if status == "FAILED":  # and that says why
+            return
+        raise StudyError(f"study '{name}' has no finished trial that keeps the constraints; see {view}")
+    best = board.iloc[0]
+    log.metrics({"best_val_accuracy": best["val_accuracy"], "trials": len(stored.trials())})
+    log.tags({"best.run_id": best["run_id"], "best.name": best["name"]})
+    command = report.best_command(plan, stored)
+    path = studies_folder() / f"{name}.best.txt"
+    path.write_text(command + "\n")
+    terminal = console.console()
+    terminal.print(console.study_table(board.head(10), f"Leaderboard of study '{name}'"))
+    if len(plan.objectives) > 1:
+        terminal.print(console.front_table(report.pareto_front(plan, stored), plan.objectives))
+    path = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
+    terminal.print(f"best config (also in {path}):\n  {command}", soft_wrap=True)
+    where = address(name, {"search.storage": plan.study.search.storage, "tracking.uri": plan.run.tracking.uri})
+    terminal.print(f"next:\n  python sweeps/confirm.py {where}\n  {view}", soft_wrap=True)

@@ -1,0 +1,71 @@
+"""Rules that single values of a config obey: each says in words what a value must be, and tests it."""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields, is_dataclass
+from typing import Any
+
+from digit_study.terminal.messages import StudyError, nearest
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a value must be, in words and as a test; ``choices`` are the names to suggest from."""
+
+    text: str
+    holds: Callable[[Any], bool]
+    choices: tuple[str, ...] = ()
+
+    def violation(self, key: str, value: Any) -> str | None:
+        """One sentence if ``value`` breaks the rule; None passes, for the schema says where it is allowed."""
+        if value is None or self.holds(value):
+            return None
+        return f"`{key}` must be {self.text}, got {value!r}{nearest(str(value), self.choices)}"
+
+
+def choice(allowed: Iterable[str]) -> Rule:
+    """A value is one of ``allowed``."""
+    names = tuple(allowed)
+    return Rule(f"one of {', '.join(names)}", lambda value: value in names, names)
+
+
+def at_least(low: int) -> Rule:
+    """A number is ``low`` or more."""
+    return Rule(f"at least {low}", lambda value: low <= value < math.inf)
+
+
+def between(low: float, high: float) -> Rule:
+    """A number lies in [low, high]."""
+    return Rule(f"in [{low:.10g}, {high:.10g}]", lambda value: low <= value <= high)
+
+
+def below(low: float, high: float) -> Rule:
+    """A number lies in [low, high)."""
+    return Rule(f"in [{low:g}, {high:g})", lambda value: low <= value < high)
+
+
+def above(low: float, high: float) -> Rule:
+    """A number lies in (low, high]."""
+    return Rule(f"greater than {low:g} and at most {high:g}", lambda value: low < value <= high)
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """Every leaf of a config dataclass by its dotted key, in order of declaration."""
+    flat: dict[str, Any] = {}
+    for entry in fields(config):
+        value, key = getattr(config, entry.name), f"{prefix}{entry.name}"
+        flat.update(flatten(value, f"{key}.") if is_dataclass(value) else {key: value})
+    return flat
+
+
+def check(config: Any, rules: Mapping[str, Rule], others: Iterable[str]) -> None:
+    """Raise StudyError with every leaf of a config dataclass that breaks its rule, and ``others`` that are wrong."""
+    values = flatten(config)
+    broken = (rule.violation(key, values.get(key)) for key, rule in rules.items())
+    raise_violations([*filter(None, broken), *others])
+
+
+def raise_violations(sentences: Iterable[str]) -> None:
+    """Raise all sentences as one StudyError, or nothing where there are none."""
+    if message := "\n".join(sentences):
+        raise StudyError(message)

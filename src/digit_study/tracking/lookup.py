@@ -1,0 +1,182 @@
+"""Runs and models as MLflow holds them: found, checked, and turned back into what made them. Needs no TensorFlow."""
+
+import io
+import shutil
+import tempfile
+import urllib.parse
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from functools import cache
+from pathlib import Path
+
+import mlflow
+import pandas as pd
+from hydra.core.override_parser.types import Quote, QuotedString
+from mlflow import MlflowException
+from mlflow.entities import Run
+
+from digit_study.config import compose
+from digit_study.config.run import Config, TrackingConfig
+from digit_study.terminal.messages import StudyError, first_line, nearest, without_password
+from digit_study.tracking import stores
+from digit_study.tracking.run_log import StoreFault, children, client_of
+
+#: MLflow's codes for "there is no such thing", as its several stores spell it.
+ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND")
+#: Tags by which a run that is not a training run names the one that a person probably means.
+POINTERS = ("winner.run_id", "best.run_id")
+
+
+def finished_metrics(uri: str, run_id: str) -> dict[str, float] | None:
+    """Final metrics of a run that FINISHED; None of any other."""
+    run = client_of(uri).get_run(run_id)
+    return dict(run.data.metrics) if run.info.status == "FINISHED" else None
+
+
+def children_tagged(uri: str, parent_run_id: str, tags: Mapping[str, str]) -> list[tuple[str, dict[str, str]]]:
+    """Ids and tags of the runs beneath a parent that have all these tags; none, with a warning, without a store."""
+    try:
+        return children(uri, parent_run_id, _all_of(tags))
+    except StoreFault as fault:
+        warnings.warn(f"the runs beneath {parent_run_id} could not be looked at: {first_line(fault)}", stacklevel=2)
+        return []
+
+
+def find_run(uri: str, tags: Mapping[str, str]) -> str | None:
+    """The newest run in any experiment that has all these tags."""
+    client = client_of(uri)
+    experiments = [one.experiment_id for one in client.search_experiments()]
+    found = client.search_runs(experiments, _all_of(tags), max_results=1)
+    return str(found[0].info.run_id) if found else None
+
+
+def _all_of(tags: Mapping[str, str]) -> str:
+    return " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+
+
+@cache
+def _experiment_of(uri: str, run_id: str) -> str:
+    return str(client_of(uri).get_run(run_id).info.experiment_id)
+
+
+def runs_with_models(uri: str, parent_run_id: str) -> set[str]:
+    """Ids of all runs that have a model, in the experiment of ``parent_run_id``."""
+    found: set[str] = set()
+    experiment, token = _experiment_of(uri, parent_run_id), None
+    while True:
+        page = client_of(uri).search_logged_models([experiment], page_token=token)
+        found |= {str(model.source_run_id) for model in page}
+        if not (token := page.token):
+            return found
+
+
+def drop_models(uri: str, run_id: str, sibling: str | None = None) -> None:
+    """Delete the models of a run, from store and own disk; a ``sibling`` of its experiment spares asking for that."""
+    client, experiment = client_of(uri), _experiment_of(uri, sibling or run_id)
+    for model in client.search_logged_models([experiment], filter_string=f"source_run_id = '{run_id}'"):
+        client.delete_logged_model(model.model_id)
+        if (place := urllib.parse.urlsplit(model.artifact_location)).scheme == "file":
+            folder = Path(urllib.parse.unquote(place.path))
+            shutil.rmtree(folder, ignore_errors=True)
+            with suppress(OSError):  # MLflow made one around it, which is empty now
+                folder.parent.rmdir()
+
+
+def read_text(uri: str, run_id: str, path: str) -> str:
+    """A text artifact of a run."""
+    with tempfile.TemporaryDirectory() as folder:
+        return Path(client_of(uri).download_artifacts(run_id, path, folder)).read_text()
+
+
+def open_store(configured: str | None) -> tuple[mlflow.MlflowClient, str]:
+    """Client and URI of a store that exists already; raises StudyError if there is none or it does not answer."""
+    uri = stores.require_store(configured, "runs must have been tracked first", "run `python src/run.py`")
+    stores.prepare_store(uri)
+    mlflow.set_tracking_uri(uri)  # the registry and the artifacts follow it
+    return mlflow.MlflowClient(), uri
+
+
+@contextmanager
+def store_faults(uri: str) -> Iterator[None]:
+    """Turn what a store raises inside the block into one readable message."""
+    try:
+        yield
+    except MlflowException as fault:
+        wrong = f"`tracking.uri` must be an MLflow store that answers, got '{without_password(uri)}', which said"
+        raise StudyError(f"{wrong}: {first_line(fault)}; make it answer, then run the same command again") from fault
+
+
+def finished_run(client: mlflow.MlflowClient, uri: str, run_id: str, key: str) -> Run:
+    """Look up a training run that ended well; raises StudyError if it is none. ``key`` was set to ``run_id``."""
+    try:
+        run = client.get_run(run_id)
+    except MlflowException as fault:
+        if fault.error_code not in ABSENT:
+            raise
+        raise stores.unknown_run(uri, run_id, key) from None
+    tags, remedy = run.data.tags, f"see the ids with `{stores.view_command(uri)}`"
+    if run.info.lifecycle_stage != "active":
+        wanted, found, remedy = "run that is not deleted", "deleted", "`mlflow runs restore` it"
+    elif run.info.status != "FINISHED":
+        wanted, found = "finished run", run.info.status
+        remedy = f"wait for it, or take another one; {remedy}"
+    elif "weights.sha256" not in tags:
+        wanted, found = "training run", f"a {tags.get('kind', 'run of others')}"
+        if meant := [tags[tag] for tag in POINTERS if tag in tags]:
+            remedy = f"take the run it names, {meant[0]}"
+    else:
+        return run
+    raise StudyError(f"`{key}` must be a {wanted}, got '{run_id}', which is {found}: {remedy}")
+
+
+def confirmed_winner(client: mlflow.MlflowClient, study: str) -> str:
+    """Run id of the winner of the latest finished confirmation of ``study``; raises StudyError if there is none."""
+    experiments = [found.experiment_id for found in client.search_experiments()]
+    # the name is compared here: MLflow's filters cannot quote a quote
+    query, newest = "tags.kind = 'confirmation' and attributes.status = 'FINISHED'", ["attributes.start_time DESC"]
+    for run in client.search_runs(experiments, query, order_by=newest, max_results=5_000):
+        if run.data.tags.get("study") == study and "winner.run_id" in run.data.tags:
+            return str(run.data.tags["winner.run_id"])
+    runs = client.search_runs(experiments, "tags.study LIKE '%'", max_results=5_000)
+    names, own = {run.data.tags["study"] for run in runs}, [run for run in runs if run.data.tags["study"] == study]
+    done = sum(run.info.status == "FINISHED" and "weights.sha256" in run.data.tags for run in own)
+    found, first = f" with {done} finished runs and no finished confirmation", "let it finish a trial, then "
+    if study not in names:
+        found = f", of which this store holds nothing{nearest(study, names)}"
+        first = f"run `python sweeps/optuna_search.py study={study}`, then "
+    remedy = f"run `python sweeps/confirm.py study={study}`, or promote a run of your choice with run_id=<run_id>"
+    raise StudyError(f"`study` must have a confirmed winner, got '{study}'{found}: {'' if done else first}{remedy}")
+
+
+def recorded_config(run: Run) -> Config:
+    """Rebuild the config of a run from its params, which name every leaf; raises StudyError if that cannot be done."""
+    leaves = run.data.params
+    if not leaves:
+        raise StudyError(f"a run must hold its config, got '{run.info.run_id}' without params")
+    compose.register()
+    # quoted, a value is a string, which the schema converts
+    overrides = [
+        f"{key}={'null' if text == 'None' else QuotedString(text, Quote.single).with_quotes()}"
+        for key, text in leaves.items()
+        if not key.startswith(("tracking.", "reproduce"))
+    ]
+    try:
+        config: Config = compose.compose_config(overrides)
+        config.validate()
+    except StudyError as fault:
+        remedy = f"check out the code it was made with, git commit {run.data.tags.get('git.commit', 'unknown')}"
+        wrong = f"the config of run '{run.info.run_id}' must be one this code knows"
+        raise StudyError(f"{wrong}: {fault}; {remedy}") from None
+    # tracking says where the run went, not what it was
+    return replace(config, tracking=TrackingConfig(), reproduce=None)
+
+
+def predictions(client: mlflow.MlflowClient, run: Run, key: str) -> pd.DataFrame:
+    """The run's predictions.csv; ``key`` is what the person set to the run. Raises StudyError if the table is gone."""
+    try:
+        return pd.read_csv(io.StringIO(read_text(client.tracking_uri, run.info.run_id, "tables/predictions.csv")))
+    except (*StoreFault, pd.errors.ParserError) as fault:
+        wrong = f"`{key}` must be a run with tables/predictions.csv, got '{run.info.run_id}' ({first_line(fault, 200)})"
+        raise StudyError(f"{wrong}: train it again with `python src/run.py`") from None

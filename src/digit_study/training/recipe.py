@@ -1,0 +1,94 @@
+"""How a network is fitted; a new optimizer is a line in :data:`OPTIMIZERS`, a new schedule one in :data:`SCHEDULES`."""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from digit_study.data.augmentation import AUGMENTATIONS
+from digit_study.data.sources import IMAGE_SIDE
+from digit_study.terminal.rules import Rule, above, at_least, below, between, choice
+
+PRECISIONS = ("auto", "float32", "mixed_bfloat16")
+Optimizer = Any  # of Keras, which is imported when one is built: names and rules are known without it
+
+
+@dataclass(frozen=True)
+class EarlyStoppingConfig:
+    """Epochs without a better ``val_loss`` before training ends with the best weights; null trains to the end."""
+
+    patience: int | None = None
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """How a network is fitted. ``threads`` null means every core this process may use."""
+
+    epochs: int = 5
+    batch_size: int = 128
+    optimizer: str = "adam"
+    learning_rate: float = 0.001
+    weight_decay: float = 0.0
+    schedule: str = "cosine"
+    early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
+    augmentation: str = "none"
+    shift: float = 2.0
+    rotation: float = 10.0
+    ema: bool = False
+    ema_momentum: float = 0.99
+    label_smoothing: float = 0.0
+    precision: str = "auto"
+    threads: int | None = None
+    seed: int = 0
+
+
+def _one_cycle(keras: Any, peak: float, total_steps: int) -> Any:
+    """Warm up from peak/25 over 30 % of the steps, cosine to peak/10,000 (Smith & Topin 2018, arXiv 1708.07120)."""
+    up = max(1, int(0.3 * total_steps))
+    decay, down = keras.optimizers.schedules.CosineDecay, max(1, total_steps - up)
+    return decay(peak / 25, down, alpha=1e-4, warmup_target=peak, warmup_steps=up)
+
+
+#: By name: (keras, learning rate, steps in all) to a learning rate or a schedule of it.
+SCHEDULES: dict[str, Callable[[Any, float, int], Any]] = {
+    "constant": lambda keras, rate, steps: rate,
+    "cosine": lambda keras, rate, steps: keras.optimizers.schedules.CosineDecay(rate, steps),
+    "onecycle": _one_cycle,
+}
+#: By name: (keras, the arguments that all optimizers take) to an optimizer.
+OPTIMIZERS: dict[str, Callable[[Any, dict[str, Any]], Optimizer]] = {
+    "adam": lambda keras, common: keras.optimizers.Adam(**common),
+    "adamw": lambda keras, common: keras.optimizers.AdamW(**{**common, "weight_decay": common["weight_decay"] or 0.0}),
+    "sgd": lambda keras, common: keras.optimizers.SGD(momentum=0.9, nesterov=True, **common),
+}
+
+
+def build_optimizer(config: TrainingConfig, total_steps: int) -> Optimizer:
+    """The optimizer of a recipe, with its schedule over ``total_steps``."""
+    import keras
+
+    common = {
+        "learning_rate": SCHEDULES[config.schedule](keras, config.learning_rate, total_steps),
+        "weight_decay": config.weight_decay or None,
+        "use_ema": config.ema,
+        "ema_momentum": config.ema_momentum,
+    }
+    return OPTIMIZERS[config.optimizer](keras, common)
+
+
+RULES: dict[str, Rule] = {
+    "training.epochs": at_least(1),
+    "training.batch_size": at_least(1),
+    "training.optimizer": choice(OPTIMIZERS),
+    "training.learning_rate": above(0, 10),
+    "training.weight_decay": below(0, 1),
+    "training.schedule": choice(SCHEDULES),
+    "training.early_stopping.patience": at_least(1),
+    "training.augmentation": choice(AUGMENTATIONS),
+    "training.shift": between(0, IMAGE_SIDE / 2),
+    "training.rotation": between(0, 180),
+    "training.ema_momentum": below(0, 1),
+    "training.label_smoothing": below(0, 1),
+    "training.precision": choice(PRECISIONS),
+    "training.threads": between(1, 1024),
+    "training.seed": between(0, 2**32 - 1),
+}
