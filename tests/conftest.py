@@ -43,6 +43,16 @@ def pytest_collection_finish() -> None:
         training.use_threads(1)
 
 
+@pytest.fixture(autouse=True)
+def same_temporary_folder() -> Iterator[None]:
+    """Give back the folder of temporary files, which a command that runs in this process moves into its project."""
+    before = os.environ.get("TMPDIR"), tempfile.tempdir
+    yield
+    os.environ.pop("TMPDIR", None)
+    os.environ |= {} if before[0] is None else {"TMPDIR": before[0]}
+    tempfile.tempdir = before[1]
+
+
 # ---------------------------------------------------------------------------------- digits
 
 

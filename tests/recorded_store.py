@@ -9,22 +9,21 @@ import json
 import shutil
 import tempfile
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import mlflow
 import numpy as np
 import pandas as pd
-import yaml
-from mlflow.entities import LoggedModelOutput, Metric, RunTag
+from mlflow.entities import LoggedModelOutput, Metric, Param, RunTag
 
-from digit_study.champion.contest import Reading
-from digit_study.champion.ledger import Ledger
+from digit_study.champion.contest import SealedResult
 from digit_study.champion.registry import Registry
 from digit_study.config.promote import GateConfig, PromoteConfig, StoreConfig
-from digit_study.config.run import Config, DataConfig
-from digit_study.data.sources import SAMPLE_SHA256
+from digit_study.config.run import Config
+from digit_study.data.sources import SAMPLE_SHA256, DataConfig
+from digit_study.terminal.rules import flatten
 from digit_study.tracking import stores
 
 SEALED = 1_000
@@ -39,7 +38,7 @@ class Store:
 
     @property
     def registry(self) -> Registry:
-        return Registry(self.client, Ledger(self.client, self.uri, NAME))
+        return Registry(self.client, self.uri, NAME)
 
     def ask(self, run_id: str | None = None, **given: Any) -> PromoteConfig:
         gate = {key: given.pop(key) for key in ("margin", "floor", "significance", "dry_run") if key in given}
@@ -82,12 +81,11 @@ def add_run(
     all_tags = {"dataset.name": "mnist_sample", "dataset.sha256": digest, "weights.sha256": "w", **(tags or {})}
     run_id = client.create_run(store.experiment, tags=all_tags).info.run_id
     metrics = [Metric("parameters", parameters, 0, 0), Metric("val_accuracy", 0.97, 0, 0)]
-    client.log_batch(run_id, metrics=metrics)
+    config = Config(data=DataConfig(source="mnist_sample", sha256=SAMPLE_SHA256))
+    params = [Param(key, str(value)) for key, value in flatten(config).items()]
+    client.log_batch(run_id, metrics=metrics, params=params)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        data = DataConfig(source="mnist_sample", sha256=SAMPLE_SHA256)
-        (folder / "config.yaml").write_text(yaml.safe_dump(asdict(Config(data=data))))
-        client.log_artifact(run_id, str(folder / "config.yaml"))
         if table is not None:
             table.to_csv(folder / "predictions.csv", index=False, float_format="%.7g")
             client.log_artifact(run_id, str(folder / "predictions.csv"), "tables")
@@ -115,18 +113,12 @@ def add_confirmation(store: Store, study: str, winner: str, status: str = "FINIS
     return str(run_id)
 
 
-def read_sealed(
-    files: tuple[Path, Path | None], source: DataConfig, weights: Any, record: Callable[[], None]
-) -> Reading:
+def read_sealed(networks: Sequence[tuple[Path, Any]], source: DataConfig, record: Callable[[], None]) -> SealedResult:
     """Stands in for :func:`digit_study.champion.contest.read_sealed`."""
     record()
-
-    def read(file: Path) -> tuple[np.ndarray[Any, Any], int]:
-        content = json.loads(file.read_text())
-        return ~np.isin(np.arange(SEALED), content["wrong"]), content["parameters"]
-
-    (first, size), second = read(files[0]), read(files[1]) if files[1] else None
-    return Reading(first, second[0] if second else None, (size, second[1] if second else 0), "sealed")
+    contents = [json.loads(file.read_text()) for file, _ in networks]
+    correct = [~np.isin(np.arange(SEALED), content["wrong"]) for content in contents]
+    return SealedResult(correct, [content["parameters"] for content in contents], "sealed")
 
 
 def predictions(predicted: Sequence[int], labels: Sequence[int], index: Sequence[int]) -> pd.DataFrame:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,12 +12,12 @@ import numpy as np
 import pandas as pd
 
 from digit_study.config.run import Config
-from digit_study.engine.process import Message, TrialDied
-from digit_study.engine.results import TrialResult
+from digit_study.engine.local import LocalEngine, Message, TrialDied
+from digit_study.engine.protocol import Limits, TrialResult
+from digit_study.evaluation import charts
 from digit_study.evaluation.metrics import Evaluation, accuracy_interval
-from digit_study.search.study_plan import StudyPlan, plan_study
+from digit_study.search.plan import StudyPlan, plan_study
 from digit_study.tracking import run_log as tracking
-from digit_study.training import artifacts as report
 
 IMAGES = 200
 SPACE = (
@@ -77,12 +78,20 @@ class Stubs:
     started: list[Config] = field(default_factory=list)
     stopped: int = 0
 
+    def engine(self, limits: Limits) -> LocalEngine:
+        """The local engine, with stubs instead of processes."""
+        return LocalEngine(limits, self)  # type: ignore[arg-type]  # of the same methods
+
     def __call__(self, config: Config, run_id: str) -> Stub:
         self.started.append(config)
         return Stub(self, config, run_id, self.behaviour(config, len(self.started)))
 
 
 class Stub:
+    """Does what TrialProcess does, as far as an engine asks for it."""
+
+    name = handle = None
+
     def __init__(self, owner: Stubs, config: Config, run_id: str, end: str) -> None:
         self.owner, self.config, self.run_id, self.end = owner, config, run_id, end
         self.ready, write = os.pipe()
@@ -91,6 +100,7 @@ class Stub:
         self.log = tracking.RunLog(owner.uri, run_id)
         self.log.config(config)
         self.answers: list[bool] = []
+        self.started = time.monotonic()
         self.talk = self._talk()
 
     def _talk(self) -> Iterator[Message | None]:
@@ -102,22 +112,22 @@ class Stub:
             yield None
         if self.end == "failed":
             self.log.end("FAILED", {})
-            yield Message("failed", "training diverged")
+            yield "failed", "training diverged"
         for number in range(1, self.config.training.epochs + 1):
             self.log.epoch(number, epoch(self.config, number))
-            yield Message("epoch", (number, epoch(self.config, number)))
+            yield "epoch", (number, epoch(self.config, number))
             while not self.answers:
                 yield None
             if not self.answers.pop():
                 self.log.end("KILLED", {})
-                yield Message("failed", "Pruned: ")
-        yield Message("done", self._finish())
+                yield "failed", "Pruned: "
+        yield "done", self._finish()
 
     def _finish(self) -> TrialResult:
         result = result_of(self.config, self.run_id)
         outcome = result.evaluation
         rows = {"index": outcome.index, "correct": outcome.predicted == outcome.labels}
-        report.write_table(pd.DataFrame(rows), self.log.folder, "predictions")
+        charts.write_table(pd.DataFrame(rows), self.log.folder, "predictions")
         self.log.metrics(result.metrics, 3)
         self.log.end("FINISHED", {})
         return result
@@ -131,11 +141,8 @@ class Stub:
     def answer(self, go_on: bool) -> None:
         self.answers.append(go_on)
 
-    def ask_to_stop(self) -> None:
+    def send_signal(self, number: int = 0) -> None:
         self.owner.stopped += 1
 
     def stop(self, grace: float = 0.0) -> None:
         os.close(self.ready)
-
-    def pid(self) -> int | None:
-        return None

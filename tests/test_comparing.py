@@ -11,14 +11,15 @@ import pandas as pd
 import pytest
 import recorded_store as rs
 
-from digit_study.config.promote import CompareConfig, StoreConfig, validate_compare
-from digit_study.config.run import DataConfig
+from digit_study.config.promote import CompareConfig, StoreConfig
 from digit_study.data import digits as data
 from digit_study.data import sources
-from digit_study.terminal.errors import StudyError
+from digit_study.data.sources import DataConfig
+from digit_study.evaluation.metrics import evaluation_of
+from digit_study.terminal.messages import StudyError
 from digit_study.tracking import run_log as tracking
 from digit_study.tracking import stores
-from digit_study.verify import comparing
+from digit_study.verify import comparison
 
 
 @pytest.fixture
@@ -50,10 +51,10 @@ def test_a_comparison_is_shown_and_kept(
 ) -> None:
     a = rs.add_run(store, table=table(digits, range(20)), model=False)
     b = rs.add_run(store, table=table(digits, range(15, 25)), model=False)
-    comparing.serve(ask(store, a, b))
-    told = capsys.readouterr().out
-    assert "+1.00 points" in told
-    assert "Images that flipped (20)" in told
+    comparison.serve(ask(store, a, b))
+    shown = capsys.readouterr().out
+    assert "+1.00 points" in shown
+    assert "Images that flipped (20)" in shown
     (run,) = store.client.search_runs([store.experiment], "tags.kind = 'comparison'")
     assert (run.info.status, run.data.tags["compared.a"], run.data.tags["compared.b"]) == ("FINISHED", a, b)
     numbers = run.data.metrics
@@ -73,7 +74,7 @@ def test_a_comparison_is_shown_and_kept(
 
 def test_equal_runs_differ_in_nothing(store: rs.Store, digits: data.Digits, capsys: pytest.CaptureFixture[str]) -> None:
     a, b = (rs.add_run(store, table=table(digits, range(5)), model=False) for _ in range(2))
-    comparing.serve(ask(store, a, b))
+    comparison.serve(ask(store, a, b))
     assert "Images that flipped (0)" in capsys.readouterr().out
 
 
@@ -81,18 +82,18 @@ def test_other_digits_are_refused(store: rs.Store, digits: data.Digits) -> None:
     a = rs.add_run(store, table=table(digits, range(5)))
     b = rs.add_run(store, table=table(digits, range(5)), tags={"dataset.sha256": "other"})
     with pytest.raises(StudyError, match="dataset.sha256"):
-        comparing.serve(ask(store, a, b))
+        comparison.serve(ask(store, a, b))
 
 
 def test_other_validation_images_are_refused(store: rs.Store, digits: data.Digits) -> None:
     whole = table(digits, range(5))
     a, b = (rs.add_run(store, table=part) for part in (whole, whole.iloc[10:]))
     with pytest.raises(StudyError, match="990 in common"):
-        comparing.serve(ask(store, a, b))
+        comparison.serve(ask(store, a, b))
     moved = whole.assign(index=whole["index"] + 1)
     c, d = (rs.add_run(store, table=moved) for _ in range(2))
     with pytest.raises(StudyError, match="predictions are of others"):
-        comparing.serve(ask(store, c, d))
+        comparison.serve(ask(store, c, d))
 
 
 def test_runs_that_cannot_be_compared(store: rs.Store, digits: data.Digits) -> None:
@@ -103,7 +104,7 @@ def test_runs_that_cannot_be_compared(store: rs.Store, digits: data.Digits) -> N
         (rs.add_run(store), "tables/predictions.csv"),
     ):
         with pytest.raises(StudyError, match=word):
-            comparing.serve(ask(store, good, bad))
+            comparison.serve(ask(store, good, bad))
     assert store.client.search_runs([store.experiment], "tags.kind = 'comparison'") == []
 
 
@@ -112,16 +113,17 @@ def test_runs_that_cannot_be_compared(store: rs.Store, digits: data.Digits) -> N
 )
 def test_values_are_checked(a: str | None, b: str | None, word: str) -> None:
     with pytest.raises(StudyError, match=word):
-        validate_compare(CompareConfig(a, b))
+        CompareConfig(a, b).validate()
 
 
-def test_the_recorded_answer_counts_where_the_table_ties() -> None:
+def test_the_recorded_prediction_counts_where_probabilities_tie() -> None:
     tied = rs.predictions([3], [3], [0]).assign(p2=0.91)
-    assert comparing.as_evaluation(tied).predicted.tolist() == [3]
+    assert evaluation_of(tied).predicted.tolist() == [3]
 
 
+@pytest.mark.slow
 def test_no_tensorflow_is_imported() -> None:
-    modules = "digit_study.verify.comparing, digit_study.champion.promotion"
+    modules = "digit_study.verify.comparison, digit_study.champion.promotion"
     code = f"import sys, {modules}; sys.exit('tensorflow' in sys.modules)"
-    source = str(Path(comparing.__file__).parents[2])
+    source = str(Path(comparison.__file__).parents[2])
     assert subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": source}, check=False).returncode == 0

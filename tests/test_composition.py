@@ -15,10 +15,11 @@ import yaml
 
 from digit_study.config import compose as composition
 from digit_study.config.compose import compose_config, expand
-from digit_study.config.run import Config, flatten, validate
+from digit_study.config.run import Config
 from digit_study.runs import plan as launch
-from digit_study.terminal.errors import StudyError
-from digit_study.terminal.redaction import without_password
+from digit_study.terminal.messages import StudyError, without_password
+from digit_study.terminal.rules import flatten
+from digit_study.terminal.signals import readable_errors
 from digit_study.tracking import stores
 
 composition.register()
@@ -39,9 +40,9 @@ def test_the_yaml_defaults_are_the_schemas_defaults() -> None:
 
 @pytest.mark.parametrize("group", ["data", "model", "training"])
 def test_every_option_composes_and_writes_every_key(group: str) -> None:
-    for option in composition.options(group):
+    for option in composition.config_groups()[group]:
         config = compose_config([f"{group}={option}"])
-        validate(config)
+        config.validate()
         written = yaml.safe_load((composition.CONF / group / f"{option}.yaml").read_text())
         assert "defaults" in written or set(written) == set(asdict(config)[group]), option
         assert group != "model" or config.model.name == option
@@ -143,7 +144,7 @@ def test_a_plan_settles_data_threads_and_precision(store: str) -> None:
     assert [job.config.model.filters for job in plan.jobs] == [8, 16]
     for job in plan.jobs:
         assert job.config.data.sha256 and job.config.training.threads and job.config.training.precision != "auto"
-    again = compose_config([*plan.jobs[0].overrides, *plan.settled()])
+    again = compose_config([*plan.jobs[0].overrides, *plan.resolved_overrides()])
     assert again.data == plan.jobs[0].config.data and again.training.threads == plan.jobs[0].config.training.threads
 
 
@@ -169,12 +170,12 @@ def test_batch_and_limit_fit_the_data(limit: int, batch: int, fits: bool, store:
 
 @pytest.mark.parametrize("words", [["--help"], ["--cfg", "job"], ["--info"], ["--hydra-help"]])
 def test_questions_are_not_runs(words: list[str]) -> None:
-    assert launch.asks_for_information(words)
-    assert not launch.asks_for_information(["model=tiny"])
+    assert composition.asks_for_information(words)
+    assert not composition.asks_for_information(["model=tiny"])
 
 
 def test_a_message_ends_the_command_with_one(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended, launch.readable_errors():
+    with pytest.raises(SystemExit) as ended, readable_errors():
         raise StudyError("`a` must be [b], got c")
     assert ended.value.code == 1 and capsys.readouterr().err == "`a` must be [b], got c\n"
 
@@ -261,7 +262,7 @@ def test_the_uri_is_the_configured_one_then_the_environments(monkeypatch: pytest
     assert stores.tracking_uri(None) == "http://there"
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
     assert stores.tracking_uri(None) == f"sqlite:///{composition.ROOT}/mlflow.db"
-    assert stores.look(stores.tracking_uri(None)) == "mlflow ui"
+    assert stores.view_command(stores.tracking_uri(None)) == "mlflow ui"
 
 
 @pytest.mark.parametrize(

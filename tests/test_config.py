@@ -10,10 +10,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from digit_study.config import run as schema
-from digit_study.config.run import RULES, Config, flatten, validate, widest
-from digit_study.terminal.errors import StudyError
-from digit_study.terminal.naming import nearest, told_apart
+from digit_study.config.run import RULES, Config
+from digit_study.terminal.messages import StudyError, nearest, short_names
+from digit_study.terminal.rules import flatten
+from digit_study.training.networks import POOLINGS, WIDEST, ModelConfig, widest
+from digit_study.training.recipe import EarlyStoppingConfig
 
 
 def with_values(**values: Any) -> Config:
@@ -22,19 +23,19 @@ def with_values(**values: Any) -> Config:
     for key, value in values.items():
         section, _, name = key.partition("__")
         if "__" in name:
-            return replace(whole, training=replace(whole.training, early_stopping=schema.EarlyStoppingConfig(value)))
+            return replace(whole, training=replace(whole.training, early_stopping=EarlyStoppingConfig(value)))
         whole = replace(whole, **{section: replace(getattr(whole, section), **{name: value})})
     return whole
 
 
 def complaint(**values: Any) -> str:
     with pytest.raises(StudyError) as caught:
-        validate(with_values(**values))
+        with_values(**values).validate()
     return str(caught.value)
 
 
 def test_the_default_is_valid() -> None:
-    validate(Config())
+    Config().validate()
 
 
 BROKEN: list[tuple[str, Any, str]] = [
@@ -115,12 +116,12 @@ def test_values_that_do_not_go_together(values: dict[str, Any], words: str) -> N
     assert words in complaint(**values)
 
 
-@given(st.integers(-3, 2000), st.integers(-1, 12), st.sampled_from(schema.POOLINGS))
+@given(st.integers(-3, 2000), st.integers(-1, 12), st.sampled_from(POOLINGS))
 def test_validation_answers_whatever_the_numbers(filters: int, blocks: int, pooling: str) -> None:
     config = with_values(model__filters=filters, model__blocks=blocks, model__pooling=pooling)
-    sound = 1 <= filters <= 1024 and blocks >= 1 and filters * 2 ** max(blocks - 1, 0) <= schema.WIDEST
+    sound = 1 <= filters <= 1024 and blocks >= 1 and filters * 2 ** max(blocks - 1, 0) <= WIDEST
     if sound and (pooling in ("none", "stride") or blocks <= 4):
-        validate(config)
+        config.validate()
     else:
         assert complaint(model__filters=filters, model__blocks=blocks, model__pooling=pooling)
 
@@ -134,7 +135,7 @@ def test_a_float_passes_exactly_within_its_bounds(value: float, inside: float) -
 
 @pytest.mark.parametrize(("family", "last"), [("cnn", 128), ("simple", 32 + 2 * 5)])
 def test_the_width_of_the_last_block(family: str, last: int) -> None:
-    assert widest(schema.ModelConfig(family=family, filters=32, filters_step=5, blocks=3)) == last
+    assert widest(ModelConfig(family=family, filters=32, filters_step=5, blocks=3)) == last
 
 
 def test_flatten_names_every_leaf_once_and_in_order() -> None:
@@ -180,7 +181,7 @@ def test_nothing_is_offered_where_nothing_is_near() -> None:
     ],
 )
 def test_names_are_told_apart_by_what_differs(names: list[str], short: list[str], shared: str) -> None:
-    assert told_apart(names) == (short, shared)
+    assert short_names(names) == (short, shared)
 
 
 @given(st.sampled_from(NAMES), st.data())

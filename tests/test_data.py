@@ -17,10 +17,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from digit_study.config.run import DataConfig
 from digit_study.data import digits as data
 from digit_study.data import sources
-from digit_study.terminal.errors import StudyError
+from digit_study.data.sources import DataConfig
+from digit_study.terminal.messages import StudyError
 
 Arrays = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
 
@@ -128,7 +128,7 @@ def test_no_seed_moves_the_seal(seed: int) -> None:
 
 def test_the_samples_digest_is_the_recorded_one() -> None:
     source = sources.resolve(DataConfig(source="mnist_sample"))
-    assert source.sha256 == data.load_digits(source.config).sha256 == sources.SAMPLE_SHA256
+    assert source.config.sha256 == data.load_digits(source.config).sha256 == sources.SAMPLE_SHA256
 
 
 # ---------------------------------------------------------------------------------- the seal
@@ -257,7 +257,7 @@ def test_a_file_is_known_by_its_content(small_npz: Path) -> None:
     source = sources.resolve(DataConfig(path=str(small_npz)))
     assert (source.name, source.images, source.warning) == ("small", 400, None)
     images, labels = sources.read_npz(small_npz.resolve(), "train")
-    assert source.sha256 == source.config.sha256 == sources.digest(images[..., 0], labels)
+    assert source.config.sha256 == sources.digest(images[..., 0], labels)
     assert data.dataset_name(source.config) == "small"
     assert sources.resolve(source.config) == source  # settling twice changes nothing
 
@@ -311,7 +311,7 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
 
 def test_auto_falls_back_to_the_sample_and_says_so(offline: Path) -> None:
     source = sources.resolve(DataConfig(source="auto"))
-    assert source.name == source.config.source == "mnist_sample" and source.sha256 == sources.SAMPLE_SHA256
+    assert source.name == source.config.source == "mnist_sample" and source.config.sha256 == sources.SAMPLE_SHA256
     assert source.warning is not None and "SAMPLE of 5,000" in source.warning and "data.path=" in source.warning
     assert sources.resolve(source.config).warning is None  # said once
 
@@ -331,7 +331,12 @@ def test_what_keras_has_cached_is_used(source: str, offline: Path, monkeypatch: 
     (offline / "datasets" / "mnist.npz").write_bytes(b"as if it were MNIST")
     monkeypatch.setattr(sources, "MNIST_FILE_SHA256", hashlib.sha256(b"as if it were MNIST").hexdigest())
     found = sources.resolve(DataConfig(source=source))
-    assert (found.name, found.images, found.sha256, found.warning) == ("mnist", 60_000, sources.MNIST_SHA256, None)
+    assert (found.name, found.images, found.config.sha256, found.warning) == (
+        "mnist",
+        60_000,
+        sources.MNIST_SHA256,
+        None,
+    )
 
 
 def test_a_broken_cache_is_not_used(offline: Path) -> None:

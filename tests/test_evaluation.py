@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from digit_study.evaluation import metrics as evaluation
-from digit_study.evaluation.metrics import accuracy_interval, cross_entropy, expected_calibration_error, score
+from digit_study.evaluation.metrics import accuracy_interval, metrics_of, score
 
 Array = np.ndarray[Any, Any]
 
@@ -44,8 +44,8 @@ def test_rows_are_true_digits_and_columns_predicted_ones() -> None:
 
 
 def test_the_loss_is_in_nats_and_clipped_as_keras_does() -> None:
-    assert cross_entropy(np.array([3, 3]), certain([3, 3], 0.25)) == pytest.approx(np.log(4))
-    assert cross_entropy(np.array([3]), certain([4])) == pytest.approx(-np.log(1e-7))
+    assert metrics_of(np.array([3, 3]), certain([3, 3], 0.25))["val_loss"] == pytest.approx(np.log(4))
+    assert metrics_of(np.array([3]), certain([4]))["val_loss"] == pytest.approx(-np.log(1e-7))
 
 
 def test_the_loss_is_keras() -> None:
@@ -53,7 +53,7 @@ def test_the_loss_is_keras() -> None:
 
     labels, probabilities = np.arange(10), np.random.default_rng(0).dirichlet([1] * 10, 10).astype(np.float32)
     theirs = float(np.mean(keras.losses.sparse_categorical_crossentropy(labels, probabilities)))
-    assert cross_entropy(labels, probabilities) == pytest.approx(theirs, rel=1e-5)
+    assert metrics_of(labels, probabilities)["val_loss"] == pytest.approx(theirs, rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -61,13 +61,13 @@ def test_the_loss_is_keras() -> None:
 )
 def test_calibration_error_of_one_bin(confidence: float, right: int, of: int, error: float) -> None:
     labels = np.array([0] * right + [1] * (of - right))
-    assert expected_calibration_error(labels, certain([0] * of, confidence)) == pytest.approx(error, abs=1e-6)
+    assert metrics_of(labels, certain([0] * of, confidence))["val_calibration_error"] == pytest.approx(error, abs=1e-6)
 
 
 def test_calibration_error_weighs_bins_by_images() -> None:
     labels = np.array([0, 0, 0, 1])
     probabilities = np.concatenate([certain([0, 0, 0], 0.5), certain([0], 0.9)])
-    assert expected_calibration_error(labels, probabilities) == pytest.approx((3 * 0.5 + 0.9) / 4, abs=1e-6)
+    assert metrics_of(labels, probabilities)["val_calibration_error"] == pytest.approx((3 * 0.5 + 0.9) / 4, abs=1e-6)
 
 
 @given(readings())

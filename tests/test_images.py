@@ -127,7 +127,7 @@ def test_formats_and_modes(name: str, mode: str, tmp_path: Path) -> None:
     assert likeness(read_digit(tmp_path / name), SOME[33]) > 0.85
 
 
-def test_the_orientation_tag_is_heeded(tmp_path: Path) -> None:
+def test_the_orientation_tag_is_applied(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # shown turned by 90 degrees clockwise
     turned = Image.fromarray(enlarged(SOME[77])).transpose(Image.Transpose.ROTATE_90)
@@ -193,8 +193,8 @@ def damaged(name: str, folder: Path) -> Path:
     path = folder / name
     whole = io.BytesIO()
     Image.fromarray(enlarged(SOME[0])).save(whole, "PNG")
-    held = {"text.png": b"hello", "empty.png": b"", "drawing.svg": b"<svg xmlns=''/>"}
-    path.write_bytes(held.get(name, whole.getvalue()[: len(whole.getvalue()) // 2]))
+    contents = {"text.png": b"hello", "empty.png": b"", "drawing.svg": b"<svg xmlns=''/>"}
+    path.write_bytes(contents.get(name, whole.getvalue()[: len(whole.getvalue()) // 2]))
     return path
 
 

@@ -13,8 +13,9 @@ import tensorflow as tf
 
 from digit_study.config import compose as composition
 from digit_study.config.compose import compose_config
-from digit_study.config.run import ACTIVATIONS, POOLINGS, Config, ModelConfig, final_side, validate
-from digit_study.training.networks import FusedBatchNormalization, build_model, fused
+from digit_study.config.run import Config
+from digit_study.training.fit import FusedBatchNormalization, with_fused_batch_norm
+from digit_study.training.networks import ACTIVATIONS, POOLINGS, ModelConfig, build_model, final_side
 
 composition.register()
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 28, 28, 1), dtype=np.uint8)
@@ -43,7 +44,7 @@ def read(model: keras.Model, images: Any = IMAGES) -> np.ndarray[Any, Any]:
     return np.asarray(model(images, training=False))
 
 
-@pytest.mark.parametrize("name", composition.options("model"))
+@pytest.mark.parametrize("name", composition.config_groups()["model"])
 def test_every_variant_gives_ten_probabilities_from_raw_pixels(name: str) -> None:
     model = build_model(variant(name))
     assert model.input_shape == (None, 28, 28, 1) and model.output_shape == (None, 10)
@@ -85,7 +86,7 @@ def test_simple_is_ans(name: str, kernel: int, widths: list[int]) -> None:
 )  # fmt: skip
 def test_every_pooling_depth_and_norm_builds(pooling: str, blocks: int, batch_norm: bool) -> None:
     config = replace(variant("tiny"), filters=2, pooling=pooling, blocks=blocks, batch_norm=batch_norm)
-    validate(Config(model=config))
+    Config(model=config).validate()
     model = build_model(config)
     convolutions = layers_of(model, keras.layers.Conv2D)
     assert [layer.filters for layer in convolutions] == [2 * 2**block for block in range(blocks)]
@@ -109,7 +110,7 @@ def test_the_rule_knows_the_side_that_is_built(family: str, pooling: str, blocks
     config = ModelConfig(
         family=family, pooling=pooling, blocks=blocks, kernel_size=kernel, filters=1, filters_step=1, dense_units=0
     )
-    validate(Config(model=config))
+    Config(model=config).validate()
     (flat,) = layers_of(build_model(config), keras.layers.Flatten)
     assert flat.input.shape[1:3] == (final_side(config), final_side(config))
 
@@ -144,10 +145,11 @@ def test_a_build_that_fails_leaves_the_policy_as_it_was() -> None:
     assert keras.config.dtype_policy().name == "float32"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["tiny", "lenet", "simple_m3"])
 def test_fused_batch_norm_is_kerass_own_but_for_rounding(name: str) -> None:
     stock = build_model(replace(variant(name), dropout=0.0, batch_norm=True, filters=16))
-    fast = fused(stock)
+    fast = with_fused_batch_norm(stock)
     fast.set_weights(stock.get_weights())
     assert [weight.path.split("/")[-1] for weight in fast.weights] == [w.path.split("/")[-1] for w in stock.weights]
     assert any(isinstance(layer, FusedBatchNormalization) for layer in fast.layers)
@@ -168,11 +170,11 @@ def test_fused_batch_norm_is_kerass_own_but_for_rounding(name: str) -> None:
 
 def test_a_network_without_batch_norm_is_fused_already() -> None:
     model = build_model(replace(variant("tiny"), batch_norm=False))
-    assert fused(model) is model
+    assert with_fused_batch_norm(model) is model
 
 
 def test_fused_batch_norm_computes_in_bfloat16_and_keeps_its_moments_in_float32() -> None:
-    model = fused(build_model(replace(variant("tiny"), filters=16), "mixed_bfloat16"))
+    model = with_fused_batch_norm(build_model(replace(variant("tiny"), filters=16), "mixed_bfloat16"))
     before = model.get_weights()
     model(np.full((8, 28, 28, 1), 200, np.uint8), training=True)
     (layer, *_) = (one for one in model.layers if isinstance(one, FusedBatchNormalization))

@@ -21,15 +21,15 @@ from mlflow.entities import Run
 from digit_study.config import compose as composition
 from digit_study.config import machine as hardware
 from digit_study.config.compose import compose_config
-from digit_study.config.resolve import resolve_config
-from digit_study.config.run import Config, flatten
+from digit_study.config.run import Config, resolve_config
 from digit_study.data import digits as data
 from digit_study.data import sources
-from digit_study.engine.pipeline import run_trial
-from digit_study.engine.results import Listener, TrialResult
+from digit_study.engine.protocol import Pruned, TrialResult
+from digit_study.engine.trial import run_trial
 from digit_study.evaluation import metrics as evaluation
-from digit_study.terminal.errors import StudyError
-from digit_study.terminal.signals import Interrupted, Pruned
+from digit_study.terminal.messages import StudyError
+from digit_study.terminal.rules import flatten
+from digit_study.terminal.signals import Interrupted
 from digit_study.tracking import run_log as tracking
 from digit_study.tracking import stores
 from digit_study.training.fit import Diverged, weights_sha256
@@ -48,9 +48,13 @@ def begin(config: Config) -> tuple[str, str]:
     return uri, tracking.create_run(config, uri, data.dataset_name(config.data), "a name")
 
 
+def ignore(*news: Any) -> None:
+    """Listens to a trial and does nothing."""
+
+
 def walk(config: Config, **more: Any) -> tuple[TrialResult, Run]:
     uri, run_id = begin(config)
-    result = run_trial(config, run_id, **more)
+    result = run_trial(config, run_id, **{"on_steps": ignore, "on_epoch": ignore, **more})
     return result, mlflow.MlflowClient(uri).get_run(run_id)
 
 
@@ -70,8 +74,8 @@ def finished(small_npz: Path, migrated: Path, tmp_path_factory: pytest.TempPathF
         uri = open_store(migrated, tmp_path_factory.mktemp("run"), patch)
         patch.setattr(mlflow, "_tracking_uri", None, raising=False)
         config, heard = trial(small_npz, "training.precision=mixed_bfloat16"), []
-        listener = Listener(lambda *where: heard.append(where), lambda number, record: heard.append(number))
-        result, run = walk(config, listener=listener)
+        listener = {"on_steps": lambda *where: heard.append(where), "on_epoch": lambda number, _: heard.append(number)}
+        result, run = walk(config, **listener)
         mlflow.set_tracking_uri(uri)
         yield Finished(config, result, run, mlflow.MlflowClient(uri), heard)
 
@@ -166,6 +170,7 @@ def test_the_model_loads_and_gives_exactly_what_was_logged(finished: Finished) -
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "words",
     [
@@ -190,6 +195,7 @@ def test_what_is_reported_is_read_by_the_weights_that_are_kept(words: list[str],
     assert again.metrics == {name: result.metrics[name] for name in again.metrics}
 
 
+@pytest.mark.slow
 def test_the_same_config_gives_the_same_bits(finished: Finished, store: str) -> None:
     result, run = walk(finished.config)
     assert result.weights_sha256 == finished.result.weights_sha256
@@ -202,6 +208,7 @@ def test_the_same_config_gives_the_same_bits(finished: Finished, store: str) -> 
 # ---------------------------------------------------------------------------------- ends
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("error", "status"),
     [
@@ -221,7 +228,7 @@ def test_a_trial_that_ends_early_says_how_and_keeps_its_epochs(
     config = trial(small_npz, "tracking.save_model=false")
     uri, run_id = begin(config)
     with pytest.raises(type(error)):
-        run_trial(config, run_id, listener=Listener(on_epoch=stop), pictures_of_data=False)
+        run_trial(config, run_id, ignore, stop, data_figures=False)
     run = mlflow.MlflowClient(uri).get_run(run_id)
     assert run.info.status == status and run.info.end_time
     assert run.data.tags["failure"].startswith(type(error).__name__) and run.data.metrics["val_accuracy"] >= 0
@@ -233,7 +240,7 @@ def test_data_that_changed_since_they_were_resolved_fail_the_run(small_npz: Path
     uri, run_id = begin(config)
     object.__setattr__(config.data, "sha256", "0" * 64)
     with pytest.raises(StudyError, match="`data.sha256` says"):
-        run_trial(config, run_id)
+        run_trial(config, run_id, ignore, ignore)
     assert mlflow.MlflowClient(uri).get_run(run_id).info.status == "FAILED"
 
 
@@ -243,7 +250,7 @@ def test_divergence_fails_the_run_with_its_reason(small_npz: Path, store: str) -
     config = trial(small_npz, *wild, "training.schedule=constant", "model.batch_norm=false", "training.epochs=30")
     uri, run_id = begin(config)
     with pytest.raises(Diverged, match=r"`train_loss` is (nan|inf) in epoch \d+, in steps"):
-        run_trial(config, run_id)
+        run_trial(config, run_id, ignore, ignore)
     run = mlflow.MlflowClient(uri).get_run(run_id)
     assert run.info.status == "FAILED" and "`train_loss` is" in run.data.tags["failure"]
 

@@ -6,6 +6,8 @@ import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,17 +16,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from digit_study.champion import contest, promotion
-from digit_study.champion.gate import Score, decide, require_same_data
-from digit_study.config.promote import FileConfig, GateConfig, PromoteConfig, validate_promote
-from digit_study.evaluation.metrics import PairedTest, paired_test
-from digit_study.terminal.errors import StudyError
+from digit_study.champion.gate import Score, decide
+from digit_study.config.promote import FileConfig, GateConfig, PromoteConfig
+from digit_study.evaluation.ranking import PairedTest, paired_test
+from digit_study.terminal.messages import StudyError
 
 N = 10_000
 
 
 @pytest.fixture(autouse=True)
 def no_tensorflow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(promotion, "read_sealed", rs.read_sealed)
+    monkeypatch.setattr(contest, "read_sealed", rs.read_sealed)
 
 
 @pytest.fixture
@@ -32,7 +34,7 @@ def store(migrated: Path, tmp_path: Path) -> rs.Store:
     return rs.make_store(migrated, tmp_path)
 
 
-def said(capsys: pytest.CaptureFixture[str]) -> str:
+def printed(capsys: pytest.CaptureFixture[str]) -> str:
     return capsys.readouterr().out
 
 
@@ -101,7 +103,7 @@ def test_the_gate_is_what_it_says(b: int, c: int, sizes: tuple[int, int], margin
 
 
 @given(st.integers(0, 100), st.integers(0, 100), st.integers(1, 9), st.integers(1, 9))
-def test_no_two_networks_dethrone_each_other_by_being_better(b: int, c: int, one: int, other: int) -> None:
+def test_no_two_networks_replace_each_other_by_being_better(b: int, c: int, one: int, other: int) -> None:
     there = decide(*contest_of(b, c, (one, other)), GateConfig())
     back = decide(*contest_of(c, b, (other, one)), GateConfig())
     assert not (there.rule == back.rule == "better")
@@ -110,8 +112,11 @@ def test_no_two_networks_dethrone_each_other_by_being_better(b: int, c: int, one
 
 @pytest.mark.parametrize(("one", "other"), [("x", "y"), ("x", None), (None, "y"), (None, None)])
 def test_other_digits_are_refused(one: str | None, other: str | None) -> None:
-    with pytest.raises(StudyError, match="promote.model_name"):
-        require_same_data(one, other, ("a", "b"), "m")
+    tags = [{} if digest is None else {"dataset.sha256": digest} for digest in (one, other)]
+    challenger: Any = SimpleNamespace(run_id="a", run=SimpleNamespace(data=SimpleNamespace(tags=tags[0])))
+    champion: Any = SimpleNamespace(run_id=None, tags=tags[1], version="1", name="m")
+    with pytest.raises(StudyError, match="promote.model_name=m-2"):
+        contest.require_same_data(challenger, champion, None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -131,7 +136,7 @@ def test_other_digits_are_refused(one: str | None, other: str | None) -> None:
 )
 def test_values_are_checked(config: PromoteConfig, word: str) -> None:
     with pytest.raises(StudyError, match=re.escape(word)):
-        validate_promote(config)
+        config.validate()
 
 
 # ---------------------------------------------------------------------------------- aliases and ledger
@@ -149,12 +154,12 @@ def test_first_better_worse_and_back(store: rs.Store, capsys: pytest.CaptureFixt
     assert store.registry.aliases() == {"champion": "1", "challenger": "3"}
     with pytest.raises(StudyError, match="alias 'previous'"):
         promotion.serve(store.ask(rollback=True))
-    said(capsys)
+    printed(capsys)
     promotion.serve(store.ask(history=True))
-    told = said(capsys)
-    assert "opened 3 times" in told
-    assert told.count("promotion of run") == 3
-    assert f"rollback to run {weak}: restored version 1" in told
+    history = printed(capsys)
+    assert "opened 3 times" in history
+    assert history.count("promotion of run") == 3
+    assert f"rollback to run {weak}: restored version 1" in history
     assert len(store.registry.ledger.entries()) == 4
 
 
@@ -188,13 +193,13 @@ def test_below_the_floor_becomes_challenger_and_nobody_champion(store: rs.Store)
     assert store.registry.aliases() == {"challenger": "1"}
 
 
-def test_the_champion_itself_is_left_alone(store: rs.Store, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_champion_itself_is_not_compared(store: rs.Store, capsys: pytest.CaptureFixture[str]) -> None:
     run_id = rs.add_run(store)
     promotion.serve(store.ask(run_id))
     before = store.registry.ledger.path.read_text()
-    said(capsys)
+    printed(capsys)
     promotion.serve(store.ask(run_id))
-    assert "reigning champion already" in said(capsys)
+    assert "reigning champion already" in printed(capsys)
     assert store.registry.ledger.path.read_text() == before
     assert list(store.registry.versions()) == ["1"]
 
@@ -206,9 +211,9 @@ def test_a_dry_run_touches_nothing(store: rs.Store, capsys: pytest.CaptureFixtur
     assert store.client.search_registered_models() == []
     promotion.serve(store.ask(first))
     before = store.registry.ledger.path.read_text()
-    said(capsys)
+    printed(capsys)
     promotion.serve(store.ask(second, dry_run=True))
-    assert re.search(rf"run {second} .* version 1 \(run {first}\)", said(capsys))
+    assert re.search(rf"run {second} .* version 1 \(run {first}\)", printed(capsys))
     assert store.registry.ledger.path.read_text() == before
     assert store.registry.aliases() == {"champion": "1"}
 
@@ -223,7 +228,7 @@ def test_the_winner_of_the_latest_confirmation_is_taken(store: rs.Store) -> None
     champion = store.registry.at("champion")
     assert champion is not None
     assert champion.run_id == new
-    assert store.registry.ledger.entries()[0].begun["study"] == "default"
+    assert store.registry.ledger.entries()[0].start["study"] == "default"
     promotion.serve(store.ask(study="it's another", dry_run=True))
 
 

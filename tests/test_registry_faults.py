@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import platform
 import signal
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -16,15 +18,16 @@ import pytest
 import recorded_store as rs
 from filelock import FileLock
 
-from digit_study.champion import promotion, promotion_lock
+from digit_study.champion import contest, promotion
 from digit_study.champion.ledger import Ledger, ledger_path
+from digit_study.champion.registry import LOCK_TAG
 from digit_study.config.promote import PromoteConfig
-from digit_study.terminal.errors import StudyError
+from digit_study.terminal.messages import StudyError
 
 
 @pytest.fixture(autouse=True)
 def no_tensorflow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(promotion, "read_sealed", rs.read_sealed)
+    monkeypatch.setattr(contest, "read_sealed", rs.read_sealed)
 
 
 @pytest.fixture
@@ -33,16 +36,16 @@ def store(migrated: Path, tmp_path: Path) -> rs.Store:
 
 
 def test_a_fault_while_reading_counts_as_an_opening(store: rs.Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(files: Any, source: Any, weights: Any, record: Callable[[], None]) -> None:
+    def fail(networks: Any, source: Any, record: Callable[[], None]) -> None:
         record()
         raise StudyError("x_test is garbage")
 
-    monkeypatch.setattr(promotion, "read_sealed", fail)
+    monkeypatch.setattr(contest, "read_sealed", fail)
     with pytest.raises(StudyError, match="garbage"):
         promotion.serve(store.ask(rs.add_run(store)))
     (entry,) = store.registry.ledger.entries()
-    assert entry.ended["outcome"] == "interrupted"
-    assert "garbage" in entry.ended["reason"]
+    assert entry.end["outcome"] == "interrupted"
+    assert "garbage" in entry.end["reason"]
     assert store.registry.ledger.openings() == 1
 
 
@@ -52,7 +55,7 @@ def test_a_torn_line_loses_only_itself(store: rs.Store) -> None:
     with path.open("a") as file:
         file.write('{"id": "torn", "ev')
     promotion.serve(store.ask(rs.add_run(store)))
-    assert [entry.ended["outcome"] for entry in store.registry.ledger.entries()] == ["promoted", "promoted"]
+    assert [entry.end["outcome"] for entry in store.registry.ledger.entries()] == ["promoted", "promoted"]
     lines = [line for line in path.read_text().splitlines() if not line.startswith('{"id": "torn')]
     assert all(json.loads(line) for line in lines)
 
@@ -81,8 +84,7 @@ def test_ledgers_lie_in_mlruns() -> None:
 def test_a_second_promotion_is_refused_after_a_while(store: rs.Store, monkeypatch: pytest.MonkeyPatch) -> None:
     run_id = rs.add_run(store)
     promotion.serve(store.ask(run_id))
-    waiting = promotion_lock.only_one
-    monkeypatch.setattr(promotion, "only_one", lambda ledger, run: waiting(ledger, run, patience=0.1))
+    monkeypatch.setattr("digit_study.champion.registry.WAIT_S", 0.1)
     with (
         FileLock(store.registry.ledger.path.with_suffix(".lock")),
         pytest.raises(StudyError, match="one promotion"),
@@ -90,6 +92,39 @@ def test_a_second_promotion_is_refused_after_a_while(store: rs.Store, monkeypatc
         promotion.serve(store.ask(rs.add_run(store)))
     (noted,) = store.registry.ledger.notes()
     assert "refused" in noted["outcome"]
+
+
+def lock_tag(store: rs.Store) -> str:
+    return str(store.client.get_registered_model(rs.NAME).tags.get(LOCK_TAG, ""))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("age", "host", "pid", "is_free"),
+    [
+        (0, "elsewhere", 1, False),
+        (1_000, "elsewhere", 1, True),  # too long ago
+        (0, platform.node(), 2**31 - 1, True),  # no such process
+    ],
+)
+def test_a_tag_locks_a_store_that_machines_share(
+    store: rs.Store, monkeypatch: pytest.MonkeyPatch, age: int, host: str, pid: int, is_free: bool
+) -> None:
+    holder = f"{time.time() - age:.0f} {host} {pid} x"
+    promotion.serve(store.ask(rs.add_run(store)))
+    shared = store.registry
+    shared.ledger.remote = True
+    store.client.set_registered_model_tag(rs.NAME, LOCK_TAG, holder)
+    monkeypatch.setattr("digit_study.champion.registry.WAIT_S", 0.1)
+    if is_free:
+        with shared.lock("x") as waited:
+            assert not waited and f" {os.getpid()} " in lock_tag(store)
+        assert lock_tag(store) == ""
+    else:
+        with pytest.raises(StudyError, match="one promotion"), shared.lock("x"):
+            pass
+        assert lock_tag(store) == holder
+        assert [note["run_id"] for note in shared.ledger.notes()] == ["x"]
 
 
 def test_two_promotions_at_once_take_turns(store: rs.Store) -> None:
@@ -100,8 +135,8 @@ def test_two_promotions_at_once_take_turns(store: rs.Store) -> None:
     for thread in threads:
         thread.join()
     entries = store.registry.ledger.entries()
-    assert {entry.begun["run_id"] for entry in entries} == set(runs)
-    assert all(entry.ended for entry in entries)
+    assert {entry.start["run_id"] for entry in entries} == set(runs)
+    assert all(entry.end for entry in entries)
 
 
 # ---------------------------------------------------------------------------------- kill -9
@@ -162,6 +197,7 @@ def moments(store: rs.Store, folder: Path, config: PromoteConfig) -> Iterator[tu
 SLOW = pytest.mark.slow
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "kind", ["promoted", *(pytest.param(one, marks=SLOW) for one in ("kept", "first", "rollback"))]
 )
@@ -184,20 +220,20 @@ def test_kill_9_at_any_write(store: rs.Store, tmp_path: Path, kind: str) -> None
         assert left in (before.get("champion"), after[kind].get("champion")), moment
         assert left is None or left in copy.registry.versions(), moment
         promotion.serve(copy.ask(history=True))
-        check_tidy(copy, left, (before, after[kind]))
+        check_clean(copy, left, (before, after[kind]))
     assert copy.registry.aliases() == after[kind]
     assert moment > 8
 
 
-def check_tidy(store: rs.Store, champion: str | None, allowed: tuple[dict[str, str], dict[str, str]]) -> None:
-    """Nothing is half done, and tidying moved the champion nowhere."""
+def check_clean(store: rs.Store, champion: str | None, allowed: tuple[dict[str, str], dict[str, str]]) -> None:
+    """Nothing is unfinished, and recovery did not move the champion."""
     registry = store.registry
     assert registry.aliases() in allowed
     assert registry.aliases().get("champion") == champion
     entries = registry.ledger.entries()
-    assert all(entry.ended for entry in entries)
-    standing = [entry for entry in entries if entry.ended["outcome"] in ("promoted", "kept")]
-    assert {entry.ended["version"] for entry in standing} == set(registry.versions())
+    assert all(entry.end for entry in entries)
+    registered = [entry for entry in entries if entry.end["outcome"] in ("promoted", "kept")]
+    assert {entry.end["version"] for entry in registered} == set(registry.versions())
     lines = registry.ledger.path.read_text().splitlines() if registry.ledger.path.exists() else []
     if lines:
         model = store.client.get_registered_model(rs.NAME)

@@ -14,9 +14,8 @@ from digit_study.config.study import (
     constraints_of,
     objectives_of,
     pruner_of,
-    validate_study,
 )
-from digit_study.terminal.errors import StudyError
+from digit_study.terminal.messages import StudyError
 
 composition.register("study", StudyConfig)
 
@@ -27,7 +26,7 @@ def study(*words: str) -> StudyConfig:
 
 
 def test_the_defaults_are_sound() -> None:
-    validate_study(study())
+    study().validate()
     assert study().search.trials == 20 and objectives_of(study().search) == {"val_accuracy": "maximize"}
 
 
@@ -58,7 +57,7 @@ def test_the_defaults_are_sound() -> None:
 )
 def test_a_broken_rule_is_told(word: str, told: str) -> None:
     with pytest.raises(StudyError) as caught:
-        validate_study(study(word))
+        study(word).validate()
     assert told in str(caught.value)
 
 
@@ -72,7 +71,7 @@ TWO = "search.objectives=[{val_accuracy: maximize},{parameters: minimize}]"
 )
 def test_a_pruner_needs_one_objective_that_is_known_on_the_way(pruner: str, objectives: str, told: str) -> None:
     with pytest.raises(StudyError, match=told):
-        validate_study(study(f"search.pruner={pruner}", objectives))
+        study(f"search.pruner={pruner}", objectives).validate()
 
 
 @pytest.mark.parametrize(
@@ -81,7 +80,7 @@ def test_a_pruner_needs_one_objective_that_is_known_on_the_way(pruner: str, obje
      (("search.objectives=[{epoch_seconds: minimize}]",), "none")],
 )  # fmt: skip
 def test_the_pruner_is_chosen_where_none_is_named(words: tuple[str, ...], pruner: str) -> None:
-    validate_study(study(*words))
+    study(*words).validate()
     assert pruner_of(study(*words).search) == pruner
 
 
@@ -94,15 +93,15 @@ def test_a_constraint_is_kept_exactly_where_it_reads_so(metric: str, sign: str, 
 
 
 def test_every_sampler_and_pruner_that_may_be_named_exists() -> None:
-    from digit_study.search import samplers
+    from digit_study.search import plan
 
-    assert set(samplers.SAMPLERS) == set(SAMPLERS) and set(samplers.PRUNERS) == set(PRUNERS)
+    assert set(plan.SAMPLERS) == set(SAMPLERS) and set(plan.PRUNERS) == set(PRUNERS)
 
 
 def test_a_sampler_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
-    from digit_study.search import samplers
+    from digit_study.search import plan
 
-    monkeypatch.setattr(samplers, "find_spec", lambda name: None if name == "torch" else object())
+    monkeypatch.setattr(plan, "find_spec", lambda name: None if name == "torch" else object())
     with pytest.raises(StudyError, match=r"torch.*pip install -e '\.\[gp\]'"):
-        samplers.check_sampler("gp")
-    samplers.check_sampler("tpe")
+        plan.plan_study(["search.sampler=gp", "data=mnist_sample"])
+    plan.plan_study(["search.sampler=tpe", "data=mnist_sample"])

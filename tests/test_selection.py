@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from digit_study.evaluation.metrics import accuracy_interval
-from digit_study.evaluation.ranking import Candidate, leaderboard
+from digit_study.evaluation.ranking import Candidate, Group, pooled_leaderboard
 
 N = 1_000
 
@@ -45,7 +45,7 @@ def candidate(name: str, wrong: range, parameters: int = 100, digest: str = "d")
     ],
 )
 def test_rank_and_ties(candidates: list[Candidate], order: list[str], tied: list[bool]) -> None:
-    board = leaderboard(candidates)
+    board = pooled_leaderboard([Group(one.name, [one]) for one in candidates])
     assert list(board["name"]) == order and list(board["tied"]) == tied
     assert list(board["rank"]) == list(range(1, len(order) + 1)) and set(board["n"]) == {N}
     assert board["p_value"][0] == 1.0 and list(board["tied"]) == list(board["p_value"] > 0.05)
@@ -54,8 +54,10 @@ def test_rank_and_ties(candidates: list[Candidate], order: list[str], tied: list
 
 def test_different_data_are_never_ranked_together() -> None:
     with pytest.raises(ValueError, match="different data"):
-        leaderboard([candidate("a", range(5)), candidate("b", range(5), digest="other")])
+        pooled_leaderboard(
+            [Group("a", [candidate("a", range(5))]), Group("b", [candidate("b", range(5), digest="other")])]
+        )
 
 
 def test_nobody_to_rank_is_an_empty_board() -> None:
-    assert len(leaderboard([])) == 0
+    assert len(pooled_leaderboard([])) == 0

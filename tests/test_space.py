@@ -6,13 +6,15 @@ import optuna
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from optuna.trial import FixedTrial
 
 from digit_study.config import compose as composition
-from digit_study.config.run import Config, flatten
+from digit_study.config.run import Config, with_values
 from digit_study.config.study import StudyConfig
-from digit_study.search.space import Dimension, apply, baseline, fingerprint, grid, grid_size, suggest, with_values
-from digit_study.search.space_rules import parse_space
-from digit_study.terminal.errors import StudyError
+from digit_study.search.plan import grid_size
+from digit_study.search.space import Dimension, apply, baseline, fingerprint, grid, parse_space, suggest
+from digit_study.terminal.messages import StudyError
+from digit_study.terminal.rules import flatten
 
 composition.register("study", StudyConfig)
 BASE = Config()
@@ -22,7 +24,7 @@ def parse(base: Config = BASE, **space: Any) -> list[Dimension]:
     return parse_space({key.replace("__", "."): entry for key, entry in space.items()}, base)
 
 
-@pytest.mark.parametrize("name", composition.options("search/space"))
+@pytest.mark.parametrize("name", composition.config_groups()["search/space"])
 def test_every_space_that_is_shipped_is_sound(name: str) -> None:
     study = composition.compose_config([f"search/space={name}"], "study")
     assert {one.key for one in parse_space(study.search.space, study.run)} == set(study.search.space)
@@ -135,7 +137,7 @@ def test_a_stepped_range_lists_what_it_contains_and_nothing_else(entry: dict[str
     assert values == tuple(range(entry["low"], entry["high"] + 1, entry["step"]))
     assert one.high == values[-1]
     assert [v for v in range(entry["low"] - 1, entry["high"] + 2) if one.contains(v)] == list(values)
-    assert one.distribution().high == values[-1]  # type: ignore[attr-defined]
+    assert one.high == values[-1]
 
 
 @given(st.integers(1, 30), st.floats(0.01, 0.1))
@@ -144,7 +146,7 @@ def test_every_point_of_a_float_grid_can_be_suggested(count: int, step: float) -
     one = Dimension("model.dropout", "float", low=0.0, high=round(count * step, 12), step=step)
     values = one.grid()
     assert values is not None and len(values) == count + 1
-    assert all(one.contains(value) and one.distribution()._contains(value) for value in values)
+    assert all(one.contains(value) and one.suggest(FixedTrial({one.key: value})) == value for value in values)
 
 
 @given(st.lists(st.sampled_from(["max", "average", "stride"]), min_size=1, unique=True), ranges)

@@ -11,7 +11,8 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.proportion import proportion_confint
 from statsmodels.stats.weightstats import DescrStatsW
 
-from digit_study.evaluation.metrics import accuracy_interval, paired_test
+from digit_study.evaluation.metrics import accuracy_interval
+from digit_study.evaluation.ranking import paired_test
 
 #: both right, only the first, only the second, neither
 TABLES = [

@@ -19,10 +19,13 @@ from hypothesis import strategies as st
 from optuna.trial import TrialState, create_trial
 from stub_worker import plan
 
-from digit_study.search import study_store, supervision
-from digit_study.search.storage import address, folder, journal_path
-from digit_study.terminal import redaction
-from digit_study.terminal.errors import StudyError
+from digit_study.config import machine
+from digit_study.config.study import SearchConfig
+from digit_study.search import study as study_store
+from digit_study.search.plan import address, journal_path, studies_folder
+from digit_study.search.study import StoredStudy
+from digit_study.terminal import messages as redaction
+from digit_study.terminal.messages import StudyError
 from digit_study.tracking import stores
 
 
@@ -31,9 +34,13 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(stores, "ARTIFACTS", tmp_path / "mlruns")
 
 
-def opened(*words: str) -> optuna.Study:
+def stored(*words: str) -> StoredStudy:
     asked = plan(*words)
     return study_store.open_study(asked.study, asked.run, asked.overrides)
+
+
+def opened(*words: str) -> optuna.Study:
+    return stored(*words).study
 
 
 @pytest.fixture(params=["journal", "database"])
@@ -90,11 +97,11 @@ def test_a_fresh_study_keeps_the_old_one(storage: str) -> None:
     _age(old)
     new = opened(storage, "search.fresh=true", "model.batch_norm=false")
     assert new.trials == [] and new.study_name == "s"
-    kept = [path.stem for path in folder().glob("s-until-*.journal")]
+    kept = [path.stem for path in studies_folder().glob("s-until-*.journal")]
     if storage.endswith("db"):
         kept = [name for name in optuna.get_all_study_names(storage.removeprefix("search.storage=")) if name != "s"]
     asked = plan(storage, f"study={kept[0]}")
-    assert len(kept) == 1 and [one.value for one in study_store.find_study(asked.study).trials] == [0.5]
+    assert len(kept) == 1 and [one.value for one in study_store.find_study(asked.study).trials()] == [0.5]
 
 
 def test_fresh_starts_of_the_same_moment_join() -> None:
@@ -105,20 +112,21 @@ def test_fresh_starts_of_the_same_moment_join() -> None:
 def test_a_study_that_somebody_works_on_is_not_put_aside() -> None:
     study = opened()
     _age(study)
-    study.set_user_attr(f"{supervision.SUPERVISED}{supervision.supervisor()}", True)
+    study.set_user_attr(f"{study_store.SUPERVISED}{machine.process_name()}", True)
     with pytest.raises(StudyError, match="is being searched by"):
         opened("search.fresh=true")
 
 
 def test_a_study_that_another_machine_works_on_is_not_put_aside(tmp_path: Path) -> None:
-    study = opened(f"search.storage=sqlite:///{tmp_path}/o.db")
+    found = stored(f"search.storage=sqlite:///{tmp_path}/o.db")
+    study = found.study
     _age(study)
     with warnings.catch_warnings():  # Optuna wants heartbeats to come from its own loop
         warnings.simplefilter("ignore")
         trial = study.ask()
-    trial.set_user_attr(supervision.SUPERVISOR, "elsewhere:1:1.0")
-    assert (heart := supervision.heart(study)) is not None
-    heart.record_heartbeat(trial._trial_id)
+    trial.set_user_attr(study_store.SUPERVISOR, "elsewhere:1:1.0")
+    assert (database := found.database) is not None
+    database.record_heartbeat(found.trial_id(trial.number))
     with pytest.raises(StudyError, match="is being searched by elsewhere:1:1.0"):
         opened(f"search.storage=sqlite:///{tmp_path}/o.db", "search.fresh=true")
 
@@ -136,7 +144,7 @@ def test_a_study_that_another_machine_begins_at_the_same_moment_is_joined(
         others.append(threading.Timer(0.5, study_store._define, (begun, asked.study, asked.run, asked.overrides)))
         others[0].start()
 
-    monkeypatch.setattr(study_store, "is_shared", lambda study: True)
+    monkeypatch.setattr(SearchConfig, "is_shared", property(lambda search: True))
     monkeypatch.setattr(study_store, "_load", look_too_early)
     uid = opened(f"search.storage={uri}").user_attrs[study_store.UID]
     others[0].join()
@@ -192,10 +200,11 @@ def test_half_a_line_that_another_one_leaves_behind_does_not_spoil_the_next() ->
     assert all(json.loads(line) for line in journal_path("s").read_text().splitlines())
 
 
+@pytest.mark.slow
 def test_processes_that_write_at_the_same_time_lose_nothing(tmp_path: Path) -> None:
     opened()
     code = (
-        "import sys, pathlib; from digit_study.search.storage import open_journal; import optuna\n"
+        "import sys, pathlib; from digit_study.search._optuna import open_journal; import optuna\n"
         "study = optuna.load_study(study_name='s', storage=open_journal(pathlib.Path(sys.argv[1])))\n"
         "for number in range(50): study.set_user_attr(f'{sys.argv[2]}-{number}', number)\n"
     )
@@ -230,7 +239,8 @@ def test_an_unknown_study_has_a_remedy_and_nothing_is_made(word: str, tmp_path: 
 def test_no_password_is_kept_or_shown() -> None:
     asked = plan("search.storage=null")
     secrets = ["search.storage=postgresql://u:hush@h/d", "tracking.uri='postgresql://u:hush@h/d'"]
-    study = study_store.open_study(asked.study, asked.run, [*asked.overrides, *secrets, "tracking.experiment=x"])
+    words = [*asked.overrides, *secrets, "tracking.experiment=x"]
+    study = study_store.open_study(asked.study, asked.run, words).study
     assert "hush" not in json.dumps(study.user_attrs) and "tracking.experiment=x" in study.user_attrs["overrides"]
 
 
@@ -284,32 +294,33 @@ def test_a_sqlite_store_is_whole_or_not_there(tmp_path: Path) -> None:
 
 def test_a_process_is_known_by_more_than_its_number() -> None:
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    name = supervision.process_name(child.pid)
+    name = machine.process_name(child.pid)
     host, pid, created = name.rsplit(":", 2)
-    assert supervision.is_alive(name) and supervision.is_here(name)
-    assert not supervision.is_here(f"{host}:{pid}:{float(created) - 60:.2f}")
-    assert supervision.is_alive(f"elsewhere:{pid}:{created}") and not supervision.is_here(f"elsewhere:{pid}:{created}")
+    assert machine.is_alive(name) and machine.find_process(name)
+    assert not machine.find_process(f"{host}:{pid}:{float(created) - 60:.2f}")
+    assert machine.is_alive(f"elsewhere:{pid}:{created}") and not machine.find_process(f"elsewhere:{pid}:{created}")
     psutil.Process(child.pid).suspend()
-    supervision.end_process(name)
+    machine.end_process(name)
     child.communicate(timeout=5)
-    assert not supervision.is_alive(name)
+    assert not machine.is_alive(name)
 
 
 def test_ending_spares_this_process_and_the_dead() -> None:
-    supervision.end_process(supervision.supervisor())
-    supervision.end_process(f"{supervision.supervisor().rsplit(':', 2)[0]}:{2**22 + 1}:1.0")
+    machine.end_process(machine.process_name())
+    machine.end_process(f"{machine.process_name().rsplit(':', 2)[0]}:{2**22 + 1}:1.0")
     assert os.getpid() > 0
 
 
 def test_orphans_are_those_whose_supervisor_is_gone(storage: str) -> None:
-    study = opened(storage)
-    gone = supervision.supervisor().replace(f":{os.getpid()}:", f":{2**22 + 1}:")
-    for name in (supervision.supervisor(), gone, "elsewhere:1:1.0"):
+    found = stored(storage)
+    study = found.study
+    gone = machine.process_name().replace(f":{os.getpid()}:", f":{2**22 + 1}:")
+    for name in (machine.process_name(), gone, "elsewhere:1:1.0"):
         with warnings.catch_warnings():  # Optuna wants heartbeats to come from its own loop
             warnings.simplefilter("ignore")
-            study.ask().set_user_attr(supervision.SUPERVISOR, name)
+            study.ask().set_user_attr(study_store.SUPERVISOR, name)
     # a database may be shared with a machine elsewhere; a journal that names one has only been begun under that name
-    assert [trial.number for trial in supervision.orphans(study)] == ([1] if storage.endswith("db") else [1, 2])
+    assert [trial.number for trial in study_store.orphans(found)] == ([1] if storage.endswith("db") else [1, 2])
 
 
 @given(st.lists(st.tuples(st.sampled_from(["WAITING", "RUNNING", "COMPLETE", "FAIL"]), st.booleans())))
@@ -317,16 +328,16 @@ def test_what_was_put_back_does_not_count(kinds: list[tuple[str, bool]]) -> None
     trials = [
         create_trial(
             state=TrialState[state], value=0.1 if state == "COMPLETE" else None,
-            user_attrs={supervision.SUPERSEDED: True} if again else {},
+            user_attrs={study_store.SUPERSEDED: True} if again else {},
         )
         for state, again in kinds
     ]  # fmt: skip
-    assert len(supervision.counted(trials)) == sum(state != "WAITING" and not again for state, again in kinds)
+    assert len(study_store.counted(trials)) == sum(state != "WAITING" and not again for state, again in kinds)
 
 
 def test_only_one_process_at_a_time_is_let_in() -> None:
     def enter() -> AbstractContextManager[None]:
-        return supervision.alone("s", "confirm", "is being confirmed")
+        return study_store.exclusive("s", "confirm", "is being confirmed")
 
     with enter(), pytest.raises(StudyError, match="is being confirmed by another process"), enter():
         pytest.fail("two were let in")

@@ -21,19 +21,22 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 from stub_worker import SPACE, Stubs, plan
 
+from digit_study.config import machine
 from digit_study.config.run import Config
 from digit_study.config.study import PRUNERS
-from digit_study.evaluation import charts as figures
-from digit_study.search import study_report, supervision, trial_ends
-from digit_study.search.samplers import SAMPLERS
+from digit_study.engine.local import LocalEngine
+from digit_study.evaluation import charts
+from digit_study.search import outcomes, report
+from digit_study.search._optuna import open_journal
+from digit_study.search.plan import SAMPLERS, journal_path
+from digit_study.search.report import trials_frame
+from digit_study.search.run import run_study
 from digit_study.search.space import suggest
-from digit_study.search.storage import journal_path, open_journal
-from digit_study.search.study_report import StudyView, trials_frame
-from digit_study.search.study_run import run_study
-from digit_study.terminal.errors import StudyError
+from digit_study.search.study import SUPERVISOR, StoredStudy, counted
+from digit_study.terminal.messages import StudyError
 from digit_study.terminal.signals import Interrupted, interruptible
 from digit_study.tracking import run_log as tracking
-from digit_study.training import artifacts as report
+from digit_study.training import figures
 
 SMALL = "search.space={model.filters: {choices: [8, 16]}, training.optimizer: {choices: [adam, sgd]}}"
 
@@ -42,17 +45,17 @@ SMALL = "search.space={model.filters: {choices: [8, 16]}, training.optimizer: {c
 def plain(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw nothing but where a test is about pictures: they take a second a study."""
     if "picture" not in request.node.name:
-        monkeypatch.setattr(study_report, "pictures", lambda view, trials: {})
-        monkeypatch.setattr(figures, "comparison", lambda board, title: figures.message("", ""))
-        monkeypatch.setattr(report, "write_data_pictures", lambda digits, folder: None)
+        monkeypatch.setattr(report, "write_pictures", lambda plan, stored, folder: None)
+        monkeypatch.setattr(charts, "comparison", lambda board, title: charts.message_figure("", ""))
+        monkeypatch.setattr(figures, "write_data_figures", lambda digits, folder: None)
 
 
-def search(store: str, *words: str, space: str = SPACE, **how: object) -> tuple[StudyView, Stubs]:
+def search(store: str, *words: str, space: str = SPACE, **how: object) -> tuple[StoredStudy, Stubs]:
     stubs = Stubs(store, **how)  # type: ignore[arg-type]
-    return run_study(plan(*words, space=space), stubs), stubs
+    return run_study(plan(*words, space=space), stubs.engine), stubs
 
 
-def states(view: StudyView) -> list[str]:
+def states(view: StoredStudy) -> list[str]:
     return [trial.state.name for trial in view.trials()]
 
 
@@ -65,6 +68,7 @@ def runs(store: str) -> dict[str, mlflow.entities.Run]:
 # --------------------------------------------------------------------------- a study from start to end
 
 
+@pytest.mark.slow
 def test_a_study_ends_with_a_board_and_pictures_on_its_parent(store: str, capsys: pytest.CaptureFixture[str]) -> None:
     view, _ = search(store, "search.trials=6", "search.pruner=none")
     assert states(view) == ["COMPLETE"] * 6
@@ -100,6 +104,7 @@ def test_the_same_command_continues_to_the_total(store: str) -> None:
     assert len([1 for run in runs(store).values() if run.data.tags["kind"] == "study"]) == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name != "gp"])
 def test_every_sampler_reaches_the_total(sampler: str, store: str) -> None:
     view, _ = search(store, f"search.sampler={sampler}", "search.trials=4", "search.pruner=none", space=SMALL)
@@ -119,6 +124,7 @@ def test_the_tpe_sampler_draws_what_optunas_own_draws() -> None:
     assert drawn(SAMPLERS["tpe"](3)) == drawn(optuna.samplers.TPESampler(seed=3))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("pruner", PRUNERS)
 def test_every_pruner_reaches_the_total(pruner: str, store: str) -> None:
     view, _ = search(store, f"search.pruner={pruner}", "search.sampler=random", "search.trials=8")
@@ -134,6 +140,7 @@ def test_a_pruned_trial_says_so_and_is_not_finished(store: str) -> None:
         assert (run.data.tags["trial.state"], run.info.status) == ("PRUNED", "KILLED")
 
 
+@pytest.mark.slow
 def test_one_worker_and_one_seed_give_the_same_trials_under_another_name(store: str) -> None:
     words = ("search.trials=12", "search.pruner=hyperband")
     one, two = (search(store, *words, f"study={name}")[0] for name in ("one", "two"))
@@ -173,6 +180,7 @@ def test_a_group_and_what_depends_on_it_are_searched_together(store: str) -> Non
 # --------------------------------------------------------------------------- several objectives, constraints
 
 
+@pytest.mark.slow
 def test_several_objectives_give_a_front_in_pictures_tables_and_on_the_terminal(
     store: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -234,14 +242,14 @@ def test_a_trial_that_hangs_is_ended_by_the_time_limit(store: str) -> None:
 def test_failures_stop_a_study_that_asks_for_it(word: str, ran: int, store: str) -> None:
     stubs = Stubs(store, lambda config, n: "failed")
     with pytest.raises(StudyError, match=f"stopped by {word}.*training diverged"):
-        run_study(plan("search.trials=5", word), stubs)
+        run_study(plan("search.trials=5", word), stubs.engine)
     assert len(stubs.started) == ran
     assert runs(store)["study"].info.status == "FAILED"
 
 
 def test_a_study_without_a_result_says_so(store: str) -> None:
     with pytest.raises(StudyError, match="has no finished trial"):
-        run_study(plan("search.trials=2"), Stubs(store, lambda config, n: "failed"))
+        run_study(plan("search.trials=2"), Stubs(store, lambda config, n: "failed").engine)
     assert runs(store)["study"].info.status == "FAILED"
 
 
@@ -255,17 +263,19 @@ def test_a_combination_that_breaks_a_rule_costs_one_trial_and_is_told(store: str
 # --------------------------------------------------------------------------- interrupted and gone on
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_leaves_nothing_running_and_loses_nothing(number: signal.Signals, store: str) -> None:
     stubs = Stubs(store, lambda config, n: "signal" if n == 3 else "done", lambda: os.kill(os.getpid(), number))
     with interruptible(), pytest.raises(Interrupted):
-        run_study(plan("search.trials=4", "search.pruner=none"), stubs)
+        run_study(plan("search.trials=4", "search.pruner=none"), stubs.engine)
     assert {run.info.status for run in runs(store).values()} == {"FINISHED", "KILLED"}
     view, again = search(store, "search.trials=4", "search.pruner=none")
-    assert [t.state.name for t in supervision.counted(view.trials())] == ["COMPLETE"] * 4
+    assert [t.state.name for t in counted(view.trials())] == ["COMPLETE"] * 4
     assert again.started[0].model == stubs.started[2].model and again.started[0].training == stubs.started[2].training
 
 
+@pytest.mark.slow
 def test_the_last_trial_of_a_supervisor_that_then_dies_is_run_here(
     store: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -276,7 +286,7 @@ def test_the_last_trial_of_a_supervisor_that_then_dies_is_run_here(
     def begins(config: Config, number: int) -> str:
         if number == 1:
             trial = optuna.load_study(study_name="s", storage=open_journal(journal_path("s"))).ask()
-            trial.set_user_attr(supervision.SUPERVISOR, supervision.process_name(other.pid))
+            trial.set_user_attr(SUPERVISOR, machine.process_name(other.pid))
             dies.start()
         return "done"
 
@@ -286,6 +296,7 @@ def test_the_last_trial_of_a_supervisor_that_then_dies_is_run_here(
     assert capsys.readouterr().out.count("waiting for what other processes run: trial 1\n") == 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["ask", "create_run", "submit", "tell", "tag"])
 def test_a_supervisor_that_dies_leaves_what_the_next_one_mends(
     moment: str, store: str, monkeypatch: pytest.MonkeyPatch
@@ -293,11 +304,11 @@ def test_a_supervisor_that_dies_leaves_what_the_next_one_mends(
     """As kill -9 at that moment: nothing after it runs, not even what stands in a `finally`."""
     gone = DiesAt(moment, 2)
     with pytest.raises(Gone):
-        run_study(plan("search.trials=4", "search.pruner=none"), Stubs(store))
+        run_study(plan("search.trials=4", "search.pruner=none"), Stubs(store).engine)
     gone.monkeypatch.undo()
-    monkeypatch.setattr(supervision, "_process", lambda name: None)
+    monkeypatch.setattr(machine, "find_process", lambda name: None)
     view, _ = search(store, "search.trials=4", "search.pruner=none")
-    assert [t.state.name for t in supervision.counted(view.trials())] == ["COMPLETE"] * 4
+    assert [t.state.name for t in counted(view.trials())] == ["COMPLETE"] * 4
     by_state = {run.data.tags.get("trial.state") for key, run in runs(store).items() if key != "study"}
     assert by_state <= {"COMPLETE", "FAIL"} and "RUNNING" not in {run.info.status for run in runs(store).values()}
 
@@ -333,9 +344,9 @@ class DiesAt:
     def _end_everything(self) -> None:
         nothing = lambda *arguments, **more: None  # noqa: E731
         for name in ("interrupt", "settle_runs"):
-            self.monkeypatch.setattr(trial_ends.Ends, name, nothing)
+            self.monkeypatch.setattr(outcomes.Outcomes, name, nothing)
         self.monkeypatch.setattr(tracking.RunLog, "end", nothing)
-        self.monkeypatch.setattr("digit_study.search.study_run._report", nothing)
+        self.monkeypatch.setattr("digit_study.search.run._report", nothing)
 
 
 # --------------------------------------------------------------------------- small parts
@@ -355,14 +366,14 @@ def test_a_result_that_is_no_number_is_no_result(metrics: dict[str, float], end:
     words = ("search.objectives=[{val_loss: minimize}]", "search.trials=1", "search.pruner=none")
     if end is TrialState.FAIL:
         with pytest.raises(StudyError, match="no finished trial"):
-            run_study(plan(*words), broken)  # type: ignore[arg-type]
+            run_study(plan(*words), lambda limits: LocalEngine(limits, broken))  # type: ignore[arg-type]
     else:
-        assert run_study(plan(*words), broken).trials()[0].state is end  # type: ignore[arg-type]
+        assert run_study(plan(*words), lambda limits: LocalEngine(limits, broken)).trials()[0].state is end  # type: ignore[arg-type]
 
 
 def test_only_the_best_models_are_kept(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     dropped: list[str] = []
-    monkeypatch.setattr(tracking, "drop_models", lambda uri, run_id, sibling=None: dropped.append(run_id))
+    monkeypatch.setattr(outcomes.lookup, "drop_models", lambda uri, run_id, sibling=None: dropped.append(run_id))
     view, _ = search(store, "search.trials=6", "search.keep_models=2", "search.pruner=none")
     best = sorted(view.trials(), key=lambda trial: (-trial.values[0], trial.number))
     assert sorted(dropped) == sorted(trial.user_attrs["run_id"] for trial in best[2:])
@@ -377,17 +388,18 @@ def test_interruptions_use_up_no_retry(reasons: list[str], expected: int) -> Non
     for number, reason in enumerate([*reasons, ""]):
         attributes = {"reason": reason} | ({"retry_of": number - 1} if number else {})
         trials[number] = optuna.trial.create_trial(state=TrialState.FAIL, user_attrs=attributes)
-    assert trial_ends.retries(trials[len(reasons)], trials) == expected
+    assert outcomes.retries(trials[len(reasons)], trials) == expected
 
 
 def test_the_frame_of_a_study_has_a_row_for_every_trial(store: str) -> None:
     view, _ = search(store, "search.trials=3", behaviour=lambda config, n: "failed" if n == 2 else "done")
-    frame = trials_frame(view)
+    frame = trials_frame(plan(), view)
     assert list(frame["state"]) == ["COMPLETE", "FAIL", "COMPLETE"]
     assert frame["val_accuracy"].isna().tolist() == [False, True, False]
 
 
+@pytest.mark.slow
 def test_no_tensorflow_is_needed_to_supervise() -> None:
-    modules = "digit_study.search.study_run, digit_study.verify.confirmation"
+    modules = "digit_study.search.run, digit_study.verify.confirmation"
     line = f"import sys; sys.path.insert(0, 'src'); import {modules}; sys.exit('tensorflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", line], cwd=Path(__file__).parents[1], check=False).returncode == 0

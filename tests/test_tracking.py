@@ -12,10 +12,13 @@ import mlflow
 import pytest
 from mlflow.exceptions import MlflowException
 
-from digit_study.config.run import Config, DataConfig, TrackingConfig, TrainingConfig, flatten
-from digit_study.terminal.errors import StudyError
+from digit_study.config.run import Config, TrackingConfig
+from digit_study.data.sources import DataConfig
+from digit_study.terminal.messages import StudyError
+from digit_study.terminal.rules import flatten
+from digit_study.tracking import lookup, stores
 from digit_study.tracking import run_log as tracking
-from digit_study.tracking import stores
+from digit_study.training.recipe import TrainingConfig
 
 CONFIG = Config(data=DataConfig(sha256="ab" * 32), training=TrainingConfig(precision="float32", threads=1))
 RECORD = {"train_loss": 1.0, "val_loss": 2.0, "val_accuracy": 0.5, "of no interest": 3.0}
@@ -74,11 +77,12 @@ def test_a_name_and_a_parent_of_ones_own(store: str) -> None:
 
 def test_an_experiment_is_found_again_and_a_deleted_one_refused(store: str) -> None:
     client = mlflow.MlflowClient(store)
-    first = tracking.experiment_id(client, store, "a name with spaces/and more")
-    assert tracking.experiment_id(client, store, "a name with spaces/and more") == first
+    first = tracking.experiment_id(store, "a name with spaces/and more")
+    assert tracking.experiment_id(store, "a name with spaces/and more") == first
     client.delete_experiment(first)
+    tracking.experiment_id.cache_clear()  # which another process has not filled
     with pytest.raises(StudyError, match="which is deleted: choose another name"):
-        tracking.experiment_id(client, store, "a name with spaces/and more")
+        tracking.experiment_id(store, "a name with spaces/and more")
 
 
 # ---------------------------------------------------------------------------------- told
@@ -197,7 +201,7 @@ def test_a_dropped_model_leaves_nothing_and_the_others_stay(store: str) -> None:
         (place / "model.keras").write_text("weights")
         places[run_id] = place
     dropped, kept = places
-    tracking.drop_models(store, dropped)
+    lookup.drop_models(store, dropped)
     experiment = look_at(store, kept).info.experiment_id
     assert [model.source_run_id for model in client.search_logged_models([experiment])] == [kept]
     assert not places[dropped].parent.exists() and (places[kept] / "model.keras").exists()

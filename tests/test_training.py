@@ -16,11 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from digit_study.config import machine as hardware
-from digit_study.config.run import OPTIMIZERS, SCHEDULES, EarlyStoppingConfig, ModelConfig, TrainingConfig
 from digit_study.data.augmentation import shift_rotate
 from digit_study.training import fit as training
-from digit_study.training.fit import STEPS_PER_LOOK, Diverged, _optimizer, _steps, fit, weights_sha256
-from digit_study.training.networks import build_model
+from digit_study.training.fit import STEPS_PER_EXECUTION, Diverged, fit, steps_of_epoch, weights_sha256
+from digit_study.training.networks import ModelConfig, build_model
+from digit_study.training.recipe import OPTIMIZERS, SCHEDULES, EarlyStoppingConfig, TrainingConfig, build_optimizer
 
 Array = np.ndarray[Any, Any]
 Arrays = tuple[Array, Array]
@@ -59,6 +59,7 @@ def trained(
 # ---------------------------------------------------------------------------------- recipes
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("optimizer", "schedule"), list(product(OPTIMIZERS, SCHEDULES)))
 def test_every_optimizer_and_schedule_trains(optimizer: str, schedule: str, digits: Arrays) -> None:
     recipe = replace(RECIPE, optimizer=optimizer, schedule=schedule, weight_decay=0.01)
@@ -69,6 +70,7 @@ def test_every_optimizer_and_schedule_trains(optimizer: str, schedule: str, digi
     assert type(model.optimizer).__name__.lower() == optimizer and model.optimizer.weight_decay == 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "values",
     [
@@ -90,12 +92,14 @@ def test_every_extra_trains_and_repeats_itself(values: dict[str, Any], digits: A
     ]
 
 
+@pytest.mark.slow
 def test_another_seed_is_another_training(digits: Arrays) -> None:
     first, _ = trained(digits, RECIPE)
     second, _ = trained(digits, replace(RECIPE, seed=1))
     assert weights_sha256(first) != weights_sha256(second)
 
 
+@pytest.mark.slow
 def test_it_learns(digits: Arrays) -> None:
     _, epochs = trained(digits, replace(RECIPE, epochs=20), replace(SMALL, filters=4, batch_norm=True))
     assert epochs[-1]["train_accuracy"] > 0.9 and epochs[-1]["train_loss"] < epochs[0]["train_loss"] / 2
@@ -144,6 +148,7 @@ def weights_after(digits: Arrays, losses: list[float], patience: int | None) -> 
     return model, seen, len(epochs)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("losses", "patience", "ran", "kept"),
     [
@@ -180,7 +185,7 @@ def test_averaged_weights_are_the_ones_that_are_validated_and_kept(digits: Array
 
 
 def rates(schedule: str, total: int, peak: float = 0.1) -> list[float]:
-    rate = _optimizer(replace(RECIPE, schedule=schedule, learning_rate=peak), total)._learning_rate
+    rate = build_optimizer(replace(RECIPE, schedule=schedule, learning_rate=peak), total)._learning_rate
     return [float(rate(step)) if callable(rate) else float(rate) for step in range(total + 1)]
 
 
@@ -226,20 +231,20 @@ def test_a_validation_loss_that_is_not_finite_is_divergence(loss: float, digits:
 
 @given(st.integers(1, 100_000))
 def test_looks_divide_the_steps_and_little_is_left_out(whole: int) -> None:
-    steps, look = _steps(whole)
-    assert steps % look == 0 and 1 <= look <= STEPS_PER_LOOK and look <= steps <= whole
-    assert whole - steps < 25 and (whole > STEPS_PER_LOOK or steps == look == whole)
-    assert whole <= STEPS_PER_LOOK or look > STEPS_PER_LOOK // 2
+    steps, look = steps_of_epoch(whole)
+    assert steps % look == 0 and 1 <= look <= STEPS_PER_EXECUTION and look <= steps <= whole
+    assert whole - steps < 25 and (whole > STEPS_PER_EXECUTION or steps == look == whole)
+    assert whole <= STEPS_PER_EXECUTION or look > STEPS_PER_EXECUTION // 2
 
 
 @pytest.mark.parametrize(("whole", "expected"), [(1, (1, 1)), (50, (50, 50)), (429, (429, 39)), (431, (430, 43))])
 def test_known_steps(whole: int, expected: tuple[int, int]) -> None:
-    assert _steps(whole) == expected
+    assert steps_of_epoch(whole) == expected
 
 
 def test_every_epoch_is_shuffled_anew_and_takes_no_image_twice() -> None:
     images = np.arange(50, dtype=np.uint8).reshape(50, 1, 1, 1)
-    batches = training._batches(images, np.arange(50) % 10, replace(RECIPE, batch_size=10), steps=4)
+    batches = training.make_batches(images, np.arange(50) % 10, replace(RECIPE, batch_size=10), steps=4)
     first, second = ([int(pixel) for batch, _ in batches for pixel in np.ravel(batch)] for _ in range(2))
     assert len(set(first)) == len(first) == len(second) == 40 and first != second
 
@@ -248,7 +253,7 @@ def test_labels_follow_their_images_through_the_shuffle() -> None:
     images = (np.arange(50, dtype=np.uint8) % 10).reshape(50, 1, 1, 1)
     for smoothing in (0.0, 0.1):
         recipe = replace(RECIPE, batch_size=10, label_smoothing=smoothing)
-        for batch, targets in training._batches(images, np.arange(50) % 10, recipe, steps=5):
+        for batch, targets in training.make_batches(images, np.arange(50) % 10, recipe, steps=5):
             labels = np.argmax(targets, axis=1) if smoothing else targets.numpy()
             assert np.array_equal(np.ravel(batch), labels)
 

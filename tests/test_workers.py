@@ -18,20 +18,22 @@ import psutil
 import pytest
 
 from digit_study.config.run import Config
-from digit_study.engine import process as workers
-from digit_study.engine.process import Message, TrialDied, TrialProcess, run_to_end
-from digit_study.terminal.errors import StudyError
-from digit_study.terminal.signals import Interrupted, Pruned, held_back, interruptible, not_swallowed
+from digit_study.engine import local as workers
+from digit_study.engine.local import LocalEngine, Message, TrialProcess
+from digit_study.engine.protocol import Limits, Pruned, run_to_end
+from digit_study.terminal.messages import StudyError
+from digit_study.terminal.signals import Interrupted, deferred_signals, interruptible, signals_surface
 
+pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
-Send, Ask = Callable[[str, Any], None], Callable[[Any], None]
+Send, Ask = Callable[[str, Any], None], Callable[..., None]
 
 
 @pytest.fixture(autouse=True)
 def bare_server(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fork from a server that has not loaded TensorFlow."""
     context = multiprocessing.get_context("forkserver")
-    monkeypatch.setattr(workers, "_context", lambda: context)
+    monkeypatch.setattr(workers, "start_server", lambda: context)
 
 
 # what the processes run; the second argument stands for the id of a run
@@ -39,7 +41,7 @@ def bare_server(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def finish(config: Config, run_id: str, send: Send, ask: Ask) -> str:
     send("steps", (1, 2, 3))
-    ask((1, {"val_accuracy": 0.5}))
+    ask(1, {"val_accuracy": 0.5})
     return f"{run_id} with {config.model.filters} filters in {os.getpid()}"
 
 
@@ -72,7 +74,7 @@ def ignore_signals(config: Config, run_id: str, send: Send, ask: Ask) -> None:
 
 def note_pruning(config: Config, run_id: str, send: Send, ask: Ask) -> str:
     try:
-        ask((1, {}))
+        ask(1, {})
     except Pruned:
         return "pruned"
     return "went on"
@@ -82,9 +84,26 @@ def flood(config: Config, run_id: str, send: Send, ask: Ask) -> bytes:
     return bytes(10_000_000)  # more than a pipe holds
 
 
+class Recorder:
+    """Keeps what a trial reports."""
+
+    def __init__(self) -> None:
+        self.messages: list[Message] = []
+
+    def steps(self, *where: int) -> None:
+        self.messages.append(("steps", where))
+
+    def epoch(self, *what: Any) -> None:
+        self.messages.append(("epoch", what))
+
+
+def follow(trial: TrialProcess, progress: Any) -> Any:
+    return run_to_end(LocalEngine(Limits(), lambda config, run_id: trial), Config(), "run", progress)
+
+
 def heard(target: Callable[..., Any], run_id: str = "run") -> tuple[Any, list[Message]]:
-    messages: list[Message] = []
-    return run_to_end(TrialProcess(target, Config(), run_id), messages.append), messages
+    recorder = Recorder()
+    return follow(TrialProcess(target, Config(), run_id), recorder), recorder.messages
 
 
 def begun(target: Callable[..., Any], run_id: str = "run") -> Iterator[TrialProcess]:
@@ -103,7 +122,7 @@ def hanging(tmp_path: Path) -> Iterator[TrialProcess]:
 def test_a_trial_reports_and_returns_from_a_process_of_its_own() -> None:
     result, messages = heard(finish)
     assert result.startswith("run with 32 filters in ") and not result.endswith(str(os.getpid()))
-    assert messages == [Message("steps", (1, 2, 3)), Message("epoch", (1, {"val_accuracy": 0.5}))]
+    assert messages == [("steps", (1, 2, 3)), ("epoch", (1, {"val_accuracy": 0.5}))]
 
 
 def test_a_result_larger_than_a_pipe_arrives() -> None:
@@ -115,7 +134,7 @@ def test_a_result_larger_than_a_pipe_arrives() -> None:
     [
         (refuse, StudyError, r"^`a` must be b, got c$"),
         (stumble, StudyError, r"^KeyError: 'x'$"),
-        (leave, TrialDied, r"^the trial's process ended with exit code 3 and no result$"),
+        (leave, StudyError, r"^the trial's process ended with exit code 3 and no result$"),
     ],
 )
 def test_a_trial_that_fails_says_why(target: Callable[..., Any], kind: type[Exception], words: str) -> None:
@@ -128,21 +147,21 @@ def test_a_trial_that_is_stopped_while_it_sends_its_result_does_not_stop_its_sup
     multiprocessing.connection.wait([trial.connection])
     time.sleep(0.5)  # it sends on as far as the pipe takes it
     with suppress(psutil.NoSuchProcess):  # it may have sent all by now, which is as good
-        psutil.Process(trial.pid()).suspend()
+        psutil.Process(trial.process.pid).suspend()
     heard: list[Message | None] = []
     listener = threading.Thread(target=lambda: heard.append(trial.receive()), daemon=True)
     listener.start()
     listener.join(5.0)
     trial.stop(0.1)
-    assert [message.kind for message in heard if message] == ["done"] and not trial.outcome.exists()
+    assert [message[0] for message in heard if message] == ["done"] and not trial.outcome.exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
 def test_a_trial_that_is_killed_is_known_at_once(number: signal.Signals, hanging: TrialProcess) -> None:
     os.kill(hanging.process.pid, number)
     started = time.monotonic()
-    with pytest.raises(TrialDied, match=f"was killed by {number.name}"):
-        run_to_end(hanging, lambda message: None)
+    with pytest.raises(StudyError, match=f"was killed by {number.name}"):
+        follow(hanging, Recorder())
     assert time.monotonic() - started < 5
 
 
@@ -150,16 +169,16 @@ def test_a_trial_that_is_killed_is_known_at_once(number: signal.Signals, hanging
 def test_the_answer_to_an_epoch_decides(go_on: bool, end: str) -> None:
     trial = TrialProcess(note_pruning, Config(), "run")
     messages: list[Message] = []
-    while not messages or messages[-1].kind != "done":
+    while not messages or messages[-1][0] != "done":
         message = trial.receive()
         if message is None:
             multiprocessing.connection.wait(trial.waitables())
             continue
         messages.append(message)
-        if message.kind == "epoch":
+        if message[0] == "epoch":
             trial.answer(go_on)
     trial.stop()
-    assert messages[-1].content == end
+    assert messages[-1][1] == end
 
 
 def test_stopping_lets_a_trial_end_itself(hanging: TrialProcess, tmp_path: Path) -> None:
@@ -177,11 +196,12 @@ def test_a_trial_that_does_not_listen_is_killed() -> None:
 def test_what_the_supervisor_raises_ends_the_trial(tmp_path: Path) -> None:
     trial = TrialProcess(hang, Config(), str(tmp_path / "note"))
 
-    def interrupt(message: Message) -> None:
-        raise Interrupted(signal.SIGINT)
+    class Impatient(Recorder):
+        def steps(self, *where: int) -> None:
+            raise Interrupted(signal.SIGINT)
 
     with pytest.raises(Interrupted):
-        run_to_end(trial, interrupt)
+        follow(trial, Impatient())
     assert (tmp_path / "note").exists() and not psutil.pid_exists(trial.process.pid)
 
 
@@ -197,7 +217,7 @@ def supervise(folder: Path) -> None:
 def test_a_trial_does_not_outlive_its_supervisor(tmp_path: Path) -> None:
     """Also when the supervisor is killed without a chance to say anything."""
     lines = f"import sys, pathlib; sys.path[:0] = {[str(ROOT / 'src'), str(ROOT / 'tests')]}; import test_workers as t"
-    bare = "t.workers._context = lambda: t.multiprocessing.get_context('forkserver')"
+    bare = "t.workers.start_server = lambda: t.multiprocessing.get_context('forkserver')"
     command = f"{lines}; {bare}; t.supervise(pathlib.Path({str(tmp_path)!r}))"
     supervisor = subprocess.Popen([sys.executable, "-c", command])
     while not (tmp_path / "pid").exists():
@@ -211,7 +231,8 @@ def test_a_trial_does_not_outlive_its_supervisor(tmp_path: Path) -> None:
 
 
 def test_a_ctrl_c_during_the_imports_of_the_server_leaves_no_traceback() -> None:
-    code = "from digit_study import workers; import time; workers.warm_up(); print('up', flush=True); time.sleep(30)"
+    lines = ("import time", "from digit_study.engine import local", "local.start_server()")
+    code = "; ".join([*lines, "print('up', flush=True)", "time.sleep(30)"])
     environment = os.environ | {"PYTHONPATH": str(Path(workers.__file__).parents[2])}
     process = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=-1, stderr=-1, text=True)
     assert process.stdout and process.stdout.readline() == "up\n"
@@ -226,10 +247,23 @@ def test_a_ctrl_c_during_the_imports_of_the_server_leaves_no_traceback() -> None
     psutil.wait_procs(children, timeout=10)
 
 
+def test_the_server_starts_however_long_the_path_of_the_project_is_and_leaves_nothing(tmp_path: Path) -> None:
+    """The kernel takes at most 107 bytes as the path of a socket."""
+    lines = ("import pathlib, sys", "from digit_study.engine import local", "from digit_study.tracking import stores")
+    code = "; ".join([*lines, "stores.ARTIFACTS = pathlib.Path(sys.argv[1])", "local.start_server()"])
+    (artifacts := tmp_path / ("long" * 30)).mkdir()
+    (temporary := tmp_path / "temporary").mkdir()
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "TMPDIR": str(temporary)}
+    command = [sys.executable, "-c", code, str(artifacts)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert [path.name for path in (artifacts / ".scratch").iterdir()] == [".lock"] and not list(temporary.iterdir())
+
+
 def test_the_real_server_finds_this_package_and_loads_tensorflow(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.undo()
     monkeypatch.delenv("PYTHONPATH", raising=False)
-    workers._context()
+    workers.start_server()
     try:
         assert str(Path(workers.__file__).parents[2]) in os.environ["PYTHONPATH"].split(os.pathsep)
         assert multiprocessing.forkserver._forkserver._preload_modules == ["digit_study.engine.preload"]
@@ -256,21 +290,22 @@ def test_a_signal_that_an_import_turns_into_a_fault_of_its_own_is_a_signal_all_t
             signal.raise_signal(signal.SIGINT)
         except BaseException:
             raise ImportError("to use Keras, you need TensorFlow") from None
-    with pytest.raises(ImportError), interruptible(), not_swallowed():
+    with pytest.raises(ImportError), interruptible(), signals_surface():
         raise ImportError("there is none")
-    with pytest.raises(Interrupted), interruptible(), not_swallowed(), suppress(BaseException):
+    with pytest.raises(Interrupted), interruptible(), signals_surface(), suppress(BaseException):
         signal.raise_signal(signal.SIGTERM)
 
 
 def test_this_module_needs_no_tensorflow() -> None:
     """Workers are supervised by a process that never imports it."""
-    line = "import sys; sys.path.insert(0, 'src'); import digit_study.engine.process as p; sys.exit('tensorflow' in sys.modules)"
+    modules = "digit_study.engine.local, digit_study.engine.protocol"
+    line = f"import sys; sys.path.insert(0, 'src'); import {modules}; sys.exit('tensorflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", line], cwd=ROOT).returncode == 0
 
 
 def test_a_signal_waits_until_what_must_be_whole_is_done() -> None:
     done = []
-    with pytest.raises(Interrupted, match="SIGTERM"), interruptible(), held_back() as is_stopping:
+    with pytest.raises(Interrupted, match="SIGTERM"), interruptible(), deferred_signals() as is_stopping:
         done.append(is_stopping())
         os.kill(os.getpid(), signal.SIGTERM)
         done.append(is_stopping())

@@ -38,10 +38,12 @@ def search(folder: Path, trials: int, overrides: list[str]) -> list[tuple[float,
     """Run the study; returns the clock and the processor time at the start of every trial."""
     from stub_worker import Stubs, plan
 
-    from digit_study.search import study_run
+    from digit_study.engine.local import LocalEngine
+    from digit_study.search import run as study_run
     from digit_study.tracking import run_log as tracking
     from digit_study.tracking import stores
 
+    stores.use_scratch()  # before the folder that goes when the measurement ends
     for module in (stores, tracking):
         module.ARTIFACTS, module.OUTBOX = folder / "mlruns", folder / "mlruns" / ".outbox"
     study_run._report = lambda *arguments: None  # pictures and tables are drawn once, not for every trial
@@ -53,7 +55,7 @@ def search(folder: Path, trials: int, overrides: list[str]) -> list[tuple[float,
 
     words = ("training.epochs=1", f"search.trials={trials}", *overrides)
     with contextlib.redirect_stdout(io.StringIO()):
-        study_run.run_study(plan(*words, space=SPACE), launch)
+        study_run.run_study(plan(*words, space=SPACE), lambda limits: LocalEngine(limits, launch))
     return stamps
 
 

@@ -22,13 +22,13 @@ TRAINING_S = 60.0
 def main(rounds: int) -> None:
     """Measure and print."""
     from digit_study.config import compose as composition
-    from digit_study.config.resolve import resolve_config
-    from digit_study.terminal.quiet import native_stderr
+    from digit_study.config.run import resolve_config
+    from digit_study.terminal.signals import native_stderr
     from digit_study.tracking import stores
 
     stores.quiet_mlflow()
     with native_stderr():
-        import digit_study.engine.pipeline  # noqa: F401
+        import digit_study.engine.trial  # noqa: F401
 
     composition.register()
     words = ["data=mnist_sample", "model=tiny", "training.epochs=1", "tracking.experiment=bench"]
@@ -48,6 +48,7 @@ def _keep_artifacts_in(folder: Path) -> None:
     from digit_study.tracking import run_log as tracking
     from digit_study.tracking import stores
 
+    stores.use_scratch()  # before the folder that goes when the measurement ends
     for module in (stores, tracking):
         module.ARTIFACTS, module.OUTBOX = folder / "mlruns", folder / "mlruns" / ".outbox"
 
@@ -59,10 +60,11 @@ def _seconds(walk: object) -> float:
 
 
 def _tracked(config: object, uri: str) -> None:
-    from digit_study.engine.pipeline import run_trial
+    from digit_study.engine.trial import run_trial
     from digit_study.tracking import run_log as tracking
 
-    run_trial(config, tracking.create_run(config, uri, "mnist_sample"))  # type: ignore[arg-type]
+    run_id = tracking.create_run(config, uri, "mnist_sample")  # type: ignore[arg-type]
+    run_trial(config, run_id, lambda *_: None, lambda *_: None)  # type: ignore[arg-type]
 
 
 def _bare(config: object) -> None:
@@ -71,17 +73,18 @@ def _bare(config: object) -> None:
     from digit_study.data import digits as data
     from digit_study.evaluation import metrics as evaluation
     from digit_study.training import fit as training
-    from digit_study.training.networks import build_model, fused
+    from digit_study.training.fit import with_fused_batch_norm
+    from digit_study.training.networks import build_model
 
     digits = data.load_digits(config.data)  # type: ignore[attr-defined]
     recipe = config.training  # type: ignore[attr-defined]
     keras.utils.set_random_seed(recipe.seed)
-    judge, trained = build_model(config.model), build_model(config.model, recipe.precision)  # type: ignore[attr-defined]
-    model = fused(trained)
+    final, trained = build_model(config.model), build_model(config.model, recipe.precision)  # type: ignore[attr-defined]
+    model = with_fused_batch_norm(trained)
 
     def validate() -> evaluation.Evaluation:
-        judge.set_weights(model.get_weights())
-        return evaluation.evaluate(judge, digits.validation_images, digits.validation_labels, digits.validation_index)
+        final.set_weights(model.get_weights())
+        return evaluation.evaluate(final, digits.validation_images, digits.validation_labels, digits.validation_index)
 
     training.fit(
         model,

@@ -1,0 +1,139 @@
+"""A study as a person types it, in real processes: what slow tests share to start, watch, kill and look at it."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import mlflow
+import optuna
+import psutil
+import pytest
+from conftest import Command, Project
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
+from optuna.trial import FrozenTrial
+
+from digit_study.search.study import counted
+
+SEARCH, CONFIRM = "sweeps/optuna_search.py", "sweeps/confirm.py"
+RATE = "training.learning_rate: {type: float, low: 0.001, high: 0.01}"
+SPACE = f"search.space={{model.filters: {{low: 4, high: 12, step: 4}}, {RATE}}}"
+TRIALS = 3
+
+
+class Lab:
+    """A project, a store and a study of its own."""
+
+    def __init__(self, project: Project, uri: str, name: str, small: Path) -> None:
+        self.project, self.uri, self.name, self.small = project, uri, name, small
+
+    def start(self, *words: str, script: str = SEARCH, **environment: str) -> Command:
+        self.known = {trial.number for trial in self.trials()}
+        usual = [f"study={self.name}", f"data.path={self.small}", "data.validation=100", "model=tiny"]
+        usual += ["training.epochs=3", "search.pruner=none", "search.workers=2", f"search.trials={TRIALS}", SPACE]
+        typed = [*usual, *words] if script == SEARCH else [f"study={self.name}", *words]
+        return self.project.start(*typed, script=script, MLFLOW_TRACKING_URI=self.uri, **environment)
+
+    def trials(self) -> list[FrozenTrial]:
+        path = self.project.root / "mlruns/studies" / f"{self.name}.journal"
+        if not path.exists():  # Optuna would make it
+            return []
+        try:
+            storage = JournalStorage(JournalFileBackend(str(path)))
+            return optuna.load_study(study_name=self.name, storage=storage).get_trials()
+        except (KeyError, ValueError, FileNotFoundError):
+            return []
+
+    def new_trials(self) -> list[FrozenTrial]:
+        """Those that did not exist when the last command was started."""
+        return [trial for trial in self.trials() if trial.number not in self.known]
+
+    def runs(self) -> list[mlflow.entities.Run]:
+        client = mlflow.MlflowClient(self.uri)
+        return list(client.search_runs([one.experiment_id for one in client.search_experiments()]))
+
+    def statuses(self, kind: str = "trial") -> list[str]:
+        return [run.info.status for run in self.runs() if run.data.tags.get("kind") == kind]
+
+
+@pytest.fixture
+def lab(project: Project, typed_store: str, small_npz: Path, request: pytest.FixtureRequest) -> Iterator[Lab]:
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    lab = Lab(project, typed_store, re.sub(r"\W+", "-", request.node.name)[-60:], small_npz)
+    yield lab
+    assert_no_process_is_left(lab)
+
+
+def of_study(lab: Lab) -> list[psutil.Process]:
+    found = []
+    for process in psutil.process_iter():
+        try:
+            environment = process.environ() if process.status() != psutil.STATUS_ZOMBIE else {}
+        except (psutil.AccessDenied, psutil.NoSuchProcess):
+            continue
+        if environment.get("MLFLOW_TRACKING_URI") == lab.uri:
+            found.append(process)
+    return found
+
+
+def workers_of(command: Command) -> list[psutil.Process]:
+    """The processes of trials: children of the server that is a child of the command."""
+    try:
+        servers = psutil.Process(command.process.pid).children()
+        return [child for server in servers for child in server.children()]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def assert_no_process_is_left(lab: Lab, within: float = 10) -> None:
+    wait_until(lambda: not of_study(lab), within, "no process of the study is left")
+
+
+def wait_until(holds: Callable[[], object], seconds: float, what: str) -> None:
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
+        time.sleep(0.02)
+
+
+# --------------------------------------------------------------------------- moments
+
+
+def has_run(lab: Lab, command: Command) -> bool:
+    return any("run_id" in trial.user_attrs for trial in lab.new_trials())
+
+
+def in_an_epoch(lab: Lab, command: Command) -> bool:
+    return any(trial.intermediate_values for trial in lab.new_trials())
+
+
+def one_ended(lab: Lab, command: Command) -> bool:
+    return command.printed("COMPLETE")
+
+
+def at_once(lab: Lab, command: Command) -> bool:
+    return True
+
+
+def warming_up(lab: Lab, command: Command) -> bool:
+    return bool(psutil.Process(command.process.pid).children())
+
+
+def assert_whole(lab: Lab) -> None:
+    """No RUNNING in either store, the total met, and both stores of one opinion."""
+    trials = lab.trials()
+    assert Counter(trial.state.name for trial in counted(trials)) == {"COMPLETE": TRIALS}
+    assert {trial.state.name for trial in trials} <= {"COMPLETE", "FAIL"}
+    runs = [run for run in lab.runs() if run.data.tags.get("kind") == "trial"]
+    told = {run.info.run_id: (run.info.status, run.data.tags.get("trial.state")) for run in runs}
+    ended = {"COMPLETE": ("FINISHED", "COMPLETE")}
+    for trial in trials:
+        if "run_id" in trial.user_attrs and trial.state.name in ended:
+            assert told[trial.user_attrs["run_id"]] == ended[trial.state.name]
+    assert {state for _, state in told.values()} <= {"COMPLETE", "FAIL"}
+    assert {status for status, _ in told.values()} <= {"FINISHED", "FAILED", "KILLED"}
+    assert lab.statuses("study") == ["FINISHED"]

@@ -1,0 +1,132 @@
+"""Studies in real processes, with real kills and signals at several moments."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import Command
+from lab import (
+    Lab,
+    assert_no_process_is_left,
+    assert_whole,
+    at_once,
+    has_run,
+    in_an_epoch,
+    lab,
+    one_ended,
+    wait_until,
+    warming_up,
+    workers_of,
+)
+
+__all__ = ["lab"]
+pytestmark = pytest.mark.slow
+
+
+def test_a_study_that_is_killed_again_and_again_goes_on_with_the_same_command(lab: Lab, tmp_path: Path) -> None:
+    (temporary := tmp_path / "temporary").mkdir()
+    moments = [(at_once, False), (warming_up, True), (has_run, True), (in_an_epoch, False), (one_ended, True)]
+    reported: dict[int, list[float]] = {}
+    for moment, whole_group in moments:
+        command = lab.start(TMPDIR=str(temporary))
+        wait_until(lambda: moment(lab, command), 60, moment.__name__)  # noqa: B023
+        reported |= {trial.number: trial.values for trial in lab.trials() if trial.state.name == "COMPLETE"}
+        (os.killpg if whole_group else os.kill)(command.process.pid, signal.SIGKILL)
+        command.finish()
+    done = lab.start(TMPDIR=str(temporary)).finish()
+    assert (done.code, done.err) == (0, "")
+    assert_whole(lab)
+    assert reported and reported.items() <= {trial.number: trial.values for trial in lab.trials()}.items()
+    # what was killed leaves nothing: not in the system's folder, nor in the project's once the next command has ended
+    assert list(temporary.iterdir()) == []
+    assert [path for path in (lab.project.root / "mlruns" / ".scratch").iterdir() if path.is_dir()] == []
+
+
+@pytest.mark.parametrize("moment", [at_once, warming_up, has_run, in_an_epoch], ids=lambda moment: moment.__name__)
+def test_a_signal_ends_everything_cleanly_and_says_how_to_go_on(
+    moment: Callable[[Lab, Command], bool], lab: Lab
+) -> None:
+    command = lab.start()
+    wait_until(lambda: moment(lab, command), 60, moment.__name__)
+    if moment is at_once:
+        time.sleep(1.0)  # before it has read its command line it can say nothing
+    is_group = moment in (warming_up, in_an_epoch)
+    (os.killpg if is_group else os.kill)(command.process.pid, signal.SIGINT if is_group else signal.SIGTERM)
+    done = command.finish(timeout=60)
+    assert done.code == (130 if is_group else 143)
+    assert "Traceback" not in done.err
+    assert "RUNNING" not in {trial.state.name for trial in lab.trials()}
+    assert "RUNNING" not in {run.info.status for run in lab.runs()}
+    if has_run(lab, command):
+        assert "the same command goes on" in done.err
+    assert_no_process_is_left(lab, 5)
+
+
+def test_a_killed_trial_is_known_at_once_and_runs_again(lab: Lab) -> None:
+    """In the middle of an epoch of one trial, and in the last epoch of another."""
+    command = lab.start()
+    killed: set[int] = set()
+    for epochs in (1, 3):
+
+        def victims(least: int = epochs) -> list[tuple[int, psutil.Process]]:
+            running = [trial for trial in lab.trials() if trial.state.name == "RUNNING"]
+            chosen = [one for one in running if len(one.intermediate_values) >= least and one.number not in killed]
+            workers = {process.pid: process for process in workers_of(command)}
+            names = {one.number: one.user_attrs.get("worker", "::").split(":")[1] for one in chosen}
+            retried = {one.number for one in running if "retry_of" in one.user_attrs}
+            found = [(number, workers.get(int(pid or 0))) for number, pid in names.items() if number not in retried]
+            return [(number, process) for number, process in found if process is not None]
+
+        wait_until(victims, 60, f"a trial in epoch {epochs}")
+        number, process = victims()[0]
+        process.kill()
+        killed.add(number)
+        wait_until(lambda: sum("SIGKILL" in line for line in command.lines) == len(killed), 15, "the death is known")
+    done = command.finish()
+    assert done.code == 0, done.err
+    assert_whole(lab)
+    assert {t.number for t in lab.trials() if "SIGKILL" in t.user_attrs.get("reason", "")} == killed
+    assert "FAILED" in lab.statuses()
+
+
+def test_a_stopped_trial_costs_only_itself(lab: Lab) -> None:
+    command = lab.start("search.trial_timeout=15", "search.workers=1", "training.epochs=12", "search.trials=2")
+    wait_until(lambda: in_an_epoch(lab, command), 60, "an epoch")
+    workers_of(command)[0].suspend()
+    done = command.finish()
+    assert done.code == 0, done.err
+    assert Counter(trial.state.name for trial in lab.trials()) == {"FAIL": 1, "COMPLETE": 1}
+    assert "search.trial_timeout=15" in done.out
+
+
+def test_a_trial_that_takes_too_much_memory_costs_only_itself(lab: Lab) -> None:
+    done = lab.start("search.trial_memory=0.05", "search.trials=1").finish()
+    assert done.code == 1 and "more than search.trial_memory=0.05" in done.out
+    assert lab.statuses() != ["RUNNING"] and "RUNNING" not in {trial.state.name for trial in lab.trials()}
+
+
+def test_trials_outlive_the_server_they_were_forked_from(lab: Lab) -> None:
+    command = lab.start()
+    wait_until(lambda: in_an_epoch(lab, command) and workers_of(command), 60, "an epoch")
+    workers_of(command)[0].parent().kill()
+    done = command.finish()
+    assert done.code == 0, done.err
+    assert_whole(lab)
+
+
+def test_a_supervisor_killed_beside_a_stopped_trial_leaves_no_process(lab: Lab) -> None:
+    command = lab.start("training.epochs=9")
+    wait_until(lambda: in_an_epoch(lab, command) and workers_of(command), 60, "an epoch")
+    stopped = workers_of(command)[0]
+    stopped.suspend()
+    command.process.kill()
+    command.finish()
+    assert lab.start("training.epochs=9", "search.trials=1").finish().code == 0
+    assert not stopped.is_running() or stopped.status() == psutil.STATUS_ZOMBIE

@@ -1,0 +1,73 @@
+"""Optuna's pictures of ordinary and of awkward studies: drawn, readable, and safe to open."""
+
+from __future__ import annotations
+
+import random
+import re
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import matplotlib
+import optuna
+import pytest
+from optuna.trial import TrialState
+from PIL import Image
+
+from digit_study.search import report
+from digit_study.search.space import Dimension
+from digit_study.search.study import StoredStudy
+
+KEYS = {
+    "training.learning_rate": Dimension("training.learning_rate", "float", low=1e-4, high=1e-2, log=True),
+    "model.filters": Dimension("model.filters", "int", low=8, high=64, step=8),
+    "model.pooling": Dimension("model.pooling", "categorical", choices=("max", "average", "a long name " * 5)),
+    "model.dropout": Dimension("model.dropout", "float", low=0.0, high=0.6),
+} | {f"model.key_{n}": Dimension(f"model.key_{n}", "float", low=0.0, high=1.0) for n in range(8)}
+
+
+def study_of(count: int, keys: int = 4, objectives: int = 1, name: str = "s") -> tuple[Any, StoredStudy]:
+    """A study with ``count`` trials, every fifth of which failed and every third pruned."""
+    storage, chance = optuna.storages.InMemoryStorage(), random.Random(0)
+    directions = ["maximize", "minimize", "minimize"][:objectives]
+    study = optuna.create_study(study_name=name, storage=storage, directions=directions)
+    dimensions = list(KEYS.values())[:keys]
+    for number in range(count):
+        trial = study.ask()
+        for one in dimensions if number % 2 else dimensions[:-1]:  # conditions leave some out
+            one.suggest(trial)
+        if objectives == 1:
+            for epoch in range(1, 4):
+                trial.report(0.9 + chance.random() / 20 + epoch / 100, epoch)
+        values = [0.9 + chance.random() / 10, *(chance.random() * 1e5 for _ in range(objectives - 1))]
+        state = {4: TrialState.FAIL, 2: TrialState.PRUNED}.get(number % 5, TrialState.COMPLETE)
+        study.tell(trial, values if state == TrialState.COMPLETE else None, state=state)
+    metrics = dict(zip(("val_accuracy", "parameters", "val_loss"), directions, strict=False))
+    plan = SimpleNamespace(dimensions=dimensions, objectives=metrics, study=SimpleNamespace(study=name))
+    return plan, StoredStudy(study, storage)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("count", "keys", "objectives"),
+    [(0, 2, 1), (1, 2, 1), (2, 2, 1), (40, 12, 1), (12, 1, 1), (0, 4, 2), (12, 4, 2), (12, 4, 3)],
+)
+def test_every_picture_that_applies_is_drawn(count: int, keys: int, objectives: int, tmp_path: Path) -> None:
+    before = dict(matplotlib.rcParams)
+    report.write_pictures(*study_of(count, keys, objectives), tmp_path)
+    last = "intermediate_values" if objectives == 1 else "pareto"
+    names = {"optimisation_history", "importances", "slices", "parallel_coordinates", "timeline", last}
+    assert {path.name for path in tmp_path.iterdir()} == {*(f"{name}.png" for name in names), "study.html"}
+    for name in names:
+        with Image.open(tmp_path / f"{name}.png") as picture:
+            assert 400 <= picture.width <= 2200 and 200 <= picture.height <= 1400, name
+    assert dict(matplotlib.rcParams) == before
+
+
+def test_the_page_needs_no_network_and_runs_no_name(tmp_path: Path) -> None:
+    report.write_pictures(*study_of(6, name="<img src=x onerror=alert(1)>"), tmp_path)
+    page = (tmp_path / "study.html").read_text()
+    head, figures = page.split("</script>", 1)
+    assert "<img" not in head.split("<script>")[0] and "&lt;img" in head
+    assert not re.search(r"<(script|link|img)[^>]+(src|href)=", figures)
+    assert len(page) < 6_000_000 and figures.count("Plotly.newPlot") == 9
