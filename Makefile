@@ -1,5 +1,5 @@
-# Everything runs in .venv, which the first command makes from the hashed lock. Relative paths only: the project may
-# lie in a folder with a space in its name.
+# Everything runs in .venv, which the first command makes from a hashed lock; tests and lint add what they need from a
+# second one. Relative paths only: the project may lie in a folder with a space in its name.
 PYTHON ?= python3
 PY := .venv/bin/python
 ARGS ?=
@@ -9,7 +9,7 @@ export PYTHONDONTWRITEBYTECODE :=
 export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
-.PHONY: help study test check ui search confirm promote bench lock clean
+.PHONY: help study test quick check ui search confirm promote bench lock clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -17,13 +17,17 @@ help:  ## this list
 study: .venv/.ready  ## train three widths and compare them: run.py -m model.filters=16,32,64
 	$(PY) src/run.py -m model.filters=16,32,64 $(ARGS)
 
-test: .venv/.ready  ## every test, the slow ones included
+test: .venv/.dev  ## every test, the slow ones included
 	$(PY) -m pytest $(ARGS)
 
-check: .venv/.ready  ## format, lint and types
+quick: .venv/.dev  ## the tests that need no minute
+	$(PY) -m pytest -m "not slow" $(ARGS)
+
+check: .venv/.dev  ## format, lint, types, and who may import whom
 	$(PY) -m ruff format --check src sweeps tests
 	$(PY) -m ruff check src sweeps tests
 	$(PY) -m mypy
+	PYTHONPATH=src .venv/bin/lint-imports
 
 ui: .venv/.ready  ## compare runs in the browser
 	.venv/bin/mlflow ui $(ARGS)
@@ -37,26 +41,34 @@ confirm: .venv/.ready  ## the sweep's best on fresh seeds
 promote: .venv/.ready  ## the confirmed winner into the registry, if it earns it
 	$(PY) sweeps/promote.py $(ARGS)
 
-bench: .venv/.ready  ## the benchmarks that the README quotes (many minutes on an idle machine)
+bench: .venv/.dev  ## the benchmarks that the README quotes (many minutes on an idle machine)
 	$(PY) tests/benchmarks/bench_tracking.py
 	$(PY) tests/benchmarks/bench_overhead.py
 	$(PY) tests/benchmarks/bench_sweep.py $(ARGS)
 
-lock:  ## resolve pyproject.toml into requirements.lock anew (needs uv)
-	uv pip compile pyproject.toml --extra dev --extra joblib --universal --python-version 3.11 --generate-hashes \
-	    --no-emit-index-url --no-emit-find-links --no-header --quiet --upgrade --output-file requirements.lock
+LOCK := uv pip compile pyproject.toml --extra joblib --universal --python-version 3.11 --generate-hashes \
+    --no-emit-index-url --no-emit-find-links --no-header --quiet
+lock:  ## resolve pyproject.toml into both locks anew (needs uv)
+	$(LOCK) --upgrade --output-file requirements.lock
+	$(LOCK) --upgrade --extra dev --constraint requirements.lock --output-file requirements-dev.lock
 
 clean:  ## remove the environment and caches; runs and studies stay
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
 	find src sweeps tests -name __pycache__ -type d -prune -exec rm -rf {} +
 
+INSTALL = if command -v uv >/dev/null; then \
+	    uv pip install --quiet --python $(PY) --require-hashes --compile-bytecode -r $<; \
+	else \
+	    $(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r $<; \
+	fi
+
 .venv/.ready: requirements.lock
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 14) else \
 	    f"this project needs Python 3.11 to 3.13, but $(PYTHON) is {v[0]}.{v[1]}: make PYTHON=python3.12 ...")'
 	$(PYTHON) -m venv --clear .venv
-	if command -v uv >/dev/null; then \
-	    uv pip install --quiet --python $(PY) --require-hashes --compile-bytecode -r requirements.lock; \
-	else \
-	    $(PY) -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements.lock; \
-	fi
+	$(INSTALL)
 	touch .venv/.ready
+
+.venv/.dev: requirements-dev.lock .venv/.ready
+	$(INSTALL)
+	touch .venv/.dev
