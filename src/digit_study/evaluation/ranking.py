@@ -97,6 +97,11 @@ def leaderboard(candidates: Sequence[Candidate]) -> pd.DataFrame:
     return pooled_leaderboard([Group(candidate.name, [candidate]) for candidate in candidates])
 
 
+def _best_first(groups: Sequence[Group]) -> list[Group]:
+    """By mean validation accuracy, the smaller network first among equals."""
+    return sorted(groups, key=lambda one: (-one.mean("val_accuracy"), one.mean("parameters")))
+
+
 def pooled_leaderboard(groups: Sequence[Group]) -> pd.DataFrame:
     """Rank configurations by mean validation accuracy, the smaller network first among equals; see :data:`COLUMNS`.
 
@@ -105,7 +110,7 @@ def pooled_leaderboard(groups: Sequence[Group]) -> pd.DataFrame:
     """
     if len({run.digest for group in groups for run in group.runs}) > 1:
         raise ValueError("runs on different data are never ranked together")
-    ordered = sorted(groups, key=lambda one: (-one.mean("val_accuracy"), one.mean("parameters")))
+    ordered = _best_first(groups)
     rows = []
     for rank, one in enumerate(ordered, start=1):
         accuracy, n = one.mean("val_accuracy"), len(one.runs[0].correct)
@@ -125,7 +130,7 @@ def confirmed_ranking(groups: Sequence[Group], prefer: str) -> pd.DataFrame:
     the images (:func:`difference_p_value`). The ``winner`` has the best mean if ``prefer`` is ``accuracy``, else the
     fewest parameters of those tied with it. ``low`` and ``high`` are the 95 % t-interval of the mean over seeds.
     """
-    ordered = sorted(groups, key=lambda one: (-one.mean("val_accuracy"), one.mean("parameters")))
+    ordered = _best_first(groups)
     accuracies = np.array([[run.metrics["val_accuracy"] for run in one.runs] for one in ordered])
     rows = []
     for rank, (one, own) in enumerate(zip(ordered, accuracies, strict=True), start=1):

@@ -51,8 +51,7 @@ class Outcomes:
         self.failures = 0
         self.stop_reason: str | None = None
         # the best complete trials, whose models are kept
-        complete = sorted(rank_key(trial, self.study) for trial in stored.trials(TrialState.COMPLETE))
-        self.best = complete[: max(1, self.search.keep_models)]
+        self.best = self._ranked()[: max(1, self.search.keep_models)]
 
     def complete(self, trial: FrozenTrial, metrics: Mapping[str, float]) -> None:
         """End a trial that has its metrics."""
@@ -144,10 +143,13 @@ class Outcomes:
     def drop_models(self) -> None:
         """Delete the models of all but the best, whichever process trained them."""
         mine = {trial.user_attrs.get(RUN_ID) for trial in self.stored.trials()}
-        complete = sorted(rank_key(trial, self.study) for trial in self.stored.trials(TrialState.COMPLETE))
-        best = {run_id for *_, run_id in complete[: self.search.keep_models]}
+        best = {run_id for *_, run_id in self._ranked()[: self.search.keep_models]}
         for run_id in lookup.runs_with_models(self.uri, self.parent_run_id) & mine - best:
             lookup.drop_models(self.uri, str(run_id))
+
+    def _ranked(self) -> list[RankKey]:
+        """The keys of all complete trials, the best first."""
+        return sorted(rank_key(trial, self.study) for trial in self.stored.trials(TrialState.COMPLETE))
 
     def _end_early(self, trial: FrozenTrial, reason: str) -> None:
         if (metrics := self._tracked_result(trial)) is not None:

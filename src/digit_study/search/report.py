@@ -1,7 +1,6 @@
 """A study at its end: the leaderboard with ties, tables, and Optuna's own pictures, as PNG and as one HTML page."""
 
 import html
-import io
 import re
 import shlex
 import warnings
@@ -57,7 +56,7 @@ def leaderboard(plan: StudyPlan, stored: StoredStudy) -> pd.DataFrame:
 def candidate(plan: StudyPlan, name: str, run_id: str) -> Candidate | None:
     """A finished run of the study, with its per-image validation readings; None where MLflow has it no more."""
     try:
-        table = pd.read_csv(io.StringIO(lookup.read_text(plan.uri, run_id, "tables/predictions.csv")))
+        table = lookup.prediction_table(plan.uri, run_id)
         metrics = lookup.finished_metrics(plan.uri, run_id) or {}
     except run_log.StoreFault as fault:
         warn(f"{name} is not ranked, its run {run_id} cannot be read: {first_line(fault)}")

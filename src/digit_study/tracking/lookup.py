@@ -1,6 +1,5 @@
 """Runs and models as MLflow holds them: found, checked, and turned back into what made them. Needs no TensorFlow."""
 
-import io
 import shutil
 import tempfile
 import urllib.parse
@@ -84,10 +83,10 @@ def drop_models(uri: str, run_id: str, sibling: str | None = None) -> None:
                 folder.parent.rmdir()
 
 
-def read_text(uri: str, run_id: str, path: str) -> str:
-    """A text artifact of a run."""
+def prediction_table(uri: str, run_id: str) -> pd.DataFrame:
+    """The predictions.csv of a run, as MLflow holds it."""
     with tempfile.TemporaryDirectory() as folder:
-        return Path(client_of(uri).download_artifacts(run_id, path, folder)).read_text()
+        return pd.read_csv(client_of(uri).download_artifacts(run_id, "tables/predictions.csv", folder))
 
 
 def open_store(configured: str | None) -> tuple[mlflow.MlflowClient, str]:
@@ -176,7 +175,7 @@ def recorded_config(run: Run) -> Config:
 def predictions(client: mlflow.MlflowClient, run: Run, key: str) -> pd.DataFrame:
     """The run's predictions.csv; ``key`` is what the person set to the run. Raises StudyError if the table is gone."""
     try:
-        return pd.read_csv(io.StringIO(read_text(client.tracking_uri, run.info.run_id, "tables/predictions.csv")))
+        return prediction_table(client.tracking_uri, run.info.run_id)
     except (*StoreFault, pd.errors.ParserError) as fault:
         wrong = f"`{key}` must be a run with tables/predictions.csv, got '{run.info.run_id}' ({first_line(fault, 200)})"
         raise StudyError(f"{wrong}: train it again with `python src/run.py`") from None
