@@ -90,7 +90,7 @@ def test_a_second_promotion_is_refused_after_a_while(store: rs.Store, monkeypatc
         pytest.raises(StudyError, match="one promotion"),
     ):
         promotion.serve(store.ask(rs.add_run(store)))
-    (noted,) = store.registry.ledger.notes()
+    (noted,) = store.registry.ledger.events("noted")
     assert "refused" in noted["outcome"]
 
 
@@ -124,7 +124,7 @@ def test_a_tag_locks_a_store_that_machines_share(
         with pytest.raises(StudyError, match="one promotion"), shared.lock("x"):
             pass
         assert lock_tag(store) == holder
-        assert [note["run_id"] for note in shared.ledger.notes()] == ["x"]
+        assert [note["run_id"] for note in shared.ledger.events("noted")] == ["x"]
 
 
 def test_two_promotions_at_once_take_turns(store: rs.Store) -> None:

@@ -384,11 +384,12 @@ def test_only_the_best_models_are_kept(store: str, monkeypatch: pytest.MonkeyPat
     [([], 0), (["killed"], 1), (["interrupted"], 0), (["killed", "interrupted"], 1), (["killed", "killed"], 2)],
 )
 def test_interruptions_use_up_no_retry(reasons: list[str], expected: int) -> None:
-    trials: dict[int, FrozenTrial] = {}
+    trials: list[FrozenTrial] = []
     for number, reason in enumerate([*reasons, ""]):
         attributes = {"reason": reason} | ({"retry_of": number - 1} if number else {})
-        trials[number] = optuna.trial.create_trial(state=TrialState.FAIL, user_attrs=attributes)
-    assert outcomes.retries(trials[len(reasons)], trials) == expected
+        trials.append(optuna.trial.create_trial(state=TrialState.FAIL, user_attrs=attributes))
+        trials[-1].number = number
+    assert outcomes.retries(trials[-1], trials) == expected
 
 
 def test_the_frame_of_a_study_has_a_row_for_every_trial(store: str) -> None:

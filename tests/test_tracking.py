@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
 import urllib.parse
 from dataclasses import replace
 from pathlib import Path
@@ -10,12 +12,14 @@ from typing import Any
 
 import mlflow
 import pytest
+import sqlalchemy
 from mlflow.exceptions import MlflowException
 
 from digit_study.config.run import Config, TrackingConfig
 from digit_study.data.sources import DataConfig
 from digit_study.terminal.messages import StudyError
 from digit_study.terminal.rules import flatten
+from digit_study.terminal.signals import Interrupted, interruptible
 from digit_study.tracking import lookup, stores
 from digit_study.tracking import run_log as tracking
 from digit_study.training.recipe import TrainingConfig
@@ -43,6 +47,31 @@ class Gone:
         return refuse
 
 
+# ---------------------------------------------------------------------------------- signals
+
+
+@pytest.mark.parametrize("statement", ["INSERT INTO params", "SELECT"])
+def test_a_signal_inside_a_transaction_leaves_the_store_usable(statement: str, store: str) -> None:
+    log = tracking.RunLog(store, created(store))
+    hit: list[str] = []
+
+    def send_signal(*arguments: Any) -> None:
+        if not hit and statement in arguments[2]:
+            hit.append(arguments[2])
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    sqlalchemy.event.listen(sqlalchemy.Engine, "before_cursor_execute", send_signal)
+    try:
+        with pytest.raises(Interrupted), interruptible():
+            log.config(CONFIG)
+            raise AssertionError("the signal was lost")
+    finally:
+        sqlalchemy.event.remove(sqlalchemy.Engine, "before_cursor_execute", send_signal)
+    assert hit and log.end("KILLED", {}) is None
+    run = look_at(store, log.run_id)
+    assert run.info.status == "KILLED" and run.data.params["training.threads"] == "1"
+
+
 # ---------------------------------------------------------------------------------- created
 
 
@@ -63,6 +92,7 @@ def test_a_new_run_says_where_it_comes_from(store: str) -> None:
     run = look_at(store, created(store))
     assert run.info.status == "RUNNING" and run.info.run_name == "filters=8"
     assert run.data.tags["dataset.sha256"] == "ab" * 32 and run.data.tags["precision"] == "float32"
+    assert all(run.data.tags[name] for name in ("host", "os", "processor"))
     assert len(run.data.tags["git.commit"]) == 40 or run.data.tags["git.commit"] == "unknown"
     experiment = mlflow.MlflowClient(store).get_experiment(run.info.experiment_id)
     assert experiment.name == "digit-recognizer-mnist_sample"

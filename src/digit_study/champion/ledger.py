@@ -89,13 +89,15 @@ class Ledger:
 
     def entries(self) -> list[Entry]:
         """All promotions and rollbacks, oldest first."""
-        events = self._events("begun", "ended")
+        events = self.events("begun", "ended")
         ended = {event["id"]: event for event in events if event["event"] == "ended"}
         return [Entry(event, ended.get(event["id"], {})) for event in events if event["event"] == "begun"]
 
-    def notes(self) -> list[Event]:
-        """Requests without effect because another promotion was under way, oldest first."""
-        return self._events("noted")
+    def events(self, *kinds: str) -> list[Event]:
+        """Events of these kinds, oldest first; ``noted`` are requests that a promotion under way left no effect."""
+        tagged, written = self._recorded()
+        events = tagged if self.remote else {**written, **tagged}
+        return sorted((one for one in events.values() if one["event"] in kinds), key=lambda one: str(one["id"]))
 
     def openings(self) -> int:
         """How many times the sealed test set has been opened: once per promotion."""
@@ -126,11 +128,6 @@ class Ledger:
         tags = [text for key, text in model.tags.items() if key.startswith(PREFIX)] if model else []
         lines = self.path.read_text(errors="replace").splitlines() if self.path.is_file() else []
         return _parse(tags), _parse(lines)
-
-    def _events(self, *kinds: str) -> list[Event]:
-        tagged, written = self._recorded()
-        events = tagged if self.remote else {**written, **tagged}
-        return sorted((one for one in events.values() if one["event"] in kinds), key=lambda one: str(one["id"]))
 
     def _tag(self, events: Iterable[Event]) -> None:
         """Tag the registered model, which is created if it is missing, with events and then with the count."""

@@ -35,10 +35,6 @@ def serve(config: PromoteConfig) -> None:
             _promote(registry, contest.find_challenger(client, uri, config), config)
 
 
-def _print(sentence: str) -> None:
-    console.console().print(sentence, markup=False)
-
-
 def _promote(registry: Registry, challenger: Challenger, config: PromoteConfig) -> None:
     """Check the challenger against the champion, then compare them; a dry run writes nothing and takes no lock."""
     run_id, dry_run = challenger.run_id, config.promote.dry_run
@@ -47,7 +43,9 @@ def _promote(registry: Registry, challenger: Challenger, config: PromoteConfig) 
             registry.recover()
         champion = registry.at(CHAMPION)
         if champion is not None and champion.run_id == run_id:
-            _print(f"run {run_id} is the reigning champion already, as version {champion.version}: nothing to do")
+            console.console().print(
+                f"run {run_id} is the reigning champion already, as version {champion.version}: nothing to do"
+            )
             if waited:
                 registry.ledger.record("noted", run_id, outcome="became champion while this request waited")
             return
@@ -67,7 +65,7 @@ def _print_plan(registry: Registry, challenger: Challenger, champion: ModelVersi
             f"against the champion, version {champion.version} (run {champion.run_id}); it would be promoted if exact "
             f"McNemar p < {limits.significance:g} says better, or at most {limits.margin:g} worse with fewer parameters"
         )
-    _print(
+    console.console().print(
         f"dry run: the sealed test images of {dataset_name(challenger.data)} would be opened once, for run "
         f"{challenger.run_id} ({metrics.get('parameters', 0):,.0f} parameters, validation accuracy "
         f"{console.percent(metrics.get('val_accuracy', 0))}): {against}. Nothing was opened or written; they have been "
@@ -102,31 +100,36 @@ def _compare(registry: Registry, challenger: Challenger, champion: ModelVersion 
             table.add_row(key, value)
     console.console().print(table)
     verb = "moves to" if decision.promoted else "stays; 'challenger' is"
-    _print(f"The alias 'champion' {verb} version {version}: {decision.reason}.")
-    _print(f"The sealed test set has been opened {times(registry.ledger.openings())}.")
+    console.console().print(f"The alias 'champion' {verb} version {version}: {decision.reason}.")
+    console.console().print(f"The sealed test set has been opened {times(registry.ledger.openings())}.")
 
 
 def _roll_back(registry: Registry, dry_run: bool) -> None:
     if dry_run or registry.is_clean():
         target = registry.previous()  # without one nothing is to be written
     if dry_run:
-        _print(f"dry run: version {target.version} (run {target.run_id}) would be champion again; nothing was written")
+        console.console().print(
+            f"dry run: version {target.version} (run {target.run_id}) would be champion again; nothing was written"
+        )
         return
     with registry.lock("rollback"):
         registry.recover()
-        _print(registry.roll_back())
+        console.console().print(registry.roll_back())
 
 
 def _print_history(registry: Registry) -> None:
     """Print the ledger, oldest entry first; what was cut off is recovered before, unless a promotion is under way."""
     registry.recover_if_idle()
+    terminal = console.console()
     for entry in registry.ledger.entries():
         start, end = entry.start, entry.end
         outcome = OUTCOMES.get(end.get("outcome", ""), "has not ended").format(version=end.get("version"))
         what = f"{start['kind']} {'to' if start['kind'] == 'rollback' else 'of'} run {start['run_id']}"
-        _print(f"{start['at']}  {start['who']}  {what}: {outcome}: {end.get('reason', 'under way, or cut off')}")
-    for event in registry.ledger.notes():
-        _print(f"{event['at']}  {event['who']}  run {event['run_id']}: {event['outcome']}")
+        terminal.print(
+            f"{start['at']}  {start['who']}  {what}: {outcome}: {end.get('reason', 'under way, or cut off')}"
+        )
+    for event in registry.ledger.events("noted"):
+        terminal.print(f"{event['at']}  {event['who']}  run {event['run_id']}: {event['outcome']}")
     aliases = ", ".join(f"{alias}: version {version}" for alias, version in registry.aliases().items())
-    _print(f"{registry.name}: {aliases or 'no alias is set, nothing has been promoted yet'}")
-    _print(f"The sealed test set has been opened {times(registry.ledger.openings())}.")
+    terminal.print(f"{registry.name}: {aliases or 'no alias is set, nothing has been promoted yet'}")
+    terminal.print(f"The sealed test set has been opened {times(registry.ledger.openings())}.")

@@ -35,12 +35,6 @@ def resolve_precision(requested: str) -> str:
     return "mixed_bfloat16" if processor_flags() & {"amx_bf16", "avx512_bf16"} else "float32"
 
 
-def describe() -> dict[str, str]:
-    """Host name, operating system and processor, for a run's tags."""
-    processor = platform.processor() or platform.machine()
-    return {"host": platform.node(), "os": platform.platform(), "processor": processor}
-
-
 def process_name(pid: int | None = None) -> str:
     """``host:pid:time of creation`` of a process, of this one by default; it is never given to another process."""
     pid = pid or os.getpid()

@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass, field
 
-from digit_study.terminal.rules import Rule, above, below, between, check
+from digit_study.terminal.rules import Rule, between, check
 
 
 @dataclass(frozen=True)
@@ -75,9 +75,9 @@ RUN_ID = Rule("a run id", lambda value: bool(value.strip()))
 PROMOTE_RULES: dict[str, Rule] = {
     "study": Rule("a name", lambda value: bool(value.strip())),
     "run_id": RUN_ID,
-    "promote.margin": below(0, 1),
+    "promote.margin": between(0, 1, "[)"),
     "promote.floor": between(0, 1),
-    "promote.significance": above(0, 0.5),
+    "promote.significance": between(0, 0.5, "(]"),
     "promote.model_name": Rule(
         "a letter or digit, then letters, digits, '-', '_' or '.'",
         lambda value: re.fullmatch(r"[A-Za-z0-9][\w.-]*", value, re.ASCII) is not None,

@@ -10,7 +10,7 @@ from typing import Any
 from digit_study.config.run import Config, TrackingConfig
 from digit_study.data import sources
 from digit_study.terminal.messages import nearest
-from digit_study.terminal.rules import Rule, above, at_least, between, check, choice
+from digit_study.terminal.rules import Rule, at_least, between, check, choice
 from digit_study.training import networks, recipe
 
 SAMPLERS = ("tpe", "random", "qmc", "cmaes", "grid", "nsga2", "gp")
@@ -108,8 +108,8 @@ RULES: dict[str, Rule] = {
     "search.sampler": choice(SAMPLERS),
     "search.pruner": choice(PRUNERS),
     "search.seed": between(0, 2**31 - 1),
-    "search.trial_timeout": above(0, 1e7),
-    "search.trial_memory": above(0, 1e5),
+    "search.trial_timeout": between(0, 1e7, "(]"),
+    "search.trial_memory": between(0, 1e5, "(]"),
     "search.max_failures": at_least(1),
     "search.keep_models": at_least(0),
     "confirm.top": between(1, 100),

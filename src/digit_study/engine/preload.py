@@ -4,6 +4,7 @@ import importlib
 import os
 import signal
 import threading
+from importlib.metadata import version
 
 from digit_study.terminal.signals import native_stderr
 from digit_study.tracking.stores import quiet_mlflow
@@ -29,6 +30,9 @@ try:
     with native_stderr():
         for name in SLOW:
             importlib.import_module(name)
+    # MLflow asks which package every module is of when it saves a model: half a second, of which it keeps the answer
+    requirements = importlib.import_module("mlflow.utils.requirements_utils")
+    requirements.warn_dependency_requirement_mismatches([f"numpy=={version('numpy')}"])
 finally:  # no thread may be there when the first trial is forked
     _imported.set()
     _guard.join()

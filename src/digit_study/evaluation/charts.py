@@ -75,11 +75,6 @@ def legend_below(figure: Figure, axes: Axes) -> None:
         figure.legend(unique.values(), unique.keys(), loc="outside lower center", ncols=5, fontsize=TICK, frameon=False)
 
 
-def integer_ticks(axis: Any) -> None:
-    """Put ticks at whole numbers only: there is no epoch, and no trial, 1.5."""
-    axis.set_major_locator(MaxNLocator(nbins=10, integer=True, min_n_ticks=1))
-
-
 def image_grid(images: Numbers, title: str, note: str, columns: int, captions: Sequence[Sequence[str]] = ()) -> Figure:
     """Draw n ≥ 1 images (n, 28, 28[, 1]) row by row, each above its caption if any: up to two lines, and a colour."""
     lines = max((text.count("\n") + 1 for text, _ in captions), default=0)
@@ -164,14 +159,6 @@ def comparison(runs: pd.DataFrame, title: str, limit: int = 40) -> Figure:
     style_axes(axes, label, "run", "\n".join([*notes, shared]).strip())
     legend_below(figure, axes)
     return figure
-
-
-def write_comparison(boards: Sequence[pd.DataFrame], folder: Path) -> None:
-    """Write the leaderboard of every dataset, as ``tables/comparison[_<n>].csv`` and as a figure."""
-    for number, board in enumerate(boards, start=1):
-        name = "comparison" if number == 1 else f"comparison_{number}"
-        write_table(board, folder, name)
-        save(comparison(board, "Validation accuracy"), folder / "figures" / f"{name}.png")
 
 
 def save(figure: Figure, path: Path) -> None:

@@ -85,7 +85,7 @@ def run_many(plan: Plan, task: Callable[[], None]) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
     terminal = console.console()
     for board in boards:
-        terminal.print(console.leaderboard_table(board, "Comparison"))
+        terminal.print(console.ranked_table("Comparison", board, console.RUNS, " (McNemar, 5 %)"))
     terminal.print(f"parent run {run_id}; look at it: {stores.view_command(uri)}")
     failed = [f"{outcome.name}: {outcome.reason}" for outcome in outcomes if outcome.reason]
     head = [f"{len(failed)} of {len(outcomes)} runs FAILED:"] if failed else []
@@ -129,7 +129,10 @@ def _rank(log: run_log.RunLog, finished: Sequence[ranking.Candidate]) -> list[pd
     """Rank those on equal data together, and put table and figure on the parent."""
     digests = dict.fromkeys(candidate.digest for candidate in finished)
     boards = [ranking.leaderboard([one for one in finished if one.digest == digest]) for digest in digests]
-    charts.write_comparison(boards, log.folder)
+    for number, board in enumerate(boards, start=1):
+        name = "comparison" if number == 1 else f"comparison_{number}"
+        charts.write_table(board, log.folder, name)
+        charts.save(charts.comparison(board, "Validation accuracy"), log.folder / "figures" / f"{name}.png")
     if len(boards) == 1:
         best = boards[0].iloc[0]
         log.metrics({"best_val_accuracy": best["val_accuracy"]})

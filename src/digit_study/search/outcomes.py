@@ -2,7 +2,7 @@
 
 import math
 from bisect import insort
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
@@ -30,13 +30,19 @@ def rank_key(trial: FrozenTrial, study: Study) -> RankKey:
     return broken, sign * trial.values[0], trial.number, str(trial.user_attrs.get(RUN_ID))
 
 
-def retries(trial: FrozenTrial, by_number: Mapping[int, FrozenTrial]) -> int:
-    """How often this configuration was already run again because its process died."""
-    count = 0
+def retries(trial: FrozenTrial, trials: Sequence[FrozenTrial]) -> int:
+    """How often this configuration was already run again because its process died; ``trials`` are all of the study."""
+    by_number, count = {one.number: one for one in trials}, 0
     while (earlier := trial.user_attrs.get(RETRY_OF)) is not None:
         trial = by_number[earlier]
         count += trial.user_attrs.get(REASON) not in BLAMELESS
     return count
+
+
+def ranked_trials(stored: StoredStudy) -> list[tuple[RankKey, FrozenTrial]]:
+    """All complete trials with their keys, the best first."""
+    keyed = [(rank_key(trial, stored.study), trial) for trial in stored.trials(TrialState.COMPLETE)]
+    return sorted(keyed, key=lambda pair: pair[0])
 
 
 class Outcomes:
@@ -51,7 +57,7 @@ class Outcomes:
         self.failures = 0
         self.stop_reason: str | None = None
         # the best complete trials, whose models are kept
-        self.best = self._ranked()[: max(1, self.search.keep_models)]
+        self.best = [key for key, _ in ranked_trials(stored)[: max(1, self.search.keep_models)]]
 
     def complete(self, trial: FrozenTrial, metrics: Mapping[str, float]) -> None:
         """End a trial that has its metrics."""
@@ -69,7 +75,7 @@ class Outcomes:
             self.study.set_user_attr("validation_images", int(metrics["validation_images"]))
         self.study.tell(trial.number, list(values.values()), skip_if_finished=True)
         tags = {f"trial.{name}": f"{value:.6g}" for name, value in values.items()}
-        self._tag(str(trial.user_attrs.get(RUN_ID)), "COMPLETE", **tags)
+        run_log.tag_run(self.uri, str(trial.user_attrs.get(RUN_ID)), {"trial.state": "COMPLETE", **tags})
         insort(self.best, rank_key(self.stored.trial(trial.number), self.study))
         if len(self.best) > max(1, self.search.keep_models):  # this result has pushed one out of the best
             *_, run_id = self.best.pop()
@@ -80,22 +86,30 @@ class Outcomes:
     def prune(self, trial: FrozenTrial, epoch: int) -> None:
         """End a trial that was stopped after ``epoch``."""
         self.study.tell(trial.number, state=TrialState.PRUNED, skip_if_finished=True)
-        self._tag(str(trial.user_attrs.get(RUN_ID)), "PRUNED")
+        run_log.tag_run(self.uri, str(trial.user_attrs.get(RUN_ID)), {"trial.state": "PRUNED"})
         self.report(trial.number, "PRUNED", f"after epoch {epoch}")
 
-    def died(self, trial: FrozenTrial, reason: str) -> None:
-        """End a trial whose process was killed from outside; it runs once more unless MLflow has its result."""
-        if (metrics := self._tracked_result(trial)) is not None:
+    def cut_off(self, trial: FrozenTrial, reason: str) -> None:
+        """End a trial that could not: with its result where MLflow has that, else it runs again, if killed only once.
+
+        What ended with its supervisor was not killed for its own sake, and always runs again.
+        """
+        run_id = trial.user_attrs.get(RUN_ID)
+        metrics = (lookup.finished_metrics(self.uri, run_id) if run_id else None) or {}
+        needed = {*self.objectives, *(one.metric for one in self.constraints), "validation_images"}
+        if needed <= metrics.keys() - {"epoch_seconds"}:  # of that only the last epoch's is kept, not the mean of all
             self.complete(trial, metrics)
+        elif reason in BLAMELESS:
+            self.fail(trial, reason, "KILLED", again=True)
         else:
-            by_number = {one.number: one for one in self.stored.trials()}
-            self.fail(trial, reason, "FAILED", again=retries(trial, by_number) < RETRIES)
+            self.fail(trial, reason, "FAILED", again=retries(trial, self.stored.trials()) < RETRIES)
 
     def fail(self, trial: FrozenTrial, reason: str, status: str, again: bool) -> None:
         """Record a trial without a result in both stores; ``again`` enqueues its configuration once more."""
-        self.stored.set_attr(trial.number, REASON, reason)
+        writable = Trial(self.study, self.stored.trial_id(trial.number))
+        writable.set_user_attr(REASON, reason)
         if again:
-            self.stored.set_attr(trial.number, SUPERSEDED, True)
+            writable.set_user_attr(SUPERSEDED, True)
             # else the process that began to end this trial was killed after this
             if all(one.user_attrs.get(RETRY_OF) != trial.number for one in self.stored.trials()):
                 kept = {key: trial.user_attrs[key] for key in (BASELINE, SEED) if key in trial.user_attrs}
@@ -104,7 +118,7 @@ class Outcomes:
         self.study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
         if run_id := trial.user_attrs.get(RUN_ID):
             run_log.close_run(self.uri, run_id, status, reason)
-            self._tag(run_id, "FAIL", failure=reason)
+            run_log.tag_run(self.uri, run_id, {"trial.state": "FAIL", "failure": reason})
         self.report(trial.number, "FAIL", reason + (" (it runs again)" if again else ""))
         if not again:
             self.failures += 1
@@ -117,14 +131,14 @@ class Outcomes:
         """End what supervisors that are gone left RUNNING: with its result where MLflow has it, else as interrupted."""
         for trial in orphans(self.stored):
             machine.end_process(trial.user_attrs.get(WORKER))
-            self._end_early(trial, ABANDONED)
+            self.cut_off(trial, ABANDONED)
 
     def interrupt(self) -> None:
         """End all that this process has started, so that nothing is RUNNING and every configuration comes again."""
         me = machine.process_name()
         for trial in self.stored.trials(TrialState.RUNNING):
             if trial.user_attrs.get(SUPERVISOR) == me:
-                self._end_early(trial, INTERRUPTED)
+                self.cut_off(trial, INTERRUPTED)
 
     def settle_runs(self) -> None:
         """Make MLflow agree with Optuna, where a process was killed between the two."""
@@ -138,32 +152,11 @@ class Outcomes:
             else:
                 continue
             run_log.close_run(self.uri, run_id, "KILLED", reason or ABANDONED)
-            self._tag(run_id, state, **({"failure": reason} if reason else {}))
+            run_log.tag_run(self.uri, run_id, {"trial.state": state, **({"failure": reason} if reason else {})})
 
     def drop_models(self) -> None:
         """Delete the models of all but the best, whichever process trained them."""
         mine = {trial.user_attrs.get(RUN_ID) for trial in self.stored.trials()}
-        best = {run_id for *_, run_id in self._ranked()[: self.search.keep_models]}
+        best = {run_id for (*_, run_id), _ in ranked_trials(self.stored)[: self.search.keep_models]}
         for run_id in lookup.runs_with_models(self.uri, self.parent_run_id) & mine - best:
             lookup.drop_models(self.uri, str(run_id))
-
-    def _ranked(self) -> list[RankKey]:
-        """The keys of all complete trials, the best first."""
-        return sorted(rank_key(trial, self.study) for trial in self.stored.trials(TrialState.COMPLETE))
-
-    def _end_early(self, trial: FrozenTrial, reason: str) -> None:
-        if (metrics := self._tracked_result(trial)) is not None:
-            self.complete(trial, metrics)
-        else:
-            self.fail(trial, reason, "KILLED", again=True)
-
-    def _tracked_result(self, trial: FrozenTrial) -> dict[str, float] | None:
-        """The metrics of a trial that MLflow has as FINISHED, if they are all that is needed."""
-        run_id = trial.user_attrs.get(RUN_ID)
-        metrics = lookup.finished_metrics(self.uri, run_id) if run_id else None
-        needed = {*self.objectives, *(one.metric for one in self.constraints), "validation_images"}
-        # the mean of all epochs is not kept as a metric, only the last one
-        return metrics if metrics is not None and needed <= metrics.keys() - {"epoch_seconds"} else None
-
-    def _tag(self, run_id: str, state: str, **tags: str) -> None:
-        run_log.tag_run(self.uri, run_id, {"trial.state": state, **tags})

@@ -11,14 +11,14 @@ from typing import Any
 import numpy as np
 import optuna
 import pandas as pd
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 from optuna.trial import FrozenTrial, TrialState
 
 from digit_study.evaluation import charts
 from digit_study.evaluation.metrics import accuracy_interval
 from digit_study.evaluation.ranking import Candidate, Group, pooled_leaderboard
 from digit_study.search import space
-from digit_study.search.outcomes import RUN_ID, SEED, RankKey, rank_key
+from digit_study.search.outcomes import RUN_ID, SEED, RankKey, rank_key, ranked_trials
 from digit_study.search.plan import StudyPlan
 from digit_study.search.study import StoredStudy
 from digit_study.terminal.console import warn, with_interval
@@ -32,8 +32,7 @@ PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{tit
 
 def feasible_trials(stored: StoredStudy) -> list[FrozenTrial]:
     """Complete trials that keep every constraint, the best first."""
-    ranked = sorted((rank_key(trial, stored.study), trial) for trial in stored.trials(TrialState.COMPLETE))
-    return [trial for (is_broken, *_), trial in ranked if not is_broken]
+    return [trial for (is_broken, *_), trial in ranked_trials(stored) if not is_broken]
 
 
 def trial_name(trial: FrozenTrial, plan: StudyPlan) -> str:
@@ -193,7 +192,7 @@ def _write_png(
         plt.gcf().set_size_inches(max(width, 9.0), 5.0)
         if name == "intermediate_values":
             axes[0].set(xlabel="epoch", ylabel=objective)
-            charts.integer_ticks(axes[0].xaxis)
+            axes[0].xaxis.set_major_locator(MaxNLocator(nbins=10, integer=True, min_n_ticks=1))
             if legend := axes[0].get_legend():
                 legend.remove()  # a line a trial
         for panel in axes if name == "slices" else []:

@@ -127,7 +127,9 @@ def _report(plan: StudyPlan, stored: StoredStudy, log: RunLog, status: str) -> N
     path = studies_folder() / f"{name}.best.txt"
     path.write_text(command + "\n")
     terminal = console.console()
-    terminal.print(console.study_table(board.head(10), f"Leaderboard of study '{name}'"))
+    terminal.print(
+        console.ranked_table(f"Leaderboard of study '{name}'", board.head(10), console.CONFIGURATIONS, " (5 %)")
+    )
     if len(plan.objectives) > 1:
         terminal.print(console.front_table(report.pareto_front(plan, stored), plan.objectives))
     path = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path

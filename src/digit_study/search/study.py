@@ -45,7 +45,7 @@ FREE_KEYS = ("tracking.", "training.threads", "training.seed", "data.path", "dat
 
 @dataclass(frozen=True)
 class StoredStudy:
-    """An Optuna study and the storage it was opened on, which writes attributes of trials by their number."""
+    """An Optuna study and the storage it was opened on."""
 
     study: Study
     storage: BaseStorage
@@ -67,10 +67,6 @@ class StoredStudy:
     def trial(self, number: int) -> FrozenTrial:
         """A trial as it is now."""
         return self.storage.get_trial(self.trial_id(number))
-
-    def set_attr(self, number: int, key: str, value: Any) -> None:
-        """Set an attribute of a trial that has not ended."""
-        self.storage.set_trial_user_attr(self.trial_id(number), key, value)
 
 
 def lock(name: str) -> FileLock:

@@ -19,7 +19,7 @@ from digit_study.search.outcomes import RUN_ID, SEED
 from digit_study.search.plan import StudyPlan, make_sampler_and_pruner
 from digit_study.terminal.messages import StudyError, first_line
 from digit_study.terminal.progress import SweepProgress
-from digit_study.terminal.signals import raise_if_interrupted
+from digit_study.terminal.signals import deferred_signals, raise_if_interrupted
 from digit_study.tracking import run_log
 
 REPLICATE_OF = "replicate_of"
@@ -62,13 +62,17 @@ class Sweep:
     def run(self) -> None:
         """Search until the declared total is met; raises StudyError if too many trials failed."""
         try:
-            self._join()
-            while self.running or self._refill() or self._others_run():
+            with deferred_signals():
+                self._join()
+                is_working = self._refill() or self._others_run()
+            while is_working:
                 raise_if_interrupted()
-                for event in self.engine.events():
-                    self._handle(event)
-                self._refill()
-                self._send_heartbeat()
+                events = list(self.engine.events())
+                with deferred_signals():  # one inside a transaction may leave a database locked
+                    for event in events:
+                        self._handle(event)
+                    is_working = self._refill() or self._others_run()
+                    self._send_heartbeat()
                 if self.progress.live:
                     left = self.left + len(self.running)
                     turns = (self.left + 0.5 * len(self.running)) / self.plan.workers
@@ -228,7 +232,7 @@ class Sweep:
             seconds = [record["epoch_seconds"] for record in event.content.epochs]
             self.outcomes.complete(trial, {**event.content.metrics, "epoch_seconds": statistics.mean(seconds)})
         elif event.kind == "died":
-            self.outcomes.died(trial, event.content)
+            self.outcomes.cut_off(trial, event.content)
         elif running.pruned_after is not None:
             self.outcomes.prune(trial, running.pruned_after)
         else:  # failed by its own fault, or expired

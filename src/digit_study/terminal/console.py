@@ -15,16 +15,33 @@ if TYPE_CHECKING:  # half a second that --help can do without
     import pandas as pd
 
 TIED = "= cannot be told from the best"
+#: Columns of ranked tables by heading, each with the format of its cells: of runs, of a study's configurations, of what
+#: is confirmed. A narrow terminal has room for these; all numbers are on the parent run.
+RUNS = {
+    "rank": "{rank}", "run": "{name}", "val accuracy [95 %]": "{accuracy}", "val loss": "{val_loss:.4f}",
+    "parameters": "{parameters:,.0f}", "seconds": "{training_seconds:.1f}", "p": "{p_value:.3f}", "": "{mark}",
+    "run id": "{run_id}",
+}  # fmt: skip
+CONFIGURATIONS = {
+    "rank": "{rank}", "val accuracy [95 %]": "{accuracy}", "parameters": "{parameters:,.0f}", "seeds": "{seeds}",
+    "": "{mark}", "trial: configuration": "{name}",
+}  # fmt: skip
+CANDIDATES = {
+    "rank": "{rank}", "candidate": "{name}", "mean [95 %]": "{accuracy}", "parameters": "{parameters:,.0f}",
+    "seeds": "{seeds}", "p seeds": "{p_seeds:.3f}", "p images": "{p_images:.3f}", "": "{mark}",
+    "best run": "{run_id}",
+}  # fmt: skip
 
 
 def console() -> Console:
     """Standard output; plain and never wrapped where it is piped."""
-    return Console(width=None if sys.stdout.isatty() else 160, highlight=False, soft_wrap=not sys.stdout.isatty())
+    is_terminal = sys.stdout.isatty()
+    return Console(width=None if is_terminal else 160, highlight=False, markup=False, soft_wrap=not is_terminal)
 
 
 def print_error(message: str, style: str = "red") -> None:
     """Print a message to standard error, in one piece."""
-    Console(stderr=True, highlight=False, soft_wrap=True).print(message, style=style, markup=False)
+    Console(stderr=True, highlight=False, markup=False, soft_wrap=True).print(message, style=style)
 
 
 def warn(message: str) -> None:
@@ -59,14 +76,15 @@ def run_table(run_id: str, metrics: Mapping[str, float], view_command: str) -> T
     return table
 
 
-def ranked_table(title: str, ranking: pd.DataFrame, legend: str, columns: Mapping[str, str]) -> Table:
+def ranked_table(title: str, ranking: pd.DataFrame, columns: Mapping[str, str], note: str) -> Table:
     """Ranked rows, each column by its heading and the format of its cells, which may name the columns of ``ranking``.
 
     Three more names are known there: ``name`` is what tells a row from the others (what all share stands in the
-    caption, above ``legend``), ``accuracy`` the accuracy with its interval, ``mark`` says what is tied and what won.
+    caption, above the legend, which ends with ``note``), ``accuracy`` the accuracy with its interval, ``mark`` says
+    what is tied and what won.
     """
     names, shared = short_names([str(name) for name in ranking["name"]])
-    caption = f"all: {shared}\n{legend}" if shared else legend
+    caption = (f"all: {shared}\n" if shared else "") + TIED + note
     table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
     for heading, cell in columns.items():
         is_text = cell in ("{name}", "{run_id}")  # numbers stand on the right and are never wrapped
@@ -76,29 +94,6 @@ def ranked_table(title: str, ranking: pd.DataFrame, legend: str, columns: Mappin
         known = {**row, "name": name, "accuracy": accuracy_with_interval(row), "mark": mark}
         table.add_row(*(cell.format_map(known) for cell in columns.values()))
     return table
-
-
-def confirmation_table(ranking: pd.DataFrame, title: str) -> Table:
-    """Candidates by mean over seeds; ``=`` marks what cannot be told from the best, ``*`` the winner."""
-    ends = {"mean": "val_accuracy", "low": "val_accuracy_low", "high": "val_accuracy_high"}
-    columns = {"rank": "{rank}", "candidate": "{name}", "mean [95 %]": "{accuracy}", "parameters": "{parameters:,.0f}"}
-    columns |= {"seeds": "{seeds}", "p seeds": "{p_seeds:.3f}", "p images": "{p_images:.3f}", "": "{mark}"}
-    legend = f"{TIED}, over seeds or over images (p > 0.05); * the winner"
-    return ranked_table(title, ranking.rename(columns=ends), legend, columns | {"best run": "{run_id}"})
-
-
-def leaderboard_table(board: pd.DataFrame, title: str) -> Table:
-    """Compared runs; ``=`` marks what cannot be told from the best."""
-    columns = {"rank": "{rank}", "run": "{name}", "val accuracy [95 %]": "{accuracy}", "val loss": "{val_loss:.4f}"}
-    columns |= {"parameters": "{parameters:,.0f}", "seconds": "{training_seconds:.1f}", "p": "{p_value:.3f}"}
-    return ranked_table(title, board, f"{TIED} (McNemar, 5 %)", columns | {"": "{mark}", "run id": "{run_id}"})
-
-
-def study_table(board: pd.DataFrame, title: str) -> Table:
-    """Configurations by rank, as a narrow terminal can show them; all of their numbers are on the parent run."""
-    columns = {"rank": "{rank}", "val accuracy [95 %]": "{accuracy}", "parameters": "{parameters:,.0f}"}
-    columns |= {"seeds": "{seeds}", "": "{mark}", "trial: configuration": "{name}"}
-    return ranked_table(title, board, f"{TIED} (5 %)", columns)
 
 
 def front_table(front: pd.DataFrame, objectives: Mapping[str, str]) -> Table:

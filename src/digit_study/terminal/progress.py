@@ -4,10 +4,11 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
+from typing import Any
 
 from rich.console import Group
 from rich.live import Live
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -82,3 +83,34 @@ def sweep_progress(best: Callable[[], str]) -> Iterator[SweepProgress]:
     live = Live(console=console(), refresh_per_second=4, transient=True) if sys.stdout.isatty() else None
     with live or nullcontext():
         yield SweepProgress(best, live)
+
+
+class RunProgress:
+    """Follows the runs of a confirmation, of which an earlier start has finished ``done``: bars, and a line a run."""
+
+    def __init__(self, total: int, done: int, bars: Progress) -> None:
+        self.total, self.done, self.bars = total, done, bars
+        self.all = bars.add_task("all runs", total=total, completed=done)
+        self.tasks: dict[int, TaskID] = {}
+
+    def follow(self, number: int, name: str, epochs: int, at: float = 0.0) -> None:
+        """Show a run, which has trained ``at`` of its ``epochs``."""
+        if number not in self.tasks:
+            self.tasks[number] = self.bars.add_task(name, total=epochs)
+        self.bars.update(self.tasks[number], completed=at)
+
+    def end(self, number: int, result: str, counts: bool) -> None:
+        """Print how a run ended; ``counts`` says whether it need not run again."""
+        self.done += counts
+        self.bars.remove_task(self.tasks.pop(number))
+        self.bars.update(self.all, completed=self.done)
+        self.bars.console.print(f"{self.done}/{self.total}  {result}", soft_wrap=True)
+
+
+@contextmanager
+def confirmation_progress(total: int, done: int) -> Iterator[RunProgress]:
+    """Show the progress of a confirmation inside the block."""
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:.1f}/{task.total}"))
+    options: dict[str, Any] = {"console": console(), "transient": True, "disable": not sys.stdout.isatty()}
+    with Progress(*columns, TimeRemainingColumn(), **options) as bars:
+        yield RunProgress(total, done, bars)

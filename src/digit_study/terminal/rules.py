@@ -34,19 +34,15 @@ def at_least(low: int) -> Rule:
     return Rule(f"at least {low}", lambda value: low <= value < math.inf)
 
 
-def between(low: float, high: float) -> Rule:
-    """A number lies in [low, high]."""
-    return Rule(f"in [{low:.10g}, {high:.10g}]", lambda value: low <= value <= high)
+def between(low: float, high: float, ends: str = "[]") -> Rule:
+    """A number lies in [low, high], without an end that is written as a round bracket in ``ends``."""
+    has_low, has_high = ends[0] == "[", ends[1] == "]"
 
+    def holds(value: float) -> bool:
+        return low <= value <= high and (has_low or value != low) and (has_high or value != high)
 
-def below(low: float, high: float) -> Rule:
-    """A number lies in [low, high)."""
-    return Rule(f"in [{low:g}, {high:g})", lambda value: low <= value < high)
-
-
-def above(low: float, high: float) -> Rule:
-    """A number lies in (low, high]."""
-    return Rule(f"greater than {low:g} and at most {high:g}", lambda value: low < value <= high)
+    inside = f"in [{low:.10g}, {high:.10g}{ends[1]}"
+    return Rule(inside if has_low else f"greater than {low:g} and at most {high:g}", holds)
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:

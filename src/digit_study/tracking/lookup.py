@@ -94,7 +94,7 @@ def open_store(configured: str | None) -> tuple[mlflow.MlflowClient, str]:
     uri = stores.require_store(configured, "runs must have been tracked first", "run `python src/run.py`")
     stores.prepare_store(uri)
     mlflow.set_tracking_uri(uri)  # the registry and the artifacts follow it
-    return mlflow.MlflowClient(), uri
+    return client_of(uri), uri
 
 
 @contextmanager

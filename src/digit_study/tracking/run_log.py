@@ -5,6 +5,7 @@ All is on disk in ``mlruns/.outbox/<run_id>`` before it is sent; what a server t
 
 import json
 import os
+import platform
 import shutil
 import subprocess
 import sys
@@ -12,7 +13,7 @@ import time
 import urllib.parse
 import warnings
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, replace
 from functools import cache
 from importlib.metadata import version
@@ -26,7 +27,6 @@ from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunT
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_SOURCE_NAME, MLFLOW_USER
 
-from digit_study.config import machine
 from digit_study.config.compose import ROOT
 from digit_study.config.run import Config
 from digit_study.terminal.messages import StudyError, first_line, without_password
@@ -48,8 +48,18 @@ DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 StoreFault = (MlflowException, OSError)
 
 
-#: The client of a store by its URI; MLflow needs a millisecond to make one.
-client_of = cache(mlflow.MlflowClient)
+class DatabaseClient(mlflow.MlflowClient):
+    """MLflow's client, for each of whose calls a signal waits: one inside a transaction leaves the database locked."""
+
+    def __getattribute__(self, name: str) -> Any:
+        found = super().__getattribute__(name)
+        return found if name.startswith("_") or not callable(found) else deferred_signals()(found)
+
+
+@cache
+def client_of(uri: str) -> mlflow.MlflowClient:
+    """The client of a store; MLflow needs a millisecond to make one. A server's calls may end at any moment."""
+    return mlflow.MlflowClient(uri) if uri.startswith(SERVERS) else DatabaseClient(uri)
 
 
 def experiment_name(config: Config, dataset: str) -> str:
@@ -103,7 +113,9 @@ def create_run(config: Config, uri: str, dataset: str, name: str | None = None, 
         "precision": config.training.precision,
         "threads": str(config.training.threads),
         "onednn": os.environ.get("TF_ENABLE_ONEDNN_OPTS", "default"),
-        **machine.describe(),
+        "host": platform.node(),
+        "os": platform.platform(),
+        "processor": platform.processor() or platform.machine(),
         **code_tags(),
         **({MLFLOW_PARENT_RUN_ID: parent} if parent else {}),
         **tags,
@@ -218,7 +230,8 @@ class RunLog:
             signature = mlflow.models.ModelSignature(Schema([pixels]), Schema([probabilities]))
             requirements = [f"{name}=={version(name)}" for name in MODEL_REQUIREMENTS]
             mlflow.set_tracking_uri(self.uri)
-            with mlflow.start_run(run_id=self.run_id):
+            whole = nullcontext() if self.uri.startswith(SERVERS) else deferred_signals()
+            with whole, mlflow.start_run(run_id=self.run_id):
                 mlflow.keras.log_model(model, name="model", signature=signature, pip_requirements=requirements)
 
         model.save(self.folder / "model.keras")

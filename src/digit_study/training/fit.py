@@ -58,12 +58,15 @@ def fit(
     Raises Diverged, which names quantity, epoch and step, if a loss is not finite.
     """
     steps, per_execution = steps_of_epoch(len(images) // config.batch_size)
-    loss, smoothing = keras.losses.SparseCategoricalCrossentropy(), config.label_smoothing
-    if smoothing:
+    loss, accuracy = keras.losses.SparseCategoricalCrossentropy(), keras.metrics.SparseCategoricalAccuracy("accuracy")
+    if smoothing := config.label_smoothing:
         loss = keras.losses.CategoricalCrossentropy(label_smoothing=smoothing)
+        accuracy = keras.metrics.CategoricalAccuracy("accuracy")
     optimizer = build_optimizer(config, steps * config.epochs)
+    # a training step that finds all its variables made is traced once, else twice, which takes half a second
+    optimizer.build(model.trainable_variables)
     xla = "auto" if has_gpu() else False  # several times slower on a CPU
-    model.compile(optimizer, loss, metrics=["accuracy"], steps_per_execution=per_execution, jit_compile=xla)
+    model.compile(optimizer, loss, metrics=[accuracy], steps_per_execution=per_execution, jit_compile=xla)
     recorder = _Recorder(config, steps, validate, on_epoch, on_steps)
     ema = [keras.callbacks.SwapEMAWeights(swap_on_epoch=True)] if config.ema else []
     batches = make_batches(images, labels, config, steps)  # they shuffle themselves

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from digit_study.data.sources import CLASSES, IMAGE_SIDE
-from digit_study.terminal.rules import Rule, at_least, below, between, choice
+from digit_study.terminal.rules import Rule, at_least, between, choice
 
 POOLINGS = ("max", "average", "stride", "none")
 ACTIVATIONS = ("relu", "gelu", "silu", "elu", "tanh", "leaky_relu")
@@ -109,7 +109,7 @@ RULES: dict[str, Rule] = {
     "model.kernel_size": between(1, IMAGE_SIDE),
     "model.pooling": choice(POOLINGS),
     "model.dense_units": between(0, WIDEST),
-    "model.dropout": below(0, 1),
+    "model.dropout": between(0, 1, "[)"),
     "model.activation": choice(ACTIVATIONS),
 }
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from digit_study.data.augmentation import AUGMENTATIONS
 from digit_study.data.sources import IMAGE_SIDE
-from digit_study.terminal.rules import Rule, above, at_least, below, between, choice
+from digit_study.terminal.rules import Rule, at_least, between, choice
 
 PRECISIONS = ("auto", "float32", "mixed_bfloat16")
 Optimizer = Any  # of Keras, which is imported when one is built: names and rules are known without it
@@ -79,15 +79,15 @@ RULES: dict[str, Rule] = {
     "training.epochs": at_least(1),
     "training.batch_size": at_least(1),
     "training.optimizer": choice(OPTIMIZERS),
-    "training.learning_rate": above(0, 10),
-    "training.weight_decay": below(0, 1),
+    "training.learning_rate": between(0, 10, "(]"),
+    "training.weight_decay": between(0, 1, "[)"),
     "training.schedule": choice(SCHEDULES),
     "training.early_stopping.patience": at_least(1),
     "training.augmentation": choice(AUGMENTATIONS),
     "training.shift": between(0, IMAGE_SIDE / 2),
     "training.rotation": between(0, 180),
-    "training.ema_momentum": below(0, 1),
-    "training.label_smoothing": below(0, 1),
+    "training.ema_momentum": between(0, 1, "[)"),
+    "training.label_smoothing": between(0, 1, "[)"),
     "training.precision": choice(PRECISIONS),
     "training.threads": between(1, 1024),
     "training.seed": between(0, 2**32 - 1),

@@ -121,7 +121,7 @@ def _print(pair: Pair, run_id: str, view_command: str) -> None:
     table.caption = f"the first {ROWS}; all are in tables/flipped.csv" if len(changed) > ROWS else None
     terminal.print(table)
     where = f"run {run_id}; confusions and images that flipped are among its figures: {view_command}"
-    terminal.print(where, markup=False)
+    terminal.print(where)
 
 
 def flips(first: Evaluation, second: Evaluation) -> pd.DataFrame:

@@ -6,17 +6,13 @@ candidate, are not selected on.
 
 import hashlib
 import json
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 from optuna.trial import TrialState
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
 from digit_study.config.run import Config
 from digit_study.config.study import StudyConfig
@@ -30,6 +26,7 @@ from digit_study.search.run import kept_elsewhere, parent_of
 from digit_study.search.study import DATA_PATH, OVERRIDES, UID, StoredStudy, exclusive, find_study, refuse_changes
 from digit_study.terminal import console
 from digit_study.terminal.messages import StudyError
+from digit_study.terminal.progress import confirmation_progress
 from digit_study.terminal.signals import Interrupted, raise_if_interrupted
 from digit_study.tracking import lookup, run_log, stores
 
@@ -141,12 +138,15 @@ def _train(work: Confirmation, engine: Engine) -> None:
                 while waiting and engine.free:
                     number, job = number + 1, waiting.pop(0)
                     jobs[number] = (job, _submit(work, engine, number, job))
-                    progress.begin(number, work.name(job), work.configs[job[0]].training.epochs)
+                    progress.follow(number, work.name(job), work.configs[job[0]].training.epochs)
                 for event in engine.events():
                     if event.kind in ("steps", "epoch"):
-                        progress.follow(event.key, event.kind, event.content)
+                        at, (job, _) = float(event.content[0]), jobs[event.key]
                         if event.kind == "epoch":
                             engine.answer(event.key, True)
+                        else:
+                            at += event.content[1] / event.content[2] - 1
+                        progress.follow(event.key, work.name(job), work.configs[job[0]].training.epochs, at)
                         continue
                     job, run_id = jobs.pop(event.key)
                     if event.kind == "died" and job not in died:
@@ -207,47 +207,15 @@ def _conclude(work: Confirmation) -> str:
         if run.run_id != winner["run_id"]:
             lookup.drop_models(work.plan.uri, run.run_id)
     terminal = console.console()
-    terminal.print(console.confirmation_table(ranking, f"Confirmation of study '{study.study}'"))
+    ends = {"mean": "val_accuracy", "low": "val_accuracy_low", "high": "val_accuracy_high"}
+    title, note = f"Confirmation of study '{study.study}'", ", over seeds or over images (p > 0.05); * the winner"
+    terminal.print(console.ranked_table(title, ranking.rename(columns=ends), console.CANDIDATES, note))
     is_smallest = study.confirm.prefer == "smallest"
     why = "the smallest of those that cannot be told from the best" if is_smallest else "the highest mean"
     terminal.print(f"winner: {winner['name']} ({why}), run {winner['run_id']}", soft_wrap=True)
     where = address(study.study, {"tracking.uri": work.plan.run.tracking.uri})
     terminal.print(f"next:\n  python sweeps/promote.py {where}", soft_wrap=True)
     return str(winner["run_id"])
-
-
-class RunProgress:
-    """Follows the runs of a confirmation, of which an earlier start has finished ``done``: bars, and a line a run."""
-
-    def __init__(self, total: int, done: int, bars: Progress) -> None:
-        self.total, self.done, self.bars = total, done, bars
-        self.all = bars.add_task("all runs", total=total, completed=done)
-        self.tasks: dict[int, TaskID] = {}
-
-    def begin(self, number: int, name: str, epochs: int) -> None:
-        """Show a run from its start."""
-        self.tasks[number] = self.bars.add_task(name, total=epochs)
-
-    def follow(self, number: int, kind: str, content: Any) -> None:
-        """Show where a run is: (epoch, step, steps) of ``steps``, (epoch, record) of ``epoch``."""
-        at = content[0] if kind == "epoch" else content[0] - 1 + content[1] / content[2]
-        self.bars.update(self.tasks[number], completed=at)
-
-    def end(self, number: int, result: str, counts: bool) -> None:
-        """Print how a run ended; ``counts`` says whether it need not run again."""
-        self.done += counts
-        self.bars.remove_task(self.tasks.pop(number))
-        self.bars.update(self.all, completed=self.done)
-        self.bars.console.print(f"{self.done}/{self.total}  {result}", soft_wrap=True, markup=False)
-
-
-@contextmanager
-def confirmation_progress(total: int, done: int) -> Iterator[RunProgress]:
-    """Show the progress of a confirmation inside the block."""
-    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:.1f}/{task.total}"))
-    options: dict[str, Any] = {"console": console.console(), "transient": True, "disable": not sys.stdout.isatty()}
-    with Progress(*columns, TimeRemainingColumn(), **options) as bars:
-        yield RunProgress(total, done, bars)
 
 
 def confirmation_figure(seeds: pd.DataFrame, summary: pd.DataFrame) -> Figure:

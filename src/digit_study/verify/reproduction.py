@@ -45,7 +45,7 @@ def reproduce(asked: Config) -> None:
         client.set_tag(run_id, "reproduction.verdict", verdict)
         client.set_tag(run_id, "reproduction.sentence", sentence)
     console.console().print(console.run_table(run_id, result.metrics, stores.view_command(uri)))
-    console.console().print(sentence, markup=False)
+    console.console().print(sentence)
     if result.kept:
         raise StudyError(f"training ended, but the tracking store did not take the result: it is kept in {result.kept}")
 
