@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from digit_study.config.run import RULES, Config
 from digit_study.terminal.messages import StudyError, nearest, short_names
 from digit_study.terminal.rules import flatten
-from digit_study.training.networks import POOLINGS, WIDEST, ModelConfig, widest
+from digit_study.training.networks import POOLINGS, WIDEST, ModelConfig, relation_violations
 from digit_study.training.recipe import EarlyStoppingConfig
 
 
@@ -133,9 +133,18 @@ def test_a_float_passes_exactly_within_its_bounds(value: float, inside: float) -
     assert RULES["model.dropout"].holds(inside)
 
 
-@pytest.mark.parametrize(("family", "last"), [("cnn", 128), ("simple", 32 + 2 * 5)])
-def test_the_width_of_the_last_block(family: str, last: int) -> None:
-    assert widest(ModelConfig(family=family, filters=32, filters_step=5, blocks=3)) == last
+@pytest.mark.parametrize(
+    ("values", "is_wide"),
+    [
+        ({"filters": 1024, "blocks": 3}, False),
+        ({"filters": 1024, "blocks": 4}, True),
+        ({"family": "simple", "filters": 1024, "filters_step": 1024, "blocks": 4}, False),
+        ({"family": "simple", "filters": 1024, "filters_step": 1024, "blocks": 5}, True),
+    ],
+)
+def test_the_width_of_the_last_block_is_bounded(values: dict[str, Any], is_wide: bool) -> None:
+    told = " ".join(relation_violations(ModelConfig(**{"pooling": "none", **values})))
+    assert ("at most 4096 are allowed" in told) == is_wide
 
 
 def test_flatten_names_every_leaf_once_and_in_order() -> None:

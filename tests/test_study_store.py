@@ -204,8 +204,9 @@ def test_half_a_line_that_another_one_leaves_behind_does_not_spoil_the_next() ->
 def test_processes_that_write_at_the_same_time_lose_nothing(tmp_path: Path) -> None:
     opened()
     code = (
-        "import sys, pathlib; from digit_study.search._optuna import open_journal; import optuna\n"
-        "study = optuna.load_study(study_name='s', storage=open_journal(pathlib.Path(sys.argv[1])))\n"
+        "import sys, pathlib; from digit_study.search._optuna import JournalFile; import optuna\n"
+        "storage = optuna.storages.JournalStorage(JournalFile(pathlib.Path(sys.argv[1])))\n"
+        "study = optuna.load_study(study_name='s', storage=storage)\n"
         "for number in range(50): study.set_user_attr(f'{sys.argv[2]}-{number}', number)\n"
     )
     source = Path(__file__).parents[1] / "src"

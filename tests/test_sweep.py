@@ -27,7 +27,7 @@ from digit_study.config.study import PRUNERS
 from digit_study.engine.local import LocalEngine
 from digit_study.evaluation import charts
 from digit_study.search import outcomes, report
-from digit_study.search._optuna import open_journal
+from digit_study.search._optuna import JournalFile
 from digit_study.search.plan import SAMPLERS, journal_path
 from digit_study.search.report import trials_frame
 from digit_study.search.run import run_study
@@ -285,7 +285,9 @@ def test_the_last_trial_of_a_supervisor_that_then_dies_is_run_here(
 
     def begins(config: Config, number: int) -> str:
         if number == 1:
-            trial = optuna.load_study(study_name="s", storage=open_journal(journal_path("s"))).ask()
+            trial = optuna.load_study(
+                study_name="s", storage=optuna.storages.JournalStorage(JournalFile(journal_path("s")))
+            ).ask()
             trial.set_user_attr(SUPERVISOR, machine.process_name(other.pid))
             dies.start()
         return "done"

@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import keras
@@ -295,8 +296,11 @@ def test_movements_keep_their_bounds(shift: float, rotation: float) -> None:
 # ---------------------------------------------------------------------------------- hardware
 
 
-def test_precision_follows_the_processor(monkeypatch: pytest.MonkeyPatch) -> None:
-    for flags, precision in [({"avx2"}, "float32"), ({"amx_bf16"}, "mixed_bfloat16"), (set(), "float32")]:
-        monkeypatch.setattr(hardware, "processor_flags", lambda flags=flags: frozenset(flags))
-        assert hardware.resolve_precision("auto") == precision
-        assert hardware.resolve_precision("float32") == "float32"
+def test_precision_follows_the_processor(tmp_path: Path) -> None:
+    cases = [("avx2", "float32"), ("fpu amx_bf16 avx2", "mixed_bfloat16"), ("avx512_bf16", "mixed_bfloat16")]
+    for number, (flags, precision) in enumerate(cases):
+        listing = tmp_path / str(number)
+        listing.write_text(f"processor\t: 0\nflags\t\t: {flags}\nbugs\t\t: amx_bf16\n")
+        assert hardware.resolve_precision("auto", listing) == precision
+        assert hardware.resolve_precision("float32", listing) == "float32"
+    assert hardware.resolve_precision("auto", tmp_path / "no such file") == "float32"

@@ -21,18 +21,16 @@ def cores() -> int:
 
 
 @cache
-def processor_flags() -> frozenset[str]:
-    """Instruction-set flags as Linux lists them; empty elsewhere."""
-    listing = Path("/proc/cpuinfo")
-    found = re.search(r"^flags.*?:(.*)", listing.read_text(), re.MULTILINE) if listing.is_file() else None
-    return frozenset(found[1].split() if found else ())
+def resolve_precision(requested: str, listing: Path = Path("/proc/cpuinfo")) -> str:
+    """``auto`` becomes mixed_bfloat16 where AMX or AVX512_BF16 multiply it, else float32: emulated, it is slow.
 
-
-def resolve_precision(requested: str) -> str:
-    """``auto`` becomes mixed_bfloat16 where AMX or AVX512_BF16 multiply it, else float32: emulated, it is slow."""
+    ``listing`` names the instruction sets, as Linux has it; elsewhere there is none.
+    """
     if requested != "auto":
         return requested
-    return "mixed_bfloat16" if processor_flags() & {"amx_bf16", "avx512_bf16"} else "float32"
+    found = re.search(r"^flags.*?:(.*)", listing.read_text(), re.MULTILINE) if listing.is_file() else None
+    flags = set(found[1].split()) if found else set()
+    return "mixed_bfloat16" if flags & {"amx_bf16", "avx512_bf16"} else "float32"
 
 
 def process_name(pid: int | None = None) -> str:

@@ -62,31 +62,22 @@ def _decode(image: Image.Image) -> Image.Image:
     try:
         image.load()
         if image.mode in ("L", "RGB") and not image.has_transparency_data:  # before all pixels are touched again
-            image = _reduced(image)
+            image = image.reduce(max(1, max(image.size) // READ_SIDE))
         image = ImageOps.exif_transpose(image)
     except Exception as fault:  # as above: damaged data raise anything from OSError to struct.error
         raise ImageError(f"is damaged or cut short ({fault}); save or copy the image again") from None
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        image = Image.fromarray(_to_255(np.asarray(image, np.float32)))
+        deep, low, factor = np.nan_to_num(np.asarray(image, np.float32)), 0.0, 1.0
+        if deep.min() < 0 or deep.max() > 65535 or (deep.max() <= 1 and not np.array_equal(deep, deep.round())):
+            low, factor = float(deep.min()), 255 / max(float(np.ptp(deep)), 1e-9)
+        else:  # the smallest usual depth that holds the brightest pixel: 8, 12 or 16 bits
+            factor = 255 / next(top for top in (255, 4095, 65535) if deep.max() <= top)
+        image = Image.fromarray(np.asarray((deep - low) * factor, np.float32))
     elif image.has_transparency_data:
         image = image.convert("RGBA")
     else:
         image = image.convert("L" if image.mode in ("1", "L") else "RGB")
-    return _reduced(image)
-
-
-def _reduced(image: Image.Image) -> Image.Image:
-    factor = max(image.size) // READ_SIDE
-    return image.reduce(factor) if factor > 1 else image
-
-
-def _to_255(deep: Grey) -> Grey:
-    """Scale by the smallest usual depth that holds the brightest pixel: 8, 12 or 16 bits."""
-    deep = np.nan_to_num(deep)
-    if deep.min() < 0 or deep.max() > 65535 or (deep.max() <= 1 and not np.array_equal(deep, deep.round())):
-        return np.asarray((deep - deep.min()) * (255 / max(float(np.ptp(deep)), 1e-9)), np.float32)
-    depth = next(top for top in (255, 4095, 65535) if deep.max() <= top)
-    return np.asarray(deep * np.float32(255 / depth), np.float32)
+    return image.reduce(max(1, max(image.size) // READ_SIDE))
 
 
 def _without_alpha(rgba: Grey) -> Grey:

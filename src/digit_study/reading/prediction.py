@@ -39,11 +39,6 @@ class Reading:
     error: str | None = None  # why there is no digit; all but ``file`` are None then
     pixels: Digit | None = None  # what the network reads, shape (28, 28), uint8
 
-    def as_json(self) -> dict[str, Any]:
-        """``file``, ``digit``, ``probabilities`` and, if there is one, ``error``."""
-        plain = {"file": self.file, "digit": self.digit, "probabilities": self.probabilities}
-        return plain if self.error is None else {**plain, "error": self.error}
-
 
 def image_files(paths: Sequence[str]) -> list[Path]:
     """The files named, and of a folder the image files directly in it, in natural order (2.png before 10.png).
@@ -57,14 +52,12 @@ def image_files(paths: Sequence[str]) -> list[Path]:
         some = ", ".join(missing[:5]) + (" …" if len(missing) > 5 else "")
         raise StudyError(f"every path must exist, got {some}: check the spelling, from {Path.cwd()}")
 
-    def natural(path: Path) -> list[str | int]:
-        return [int(part) if part.isdecimal() else part.casefold() for part in re.split(r"(\d+)", path.name)]
-
     files: list[Path] = []
     for path in map(Path, paths):
         inside = path.iterdir() if path.is_dir() else ()
         images = [one for one in inside if one.suffix.lower() in SUFFIXES and not one.name.startswith(".")]
-        files += sorted(images, key=natural) or [path]
+        named = {one: re.split(r"(\d+)", one.name.casefold()) for one in images}  # text and numbers in turn
+        files += sorted(named, key=lambda one: [int(p) if p.isdecimal() else p for p in named[one]]) or [path]
     return files
 
 

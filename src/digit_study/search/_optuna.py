@@ -12,7 +12,7 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution
-from optuna.storages import BaseStorage, JournalStorage, RDBStorage
+from optuna.storages import BaseStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.storages.journal._storage import JournalOperation
 from optuna.study import Study
@@ -61,12 +61,6 @@ def stale_trial_ids(storage: BaseStorage, study: str) -> set[int]:
     return set(storage._get_stale_trial_ids(storage.get_study_id_from_name(study)))
 
 
-def open_journal(path: Path) -> JournalStorage:
-    """Open a journal file, made where it is missing, without what a killed writer left behind its last whole line."""
-    with _locked(path):
-        return JournalStorage(_JournalFile(path))
-
-
 @contextmanager
 def _locked(path: Path) -> Iterator[BinaryIO]:
     """A journal file to append to, whole and for this process alone; the kernel frees the lock of one that is killed.
@@ -83,15 +77,18 @@ def _locked(path: Path) -> Iterator[BinaryIO]:
         yield file
 
 
-class _JournalFile(JournalFileBackend):
-    """Optuna's own waits for the disk after every line: milliseconds, a dozen times a trial.
+class JournalFile(JournalFileBackend):
+    """A journal file, made where it is missing, without what a killed writer left behind its last whole line.
+
+    Optuna's own waits for the disk after every line: milliseconds, a dozen times a trial.
 
     A killed process loses nothing that was handed to the kernel; only the end of a trial waits, for a power cut.
     """
 
     def __init__(self, path: Path) -> None:
-        super().__init__(str(path))
         self.path = path
+        with _locked(path):
+            super().__init__(str(path))
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         text = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)

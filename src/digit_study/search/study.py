@@ -14,14 +14,14 @@ import optuna
 import psutil
 from filelock import FileLock, Timeout
 from optuna.exceptions import DuplicatedStudyError
-from optuna.storages import BaseStorage, RDBStorage
+from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from digit_study.config import machine
 from digit_study.config.run import Config
 from digit_study.config.study import StudyConfig, objectives_of
-from digit_study.search._optuna import open_journal, stale_trial_ids
+from digit_study.search._optuna import JournalFile, stale_trial_ids
 from digit_study.search.plan import journal_path, studies_folder
 from digit_study.terminal.messages import StudyError, nearest, without_password, without_secrets
 from digit_study.terminal.rules import flatten
@@ -149,16 +149,15 @@ def _open_storage(study: StudyConfig) -> BaseStorage:
     """Open the storage, creating it first where it is new; on this machine for one process at a time."""
     uri = study.search.storage
     if uri is None:
-        return open_journal(journal_path(study.study))
-
-    def open_database() -> RDBStorage:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            return RDBStorage(uri, heartbeat_interval=HEARTBEAT_S, grace_period=4 * HEARTBEAT_S)
-
+        return JournalStorage(JournalFile(journal_path(study.study)))
     stores.create_sqlite(uri, lambda new: RDBStorage(new).engine.dispose())
     try:
-        return stores.with_tables(open_database, study.search.is_shared)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+            return stores.with_tables(
+                lambda: RDBStorage(uri, heartbeat_interval=HEARTBEAT_S, grace_period=4 * HEARTBEAT_S),
+                study.search.is_shared,
+            )
     except Exception as fault:  # SQLAlchemy's messages quote what they were given
         raise StudyError(
             f"`search.storage` must be a database that Optuna can use, got '{without_password(uri)}': "
@@ -196,7 +195,8 @@ def _define(created: Study, study: StudyConfig, run: Config, overrides: Sequence
 
 
 def _put_aside(study: StudyConfig, opened: StoredStudy) -> None:
-    here = {name for name in supervisors(opened.study) if machine.find_process(name)}
+    joined = [key.removeprefix(SUPERVISED) for key in opened.study.user_attrs if key.startswith(SUPERVISED)]
+    here = {name for name in joined if machine.find_process(name)}
     gone = {trial.number for trial in orphans(opened)}
     running = [trial for trial in opened.trials(TrialState.RUNNING) if trial.number not in gone]
     if working := sorted(here | {trial.user_attrs.get(SUPERVISOR, "another machine") for trial in running}):
@@ -205,7 +205,7 @@ def _put_aside(study: StudyConfig, opened: StoredStudy) -> None:
             f"{', '.join(working)}: stop that, or take another name with study=<name>"
         )
     aside = f"{study.study}-until-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}"
-    to = open_journal(journal_path(aside)) if study.search.storage is None else opened.storage
+    to = JournalStorage(JournalFile(journal_path(aside))) if study.search.storage is None else opened.storage
     optuna.copy_study(from_study_name=study.study, from_storage=opened.storage, to_storage=to, to_study_name=aside)
     optuna.delete_study(study_name=study.study, storage=opened.storage)
 
@@ -221,11 +221,6 @@ def refuse_changes(opened: Study, study: StudyConfig, run: Config) -> None:
             f"a study is continued as it began, but in study '{study.study}' {differences}: change it back, "
             "take another name with study=<name>, or start it anew with search.fresh=true (the old one is kept)"
         )
-
-
-def supervisors(study: Study) -> list[str]:
-    """Every supervisor that ever joined."""
-    return [key.removeprefix(SUPERVISED) for key in study.user_attrs if key.startswith(SUPERVISED)]
 
 
 def orphans(stored: StoredStudy) -> list[FrozenTrial]:

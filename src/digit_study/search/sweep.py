@@ -110,7 +110,8 @@ class Sweep:
         longest = [max(one.choices or (one.high,)) for one in dimensions if one.key == "training.epochs"]
         # supervisors on one machine decide in turn; on several the surplus is sorted out afterwards
         with study.lock(f"{self.plan.study.study}.turn"):
-            before, epochs = len(study.supervisors(self.study)), int(longest[0]) if longest else run.training.epochs
+            before = sum(key.startswith(study.SUPERVISED) for key in self.study.user_attrs)
+            epochs = int(longest[0]) if longest else run.training.epochs
             self.study.set_user_attr(f"{study.SUPERVISED}{self.me}", True)
             self.study.sampler, self.study.pruner = make_sampler_and_pruner(self.search, epochs, before)
             self.outcomes.adopt_orphans()

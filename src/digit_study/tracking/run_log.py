@@ -88,17 +88,15 @@ def experiment_id(uri: str, name: str) -> str:
 @cache
 def code_tags() -> dict[str, str]:
     """Git commit and dirtiness of the project, and versions of the libraries that decide a result."""
-
-    def git(*arguments: str) -> str:
-        command = ["git", "-C", str(ROOT), *arguments]
+    told = {"git.commit": "rev-parse HEAD", "git.dirty": "status --porcelain"}
+    for tag, words in told.items():
+        command = ["git", "-C", str(ROOT), *words.split()]
         try:
-            return subprocess.check_output(command, stderr=subprocess.DEVNULL, text=True).strip()
+            told[tag] = subprocess.check_output(command, stderr=subprocess.DEVNULL, text=True).strip()
         except (FileNotFoundError, subprocess.CalledProcessError):  # no git on this machine, or no repository
-            return "unknown"
-
-    dirty = str(bool(git("status", "--porcelain"))).lower()
-    versions = {f"version.{name}": version(name) for name in RECORDED_VERSIONS}
-    return {"git.commit": git("rev-parse", "HEAD"), "git.dirty": dirty, **versions}
+            told[tag] = "unknown"
+    told["git.dirty"] = str(bool(told["git.dirty"])).lower()
+    return {**told, **{f"version.{name}": version(name) for name in RECORDED_VERSIONS}}
 
 
 def create_run(config: Config, uri: str, dataset: str, name: str | None = None, **tags: str) -> str:

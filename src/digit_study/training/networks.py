@@ -123,20 +123,16 @@ def relation_violations(model: ModelConfig) -> Iterator[str]:
         nothing = f"leaves nothing of a {IMAGE_SIDE}x{IMAGE_SIDE} image"
         remedy = "take fewer blocks, a smaller kernel or `model.pooling=none`"
         yield f"`model.blocks`={model.blocks} with {shape} {nothing}: {remedy}"
-    if widest(model) > WIDEST:
-        grown = f"{widest(model)} channels in block {model.blocks}, at most {WIDEST} are allowed"
+    widest = model.filters << min(model.blocks - 1, 64)  # min: shifting by 10**9 would never return
+    if model.family == "simple":
+        widest = model.filters + model.filters_step * (model.blocks - 1)
+    if widest > WIDEST:
+        grown = f"{widest} channels in block {model.blocks}, at most {WIDEST} are allowed"
         yield f"`model.filters`={model.filters} grows to {grown}: take fewer filters or blocks"
     if model.family == "lenet" and model.blocks != 2:
         yield f"`model.blocks` must be 2 in the lenet family, got {model.blocks}: use model=cnn for other depths"
     if model.family == "simple" and model.pooling != "none":
         yield f"`model.pooling` must be none in the simple family, got '{model.pooling}': use model=cnn to pool"
-
-
-def widest(model: ModelConfig) -> int:
-    """Channels of the last block."""
-    if model.family == "simple":
-        return model.filters + model.filters_step * (model.blocks - 1)
-    return model.filters << min(model.blocks - 1, 64)  # min: shifting by 10**9 would never return
 
 
 def final_side(model: ModelConfig) -> int:
