@@ -1,6 +1,7 @@
 """Image files to digits: ``python src/predict.py photo.jpg scans/ [model=models:/digit-recognizer/3]``."""
 
 import argparse
+import gc
 import json
 import os
 import sys
@@ -15,6 +16,7 @@ from rich.text import Text
 
 from digit_study.reading.prediction import image_files, load_model, read_files, readings_figure
 from digit_study.terminal.messages import StudyError, nearest
+from digit_study.terminal.signals import collect_rarely
 from digit_study.tracking.models import CHAMPION_URI, NAMED, model_file
 from digit_study.tracking.stores import quiet_mlflow
 
@@ -99,6 +101,7 @@ def predict(arguments: argparse.Namespace) -> int:
 
 def main(words: Sequence[str]) -> int:
     """Answer a command line; returns the exit code."""
+    collect_rarely()
     quiet_mlflow()
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
     try:
@@ -106,6 +109,8 @@ def main(words: Sequence[str]) -> int:
     except StudyError as fault:
         print(f"error: {fault}", file=sys.stderr)
         return 1
+    finally:
+        gc.freeze()
 
 
 if __name__ == "__main__":

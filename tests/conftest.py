@@ -5,6 +5,8 @@ Environment is set on import, because Keras reads its own while it is imported.
 
 from __future__ import annotations
 
+import gc
+import json
 import os
 import shutil
 import subprocess
@@ -12,7 +14,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,7 @@ ROOT = Path(__file__).parents[1]
 KERAS_HOME = tempfile.TemporaryDirectory(prefix="keras-home-")
 #: A proxy on a port where nobody answers: what would go to the network is refused at once.
 OFFLINE = "http://127.0.0.1:9"
+gc.set_threshold(100_000, 20, 20)  # as the commands do, for their imports
 os.environ.update(KERAS_HOME=KERAS_HOME.name, https_proxy=OFFLINE, HTTPS_PROXY=OFFLINE, no_proxy="127.0.0.1,localhost")
 os.environ.update(MLFLOW_DISABLE_TELEMETRY="true", TF_CPP_MIN_LOG_LEVEL="3", GIT_PYTHON_REFRESH="quiet")
 for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME"):
@@ -113,21 +116,38 @@ def open_store(migrated: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) ->
 # ---------------------------------------------------------------------------------- commands
 
 
+#: What commands import from the package index, as far as it takes long, and what they import in any case.
+LIGHT = ("hydra", "omegaconf", "rich.console", "numpy", "psutil", "filelock", "yaml")
+SLOW = (*LIGHT, "mlflow.keras", "seaborn", "sklearn.metrics", "sklearn.model_selection", "optuna", "plotly")
+
+
 @dataclass
 class Project:
     """A clone of the project, not installed, in a folder of its own."""
 
     root: Path
     environment: dict[str, str]
+    shells: dict[tuple[str, ...], subprocess.Popen[str]] = field(default_factory=dict)
 
     def start(self, *words: str, script: str = "src/run.py", python: tuple[str, ...] = (), **more: str) -> Command:
         """Start a command as a person would type it in the project's root."""
         line = [sys.executable, *python, script, *words]
         return Command(line, self.root, {**self.environment, **more})
 
-    def run(self, *words: str, **more: str) -> Done:
-        """Run a command to its end."""
-        return self.start(*words, **more).finish()
+    def run(self, *words: str, script: str = "src/run.py", warm: tuple[str, ...] | None = None, **more: str) -> Done:
+        """Run a command to its end, in a process forked from one that has imported what is slow, or ``warm``."""
+        if (warm := SLOW if warm is None else warm) not in self.shells:
+            command = [sys.executable, str(ROOT / "tests" / "warm.py"), *warm]
+            pipe, quiet = subprocess.PIPE, subprocess.DEVNULL
+            self.shells[warm] = subprocess.Popen(
+                command, stdin=pipe, stdout=pipe, stderr=quiet, env=self.environment, text=True
+            )
+        shell = self.shells[warm]
+        assert shell.stdin is not None and shell.stdout is not None
+        request = {"script": script, "words": words, "cwd": str(self.root), "environment": {**self.environment, **more}}
+        shell.stdin.write(json.dumps(request) + "\n")
+        shell.stdin.flush()
+        return Done(*json.loads(shell.stdout.readline()))
 
     def files(self) -> set[str]:
         """Every file of the project but for byte code and git's own."""
@@ -186,7 +206,7 @@ class Command:
 
 
 @pytest.fixture(scope="session")
-def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
+def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
     """A clone in which commands may leave what they like."""
     root = tmp_path_factory.mktemp("clone")
     for folder in ("src", "conf", "sweeps"):
@@ -197,7 +217,10 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Project:
         subprocess.run(["git", "-C", str(root), *command], check=True)
     # without PYTHONDONTWRITEBYTECODE imports are three times as fast from the second command on
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
-    return Project(root, environment)
+    project = Project(root, environment)
+    yield project
+    for shell in project.shells.values():
+        shell.communicate()  # its input ends, and so does it
 
 
 @pytest.fixture

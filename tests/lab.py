@@ -7,12 +7,13 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import mlflow
 import optuna
 import psutil
 import pytest
-from conftest import Command, Project
+from conftest import Command, Done, Project
 from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial
@@ -31,12 +32,22 @@ class Lab:
     def __init__(self, project: Project, uri: str, name: str, small: Path) -> None:
         self.project, self.uri, self.name, self.small = project, uri, name, small
 
-    def start(self, *words: str, script: str = SEARCH, **environment: str) -> Command:
-        self.known = {trial.number for trial in self.trials()}
+    def line(self, *words: str, script: str = SEARCH) -> list[str]:
+        """A command line of this study; what is given comes last, and so counts."""
         usual = [f"study={self.name}", f"data.path={self.small}", "data.validation=100", "model=tiny"]
         usual += ["training.epochs=3", "search.pruner=none", "search.workers=2", f"search.trials={TRIALS}", SPACE]
-        typed = [*usual, *words] if script == SEARCH else [f"study={self.name}", *words]
-        return self.project.start(*typed, script=script, MLFLOW_TRACKING_URI=self.uri, **environment)
+        return [*usual, *words] if script == SEARCH else [f"study={self.name}", *words]
+
+    def start(self, *words: str, script: str = SEARCH, **environment: str) -> Command:
+        """Start a command, to be watched and killed."""
+        self.known = {trial.number for trial in self.trials()}
+        line = self.line(*words, script=script)
+        return self.project.start(*line, script=script, MLFLOW_TRACKING_URI=self.uri, **environment)
+
+    def run(self, *words: str, script: str = SEARCH, **options: Any) -> Done:
+        """Run a command to its end."""
+        line = self.line(*words, script=script)
+        return self.project.run(*line, script=script, MLFLOW_TRACKING_URI=self.uri, **options)
 
     def trials(self) -> list[FrozenTrial]:
         path = self.project.root / "mlruns/studies" / f"{self.name}.journal"
@@ -54,7 +65,8 @@ class Lab:
 
     def runs(self) -> list[mlflow.entities.Run]:
         client = mlflow.MlflowClient(self.uri)
-        return list(client.search_runs([one.experiment_id for one in client.search_experiments()]))
+        experiments = [one.experiment_id for one in client.search_experiments()]
+        return list(client.search_runs(experiments, f"tags.study = '{self.name}'"))
 
     def statuses(self, kind: str = "trial") -> list[str]:
         return [run.info.status for run in self.runs() if run.data.tags.get("kind") == kind]

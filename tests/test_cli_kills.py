@@ -13,6 +13,7 @@ import psutil
 import pytest
 from conftest import Command
 from lab import (
+    TRIALS,
     Lab,
     assert_no_process_is_left,
     assert_whole,
@@ -26,6 +27,8 @@ from lab import (
     workers_of,
 )
 
+from digit_study.search.study import counted
+
 __all__ = ["lab"]
 pytestmark = pytest.mark.slow
 
@@ -33,6 +36,9 @@ pytestmark = pytest.mark.slow
 def test_a_study_that_is_killed_again_and_again_goes_on_with_the_same_command(lab: Lab, tmp_path: Path) -> None:
     (temporary := tmp_path / "temporary").mkdir()
     moments = [(at_once, False), (warming_up, True), (has_run, True), (in_an_epoch, False), (one_ended, True)]
+    # another study goes on beside the kills
+    beside = Lab(lab.project, lab.uri, "beside", lab.small)
+    undisturbed = beside.start()
     reported: dict[int, list[float]] = {}
     for moment, whole_group in moments:
         command = lab.start(TMPDIR=str(temporary))
@@ -40,9 +46,11 @@ def test_a_study_that_is_killed_again_and_again_goes_on_with_the_same_command(la
         reported |= {trial.number: trial.values for trial in lab.trials() if trial.state.name == "COMPLETE"}
         (os.killpg if whole_group else os.kill)(command.process.pid, signal.SIGKILL)
         command.finish()
-    done = lab.start(TMPDIR=str(temporary)).finish()
+    done = lab.run(TMPDIR=str(temporary))
     assert (done.code, done.err) == (0, "")
     assert_whole(lab)
+    assert undisturbed.finish().code == 0
+    assert [trial.state.name for trial in beside.trials()] == ["COMPLETE"] * TRIALS
     assert reported and reported.items() <= {trial.number: trial.values for trial in lab.trials()}.items()
     # what was killed leaves nothing: not in the system's folder, nor in the project's once the next command has ended
     assert list(temporary.iterdir()) == []
@@ -96,37 +104,29 @@ def test_a_killed_trial_is_known_at_once_and_runs_again(lab: Lab) -> None:
     assert "FAILED" in lab.statuses()
 
 
-def test_a_stopped_trial_costs_only_itself(lab: Lab) -> None:
-    command = lab.start("search.trial_timeout=15", "search.workers=1", "training.epochs=12", "search.trials=2")
-    wait_until(lambda: in_an_epoch(lab, command), 60, "an epoch")
-    workers_of(command)[0].suspend()
-    done = command.finish()
-    assert done.code == 0, done.err
-    assert Counter(trial.state.name for trial in lab.trials()) == {"FAIL": 1, "COMPLETE": 1}
-    assert "search.trial_timeout=15" in done.out
-
-
-def test_a_trial_that_takes_too_much_memory_costs_only_itself(lab: Lab) -> None:
-    done = lab.start("search.trial_memory=0.05", "search.trials=1").finish()
-    assert done.code == 1 and "more than search.trial_memory=0.05" in done.out
-    assert lab.statuses() != ["RUNNING"] and "RUNNING" not in {trial.state.name for trial in lab.trials()}
-
-
-def test_trials_outlive_the_server_they_were_forked_from(lab: Lab) -> None:
-    command = lab.start()
-    wait_until(lambda: in_an_epoch(lab, command) and workers_of(command), 60, "an epoch")
-    workers_of(command)[0].parent().kill()
-    done = command.finish()
-    assert done.code == 0, done.err
-    assert_whole(lab)
-
-
-def test_a_supervisor_killed_beside_a_stopped_trial_leaves_no_process(lab: Lab) -> None:
-    command = lab.start("training.epochs=9")
+def test_a_trial_outlives_its_server_but_neither_its_supervisor_nor_its_time_limit(lab: Lab) -> None:
+    words = "training.epochs=8", "search.workers=1", "search.trials=2"
+    command = lab.start(*words)
     wait_until(lambda: in_an_epoch(lab, command) and workers_of(command), 60, "an epoch")
     stopped = workers_of(command)[0]
     stopped.suspend()
     command.process.kill()
     command.process.wait()  # not for what it prints: the stopped trial holds the other end of that
-    assert lab.start("training.epochs=9", "search.trials=1").finish().code == 0
+    command = lab.start(*words, "search.trial_timeout=12")
+    wait_until(lambda: in_an_epoch(lab, command) and workers_of(command), 60, "an epoch")
     assert not stopped.is_running() or stopped.status() == psutil.STATUS_ZOMBIE
+    trial = workers_of(command)[0]
+    trial.parent().kill()
+    epochs = len(lab.new_trials()[-1].intermediate_values)
+    wait_until(lambda: len(lab.new_trials()[-1].intermediate_values) > epochs, 60, "one more epoch")
+    trial.suspend()
+    done = command.finish()
+    assert done.code == 0, done.err
+    assert Counter(trial.state.name for trial in counted(lab.trials())) == {"FAIL": 1, "COMPLETE": 1}
+    assert "search.trial_timeout=12" in done.out
+
+
+def test_a_trial_that_takes_too_much_memory_costs_only_itself(lab: Lab) -> None:
+    done = lab.run("search.trial_memory=0.05", "search.trials=1")
+    assert done.code == 1 and "more than search.trial_memory=0.05" in done.out
+    assert lab.statuses() != ["RUNNING"] and "RUNNING" not in {trial.state.name for trial in lab.trials()}

@@ -16,7 +16,7 @@ from typing import Any
 import mlflow
 import numpy as np
 import pytest
-from conftest import Project
+from conftest import LIGHT, Project
 
 from digit_study.champion import promotion
 from digit_study.config.promote import PromoteConfig, StoreConfig
@@ -57,7 +57,7 @@ class Study:
         return list(client.search_runs([one.experiment_id for one in client.search_experiments()], query, **more))
 
     def run(self, *words: str, script: str, uri: str | None = None) -> Any:
-        return self.project.start(*words, script=script, MLFLOW_TRACKING_URI=uri or self.uri).finish()
+        return self.project.run(*words, script=script, MLFLOW_TRACKING_URI=uri or self.uri)
 
     @contextmanager
     def unsealed(self) -> Iterator[None]:
@@ -197,7 +197,7 @@ def test_mistakes_are_answered_in_one_message(
 ) -> None:
     folder = Path(typed_store.removeprefix("sqlite:///")).parent
     before = project.files(), set(folder.rglob("*"))
-    done = project.start(*words, script=script, MLFLOW_TRACKING_URI=typed_store).finish()
+    done = project.run(*words, script=script, MLFLOW_TRACKING_URI=typed_store)
     assert done.code == 1
     assert word in done.err
     assert "Traceback" not in done.err and len(done.err.strip().splitlines()) == 1
@@ -208,6 +208,6 @@ def test_mistakes_are_answered_in_one_message(
 @pytest.mark.parametrize("script", [PROMOTE, COMPARE])
 @pytest.mark.parametrize("words", [["--help"], ["--cfg", "job"]])
 def test_information_needs_no_store(project: Project, script: str, words: list[str]) -> None:
-    done = project.start(*words, script=script, MLFLOW_TRACKING_URI="nonsense://").finish()
+    done = project.run(*words, script=script, warm=LIGHT, MLFLOW_TRACKING_URI="nonsense://")
     assert done.code == 0
     assert "tracking:" in done.out

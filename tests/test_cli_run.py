@@ -19,7 +19,7 @@ import mlflow
 import numpy as np
 import psutil
 import pytest
-from conftest import Command, Done, Project
+from conftest import LIGHT, Command, Done, Project
 from mlflow.entities import Run
 
 pytestmark = pytest.mark.slow
@@ -102,7 +102,7 @@ def test_a_mistake_costs_a_second_and_leaves_nothing(
     np.savez(f"{small_npz}.pickled.npz", x_train=np.array([{}]), y_train=np.arange(1))
     os.replace(f"{small_npz}.pickled.npz", f"{small_npz}.pickled")
     before = project.files()
-    done = project.run(*[word.format(small=small_npz) for word in words], PYTHONPATH=str(tripwire))
+    done = project.run(*[word.format(small=small_npz) for word in words], warm=LIGHT, PYTHONPATH=str(tripwire))
     assert done.code == 1 and done.out == ""
     complaint = [line for line in done.err.splitlines() if not line.startswith("WARNING: Full MNIST")]
     assert len(complaint) == 1 and answer in complaint[0], done.err
@@ -112,7 +112,7 @@ def test_a_mistake_costs_a_second_and_leaves_nothing(
 
 def test_the_tripwire_trips(project: Project, tripwire: Path) -> None:
     """What the table above rests on."""
-    done = project.run(*SMALL, PYTHONPATH=str(tripwire))
+    done = project.run(*SMALL, warm=LIGHT, PYTHONPATH=str(tripwire))
     imported = tripwire / "imported"
     assert done.code != 0 and "mlflow" in imported.read_text()
     imported.unlink()
@@ -128,7 +128,7 @@ def test_the_tripwire_trips(project: Project, tripwire: Path) -> None:
 )
 def test_questions_are_answered(words: list[str], answer: str, project: Project, tripwire: Path) -> None:
     before = project.files()
-    done = project.run(*words, PYTHONPATH=str(tripwire))
+    done = project.run(*words, warm=LIGHT, PYTHONPATH=str(tripwire))
     assert done.code == 0 and answer in done.out and done.err == ""
     assert not (tripwire / "imported").exists() and project.files() == before
 

@@ -1,12 +1,13 @@
 """Everything slow that a trial needs, imported once by the server that trials are forked from. Runs no operation."""
 
+import gc
 import importlib
 import os
 import signal
 import threading
 from importlib.metadata import version
 
-from digit_study.terminal.signals import native_stderr
+from digit_study.terminal.signals import collect_rarely, native_stderr
 from digit_study.tracking.stores import quiet_mlflow
 
 SLOW = (
@@ -23,6 +24,7 @@ def _end_with_parent(parent: int = os.getppid()) -> None:
             os._exit(1)
 
 
+collect_rarely()
 _guard = threading.Thread(target=_end_with_parent)
 _guard.start()
 quiet_mlflow()
@@ -33,6 +35,7 @@ try:
     # MLflow asks which package every module is of when it saves a model: half a second, of which it keeps the answer
     requirements = importlib.import_module("mlflow.utils.requirements_utils")
     requirements.warn_dependency_requirement_mismatches([f"numpy=={version('numpy')}"])
+    gc.freeze()  # and every trial shares these pages
 finally:  # no thread may be there when the first trial is forked
     _imported.set()
     _guard.join()
