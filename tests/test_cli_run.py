@@ -20,6 +20,7 @@ import numpy as np
 import psutil
 import pytest
 from conftest import LIGHT, Command, Done, Project
+from lab import wait_until
 from mlflow.entities import Run
 
 pytestmark = pytest.mark.slow
@@ -234,9 +235,11 @@ def test_children_that_fail_leave_the_others_running(project: Project, typed_sto
         "training.weight_decay=0.9",
     ]
     rates = "training.learning_rate=10,1e-2,0.001"
-    words = [*SMALL[:3], "training.threads=1", "training.epochs=20", "tracking.save_model=false"]
+    words = [*SMALL[:3], "training.threads=1", "training.epochs=40", "tracking.save_model=false"]
     command = project.start("-m", *words, *wild, rates, MLFLOW_TRACKING_URI=typed_store)
     command.wait_for("learning_rate=0.01  epoch 1/")
+    name = "training.learning_rate=0.01"
+    wait_until(lambda: named(runs_of(typed_store))[name].data.metrics, 20, "an epoch is in the store")
     trial_of(command).kill()
     done = command.finish()
     runs = named(runs_of(typed_store))
@@ -285,12 +288,7 @@ def stop(command: Command, number: int, everyone: bool) -> Done:
 
 @pytest.mark.parametrize(
     ("number", "moment"),
-    [
-        (signal.SIGINT, "created"),
-        (signal.SIGTERM, "created"),
-        (signal.SIGINT, "epoch 1/"),
-        (signal.SIGTERM, "epoch 3/"),
-    ],
+    [(signal.SIGINT, "created"), (signal.SIGTERM, "created"), (signal.SIGTERM, "epoch 3/")],
 )
 def test_a_signal_ends_a_run_as_killed(number: int, moment: str, project: Project, typed_store: str) -> None:
     command = project.start(*LONG, MLFLOW_TRACKING_URI=typed_store)

@@ -118,8 +118,8 @@ def test_confirmation_after_a_kill_runs_only_what_is_missing(studied: Lab) -> No
 
 
 def test_a_changed_study_is_refused_and_an_unknown_one_has_a_remedy(studied: Lab) -> None:
-    changed = studied.run("model.batch_norm=false")
-    assert changed.code == 1 and "`model.batch_norm` was True, is now False" in changed.err
+    changed = studied.run("model.batch_norm=true")
+    assert changed.code == 1 and "`model.batch_norm` was False, is now True" in changed.err
     unknown = studied.run("study=studied2", script=CONFIRM)
     assert unknown.code == 1 and "did you mean 'studied'" in unknown.err
 
