@@ -13,7 +13,6 @@ import psutil
 import pytest
 from conftest import Command
 from lab import (
-    TRIALS,
     Lab,
     assert_no_process_is_left,
     assert_whole,
@@ -38,7 +37,7 @@ def test_a_study_that_is_killed_again_and_again_goes_on_with_the_same_command(la
     moments = [(at_once, False), (warming_up, True), (has_run, True), (in_an_epoch, False), (one_ended, True)]
     # another study goes on beside the kills
     beside = Lab(lab.project, lab.uri, "beside", lab.small)
-    undisturbed = beside.start()
+    undisturbed = beside.start("search.trials=2")
     reported: dict[int, list[float]] = {}
     for moment, whole_group in moments:
         command = lab.start(TMPDIR=str(temporary))
@@ -55,7 +54,7 @@ def test_a_study_that_is_killed_again_and_again_goes_on_with_the_same_command(la
     assert_whole(lab)
     assert not stopped.is_running() or stopped.status() == psutil.STATUS_ZOMBIE
     assert undisturbed.finish().code == 0
-    assert [trial.state.name for trial in beside.trials()] == ["COMPLETE"] * TRIALS
+    assert [trial.state.name for trial in beside.trials()] == ["COMPLETE"] * 2
     assert reported and reported.items() <= {trial.number: trial.values for trial in lab.trials()}.items()
     # what was killed leaves nothing: not in the system's folder, nor in the project's once the next command has ended
     assert list(temporary.iterdir()) == []
@@ -110,7 +109,7 @@ def test_a_killed_trial_is_known_at_once_and_runs_again(lab: Lab) -> None:
 
 
 def test_a_trial_outlives_its_server_but_not_its_time_limit(lab: Lab) -> None:
-    words = "training.epochs=8", "search.workers=1", "search.trials=2", "search.trial_timeout=12"
+    words = "training.epochs=5", "search.workers=1", "search.trials=2", "search.trial_timeout=10"
     command = lab.start(*words)
     wait_until(lambda: in_an_epoch(lab, command) and workers_of(command), 60, "an epoch")
     trial = workers_of(command)[0]
@@ -121,7 +120,7 @@ def test_a_trial_outlives_its_server_but_not_its_time_limit(lab: Lab) -> None:
     done = command.finish()
     assert done.code == 0, done.err
     assert Counter(trial.state.name for trial in counted(lab.trials())) == {"FAIL": 1, "COMPLETE": 1}
-    assert "search.trial_timeout=12" in done.out
+    assert "search.trial_timeout=10" in done.out
 
 
 def test_a_trial_that_takes_too_much_memory_costs_only_itself(lab: Lab) -> None:
