@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -14,9 +15,10 @@ import pytest
 import recorded_store as rs
 from hypothesis import given
 from hypothesis import strategies as st
+from scipy.stats import binom, norm, poisson
 
 from digit_study.champion import contest, promotion
-from digit_study.champion.gate import Score, decide
+from digit_study.champion.gate import Score, budget, decide
 from digit_study.config.promote import FileConfig, GateConfig, PromoteConfig
 from digit_study.evaluation.ranking import PairedTest, paired_test
 from digit_study.terminal.messages import StudyError
@@ -41,6 +43,13 @@ def printed(capsys: pytest.CaptureFixture[str]) -> str:
 # ---------------------------------------------------------------------------------- the decision
 
 
+def contest_of_counts(b: int, c: int, sizes: tuple[int, int]) -> tuple[Score, Score, PairedTest]:
+    """As :func:`contest_of`, from counts alone, for many."""
+    p_value = float(min(1.0, 2 * binom.cdf(min(b, c), b + c, 0.5))) if b + c else 1.0
+    scores = Score("new", 9_800 + c - b, N, sizes[0]), Score("old", 9_800, N, sizes[1])
+    return *scores, PairedTest(b, c, N, (c - b) / N, -1.0, 1.0, p_value)
+
+
 def contest_of(only_champion: int, only_challenger: int, sizes: tuple[int, int]) -> tuple[Score, Score, PairedTest]:
     """A champion that reads 9,900 of 10,000, and a challenger with the given flips; sizes of challenger, champion."""
     champion = np.arange(N) < 9_900
@@ -63,14 +72,17 @@ def contest_of(only_champion: int, only_challenger: int, sizes: tuple[int, int])
         ((40, 10), (200, 100), False, "worse"),
         ((0, 0), (50, 100), True, "smaller"),
         ((20, 20), (99, 100), True, "smaller"),
-        ((10, 0), (99, 100), True, "smaller"),  # exactly the margin of 0.001
-        ((11, 0), (99, 100), False, "worse"),
+        ((8, 0), (99, 100), True, "smaller"),  # at worst 13 of 10,000
+        ((14, 0), (99, 100), False, "not_better"),  # at worst 21
+        ((20, 0), (99, 100), False, "not_better"),  # exactly the margin of 0.002
+        ((21, 0), (99, 100), False, "worse"),
         ((0, 0), (100, 100), False, "not_better"),
         ((20, 20), (101, 100), False, "not_better"),
         ((20, 25), (200, 100), False, "not_better"),  # more, but not significantly
         ((20, 25), (99, 100), True, "smaller"),
-        ((0, 5), (200, 100), False, "not_better"),  # p = 0.0625
-        ((0, 6), (200, 100), True, "better"),  # p = 0.03125
+        ((0, 6), (200, 100), False, "not_better"),  # p = 0.03125
+        ((0, 7), (200, 100), True, "better"),  # p = 0.0156, and the first comparison may spend 0.0304
+        ((20, 40), (200, 100), True, "better"),  # twenty images more among sixty that flip, p = 0.0135
     ],
 )
 def test_the_gate(flips: tuple[int, int], sizes: tuple[int, int], promoted: bool, rule: str) -> None:
@@ -93,13 +105,20 @@ def test_the_first_must_pass_the_floor(correct: int, promoted: bool) -> None:
     st.tuples(st.integers(1, 9), st.integers(1, 9)),
     st.floats(0, 0.02),
     st.floats(0.001, 0.5),
+    st.integers(0, 60),
 )
-def test_the_gate_is_what_it_says(b: int, c: int, sizes: tuple[int, int], margin: float, alpha: float) -> None:
+def test_the_gate_is_what_it_says(
+    b: int, c: int, sizes: tuple[int, int], margin: float, alpha: float, before: int
+) -> None:
     challenger, champion, test = contest_of(b, c, sizes)
-    decision = decide(challenger, champion, test, GateConfig(margin=margin, significance=alpha))
-    better = test.p_value < alpha and challenger.accuracy > champion.accuracy
-    smaller = b - c <= margin * N + 1e-9 and sizes[0] < sizes[1]
+    decision = decide(challenger, champion, test, GateConfig(margin=margin, significance=alpha), before)
+    level = alpha * 6 / (np.pi * (before + 1)) ** 2
+    better = test.p_value < level and challenger.accuracy > champion.accuracy
+    least = test.lower_end(level)
+    assert least == 0 or test.score(least) == pytest.approx(norm.isf(level), abs=1e-6)
+    smaller = test.lower_end(level) >= -margin and sizes[0] < sizes[1]
     assert decision.promoted == (better or smaller)
+    assert f"comparison {before + 1} on these images" in decision.reason
 
 
 @given(st.integers(0, 100), st.integers(0, 100), st.integers(1, 9), st.integers(1, 9))
@@ -108,6 +127,41 @@ def test_no_two_networks_replace_each_other_by_being_better(b: int, c: int, one:
     back = decide(*contest_of(c, b, (other, one)), GateConfig())
     assert not (there.rule == back.rule == "better")
     assert not (there.rule == back.rule == "smaller")
+
+
+def test_all_comparisons_together_spend_what_they_share() -> None:
+    spent = [budget(0.05, before) for before in range(2_000)]
+    assert [one.comparison for one in spent] == list(range(1, 2_001))
+    assert spent[0].level == pytest.approx(0.0304, abs=1e-4) and sum(one.level for one in spent) < 0.05
+    assert all(one.level > later.level > 0 for one, later in pairwise(spent))
+    assert spent[-1].left == pytest.approx(0.05 - sum(one.level for one in spent), abs=1e-12)
+
+
+def test_fifty_equally_good_challengers_move_the_alias_wrongly_in_one_history_of_twenty() -> None:
+    random, histories, wrong = np.random.default_rng(0), 100, 0
+    for _ in range(histories):
+        flips = random.poisson(60, 50)
+        decided = [contest_of_counts(f - c, c, (1, 1)) for f, c in zip(flips, random.binomial(flips, 0.5), strict=True)]
+        wrong += any(decide(*one, GateConfig(), before).promoted for before, one in enumerate(decided))
+    assert wrong / histories <= 0.05
+
+
+@pytest.mark.parametrize("flips", [30, 60, 120])
+def test_fifty_smaller_challengers_that_lose_the_margin_pass_in_one_history_of_twenty(flips: int) -> None:
+    """Exactly: over all ways in which images can flip between networks of which one reads 20 of 10,000 less."""
+    counts = np.arange(220)
+    chance = np.outer(poisson.pmf(counts, flips / 2 + 10), poisson.pmf(counts, flips / 2 - 10))
+    scores = np.array([[PairedTest(b, c, N, 0.0, 0.0, 0.0, 1.0).score(-0.002) for c in counts] for b in counts])
+    passed = [float(chance[scores >= norm.isf(budget(0.05, before).level)].sum()) for before in range(50)]
+    assert sum(passed) <= 0.05
+
+
+@pytest.mark.parametrize(("flips", "share"), [(30, 0.95), (60, 0.74), (120, 0.46)])
+def test_a_smaller_network_that_is_as_good_passes_this_often(flips: int, share: float) -> None:
+    """The shares that :func:`decide` names, exactly: over all ways in which ``flips`` images can fall."""
+    chances = binom.pmf(np.arange(flips + 1), flips, 0.5)
+    passes = [decide(*contest_of_counts(flips - c, c, (1, 2)), GateConfig()).promoted for c in range(flips + 1)]
+    assert share <= float(chances @ np.array(passes)) <= share + 0.01
 
 
 @pytest.mark.parametrize(("one", "other"), [("x", "y"), ("x", None), (None, "y"), (None, None)])
@@ -330,3 +384,22 @@ def test_only_promotion_names_the_sealed_set() -> None:
     assert readers == {"digits.py"}
     openers = {file.name for file in files if re.search(r"\bread_sealed\b", file.read_text())}
     assert openers == {"contest.py", "promotion.py"}
+
+
+def test_every_comparison_spends_and_says_so(store: rs.Store, capsys: pytest.CaptureFixture[str]) -> None:
+    first, *others = (rs.add_run(store, range(40 + n, 80 + n)) for n in range(3))
+    promotion.serve(store.ask(first))
+    assert store.registry.ledger.openings(with_champion=True) == 0  # nothing was compared, and nothing spent
+    for number, run_id in enumerate(others, start=1):
+        capsys.readouterr()
+        promotion.serve(store.ask(run_id, dry_run=True))
+        level = 0.05 * 6 / (np.pi * number) ** 2
+        told = printed(capsys)
+        assert f"This is comparison {number} on them" in told and f"spends {level:.3g}" in told
+        promotion.serve(store.ask(run_id, margin=0.004))
+        evidence = store.registry.ledger.entries()[-1].end["evidence"]
+        assert float(evidence["gate.level"]) == pytest.approx(level) and evidence["gate.comparison"] == str(number)
+        rules = {key: evidence[f"gate.{key}"] for key in ("floor", "margin", "significance")}
+        assert rules == {"floor": "0.95", "margin": "0.004", "significance": "0.05"}
+        assert f"comparison {number} on these images, which leaves" in evidence["reason"]
+    assert store.registry.ledger.openings(with_champion=True) == 2

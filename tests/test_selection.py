@@ -48,7 +48,8 @@ def test_rank_and_ties(candidates: list[Candidate], order: list[str], tied: list
     board = pooled_leaderboard([Group(one.name, [one]) for one in candidates])
     assert list(board["name"]) == order and list(board["tied"]) == tied
     assert list(board["rank"]) == list(range(1, len(order) + 1)) and set(board["n"]) == {N}
-    assert board["p_value"][0] == 1.0 and list(board["tied"]) == list(board["p_value"] > 0.05)
+    assert board["p_value"][0] == 1.0 and list(board["tied"]) == list(board["p_adjusted"] > 0.05)
+    assert (board["p_adjusted"] >= board["p_value"]).all()
     assert list(board["run_id"]) == [f"id of {name}" for name in order]
 
 

@@ -12,10 +12,11 @@ import numpy.typing as npt
 from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 
-from digit_study.champion.gate import Decision, Score, decide
+from digit_study.champion.gate import Decision, Score, budget, decide
 from digit_study.config.promote import GateConfig, PromoteConfig
 from digit_study.data import digits, sources
 from digit_study.data.sources import DataConfig
+from digit_study.evaluation.metrics import accuracy_interval
 from digit_study.evaluation.ranking import paired_test
 from digit_study.terminal.messages import StudyError
 from digit_study.terminal.signals import native_stderr, signals_surface
@@ -117,11 +118,11 @@ def read_sealed(networks: Sequence[Network], source: DataConfig, record: Callabl
 
 
 def decide_contest(
-    challenger: Challenger, champion: ModelVersion | None, result: SealedResult, limits: GateConfig
+    challenger: Challenger, champion: ModelVersion | None, result: SealedResult, limits: GateConfig, before: int
 ) -> tuple[Decision, dict[str, str]]:
-    """Let the gate decide on challenger and champion, in this order in ``result``.
+    """Let the gate decide on challenger and champion, in this order in ``result``, after ``before`` other comparisons.
 
-    Also returns the evidence: tags of the new version, with numbers in full precision.
+    Also returns the evidence: tags of the new version, with numbers in full precision and the rules in force.
     """
     tags, names = challenger.run.data.tags, [f"run {challenger.run_id}"]
     if champion is not None:
@@ -129,14 +130,15 @@ def decide_contest(
     facts = zip(names, result.correct, result.parameters, strict=True)
     score, *others = [Score(name, int(correct.sum()), len(correct), size) for name, correct, size in facts]
     other, test = (others[0], paired_test(result.correct[1], result.correct[0])) if others else (None, None)
-    decision = decide(score, other, test, limits)
-    low, high = score.interval
+    decision, may = decide(score, other, test, limits, before), budget(limits.significance, before)
+    low, high = accuracy_interval(score.correct, score.images)
     evidence: dict[str, Any] = {
         "run_id": challenger.run_id,
         **{key: tags[key] for key in ("dataset.name", "dataset.sha256", "weights.sha256", "git.commit") if key in tags},
         "test_accuracy": score.accuracy, "test_accuracy_low": low, "test_accuracy_high": high,
         "test_images": score.images, "test.sha256": result.sha256, "parameters": score.parameters,
         "decision": decision.rule, "reason": decision.reason,
+        "gate.floor": limits.floor, "gate.margin": limits.margin, "gate.significance": limits.significance,
     }  # fmt: skip
     if champion is not None and other is not None and test is not None:
         evidence |= {
@@ -145,5 +147,7 @@ def decide_contest(
             "mcnemar_p": test.p_value,
             "difference": test.difference, "difference_low": test.low, "difference_high": test.high,
             "only_champion_right": test.only_first, "only_challenger_right": test.only_second,
+            "gate.comparison": may.comparison, "gate.level": may.level, "gate.left": may.left,
+            "difference_at_worst": test.lower_end(may.level),
         }  # fmt: skip
     return decision, {key: str(value) for key, value in evidence.items()}

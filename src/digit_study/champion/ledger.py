@@ -99,9 +99,10 @@ class Ledger:
         events = tagged if self.remote else {**written, **tagged}
         return sorted((one for one in events.values() if one["event"] in kinds), key=lambda one: str(one["id"]))
 
-    def openings(self) -> int:
-        """How many times the sealed test set has been opened: once per promotion."""
-        return sum(entry.start.get("kind") == "promotion" for entry in self.entries())
+    def openings(self, with_champion: bool = False) -> int:
+        """How many promotions have opened the sealed test set; ``with_champion`` counts those that compared two."""
+        promotions = [one.start for one in self.entries() if one.start.get("kind") == "promotion"]
+        return sum(bool(start.get("compared")) or not with_champion for start in promotions)
 
     def model(self) -> RegisteredModel | None:
         """The registered model, if it exists."""

@@ -7,6 +7,7 @@ from rich.table import Table
 
 from digit_study.champion import contest
 from digit_study.champion.contest import Challenger
+from digit_study.champion.gate import budget
 from digit_study.champion.ledger import Entry, times
 from digit_study.champion.registry import CHALLENGER, CHAMPION, Registry
 from digit_study.config.promote import GateConfig, PromoteConfig
@@ -43,9 +44,8 @@ def _promote(registry: Registry, challenger: Challenger, config: PromoteConfig) 
             registry.recover()
         champion = registry.at(CHAMPION)
         if champion is not None and champion.run_id == run_id:
-            console.console().print(
-                f"run {run_id} is the reigning champion already, as version {champion.version}: nothing to do"
-            )
+            reigns = f"run {run_id} is the reigning champion already, as version {champion.version}"
+            console.console().print(f"{reigns}: nothing to do")
             if waited:
                 registry.ledger.record("noted", run_id, outcome="became champion while this request waited")
             return
@@ -61,9 +61,12 @@ def _print_plan(registry: Registry, challenger: Challenger, champion: ModelVersi
     metrics = challenger.run.data.metrics
     against = f"there is no champion, so that {console.percent(limits.floor)} of them would make it the first"
     if champion is not None:
+        may = budget(limits.significance, registry.ledger.openings(with_champion=True))
         against = (
             f"against the champion, version {champion.version} (run {champion.run_id}); it would be promoted if exact "
-            f"McNemar p < {limits.significance:g} says better, or at most {limits.margin:g} worse with fewer parameters"
+            f"McNemar p < {may.level:.3g} says better, or if it is smaller and its interval at that level says at most "
+            f"{limits.margin:g} worse. This is comparison {may.comparison} on them: of the {limits.significance:g} "
+            f"that all share it spends {may.level:.3g}, and {may.left:.2g} is left"
         )
     console.console().print(
         f"dry run: the sealed test images of {dataset_name(challenger.data)} would be opened once, for run "
@@ -77,6 +80,7 @@ def _compare(registry: Registry, challenger: Challenger, champion: ModelVersion 
     """Break the seal, decide, register, tell. What ends this early is settled at once, or by the next call."""
     networks = contest.find_networks(challenger, champion, registry.uri)
     opened: list[Entry] = []
+    before = registry.ledger.openings(with_champion=True)
 
     def record() -> None:
         study = None if config.run_id else config.study
@@ -86,7 +90,7 @@ def _compare(registry: Registry, challenger: Challenger, champion: ModelVersion 
 
     try:
         result = contest.read_sealed(networks, challenger.data, record)
-        decision, evidence = contest.decide_contest(challenger, champion, result, config.promote)
+        decision, evidence = contest.decide_contest(challenger, champion, result, config.promote, before)
         alias, outcome = (CHAMPION, "promoted") if decision.promoted else (CHALLENGER, "kept")
         version = registry.register(opened[0], challenger.model_id, alias, evidence)
         registry.end(opened[0], outcome, decision.reason, version=version, evidence=evidence)
@@ -108,9 +112,8 @@ def _roll_back(registry: Registry, dry_run: bool) -> None:
     if dry_run or registry.is_clean():
         target = registry.previous()  # without one nothing is to be written
     if dry_run:
-        console.console().print(
-            f"dry run: version {target.version} (run {target.run_id}) would be champion again; nothing was written"
-        )
+        again = f"version {target.version} (run {target.run_id}) would be champion again"
+        console.console().print(f"dry run: {again}; nothing was written")
         return
     with registry.lock("rollback"):
         registry.recover()
@@ -125,9 +128,8 @@ def _print_history(registry: Registry) -> None:
         start, end = entry.start, entry.end
         outcome = OUTCOMES.get(end.get("outcome", ""), "has not ended").format(version=end.get("version"))
         what = f"{start['kind']} {'to' if start['kind'] == 'rollback' else 'of'} run {start['run_id']}"
-        terminal.print(
-            f"{start['at']}  {start['who']}  {what}: {outcome}: {end.get('reason', 'under way, or cut off')}"
-        )
+        why = end.get("reason", "under way, or cut off")
+        terminal.print(f"{start['at']}  {start['who']}  {what}: {outcome}: {why}")
     for event in registry.ledger.events("noted"):
         terminal.print(f"{event['at']}  {event['who']}  run {event['run_id']}: {event['outcome']}")
     aliases = ", ".join(f"{alias}: version {version}" for alias, version in registry.aliases().items())

@@ -85,7 +85,7 @@ def run_many(plan: Plan, task: Callable[[], None]) -> None:
         shutil.rmtree(scratch, ignore_errors=True)
     terminal = console.console()
     for board in boards:
-        terminal.print(console.ranked_table("Comparison", board, console.RUNS, " (McNemar, 5 %)"))
+        terminal.print(console.ranked_table("Comparison", board, console.RUNS, " (McNemar)"))
     terminal.print(f"parent run {run_id}; look at it: {stores.view_command(uri)}")
     failed = [f"{outcome.name}: {outcome.reason}" for outcome in outcomes if outcome.reason]
     head = [f"{len(failed)} of {len(outcomes)} runs FAILED:"] if failed else []

@@ -127,9 +127,8 @@ def _report(plan: StudyPlan, stored: StoredStudy, log: RunLog, status: str) -> N
     path = studies_folder() / f"{name}.best.txt"
     path.write_text(command + "\n")
     terminal = console.console()
-    terminal.print(
-        console.ranked_table(f"Leaderboard of study '{name}'", board.head(10), console.CONFIGURATIONS, " (5 %)")
-    )
+    title = f"Leaderboard of study '{name}'"
+    terminal.print(console.ranked_table(title, board.head(10), console.CONFIGURATIONS))
     if len(plan.objectives) > 1:
         terminal.print(console.front_table(report.pareto_front(plan, stored), plan.objectives))
     path = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path

@@ -14,12 +14,12 @@ from digit_study.terminal.messages import short_names
 if TYPE_CHECKING:  # half a second that --help can do without
     import pandas as pd
 
-TIED = "= cannot be told from the best"
+TIED = "= cannot be told from the best, with 95 % confidence for all together"
 #: Columns of ranked tables by heading, each with the format of its cells: of runs, of a study's configurations, of what
 #: is confirmed. A narrow terminal has room for these; all numbers are on the parent run.
 RUNS = {
     "rank": "{rank}", "run": "{name}", "val accuracy [95 %]": "{accuracy}", "val loss": "{val_loss:.4f}",
-    "parameters": "{parameters:,.0f}", "seconds": "{training_seconds:.1f}", "p": "{p_value:.3f}", "": "{mark}",
+    "parameters": "{parameters:,.0f}", "seconds": "{training_seconds:.1f}", "p": "{p_adjusted:.3f}", "": "{mark}",
     "run id": "{run_id}",
 }  # fmt: skip
 CONFIGURATIONS = {
@@ -28,8 +28,7 @@ CONFIGURATIONS = {
 }  # fmt: skip
 CANDIDATES = {
     "rank": "{rank}", "candidate": "{name}", "mean [95 %]": "{accuracy}", "parameters": "{parameters:,.0f}",
-    "seeds": "{seeds}", "p seeds": "{p_seeds:.3f}", "p images": "{p_images:.3f}", "": "{mark}",
-    "best run": "{run_id}",
+    "seeds": "{seeds}", "p seeds": "{p_seeds:.3f}", "p images": "{p_images:.3f}", "": "{mark}", "best run": "{run_id}",
 }  # fmt: skip
 
 
@@ -76,7 +75,7 @@ def run_table(run_id: str, metrics: Mapping[str, float], view_command: str) -> T
     return table
 
 
-def ranked_table(title: str, ranking: pd.DataFrame, columns: Mapping[str, str], note: str) -> Table:
+def ranked_table(title: str, ranking: pd.DataFrame, columns: Mapping[str, str], note: str = "") -> Table:
     """Ranked rows, each column by its heading and the format of its cells, which may name the columns of ``ranking``.
 
     Three more names are known there: ``name`` is what tells a row from the others (what all share stands in the

@@ -85,9 +85,7 @@ def deferred_signals() -> Iterator[Callable[[], bool]]:
 
 
 def collect_rarely() -> None:
-    """Let Python look for garbage rarely: imports make millions of objects that stay, and to go through them again and
-    again takes a third of a command's start. Call it before them, and ``gc.freeze()`` after.
-    """
+    """Look for garbage rarely: to go through what imports make, again and again, takes a third of a command's start."""
     gc.set_threshold(100_000, 20, 20)
 
 

@@ -208,7 +208,7 @@ def _conclude(work: Confirmation) -> str:
             lookup.drop_models(work.plan.uri, run.run_id)
     terminal = console.console()
     ends = {"mean": "val_accuracy", "low": "val_accuracy_low", "high": "val_accuracy_high"}
-    title, note = f"Confirmation of study '{study.study}'", ", over seeds or over images (p > 0.05); * the winner"
+    title, note = f"Confirmation of study '{study.study}'", " (Tukey over seeds, or Holm over images); * the winner"
     terminal.print(console.ranked_table(title, ranking.rename(columns=ends), console.CANDIDATES, note))
     is_smallest = study.confirm.prefer == "smallest"
     why = "the smallest of those that cannot be told from the best" if is_smallest else "the highest mean"

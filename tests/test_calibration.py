@@ -1,0 +1,56 @@
+"""The mark "cannot be told from the best" is right in 95 of 100 studies, and worse configurations are told apart."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from benchmarks.bench_calibration import covered, told_apart
+from hypothesis import given
+from hypothesis import strategies as st
+from statsmodels.stats.multitest import multipletests
+
+from digit_study.evaluation.ranking import adjusted_p_values
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("k", "studies"), [(2, 400), (5, 200), (20, 100), (40, 60), (200, 20)])
+def test_equally_good_configurations_are_all_marked(k: int, studies: int) -> None:
+    random = np.random.default_rng(k)
+    assert sum(not covered(random, k, n=5_000) for _ in range(studies)) <= 0.05 * studies
+
+
+@pytest.mark.slow
+def test_one_that_is_worse_by_a_point_and_a_half_is_told_apart_among_twenty() -> None:
+    random = np.random.default_rng(0)
+    assert sum(told_apart(random, 20, n=5_000) for _ in range(60)) > 54
+
+
+@pytest.mark.slow
+def test_replicates_are_covered_too() -> None:
+    random = np.random.default_rng(1)
+    assert sum(not covered(random, 10, n=5_000, seeds=3) for _ in range(60)) <= 3
+
+
+@given(st.lists(st.floats(0, 1), max_size=30))
+def test_adjusted_p_values_lie_between_holms_and_bonferronis(p_values: list[float]) -> None:
+    """Above those for k - 1 comparisons chosen beforehand, and never above those for all pairs at once."""
+    adjusted = adjusted_p_values(p_values)
+    pairs = len(p_values) * (len(p_values) + 1) / 2
+    holm = multipletests(p_values, method="holm")[1] if p_values else []
+    assert (adjusted >= np.asarray(holm) - 1e-9).all()
+    assert (adjusted <= np.minimum(1, np.array(p_values) * pairs) + 1e-9).all()
+    order = np.argsort(p_values, kind="stable")
+    assert (np.diff(adjusted[order]) >= 0).all()
+
+
+@pytest.mark.parametrize(
+    ("p_values", "expected"),
+    [
+        ([], []),
+        ([0.03], [0.03]),  # of two nobody is chosen
+        ([0.01, 0.02], [0.03, 0.03]),  # three pairs, and when the first is out, one
+        ([0.5, 1e-6, 0.04], [0.5, 6e-6, 0.12]),
+    ],
+)
+def test_adjusted_p_values_by_hand(p_values: list[float], expected: list[float]) -> None:
+    assert list(adjusted_p_values(p_values)) == pytest.approx(expected)
