@@ -44,6 +44,7 @@ promote: .venv/.ready  ## the confirmed winner into the registry, if it earns it
 bench: .venv/.dev  ## the benchmarks that the README quotes (many minutes on an idle machine)
 	$(PY) tests/benchmarks/bench_tracking.py
 	$(PY) tests/benchmarks/bench_overhead.py
+	$(PY) tests/benchmarks/bench_calibration.py
 	$(PY) tests/benchmarks/bench_sweep.py $(ARGS)
 
 LOCK := uv pip compile pyproject.toml --extra joblib --universal --python-version 3.11 --generate-hashes \

@@ -50,8 +50,8 @@ def budget(significance: float, before: int) -> Budget:
     """What the next comparison may spend of ``significance``, after ``before`` ones on the same sealed images.
 
     The n-th may spend the share 6 / (pi n)^2 of it, which sums to 1 (alpha spending, after Lan & DeMets 1983): that any
-    of them moves the alias wrongly has a chance below ``significance``. The Ladder (Blum & Hardt 2015, arXiv 1502.04585)
-    has steps of (log(k n) / n)^(1/3), a thousand of 10,000 images, where twenty count here.
+    of them moves the alias wrongly has a chance below ``significance``. The Ladder (Blum & Hardt 2015, arXiv
+    1502.04585) has steps of (log(k n) / n)^(1/3), a thousand of 10,000 images, where twenty count here.
     """
     shares = [6 / (math.pi * number) ** 2 for number in range(1, before + 2)]
     return Budget(before + 1, significance * shares[-1], significance * max(0.0, 1 - sum(shares)))
