@@ -17,8 +17,7 @@ from rich.text import Text
 from digit_study.reading.prediction import image_files, load_model, read_files, readings_figure
 from digit_study.terminal.messages import StudyError, nearest
 from digit_study.terminal.signals import collect_rarely
-from digit_study.tracking.models import CHAMPION_URI, NAMED, model_file
-from digit_study.tracking.stores import quiet_mlflow
+from digit_study.tracking.stores import CHAMPION_URI, NAMED, model_file, quiet_mlflow
 
 SETTINGS, SHOWN = ("model", "tracking.uri"), "predicted.png"
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg", ".tif", ".tiff")

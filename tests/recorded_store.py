@@ -23,7 +23,7 @@ from digit_study.champion.registry import Registry
 from digit_study.config.promote import GateConfig, PromoteConfig, StoreConfig
 from digit_study.config.run import Config
 from digit_study.data.sources import SAMPLE_SHA256, DataConfig
-from digit_study.terminal.rules import flatten
+from digit_study.terminal.messages import flatten
 from digit_study.tracking import stores
 
 SEALED = 1_000

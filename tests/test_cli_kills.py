@@ -40,7 +40,7 @@ def test_a_study_that_is_killed_again_and_again_goes_on_with_the_same_command(la
     undisturbed = beside.start("search.trials=2")
     reported: dict[int, list[float]] = {}
     for moment, whole_group in moments:
-        command = lab.start(TMPDIR=str(temporary))
+        command = lab.start("training.epochs=6", TMPDIR=str(temporary))
         wait_until(lambda: moment(lab, command), 60, moment.__name__)  # noqa: B023
         reported |= {trial.number: trial.values for trial in lab.trials() if trial.state.name == "COMPLETE"}
         if moment is in_an_epoch:  # a trial that is stopped besides must not outlive its supervisor
@@ -49,7 +49,7 @@ def test_a_study_that_is_killed_again_and_again_goes_on_with_the_same_command(la
             stopped.suspend()
         (os.killpg if whole_group else os.kill)(command.process.pid, signal.SIGKILL)
         command.process.wait()
-    done = lab.run(TMPDIR=str(temporary))
+    done = lab.run("training.epochs=6", TMPDIR=str(temporary))
     assert (done.code, done.err) == (0, "")
     assert_whole(lab)
     assert not stopped.is_running() or stopped.status() == psutil.STATUS_ZOMBIE
@@ -109,7 +109,7 @@ def test_a_killed_trial_is_known_at_once_and_runs_again(lab: Lab) -> None:
 
 
 def test_a_trial_outlives_its_server_but_not_its_time_limit(lab: Lab) -> None:
-    words = "training.epochs=5", "search.workers=1", "search.trials=2", "search.trial_timeout=10"
+    words = "training.epochs=5", "search.workers=1", "search.trials=2", "search.trial_timeout=15"
     command = lab.start(*words)
     wait_until(lambda: in_an_epoch(lab, command) and workers_of(command), 60, "an epoch")
     trial = workers_of(command)[0]
@@ -120,7 +120,7 @@ def test_a_trial_outlives_its_server_but_not_its_time_limit(lab: Lab) -> None:
     done = command.finish()
     assert done.code == 0, done.err
     assert Counter(trial.state.name for trial in counted(lab.trials())) == {"FAIL": 1, "COMPLETE": 1}
-    assert "search.trial_timeout=10" in done.out
+    assert "search.trial_timeout=15" in done.out
 
 
 def test_a_trial_that_takes_too_much_memory_costs_only_itself(lab: Lab) -> None:

@@ -17,7 +17,7 @@ from PIL import Image
 import predict
 from digit_study.reading.prediction import image_files, read_files, readings_figure
 from digit_study.terminal.messages import StudyError
-from digit_study.tracking.models import model_file
+from digit_study.tracking.stores import model_file
 
 ROOT = Path(__file__).parents[1]
 DIGITS = mnist_data()[0].reshape(-1, 28, 28).astype(np.uint8)

@@ -17,8 +17,7 @@ from digit_study.config import compose as composition
 from digit_study.config.compose import compose_config, expand
 from digit_study.config.run import Config
 from digit_study.runs import plan as launch
-from digit_study.terminal.messages import StudyError, without_password
-from digit_study.terminal.rules import flatten
+from digit_study.terminal.messages import StudyError, flatten, without_password
 from digit_study.terminal.signals import readable_errors
 from digit_study.tracking import stores
 

@@ -11,8 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from digit_study.config.run import RULES, Config
-from digit_study.terminal.messages import StudyError, nearest, short_names
-from digit_study.terminal.rules import flatten
+from digit_study.terminal.messages import StudyError, flatten, nearest, short_names
 from digit_study.training.networks import POOLINGS, WIDEST, ModelConfig, relation_violations
 from digit_study.training.recipe import EarlyStoppingConfig
 

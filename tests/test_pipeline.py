@@ -27,8 +27,7 @@ from digit_study.data import sources
 from digit_study.engine.protocol import Pruned, TrialResult
 from digit_study.engine.trial import run_trial
 from digit_study.evaluation import metrics as evaluation
-from digit_study.terminal.messages import StudyError
-from digit_study.terminal.rules import flatten
+from digit_study.terminal.messages import StudyError, flatten
 from digit_study.terminal.signals import Interrupted
 from digit_study.tracking import run_log as tracking
 from digit_study.tracking import stores

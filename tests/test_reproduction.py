@@ -13,8 +13,7 @@ from digit_study.config.run import Config
 from digit_study.data.sources import DataConfig
 from digit_study.evaluation.ranking import PairedTest
 from digit_study.runs import plan as launch
-from digit_study.terminal.messages import StudyError
-from digit_study.terminal.rules import flatten
+from digit_study.terminal.messages import StudyError, flatten
 from digit_study.tracking import lookup as recorded
 from digit_study.training.networks import ModelConfig
 from digit_study.training.recipe import TrainingConfig

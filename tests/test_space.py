@@ -13,8 +13,7 @@ from digit_study.config.run import Config, with_values
 from digit_study.config.study import StudyConfig
 from digit_study.search.plan import grid_size
 from digit_study.search.space import Dimension, apply, baseline, fingerprint, grid, parse_space, suggest
-from digit_study.terminal.messages import StudyError
-from digit_study.terminal.rules import flatten
+from digit_study.terminal.messages import StudyError, flatten
 
 composition.register("study", StudyConfig)
 BASE = Config()

@@ -17,8 +17,7 @@ from mlflow.exceptions import MlflowException
 
 from digit_study.config.run import Config, TrackingConfig
 from digit_study.data.sources import DataConfig
-from digit_study.terminal.messages import StudyError
-from digit_study.terminal.rules import flatten
+from digit_study.terminal.messages import StudyError, flatten
 from digit_study.terminal.signals import Interrupted, interruptible
 from digit_study.tracking import lookup, stores
 from digit_study.tracking import run_log as tracking

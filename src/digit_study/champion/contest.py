@@ -21,7 +21,7 @@ from digit_study.evaluation.ranking import paired_test
 from digit_study.terminal.messages import StudyError
 from digit_study.terminal.signals import native_stderr, signals_surface
 from digit_study.tracking import lookup
-from digit_study.tracking.models import model_file
+from digit_study.tracking.stores import model_file
 
 #: A Keras file, and the sha256 that its weights must have, if known.
 Network = tuple[Path, str | None]

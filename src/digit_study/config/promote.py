@@ -3,7 +3,7 @@
 import re
 from dataclasses import dataclass, field
 
-from digit_study.terminal.rules import Rule, between, check
+from digit_study.terminal.messages import Rule, between, check
 
 
 @dataclass(frozen=True)

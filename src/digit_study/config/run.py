@@ -13,8 +13,7 @@ from typing import Any
 
 from digit_study.config import machine
 from digit_study.data import digits, sources
-from digit_study.terminal.messages import StudyError
-from digit_study.terminal.rules import Rule, check
+from digit_study.terminal.messages import Rule, StudyError, check
 from digit_study.training import networks, recipe
 
 

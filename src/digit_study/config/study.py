@@ -9,8 +9,7 @@ from typing import Any
 
 from digit_study.config.run import Config, TrackingConfig
 from digit_study.data import sources
-from digit_study.terminal.messages import nearest
-from digit_study.terminal.rules import Rule, at_least, between, check, choice
+from digit_study.terminal.messages import Rule, at_least, between, check, choice, nearest
 from digit_study.training import networks, recipe
 
 SAMPLERS = ("tpe", "random", "qmc", "cmaes", "grid", "nsga2", "gp")

@@ -16,8 +16,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from digit_study.terminal.messages import StudyError
-from digit_study.terminal.rules import Rule, at_least, between, choice
+from digit_study.terminal.messages import Rule, StudyError, at_least, between, choice
 from digit_study.terminal.signals import native_stderr
 
 Pixels = npt.NDArray[np.uint8]

@@ -15,7 +15,7 @@ from digit_study.data.digits import dataset_name, load_digits
 from digit_study.engine import child, local, protocol
 from digit_study.evaluation import charts, ranking
 from digit_study.runs.plan import Plan
-from digit_study.terminal import console, rules, signals
+from digit_study.terminal import console, messages, signals
 from digit_study.terminal.messages import StudyError
 from digit_study.terminal.progress import epoch_progress
 from digit_study.tracking import run_log, stores
@@ -90,7 +90,7 @@ def run_many(plan: Plan, task: Callable[[], None]) -> None:
     failed = [f"{outcome.name}: {outcome.reason}" for outcome in outcomes if outcome.reason]
     head = [f"{len(failed)} of {len(outcomes)} runs FAILED:"] if failed else []
     not_kept = [unsent(outcome.name, outcome.kept) for outcome in outcomes if outcome.kept]
-    rules.raise_violations([*head, *failed, *not_kept])
+    messages.raise_violations([*head, *failed, *not_kept])
 
 
 def run_job(config: Config, overrides: Sequence[str], folder: Path, live: bool) -> None:

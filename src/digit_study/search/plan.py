@@ -20,8 +20,7 @@ from digit_study.engine.protocol import ENGINES
 from digit_study.search._optuna import TPE, Hyperband
 from digit_study.search.space import Dimension, parse_space
 from digit_study.terminal.console import warn
-from digit_study.terminal.messages import StudyError, without_password
-from digit_study.terminal.rules import check, choice
+from digit_study.terminal.messages import StudyError, check, choice, without_password
 from digit_study.tracking import stores
 from digit_study.tracking.stores import check_store, tracking_uri
 

@@ -17,9 +17,8 @@ from digit_study.search.plan import StudyPlan, address, describe_storage, studie
 from digit_study.search.study import CREATOR, UID, WORKER, StoredStudy, lock, open_study, orphans
 from digit_study.search.sweep import Sweep
 from digit_study.terminal import console
-from digit_study.terminal.messages import StudyError, without_password
+from digit_study.terminal.messages import StudyError, flatten, without_password
 from digit_study.terminal.progress import sweep_progress
-from digit_study.terminal.rules import flatten
 from digit_study.terminal.signals import Interrupted
 from digit_study.tracking import lookup, stores
 from digit_study.tracking.run_log import RunLog, create_run, reopen_run

@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from digit_study.config import compose
 from digit_study.config.run import RULES, Config, with_values
-from digit_study.terminal.messages import StudyError, nearest
-from digit_study.terminal.rules import flatten, raise_violations
+from digit_study.terminal.messages import StudyError, flatten, nearest, raise_violations
 from digit_study.training.recipe import TrainingConfig
 
 if TYPE_CHECKING:

@@ -23,8 +23,7 @@ from digit_study.config.run import Config
 from digit_study.config.study import StudyConfig, objectives_of
 from digit_study.search._optuna import JournalFile, stale_trial_ids
 from digit_study.search.plan import journal_path, studies_folder
-from digit_study.terminal.messages import StudyError, nearest, without_password, without_secrets
-from digit_study.terminal.rules import flatten
+from digit_study.terminal.messages import StudyError, flatten, nearest, without_password, without_secrets
 from digit_study.tracking import stores
 
 #: Attributes of a study; the definition is set last. ``supervised by`` precedes the name of every supervisor it had.

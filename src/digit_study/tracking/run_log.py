@@ -29,8 +29,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_SOURCE_NAME, M
 
 from digit_study.config.compose import ROOT
 from digit_study.config.run import Config
-from digit_study.terminal.messages import StudyError, first_line, without_password
-from digit_study.terminal.rules import flatten
+from digit_study.terminal.messages import StudyError, first_line, flatten, without_password
 from digit_study.terminal.signals import deferred_signals
 from digit_study.tracking.stores import ARTIFACTS, OUTBOX, SERVERS
 

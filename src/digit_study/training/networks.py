@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from digit_study.data.sources import CLASSES, IMAGE_SIDE
-from digit_study.terminal.rules import Rule, at_least, between, choice
+from digit_study.terminal.messages import Rule, at_least, between, choice
 
 POOLINGS = ("max", "average", "stride", "none")
 ACTIVATIONS = ("relu", "gelu", "silu", "elu", "tanh", "leaky_relu")

@@ -6,7 +6,7 @@ from typing import Any
 
 from digit_study.data.augmentation import AUGMENTATIONS
 from digit_study.data.sources import IMAGE_SIDE
-from digit_study.terminal.rules import Rule, at_least, between, choice
+from digit_study.terminal.messages import Rule, at_least, between, choice
 
 PRECISIONS = ("auto", "float32", "mixed_bfloat16")
 Optimizer = Any  # of Keras, which is imported when one is built: names and rules are known without it
