@@ -235,7 +235,7 @@ def test_children_that_fail_leave_the_others_running(project: Project, typed_sto
         "training.weight_decay=0.9",
     ]
     rates = "training.learning_rate=10,1e-2,0.001"
-    words = [*SMALL[:3], "training.threads=1", "training.epochs=40", "tracking.save_model=false"]
+    words = [*SMALL[:3], "training.threads=1", "training.epochs=30", "tracking.save_model=false"]
     command = project.start("-m", *words, *wild, rates, MLFLOW_TRACKING_URI=typed_store)
     command.wait_for("learning_rate=0.01  epoch 1/")
     name = "training.learning_rate=0.01"

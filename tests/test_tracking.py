@@ -71,6 +71,25 @@ def test_a_signal_inside_a_transaction_leaves_the_store_usable(statement: str, s
     assert run.info.status == "KILLED" and run.data.params["training.threads"] == "1"
 
 
+def test_digits_that_two_runs_log_at_the_same_moment_are_logged_by_both(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """MLflow looks whether a dataset is there and inserts it if not; between the two another process may be faster."""
+    log, logged, calls = tracking.RunLog(store, created(store)), mlflow.MlflowClient.log_inputs, []
+
+    def late(client: Any, *arguments: Any, **named: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise MlflowException("(sqlite3.IntegrityError) UNIQUE constraint failed: datasets.experiment_id, ...")
+        return logged(client, *arguments, **named)
+
+    monkeypatch.setattr(mlflow.MlflowClient, "log_inputs", late)
+    log.dataset("mnist_sample", "ab" * 32, {"train_images": 3})
+    assert log.end("FINISHED", {}) is None
+    [used] = look_at(store, log.run_id).inputs.dataset_inputs
+    assert used.dataset.name == "mnist_sample"
+
+
 # ---------------------------------------------------------------------------------- created
 
 

@@ -196,7 +196,13 @@ class RunLog:
         profile = json.dumps({"sha256": sha256, **counts})
         entity = Dataset(name, sha256[:36], "local", json.dumps({"name": name}), profile=profile)
         inputs = [DatasetInput(entity, [InputTag("mlflow.data.context", "training")])]
-        self._send(self.client.log_inputs, self.run_id, inputs)
+
+        def log_inputs() -> None:
+            with suppress(MlflowException):  # another run inserts the same digits at this moment: then they are there
+                return self.client.log_inputs(self.run_id, inputs)
+            return self.client.log_inputs(self.run_id, inputs)
+
+        self._send(log_inputs)
 
     def epoch(self, number: int, record: Mapping[str, float]) -> None:
         """Log one epoch's metrics; ``number`` counts from 1. Those of epochs shorter than a second share a batch."""
