@@ -17,13 +17,21 @@ import mlflow
 import numpy as np
 import pytest
 from conftest import LIGHT, Project
+from lab import PLAIN
 
 from digit_study.champion import promotion
 from digit_study.config.promote import PromoteConfig, StoreConfig
 
 PROMOTE, COMPARE = "sweeps/promote.py", "sweeps/compare.py"
 NAME = "digit-recognizer"
-TINY = ("training=smoke", "model=tiny", "data.validation=100", "training.batch_size=20", "training.precision=float32")
+TINY = (
+    "training=smoke",
+    "model=tiny",
+    "data.validation=100",
+    "training.batch_size=20",
+    "training.precision=float32",
+    *PLAIN,
+)
 
 pytestmark = pytest.mark.slow
 

@@ -20,14 +20,14 @@ import numpy as np
 import psutil
 import pytest
 from conftest import LIGHT, Command, Done, Project
-from lab import wait_until
+from lab import PLAIN, wait_until
 from mlflow.entities import Run
 
 pytestmark = pytest.mark.slow
 
 SMALL = ["model=tiny", "data=mnist_sample", "data.limit=500", "training.epochs=2", "training.threads=1"]
 #: Long enough to be interrupted at any moment.
-LONG = [*SMALL[:3], "training.epochs=500", "training.threads=1"]
+LONG = [*SMALL[:3], *PLAIN, "training.epochs=500", "training.threads=1"]
 
 
 def runs_of(uri: str) -> list[Run]:
@@ -207,7 +207,7 @@ def test_a_child_gives_the_bits_of_a_single_run(several: tuple[str, Done], singl
 
 def test_three_at_the_same_moment_on_a_new_store(project: Project, tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/new.db"
-    words = [*SMALL[:3], "training.epochs=1", "training.threads=1", "tracking.save_model=false"]
+    words = [*SMALL[:3], *PLAIN, "training.epochs=1", "training.threads=1", "tracking.save_model=false"]
     commands = [project.start(*words, f"training.seed={seed}", MLFLOW_TRACKING_URI=uri) for seed in range(3)]
     ends = [command.finish() for command in commands]
     assert [end.code for end in ends] == [0] * 3, [end.err for end in ends]
@@ -368,7 +368,7 @@ def test_a_run_on_a_server_is_kept_there(server: tuple[str, str, Any], project: 
 def test_a_server_that_goes_away_loses_no_result(server: tuple[str, str, Callable[[], None]], project: Project) -> None:
     """The last test of the file: it takes the server away."""
     uri, behind, kill = server
-    words = [*SMALL[:3], "training.threads=1", "training.epochs=6", f"tracking.uri={uri}"]
+    words = [*SMALL[:3], *PLAIN, "training.threads=1", "training.epochs=6", f"tracking.uri={uri}"]
     command = project.start(*words, "data.limit=3000")
     command.wait_for("epoch 1/6")
     kill()

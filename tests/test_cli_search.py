@@ -24,11 +24,11 @@ pytestmark = pytest.mark.slow
 
 def test_two_processes_join_one_study_in_a_database(lab: Lab, tmp_path: Path) -> None:
     storage = f"search.storage=sqlite:///{tmp_path}/optuna.db"
-    both = [lab.start(storage, "search.workers=1", "search.trials=4", "training.epochs=1") for _ in range(2)]
+    both = [lab.start(storage, "search.workers=1", "search.trials=3", "training.epochs=1") for _ in range(2)]
     for done in [command.finish() for command in both]:
         assert done.code == 0, done.err
     trials = optuna.load_study(study_name=lab.name, storage=f"sqlite:///{tmp_path}/optuna.db").trials
-    assert Counter(trial.state.name for trial in trials) == {"COMPLETE": 4}
+    assert Counter(trial.state.name for trial in trials) == {"COMPLETE": 3}
     assert len({trial.user_attrs["supervisor"] for trial in trials}) == 2
     assert lab.statuses("study") == ["FINISHED"]
     with sqlite3.connect(tmp_path / "optuna.db") as connection:
@@ -37,11 +37,11 @@ def test_two_processes_join_one_study_in_a_database(lab: Lab, tmp_path: Path) ->
 
 
 def test_two_starts_at_once_make_one_study(lab: Lab) -> None:
-    words = "search.fresh=true", "search.workers=1", "search.trials=4", "training.epochs=1"
+    words = "search.fresh=true", "search.workers=1", "search.trials=3", "training.epochs=1"
     both = [lab.start(*words) for _ in range(2)]
     for done in [command.finish() for command in both]:
         assert done.code == 0, done.err
-    assert Counter(trial.state.name for trial in counted(lab.trials())) == {"COMPLETE": 4}
+    assert Counter(trial.state.name for trial in counted(lab.trials())) == {"COMPLETE": 3}
     assert lab.statuses("study") == ["FINISHED"]
 
 
