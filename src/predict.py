@@ -80,9 +80,7 @@ def predict(arguments: argparse.Namespace) -> int:
         results = read_files(files, lambda images: load(keras_file)(images))
         readings = list(bar.track(results, total=len(files), description="reading"))
     if arguments.json:
-        plain = [{"file": one.file, "digit": one.digit, "probabilities": one.probabilities} for one in readings]
-        errors = [{} if one.error is None else {"error": one.error} for one in readings]
-        print(json.dumps([{**both, **error} for both, error in zip(plain, errors, strict=True)], indent=2))
+        print(json.dumps([reading.as_json() for reading in readings], indent=2))
     else:
         table = Table("file", "digit", "probability", "probabilities of 0 … 9, %")
         for reading in readings:

@@ -64,6 +64,7 @@ def test_batches_keep_the_order_and_errors_stop_nothing(tmp_path: Path) -> None:
 def test_a_folder_without_images_is_one_error_among_readings(tmp_path: Path) -> None:
     (only,) = read_files(image_files([str(tmp_path)]), by_brightness)
     assert only.error is not None and "holds no image files" in only.error
+    assert set(only.as_json()) == {"file", "digit", "probabilities", "error"}
     assert only.digit is None and only.probabilities is None
 
 

@@ -39,6 +39,11 @@ class Reading:
     error: str | None = None  # why there is no digit; all but ``file`` are None then
     pixels: Digit | None = None  # what the network reads, shape (28, 28), uint8
 
+    def as_json(self) -> dict[str, Any]:
+        """``file``, ``digit``, ``probabilities`` and, if there is one, ``error``."""
+        plain = {"file": self.file, "digit": self.digit, "probabilities": self.probabilities}
+        return plain if self.error is None else {**plain, "error": self.error}
+
 
 def image_files(paths: Sequence[str]) -> list[Path]:
     """The files named, and of a folder the image files directly in it, in natural order (2.png before 10.png).

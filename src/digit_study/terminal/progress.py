@@ -93,10 +93,13 @@ class RunProgress:
         self.all = bars.add_task("all runs", total=total, completed=done)
         self.tasks: dict[int, TaskID] = {}
 
-    def follow(self, number: int, name: str, epochs: int, at: float = 0.0) -> None:
-        """Show a run, which has trained ``at`` of its ``epochs``."""
-        if number not in self.tasks:
-            self.tasks[number] = self.bars.add_task(name, total=epochs)
+    def begin(self, number: int, name: str, epochs: int) -> None:
+        """Show a run from its start."""
+        self.tasks[number] = self.bars.add_task(name, total=epochs)
+
+    def follow(self, number: int, kind: str, content: Any) -> None:
+        """Show where a run is: (epoch, step, steps) of ``steps``, (epoch, record) of ``epoch``."""
+        at = content[0] if kind == "epoch" else content[0] - 1 + content[1] / content[2]
         self.bars.update(self.tasks[number], completed=at)
 
     def end(self, number: int, result: str, counts: bool) -> None:

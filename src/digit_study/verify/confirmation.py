@@ -138,15 +138,12 @@ def _train(work: Confirmation, engine: Engine) -> None:
                 while waiting and engine.free:
                     number, job = number + 1, waiting.pop(0)
                     jobs[number] = (job, _submit(work, engine, number, job))
-                    progress.follow(number, work.name(job), work.configs[job[0]].training.epochs)
+                    progress.begin(number, work.name(job), work.configs[job[0]].training.epochs)
                 for event in engine.events():
                     if event.kind in ("steps", "epoch"):
-                        at, (job, _) = float(event.content[0]), jobs[event.key]
+                        progress.follow(event.key, event.kind, event.content)
                         if event.kind == "epoch":
                             engine.answer(event.key, True)
-                        else:
-                            at += event.content[1] / event.content[2] - 1
-                        progress.follow(event.key, work.name(job), work.configs[job[0]].training.epochs, at)
                         continue
                     job, run_id = jobs.pop(event.key)
                     if event.kind == "died" and job not in died:
