@@ -156,16 +156,18 @@ def _problem(images: npt.NDArray[np.generic], labels: npt.NDArray[np.generic]) -
 def _missing_mnist() -> str | None:
     """Let Keras download MNIST if it is not cached and its host answers within seconds; says what to do if not."""
     cache = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / "datasets" / "mnist.npz"
-    for is_cached in (True, False):
-        if not is_cached:
-            with suppress(Exception):  # whatever keeps it away (Keras raises bare Exception), the message tells
-                urllib.request.urlopen(urllib.request.Request(MNIST_URL, method="HEAD"), timeout=3.0).close()
-                keras_arrays("train")
-        if cache.is_file() and hashlib.sha256(cache.read_bytes()).hexdigest() == MNIST_FILE_SHA256:
-            return None
+
+    def is_cached() -> bool:
+        return cache.is_file() and hashlib.sha256(cache.read_bytes()).hexdigest() == MNIST_FILE_SHA256
+
+    if is_cached():
+        return None
+    with suppress(Exception):  # whatever keeps it away (Keras raises bare Exception), the message says what to do
+        urllib.request.urlopen(urllib.request.Request(MNIST_URL, method="HEAD"), timeout=3.0).close()
+        keras_arrays("train")
     remedy = "give a copy with data.path=<mnist.npz>, or take the 5,000-digit sample with data=mnist_sample"
     wrong = f"data=mnist needs the full MNIST, which is neither in {cache} nor reachable at {MNIST_URL}"
-    return f"{wrong}: {remedy}"
+    return None if is_cached() else f"{wrong}: {remedy}"
 
 
 def keras_arrays(part: str) -> Arrays:

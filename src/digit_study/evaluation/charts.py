@@ -75,6 +75,11 @@ def legend_below(figure: Figure, axes: Axes) -> None:
         figure.legend(unique.values(), unique.keys(), loc="outside lower center", ncols=5, fontsize=TICK, frameon=False)
 
 
+def integer_ticks(axis: Any) -> None:
+    """Put ticks at whole numbers only: there is no epoch, and no trial, 1.5."""
+    axis.set_major_locator(MaxNLocator(nbins=10, integer=True, min_n_ticks=1))
+
+
 def image_grid(images: Numbers, title: str, note: str, columns: int, captions: Sequence[Sequence[str]] = ()) -> Figure:
     """Draw n ≥ 1 images (n, 28, 28[, 1]) row by row, each above its caption if any: up to two lines, and a colour."""
     lines = max((text.count("\n") + 1 for text, _ in captions), default=0)

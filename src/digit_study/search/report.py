@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import optuna
 import pandas as pd
-from matplotlib.ticker import MaxNLocator, PercentFormatter
+from matplotlib.ticker import PercentFormatter
 from optuna.trial import FrozenTrial, TrialState
 
 from digit_study.evaluation import charts
@@ -192,7 +192,7 @@ def _write_png(
         plt.gcf().set_size_inches(max(width, 9.0), 5.0)
         if name == "intermediate_values":
             axes[0].set(xlabel="epoch", ylabel=objective)
-            axes[0].xaxis.set_major_locator(MaxNLocator(nbins=10, integer=True, min_n_ticks=1))
+            charts.integer_ticks(axes[0].xaxis)
             if legend := axes[0].get_legend():
                 legend.remove()  # a line a trial
         for panel in axes if name == "slices" else []:

@@ -95,9 +95,14 @@ def suggest(trial: optuna.Trial, dimensions: Sequence[Dimension]) -> Params:
     return params
 
 
+def flat_values(base: Config) -> dict[str, Any]:
+    """Every leaf of a run by its key, and its network by the name of the group."""
+    return {**flatten(base), "model": base.model.name}
+
+
 def baseline(dimensions: Sequence[Dimension], base: Config) -> tuple[Params, list[str]]:
     """The hand-set config as params, and the keys whose value lies outside the space."""
-    flat, params, outside = {**flatten(base), "model": base.model.name}, Params(), []
+    flat, params, outside = flat_values(base), Params(), []
     for one in dimensions:
         if one.is_active(params) and one.contains(flat.get(one.key)):
             params[one.key] = flat[one.key]
@@ -223,7 +228,7 @@ def _dimension(key: str, entry: Mapping[str, Any]) -> Dimension:
 
 def _when_problems(one: Dimension, dimensions: Mapping[str, Dimension], base: Config) -> Iterator[str]:
     """What is wrong with its conditions: a searched key must be able to have each value, another must have one."""
-    flat = {**flatten(base), "model": base.model.name}
+    flat = flat_values(base)
     for key, allowed in one.when.items():
         where = f"`search.space` key `{one.key}` has a `when` on `{key}`"
         if key in dimensions:

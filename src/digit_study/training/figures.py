@@ -5,7 +5,6 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
 
 from digit_study.data.digits import Digits
 from digit_study.data.sources import CLASSES, IMAGE_SIDE
@@ -85,7 +84,7 @@ def curves(epochs: Epochs, title: str) -> Figure:
             ring: charts.Look = {"marker": "o", "ms": 14, "mfc": "none", "mec": GREEN, "mew": 2.5, "ls": "--"}
             axes.plot(best, table[f"val_{metric}"][best], color=GREEN, lw=1, label=label, **ring)
         axes.set_xlim(0.5, len(table) + 0.5)
-        axes.xaxis.set_major_locator(MaxNLocator(nbins=10, integer=True, min_n_ticks=1))  # there is no epoch 1.5
+        charts.integer_ticks(axes.xaxis)
         axes.grid(alpha=0.3)
     percent = table[wanted[2:]].to_numpy()
     lowest, (low, high) = np.nanmin(percent, initial=np.inf), charts.axis_limits(percent)
