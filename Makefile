@@ -29,7 +29,9 @@ check: .venv/.dev  ## format, lint, types, and who may import whom
 	$(PY) -m mypy
 	PYTHONPATH=src .venv/bin/lint-imports
 
-ui: .venv/.ready  ## compare runs in the browser
+ui: .venv/.ready  ## compare runs in the browser, the newest result first
+	@test ! -f mlruns/.newest || echo "the newest result: $$(cat mlruns/.newest)"
+	@(sleep 8; test ! -f mlruns/.newest || $(PY) -m webbrowser "$$(cat mlruns/.newest)") >/dev/null 2>&1 &
 	.venv/bin/mlflow ui $(ARGS)
 
 search: .venv/.ready  ## the Optuna sweep
