@@ -42,6 +42,7 @@ def test_a_note_begins_with_the_answer_and_links_the_first_ten() -> None:
     assert text.startswith("**100.00 % \\[98.12, 100.00\\] of 200 validation images are read right by the best run")
     assert [text.count(f"#/experiments/7/runs/{number:032x})") for number in (0, 9, 10)] == [1, 1, 0]
     assert "and 3 more" in text and "- n=1: broke" in text and "Next: `go on`" in text
+    assert "[Compare these 10 runs side by side](#/compare-runs?runs=%5B%22000" in text
     assert "(#/experiments/7/runs/f00/artifacts/figures/a.png)" in text
     rows = [line for line in text.split("\n") if line.startswith("|")]
     assert len(rows) == 12 and "run id" not in rows[0]

@@ -2,6 +2,7 @@
 
 import json
 import re
+import urllib.parse
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -44,6 +45,7 @@ class Note:
             f"**{escape(self.answer)}**",
             escape(self.asked),
             self._table(experiment),
+            self._comparison(experiment),
             "\n".join(f"- {escape(one)}" for one in self.trouble),
             f"Figures: {' · '.join(links)}" if links else "",
             f"Next: `{self.command}`" if self.command else "",
@@ -66,6 +68,12 @@ class Note:
         more = len(self.ranking) - len(shown)
         notes = [f"all: {escape(shared)}" if shared else "", f"and {more} more, see the tables" if more > 0 else ""]
         return "\n\n".join([table, *filter(None, notes)])
+
+    def _comparison(self, experiment: str) -> str:
+        best = list(self.ranking["run_id"][:MOST_COMPARED]) if len(self.ranking) > 1 else []
+        ids, experiments = (urllib.parse.quote(json.dumps(one)) for one in (best, [experiment]))
+        link = f"#/compare-runs?runs={ids}&experiments={experiments}"
+        return f"[Compare these {len(best)} runs side by side]({link})" if best else ""
 
 
 def escape(text: str) -> str:
@@ -103,13 +111,19 @@ def address(client: MlflowClient, uri: str, run_id: str, children: bool) -> str:
     """
     with suppress(MlflowException, OSError):
         experiment = client.get_run(run_id).info.experiment_id
-        view = f"#/experiments/{experiment}/runs?viewStateShareKey={run_id}&{TRAINING}"
-        page = view if children else f"{_run(experiment, run_id)}?{TRAINING}"
-        if uri.startswith(SERVERS):
-            return f"{view_command(uri).rstrip('/')}/{page}"
-        NEWEST.write_text(f"{LOCAL}/{page}\n")
-        return f"{view_command(uri)}, then {LOCAL}/{page}"
+        view = f"#/experiments/{experiment}/runs?viewStateShareKey={run_id}"
+        return open_at(uri, view if children else _run(experiment, run_id))
     return view_command(uri)
+
+
+def open_at(uri: str, page: str) -> str:
+    """The command, where one is needed, and the address of a ``page`` of the store at ``uri``."""
+    page += f"{'&' if '?' in page else '?'}{TRAINING}"
+    if uri.startswith(SERVERS):
+        return f"{view_command(uri).rstrip('/')}/{page}"
+    with suppress(OSError):  # where it cannot be kept, `make ui` opens the front page
+        NEWEST.write_text(f"{LOCAL}/{page}\n")
+    return f"{view_command(uri)}, then {LOCAL}/{page}"
 
 
 def _run(experiment: str, run_id: str) -> str:
