@@ -1,10 +1,10 @@
-"""A page to draw digits on, read meanwhile: ``python src/draw.py [--port 8765] [compare=models:/digit-recognizer/2]``."""
+"""A page to draw digits on: ``python src/draw.py [--port 8765] [compare=models:/digit-recognizer/2]``."""
 
 import argparse
 import gc
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -47,28 +47,31 @@ def settings_of(given: Sequence[str]) -> dict[str, str]:
     return settings
 
 
+def networks_of(settings: Mapping[str, str]) -> list[Network]:
+    """Load the network that answers and the one it is compared with; StudyError, before TensorFlow, if one is none."""
+    tracking, found = settings.get("tracking.uri"), []
+    for key, uri in {"model": CHAMPION_URI, **settings}.items():
+        if key in ("model", "compare"):
+            place = Place(uri, partial(version_named, uri, tracking), partial(model_file, uri, tracking), load_model)
+            try:
+                place.file()  # it says in words what is missing
+            except StudyError as fault:
+                raise StudyError(str(fault).replace("`model`", f"`{key}`")) from None
+            found.append((place, place.version(), place.file()))  # in this order: an alias may move in between
+    return [Network(place, Loaded(load_model(file), version)) for place, version, file in found]
+
+
 def draw(arguments: argparse.Namespace) -> None:
     """Check everything, load the networks, print the address, serve until a signal."""
     settings = settings_of(arguments.given)
-    tracking, keep = settings.get("tracking.uri"), Path(settings.get("keep", KEPT)).expanduser().resolve()
+    keep = Path(settings.get("keep", KEPT)).expanduser().resolve()
     if keep.exists() and not keep.is_dir():
         raise StudyError(f"`keep` must be a folder, or a path where one can be made, got '{keep}': name another")
     if not 0 <= arguments.port < 2**16:
         raise StudyError(f"`--port` must be in [0, 65535], got {arguments.port}: leave it out for {PORT}")
     with listening_socket(arguments.port) as listener:
-        uris = [settings.get("model", CHAMPION_URI)] + ([settings["compare"]] if "compare" in settings else [])
-        places = [
-            Place(uri, partial(version_named, uri, tracking), partial(model_file, uri, tracking), load_model)
-            for uri in uris
-        ]
-        for place in places:  # says in words what is missing; all of this before TensorFlow is imported
-            place.file()
-        found = [(place.version(), place.file()) for place in places]  # in this order: an alias may move in between
-        networks = [
-            Network(place, Loaded(load_model(file), version))
-            for place, (version, file) in zip(places, found, strict=True)
-        ]
-        from digit_study.reading import drawing
+        networks = networks_of(settings)
+        from digit_study.reading import drawing  # a second of imports that no mistake has to wait for
 
         port = listener.getsockname()[1]
         app = drawing.make_app(networks, Kept(keep), port)

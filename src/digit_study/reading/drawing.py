@@ -61,7 +61,7 @@ def answers(networks: list[Network], image: bytes, with_look: bool) -> dict[str,
 def answer(network: Network, digit: Digit, with_look: bool) -> dict[str, Any]:
     """One network's part of :func:`answers`."""
     name, seen = network.read(digit, with_look)
-    attention = np.round(seen.attention, 5).tolist() if with_look else None
+    attention = np.round(seen.attention.astype(np.float64), 5).tolist() if with_look else None
     probabilities = seen.probabilities.tolist()
     return {
         "network": name,
@@ -162,19 +162,18 @@ def make_app(networks: list[Network], kept: Kept, port: int, limits: Limits | No
     return app
 
 
+def server_of(app: FastAPI) -> uvicorn.Server:
+    """A server without logs of requests, web sockets or a header that says what it is."""
+    config = uvicorn.Config(app, ws="none", log_level="warning", access_log=False, server_header=False)
+    config.limit_concurrency, config.timeout_graceful_shutdown = 100, 2
+    return uvicorn.Server(config)
+
+
 def serve(app: FastAPI, listener: socket.socket, networks: list[Network]) -> None:
     """Serve on a listening socket and look for new champions, until SIGINT or SIGTERM, which is raised once more."""
     ended = threading.Event()
     watch(networks, ended)
-    config = uvicorn.Config(
-        app,
-        log_level="warning",
-        access_log=False,
-        server_header=False,
-        limit_concurrency=100,
-        timeout_graceful_shutdown=2,
-    )
     try:
-        uvicorn.Server(config).run(sockets=[listener])
+        server_of(app).run(sockets=[listener])
     finally:
         ended.set()
