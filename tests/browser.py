@@ -56,10 +56,8 @@ def console_errors(driver: Any) -> list[str]:
 
 
 def foreign_requests(driver: Any, address: str) -> list[str]:
-    """URLs that were asked for, since the last call, of any other host than ``address``'s; none of data: and blob:."""
+    """Other hosts than ``address``'s of which something was asked over the network since the last call."""
     messages = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
     urls = [one["params"]["request"]["url"] for one in messages if one["method"] == "Network.requestWillBeSent"]
-    schemes = ("data", "blob", "chrome", "about")
-    return [
-        url for url in urls if urlsplit(url).scheme not in schemes and urlsplit(url).netloc != urlsplit(address).netloc
-    ]
+    hosts = {urlsplit(url).netloc for url in urls if urlsplit(url).scheme in ("http", "https", "ws", "wss")}
+    return sorted(hosts - {urlsplit(address).netloc})

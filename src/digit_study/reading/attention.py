@@ -52,4 +52,4 @@ def look(model: Model, digit: Digit) -> Look:
     for (top, left), drop in zip(inked, drops, strict=True):
         total[top : top + PATCH, left : left + PATCH] += drop
         covered[top : top + PATCH, left : left + PATCH] += 1
-    return Look(answers[0], total / np.maximum(covered, np.float32(1)))
+    return Look(answers[0], np.asarray(total / np.maximum(covered, 1), np.float32))
