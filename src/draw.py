@@ -91,7 +91,7 @@ def main(words: Sequence[str]) -> int:
         print(f"error: {fault}", file=sys.stderr)
         return 1
     except Interrupted:  # the way such a page is ended
-        print("The page is closed.")
+        return 0
     finally:
         gc.freeze()
     return 0

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import http.client
 import io
+import os
 import re
 import signal
 import subprocess
@@ -23,6 +24,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 SRC = Path(__file__).resolve().parents[2] / "src"
 CORNERS = ((90, 80), (240, 80), (140, 270))
 STROKE = [
@@ -50,11 +52,11 @@ def untrained(folder: Path) -> Path:
     """The network of the default config, as a file."""
     sys.path.insert(0, str(SRC))
     from digit_study.config.compose import compose_config, register
-    from digit_study.training.networks import build_network
+    from digit_study.training.networks import build_model
 
     register()
     file = folder / "untrained.keras"
-    build_network(compose_config([]).model).save(file)
+    build_model(compose_config([]).model).save(file)
     return file
 
 

@@ -66,17 +66,17 @@ class Network:
         """
         try:
             version = self.place.version()
+            if version in (self._loaded.version, self._refused):
+                return False
+            file = self.place.file()
         except Exception:  # whatever a store raises that is busy or gone: the next look may find it again
-            return False
-        if version in (self._loaded.version, self._refused):
             return False
         self._refused = version
         try:
-            model = self.place.load(self.place.file())
+            model = self.place.load(file)
         except Exception as fault:  # the page must go on
-            print(
-                f"{self.name} goes on answering, for version {version} does not: {first_line(fault)}", file=sys.stderr
-            )
+            why = f"version {version} cannot be loaded: {first_line(fault)}"
+            print(f"{self.name} goes on answering, for {why}", file=sys.stderr)
             return False
         self._loaded = Loaded(model, version)
         return True
