@@ -25,15 +25,14 @@ Points = list[tuple[float, float]]
 ONE: Points = [(168, 60), (168, 280)]
 SEVEN: Points = [(95, 80), (240, 80), (200, 160), (150, 280)]
 ZERO: Points = [(168 + 70 * np.sin(turn), 168 - 105 * np.cos(turn)) for turn in np.linspace(0, 2 * np.pi, 15)]
-#: What a browser would do with the files that a person drops.
-DROP = """
-const [name, type, base64] = arguments, bytes = Uint8Array.from(atob(base64), c => c.charCodeAt(0))
-const given = new DataTransfer()
+#: What a browser does with a file that a person drops or pastes.
+GIVE = """
+const [name, type, base64, how] = arguments, bytes = Uint8Array.from(atob(base64), c => c.charCodeAt(0))
+const given = new DataTransfer(), sheet = document.getElementById("sheet")
 given.items.add(new File([bytes], name, { type }))
-for (const kind of ["dragover", "drop"]) {
-  document.getElementById("sheet").dispatchEvent(
-    new DragEvent(kind, { dataTransfer: given, bubbles: true, cancelable: true }))
-}
+const more = { dataTransfer: given, clipboardData: given, bubbles: true, cancelable: true }
+if (how === "paste") sheet.dispatchEvent(new ClipboardEvent("paste", more))
+else for (const kind of ["dragover", "drop"]) sheet.dispatchEvent(new DragEvent(kind, more))
 """
 
 
@@ -63,12 +62,14 @@ class Page:
         for name in ("notice", "live"):
             self.wait_for(lambda name=name: all(word in self.text(name) for word in words), " ".join(words))
 
-    def draw(self, *strokes: Points) -> None:
+    def draw(self, *strokes: Points, pointer: str = "mouse") -> None:
+        """Draw with a ``mouse``, a finger (``touch``) or a ``pen``; points are those of a sheet of 336x336."""
         from selenium.webdriver.common.action_chains import ActionChains
+        from selenium.webdriver.common.actions.pointer_input import PointerInput
 
         sheet = self.driver.find_element("id", "sheet")
         scale = sheet.rect["width"] / 336
-        actions = ActionChains(self.driver, duration=10)
+        actions = ActionChains(self.driver, duration=10, devices=[PointerInput(pointer, pointer)])
         for stroke in strokes:
             (x, y), *rest = [(round((x - 168) * scale), round((y - 168) * scale)) for x, y in stroke]
             actions.move_to_element_with_offset(sheet, x, y).click_and_hold()
@@ -85,8 +86,8 @@ class Page:
     def click(self, label: str) -> None:
         self.driver.find_element("xpath", f"//button[.='{label}' or starts-with(@aria-label, '{label}')]").click()
 
-    def drop(self, name: str, kind: str, content: bytes) -> None:
-        self.driver.execute_script(DROP, name, kind, base64.b64encode(content).decode())
+    def give(self, name: str, kind: str, content: bytes, how: str = "drop") -> None:
+        self.driver.execute_script(GIVE, name, kind, base64.b64encode(content).decode(), how)
 
     def clear(self) -> None:
         self.press("\ue00c")  # Esc
@@ -150,9 +151,10 @@ def page(opened: Page, server: tuple[str, Path]) -> Iterator[Page]:
     assert foreign_requests(opened.driver, server[0]) == []
 
 
+@pytest.mark.parametrize("pointer", ["mouse", "touch", "pen"])
 @pytest.mark.parametrize(("stroke", "digit"), [(ONE, 1), (SEVEN, 7), (ZERO, 0)])
-def test_a_digit_is_read_as_it_is_drawn(page: Page, stroke: Points, digit: int) -> None:
-    page.draw(stroke)
+def test_a_digit_is_read_as_it_is_drawn(page: Page, stroke: Points, digit: int, pointer: str) -> None:
+    page.draw(stroke, pointer=pointer)
     page.says(f"Both read {digit}, ")
     (first, second) = page.driver.find_elements("css selector", ".answer")
     assert (
@@ -235,8 +237,17 @@ def test_a_digit_is_drawn_with_the_keyboard_alone(page: Page) -> None:
     ],
 )
 def test_a_file_that_is_dropped(page: Page, name: str, kind: str, content: bytes, words: tuple[str, ...]) -> None:
-    page.drop(name, kind, content)
+    page.give(name, kind, content)
     page.says(*words)
+
+
+def test_a_picture_is_pasted_or_opened(page: Page, tmp_path: Path) -> None:
+    page.give("image.png", "image/png", drawn(SEVEN), "paste")
+    page.says("Both read 7")
+    page.clear()
+    (tmp_path / "zero.png").write_bytes(drawn(ZERO))
+    page.driver.find_element("id", "open").send_keys(str(tmp_path / "zero.png"))
+    page.says("Both read 0")
 
 
 def test_an_example_is_read(page: Page) -> None:
