@@ -324,17 +324,17 @@ def test_a_kept_drawing_can_be_trained_on(tmp_path: Path) -> None:
 
 def test_the_same_drawing_again_changes_its_label(tmp_path: Path) -> None:
     kept = Kept(tmp_path)
-    first, second = kept.keep(DRAWN_7, 7), kept.keep(DRAWN_7, 1)
+    first, second = kept.keep(DRAWN_7, "7"), kept.keep(DRAWN_7, "1")
     assert kept.names() == [second] and first[1:] == second[1:]
     (tmp_path / second).unlink()  # what a person deletes is gone at the next one
-    other = kept.keep(drawn([(168, 60), (168, 280)]), 1)
+    other = kept.keep(drawn([(168, 60), (168, 280)]), "1")
     assert kept.names() == [other] and len(read_npz(tmp_path / NPZ, "train")[1]) == 4001
 
 
 def test_a_kept_photo_has_lost_what_a_camera_adds(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x010F] = "a maker"
-    name = Kept(tmp_path).keep(drawn(SEVEN, format="JPEG", exif=exif), 7)
+    name = Kept(tmp_path).keep(drawn(SEVEN, format="JPEG", exif=exif), "7")
     assert b"a maker" not in (tmp_path / name).read_bytes()
 
 

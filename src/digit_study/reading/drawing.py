@@ -151,8 +151,7 @@ def make_app(networks: list[Network], kept: Kept, port: int, limits: Limits | No
 
     @app.post("/keep")
     async def keep(request: Request) -> Response:
-        word = request.query_params.get("label", "")
-        label = int(word) if word in list("0123456789") else -1
+        label = request.query_params.get("label", "")
 
         def keep_it(image: bytes) -> dict[str, Any]:
             return {"error": None, "file": kept.keep(image, label), "kept": len(kept.names())}

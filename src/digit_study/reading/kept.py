@@ -21,6 +21,7 @@ from digit_study.reading.images import Digit, read_digit, to_mnist
 from digit_study.terminal.messages import StudyError
 
 NPZ = "drawings.npz"
+DIGITS = tuple(map(str, range(CLASSES)))
 NAME = re.compile(r"[0-9]-[0-9a-f]{16}\.png")
 #: Part "train" or "test" of the sample; nobody may write to it.
 sample = cache(DATASETS["mnist_sample"].read)
@@ -39,21 +40,23 @@ class Kept:
         inside = self.folder.iterdir() if self.folder.is_dir() else ()
         return sorted(path.name for path in inside if NAME.fullmatch(path.name))
 
-    def keep(self, image: bytes, label: int) -> str:
+    def keep(self, image: bytes, label: str) -> str:
         """Keep an image file's bytes as a grey PNG, without what a camera adds to it; returns the file's name.
 
         The same drawing again changes its label. Raises StudyError if the label is none, ImageError if the picture is
         not one digit, OSError if the folder cannot be written.
         """
-        if not 0 <= label < CLASSES:
-            raise StudyError(f"a label must be a digit from 0 to 9, got {label}")
+        if label not in DIGITS:
+            raise StudyError(f"a label must be a digit from 0 to 9, got '{label}': press one of the ten")
         grey = np.round(read_grey(image)).clip(0, 255).astype(np.uint8)
         to_mnist(grey.astype(np.float32))  # refuses what could not be trained on
         content = hashlib.sha256(grey.tobytes() + str(grey.shape).encode()).hexdigest()[:16]
         name = f"{label}-{content}.png"
         with self._writes:
             self.folder.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(grey).save(self.folder / name)
+            new = self.folder / f".{name}.new"  # beside its place first: a full disk leaves no half of a picture
+            Image.fromarray(grey).save(new, "PNG")
+            os.replace(new, self.folder / name)
             for other in self.folder.glob(f"[0-9]-{content}.png"):
                 if other.name != name:
                     other.unlink()
