@@ -1,63 +1,61 @@
-"""A headless Chromium for tests of pages: started without a download, and asked what it complained of and fetched."""
+"""A real browser, headless and without a network, for pages that a person opens."""
 
 from __future__ import annotations
 
-import importlib.util
 import json
-import os
 import shutil
+import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from importlib.util import find_spec
 from typing import Any
-from urllib.parse import urlsplit
 
-QUIET = ("headless=new", "no-sandbox", "disable-gpu", "no-first-run", "disable-dev-shm-usage", "disable-sync")
-QUIET += ("disable-background-networking", "disable-component-update", "disable-default-apps", "no-proxy-server")
-
-
-def reason_to_skip() -> str | None:
-    """What is missing for tests in a browser, or None."""
-    if importlib.util.find_spec("selenium") is None:
-        return "selenium is not installed"
-    chromium = shutil.which("chromium") or shutil.which("google-chrome")
-    missing = [
-        name
-        for name, found in {"chromium": chromium, "chromedriver": shutil.which("chromedriver")}.items()
-        if not found
-    ]
-    return f"{' and '.join(missing)} not installed" if missing else None
+BINARY, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+#: Why no browser can be started here; empty where one can.
+MISSING = ", ".join(
+    name for name, found in {"chromium": BINARY, "chromedriver": DRIVER, "selenium": find_spec("selenium")}.items()
+    if not found
+)  # fmt: skip
+REASON = f"no browser can be started: {MISSING} is missing"
+FLAGS = (
+    "--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
+    "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage",
+)  # fmt: skip
 
 
 @contextmanager
-def chrome(profile: Path, width: int = 1280, height: int = 900, *more: str) -> Iterator[Any]:
-    """A browser with an empty profile in the folder ``profile``, gone at the end."""
+def chrome(*flags: str, width: int = 1200, height: int = 900, dark: bool = False) -> Iterator[Any]:
+    """A browser with a profile of its own, whose console and requests can be asked for."""
     from selenium import webdriver
     from selenium.webdriver.chrome.service import Service
 
-    options = webdriver.ChromeOptions()
-    options.binary_location = shutil.which("chromium") or shutil.which("google-chrome") or ""
-    for word in (*QUIET, f"user-data-dir={profile}", f"window-size={width},{height}", *more):
-        options.add_argument(f"--{word}")
-    options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
-    # a proxy that is set for the tests would stand between them and their own driver
-    environment = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
-    # named, so that selenium does not look for one to download
-    driver = webdriver.Chrome(options, Service(shutil.which("chromedriver"), env=environment))
-    try:
-        yield driver
-    finally:
-        driver.quit()
+    with tempfile.TemporaryDirectory() as profile:
+        options = webdriver.ChromeOptions()
+        options.binary_location = str(BINARY)
+        for flag in (*FLAGS, f"--user-data-dir={profile}", f"--window-size={width},{height}", *flags):
+            options.add_argument(flag)
+        options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
+        driver = webdriver.Chrome(options=options, service=Service(DRIVER))
+        try:
+            metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+            driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
+            scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
+            driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": scheme})
+            yield driver
+        finally:
+            driver.quit()
 
 
 def console_errors(driver: Any) -> list[str]:
-    """What the page's console holds of errors and warnings since the last call."""
+    """What the page complained of since it was last asked."""
     return [entry["message"] for entry in driver.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]
 
 
-def foreign_requests(driver: Any, address: str) -> list[str]:
-    """Other hosts than ``address``'s of which something was asked over the network since the last call."""
-    messages = [json.loads(entry["message"])["message"] for entry in driver.get_log("performance")]
-    urls = [one["params"]["request"]["url"] for one in messages if one["method"] == "Network.requestWillBeSent"]
-    hosts = {urlsplit(url).netloc for url in urls if urlsplit(url).scheme in ("http", "https", "ws", "wss")}
-    return sorted(hosts - {urlsplit(address).netloc})
+def foreign_requests(driver: Any, *own: str) -> list[str]:
+    """Addresses that were asked for since it was last asked, but for those that begin with one of ``own``."""
+    found = []
+    for entry in driver.get_log("performance"):
+        message = json.loads(entry["message"])["message"]
+        if message["method"] == "Network.requestWillBeSent":
+            found.append(str(message["params"]["request"]["url"]))
+    return [url for url in found if not url.startswith((*own, "data:", "blob:", "about:", "chrome"))]

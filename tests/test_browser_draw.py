@@ -15,11 +15,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from browser import chrome, console_errors, foreign_requests, reason_to_skip
+from browser import MISSING, REASON, chrome, console_errors, foreign_requests
 from conftest import Command, Project
 from PIL import Image, ImageDraw
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(reason_to_skip()), reason=reason_to_skip() or "")]
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(MISSING), reason=REASON)]
 
 Points = list[tuple[float, float]]
 ONE: Points = [(168, 60), (168, 280)]
@@ -134,9 +134,9 @@ def server(
 
 
 @pytest.fixture(scope="module")
-def opened(server: tuple[str, Path], tmp_path_factory: pytest.TempPathFactory) -> Iterator[Page]:
+def opened(server: tuple[str, Path]) -> Iterator[Page]:
     address, kept = server
-    with chrome(tmp_path_factory.mktemp("profile")) as driver:
+    with chrome(width=1280) as driver:
         driver.get(address)
         yield Page(driver, kept)
 
