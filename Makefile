@@ -9,7 +9,7 @@ export PYTHONDONTWRITEBYTECODE :=
 export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
-.PHONY: help study test quick check ui search confirm promote draw bench lock clean
+.PHONY: help study test quick check ui search confirm promote draw bench screenshots lock clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -52,6 +52,9 @@ bench: .venv/.dev  ## the benchmarks that the README quotes (many minutes on an 
 	$(PY) tests/benchmarks/bench_calibration.py
 	$(PY) tests/benchmarks/bench_draw.py
 	$(PY) tests/benchmarks/bench_sweep.py $(ARGS)
+
+screenshots: .venv/.dev  ## the README's, of a study that was searched, confirmed and promoted
+	$(PY) tests/screenshots.py $(ARGS)
 
 LOCK := uv pip compile pyproject.toml --extra joblib --universal --python-version 3.11 --generate-hashes \
     --no-emit-index-url --no-emit-find-links --no-header --quiet
