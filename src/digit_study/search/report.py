@@ -4,7 +4,8 @@ import html
 import re
 import shlex
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -118,25 +119,43 @@ def write_pictures(plan: StudyPlan, stored: StoredStudy, folder: Path) -> None:
     """Draw Optuna's pictures: PNGs, and all as interactive figures in ``study.html``, which needs no network."""
     from plotly.offline import get_plotlyjs
 
-    verbosity = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
     title = html.escape(f"Study {plan.study.study}: {', '.join(plan.objectives)}")
     figures = [f"<script>{get_plotlyjs()}</script>"]  # once: it is nearly five megabytes
-    with warnings.catch_warnings():  # Optuna calls most of its pictures experimental
-        warnings.simplefilter("ignore")
+    with quiet_optuna():
         for name, (function, options) in picture_options(plan, stored).items():
-            try:
-                figure = getattr(optuna.visualization, function)(stored.study, **options)
-                if name in ("contour", "rank"):  # a grid of panels
-                    figure.update_layout(height=900)
+            figure = interactive(stored, name, function, options)
+            if isinstance(figure, str):
+                figures.append(f"<p>{name.replace('_', ' ')}: {html.escape(figure)}</p>")
+            else:
                 drawn = figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False})
                 figures.append(f'<div style="overflow-x: auto">{drawn}</div>')
-            except (ValueError, RuntimeError) as error:  # too few trials for this picture
-                figures.append(f"<p>{name.replace('_', ' ')}: {html.escape(first_line(error))}</p>")
             if name in AS_PNG:
                 _write_png(name, function, options, plan, stored, folder / f"{name}.png")
-    optuna.logging.set_verbosity(verbosity)
     (folder / "study.html").write_text(PAGE.format(title=title, figures="\n".join(figures)))
+
+
+@contextmanager
+def quiet_optuna() -> Iterator[None]:
+    """Let Optuna draw in silence: it calls most of its pictures experimental, and logs what it cannot draw."""
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        optuna.logging.set_verbosity(verbosity)
+
+
+def interactive(stored: StoredStudy, name: str, function: str, options: Mapping[str, Any]) -> Any:
+    """One of :func:`picture_options` as a Plotly figure; a text that says why where there are too few trials for it."""
+    try:
+        figure = getattr(optuna.visualization, function)(stored.study, **options)
+    except (ValueError, RuntimeError) as error:
+        return first_line(error)
+    if name in ("contour", "rank"):  # a grid of panels
+        figure.update_layout(height=900)
+    return figure
 
 
 def picture_options(plan: StudyPlan, stored: StoredStudy) -> dict[str, tuple[str, dict[str, Any]]]:
