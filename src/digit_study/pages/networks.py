@@ -14,7 +14,7 @@ from PIL import Image
 from digit_study.data import digits, sources
 from digit_study.data.sources import DataConfig, Labels, Pixels
 from digit_study.evaluation.metrics import Evaluation, evaluation_of
-from digit_study.terminal.messages import StudyError, first_line
+from digit_study.terminal.messages import StudyError, first_line, short_names
 from digit_study.tracking import lookup, run_log
 
 #: Networks of which the page tells more than a row, and of each its mistakes that are shown: those it was surest of.
@@ -33,7 +33,9 @@ class Networks:
 
 def networks(uri: str, source: DataConfig, board: pd.DataFrame) -> Networks:
     """The best of a leaderboard, whose runs are in the store ``uri`` and were validated on digits of ``source``."""
-    best = {str(row["run_id"]): str(row["name"]) for row in board.head(MOST_NETWORKS).to_dict("records")}
+    top = board.head(MOST_NETWORKS)
+    names, _ = short_names([str(name) for name in top["name"]])
+    best = dict(zip(map(str, top["run_id"]), names, strict=True))
     read = _evaluations(uri, best)
     shown = sorted({int(index) for one in read.values() for index in hardest(one)})
     images, note = _images(source, shown)

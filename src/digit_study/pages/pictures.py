@@ -3,7 +3,7 @@
 import base64
 import gzip
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
@@ -18,7 +18,7 @@ from digit_study.search.study import StoredStudy
 #: Keys in slices and parallel coordinates, and in pictures of pairs; of many trials each pair is a megabyte of grid.
 MOST_KEYS, MOST_PAIRED, MANY_TRIALS, PAIRED_OF_MANY = 6, 3, 60, 2
 MOST_LEGEND = 12
-STATES = {"Complete": charts.BLUE, "Pruned": charts.ORANGE, "Fail": charts.RED, "Running": charts.GREEN}
+STATES = {"COMPLETE": charts.BLUE, "PRUNED": charts.ORANGE, "FAIL": charts.RED, "RUNNING": charts.GREEN}
 CAPTIONS = {
     "optimisation_history": ("History", "Every trial in the order of their starts, and the best so far."),
     "importances": ("Importances", "How much of the differences between trials each key explains (fANOVA)."),
@@ -63,21 +63,39 @@ def _pictures(plan: StudyPlan, stored: StoredStudy) -> Iterator[Picture]:
         if isinstance(drawn, str):
             yield Picture(name, title, caption, None, drawn)
         else:
-            yield Picture(name, title, caption, _plain(drawn))
+            figure = _plain(drawn, keys)
+            if name == "intermediate_values" and plan.run.training.epochs <= 12:
+                figure["layout"].setdefault("xaxis", {})["dtick"] = 1  # there is no epoch 1.5
+            yield Picture(name, title, caption, figure)
 
 
-def _plain(figure: Any) -> dict[str, Any]:
+def _plain(figure: Any, keys: Sequence[str]) -> dict[str, Any]:
     """A figure without Plotly's template, which the page brings in light and dark, and without endless legends."""
     found: dict[str, Any] = json.loads(figure.to_json())
-    found["layout"].pop("template", None)
-    found["layout"].pop("title", None)  # the page has it as a heading
+    for unwanted in ("template", "title", "width"):  # the page has its own, and is as wide as it is
+        found["layout"].pop(unwanted, None)
     named = [trace for trace in found["data"] if trace.get("showlegend", True)]
     for trace in found["data"]:
         if trace.get("name") in STATES and trace.get("type") == "bar":
             trace.setdefault("marker", {})["color"] = STATES[trace["name"]]
         if len(named) > MOST_LEGEND:
             trace["showlegend"] = False
+    _shorten(found, keys)
     return found
+
+
+def _shorten(figure: dict[str, Any], keys: Sequence[str]) -> None:
+    """Call keys by their last parts where those tell them apart: half a dozen stand side by side."""
+    short = {key: key.rsplit(".", 1)[-1] for key in keys}
+    if len(set(short.values())) < len(keys):
+        return
+    axes = [axis for name, axis in figure["layout"].items() if name.startswith(("xaxis", "yaxis"))]
+    for axis in axes:
+        if (text := axis.get("title", {}).get("text")) in short:
+            axis["title"]["text"] = short[text]
+    for one in (one for trace in figure["data"] for one in trace.get("dimensions", [])):
+        full = next((key for key in keys if key.startswith(one["label"].removesuffix("..."))), one["label"])
+        one["label"] = short.get(full, full)
 
 
 def packed(text: str) -> str:

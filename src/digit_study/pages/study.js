@@ -124,7 +124,7 @@ function ownPictures() {
   const figures = [];
   for (const metric of ["val_accuracy", "val_loss"]) {
     const lines = data.curves.map((one) => ({
-      x: one.epoch, y: one[metric], name: one.name.length > 44 ? one.name.slice(0, 43) + "…" : one.name,
+      x: one.epoch, y: one[metric], name: one.name.length > 60 ? one.name.slice(0, 59) + "…" : one.name,
       mode: "lines+markers", hovertemplate: `epoch %{x}: %{y:.4f}<extra>trial ${one.name.split(":")[0]}</extra>`,
     }));
     const axes = { xaxis: { title: { text: "epoch" }, dtick: 1 }, yaxis: { title: { text: metric } } };
@@ -152,8 +152,8 @@ function confirmed() {
       arrayminus: rows.map((row) => row.mean - row.low), color: "#0173b2",
     },
   };
-  const axes = { xaxis: { title: { text: "validation accuracy" }, tickformat: ".2%" }, yaxis: { automargin: true } };
-  return { data: [seeds, means], layout: axes };
+  const axes = { xaxis: { title: { text: "validation accuracy" }, tickformat: ".1%" }, yaxis: { automargin: true } };
+  return { data: [seeds, means], layout: { ...axes, height: 170 + 50 * rows.length } };
 }
 
 function draw(place, figure) {
@@ -163,10 +163,10 @@ function draw(place, figure) {
     paper_bgcolor: "rgba(0,0,0,0)", plot_bgcolor: "rgba(0,0,0,0)", colorway: COLOURS, xaxis: axis, yaxis: axis,
     font: { color: colour("--ink"), family: "system-ui, sans-serif", size: 12 },
     hoverlabel: { bgcolor: colour("--card"), bordercolor: colour("--line"), font: { color: colour("--ink") } },
+    modebar: { bgcolor: "rgba(0,0,0,0)", color: colour("--grey"), activecolor: colour("--accent") },
     colorscale: { sequential: "Blues", diverging: "RdBu" },
   } };
   const layout = { ...structuredClone(figure.layout), template, autosize: true, margin: { l: 60, r: 20, t: 30, b: 50 } };
-  delete layout.width;
   const isLong = figure.data.filter((one) => one.showlegend !== false && one.name).length > 3;
   if (narrow.matches || isLong) layout.legend = { ...layout.legend, orientation: "h", x: 0, y: -0.22, yanchor: "top" };
   layout.height = (layout.height || 440) + (isLong ? (narrow.matches ? 25 : 9) * figure.data.length * (layout.showlegend === false ? 0 : 1) : 0);
@@ -175,7 +175,7 @@ function draw(place, figure) {
   // many panels side by side cannot be told apart on a phone: there they scroll
   const panels = Object.keys(layout).filter((key) => key.startsWith("xaxis")).length;
   const isWide = panels > 2 || figure.data.some((one) => one.type === "parcoords");
-  if (narrow.matches && isWide) place.style.width = "860px";
+  place.style.width = narrow.matches && isWide ? "860px" : "";
   return Plotly.react(place, structuredClone(figure.data), layout, options);
 }
 

@@ -54,19 +54,19 @@ def leaderboard_table(board: pd.DataFrame) -> Table:
     """The configurations of a leaderboard, best first; marked are those that could be the best."""
     shown = board.head(MOST_ROWS).to_dict("records")
     names, shared = short_names([str(row["name"]) for row in shown])
-    headings = ["rank", "val accuracy [95 %]", "could be best", "val loss", "parameters", "seconds", "seeds", "p"]
+    headings = ["rank", "val accuracy [95 %]", "could be best", "p", "parameters", "trial: configuration"]
     rows = [
         [
             number(row["rank"]), accuracy(row["val_accuracy"], row["val_accuracy_low"], row["val_accuracy_high"]),
-            Cell("yes" if row["tied"] else "no"), number(row["val_loss"], "{:.4f}"), number(row["parameters"]),
-            number(row["training_seconds"], "{:.1f}"), number(row["seeds"]), number(row["p_adjusted"], "{:.3f}"),
-            Cell(name), Cell(str(row["run_id"])),
+            Cell("yes" if row["tied"] else "no"), number(row["p_adjusted"], "{:.3f}"), number(row["parameters"]),
+            Cell(name), number(row["val_loss"], "{:.4f}"), number(row["training_seconds"], "{:.1f}"),
+            number(row["seeds"]), Cell(str(row["run_id"])),
         ]
         for name, row in zip(names, shown, strict=True)
     ]  # fmt: skip
     tied = [place for place, row in enumerate(shown) if row["tied"]]
     notes = [f"All: {shared}."] * bool(shared) + [f"The best {MOST_ROWS} of {len(board)}."] * (len(board) > len(rows))
-    return Table([*headings, "trial: configuration", "run"], rows, tied, " ".join(notes))
+    return Table([*headings, "val loss", "seconds", "seeds", "run"], rows, tied, " ".join(notes))
 
 
 def trials_table(frame: pd.DataFrame, keys: Iterable[str], objectives: Iterable[str]) -> Table:
@@ -98,18 +98,20 @@ def front_table(front: pd.DataFrame, objectives: Mapping[str, str]) -> Table:
 
 
 def confirmation_table(ranking: pd.DataFrame, deviations: Mapping[str, float], images: int | None) -> Table:
-    """Candidates with the noise of a seed, by name in ``deviations``, and that of the ``images``, in percentage points."""
+    """Candidates with the noise of a seed (``deviations``, by name) and of the ``images``, in percentage points."""
+    names, shared = short_names([str(name) for name in ranking["name"]])
     rows = []
-    for row in ranking.to_dict("records"):
+    for name, row in zip(names, ranking.to_dict("records"), strict=True):
         of_images = 100 * (row["mean"] * (1 - row["mean"]) / images) ** 0.5 if images else None
         noise = [number(100 * deviations.get(row["name"], float("nan")), "{:.3f}"), number(of_images, "{:.3f}")]
         verdict = "winner" if row["winner"] else "could be best" if row["tied"] else "worse"
-        facts = [number(row["parameters"]), number(row["seeds"]), Cell(str(row["name"])), Cell(str(row["run_id"]))]
+        facts = [number(row["parameters"]), Cell(name), number(row["seeds"]), Cell(str(row["run_id"]))]
         ends = accuracy(row["mean"], row["low"], row["high"])
         rows.append([number(row["rank"]), ends, Cell(verdict), *noise, *facts])
-    headings = ["rank", "mean over seeds [95 %]", "verdict", "± of a seed", "± of the images", "parameters", "seeds"]
+    headings = ["rank", "mean over seeds [95 %]", "verdict", "± of a seed", "± of the images", "parameters"]
     won = [place for place, winner in enumerate(ranking["winner"]) if winner]
-    return Table([*headings, "trial: configuration", "best run"], rows, won)
+    note = f"All: {shared}." if shared else ""
+    return Table([*headings, "trial: configuration", "seeds", "best run"], rows, won, note)
 
 
 def ledger_table(entries: Iterable[Entry], run_ids: Iterable[str]) -> Table:
