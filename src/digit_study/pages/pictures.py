@@ -22,8 +22,11 @@ STATES = {"COMPLETE": charts.BLUE, "PRUNED": charts.ORANGE, "FAIL": charts.RED, 
 CAPTIONS = {
     "optimisation_history": ("History", "Every trial in the order of their starts, and the best so far."),
     "importances": ("Importances", "How much of the differences between trials each key explains (fANOVA)."),
-    "slices": ("Slices", "Every trial by one key at a time; darker ones are later."),
-    "parallel_coordinates": ("Parallel coordinates", "A line a trial; drag along an axis to choose."),
+    "slices": ("Slices", "Every trial by one key at a time; the colour says when it ran."),
+    "parallel_coordinates": (
+        "Parallel coordinates",
+        "A line a trial, through its value of every key; the colour is the objective.",
+    ),
     "edf": ("Distribution", "The share of trials that reach at most a value."),
     "timeline": ("Timeline", "When each trial ran, and how it ended."),
     "contour": ("Contour", "The objective over two keys at a time; dots are trials."),
@@ -72,8 +75,10 @@ def _pictures(plan: StudyPlan, stored: StoredStudy) -> Iterator[Picture]:
 def _plain(figure: Any, keys: Sequence[str]) -> dict[str, Any]:
     """A figure without Plotly's template, which the page brings in light and dark, and without endless legends."""
     found: dict[str, Any] = json.loads(figure.to_json())
-    for unwanted in ("template", "title", "width"):  # the page has its own, and is as wide as it is
+    for unwanted in ("template", "title", "width", "plot_bgcolor"):  # the page has its own, in light and dark
         found["layout"].pop(unwanted, None)
+    for one in found["layout"].get("annotations", []):
+        one.get("font", {}).pop("color", None)
     named = [trace for trace in found["data"] if trace.get("showlegend", True)]
     for trace in found["data"]:
         if trace.get("name") in STATES and trace.get("type") == "bar":
@@ -93,9 +98,11 @@ def _shorten(figure: dict[str, Any], keys: Sequence[str]) -> None:
     for axis in axes:
         if (text := axis.get("title", {}).get("text")) in short:
             axis["title"]["text"] = short[text]
-    for one in (one for trace in figure["data"] for one in trace.get("dimensions", [])):
-        full = next((key for key in keys if key.startswith(one["label"].removesuffix("..."))), one["label"])
-        one["label"] = short.get(full, full)
+        texts = [
+            next((key for key in keys if key.startswith(text.removesuffix("..."))), text)
+            for text in axis.get("ticktext", [])
+        ]
+        axis |= {"ticktext": [short.get(text, text) for text in texts]} if texts else {}
 
 
 def packed(text: str) -> str:

@@ -168,13 +168,13 @@ function draw(place, figure) {
   } };
   const layout = { ...structuredClone(figure.layout), template, autosize: true, margin: { l: 60, r: 20, t: 30, b: 50 } };
   const isLong = figure.data.filter((one) => one.showlegend !== false && one.name).length > 3;
-  if (narrow.matches || isLong) layout.legend = { ...layout.legend, orientation: "h", x: 0, y: -0.22, yanchor: "top" };
+  if (narrow.matches || isLong) layout.legend = { ...layout.legend, orientation: "h", x: 0, y: 0, yref: "container", yanchor: "bottom" };
   layout.height = (layout.height || 440) + (isLong ? (narrow.matches ? 25 : 9) * figure.data.length * (layout.showlegend === false ? 0 : 1) : 0);
   if (layout.height > 1100) layout.height = 1100;
   const options = { displaylogo: false, responsive: true, displayModeBar: narrow.matches ? false : "hover" };
   // many panels side by side cannot be told apart on a phone: there they scroll
   const panels = Object.keys(layout).filter((key) => key.startsWith("xaxis")).length;
-  const isWide = panels > 2 || figure.data.some((one) => one.type === "parcoords");
+  const isWide = panels > 2 || (layout.xaxis?.ticktext || []).length > 4;
   place.style.width = narrow.matches && isWide ? "860px" : "";
   return Plotly.react(place, structuredClone(figure.data), layout, options);
 }
