@@ -98,11 +98,14 @@ def _shorten(figure: dict[str, Any], keys: Sequence[str]) -> None:
     for axis in axes:
         if (text := axis.get("title", {}).get("text")) in short:
             axis["title"]["text"] = short[text]
-        texts = [
-            next((key for key in keys if key.startswith(text.removesuffix("..."))), text)
-            for text in axis.get("ticktext", [])
-        ]
-        axis |= {"ticktext": [short.get(text, text) for text in texts]} if texts else {}
+        if texts := axis.get("ticktext"):
+            axis["ticktext"] = [short.get(_whole(text, keys), text) for text in texts]
+
+
+def _whole(text: str, keys: Sequence[str]) -> str:
+    """The key that Optuna has cut off to ``text``, or else the text."""
+    cut = text.removesuffix("...")
+    return next((key for key in keys if cut != text and key.startswith(cut)), text)
 
 
 def packed(text: str) -> str:

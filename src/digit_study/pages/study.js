@@ -2,7 +2,8 @@
 const data = JSON.parse(document.getElementById("data").textContent);
 const dark = matchMedia("(prefers-color-scheme: dark)");
 const narrow = matchMedia("(max-width: 600px)");
-const percent = (value, digits = 2) => (100 * value).toFixed(digits);
+// Plotly takes some markup for what it is, links among it
+const plain = (text) => text.replaceAll("&", "&amp;").replaceAll("<", "&lt;");
 
 // an element with attributes and children; what is text stays text, so that no name becomes markup
 function make(tag, attributes = {}, ...children) {
@@ -124,8 +125,8 @@ function ownPictures() {
   const figures = [];
   for (const metric of ["val_accuracy", "val_loss"]) {
     const lines = data.curves.map((one) => ({
-      x: one.epoch, y: one[metric], name: one.name.length > 60 ? one.name.slice(0, 59) + "…" : one.name,
-      mode: "lines+markers", hovertemplate: `epoch %{x}: %{y:.4f}<extra>trial ${one.name.split(":")[0]}</extra>`,
+      x: one.epoch, y: one[metric], name: plain(one.name.length > 60 ? one.name.slice(0, 59) + "…" : one.name),
+      mode: "lines+markers", hovertemplate: `epoch %{x}: %{y:.4f}<extra>trial ${plain(one.name.split(":")[0])}</extra>`,
     }));
     const axes = { xaxis: { title: { text: "epoch" }, dtick: 1 }, yaxis: { title: { text: metric } } };
     const longest = Math.max(0, ...data.curves.map((one) => one.epoch.length));
@@ -139,7 +140,7 @@ function ownPictures() {
 
 function confirmed() {
   const rows = [...data.confirmed].reverse();
-  const name = (row) => (row.winner ? "★ " : "") + "trial " + row.name.split(":")[0];
+  const name = (row) => (row.winner ? "★ " : "") + "trial " + plain(row.name.split(":")[0]);
   const seeds = {
     x: rows.flatMap((row) => row.values), y: rows.flatMap((row) => row.values.map(() => name(row))), mode: "markers",
     name: "one seed", marker: { symbol: "circle-open", size: 8, color: "#949494" },
@@ -233,7 +234,7 @@ async function look() {
   } catch {
     const place = document.getElementById("ended");
     place.hidden = false;
-    place.textContent = "The sweep has ended, or was stopped: the last page is in mlruns/studies.";
+    place.textContent = "The sweep has ended or was stopped: this is what was last shown.";
     return;
   }
   setTimeout(look, 2000);

@@ -95,7 +95,7 @@ def plan_page(typed: StudyConfig) -> tuple[StudyPlan, StoredStudy]:
     baseline = lookup.recorded_config(run)
     if typed.data.path is not None:  # the same digits, should they no longer lie where the study found them
         baseline = replace(baseline, data=replace(baseline.data, path=typed.data.path))
-    return StudyPlan(study, overrides, baseline, run.data.tags["dataset.name"], plan.dimensions, 1, uri), found
+    return replace(plan, run=baseline, dataset=run.data.tags["dataset.name"]), found
 
 
 def collect(plan: StudyPlan, stored: StoredStudy) -> StudyPage:
@@ -135,7 +135,7 @@ def _searched_answer(plan: StudyPlan, board: pd.DataFrame) -> Answer:
     best, tied = board.iloc[0], int(board["tied"].sum())
     seeds = "one seed" if best["seeds"] == 1 else f"the mean of {best['seeds']} seeds"
     basis = [
-        f"Read right of {best['n']:,} validation images, {seeds}; the interval is of the images (Wilson, 95 %).",
+        f"Measured on {best['n']:,} validation images, {seeds}; the interval is of the images (Wilson, 95 %).",
         f"{_count(tied, 'configuration')} of {len(board)} could be the best: with 95 % confidence they hold every one "
         "that truly is (McNemar, Holm).",
         "It was selected on these images, so it is partly luck: "
@@ -230,7 +230,7 @@ def render(page: StudyPage, version: int | None = None) -> str:
 
 def render_fault(name: str, fault: str) -> str:
     """A page that says why there is none, and looks again by itself."""
-    head = '<!doctype html><meta charset="utf-8"><meta http-equiv="refresh" content="5">'
+    head = '<!doctype html><meta charset="utf-8"><meta http-equiv="refresh" content="5"><link rel="icon" href="data:,">'
     return head + str(escape(f"The page of study {name} could not be written: {fault}"))
 
 

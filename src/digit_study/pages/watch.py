@@ -35,6 +35,7 @@ PAUSE_S, REST = 2.0, 4.0
 #: Seconds the process that serves has to end itself, and how it ends when it is told to.
 GRACE_S, ENDED = 5.0, (-signal.SIGTERM, 128 + signal.SIGTERM, -signal.SIGINT, 128 + signal.SIGINT)
 WAITING = """<!doctype html><meta charset="utf-8"><meta http-equiv="refresh" content="2"><title>Study</title>
+<meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">
 <p style="font: 1.2rem system-ui, sans-serif; margin: 3rem">The page is being written …</p>"""
 HEADERS = {
     "Cache-Control": "no-store",
