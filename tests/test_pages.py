@@ -109,6 +109,7 @@ def test_a_study_without_a_result_has_its_page_before_its_message(store: str, ca
     text = (stores.ARTIFACTS / "studies" / "s.html").read_text()
     assert_safe(text)
     assert "No answer yet" in text and "training diverged" in text
+    assert "Not drawn: no trial has the result that it shows" in text
     assert "the study in one page: " in capsys.readouterr().out
 
 

@@ -65,6 +65,8 @@ def _pictures(plan: StudyPlan, stored: StoredStudy) -> Iterator[Picture]:
         drawn = report.interactive(stored, name, function, chosen)
         if isinstance(drawn, str):
             yield Picture(name, title, caption, None, drawn)
+        elif not drawn.data:  # Optuna draws empty axes where no trial has a result
+            yield Picture(name, title, caption, None, "no trial has the result that it shows")
         else:
             figure = _plain(drawn, keys)
             if name == "intermediate_values" and plan.run.training.epochs <= 12:
