@@ -9,7 +9,7 @@ export PYTHONDONTWRITEBYTECODE :=
 export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
-.PHONY: help study test quick check ui search confirm promote bench lock clean
+.PHONY: help study test quick check ui search confirm promote draw bench screenshots lock clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,7 +29,9 @@ check: .venv/.dev  ## format, lint, types, and who may import whom
 	$(PY) -m mypy
 	PYTHONPATH=src .venv/bin/lint-imports
 
-ui: .venv/.ready  ## compare runs in the browser
+ui: .venv/.ready  ## compare runs in the browser, the newest result first
+	@test ! -f mlruns/.newest || echo "the newest result: $$(cat mlruns/.newest)"
+	@(sleep 8; test ! -f mlruns/.newest || $(PY) -m webbrowser "$$(cat mlruns/.newest)") >/dev/null 2>&1 &
 	.venv/bin/mlflow ui $(ARGS)
 
 search: .venv/.ready  ## the Optuna sweep
@@ -41,11 +43,18 @@ confirm: .venv/.ready  ## the sweep's best on fresh seeds
 promote: .venv/.ready  ## the confirmed winner into the registry, if it earns it
 	$(PY) sweeps/promote.py $(ARGS)
 
+draw: .venv/.ready  ## draw digits in the browser, read while you draw by the champion
+	$(PY) src/draw.py $(ARGS)
+
 bench: .venv/.dev  ## the benchmarks that the README quotes (many minutes on an idle machine)
 	$(PY) tests/benchmarks/bench_tracking.py
 	$(PY) tests/benchmarks/bench_overhead.py
 	$(PY) tests/benchmarks/bench_calibration.py
+	$(PY) tests/benchmarks/bench_draw.py
 	$(PY) tests/benchmarks/bench_sweep.py $(ARGS)
+
+screenshots: .venv/.dev  ## the README's, of a study that was searched, confirmed and promoted
+	$(PY) tests/screenshots.py $(ARGS)
 
 LOCK := uv pip compile pyproject.toml --extra joblib --universal --python-version 3.11 --generate-hashes \
     --no-emit-index-url --no-emit-find-links --no-header --quiet

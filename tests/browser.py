@@ -48,7 +48,7 @@ def chrome(*flags: str, width: int = 1200, height: int = 900, dark: bool = False
 
 def console_errors(driver: Any) -> list[str]:
     """What the page complained of since it was last asked."""
-    return [entry["message"] for entry in driver.get_log("browser") if entry["level"] == "SEVERE"]
+    return [entry["message"] for entry in driver.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]
 
 
 def foreign_requests(driver: Any, *own: str) -> list[str]:

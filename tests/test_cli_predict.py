@@ -17,7 +17,7 @@ from PIL import Image
 import predict
 from digit_study.reading.prediction import image_files, read_files, readings_figure
 from digit_study.terminal.messages import StudyError
-from digit_study.tracking.stores import model_file
+from digit_study.tracking.stores import model_file, version_named
 
 ROOT = Path(__file__).parents[1]
 DIGITS = mnist_data()[0].reshape(-1, 28, 28).astype(np.uint8)
@@ -203,3 +203,9 @@ assert "tensorflow" not in sys.modules and "keras" not in sys.modules
     assert done.stdout.startswith("no more mistakes")
     answers = done.stderr.splitlines()
     assert len(answers) == 3 and all(word in answer for word, answer in zip(mistakes.values(), answers, strict=True))
+
+
+@pytest.mark.slow
+def test_the_version_that_an_alias_names_at_this_moment(store: str) -> None:
+    assert version_named("models:/digit-recognizer@champion", store) == "1"
+    assert version_named("models:/digit-recognizer/1", store) is None and version_named("a@b.keras", store) is None

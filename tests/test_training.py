@@ -17,11 +17,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from digit_study.config import machine as hardware
-from digit_study.data.augmentation import shift_rotate
 from digit_study.training import fit as training
 from digit_study.training.fit import STEPS_PER_EXECUTION, Diverged, fit, steps_of_epoch, weights_sha256
 from digit_study.training.networks import ModelConfig, build_model
-from digit_study.training.recipe import OPTIMIZERS, SCHEDULES, EarlyStoppingConfig, TrainingConfig, build_optimizer
+from digit_study.training.recipe import (
+    OPTIMIZERS,
+    SCHEDULES,
+    EarlyStoppingConfig,
+    TrainingConfig,
+    build_optimizer,
+    shift_rotate,
+)
 
 Array = np.ndarray[Any, Any]
 Arrays = tuple[Array, Array]

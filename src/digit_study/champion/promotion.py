@@ -1,5 +1,6 @@
 """Promotion from start to end: find the challenger, break the seal once, let the gate decide, move the alias."""
 
+import urllib.parse
 from contextlib import nullcontext
 
 from mlflow.entities.model_registry import ModelVersion
@@ -13,7 +14,7 @@ from digit_study.champion.registry import CHALLENGER, CHAMPION, Registry
 from digit_study.config.promote import GateConfig, PromoteConfig
 from digit_study.data.digits import dataset_name
 from digit_study.terminal import console
-from digit_study.tracking import lookup
+from digit_study.tracking import lookup, views
 
 OUTCOMES = {
     "promoted": "promoted as version {version}",
@@ -106,6 +107,10 @@ def _compare(registry: Registry, challenger: Challenger, champion: ModelVersion 
     verb = "moves to" if decision.promoted else "stays; 'challenger' is"
     console.console().print(f"The alias 'champion' {verb} version {version}: {decision.reason}.")
     console.console().print(f"The sealed test set has been opened {times(registry.ledger.openings())}.")
+    page = f"#/models/{urllib.parse.quote(registry.name, safe='')}"
+    console.console().print(
+        f"next:\n  python src/predict.py <images>\n  {views.open_at(registry.uri, page)}", soft_wrap=True
+    )
 
 
 def _roll_back(registry: Registry, dry_run: bool) -> None:

@@ -197,7 +197,11 @@ class Registry:
 
     def _description(self) -> str:
         champion = self.at(CHAMPION)
-        current = f"version {champion.version}, run {champion.run_id}" if champion else "none"
+        current = "none"
+        if champion is not None:
+            before = champion.tags.get(BEFORE_TAG)
+            replaced = f"it replaced version {before}" if before else "there was none before it"
+            current = f"**version {champion.version}**, run {champion.run_id}; {replaced}.\n\n{champion.description}"
         return (
             "Reads one handwritten digit: raw pixels (n, 28, 28, 1), 0 to 255, to ten probabilities.\n\n"
             f"Champion: {current}.\n\nThe sealed test set has been opened {times(self.ledger.openings())}; the tags "

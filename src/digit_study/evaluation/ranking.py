@@ -164,6 +164,15 @@ def pooled_leaderboard(groups: Sequence[Group]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
+def sentence(board: pd.DataFrame, kind: str) -> str:
+    """What a ranking says: the best of it, with its interval and images, and how many cannot be told from it."""
+    best, ties = board.iloc[0], int(board["tied"].sum()) - 1
+    low, high = 100 * best["val_accuracy_low"], 100 * best["val_accuracy_high"]
+    reads = f"{100 * best['val_accuracy']:.2f} % [{low:.2f}, {high:.2f}] of {best['n']:,} validation images"
+    others = f"{ties} of the other {len(board) - 1} cannot be told from it" if len(board) > 1 else "there is no other"
+    return f"{reads} are read right by the best {kind}, {best['name']}; {others}"
+
+
 def tukey(accuracies: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     """P-values (k,) of "as good as the best" of accuracies (k, seeds), best mean first; for all comparisons together.
 

@@ -1,1 +1,1 @@
-"""Which digit an image file shows, according to a Keras model. May import terminal and tracking."""
+"""Which digit an image file or a drawing shows, according to a Keras model. May import terminal, data, tracking."""

@@ -1,5 +1,6 @@
 """An image file of any format, mode and orientation to one plane of grey levels."""
 
+import io
 import warnings
 from pathlib import Path
 from typing import Any
@@ -28,24 +29,25 @@ def ring(grey: npt.NDArray[Any]) -> npt.NDArray[Any]:
     return np.concatenate([grey[0], grey[-1], grey[1:-1, 0], grey[1:-1, -1]])
 
 
-def _open(path: Path) -> Image.Image:
+def _open(source: Path | bytes) -> Image.Image:
     """Read the header only, so that the size can be refused before a pixel is decoded."""
-    if not path.is_file():
-        raise ImageError(f"{'holds no image files' if path.is_dir() else 'is no file'}; name another")
-    if path.stat().st_size == 0:
+    if isinstance(source, Path) and not source.is_file():
+        raise ImageError(f"{'holds no image files' if source.is_dir() else 'is no file'}; name another")
+    if (len(source) if isinstance(source, bytes) else source.stat().st_size) == 0:
         raise ImageError("is empty (0 bytes); save or copy the image again")
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MOST_PIXELS is lower
             Image.init()  # a Pillow built without one of the formats knows no name for it
-            return Image.open(path, formats=[name for name in FORMATS if name in Image.OPEN])
+            file = io.BytesIO(source) if isinstance(source, bytes) else source
+            return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
     except Image.DecompressionBombError:
         raise ImageError(f"is too large: over {MOST_PIXELS // 10**6} megapixels; crop or shrink it") from None
     except PermissionError:
         raise ImageError("may not be read; give yourself permission (chmod u+r)") from None
     except Exception:  # Pillow's readers raise whatever a damaged header makes them raise
-        with path.open("rb") as file:
-            is_svg = b"<svg" in file.read(512)
+        with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as begun:
+            is_svg = b"<svg" in begun.read(512)
         why = "is not an image that can be read (PNG, JPEG, GIF, BMP, TIFF, WebP …); save it as PNG"
         raise ImageError("is an SVG drawing, not pixels; export it as PNG" if is_svg else why) from None
 
@@ -93,13 +95,13 @@ def _without_alpha(rgba: Grey) -> Grey:
     return np.asarray(paper + (colours - paper) * alpha / 255, np.float32)
 
 
-def read_grey(path: Path) -> Grey:
-    """Any image file as one plane of grey, upright; of an animation or a multi-page TIFF the first picture.
+def read_grey(source: Path | bytes) -> Grey:
+    """Any image file, or its bytes, as one plane of grey, upright; of an animation or a multi-page TIFF the first.
 
     Shape (h, w), float32, 0 to 255, longest side under 2,000 (larger ones are averaged down); the values of an 8-bit
     grey file are its own. Raises ImageError if it is missing, empty, unreadable, damaged, too large or too small.
     """
-    with _open(path) as file:
+    with _open(source) as file:
         picture = _decode(file)
     if min(picture.size) < LEAST_SIDE:
         width, height = picture.size

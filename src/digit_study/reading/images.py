@@ -181,6 +181,6 @@ def to_mnist(grey: Grey) -> Digit:
     return grey.astype(np.uint8) if is_mnist_form(grey) else _fit(_drawn(*_find(grey)))
 
 
-def read_digit(path: Path) -> Digit:
-    """An image file to one MNIST-like digit, shape (28, 28), uint8; raises :class:`ImageError`."""
-    return to_mnist(read_grey(path))
+def read_digit(source: Path | bytes) -> Digit:
+    """An image file, or its bytes, to one MNIST-like digit, shape (28, 28), uint8; raises :class:`ImageError`."""
+    return to_mnist(read_grey(source))

@@ -18,7 +18,7 @@ from digit_study.runs.plan import Plan
 from digit_study.terminal import console, messages, signals
 from digit_study.terminal.messages import StudyError
 from digit_study.terminal.progress import epoch_progress
-from digit_study.tracking import run_log, stores
+from digit_study.tracking import run_log, stores, views
 from digit_study.training import figures
 
 OUTCOME = "outcome.pickle"
@@ -40,7 +40,8 @@ def run_single(config: Config, dataset: str, overrides: Sequence[str]) -> None:
     stores.prepare_store(uri)
     run_id = run_log.create_run(config, uri, dataset, job_name(overrides))
     result = child.train_here(config, run_id)
-    console.console().print(console.run_table(result.run_id, result.metrics, stores.view_command(uri)))
+    where = views.address(run_log.client_of(uri), uri, run_id, children=False)
+    console.console().print(console.run_table(result.run_id, result.metrics, where))
     if result.kept:
         raise StudyError(unsent(str(result.fault), result.kept))
 
@@ -63,6 +64,7 @@ def run_many(plan: Plan, task: Callable[[], None]) -> None:
         scratch.mkdir()
         os.environ.update(DIGIT_STUDY_SCRATCH=str(scratch), DIGIT_STUDY_SHARED="\n".join(shared))
         log.config(first.config)
+        _describe(log, plan, [], [])
         digits = load_digits(first.config.data)
         log.dataset(digits.name, digits.sha256, digits.counts())
         figures.write_data_figures(digits, log.folder)
@@ -74,6 +76,7 @@ def run_many(plan: Plan, task: Callable[[], None]) -> None:
             lost = JobOutcome(job_name(job.overrides), reason="its process ended without a message")
             outcomes.append(pickle.loads(path.read_bytes()) if path.is_file() else lost)
         boards = _rank(log, [outcome.candidate for outcome in outcomes if outcome.candidate])
+        _describe(log, plan, boards, [f"{one.name}: {one.reason}" for one in outcomes if one.reason])
         status = "FAILED" if any(outcome.reason for outcome in outcomes) else "FINISHED"
     except signals.Interrupted:
         status = "KILLED"
@@ -86,7 +89,8 @@ def run_many(plan: Plan, task: Callable[[], None]) -> None:
     terminal = console.console()
     for board in boards:
         terminal.print(console.ranked_table("Comparison", board, console.RUNS, " (McNemar)"))
-    terminal.print(f"parent run {run_id}; look at it: {stores.view_command(uri)}")
+    where = views.address(run_log.client_of(uri), uri, run_id, children=True)
+    terminal.print(f"parent run {run_id}; look at it: {where}", soft_wrap=True)
     failed = [f"{outcome.name}: {outcome.reason}" for outcome in outcomes if outcome.reason]
     head = [f"{len(failed)} of {len(outcomes)} runs FAILED:"] if failed else []
     not_kept = [unsent(outcome.name, outcome.kept) for outcome in outcomes if outcome.kept]
@@ -135,6 +139,17 @@ def _rank(log: run_log.RunLog, finished: Sequence[ranking.Candidate]) -> list[pd
         charts.save(charts.comparison(board, "Validation accuracy"), log.folder / "figures" / f"{name}.png")
     if len(boards) == 1:
         best = boards[0].iloc[0]
-        log.metrics({"best_val_accuracy": best["val_accuracy"]})
+        log.metrics({f"best_val_accuracy{end}": best[f"val_accuracy{end}"] for end in ("", "_low", "_high")})
         log.tags({"best.run_id": best["run_id"], "best.name": best["name"]})
     return boards
+
+
+def _describe(log: run_log.RunLog, plan: Plan, boards: Sequence[pd.DataFrame], failed: Sequence[str]) -> None:
+    """Put the answer and the first ten on the parent's page."""
+    answer = "; ".join(ranking.sentence(board, "run") for board in boards) or "no run has finished yet"
+    asked = f"Asked: which of {len(plan.jobs)} runs is best: {' '.join(plan.typed)}"
+    figures = [f"figures/{name}.png" for name in ("comparison", "class_counts", "samples")]
+    configs = [messages.flatten(job.config) for job in plan.jobs]
+    differing = [key for key in configs[0] if len({str(config[key]) for config in configs}) > 1]
+    note = views.Note(answer, asked, boards[0] if boards else pd.DataFrame(), console.RUNS, failed[:5], figures)
+    log.describe(note, differing)

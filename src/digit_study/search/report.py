@@ -4,6 +4,7 @@ import html
 import re
 import shlex
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from functools import lru_cache
@@ -17,16 +18,17 @@ import pandas as pd
 from matplotlib.ticker import PercentFormatter
 from optuna.trial import FrozenTrial, TrialState
 
+from digit_study.config.study import pruner_of
 from digit_study.evaluation import charts
 from digit_study.evaluation.metrics import accuracy_interval
-from digit_study.evaluation.ranking import Candidate, Group, pooled_leaderboard
+from digit_study.evaluation.ranking import Candidate, Group, pooled_leaderboard, sentence
 from digit_study.search import space
-from digit_study.search.outcomes import RUN_ID, SEED, RankKey, rank_key, ranked_trials
-from digit_study.search.plan import StudyPlan
+from digit_study.search.outcomes import REASON, RUN_ID, SEED, RankKey, rank_key, ranked_trials
+from digit_study.search.plan import StudyPlan, address
 from digit_study.search.study import StoredStudy
-from digit_study.terminal.console import warn, with_interval
+from digit_study.terminal.console import CONFIGURATIONS, warn, with_interval
 from digit_study.terminal.messages import first_line
-from digit_study.tracking import lookup, run_log
+from digit_study.tracking import lookup, run_log, views
 
 MOST_DIMENSIONS, MOST_CONTOURS = 6, 4
 PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title></head>
@@ -116,6 +118,24 @@ def write(plan: StudyPlan, stored: StoredStudy, board: pd.DataFrame, folder: Pat
     if len(board):
         charts.save(charts.comparison(board, "Leaderboard, validation"), folder / "figures" / "leaderboard.png")
     write_pictures(plan, stored, folder / "figures")
+
+
+def note(plan: StudyPlan, stored: StoredStudy, board: pd.DataFrame | None = None) -> views.Note:
+    """The description of the study's run: the answer, the first ten, what failed; without a ``board`` it goes on."""
+    trials, search, keys = stored.trials(), plan.study.search, [one.key for one in plan.dimensions]
+    states = ", ".join(f"{count} {state.lower()}" for state, count in Counter(one.state.name for one in trials).items())
+    asked = f"Asked: which of {', '.join(keys)} reads {plan.dataset} best, in {search.trials} trials "
+    asked += f"({search.sampler}, {pruner_of(search)}); {states or 'none has begun'}"
+    failed = [f"trial {one.number}: {one.user_attrs[REASON]}"[:300] for one in trials if REASON in one.user_attrs]
+    where = address(plan.study.study, {"search.storage": search.storage, "tracking.uri": plan.run.tracking.uri})
+    if board is None or board.empty:
+        answer = f"not at its end; best so far: {BestSoFar(plan, stored)()}"
+        if board is not None:
+            answer = "no trial that keeps the constraints has finished"
+        return views.Note(answer, asked, trouble=failed[-5:], command=f"python sweeps/optuna_search.py {where}")
+    pictures = ["figures/leaderboard.png", "figures/study.html", "figures/importances.png", "tables/trials.csv"]
+    shown = sentence(board, "trial"), asked, board, CONFIGURATIONS, failed[-5:], pictures
+    return views.Note(*shown, f"python sweeps/confirm.py {where}")
 
 
 #: Of these there is a PNG, with the most important dimensions; the page has all.

@@ -22,8 +22,8 @@ from digit_study.terminal import console
 from digit_study.terminal.messages import StudyError, flatten, without_password
 from digit_study.terminal.progress import sweep_progress
 from digit_study.terminal.signals import Interrupted
-from digit_study.tracking import lookup, stores
-from digit_study.tracking.run_log import RunLog, create_run, reopen_run
+from digit_study.tracking import lookup, stores, views
+from digit_study.tracking.run_log import RunLog, client_of, create_run, reopen_run
 from digit_study.training import figures
 
 #: Seconds that the process that created a study needs at most until its parent run is in MLflow.
@@ -55,9 +55,12 @@ def run_study(
     try:
         log = RunLog(plan.uri, parent)
         log.config(plan.run)
+        log.describe(report.note(plan, stored), [one.key for one in plan.dimensions])
         shown = {**flatten(plan.study), "search.storage": describe_storage(plan.study)}  # the URI may hold a password
         (log.folder / "study.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(shown, default=str))))
-        figures.write_data_figures(load_digits(plan.run.data), log.folder)
+        digits = load_digits(plan.run.data)
+        log.dataset(digits.name, digits.sha256, digits.counts())
+        figures.write_data_figures(digits, log.folder)
         gc.freeze()  # what the imports left need not be gone through again in every collection of garbage
         with alongside(plan), sweep_progress(report.BestSoFar(plan, stored)) as progress:
             Sweep(plan, stored, parent, engine, progress).run()
@@ -109,7 +112,9 @@ def _end(plan: StudyPlan, stored: StoredStudy, parent: str, status: str) -> None
     with lock(f"{plan.study.study}.report"):
         log = RunLog(plan.uri, parent)
         try:
-            if status != "KILLED":
+            if status == "KILLED":
+                log.describe(report.note(plan, stored), [one.key for one in plan.dimensions])
+            else:
                 _report(plan, stored, log, status)
         except BaseException as error:
             status = "KILLED" if isinstance(error, Interrupted) else "FAILED"
@@ -121,13 +126,17 @@ def _end(plan: StudyPlan, stored: StoredStudy, parent: str, status: str) -> None
 def _report(plan: StudyPlan, stored: StoredStudy, log: RunLog, status: str) -> None:
     board, name = report.leaderboard(plan, stored), plan.study.study
     report.write(plan, stored, board, log.folder)
-    view = stores.view_command(plan.uri)
+    log.describe(report.note(plan, stored, board), [one.key for one in plan.dimensions])
     if board.empty:
         if status == "FAILED":  # and that says why
             return
-        raise StudyError(f"study '{name}' has no finished trial that keeps the constraints; see {view}")
+        raise StudyError(
+            f"study '{name}' has no finished trial that keeps the constraints; see {stores.view_command(plan.uri)}"
+        )
     best = board.iloc[0]
-    log.metrics({"best_val_accuracy": best["val_accuracy"], "trials": len(stored.trials())})
+    ends = {f"best_val_accuracy{end}": best[f"val_accuracy{end}"] for end in ("", "_low", "_high")}
+    number = float(str(best["name"]).split(":")[0])
+    log.metrics({**ends, "best_trial": number, "trials": len(stored.trials())})
     log.tags({"best.run_id": best["run_id"], "best.name": best["name"]})
     command = report.best_command(plan, stored)
     path = studies_folder() / f"{name}.best.txt"
@@ -140,4 +149,5 @@ def _report(plan: StudyPlan, stored: StoredStudy, log: RunLog, status: str) -> N
     path = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
     terminal.print(f"best config (also in {path}):\n  {command}", soft_wrap=True)
     where = address(name, {"search.storage": plan.study.search.storage, "tracking.uri": plan.run.tracking.uri})
+    view = views.address(client_of(plan.uri), plan.uri, log.run_id, children=True)
     terminal.print(f"next:\n  python sweeps/confirm.py {where}\n  {view}", soft_wrap=True)

@@ -167,8 +167,9 @@ class Sweep:
             trial.set_user_attr(REPLICATE_OF, earlier)
             tags["trial.replicate_of"] = str(earlier)
         config, problem = self._config(seed, params)
+        name = f"trial {number}: {space.short_name(params)}"[:250]
         try:
-            run_id = run_log.create_run(config, self.plan.uri, self.plan.dataset, f"trial {number}", **tags)
+            run_id = run_log.create_run(config, self.plan.uri, self.plan.dataset, name, **tags)
         except run_log.StoreFault as fault:
             self.outcomes.stop_reason = f"the tracking store does not answer any more: {first_line(fault)}"
             self.outcomes.fail(self.stored.trial(number), outcomes.INTERRUPTED, "KILLED", again=True)

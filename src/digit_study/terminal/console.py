@@ -75,23 +75,31 @@ def run_table(run_id: str, metrics: Mapping[str, float], view_command: str) -> T
     return table
 
 
-def ranked_table(title: str, ranking: pd.DataFrame, columns: Mapping[str, str], note: str = "") -> Table:
-    """Ranked rows, each column by its heading and the format of its cells, which may name the columns of ``ranking``.
+def ranked_rows(ranking: pd.DataFrame, columns: Mapping[str, str]) -> tuple[list[list[str]], str]:
+    """Cells of ranked rows by the formats of ``columns``, which may name the columns of ``ranking``.
 
-    Three more names are known there: ``name`` is what tells a row from the others (what all share stands in the
-    caption, above the legend, which ends with ``note``), ``accuracy`` the accuracy with its interval, ``mark`` says
-    what is tied and what won.
+    Three more names are known there: ``name`` is what tells a row from the others (what all share is returned too),
+    ``accuracy`` the accuracy with its interval, ``mark`` says what is tied and what won.
     """
     names, shared = short_names([str(name) for name in ranking["name"]])
+    rows = []
+    for name, row in zip(names, ranking.to_dict("records"), strict=True):
+        mark = ("=" if row["tied"] else "") + ("*" if row.get("winner") else "")
+        known = {**row, "name": name, "accuracy": accuracy_with_interval(row), "mark": mark}
+        rows.append([cell.format_map(known) for cell in columns.values()])
+    return rows, shared
+
+
+def ranked_table(title: str, ranking: pd.DataFrame, columns: Mapping[str, str], note: str = "") -> Table:
+    """Ranked rows, see :func:`ranked_rows`; what all names share stands above the legend, which ends with ``note``."""
+    rows, shared = ranked_rows(ranking, columns)
     caption = (f"all: {shared}\n" if shared else "") + TIED + note
     table = Table(title=title, title_justify="left", caption=caption, caption_justify="left")
     for heading, cell in columns.items():
         is_text = cell in ("{name}", "{run_id}")  # numbers stand on the right and are never wrapped
         table.add_column(heading, justify="left" if is_text else "right", overflow="fold", no_wrap=not is_text)
-    for name, row in zip(names, ranking.to_dict("records"), strict=True):
-        mark = ("=" if row["tied"] else "") + ("*" if row.get("winner") else "")
-        known = {**row, "name": name, "accuracy": accuracy_with_interval(row), "mark": mark}
-        table.add_row(*(cell.format_map(known) for cell in columns.values()))
+    for row in rows:
+        table.add_row(*row)
     return table
 
 

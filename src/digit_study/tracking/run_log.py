@@ -3,6 +3,7 @@
 All is on disk in ``mlruns/.outbox/<run_id>`` before it is sent; what a server that went away did not take stays there.
 """
 
+import getpass
 import json
 import os
 import platform
@@ -12,7 +13,7 @@ import sys
 import time
 import urllib.parse
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, replace
 from functools import cache
@@ -22,15 +23,17 @@ from typing import Any
 
 import mlflow
 import numpy as np
+import psutil
 import yaml
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_SOURCE_NAME, MLFLOW_USER
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE, MLFLOW_SOURCE_NAME, MLFLOW_USER
 
 from digit_study.config.compose import ROOT
 from digit_study.config.run import Config
 from digit_study.terminal.messages import StudyError, first_line, flatten, without_password
 from digit_study.terminal.signals import deferred_signals
+from digit_study.tracking import views
 from digit_study.tracking.stores import ARTIFACTS, OUTBOX, SERVERS
 
 EXPERIMENT = "digit-recognizer"
@@ -41,6 +44,10 @@ MODEL_REQUIREMENTS = ("tensorflow", "keras", "numpy")
 RECORDED_VERSIONS = (*MODEL_REQUIREMENTS, "mlflow", "optuna")
 #: Metrics of quick epochs go to the store together: a batch costs milliseconds however little it holds.
 SECONDS_A_BATCH = 1.0
+#: Seconds from which a run also has metrics of its machine, as MLflow's page "System metrics" names them.
+SYSTEM_AFTER_S = 3.0
+#: Characters that MLflow takes as the value of a run's tag.
+LONGEST_TAG = 8000
 #: The C one is five times as fast, where the package has it.
 DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
 #: What a store that cannot be reached raises, over HTTP, from a database or from the file system.
@@ -98,12 +105,31 @@ def code_tags() -> dict[str, str]:
     return {**told, **{f"version.{name}": version(name) for name in RECORDED_VERSIONS}}
 
 
+@cache
+def user_name() -> str:
+    """Who is logged in; ``unknown`` in a container without names."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return "unknown"
+
+
+def system_metrics() -> dict[str, float]:
+    """What the machine is busy with since the last call: MLflow's own monitor would be a thread in every trial."""
+    memory = psutil.virtual_memory()
+    return {
+        "system/cpu_utilization_percentage": psutil.cpu_percent(),
+        "system/system_memory_usage_megabytes": (memory.total - memory.available) / 1e6,
+        "system/system_memory_usage_percentage": memory.percent,
+    }
+
+
 def create_run(config: Config, uri: str, dataset: str, name: str | None = None, **tags: str) -> str:
     """Create a RUNNING run that says what code, data and machine it comes from; returns its id."""
     client, parent = client_of(uri), config.tracking.parent_run_id
     all_tags = {
         MLFLOW_SOURCE_NAME: Path(sys.argv[0]).name,
-        MLFLOW_USER: os.environ.get("USER", "unknown"),
+        MLFLOW_USER: user_name(),
         "dataset.name": dataset,
         "dataset.sha256": str(config.data.sha256),
         "pid": str(os.getpid()),
@@ -184,7 +210,7 @@ class RunLog:
         self.folder = OUTBOX / run_id
         self.folder.mkdir(parents=True, exist_ok=True)
         self.unsent: list[Metric] = []
-        self.flushed = time.monotonic()
+        self.opened = self.flushed = time.monotonic()
         self.sent: set[Path] = set()
         self.fault: str | None = None
 
@@ -213,7 +239,10 @@ class RunLog:
         """Log one epoch's metrics; ``number`` counts from 1. Those of epochs shorter than a second share a batch."""
         with (self.folder / "epochs.jsonl").open("a") as lines:
             lines.write(json.dumps({"epoch": number, **record}) + "\n")
-        self.metrics({name: record[name] for name in EPOCH_METRICS if name in record}, number, SECONDS_A_BATCH)
+        values = {name: record[name] for name in EPOCH_METRICS if name in record}
+        if time.monotonic() - self.opened > SYSTEM_AFTER_S:
+            values |= system_metrics()
+        self.metrics(values, number, SECONDS_A_BATCH)
 
     def metrics(self, values: Mapping[str, float], step: int = 0, interval: float = 0.0) -> None:
         """Log several metrics at one step; they wait for later ones until ``interval`` seconds after the last batch."""
@@ -225,6 +254,19 @@ class RunLog:
     def tags(self, values: Mapping[str, str]) -> None:
         """Set several tags."""
         self._send(self.client.log_batch, self.run_id, tags=[RunTag(key, value) for key, value in values.items()])
+
+    def describe(self, note: views.Note, keys: Sequence[str] = ()) -> None:
+        """Put a note on this parent's page and its answer on the experiment's; the view has columns for ``keys``."""
+
+        def send() -> None:
+            experiment = str(self.client.get_run(self.run_id).info.experiment_id)
+            tags = {MLFLOW_RUN_NOTE: note.markdown(experiment, self.run_id), views.ANSWER: note.answer}
+            tagged = [RunTag(key, text[:LONGEST_TAG]) for key, text in tags.items()]
+            self.client.log_batch(self.run_id, tags=tagged)
+            views.share_view(self.client, experiment, self.run_id, keys)
+            views.describe_experiment(self.client, experiment)
+
+        self._send(send)
 
     def model(self, model: Any) -> None:
         """Log a float32 Keras model, last of all: MLflow ends the run as FINISHED when it has taken it."""

@@ -261,3 +261,16 @@ def model_file(uri: str, tracking: str | None = None) -> Path:
     else:
         remedy = f"no version of {REGISTERED_NAME} is registered yet; run `python sweeps/promote.py`"
     raise StudyError(f"`model` must {problem}: {remedy}")
+
+
+def version_named(uri: str, tracking: str | None = None) -> str | None:
+    """The version that ``models:/name@alias`` names at this moment; None where ``uri`` has no alias and never moves.
+
+    Raises what MLflow raises if the store does not answer or the alias is gone.
+    """
+    name, at, alias = uri.removeprefix("models:/").partition("@")
+    if not at or not uri.startswith("models:/"):
+        return None
+    import mlflow
+
+    return str(mlflow.MlflowClient(tracking_uri(tracking)).get_model_version_by_alias(name, alias).version)

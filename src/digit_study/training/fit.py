@@ -11,11 +11,10 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from digit_study.data.augmentation import AUGMENTATIONS
 from digit_study.data.sources import CLASSES, Labels, Pixels
 from digit_study.terminal.messages import StudyError
 from digit_study.terminal.signals import native_stderr
-from digit_study.training.recipe import TrainingConfig, build_optimizer
+from digit_study.training.recipe import AUGMENTATIONS, TrainingConfig, build_optimizer
 
 Epoch = dict[str, float]
 #: Steps that run between two callbacks in Python; 15 % faster than one by one, and a signal waits for them.

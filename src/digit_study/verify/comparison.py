@@ -17,7 +17,7 @@ from digit_study.evaluation.metrics import Evaluation, evaluation_of
 from digit_study.evaluation.ranking import PairedTest, paired_test
 from digit_study.terminal import console
 from digit_study.terminal.messages import StudyError
-from digit_study.tracking import lookup, run_log, stores
+from digit_study.tracking import lookup, run_log, views
 
 ROWS = 20  # of the table on the terminal
 
@@ -42,7 +42,7 @@ def serve(config: CompareConfig) -> None:
     with lookup.store_faults(uri):
         pair = load_pair(client, uri, config)
         run_id, kept = _record(client, uri, pair)
-    _print(pair, run_id, stores.view_command(uri))
+    _print(pair, run_id, views.address(client, uri, run_id, children=False))
     if kept:
         raise StudyError(f"the tracking store did not take the comparison: it is kept in {kept}")
 
@@ -103,7 +103,7 @@ def _record(client: MlflowClient, uri: str, pair: Pair) -> tuple[str, str]:
     return run_id, str(log.end("FINISHED", {}) or "")
 
 
-def _print(pair: Pair, run_id: str, view_command: str) -> None:
+def _print(pair: Pair, run_id: str, where_to_look: str) -> None:
     terminal, test, changed = console.console(), pair.test, flips(*pair.evaluations)
     table = Table(title="Comparison, b minus a", show_header=False, title_justify="left")
     for key, run, score in zip("ab", pair.runs, pair.evaluations, strict=True):
@@ -120,8 +120,8 @@ def _print(pair: Pair, run_id: str, view_command: str) -> None:
         table.add_row(*map(str, row))
     table.caption = f"the first {ROWS}; all are in tables/flipped.csv" if len(changed) > ROWS else None
     terminal.print(table)
-    where = f"run {run_id}; confusions and images that flipped are among its figures: {view_command}"
-    terminal.print(where)
+    where = f"run {run_id}; confusions and images that flipped are among its figures: {where_to_look}"
+    terminal.print(where, soft_wrap=True)
 
 
 def flips(first: Evaluation, second: Evaluation) -> pd.DataFrame:

@@ -16,6 +16,7 @@ from optuna.trial import TrialState
 
 from digit_study.config.run import Config
 from digit_study.config.study import StudyConfig
+from digit_study.data.digits import load_digits
 from digit_study.engine.protocol import ENGINES, Engine, Event, Limits, TrialResult
 from digit_study.evaluation import charts
 from digit_study.evaluation.ranking import Candidate, Group, confirmed_ranking
@@ -28,11 +29,13 @@ from digit_study.terminal import console
 from digit_study.terminal.messages import StudyError
 from digit_study.terminal.progress import confirmation_progress
 from digit_study.terminal.signals import Interrupted, raise_if_interrupted
-from digit_study.tracking import lookup, run_log, stores
+from digit_study.tracking import lookup, run_log, stores, views
 
 #: Far from the seeds of a sweep's trials, so that a confirmation never meets one that was selected on.
 FIRST_SEED = 1_000_000
 KIND = "confirmation"
+#: Columns of the ranking as tables of accuracies name them.
+ENDS = {"mean": "val_accuracy", "low": "val_accuracy_low", "high": "val_accuracy_high"}
 #: Fingerprint of a candidate, and a seed.
 Job = tuple[str, int]
 
@@ -76,7 +79,10 @@ def confirm(plan: StudyPlan, stored: StoredStudy, open_engine: Callable[[Limits]
         stores.prepare_store(uri)
         work = _prepare(plan, stored)
         try:
-            run_log.RunLog(uri, work.parent).config(plan.run)
+            log, digits = run_log.RunLog(uri, work.parent), load_digits(plan.run.data)
+            log.config(plan.run)
+            log.dataset(digits.name, digits.sha256, digits.counts())
+            _describe(work, log, None)
             run_log.close_children(uri, work.parent, "KILLED")
             for run_id, tags in run_log.children(uri, work.parent, "attributes.status = 'FINISHED'"):
                 key, seed = tags.get("candidate", ""), int(tags.get("seed", -1))
@@ -198,21 +204,38 @@ def _conclude(work: Confirmation) -> str:
     charts.write_table(ranking, log.folder, "confirmation")
     figure = confirmation_figure(seeds, ranking.rename(columns={"name": "candidate"}))
     charts.save(figure, log.folder / "figures" / "confirmation.png")
+    _describe(work, log, ranking.rename(columns=ENDS))
     log.tags({"winner.run_id": str(winner["run_id"]), "winner.name": str(winner["name"])})
     log.metrics({"winner_val_accuracy": winner["mean"]})
     for run in work.runs.values():
         if run.run_id != winner["run_id"]:
             lookup.drop_models(work.plan.uri, run.run_id)
     terminal = console.console()
-    ends = {"mean": "val_accuracy", "low": "val_accuracy_low", "high": "val_accuracy_high"}
     title, note = f"Confirmation of study '{study.study}'", " (Tukey over seeds, or Holm over images); * the winner"
-    terminal.print(console.ranked_table(title, ranking.rename(columns=ends), console.CANDIDATES, note))
+    terminal.print(console.ranked_table(title, ranking.rename(columns=ENDS), console.CANDIDATES, note))
     is_smallest = study.confirm.prefer == "smallest"
     why = "the smallest of those that cannot be told from the best" if is_smallest else "the highest mean"
     terminal.print(f"winner: {winner['name']} ({why}), run {winner['run_id']}", soft_wrap=True)
     where = address(study.study, {"tracking.uri": work.plan.run.tracking.uri})
-    terminal.print(f"next:\n  python sweeps/promote.py {where}", soft_wrap=True)
+    view = views.address(log.client, log.uri, log.run_id, children=True)
+    terminal.print(f"next:\n  python sweeps/promote.py {where}\n  {view}", soft_wrap=True)
     return str(winner["run_id"])
+
+
+def _describe(work: Confirmation, log: run_log.RunLog, ranking: pd.DataFrame | None) -> None:
+    """Put the winner, the ranking and what failed on the parent's page; without a ranking it goes on."""
+    study, keys = work.plan.study, ["training.seed", *(one.key for one in work.plan.dimensions)]
+    asked = f"Asked: are the {len(work.names)} best configurations of study '{study.study}' as good on "
+    asked += f"{len(work.seeds)} fresh seeds; the winner is the {study.confirm.prefer} among ties"
+    where = address(study.study, {"tracking.uri": work.plan.run.tracking.uri})
+    if ranking is None:
+        log.describe(views.Note("no winner yet", asked, command=f"python sweeps/confirm.py {where}"), keys)
+        return
+    winner, figures = ranking[ranking["winner"]].iloc[0], ["figures/confirmation.png", "tables/seeds.csv"]
+    mean = f"{console.accuracy_with_interval(dict(winner))}, mean of {winner['seeds']} fresh seeds"
+    answer = f"{mean}, is the accuracy of the winner, {winner['name']}"
+    given = ranking, console.CANDIDATES, work.failures[:5], figures, f"python sweeps/promote.py {where}"
+    log.describe(views.Note(answer, asked, *given), keys)
 
 
 def confirmation_figure(seeds: pd.DataFrame, summary: pd.DataFrame) -> Figure:

@@ -12,7 +12,7 @@ from digit_study.evaluation.metrics import evaluation_of
 from digit_study.evaluation.ranking import SIGNIFICANCE, PairedTest, paired_test
 from digit_study.terminal import console
 from digit_study.terminal.messages import StudyError
-from digit_study.tracking import lookup, run_log, stores
+from digit_study.tracking import lookup, run_log, views
 
 #: Tags that decide the bits, beside the config: code, versions, machine, arithmetic.
 DECIDING = ("git.commit", "git.dirty", "dataset.sha256", "precision", "threads", "onednn", "host", "os", "processor")
@@ -44,7 +44,8 @@ def reproduce(asked: Config) -> None:
         verdict, sentence = assess(old, client.get_run(run_id), result.weights_sha256, test)
         client.set_tag(run_id, "reproduction.verdict", verdict)
         client.set_tag(run_id, "reproduction.sentence", sentence)
-    console.console().print(console.run_table(run_id, result.metrics, stores.view_command(uri)))
+    where = views.address(client, uri, run_id, children=False)
+    console.console().print(console.run_table(run_id, result.metrics, where))
     console.console().print(sentence)
     if result.kept:
         raise StudyError(f"training ended, but the tracking store did not take the result: it is kept in {result.kept}")

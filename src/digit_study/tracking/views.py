@@ -1,0 +1,130 @@
+"""What a person meets in MLflow's pages: descriptions in Markdown, and addresses that open the right view."""
+
+import json
+import re
+import urllib.parse
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+
+import pandas as pd
+from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
+
+from digit_study.terminal.console import ranked_rows
+from digit_study.tracking.stores import ARTIFACTS, SERVERS, view_command
+
+#: Tag of a parent run: what it found, in a sentence.
+ANSWER = "answer"
+#: Tags of an experiment that MLflow 3.17's page reads a view from, as JSON, when its address has ``viewStateShareKey``.
+SHARED_VIEW = "mlflow.sharedViewState."
+#: Where a bare ``mlflow ui`` listens, and what lets its pages show runs and metrics instead of what is for GenAI.
+LOCAL, TRAINING = "http://127.0.0.1:5000", "workflowType=machine_learning"
+#: The address of the newest result in the local store, which ``make ui`` opens.
+NEWEST = ARTIFACTS / ".newest"
+MOST_ROWS, MOST_PARENTS, MOST_COMPARED = 10, 10, 10
+
+
+@dataclass(frozen=True)
+class Note:
+    """The description of a parent run: the answer first, for MLflow shows three lines until it is asked for more."""
+
+    answer: str  # one sentence, with its numbers and their interval
+    asked: str  # one sentence
+    ranking: pd.DataFrame = field(default_factory=pd.DataFrame)  # rows with name, run_id and what ``columns`` names
+    columns: Mapping[str, str] = field(default_factory=dict)  # see :data:`digit_study.terminal.console.RUNS`
+    trouble: Sequence[str] = ()  # what failed or was refused, one sentence each
+    figures: Sequence[str] = ()  # paths of artifacts
+    command: str = ""  # what to do next
+
+    def markdown(self, experiment: str, run_id: str) -> str:
+        """The whole description of the run ``run_id``."""
+        links = [f"[{path.split('/')[-1]}]({_run(experiment, run_id)}/artifacts/{path})" for path in self.figures]
+        parts = [
+            f"**{escape(self.answer)}**",
+            escape(self.asked),
+            self._table(experiment),
+            self._comparison(experiment),
+            "\n".join(f"- {escape(one)}" for one in self.trouble),
+            f"Figures: {' · '.join(links)}" if links else "",
+            f"Next: `{self.command}`" if self.command else "",
+        ]
+        return "\n\n".join(part for part in parts if part)
+
+    def _table(self, experiment: str) -> str:
+        if self.ranking.empty:
+            return ""
+        shown = self.ranking.head(MOST_ROWS)
+        rows, shared = ranked_rows(shown, self.columns)
+        runs = [f"[{{}}]({_run(experiment, run_id)})" for run_id in shown["run_id"]]
+        kept = [at for at, cell in enumerate(self.columns.values()) if cell != "{run_id}"]
+        names = list(self.columns.values()).index("{name}")
+        lines = [list(self.columns), [":--" if at == names else "--:" for at in range(len(self.columns))]]
+        for cells, link in zip(rows, runs, strict=True):
+            texts = [escape(cell) for cell in cells]
+            lines.append([*texts[:names], link.format(texts[names]), *texts[names + 1 :]])
+        table = "\n".join(f"| {' | '.join(line[at] for at in kept)} |" for line in lines)
+        more = len(self.ranking) - len(shown)
+        notes = [f"all: {escape(shared)}" if shared else "", f"and {more} more, see the tables" if more > 0 else ""]
+        return "\n\n".join([table, *filter(None, notes)])
+
+    def _comparison(self, experiment: str) -> str:
+        best = list(self.ranking["run_id"][:MOST_COMPARED]) if len(self.ranking) > 1 else []
+        ids, experiments = (urllib.parse.quote(json.dumps(one)) for one in (best, [experiment]))
+        link = f"#/compare-runs?runs={ids}&experiments={experiments}"
+        return f"[Compare these {len(best)} runs side by side]({link})" if best else ""
+
+
+def escape(text: str) -> str:
+    r"""Text as Markdown shows it: what a person named, ``<img onerror=…>`` too, is no markup."""
+    return re.sub(r"([\\`*\[\]|<>])", r"\\\1", text.replace("\n", " "))
+
+
+def share_view(client: MlflowClient, experiment: str, run_id: str, keys: Sequence[str]) -> None:
+    """Keep a view of the runs beneath ``run_id``: by validation accuracy, with columns for the config's ``keys``."""
+    metrics = [f"metrics.`{name}`" for name in ("val_accuracy", "val_loss", "parameters")]
+    view = {
+        "searchFilter": f"tags.mlflow.parentRunId = '{run_id}'",
+        "orderByKey": metrics[0],
+        "orderByAsc": False,
+        "selectedColumns": [*metrics, *(f"params.`{key}`" for key in keys)],
+    }
+    client.set_experiment_tag(experiment, f"{SHARED_VIEW}{run_id}", json.dumps(view))
+
+
+def describe_experiment(client: MlflowClient, experiment: str) -> None:
+    """Let an experiment's description be the newest answers of its parent runs, each with its link."""
+    newest = ["attributes.start_time DESC"]
+    parents = client.search_runs([experiment], f"tags.{ANSWER} LIKE '%'", order_by=newest, max_results=MOST_PARENTS)
+    lines = [
+        f"[{escape(run.info.run_name)}]({_run(experiment, run.info.run_id)}): {escape(run.data.tags[ANSWER])}"
+        for run in parents
+    ]
+    client.set_experiment_tag(experiment, MLFLOW_RUN_NOTE, "\n\n".join(lines))
+
+
+def address(client: MlflowClient, uri: str, run_id: str, children: bool) -> str:
+    """The command, where one is needed, and the address that show a run in the browser, or its ``children`` ranked.
+
+    Without a store that answers it is the command alone.
+    """
+    with suppress(MlflowException, OSError):
+        experiment = client.get_run(run_id).info.experiment_id
+        view = f"#/experiments/{experiment}/runs?viewStateShareKey={run_id}"
+        return open_at(uri, view if children else _run(experiment, run_id))
+    return view_command(uri)
+
+
+def open_at(uri: str, page: str) -> str:
+    """The command, where one is needed, and the address of a ``page`` of the store at ``uri``."""
+    page += f"{'&' if '?' in page else '?'}{TRAINING}"
+    if uri.startswith(SERVERS):
+        return f"{view_command(uri).rstrip('/')}/{page}"
+    with suppress(OSError):  # where it cannot be kept, `make ui` opens the front page
+        NEWEST.write_text(f"{LOCAL}/{page}\n")
+    return f"{view_command(uri)}, then {LOCAL}/{page}"
+
+
+def _run(experiment: str, run_id: str) -> str:
+    return f"#/experiments/{experiment}/runs/{run_id}"

@@ -1,0 +1,136 @@
+"""What a person meets in MLflow: descriptions, shared views, addresses."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+from test_tracking import created
+
+from digit_study.evaluation.ranking import Candidate, leaderboard, sentence
+from digit_study.terminal.console import RUNS
+from digit_study.tracking import run_log, views
+
+HOSTILE = "<img onerror=alert(1) src=x> | a `b` [c](d) *e*"
+
+
+def board(count: int) -> pd.DataFrame:
+    metrics = {"val_loss": 0.1, "parameters": 1000.0, "training_seconds": 1.0}
+    right = [np.arange(200) >= 2 * number for number in range(count)]
+    ranked = [
+        Candidate(f"n={number} {HOSTILE}", f"{number:032x}", {**metrics, "val_accuracy": float(one.mean())}, one, "d")
+        for number, one in enumerate(right)
+    ]
+    return leaderboard(ranked)
+
+
+def description(store: str, run_id: str) -> str:
+    return str(mlflow.MlflowClient(store).get_run(run_id).data.tags["mlflow.note.content"])
+
+
+def test_a_note_begins_with_the_answer_and_links_the_first_ten() -> None:
+    ranking = board(13)
+    note = views.Note(
+        sentence(ranking, "run"), "Asked: what?", ranking, RUNS, ["n=1: broke"], ["figures/a.png"], "go on"
+    )
+    text = note.markdown("7", "f00")
+    assert text.startswith("**100.00 % \\[98.12, 100.00\\] of 200 validation images are read right by the best run")
+    assert [text.count(f"#/experiments/7/runs/{number:032x})") for number in (0, 9, 10)] == [1, 1, 0]
+    assert "and 3 more" in text and "- n=1: broke" in text and "Next: `go on`" in text
+    assert "[Compare these 10 runs side by side](#/compare-runs?runs=%5B%22000" in text
+    assert "(#/experiments/7/runs/f00/artifacts/figures/a.png)" in text
+    rows = [line for line in text.split("\n") if line.startswith("|")]
+    assert len(rows) == 12 and "run id" not in rows[0]
+
+
+def test_what_a_person_named_is_no_markup() -> None:
+    text = views.Note(HOSTILE, HOSTILE, board(2), RUNS, [HOSTILE]).markdown("1", "r")
+    assert "\\<img onerror=alert(1) src=x\\> \\| a \\`b\\` \\[c\\](d) \\*e\\*" in text
+    assert not re.search(r"(?<!\\)<", text)  # and so no tag, whatever draws it
+
+
+def test_a_parent_its_experiment_and_a_view_say_what_was_found(store: str) -> None:
+    first, second = created(store), created(store)
+    for run_id, answer in ((first, "it is 16"), (second, "it is 32 | or 64")):
+        run_log.RunLog(store, run_id).describe(views.Note(answer, "Asked: which?"), ["model.filters"])
+    client = mlflow.MlflowClient(store)
+    run = client.get_run(second)
+    assert description(store, second) == "**it is 32 \\| or 64**\n\nAsked: which?" and run.data.tags["answer"]
+    tags = client.get_experiment(run.info.experiment_id).tags
+    said = tags["mlflow.note.content"]
+    assert said.index("it is 32 \\| or 64") < said.index("it is 16")
+    assert f"#/experiments/{run.info.experiment_id}/runs/{first}" in said
+    view = json.loads(tags[f"mlflow.sharedViewState.{second}"])
+    assert view["searchFilter"] == f"tags.mlflow.parentRunId = '{second}'"
+    assert view["selectedColumns"][0] == view["orderByKey"] and "params.`model.filters`" in view["selectedColumns"]
+
+
+def test_a_description_is_brought_up_to_date(store: str) -> None:
+    log = run_log.RunLog(store, created(store))
+    for answer in ("not yet", "it is 16"):
+        log.describe(views.Note(answer, "Asked: which?"))
+    assert description(store, log.run_id).startswith("**it is 16**")
+    experiment = mlflow.MlflowClient(store).get_experiment(look_up(store, log.run_id))
+    assert "not yet" not in experiment.tags["mlflow.note.content"]
+
+
+def look_up(store: str, run_id: str) -> str:
+    return str(mlflow.MlflowClient(store).get_run(run_id).info.experiment_id)
+
+
+def test_a_description_longer_than_mlflow_takes_is_cut(store: str) -> None:
+    log = run_log.RunLog(store, created(store))
+    log.describe(views.Note("a" * 9000, "b"))
+    assert log.fault is None and len(description(store, log.run_id)) == run_log.LONGEST_TAG
+
+
+@pytest.mark.parametrize("children", [True, False])
+def test_the_address_opens_the_view(
+    children: bool, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(views, "NEWEST", tmp_path / "newest")
+    run_id = created(store)
+    shown = views.address(mlflow.MlflowClient(store), store, run_id, children)
+    command, place = shown.split(", then ")
+    assert command.startswith("mlflow ui --backend-store-uri") and place.startswith(
+        "http://127.0.0.1:5000/#/experiments/"
+    )
+    assert (f"viewStateShareKey={run_id}" in place) == children and (f"/runs/{run_id}" in place) != children
+    assert place.endswith("workflowType=machine_learning") and (tmp_path / "newest").read_text() == f"{place}\n"
+
+
+def test_without_a_store_that_answers_the_command_alone_is_shown(store: str, tmp_path: Path) -> None:
+    client = mlflow.MlflowClient(store)
+    assert views.address(client, store, "0" * 32, True) == f"mlflow ui --backend-store-uri '{store}'"
+
+
+def test_a_user_has_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    run_log.user_name.cache_clear()
+    monkeypatch.setattr(run_log.getpass, "getuser", lambda: "ada")
+    assert run_log.user_name() == "ada"
+    run_log.user_name.cache_clear()
+
+    def nameless() -> str:
+        raise KeyError("uid 1234")
+
+    monkeypatch.setattr(run_log.getpass, "getuser", nameless)
+    assert run_log.user_name() == "unknown"
+    run_log.user_name.cache_clear()
+
+
+def test_a_run_of_more_than_seconds_says_what_its_machine_did(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_log, "SECONDS_A_BATCH", 0.0)
+    log = run_log.RunLog(store, created(store))
+    log.epoch(1, {"val_loss": 1.0})
+    log.opened -= run_log.SYSTEM_AFTER_S
+    log.epoch(2, {"val_loss": 0.5})
+    client = mlflow.MlflowClient(store)
+    names = ["system/cpu_utilization_percentage", "system/system_memory_usage_percentage"]
+    found = [client.get_metric_history(log.run_id, name) for name in names]
+    assert [[one.step for one in history] for history in found] == [[2], [2]]
+    assert all(0 <= history[0].value <= 100 for history in found)
