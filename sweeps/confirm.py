@@ -17,6 +17,9 @@ if __name__ == "__main__":
         from digit_study.search.study import find_study
 
         find_study(typed)  # a name that is not there is answered before MLflow is imported
+        from digit_study.pages.study import page_at_end
         from digit_study.verify.confirmation import confirm, plan_confirmation
 
-        confirm(*plan_confirmation(sys.argv[1:], typed))
+        plan, stored = plan_confirmation(sys.argv[1:], typed)
+        with page_at_end(plan):
+            confirm(plan, stored)

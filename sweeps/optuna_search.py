@@ -21,13 +21,17 @@ def main() -> None:
     if plan.study.search.plan:
         console().print(plan_table(plan))
         return
+    from digit_study.pages.study import page_at_end
+    from digit_study.pages.watch import watched
     from digit_study.search.run import run_study
 
-    stored = run_study(plan)
+    with page_at_end(plan):
+        stored = run_study(plan, alongside=watched) if plan.study.search.watch else run_study(plan)
     if plan.study.search.confirm:
         from digit_study.verify.confirmation import confirm
 
-        confirm(plan, stored)
+        with page_at_end(plan):
+            confirm(plan, stored)
 
 
 if __name__ == "__main__":

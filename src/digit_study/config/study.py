@@ -42,6 +42,7 @@ class SearchConfig:
     storage: str | None = None
     confirm: bool = False
     plan: bool = False
+    watch: bool = False
     space: dict[str, Any] = field(default_factory=dict)
 
     @property

@@ -5,11 +5,14 @@ import re
 import shlex
 import warnings
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import optuna
 import pandas as pd
 from matplotlib.ticker import PercentFormatter
@@ -57,13 +60,21 @@ def leaderboard(plan: StudyPlan, stored: StoredStudy) -> pd.DataFrame:
 def candidate(plan: StudyPlan, name: str, run_id: str) -> Candidate | None:
     """A finished run of the study, with its per-image validation readings; None where MLflow has it no more."""
     try:
-        table = lookup.prediction_table(plan.uri, run_id)
-        metrics = lookup.finished_metrics(plan.uri, run_id) or {}
+        metrics, correct = _result(plan.uri, run_id)
     except run_log.StoreFault as fault:
         warn(f"{name} is not ranked, its run {run_id} cannot be read: {first_line(fault)}")
         return None
-    correct = table.sort_values("index")["correct"].to_numpy(bool)
-    return Candidate(name, run_id, metrics, correct, str(plan.run.data.sha256))
+    return Candidate(name, run_id, dict(metrics), correct, str(plan.run.data.sha256))
+
+
+@lru_cache(maxsize=2_000)
+def _result(uri: str, run_id: str) -> tuple[Mapping[str, float], npt.NDArray[np.bool_]]:
+    """Final metrics of a run, and which validation images it reads right; to ask for them takes 30 ms.
+
+    They change no more. A leaderboard is made when a sweep ends, for its page, and after every trial that is watched.
+    """
+    table = lookup.prediction_table(uri, run_id).sort_values("index")
+    return lookup.finished_metrics(uri, run_id) or {}, table["correct"].to_numpy(bool)
 
 
 def trials_frame(plan: StudyPlan, stored: StoredStudy) -> pd.DataFrame:
@@ -138,25 +149,43 @@ def write_pictures(plan: StudyPlan, stored: StoredStudy, folder: Path) -> None:
     """Draw Optuna's pictures: PNGs, and all as interactive figures in ``study.html``, which needs no network."""
     from plotly.offline import get_plotlyjs
 
-    verbosity = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
     title = html.escape(f"Study {plan.study.study}: {', '.join(plan.objectives)}")
     figures = [f"<script>{get_plotlyjs()}</script>"]  # once: it is nearly five megabytes
-    with warnings.catch_warnings():  # Optuna calls most of its pictures experimental
-        warnings.simplefilter("ignore")
+    with quiet_optuna():
         for name, (function, options) in picture_options(plan, stored).items():
-            try:
-                figure = getattr(optuna.visualization, function)(stored.study, **options)
-                if name in ("contour", "rank"):  # a grid of panels
-                    figure.update_layout(height=900)
+            figure = interactive(stored, name, function, options)
+            if isinstance(figure, str):
+                figures.append(f"<p>{name.replace('_', ' ')}: {html.escape(figure)}</p>")
+            else:
                 drawn = figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False})
                 figures.append(f'<div style="overflow-x: auto">{drawn}</div>')
-            except (ValueError, RuntimeError) as error:  # too few trials for this picture
-                figures.append(f"<p>{name.replace('_', ' ')}: {html.escape(first_line(error))}</p>")
             if name in AS_PNG:
                 _write_png(name, function, options, plan, stored, folder / f"{name}.png")
-    optuna.logging.set_verbosity(verbosity)
     (folder / "study.html").write_text(PAGE.format(title=title, figures="\n".join(figures)))
+
+
+@contextmanager
+def quiet_optuna() -> Iterator[None]:
+    """Let Optuna draw in silence: it calls most of its pictures experimental, and logs what it cannot draw."""
+    verbosity = optuna.logging.get_verbosity()
+    optuna.logging.set_verbosity(optuna.logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        optuna.logging.set_verbosity(verbosity)
+
+
+def interactive(stored: StoredStudy, name: str, function: str, options: Mapping[str, Any]) -> Any:
+    """One of :func:`picture_options` as a Plotly figure; a text that says why where there are too few trials for it."""
+    try:
+        figure = getattr(optuna.visualization, function)(stored.study, **options)
+    except (ValueError, RuntimeError) as error:
+        return first_line(error)
+    if name in ("contour", "rank"):  # a grid of panels
+        figure.update_layout(height=900)
+    return figure
 
 
 def picture_options(plan: StudyPlan, stored: StoredStudy) -> dict[str, tuple[str, dict[str, Any]]]:

@@ -4,6 +4,8 @@ import gc
 import json
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 
 import yaml
 
@@ -28,10 +30,15 @@ from digit_study.training import figures
 PARENT_WITHIN_S = 60.0
 
 
-def run_study(plan: StudyPlan, open_engine: Callable[[Limits], Engine] | None = None) -> StoredStudy:
+def run_study(
+    plan: StudyPlan,
+    open_engine: Callable[[Limits], Engine] | None = None,
+    alongside: Callable[[StudyPlan], AbstractContextManager[Any]] = nullcontext,
+) -> StoredStudy:
     """Search until the declared total is met, then report; an interrupted study goes on with the same command.
 
     ``open_engine`` makes the engine that trials run on; by default it is the one that ``search.engine`` names.
+    ``alongside`` is entered when both stores have the study, and left when its trials have ended.
     Raises StudyError if the study is not the one that was begun or too many trials failed, and Interrupted after a
     signal; both stores are then left without anything RUNNING.
     """
@@ -55,7 +62,7 @@ def run_study(plan: StudyPlan, open_engine: Callable[[Limits], Engine] | None = 
         log.dataset(digits.name, digits.sha256, digits.counts())
         figures.write_data_figures(digits, log.folder)
         gc.freeze()  # what the imports left need not be gone through again in every collection of garbage
-        with sweep_progress(report.BestSoFar(plan, stored)) as progress:
+        with alongside(plan), sweep_progress(report.BestSoFar(plan, stored)) as progress:
             Sweep(plan, stored, parent, engine, progress).run()
         status = "FINISHED"
     except Interrupted:

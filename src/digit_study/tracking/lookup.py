@@ -85,8 +85,37 @@ def drop_models(uri: str, run_id: str, sibling: str | None = None) -> None:
 
 def prediction_table(uri: str, run_id: str) -> pd.DataFrame:
     """The predictions.csv of a run, as MLflow holds it."""
+    return artifact_table(uri, run_id, "predictions")
+
+
+def epoch_values(uri: str, run_id: str, metric: str) -> dict[int, float]:
+    """A metric of a run after every epoch, by its number; what the end of the run adds to the last is left out."""
+    found: dict[int, float] = {}
+    for one in sorted(client_of(uri).get_metric_history(run_id, metric), key=lambda one: (one.step, one.timestamp)):
+        if one.step > 0:
+            found.setdefault(one.step, one.value)
+    return found
+
+
+def newest_confirmation(uri: str, study: str, since: float) -> Run | None:
+    """The latest confirmation of ``study`` that has a winner and began after ``since``, in seconds since 1970."""
+    client = client_of(uri)
+    experiments = [one.experiment_id for one in client.search_experiments()]
+    query, newest = (
+        f"tags.kind = 'confirmation' and attributes.start_time > {since * 1000:.0f}",
+        "attributes.end_time DESC",
+    )
+    # the name is compared here: MLflow's filters cannot quote a quote
+    for run in client.search_runs(experiments, query, order_by=[newest], max_results=5_000):
+        if run.data.tags.get("study") == study and "winner.run_id" in run.data.tags:
+            return run
+    return None
+
+
+def artifact_table(uri: str, run_id: str, name: str) -> pd.DataFrame:
+    """The ``tables/<name>.csv`` of a run, as MLflow holds it."""
     with tempfile.TemporaryDirectory() as folder:
-        return pd.read_csv(client_of(uri).download_artifacts(run_id, "tables/predictions.csv", folder))
+        return pd.read_csv(client_of(uri).download_artifacts(run_id, f"tables/{name}.csv", folder))
 
 
 def open_store(configured: str | None) -> tuple[mlflow.MlflowClient, str]:

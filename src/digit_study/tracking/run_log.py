@@ -197,6 +197,11 @@ def tag_run(uri: str, run_id: str, tags: Mapping[str, str]) -> None:
         warnings.warn(f"run {run_id} could not be tagged: {first_line(fault)}", stacklevel=2)
 
 
+def add_file(uri: str, run_id: str, path: Path) -> None:
+    """Add a file to the artifacts of a run, ended or not; what is there of the same name is replaced."""
+    client_of(uri).log_artifact(run_id, str(path))
+
+
 class RunLog:
     """One MLflow run, written to as it goes on. After the first fault of the store nothing is sent until the end."""
 

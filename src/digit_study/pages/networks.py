@@ -1,0 +1,107 @@
+"""The best networks image by image, as the page compares them: learning curves, confusions, mistakes as images."""
+
+import base64
+import io
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from PIL import Image
+
+from digit_study.data import digits, sources
+from digit_study.data.sources import DataConfig, Labels, Pixels
+from digit_study.evaluation.metrics import Evaluation, evaluation_of
+from digit_study.terminal.messages import StudyError, first_line, short_names
+from digit_study.tracking import lookup, run_log
+
+#: Networks of which the page tells more than a row, and of each its mistakes that are shown: those it was surest of.
+MOST_NETWORKS, MOST_MISTAKES = 10, 40
+
+
+@dataclass(frozen=True)
+class Networks:
+    """What the page's script draws, as JSON; a note says what is missing, and why."""
+
+    curves: list[dict[str, Any]]  # name, epoch, val_accuracy, val_loss
+    compared: list[dict[str, Any]]  # name, run_id, confusion (10, 10), says and sure of each of the images
+    images: list[dict[str, Any]]  # index, label, png (base64)
+    note: str
+
+
+def networks(uri: str, source: DataConfig, board: pd.DataFrame) -> Networks:
+    """The best of a leaderboard, whose runs are in the store ``uri`` and were validated on digits of ``source``."""
+    top = board.head(MOST_NETWORKS)
+    names, _ = short_names([str(name) for name in top["name"]])
+    best = dict(zip(map(str, top["run_id"]), names, strict=True))
+    read = _evaluations(uri, best)
+    shown = sorted({int(index) for one in read.values() for index in hardest(one)})
+    images, note = _images(source, shown)
+    if len(read) < len(best):
+        note = " ".join([note, f"Of {len(best) - len(read)} networks there are no predictions that can be read."])
+    compared = [_compared(best[run_id], run_id, one, shown) for run_id, one in read.items()]
+    labels = {int(i): int(label) for one in read.values() for i, label in zip(one.index, one.labels, strict=True)}
+    cells = [{"index": index, "label": labels[index], "png": images.get(index)} for index in shown]
+    return Networks([_curve(uri, run_id, name) for run_id, name in best.items()], compared, cells, note.strip())
+
+
+def hardest(one: Evaluation) -> Labels:
+    """The index of up to :data:`MOST_MISTAKES` images that a network misread, those it was surest of first."""
+    wrong = np.flatnonzero(~one.correct)
+    surest = wrong[np.argsort(-one.probabilities.max(axis=1)[wrong], kind="stable")]
+    return np.asarray(one.index[surest[:MOST_MISTAKES]])
+
+
+def _evaluations(uri: str, run_ids: Mapping[str, str]) -> dict[str, Evaluation]:
+    """Evaluations by run id; left out are those that cannot be read, or are of other images than the first."""
+    found: dict[str, Evaluation] = {}
+    for run_id in run_ids:
+        try:
+            one = evaluation_of(lookup.prediction_table(uri, run_id).sort_values("index"))
+        except (*run_log.StoreFault, pd.errors.ParserError, KeyError):
+            continue
+        if all(np.array_equal(one.index, other.index) for other in found.values()):
+            found[run_id] = one
+    return found
+
+
+def _compared(name: str, run_id: str, one: Evaluation, shown: list[int]) -> dict[str, Any]:
+    places = np.searchsorted(one.index, shown)
+    sure = np.round(100 * one.probabilities.max(axis=1)[places]).astype(int)
+    says = {"says": one.predicted[places].tolist(), "sure": sure.tolist()}
+    return {"name": name, "run_id": run_id, "confusion": one.confusion.tolist(), **says}
+
+
+def _curve(uri: str, run_id: str, name: str) -> dict[str, Any]:
+    """A network's validation by epoch; epochs count from 1."""
+    metrics = {metric: lookup.epoch_values(uri, run_id, metric) for metric in ("val_accuracy", "val_loss")}
+    epochs = sorted(set[int]().union(*metrics.values()))
+    # a diverged epoch is a gap: JSON has no NaN
+    lines = {
+        key: [value if math.isfinite(value := found.get(at, math.nan)) else None for at in epochs]
+        for key, found in metrics.items()
+    }
+    return {"name": name, "epoch": epochs, **lines}
+
+
+def _images(source: DataConfig, shown: list[int]) -> tuple[dict[int, str], str]:
+    """PNGs by index, base64, ink on paper; or none, and a sentence that says why the digits are not there."""
+    if not shown:
+        return {}, ""
+    try:
+        loaded = digits.load_digits(sources.resolve(source).config)
+    except (StudyError, OSError) as fault:
+        return {}, f"The digits are not there any more, so no mistake can be shown as an image: {first_line(fault)}"
+    place = {int(index): at for at, index in enumerate(loaded.validation_index)}
+    if not place.keys() >= set(shown):
+        return {}, "The digits are others than these networks were validated on: no mistake is shown as an image."
+    return {index: _png(loaded.validation_images[place[index]]) for index in shown}, ""
+
+
+def _png(image: Pixels) -> str:
+    """One digit (28, 28, 1), 0 (paper) to 255 (ink), as dark ink on white."""
+    file = io.BytesIO()
+    Image.fromarray(255 - image[..., 0]).save(file, format="png", optimize=True)
+    return base64.b64encode(file.getvalue()).decode()

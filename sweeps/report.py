@@ -1,0 +1,25 @@
+"""Write a study as one HTML page, or serve it while it grows with search.watch=true. See --help."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
+
+from digit_study.config import compose
+from digit_study.config.study import StudyConfig
+from digit_study.terminal.signals import readable_errors
+
+if __name__ == "__main__":
+    with readable_errors():
+        compose.answer(sys.argv[1:], "study", StudyConfig)
+        typed: StudyConfig = compose.compose_config(sys.argv[1:], "study")
+        typed.validate()
+        from digit_study.search.study import find_study
+
+        find_study(typed)  # a name that is not there is answered before MLflow is imported
+        from digit_study.pages import study, watch
+
+        if typed.search.watch:
+            watch.serve(typed)
+        else:
+            study.tell(study.write_page(*study.plan_page(typed)))

@@ -1,0 +1,166 @@
+"""The page of a study as a person uses it: in a real browser, from a file, and in MLflow."""
+
+from __future__ import annotations
+
+import shutil
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from browser import MISSING, REASON, chrome, console_errors, foreign_requests
+from conftest import Project
+from lab import CONFIRM, Lab, wait_until
+
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(MISSING), reason=REASON)]
+WORDS = ("data=mnist_sample", "data.path=null", "data.validation=200", "data.limit=300", "training.epochs=2")
+
+
+@pytest.fixture(scope="module")
+def lab(project: Project, migrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Lab:
+    """A small study that was searched and confirmed, with its page."""
+    folder = tmp_path_factory.mktemp("browser")
+    made = Lab(project, f"sqlite:///{shutil.copy(migrated, folder / 'mlflow.db')}", "looked-at", folder / "none.npz")
+    searched = made.run(*WORDS)
+    assert searched.code == 0 and "the study in one page: " in searched.out, searched.err
+    confirmed = made.run("confirm.top=2", "confirm.seeds=2", script=CONFIRM)
+    assert confirmed.code == 0 and "the study in one page: " in confirmed.out, confirmed.err
+    return made
+
+
+@pytest.fixture
+def page(lab: Lab) -> str:
+    return (lab.project.root / "mlruns" / "studies" / "looked-at.html").as_uri()
+
+
+@pytest.fixture
+def driver(page: str) -> Iterator[Any]:
+    with chrome() as opened:
+        opened.get(page)
+        yield opened
+        assert console_errors(opened) == []
+        assert foreign_requests(opened, "file:") == []
+
+
+def drawn(driver: Any, name: str) -> Any:
+    """The picture of that name, once it is drawn: that is when it is scrolled to."""
+    script = f"""const place = document.querySelector('[data-plot="{name}"]');
+    place.scrollIntoView({{block: "center"}});
+    return place.querySelector(".main-svg") ? place : null"""
+    wait_until(lambda: driver.execute_script(script), 30, f"{name} is drawn")
+    return driver.execute_script(script)
+
+
+def texts(driver: Any, column: int) -> list[str]:
+    rows = """return [...document.querySelectorAll("#leaderboard tbody tr")]"""
+    return list(driver.execute_script(f"{rows}.map((row) => row.cells[{column}].innerText)"))
+
+
+def test_every_picture_is_drawn(driver: Any) -> None:
+    names = driver.execute_script(
+        """return [...document.querySelectorAll("[data-plot]")].map((one) => one.dataset.plot)"""
+    )
+    assert {"optimisation_history", "slices", "contour", "parallel_coordinates", "timeline", "confirmed"} <= set(names)
+    for name in names:
+        drawn(driver, name)
+    assert driver.execute_script("""return document.getElementById("problem").textContent""") == ""
+
+
+def test_a_table_is_sorted_by_a_click_and_by_a_key(driver: Any) -> None:
+    from selenium.webdriver.common.keys import Keys
+
+    buttons = driver.find_elements("css selector", "#leaderboard th button")
+    parameters = next(at for at, one in enumerate(buttons) if one.text.startswith("parameters"))
+    numbers = sorted(int(text.replace(",", "")) for text in texts(driver, parameters))
+    buttons[parameters].click()
+    assert [int(text.replace(",", "")) for text in texts(driver, parameters)] == numbers[::-1]
+    buttons[parameters].send_keys(Keys.ENTER)
+    assert [int(text.replace(",", "")) for text in texts(driver, parameters)] == numbers
+    states = [one.get_attribute("aria-sort") for one in driver.find_elements("css selector", "#leaderboard th")]
+    assert states[parameters] == "ascending" and states.count("none") == len(states) - 1
+
+
+def test_a_point_says_what_it_is(driver: Any) -> None:
+    from selenium.webdriver import ActionChains
+
+    place = drawn(driver, "val_accuracy")
+    ActionChains(driver).move_to_element(place.find_element("css selector", ".scatterlayer .point")).perform()
+    wait_until(lambda: place.find_elements("css selector", ".hoverlayer .hovertext"), 10, "the point is told")
+    assert "epoch" in place.find_element("css selector", ".hoverlayer").text
+
+
+def test_any_two_networks_are_compared(driver: Any) -> None:
+    from selenium.webdriver.support.ui import Select
+
+    Select(driver.find_element("id", "a")).select_by_index(1)
+    Select(driver.find_element("id", "b")).select_by_index(0)
+    tables = driver.find_elements("css selector", "#matrices table")
+    cells = [[one.text for one in table.find_elements("css selector", "td")] for table in tables]
+    assert [len(one) for one in cells] == [100] * 3
+    a, b, change = ([int(text.replace("−", "-") or 0) for text in one] for one in cells)
+    assert sum(a) == sum(b) == 200 and [y - x for x, y in zip(a, b, strict=True)] == change
+    shown = driver.execute_script(
+        """return [...document.querySelectorAll("#mistakes img")].map((one) => one.naturalWidth)"""
+    )
+    assert shown and set(shown) == {28}
+
+
+@pytest.mark.parametrize("dark", [False, True])
+def test_a_phone_scrolls_down_only(dark: bool, page: str) -> None:
+    with chrome(width=390, height=800, dark=dark) as driver:
+        driver.get(page)
+        drawn(driver, "optimisation_history")
+        drawn(driver, "slices")
+        assert driver.execute_script("return document.documentElement.scrollWidth") == 390
+        paper = driver.execute_script("return getComputedStyle(document.body).backgroundColor")
+        assert paper == ("rgb(17, 21, 26)" if dark else "rgb(246, 247, 249)")
+        assert console_errors(driver) == []
+
+
+def test_mlflow_shows_the_page_as_an_artifact(lab: Lab) -> None:
+    [parent] = [run for run in lab.runs() if run.data.tags["kind"] == "study"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    command = [
+        sys.executable,
+        "-m",
+        "mlflow",
+        "ui",
+        "--backend-store-uri",
+        lab.uri,
+        "--port",
+        str(port),
+        "--workers",
+        "1",
+    ]
+    quiet = subprocess.DEVNULL
+    server = subprocess.Popen(command, stdout=quiet, stderr=quiet, start_new_session=True)
+    try:
+        own = f"http://127.0.0.1:{port}"
+        wait_until(lambda: answers(own), 90, "mlflow ui answers")
+        with chrome(width=1600) as driver:
+            run = f"{own}/#/experiments/{parent.info.experiment_id}/runs/{parent.info.run_id}/artifacts/study.html"
+            driver.get(run)
+            wait_until(lambda: driver.find_elements("css selector", "iframe"), 60, "the artifact is shown")
+            driver.switch_to.frame(driver.find_element("css selector", "iframe"))
+            wait_until(lambda: driver.find_elements("css selector", "p.value"), 30, "the page is in it")
+            assert "%" in driver.find_element("css selector", "p.value").text
+            wait_until(lambda: driver.find_elements("css selector", "#matrices td"), 30, "its scripts run")
+    finally:
+        server.terminate()
+        server.wait(30)
+
+
+def answers(address: str) -> bool:
+    try:
+        urllib.request.urlopen(f"{address}/health", timeout=1).close()
+    except OSError:
+        time.sleep(0.2)
+        return False
+    return True
