@@ -73,7 +73,7 @@ def answer(network: Network, digit: Digit, with_look: bool) -> dict[str, Any]:
 
 def examples(random: np.random.Generator) -> list[list[list[int]]]:
     """One digit of each class, drawn from the sample's unsealed digits: ten times 28x28 grey levels, light ink."""
-    images, labels = sample("train")
+    images, labels = sample()
     drawn = [random.choice(np.flatnonzero(labels == digit)) for digit in range(CLASSES)]
     return [images[index, ..., 0].tolist() for index in drawn]
 

