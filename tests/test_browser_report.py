@@ -122,39 +122,51 @@ def test_a_phone_scrolls_down_only(dark: bool, page: str) -> None:
         assert console_errors(driver) == []
 
 
-def test_mlflow_shows_the_page_as_an_artifact(lab: Lab) -> None:
-    [parent] = [run for run in lab.runs() if run.data.tags["kind"] == "study"]
+@pytest.fixture(scope="module")
+def ui(lab: Lab) -> Iterator[str]:
+    """Address of ``mlflow ui`` on the study's store."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [
-        sys.executable,
-        "-m",
-        "mlflow",
-        "ui",
-        "--backend-store-uri",
-        lab.uri,
-        "--port",
-        str(port),
-        "--workers",
-        "1",
-    ]
+    words = ("ui", "--backend-store-uri", lab.uri, "--port", str(port), "--workers", "1")
     quiet = subprocess.DEVNULL
-    server = subprocess.Popen(command, stdout=quiet, stderr=quiet, start_new_session=True)
+    server = subprocess.Popen([sys.executable, "-m", "mlflow", *words], stdout=quiet, stderr=quiet)
     try:
-        own = f"http://127.0.0.1:{port}"
-        wait_until(lambda: answers(own), 90, "mlflow ui answers")
-        with chrome(width=1600) as driver:
-            run = f"{own}/#/experiments/{parent.info.experiment_id}/runs/{parent.info.run_id}/artifacts/study.html"
-            driver.get(run)
-            wait_until(lambda: driver.find_elements("css selector", "iframe"), 60, "the artifact is shown")
-            driver.switch_to.frame(driver.find_element("css selector", "iframe"))
-            wait_until(lambda: driver.find_elements("css selector", "p.value"), 30, "the page is in it")
-            assert "%" in driver.find_element("css selector", "p.value").text
-            wait_until(lambda: driver.find_elements("css selector", "#matrices td"), 30, "its scripts run")
+        wait_until(lambda: answers(f"http://127.0.0.1:{port}"), 90, "mlflow ui answers")
+        yield f"http://127.0.0.1:{port}"
     finally:
         server.terminate()
         server.wait(30)
+
+
+def test_mlflow_shows_the_page_as_an_artifact(lab: Lab, ui: str) -> None:
+    [parent] = [run for run in lab.runs() if run.data.tags["kind"] == "study"]
+    with chrome(width=1600) as driver:
+        run = f"{ui}/#/experiments/{parent.info.experiment_id}/runs/{parent.info.run_id}/artifacts/study.html"
+        driver.get(run)
+        wait_until(lambda: driver.find_elements("css selector", "iframe"), 60, "the artifact is shown")
+        driver.switch_to.frame(driver.find_element("css selector", "iframe"))
+        wait_until(lambda: driver.find_elements("css selector", "p.value"), 30, "the page is in it")
+        assert "%" in driver.find_element("css selector", "p.value").text
+        wait_until(lambda: driver.find_elements("css selector", "#matrices td"), 30, "its scripts run")
+
+
+def test_the_printed_address_opens_on_the_best_trial_and_the_answer(lab: Lab, ui: str) -> None:
+    runs = lab.runs()
+    [parent] = [run for run in runs if run.data.tags["kind"] == "study"]
+    trials = [run for run in runs if run.data.tags["kind"] == "trial" and "val_accuracy" in run.data.metrics]
+    ranked = sorted(trials, key=lambda run: -run.data.metrics["val_accuracy"])
+    page = f"runs?viewStateShareKey={parent.info.run_id}&workflowType=machine_learning"
+    with chrome(width=1600) as driver:
+        driver.get(f"{ui}/#/experiments/{parent.info.experiment_id}/{page}")
+        names = [run.info.run_name for run in ranked]
+        links = "//a[starts-with(., 'trial ')]"
+        wait_until(lambda: len(driver.find_elements("xpath", links)) >= len(names), 60, "the trials are listed")
+        shown = driver.find_element("css selector", "body").text
+        assert driver.find_elements("xpath", links)[0].text.startswith(names[0][:20])
+        assert all(word in shown for word in ("val_accuracy", "parameters", "model.filters", "% ["))
+        best = f"{ranked[0].data.metrics['val_accuracy']:.3f}".rstrip("0")
+        assert best in shown
 
 
 def answers(address: str) -> bool:

@@ -21,7 +21,7 @@ MOST_LEGEND = 12
 STATES = {"COMPLETE": charts.BLUE, "PRUNED": charts.ORANGE, "FAIL": charts.RED, "RUNNING": charts.GREEN}
 CAPTIONS = {
     "optimisation_history": ("History", "Every trial in the order of their starts, and the best so far."),
-    "importances": ("Importances", "How much of the differences between trials each key explains (fANOVA)."),
+    "importances": ("Importances", "How much of the differences between trials each key explains (PED-ANOVA)."),
     "slices": ("Slices", "Every trial by one key at a time; the colour says when it ran."),
     "parallel_coordinates": (
         "Parallel coordinates",
