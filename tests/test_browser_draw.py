@@ -254,7 +254,7 @@ def test_an_example_is_read(page: Page) -> None:
     page.wait_for(lambda: page.driver.find_elements("css selector", "#examples button"), "examples")
     page.click("Example of a 0")
     page.wait_for(lambda: "Blank" not in page.text("notice"), "an answer")
-    assert page.pixels("seen").max() == 255
+    assert page.pixels("seen").max() > 200  # its ink, whichever was drawn
 
 
 def test_a_labelled_drawing_is_kept_and_trained_on(page: Page, project: Project, typed_store: str) -> None:
