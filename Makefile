@@ -9,7 +9,7 @@ export PYTHONDONTWRITEBYTECODE :=
 export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
-.PHONY: help study test quick check ui search confirm promote draw bench screenshots lock clean
+.PHONY: help study test browser quick check ui search confirm promote draw bench screenshots lock clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -17,11 +17,14 @@ help:  ## this list
 study: .venv/.ready  ## train three widths and compare them: run.py -m model.filters=16,32,64
 	$(PY) src/run.py -m model.filters=16,32,64 $(ARGS)
 
-test: .venv/.dev  ## every test, the slow ones included
-	$(PY) -m pytest $(ARGS)
+test: .venv/.dev  ## every test but those in a browser, the slow ones included
+	$(PY) -m pytest -m "not browser" $(ARGS)
+
+browser: .venv/.dev  ## the tests of pages in a headless Chromium, where there is one
+	$(PY) -m pytest -m browser $(ARGS)
 
 quick: .venv/.dev  ## the tests that need no minute
-	$(PY) -m pytest -m "not slow" $(ARGS)
+	$(PY) -m pytest -m "not slow and not browser" $(ARGS)
 
 check: .venv/.dev  ## format, lint, types, and who may import whom
 	$(PY) -m ruff format --check src sweeps tests

@@ -19,7 +19,7 @@ from browser import MISSING, REASON, chrome, console_errors, foreign_requests
 from conftest import Command, Project
 from PIL import Image, ImageDraw
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(MISSING), reason=REASON)]
+pytestmark = [pytest.mark.slow, pytest.mark.browser, pytest.mark.skipif(bool(MISSING), reason=REASON)]
 
 Points = list[tuple[float, float]]
 ONE: Points = [(168, 60), (168, 280)]

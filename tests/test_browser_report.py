@@ -17,7 +17,7 @@ from browser import MISSING, REASON, chrome, console_errors, foreign_requests
 from conftest import Project
 from lab import CONFIRM, Lab, wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(bool(MISSING), reason=REASON)]
+pytestmark = [pytest.mark.slow, pytest.mark.browser, pytest.mark.skipif(bool(MISSING), reason=REASON)]
 WORDS = ("data=mnist_sample", "data.path=null", "data.validation=200", "data.limit=300", "training.epochs=2")
 
 

@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 from test_tracking import created
 
+from digit_study.config import machine
 from digit_study.evaluation.ranking import Candidate, leaderboard, sentence
 from digit_study.terminal.console import RUNS
 from digit_study.tracking import run_log, views
@@ -110,17 +111,17 @@ def test_without_a_store_that_answers_the_command_alone_is_shown(store: str, tmp
 
 
 def test_a_user_has_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    run_log.user_name.cache_clear()
-    monkeypatch.setattr(run_log.getpass, "getuser", lambda: "ada")
-    assert run_log.user_name() == "ada"
-    run_log.user_name.cache_clear()
+    machine.user_name.cache_clear()
+    monkeypatch.setattr(machine.getpass, "getuser", lambda: "ada")
+    assert machine.user_name() == "ada"
+    machine.user_name.cache_clear()
 
     def nameless() -> str:
         raise KeyError("uid 1234")
 
-    monkeypatch.setattr(run_log.getpass, "getuser", nameless)
-    assert run_log.user_name() == "unknown"
-    run_log.user_name.cache_clear()
+    monkeypatch.setattr(machine.getpass, "getuser", nameless)
+    assert machine.user_name() == "unknown"
+    machine.user_name.cache_clear()
 
 
 def test_a_run_of_more_than_seconds_says_what_its_machine_did(store: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,7 +4,6 @@ An event is one JSON line in ``mlruns/``, synced to the disk, and one tag of the
 file and tags complete each other; for a remote store the tags are authoritative and the file is a copy.
 """
 
-import getpass
 import json
 import os
 import platform
@@ -21,6 +20,7 @@ from typing import Any, TypeVar
 import mlflow
 from mlflow.entities.model_registry import RegisteredModel
 
+from digit_study.config import machine
 from digit_study.tracking.lookup import ABSENT
 from digit_study.tracking.stores import ARTIFACTS
 
@@ -73,11 +73,8 @@ class Ledger:
 
     def record(self, event: str, run_id: str, **details: Any) -> Event:
         """Append an event about a run, with the person, the machine, the time, and an id that sorts by time."""
-        user = "unknown"
-        with suppress(KeyError, OSError):
-            user = getpass.getuser()
         identity = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}-{uuid.uuid4().hex[:6]}"
-        return self.append(identity, event, who=f"{user}@{platform.node()}", run_id=run_id, **details)
+        return self.append(identity, event, who=f"{machine.user_name()}@{platform.node()}", run_id=run_id, **details)
 
     def append(self, identity: str, event: str, **details: Any) -> Event:
         """Write an event, with the time as ISO 8601 in UTC, to the disk, then to the registered model."""

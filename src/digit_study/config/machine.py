@@ -1,5 +1,6 @@
-"""Facts about this machine, without TensorFlow: its cores, whether it multiplies in bfloat16, its processes by name."""
+"""Facts about this machine, without TensorFlow: cores, bfloat16, who uses it, its load, its processes by name."""
 
+import getpass
 import os
 import platform
 import re
@@ -31,6 +32,25 @@ def resolve_precision(requested: str, listing: Path = Path("/proc/cpuinfo")) -> 
     found = re.search(r"^flags.*?:(.*)", listing.read_text(), re.MULTILINE) if listing.is_file() else None
     flags = set(found[1].split()) if found else set()
     return "mixed_bfloat16" if flags & {"amx_bf16", "avx512_bf16"} else "float32"
+
+
+@cache
+def user_name() -> str:
+    """Who is logged in; ``unknown`` in a container without names."""
+    try:
+        return getpass.getuser()
+    except (KeyError, OSError):
+        return "unknown"
+
+
+def system_metrics() -> dict[str, float]:
+    """What the machine is busy with since the last call: MLflow's own monitor would be a thread in every trial."""
+    memory = psutil.virtual_memory()
+    return {
+        "system/cpu_utilization_percentage": psutil.cpu_percent(),
+        "system/system_memory_usage_megabytes": (memory.total - memory.available) / 1e6,
+        "system/system_memory_usage_percentage": memory.percent,
+    }
 
 
 def process_name(pid: int | None = None) -> str:

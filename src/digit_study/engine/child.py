@@ -20,6 +20,8 @@ from digit_study.tracking.stores import tracking_uri
 
 #: Seconds that a trial asked to end has before it is killed.
 GRACE_S = 8.0
+#: Messages that are a trial's last, and the seconds it then has to end.
+ENDS = {"done": GRACE_S, "failed": GRACE_S, "died": GRACE_S, "expired": 1.0}
 
 
 def train_here(config: Config, run_id: str) -> TrialResult:

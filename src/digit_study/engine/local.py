@@ -24,8 +24,6 @@ from digit_study.engine.protocol import Event, Limits
 from digit_study.terminal.messages import StudyError
 from digit_study.tracking.stores import use_scratch
 
-#: Messages that are a trial's last, and the seconds it then has to end.
-ENDS = {"done": child.GRACE_S, "failed": child.GRACE_S, "died": child.GRACE_S, "expired": 1.0}
 #: What multiprocessing takes for the exit code of a process whose server died.
 SERVER_DIED = 255
 #: What a trial reports: steps, epoch, done or failed, and the content as :class:`Event` has it.
@@ -199,8 +197,8 @@ class LocalEngine:
                     message = "died", str(death)
                 if message is None:
                     break
-                if message[0] in ENDS:
-                    self.trials.pop(key).stop(ENDS[message[0]])
+                if message[0] in child.ENDS:
+                    self.trials.pop(key).stop(child.ENDS[message[0]])
                 yield Event(key, *message)
 
     def stop(self) -> None:

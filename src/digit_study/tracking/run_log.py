@@ -3,7 +3,6 @@
 All is on disk in ``mlruns/.outbox/<run_id>`` before it is sent; what a server that went away did not take stays there.
 """
 
-import getpass
 import json
 import os
 import platform
@@ -23,12 +22,12 @@ from typing import Any
 
 import mlflow
 import numpy as np
-import psutil
 import yaml
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE, MLFLOW_SOURCE_NAME, MLFLOW_USER
 
+from digit_study.config import machine
 from digit_study.config.compose import ROOT
 from digit_study.config.run import Config
 from digit_study.terminal.messages import StudyError, first_line, flatten, without_password
@@ -105,31 +104,12 @@ def code_tags() -> dict[str, str]:
     return {**told, **{f"version.{name}": version(name) for name in RECORDED_VERSIONS}}
 
 
-@cache
-def user_name() -> str:
-    """Who is logged in; ``unknown`` in a container without names."""
-    try:
-        return getpass.getuser()
-    except (KeyError, OSError):
-        return "unknown"
-
-
-def system_metrics() -> dict[str, float]:
-    """What the machine is busy with since the last call: MLflow's own monitor would be a thread in every trial."""
-    memory = psutil.virtual_memory()
-    return {
-        "system/cpu_utilization_percentage": psutil.cpu_percent(),
-        "system/system_memory_usage_megabytes": (memory.total - memory.available) / 1e6,
-        "system/system_memory_usage_percentage": memory.percent,
-    }
-
-
 def create_run(config: Config, uri: str, dataset: str, name: str | None = None, **tags: str) -> str:
     """Create a RUNNING run that says what code, data and machine it comes from; returns its id."""
     client, parent = client_of(uri), config.tracking.parent_run_id
     all_tags = {
         MLFLOW_SOURCE_NAME: Path(sys.argv[0]).name,
-        MLFLOW_USER: user_name(),
+        MLFLOW_USER: machine.user_name(),
         "dataset.name": dataset,
         "dataset.sha256": str(config.data.sha256),
         "pid": str(os.getpid()),
@@ -241,7 +221,7 @@ class RunLog:
             lines.write(json.dumps({"epoch": number, **record}) + "\n")
         values = {name: record[name] for name in EPOCH_METRICS if name in record}
         if time.monotonic() - self.opened > SYSTEM_AFTER_S:
-            values |= system_metrics()
+            values |= machine.system_metrics()
         self.metrics(values, number, SECONDS_A_BATCH)
 
     def metrics(self, values: Mapping[str, float], step: int = 0, interval: float = 0.0) -> None:
