@@ -9,6 +9,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from digit_study.evaluation.metrics import accuracy_interval
+from digit_study.terminal.console import accuracy_with_interval
 
 SIGNIFICANCE = 0.05
 COLUMNS = (
@@ -167,8 +168,7 @@ def pooled_leaderboard(groups: Sequence[Group]) -> pd.DataFrame:
 def sentence(board: pd.DataFrame, kind: str) -> str:
     """What a ranking says: the best of it, with its interval and images, and how many cannot be told from it."""
     best, ties = board.iloc[0], int(board["tied"].sum()) - 1
-    low, high = 100 * best["val_accuracy_low"], 100 * best["val_accuracy_high"]
-    reads = f"{100 * best['val_accuracy']:.2f} % [{low:.2f}, {high:.2f}] of {best['n']:,} validation images"
+    reads = f"{accuracy_with_interval(dict(best))} of {best['n']:,} validation images"
     others = f"{ties} of the other {len(board) - 1} cannot be told from it" if len(board) > 1 else "there is no other"
     return f"{reads} are read right by the best {kind}, {best['name']}; {others}"
 

@@ -99,17 +99,18 @@ def epoch_values(uri: str, run_id: str, metric: str) -> dict[int, float]:
 
 def newest_confirmation(uri: str, study: str, since: float) -> Run | None:
     """The latest confirmation of ``study`` that has a winner and began after ``since``, in seconds since 1970."""
-    client = client_of(uri)
-    experiments = [one.experiment_id for one in client.search_experiments()]
-    query, newest = (
-        f"tags.kind = 'confirmation' and attributes.start_time > {since * 1000:.0f}",
-        "attributes.end_time DESC",
-    )
+    began = f"attributes.start_time > {since * 1000:.0f}"
+    return next(_confirmations(client_of(uri), study, began, "attributes.end_time DESC"), None)
+
+
+def _confirmations(client: mlflow.MlflowClient, study: str, condition: str, order: str) -> Iterator[Run]:
+    """Confirmations of ``study`` that have a winner and meet a condition of MLflow's search, in an order of it."""
+    experiments = [found.experiment_id for found in client.search_experiments()]
+    query = f"tags.kind = 'confirmation' and {condition}"
     # the name is compared here: MLflow's filters cannot quote a quote
-    for run in client.search_runs(experiments, query, order_by=[newest], max_results=5_000):
+    for run in client.search_runs(experiments, query, order_by=[order], max_results=5_000):
         if run.data.tags.get("study") == study and "winner.run_id" in run.data.tags:
-            return run
-    return None
+            yield run
 
 
 def artifact_table(uri: str, run_id: str, name: str) -> pd.DataFrame:
@@ -161,12 +162,9 @@ def finished_run(client: mlflow.MlflowClient, uri: str, run_id: str, key: str) -
 
 def confirmed_winner(client: mlflow.MlflowClient, study: str) -> str:
     """Run id of the winner of the latest finished confirmation of ``study``; raises StudyError if there is none."""
+    for run in _confirmations(client, study, "attributes.status = 'FINISHED'", "attributes.start_time DESC"):
+        return str(run.data.tags["winner.run_id"])
     experiments = [found.experiment_id for found in client.search_experiments()]
-    # the name is compared here: MLflow's filters cannot quote a quote
-    query, newest = "tags.kind = 'confirmation' and attributes.status = 'FINISHED'", ["attributes.start_time DESC"]
-    for run in client.search_runs(experiments, query, order_by=newest, max_results=5_000):
-        if run.data.tags.get("study") == study and "winner.run_id" in run.data.tags:
-            return str(run.data.tags["winner.run_id"])
     runs = client.search_runs(experiments, "tags.study LIKE '%'", max_results=5_000)
     names, own = {run.data.tags["study"] for run in runs}, [run for run in runs if run.data.tags["study"] == study]
     done = sum(run.info.status == "FINISHED" and "weights.sha256" in run.data.tags for run in own)

@@ -57,13 +57,13 @@ class Note:
             return ""
         shown = self.ranking.head(MOST_ROWS)
         rows, shared = ranked_rows(shown, self.columns)
-        runs = [f"[{{}}]({_run(experiment, run_id)})" for run_id in shown["run_id"]]
         kept = [at for at, cell in enumerate(self.columns.values()) if cell != "{run_id}"]
         names = list(self.columns.values()).index("{name}")
         lines = [list(self.columns), [":--" if at == names else "--:" for at in range(len(self.columns))]]
-        for cells, link in zip(rows, runs, strict=True):
+        for cells, run_id in zip(rows, shown["run_id"], strict=True):
             texts = [escape(cell) for cell in cells]
-            lines.append([*texts[:names], link.format(texts[names]), *texts[names + 1 :]])
+            texts[names] = f"[{texts[names]}]({_run(experiment, run_id)})"
+            lines.append(texts)
         table = "\n".join(f"| {' | '.join(line[at] for at in kept)} |" for line in lines)
         more = len(self.ranking) - len(shown)
         notes = [f"all: {escape(shared)}" if shared else "", f"and {more} more, see the tables" if more > 0 else ""]
