@@ -11,9 +11,7 @@ from digit_study.terminal.signals import readable_errors
 
 if __name__ == "__main__":
     with readable_errors():
-        compose.answer(sys.argv[1:], "study", StudyConfig)
-        typed: StudyConfig = compose.compose_config(sys.argv[1:], "study")
-        typed.validate()
+        typed: StudyConfig = compose.checked(sys.argv[1:], "study", StudyConfig)
         from digit_study.search.study import find_study
 
         find_study(typed)  # a name that is not there is answered before MLflow is imported

@@ -39,6 +39,14 @@ def answer(arguments: Sequence[str], root: str, schema: type) -> None:
         raise SystemExit
 
 
+def checked(arguments: Sequence[str], root: str, schema: type) -> Any:
+    """:func:`answer` the arguments, or compose and check what they ask for; raises StudyError if it breaks a rule."""
+    answer(arguments, root, schema)
+    config = compose_config(arguments, root)
+    config.validate()
+    return config
+
+
 def run_hydra(task: Callable[[], None], extra: Sequence[str]) -> None:
     """Let Hydra compose and launch ``task`` from the command line, with ``extra`` overrides behind what was typed.
 
