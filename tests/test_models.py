@@ -148,7 +148,9 @@ def test_a_build_that_fails_leaves_the_policy_as_it_was() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["tiny", "lenet", "simple_m3"])
 def test_fused_batch_norm_is_kerass_own_but_for_rounding(name: str) -> None:
-    stock = build_model(replace(variant(name), dropout=0.0, batch_norm=True, filters=16))
+    # smooth: rounding would move single ReLUs of a deep network over zero, and the gradient with them
+    keras.utils.set_random_seed(0)
+    stock = build_model(replace(variant(name), dropout=0.0, batch_norm=True, filters=16, activation="gelu"))
     fast = with_fused_batch_norm(stock)
     fast.set_weights(stock.get_weights())
     assert [weight.path.split("/")[-1] for weight in fast.weights] == [w.path.split("/")[-1] for w in stock.weights]
@@ -161,8 +163,8 @@ def test_fused_batch_norm_is_kerass_own_but_for_rounding(name: str) -> None:
             probabilities = model(images, training=True)
             loss = tf.reduce_mean(keras.losses.sparse_categorical_crossentropy(labels, probabilities))
         gradients.append([np.asarray(one) for one in tape.gradient(loss, model.trainable_weights)])
-    for one, other in zip(*gradients, strict=True):  # by length: rounding moves single ReLUs of a deep one over zero
-        assert np.linalg.norm(one - other) <= 0.02 * np.linalg.norm(one) + 1e-4
+    for one, other in zip(*gradients, strict=True):
+        assert np.linalg.norm(one - other) <= 0.002 * np.linalg.norm(one) + 1e-4
     for one, other in zip(stock.get_weights(), fast.get_weights(), strict=True):
         np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-6)  # 1/1,600: the variance of a batch is unbiased
     np.testing.assert_allclose(stock(images), fast(images), atol=1e-4)
