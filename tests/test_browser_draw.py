@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import base64
+import http.server
 import io
 import json
 import shutil
 import signal
+import socketserver
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -267,6 +270,43 @@ def test_a_labelled_drawing_is_kept_and_trained_on(page: Page, project: Project,
     words = (f"data.path={page.kept / 'drawings.npz'}", "training=smoke", "training.epochs=1", "model=tiny")
     done = project.run(*words, f"tracking.uri={typed_store}")
     assert done.code == 0, done.err
+
+
+def test_another_site_and_a_name_of_its_own_for_this_machine_are_refused(server: tuple[str, Path]) -> None:
+    address, kept = server
+    port = address.rstrip("/").rpartition(":")[2]
+    drawing = base64.b64encode(drawn(SEVEN)).decode()
+    # what a hostile page does while the person has the drawing page open: it keeps a drawing, and reads an answer
+    attack = """
+    const [address, drawing, done] = arguments, body = Uint8Array.from(atob(drawing), c => c.charCodeAt(0))
+    const post = (path, mode) => fetch(address + path, { method: "POST", body, mode }).then(() => "sent", () => "no")
+    Promise.all([post("keep?label=3", "no-cors"), post("read?look=0", "cors")]).then(done)
+    """
+    rebinding = f"--host-resolver-rules=MAP evil.test 127.0.0.1:{port}"
+    with chrome(rebinding) as driver, socketserver.TCPServer(("127.0.0.1", 0), Hostile) as site:
+        threading.Thread(target=site.serve_forever, daemon=True).start()
+        driver.get(address)
+        assert driver.execute_async_script(attack, address, drawing) == ["sent", "sent"]
+        own = sorted(kept.glob("3-*.png"))
+        driver.get(f"http://127.0.0.1:{site.server_address[1]}/")
+        assert driver.execute_async_script(attack, address, drawing)[1] == "no"
+        driver.get("http://evil.test/")
+        assert "`Host` must be one of" in driver.find_element("css selector", "body").text
+        site.shutdown()
+    assert own and sorted(kept.glob("3-*.png")) == own
+
+
+class Hostile(http.server.BaseHTTPRequestHandler):
+    """A site of somebody else's."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Type", "text/html")
+        self.end_headers()
+        self.wfile.write(b"<title>win a prize</title>")
+
+    def log_message(self, *words: object) -> None:
+        """Say nothing."""
 
 
 def test_it_is_usable_on_a_phone_and_in_the_dark(page: Page) -> None:

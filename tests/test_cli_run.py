@@ -156,7 +156,8 @@ def test_a_run_is_kept_whole(single: tuple[str, Done], project: Project) -> None
     assert "WARNING: Full MNIST is neither cached nor reachable: using the SAMPLE" in done.err
     assert len(done.err.splitlines()) == 1, done.err
     commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=project.root, capture_output=True, text=True).stdout
-    assert run.data.tags["git.commit"] == commit.strip() and run.data.tags["git.dirty"] == "false"
+    assert run.data.tags["technical.git.commit"] == commit.strip()
+    assert run.data.tags["technical.git.dirty"] == "false"
     assert run.data.tags["dataset.name"] == "mnist_sample" and len(run.data.tags["weights.sha256"]) == 64
     assert run.data.params["training.threads"] == "1" and run.data.params["training.precision"] != "auto"
     assert not (project.root / "mlruns" / ".outbox" / run.info.run_id).exists()

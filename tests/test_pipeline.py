@@ -104,11 +104,12 @@ def test_every_leaf_of_the_config_is_a_param_and_the_whole_a_file(finished: Fini
 
 def test_the_tags_say_code_data_machine_and_weights(finished: Finished) -> None:
     tags = finished.run.data.tags
-    assert {"git.commit", "git.dirty", "host", "os", "processor", "weights.sha256"} <= set(tags)
-    assert {f"version.{name}" for name in ("tensorflow", "keras", "numpy", "mlflow", "optuna")} <= set(tags)
+    technical = {"git.commit", "git.dirty", "host", "os", "processor"}
+    assert {"weights.sha256", *(f"technical.{name}" for name in technical)} <= set(tags)
+    assert {f"technical.version.{name}" for name in ("tensorflow", "keras", "numpy", "mlflow", "optuna")} <= set(tags)
     assert tags["dataset.name"] == "small" and tags["dataset.sha256"] == finished.config.data.sha256
-    assert tags["precision"] == "mixed_bfloat16" and tags["threads"] == "1"
-    assert tags["version.keras"] == keras.__version__
+    assert tags["technical.precision"] == "mixed_bfloat16" and tags["technical.threads"] == "1"
+    assert tags["technical.version.keras"] == keras.__version__
     assert tags["weights.sha256"] == finished.result.weights_sha256 and "failure" not in tags
 
 

@@ -239,7 +239,11 @@ def test_evidence_is_on_the_version(store: rs.Store) -> None:
     assert float(tags["mcnemar_p"]) == pytest.approx(2 * 0.5**30)
     model = store.client.get_registered_model(rs.NAME)
     assert model.tags["test_set.opened"] == "2"
-    assert "opened 2 times" in model.description
+    assert "opened 2 times" in model.description and version.description in model.description
+    page = f"#/experiments/{store.experiment}/runs/{run_id}"
+    assert version.description.startswith("**") and f"]({page})" in version.description
+    assert "| right of 1,000 sealed images | 99.00 % [98.17, 99.46] | 96.00 % |" in version.description
+    assert f"[version 1](#/models/{rs.NAME}/versions/1)" in version.description
 
 
 def test_below_the_floor_becomes_challenger_and_nobody_champion(store: rs.Store) -> None:

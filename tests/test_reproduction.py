@@ -69,8 +69,9 @@ def test_a_config_comes_back_as_it_was(store: rs.Store) -> None:
     assert recorded.recorded_config(store.client.get_run(run_id)) == wanted
 
 
-def test_a_config_of_other_code_is_named(store: rs.Store) -> None:
-    run_id = store.client.create_run(store.experiment, tags={"git.commit": "abc"}).info.run_id
+@pytest.mark.parametrize("tag", ["technical.git.commit", "git.commit"])  # as now, and as of earlier code
+def test_a_config_of_other_code_is_named(store: rs.Store, tag: str) -> None:
+    run_id = store.client.create_run(store.experiment, tags={tag: "abc"}).info.run_id
     store.client.log_batch(run_id, params=[Param("model.wings", "2")])
     with pytest.raises(StudyError, match=r"model.wings.* git commit abc"):
         recorded.recorded_config(store.client.get_run(run_id))

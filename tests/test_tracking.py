@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
+import sys
 import urllib.parse
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlflow
@@ -15,6 +17,7 @@ import pytest
 import sqlalchemy
 from mlflow.exceptions import MlflowException
 
+from digit_study.config import machine
 from digit_study.config.run import Config, TrackingConfig
 from digit_study.data.sources import DataConfig
 from digit_study.terminal.messages import StudyError, flatten
@@ -109,12 +112,52 @@ def test_other_data_go_to_an_experiment_of_their_own(experiment: str | None, dat
 def test_a_new_run_says_where_it_comes_from(store: str) -> None:
     run = look_at(store, created(store))
     assert run.info.status == "RUNNING" and run.info.run_name == "filters=8"
-    assert run.data.tags["dataset.sha256"] == "ab" * 32 and run.data.tags["precision"] == "float32"
-    assert all(run.data.tags[name] for name in ("host", "os", "processor"))
-    assert len(run.data.tags["git.commit"]) == 40 or run.data.tags["git.commit"] == "unknown"
+    assert run.data.tags["dataset.sha256"] == "ab" * 32 and run.data.tags["technical.precision"] == "float32"
+    assert all(run.data.tags[f"technical.{name}"] for name in ("host", "os", "processor", "version.keras"))
+    assert len(run.data.tags["technical.git.commit"]) == 40 or run.data.tags["technical.git.commit"] == "unknown"
+    own = {name for name in run.data.tags if not name.startswith(("technical.", "mlflow."))}
+    assert own == {"dataset.name", "dataset.sha256"}
     experiment = mlflow.MlflowClient(store).get_experiment(run.info.experiment_id)
     assert experiment.name == "digit-recognizer-mnist_sample"
     assert experiment.artifact_location == (stores.ARTIFACTS / experiment.name).as_uri()
+
+
+class OneGpu:
+    """What ``nvidia-ml-py`` says on a machine with one GPU."""
+
+    NVMLError = RuntimeError
+
+    def __init__(self, has_driver: bool) -> None:
+        self.has_driver = has_driver
+
+    def nvmlInit(self) -> None:
+        if not self.has_driver:
+            raise self.NVMLError("Driver Not Loaded")
+
+    def nvmlDeviceGetCount(self) -> int:
+        return 1
+
+    def nvmlDeviceGetHandleByIndex(self, number: int) -> int:
+        return number
+
+    def nvmlDeviceGetUtilizationRates(self, gpu: int) -> SimpleNamespace:
+        return SimpleNamespace(gpu=87)
+
+    def nvmlDeviceGetMemoryInfo(self, gpu: int) -> SimpleNamespace:
+        return SimpleNamespace(used=2_500_000_000)
+
+
+@pytest.mark.parametrize("library", [None, OneGpu(has_driver=False), OneGpu(has_driver=True)])
+def test_a_gpus_load_is_told_where_there_is_one(library: OneGpu | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "pynvml", library)  # None: its import fails
+    machine._gpus.cache_clear()
+    try:
+        metrics = machine.system_metrics()
+    finally:
+        machine._gpus.cache_clear()
+    gpu = {name.split("/")[1]: value for name, value in metrics.items() if "gpu" in name}
+    expected = {"gpu_0_utilization_percentage": 87.0, "gpu_0_memory_usage_megabytes": 2500.0}
+    assert gpu == (expected if library and library.has_driver else {}) and len(metrics) == 3 + len(gpu)
 
 
 def test_a_name_and_a_parent_of_ones_own(store: str) -> None:

@@ -84,6 +84,17 @@ def look_up(store: str, run_id: str) -> str:
     return str(mlflow.MlflowClient(store).get_run(run_id).info.experiment_id)
 
 
+def test_a_parent_says_what_is_best_of_so_many(store: str) -> None:
+    log = run_log.RunLog(store, created(store))
+    for count, low in ((2, 0.9), (2, 0.9), (3, 0.8)):  # ended, resumed with nothing to do, and with one trial more
+        log.best(board(count).assign(val_accuracy_low=low), f"{count} trials")
+    run, name = mlflow.MlflowClient(store).get_run(log.run_id), f"n=0 {HOSTILE}"
+    assert log.fault is None and (run.data.tags["best.run_id"], run.data.tags["best.name"]) == ("0" * 32, name)
+    assert run.data.metrics["best_val_accuracy"] == 1.0 and run.data.metrics["best_val_accuracy_low"] == 0.8
+    ends = {"best_of_2_trials": "[90.00, 100.00]", "best_of_3_trials": "[80.00, 100.00]"}
+    assert run.data.params == {key: f"{name}, 100.00 % {interval}" for key, interval in ends.items()}
+
+
 def test_a_description_longer_than_mlflow_takes_is_cut(store: str) -> None:
     log = run_log.RunLog(store, created(store))
     log.describe(views.Note("a" * 9000, "b"))

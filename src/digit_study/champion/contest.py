@@ -1,10 +1,11 @@
 """The contest: find challenger and champion, compare them on the sealed images, and record the evidence."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import mlflow
 import numpy as np
@@ -18,9 +19,10 @@ from digit_study.data import digits, sources
 from digit_study.data.sources import DataConfig
 from digit_study.evaluation.metrics import accuracy_interval
 from digit_study.evaluation.ranking import paired_test
+from digit_study.terminal.console import percent, with_interval
 from digit_study.terminal.messages import StudyError
 from digit_study.terminal.signals import native_stderr, signals_surface
-from digit_study.tracking import lookup
+from digit_study.tracking import lookup, views
 from digit_study.tracking.stores import model_file
 
 #: A Keras file, and the sha256 that its weights must have, if known.
@@ -124,7 +126,7 @@ def decide_contest(
 
     Also returns the evidence: tags of the new version, with numbers in full precision and the rules in force.
     """
-    tags, names = challenger.run.data.tags, [f"run {challenger.run_id}"]
+    tags, names = views.plain(challenger.run.data.tags), [f"run {challenger.run_id}"]
     if champion is not None:
         names.append(f"the champion, version {champion.version}")
     facts = zip(names, result.correct, result.parameters, strict=True)
@@ -151,3 +153,29 @@ def decide_contest(
             "difference_at_worst": test.lower_end(may.level),
         }  # fmt: skip
     return decision, {key: str(value) for key, value in evidence.items()}
+
+
+def version_note(challenger: Challenger, champion: ModelVersion | None, evidence: Mapping[str, str]) -> str:
+    """The description of a version in Markdown: the decision first, then both networks on the same sealed images."""
+    run, accuracy = challenger.run, [float(evidence[f"test_accuracy{end}"]) for end in ("", "_low", "_high")]
+    page = views.run_page(run.info.experiment_id, challenger.run_id)
+    rows = [
+        ["", "this version"],
+        [":--", "--:"],
+        ["trained by", f"[{views.escape(str(run.info.run_name))}]({page})"],
+        [f"right of {int(evidence['test_images']):,} sealed images", with_interval(*accuracy)],
+        ["parameters", f"{int(evidence['parameters']):,}"],
+    ]
+    if champion is not None:
+        link = f"[version {champion.version}](#/models/{quote(champion.name, safe='')}/versions/{champion.version})"
+        other = percent(float(evidence["compared.test_accuracy"])), f"{int(evidence['compared.parameters']):,}"
+        for row, cell in zip(rows, ["the champion then", "--:", link, *other], strict=True):
+            row.append(cell)
+    figures = [f"[{name}]({page}/artifacts/figures/{name})" for name in ("confusion_matrix.png", "mistakes.png")]
+    return "\n\n".join([
+        f"**{views.escape(evidence['reason'])}**",
+        "Asked: may it replace the champion, by one comparison on test images that nothing was selected on?",
+        "\n".join(f"| {' | '.join(row)} |" for row in rows),
+        f"Figures, on its validation images: {' · '.join(figures)}",
+        f"Next: `python src/predict.py <images> model=runs:/{challenger.run_id}/model`",
+    ])  # fmt: skip

@@ -93,7 +93,9 @@ def _compare(registry: Registry, challenger: Challenger, champion: ModelVersion 
         result = contest.read_sealed(networks, challenger.data, record)
         decision, evidence = contest.decide_contest(challenger, champion, result, config.promote, before)
         alias, outcome = (CHAMPION, "promoted") if decision.promoted else (CHALLENGER, "kept")
-        version = registry.register(opened[0], challenger.model_id, alias, evidence)
+        version = registry.register(
+            opened[0], challenger.model_id, alias, evidence, contest.version_note(challenger, champion, evidence)
+        )
         registry.end(opened[0], outcome, decision.reason, version=version, evidence=evidence)
     except BaseException as fault:
         for entry in opened:

@@ -115,12 +115,15 @@ class Registry:
         self.ledger.append(entry.start["id"], "ended", outcome=outcome, reason=reason, **details)
         self.client.update_registered_model(self.name, self._description())
 
-    def register(self, entry: Entry, model_id: str, alias: str, evidence: Mapping[str, str]) -> str:
-        """Create a version with its evidence in one transaction, then point ``alias`` at it; returns its number."""
+    def register(self, entry: Entry, model_id: str, alias: str, evidence: Mapping[str, str], note: str) -> str:
+        """Create a version with its evidence in one transaction, then point ``alias`` at it; returns its number.
+
+        ``note`` is its description, in Markdown.
+        """
         before = entry.start["aliases"].get(CHAMPION)
         tags = {**evidence, ENTRY_TAG: entry.start["id"], ALIAS_TAG: alias, BEFORE_TAG: str(before or "")}
         run_id, source = entry.start["run_id"], f"models:/{model_id}"
-        made = self.client.create_model_version(self.name, source, run_id, tags, None, evidence["reason"], 60, model_id)
+        made = self.client.create_model_version(self.name, source, run_id, tags, None, note, 60, model_id)
         if alias == CHAMPION and before is not None:
             self.client.set_registered_model_alias(self.name, PREVIOUS, before)
         self.client.set_registered_model_alias(self.name, alias, str(made.version))

@@ -138,9 +138,7 @@ def _rank(log: run_log.RunLog, finished: Sequence[ranking.Candidate]) -> list[pd
         charts.write_table(board, log.folder, name)
         charts.save(charts.comparison(board, "Validation accuracy"), log.folder / "figures" / f"{name}.png")
     if len(boards) == 1:
-        best = boards[0].iloc[0]
-        log.metrics({f"best_val_accuracy{end}": best[f"val_accuracy{end}"] for end in ("", "_low", "_high")})
-        log.tags({"best.run_id": best["run_id"], "best.name": best["name"]})
+        log.best(boards[0], f"{len(boards[0])} runs")
     return boards
 
 

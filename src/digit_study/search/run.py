@@ -133,11 +133,9 @@ def _report(plan: StudyPlan, stored: StoredStudy, log: RunLog, status: str) -> N
         raise StudyError(
             f"study '{name}' has no finished trial that keeps the constraints; see {stores.view_command(plan.uri)}"
         )
-    best = board.iloc[0]
-    ends = {f"best_val_accuracy{end}": best[f"val_accuracy{end}"] for end in ("", "_low", "_high")}
-    number = float(str(best["name"]).split(":")[0])
-    log.metrics({**ends, "best_trial": number, "trials": len(stored.trials())})
-    log.tags({"best.run_id": best["run_id"], "best.name": best["name"]})
+    trials = len(stored.trials())
+    log.best(board, f"{trials} trials")
+    log.metrics({"best_trial": float(str(board.iloc[0]["name"]).split(":")[0]), "trials": trials})
     command = report.best_command(plan, stored)
     path = studies_folder() / f"{name}.best.txt"
     path.write_text(command + "\n")

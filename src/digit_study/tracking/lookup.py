@@ -19,8 +19,8 @@ from mlflow.entities import Run
 from digit_study.config import compose
 from digit_study.config.run import Config, TrackingConfig
 from digit_study.terminal.messages import StudyError, first_line, nearest, without_password
-from digit_study.tracking import stores
-from digit_study.tracking.run_log import StoreFault, children, client_of
+from digit_study.tracking import stores, views
+from digit_study.tracking.run_log import BEST_OF, StoreFault, children, client_of
 
 #: MLflow's codes for "there is no such thing", as its several stores spell it.
 ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND")
@@ -186,13 +186,15 @@ def recorded_config(run: Run) -> Config:
     overrides = [
         f"{key}={'null' if text == 'None' else QuotedString(text, Quote.single).with_quotes()}"
         for key, text in leaves.items()
-        if not key.startswith(("tracking.", "reproduce"))
+        if not key.startswith(("tracking.", "reproduce", BEST_OF))
     ]
     try:
         config: Config = compose.compose_config(overrides)
         config.validate()
     except StudyError as fault:
-        remedy = f"check out the code it was made with, git commit {run.data.tags.get('git.commit', 'unknown')}"
+        remedy = (
+            f"check out the code it was made with, git commit {views.plain(run.data.tags).get('git.commit', 'unknown')}"
+        )
         wrong = f"the config of run '{run.info.run_id}' must be one this code knows"
         raise StudyError(f"{wrong}: {fault}; {remedy}") from None
     # tracking says where the run went, not what it was

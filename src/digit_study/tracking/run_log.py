@@ -22,6 +22,7 @@ from typing import Any
 
 import mlflow
 import numpy as np
+import pandas as pd
 import yaml
 from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
@@ -30,6 +31,7 @@ from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE, MLFL
 from digit_study.config import machine
 from digit_study.config.compose import ROOT
 from digit_study.config.run import Config
+from digit_study.terminal.console import accuracy_with_interval
 from digit_study.terminal.messages import StudyError, first_line, flatten, without_password
 from digit_study.terminal.signals import deferred_signals
 from digit_study.tracking import views
@@ -45,6 +47,8 @@ RECORDED_VERSIONS = (*MODEL_REQUIREMENTS, "mlflow", "optuna")
 SECONDS_A_BATCH = 1.0
 #: Seconds from which a run also has metrics of its machine, as MLflow's page "System metrics" names them.
 SYSTEM_AFTER_S = 3.0
+#: How the params of a parent begin that are no part of its config.
+BEST_OF = "best_of_"
 #: Characters that MLflow takes as the value of a run's tag.
 LONGEST_TAG = 8000
 #: The C one is five times as fast, where the package has it.
@@ -104,14 +108,9 @@ def code_tags() -> dict[str, str]:
     return {**told, **{f"version.{name}": version(name) for name in RECORDED_VERSIONS}}
 
 
-def create_run(config: Config, uri: str, dataset: str, name: str | None = None, **tags: str) -> str:
-    """Create a RUNNING run that says what code, data and machine it comes from; returns its id."""
-    client, parent = client_of(uri), config.tracking.parent_run_id
-    all_tags = {
-        MLFLOW_SOURCE_NAME: Path(sys.argv[0]).name,
-        MLFLOW_USER: machine.user_name(),
-        "dataset.name": dataset,
-        "dataset.sha256": str(config.data.sha256),
+def _technical(config: Config) -> dict[str, str]:
+    """Arithmetic, machine and code that a run comes from, by name."""
+    return {
         "pid": str(os.getpid()),
         "precision": config.training.precision,
         "threads": str(config.training.threads),
@@ -120,6 +119,18 @@ def create_run(config: Config, uri: str, dataset: str, name: str | None = None, 
         "os": platform.platform(),
         "processor": platform.processor() or platform.machine(),
         **code_tags(),
+    }
+
+
+def create_run(config: Config, uri: str, dataset: str, name: str | None = None, **tags: str) -> str:
+    """Create a RUNNING run that says what code, data and machine it comes from; returns its id."""
+    client, parent = client_of(uri), config.tracking.parent_run_id
+    all_tags = {
+        MLFLOW_SOURCE_NAME: Path(sys.argv[0]).name,
+        MLFLOW_USER: machine.user_name(),
+        "dataset.name": dataset,
+        "dataset.sha256": str(config.data.sha256),
+        **{f"{views.TECHNICAL}{name}": value for name, value in _technical(config).items()},
         **({MLFLOW_PARENT_RUN_ID: parent} if parent else {}),
         **tags,
     }
@@ -234,6 +245,20 @@ class RunLog:
     def tags(self, values: Mapping[str, str]) -> None:
         """Set several tags."""
         self._send(self.client.log_batch, self.run_id, tags=[RunTag(key, value) for key, value in values.items()])
+
+    def best(self, board: pd.DataFrame, among: str) -> None:
+        """Log the first of a ranking of this parent's runs, which it is the best ``among``, as ``20 trials``."""
+        best = board.iloc[0]
+        self.metrics({f"best_val_accuracy{end}": best[f"val_accuracy{end}"] for end in ("", "_low", "_high")})
+        self.tags({"best.run_id": best["run_id"], "best.name": best["name"]})
+        # MLflow lets no param change; that of so many trials never does, and after more of them there is another
+        key, text = f"{BEST_OF}{among.replace(' ', '_')}", f"{best['name']}, {accuracy_with_interval(dict(best))}"
+
+        def send() -> None:
+            if key not in self.client.get_run(self.run_id).data.params:
+                self.client.log_batch(self.run_id, params=[Param(key, text)])
+
+        self._send(send)
 
     def describe(self, note: views.Note, keys: Sequence[str] = ()) -> None:
         """Put a note on this parent's page and its answer on the experiment's; the view has columns for ``keys``."""

@@ -23,6 +23,8 @@ SHARED_VIEW = "mlflow.sharedViewState."
 LOCAL, TRAINING = "http://127.0.0.1:5000", "workflowType=machine_learning"
 #: The address of the newest result in the local store, which ``make ui`` opens.
 NEWEST = ARTIFACTS / ".newest"
+#: Prefix of the tags that say by what code, on what machine and with what arithmetic a run was made: MLflow sorts tags.
+TECHNICAL = "technical."
 MOST_ROWS, MOST_PARENTS, MOST_COMPARED = 10, 10, 10
 
 
@@ -40,7 +42,7 @@ class Note:
 
     def markdown(self, experiment: str, run_id: str) -> str:
         """The whole description of the run ``run_id``."""
-        links = [f"[{path.split('/')[-1]}]({_run(experiment, run_id)}/artifacts/{path})" for path in self.figures]
+        links = [f"[{path.split('/')[-1]}]({run_page(experiment, run_id)}/artifacts/{path})" for path in self.figures]
         parts = [
             f"**{escape(self.answer)}**",
             escape(self.asked),
@@ -62,7 +64,7 @@ class Note:
         lines = [list(self.columns), [":--" if at == names else "--:" for at in range(len(self.columns))]]
         for cells, run_id in zip(rows, shown["run_id"], strict=True):
             texts = [escape(cell) for cell in cells]
-            texts[names] = f"[{texts[names]}]({_run(experiment, run_id)})"
+            texts[names] = f"[{texts[names]}]({run_page(experiment, run_id)})"
             lines.append(texts)
         table = "\n".join(f"| {' | '.join(line[at] for at in kept)} |" for line in lines)
         more = len(self.ranking) - len(shown)
@@ -74,6 +76,11 @@ class Note:
         ids, experiments = (urllib.parse.quote(json.dumps(one)) for one in (best, [experiment]))
         link = f"#/compare-runs?runs={ids}&experiments={experiments}"
         return f"[Compare these {len(best)} runs side by side]({link})" if best else ""
+
+
+def plain(tags: Mapping[str, str]) -> dict[str, str]:
+    """Tags by name, the technical ones without their prefix, which runs of earlier code do not have."""
+    return {key.removeprefix(TECHNICAL): value for key, value in tags.items()}
 
 
 def escape(text: str) -> str:
@@ -98,7 +105,7 @@ def describe_experiment(client: MlflowClient, experiment: str) -> None:
     newest = ["attributes.start_time DESC"]
     parents = client.search_runs([experiment], f"tags.{ANSWER} LIKE '%'", order_by=newest, max_results=MOST_PARENTS)
     lines = [
-        f"[{escape(run.info.run_name)}]({_run(experiment, run.info.run_id)}): {escape(run.data.tags[ANSWER])}"
+        f"[{escape(run.info.run_name)}]({run_page(experiment, run.info.run_id)}): {escape(run.data.tags[ANSWER])}"
         for run in parents
     ]
     client.set_experiment_tag(experiment, MLFLOW_RUN_NOTE, "\n\n".join(lines))
@@ -112,7 +119,7 @@ def address(client: MlflowClient, uri: str, run_id: str, children: bool) -> str:
     with suppress(MlflowException, OSError):
         experiment = client.get_run(run_id).info.experiment_id
         view = f"#/experiments/{experiment}/runs?viewStateShareKey={run_id}"
-        return open_at(uri, view if children else _run(experiment, run_id))
+        return open_at(uri, view if children else run_page(experiment, run_id))
     return view_command(uri)
 
 
@@ -126,5 +133,6 @@ def open_at(uri: str, page: str) -> str:
     return f"{view_command(uri)}, then {LOCAL}/{page}"
 
 
-def _run(experiment: str, run_id: str) -> str:
+def run_page(experiment: str, run_id: str) -> str:
+    """The page of a run, as a link from any other page of MLflow."""
     return f"#/experiments/{experiment}/runs/{run_id}"

@@ -32,7 +32,7 @@ def reproduce(asked: Config) -> None:
         config = replace(config, tracking=replace(asked.tracking, uri=uri, experiment=experiment))
     # oneDNN decides the bits too; TensorFlow reads this once, when it is imported
     os.environ.pop("TF_ENABLE_ONEDNN_OPTS", None)
-    if (onednn := old.data.tags.get("onednn", "default")) != "default":
+    if (onednn := views.plain(old.data.tags).get("onednn", "default")) != "default":
         os.environ["TF_ENABLE_ONEDNN_OPTS"] = onednn
     tags = {"kind": "reproduction", "reproduction.of": str(old.info.run_id)}
     run_id = run_log.create_run(config, uri, dataset, f"reproduction of {old.info.run_name}", **tags)
@@ -53,7 +53,7 @@ def reproduce(asked: Config) -> None:
 
 def _rebuild(config: Config, asked: Config, old: Run) -> tuple[Config, str]:
     """Resolve the config on the same digits and with the same arithmetic; also returns the name of the digits."""
-    tags, recipe, data = old.data.tags, config.training, config.data
+    tags, recipe, data = views.plain(old.data.tags), config.training, config.data
     path = data.path if asked.data.path is None else asked.data.path
     data = replace(data, path=path, sha256=tags.get("dataset.sha256", data.sha256))
     # the config of a run that was resolved has precision and threads too; its tags have them in every case
@@ -77,7 +77,10 @@ def assess(old: Run, new: Run, weights: str, test: PairedTest) -> tuple[str, str
         return "bit-identical", f"bit-identical: {name}: equal weights, sha256 {weights}"
     facts = f"{100 * test.difference:+.2f} points [{100 * test.low:+.2f}, {100 * test.high:+.2f}]"
     facts += f" on {test.images:,} validation images, exact McNemar p = {test.p_value:.3g}; "
-    facts += "; ".join(differences(old.data.tags, new.data.tags)) or "nothing that was recorded differs"
+    facts += (
+        "; ".join(differences(views.plain(old.data.tags), views.plain(new.data.tags)))
+        or "nothing that was recorded differs"
+    )
     if test.p_value >= SIGNIFICANCE:
         return "within seed noise", f"within seed noise: {name}: other weights, {facts}"
     return "different", f"different: {name}: {facts}"
