@@ -244,6 +244,10 @@ def _write_png(
             charts.integer_ticks(axes[0].xaxis)
             if legend := axes[0].get_legend():
                 legend.remove()  # a line a trial
+            for line in axes[0].lines:  # Optuna has ten colours; of hundreds only where many lie is to be seen
+                line.set(color=charts.BLUE, alpha=max(0.06, min(1.0, 12 / len(axes[0].lines))))
+        if name in ("optimisation_history", "timeline"):
+            charts.integer_ticks(axes[0].xaxis if name == "optimisation_history" else axes[0].yaxis)
         for panel in axes if name == "slices" else []:
             panel.tick_params(axis="x", labelrotation=30)
         if "accuracy" in objective and name not in ("importances", "timeline", "pareto"):
