@@ -55,7 +55,7 @@ def run_many(plan: Plan, task: Callable[[], None]) -> None:
         local.start_server()
     swept = [text for text in plan.typed if "tracking." not in text and not text.startswith("hydra")]
     name = f"{len(plan.jobs)} runs: {' '.join(swept)}"[:200]
-    run_id = run_log.create_run(first.config, uri, first.dataset, name, kind="multirun")
+    run_id = run_log.create_run(first.config, uri, first.dataset, name, kind="multirun", **views.BEGUN)
     log = run_log.RunLog(uri, run_id)
     scratch = stores.use_scratch() / "jobs"
     shared = set.intersection(*(set(job.overrides) for job in plan.jobs))

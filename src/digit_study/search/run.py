@@ -103,7 +103,12 @@ def _parent_run(plan: StudyPlan, stored: StoredStudy) -> str:
             return known
         if any(RUN_ID in trial.user_attrs for trial in stored.trials()):
             raise kept_elsewhere(plan)
-        tags = {"study": plan.study.study, "kind": "study", "study.uid": str(stored.study.user_attrs[UID])}
+        tags = {
+            **views.BEGUN,
+            "study": plan.study.study,
+            "kind": "study",
+            "study.uid": str(stored.study.user_attrs[UID]),
+        }
         return create_run(plan.run, plan.uri, plan.dataset, f"study {plan.study.study}", **tags)
 
 

@@ -128,11 +128,12 @@ def create_run(config: Config, uri: str, dataset: str, name: str | None = None, 
     all_tags = {
         MLFLOW_SOURCE_NAME: Path(sys.argv[0]).name,
         MLFLOW_USER: machine.user_name(),
+        **({MLFLOW_PARENT_RUN_ID: parent} if parent else {}),
+        # MLflow's page shows tags in this order
+        **tags,
         "dataset.name": dataset,
         "dataset.sha256": str(config.data.sha256),
         **{f"{views.TECHNICAL}{name}": value for name, value in _technical(config).items()},
-        **({MLFLOW_PARENT_RUN_ID: parent} if parent else {}),
-        **tags,
     }
     experiment, run_name = experiment_id(uri, experiment_name(config, dataset)), config.tracking.run_name or name
     # a signal between the store's commit and our receiving the id would leave a run that nobody knows to end

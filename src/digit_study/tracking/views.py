@@ -17,13 +17,15 @@ from digit_study.tracking.stores import ARTIFACTS, SERVERS, view_command
 
 #: Tag of a parent run: what it found, in a sentence.
 ANSWER = "answer"
+#: Tags of a parent that has only begun; there from the start, the answer stands before all others.
+BEGUN = {ANSWER: "nothing has finished yet"}
 #: Tags of an experiment that MLflow 3.17's page reads a view from, as JSON, when its address has ``viewStateShareKey``.
 SHARED_VIEW = "mlflow.sharedViewState."
 #: Where a bare ``mlflow ui`` listens, and what lets its pages show runs and metrics instead of what is for GenAI.
 LOCAL, TRAINING = "http://127.0.0.1:5000", "workflowType=machine_learning"
 #: The address of the newest result in the local store, which ``make ui`` opens.
 NEWEST = ARTIFACTS / ".newest"
-#: Prefix of the tags that say by what code, on what machine and with what arithmetic a run was made: MLflow sorts tags.
+#: Prefix of the tags that say by what code, on what machine and with what arithmetic a run was made.
 TECHNICAL = "technical."
 MOST_ROWS, MOST_PARENTS, MOST_COMPARED = 10, 10, 10
 

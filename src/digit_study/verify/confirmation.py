@@ -127,7 +127,9 @@ def _prepare(plan: StudyPlan, stored: StoredStudy) -> Confirmation:
     known = {"kind": KIND, "confirmation.key": hashlib.sha256(content.encode()).hexdigest()[:16]}
     parent = lookup.find_run(plan.uri, known)
     if parent is None or not run_log.reopen_run(plan.uri, parent):
-        parent = run_log.create_run(plan.run, plan.uri, plan.dataset, f"confirmation of {name}", study=name, **known)
+        parent = run_log.create_run(
+            plan.run, plan.uri, plan.dataset, f"confirmation of {name}", **views.BEGUN, study=name, **known
+        )
     return Confirmation(plan, names, configs, seeds, parent)
 
 
