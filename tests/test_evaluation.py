@@ -133,13 +133,7 @@ def test_the_table_of_predictions_tells_every_image() -> None:
     assert table[[f"p{digit}" for digit in range(10)]].sum(axis=1).tolist() == pytest.approx([1] * 3)
 
 
-def test_a_model_is_read_in_the_order_of_its_images() -> None:
-    class Model:
-        def predict(self, images: Array, batch_size: int, verbose: int) -> Array:
-            return certain(images[:, 0, 0, 0])
-
-    images = np.zeros((4, 28, 28, 1), np.uint8)
-    images[:, 0, 0, 0] = [3, 1, 4, 1]
-    result = evaluation.evaluate(Model(), images, np.array([3, 1, 4, 2], np.uint8), np.arange(4))
+def test_labels_of_the_source_are_scored() -> None:
+    result = evaluation.score(np.array([3, 1, 4, 2], np.uint8), certain([3, 1, 4, 1]), np.arange(4))
     assert list(result.predicted) == [3, 1, 4, 1] and result.metrics["val_accuracy"] == 0.75
     assert result.labels.dtype == np.int64

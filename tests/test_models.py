@@ -14,8 +14,9 @@ import tensorflow as tf
 from digit_study.config import compose as composition
 from digit_study.config.compose import compose_config
 from digit_study.config.run import Config
-from digit_study.training.fit import FusedBatchNormalization, with_fused_batch_norm
+from digit_study.training.fit import FusedBatchNormalization, reader, with_fused_batch_norm
 from digit_study.training.networks import ACTIVATIONS, POOLINGS, ModelConfig, build_model, final_side
+from digit_study.training.recipe import TrainingConfig, build_optimizer
 
 composition.register()
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 28, 28, 1), dtype=np.uint8)
@@ -182,3 +183,30 @@ def test_fused_batch_norm_computes_in_bfloat16_and_keeps_its_moments_in_float32(
     (layer, *_) = (one for one in model.layers if isinstance(one, FusedBatchNormalization))
     assert layer.compute_dtype == "bfloat16" and layer.moving_mean.dtype == "float32"
     assert any(not np.array_equal(old, new) for old, new in zip(before, model.get_weights(), strict=True))
+
+
+@pytest.mark.parametrize("count", [1, 256, 300])
+def test_images_are_read_in_their_order_as_keras_reads_them(count: int) -> None:
+    model = build_model(variant("tiny"))
+    images = np.random.default_rng(0).integers(0, 256, (count, 28, 28, 1)).astype(np.uint8)
+    read = reader(model)
+    np.testing.assert_allclose(read(images), model.predict(images, verbose=0), atol=1e-5)
+    model.set_weights([0 * weight for weight in model.get_weights()])
+    assert np.ptp(read(images)) == 0.0  # the weights of now, not those that it was compiled with
+
+
+@pytest.mark.parametrize("name", ["adam", "adamw"])
+def test_fused_adam_is_kerass_own_but_for_rounding(name: str) -> None:
+    recipe = TrainingConfig(optimizer=name, weight_decay=0.01, schedule="cosine", learning_rate=0.01, ema=True)
+    fused = build_optimizer(recipe, 20)
+    stock = {"adam": keras.optimizers.Adam, "adamw": keras.optimizers.AdamW}[name].from_config(fused.get_config())
+    random, updated = np.random.default_rng(0), []
+    values, gradients = random.normal(size=(2, 3, 50)), random.normal(size=(20, 2, 3, 50))
+    for optimizer in (fused, stock):
+        variables = [keras.Variable(value, dtype="float32") for value in values]
+        optimizer.build(variables)
+        for step in gradients:
+            optimizer.apply([tf.constant(one, tf.float32) for one in step])
+        updated.append(np.array([np.asarray(one) for one in [*variables, *optimizer._model_variables_moving_average]]))
+    np.testing.assert_allclose(*updated, rtol=1e-4, atol=1e-6)
+    assert np.abs(updated[0][:2] - values).max() > 0.01

@@ -31,7 +31,7 @@ from digit_study.terminal.messages import StudyError, flatten
 from digit_study.terminal.signals import Interrupted
 from digit_study.tracking import run_log as tracking
 from digit_study.tracking import stores
-from digit_study.training.fit import Diverged, weights_sha256
+from digit_study.training.fit import Diverged, reader, weights_sha256
 from digit_study.training.networks import build_model
 
 composition.register()
@@ -159,7 +159,8 @@ def test_the_model_loads_and_gives_exactly_what_was_logged(finished: Finished) -
     assert logged.name == "model" and logged.source_run_id == finished.run.info.run_id
     model = mlflow.keras.load_model(f"models:/{logged.model_id}")
     assert weights_sha256(model) == finished.result.weights_sha256
-    again = evaluation.evaluate(model, digits.validation_images, digits.validation_labels, digits.validation_index)
+    read = reader(model)(digits.validation_images)
+    again = evaluation.score(digits.validation_labels, read, digits.validation_index)
     assert again.metrics == {name: finished.result.metrics[name] for name in again.metrics}
     served = mlflow.pyfunc.load_model(f"models:/{logged.model_id}")
     probabilities = served.predict(digits.validation_images.astype(np.float32))
@@ -191,7 +192,8 @@ def test_what_is_reported_is_read_by_the_weights_that_are_kept(words: list[str],
     (logged,) = mlflow.MlflowClient(store).search_logged_models([run.info.experiment_id])
     digits = data.load_digits(config.data)
     model = mlflow.keras.load_model(f"models:/{logged.model_id}")
-    again = evaluation.evaluate(model, digits.validation_images, digits.validation_labels, digits.validation_index)
+    read = reader(model)(digits.validation_images)
+    again = evaluation.score(digits.validation_labels, read, digits.validation_index)
     assert again.metrics == {name: result.metrics[name] for name in again.metrics}
 
 

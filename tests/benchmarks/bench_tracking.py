@@ -84,7 +84,8 @@ def _bare(config: object) -> None:
 
     def validate() -> evaluation.Evaluation:
         final.set_weights(model.get_weights())
-        return evaluation.evaluate(final, digits.validation_images, digits.validation_labels, digits.validation_index)
+        read = training.reader(final)(digits.validation_images)
+        return evaluation.score(digits.validation_labels, read, digits.validation_index)
 
     training.fit(
         model,

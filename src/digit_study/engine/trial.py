@@ -11,7 +11,7 @@ from digit_study.config import machine
 from digit_study.config.run import Config
 from digit_study.data.digits import load_digits
 from digit_study.engine.protocol import Epoch, Pruned, TrialResult
-from digit_study.evaluation.metrics import Evaluation, evaluate
+from digit_study.evaluation.metrics import Evaluation, score
 from digit_study.terminal.signals import Interrupted
 from digit_study.tracking.run_log import RunLog
 from digit_study.tracking.stores import tracking_uri
@@ -51,30 +51,34 @@ def _walk(config: Config, log: RunLog, on_steps: Listener, on_epoch: Listener, d
         figures.write_data_figures(digits, log.folder)
     fit.use_threads(config.training.threads or machine.cores())
     keras.utils.set_random_seed(config.training.seed)
-    # trained in bfloat16 or not, a network is evaluated and saved in float32: the same numbers on every machine
-    final_model = build_model(config.model)
     trained_model = fit.with_fused_batch_norm(build_model(config.model, config.training.precision))
-    evaluations: list[Evaluation] = []
+    # trained in bfloat16 or not, a network is judged and saved in float32: the same numbers on every machine
+    final_model = build_model(config.model)
+    read, read_finally = fit.reader(trained_model), fit.reader(final_model)
+    images, truth = digits.validation_images, (digits.validation_labels, digits.validation_index)
+    readings: list[Evaluation] = []
+
+    def judge() -> Evaluation:
+        final_model.set_weights(trained_model.get_weights())
+        return score(truth[0], read_finally(images), truth[1])
 
     def validate() -> dict[str, float]:
-        final_model.set_weights(trained_model.get_weights())
-        unseen = digits.validation_images, digits.validation_labels, digits.validation_index
-        evaluations.append(evaluate(final_model, *unseen))
-        return evaluations[-1].metrics
+        is_last = len(readings) + 1 == config.training.epochs
+        readings.append(judge() if is_last else score(truth[0], read(images), truth[1]))
+        return readings[-1].metrics
 
     def log_epoch(record: Epoch) -> None:
-        log.epoch(len(evaluations), record)
-        on_epoch(len(evaluations), record)
+        log.epoch(len(readings), record)
+        on_epoch(len(readings), record)
 
     given = trained_model, digits.train_images, digits.train_labels, config.training
     epochs = fit.fit(*given, validate=validate, on_epoch=log_epoch, on_steps=on_steps)
-    if config.training.early_stopping.patience is not None:
-        validate()  # it may have gone back to an earlier epoch; else the last epoch's reading is that of the result
-    outcome = evaluations[-1]
+    # under early stopping it may have gone back to an earlier epoch
+    outcome = readings[-1] if config.training.early_stopping.patience is None else judge()
     # the milliseconds an image of a warm forward pass over 256, the fastest of three
-    batch = digits.validation_images[:256]
-    final_model.predict_on_batch(batch)
-    seconds = min(timeit.repeat(lambda: final_model.predict_on_batch(batch), number=1, repeat=3))
+    batch = images[:256]
+    read_finally(batch)
+    seconds = min(timeit.repeat(lambda: read_finally(batch), number=1, repeat=3))
     losses = [record["val_loss"] for record in epochs]
     metrics = {
         **outcome.metrics,

@@ -19,6 +19,8 @@ from digit_study.training.recipe import AUGMENTATIONS, TrainingConfig, build_opt
 Epoch = dict[str, float]
 #: Steps that run between two callbacks in Python; 15 % faster than one by one, and a signal waits for them.
 STEPS_PER_EXECUTION = 50
+#: Images in one forward pass: as many fit into a core's cache.
+READ_AT_ONCE = 256
 #: TensorFlow's fused batch norm is twice as fast as Keras's on multiples of as many channels, and slower on others.
 FUSED_CHANNELS = 16
 
@@ -72,6 +74,21 @@ def fit(
     model.fit(batches, epochs=config.epochs, shuffle=False, verbose=0, callbacks=[*ema, recorder])
     model.set_weights(recorder.chosen_weights)
     return recorder.epochs
+
+
+def reader(model: keras.Model) -> Callable[[Pixels], np.ndarray[Any, Any]]:
+    """Compile ``model`` to read: pixels (n, 28, 28, 1), 0 to 255, to probabilities (n, 10), by its weights of then.
+
+    Keras's own ``predict`` takes half as long again, and three times as long the first time.
+    """
+    pixels = tf.TensorSpec((None, *model.input_shape[1:]), tf.uint8)
+    forward = tf.function(lambda images: model(images, training=False), input_signature=[pixels])
+
+    def read(images: Pixels) -> np.ndarray[Any, Any]:
+        starts = range(0, len(images), READ_AT_ONCE)
+        return np.concatenate([forward(images[start : start + READ_AT_ONCE]).numpy() for start in starts])
+
+    return read
 
 
 def weights_sha256(model: keras.Model) -> str:
