@@ -80,7 +80,7 @@ class Outcomes:
         if len(self.best) > max(1, self.search.keep_models):  # this result has pushed one out of the best
             *_, run_id = self.best.pop()
             if self.search.keep_models:  # else no trial saves one
-                lookup.drop_models(self.uri, run_id, self.parent_run_id)
+                run_log.drop_models(self.uri, run_id)
         self.report(trial.number, "COMPLETE", shown)
 
     def prune(self, trial: FrozenTrial, epoch: int) -> None:
@@ -159,4 +159,4 @@ class Outcomes:
         mine = {trial.user_attrs.get(RUN_ID) for trial in self.stored.trials()}
         best = {run_id for (*_, run_id), _ in ranked_trials(self.stored)[: self.search.keep_models]}
         for run_id in lookup.runs_with_models(self.uri, self.parent_run_id) & mine - best:
-            lookup.drop_models(self.uri, str(run_id))
+            run_log.drop_models(self.uri, str(run_id))

@@ -20,7 +20,7 @@ from digit_study.search.plan import StudyPlan, make_sampler_and_pruner
 from digit_study.terminal.messages import StudyError, first_line
 from digit_study.terminal.progress import SweepProgress
 from digit_study.terminal.signals import deferred_signals, raise_if_interrupted
-from digit_study.tracking import run_log
+from digit_study.tracking import delivery, run_log
 
 REPLICATE_OF = "replicate_of"
 
@@ -170,7 +170,7 @@ class Sweep:
         name = f"trial {number}: {space.short_name(params)}"[:250]
         try:
             run_id = run_log.create_run(config, self.plan.uri, self.plan.dataset, name, **tags)
-        except run_log.StoreFault as fault:
+        except delivery.StoreFault as fault:
             self.outcomes.stop_reason = f"the tracking store does not answer any more: {first_line(fault)}"
             self.outcomes.fail(self.stored.trial(number), outcomes.INTERRUPTED, "KILLED", again=True)
             return

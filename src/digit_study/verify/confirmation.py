@@ -209,7 +209,7 @@ def _conclude(work: Confirmation) -> str:
     log.metrics({"winner_val_accuracy": winner["mean"]})
     for run in work.runs.values():
         if run.run_id != winner["run_id"]:
-            lookup.drop_models(work.plan.uri, run.run_id)
+            run_log.drop_models(work.plan.uri, run.run_id)
     terminal = console.console()
     title, note = f"Confirmation of study '{study.study}'", " (Tukey over seeds, or Holm over images); * the winner"
     terminal.print(console.ranked_table(title, ranking.rename(columns=ENDS), console.CANDIDATES, note))
