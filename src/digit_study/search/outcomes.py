@@ -18,6 +18,8 @@ RUN_ID, REASON, RETRY_OF, SEED, BASELINE = "run_id", "reason", "retry_of", "trai
 ABANDONED, INTERRUPTED = "its supervisor ended before it", "interrupted"
 #: How often a configuration runs again because its process died; these reasons are no fault of it.
 RETRIES, BLAMELESS = 1, (INTERRUPTED, ABANDONED)
+#: How the reason begins of a trial that a fault of the world has ended.
+OF_WORLD = "no fault of the trial: "
 #: Tag of a run whose trial has not ended yet.
 RUNNING_TAG = {"trial.state": "RUNNING"}
 RankKey = tuple[bool, float, int, str]
@@ -35,8 +37,13 @@ def retries(trial: FrozenTrial, trials: Sequence[FrozenTrial]) -> int:
     by_number, count = {one.number: one for one in trials}, 0
     while (earlier := trial.user_attrs.get(RETRY_OF)) is not None:
         trial = by_number[earlier]
-        count += trial.user_attrs.get(REASON) not in BLAMELESS
+        count += not is_blameless(str(trial.user_attrs.get(REASON)))
     return count
+
+
+def is_blameless(reason: str) -> bool:
+    """Whether what ended a trial leaves its retries as they are."""
+    return reason in BLAMELESS or reason.startswith(OF_WORLD)
 
 
 def ranked_trials(stored: StoredStudy) -> list[tuple[RankKey, FrozenTrial]]:
@@ -76,7 +83,8 @@ class Outcomes:
         self.study.tell(trial.number, list(values.values()), skip_if_finished=True)
         tags = {f"trial.{name}": f"{value:.6g}" for name, value in values.items()}
         run_log.tag_run(self.uri, str(trial.user_attrs.get(RUN_ID)), {"trial.state": "COMPLETE", **tags})
-        insort(self.best, rank_key(self.stored.trial(trial.number), self.study))
+        if (key := rank_key(self.stored.trial(trial.number), self.study)) not in self.best:
+            insort(self.best, key)
         if len(self.best) > max(1, self.search.keep_models):  # this result has pushed one out of the best
             *_, run_id = self.best.pop()
             if self.search.keep_models:  # else no trial saves one
@@ -99,7 +107,7 @@ class Outcomes:
         needed = {*self.objectives, *(one.metric for one in self.constraints), "validation_images"}
         if needed <= metrics.keys() - {"epoch_seconds"}:  # of that only the last epoch's is kept, not the mean of all
             self.complete(trial, metrics)
-        elif reason in BLAMELESS:
+        elif is_blameless(reason):
             self.fail(trial, reason, "KILLED", again=True)
         else:
             self.fail(trial, reason, "FAILED", again=retries(trial, self.stored.trials()) < RETRIES)
