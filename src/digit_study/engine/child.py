@@ -17,6 +17,7 @@ from digit_study.terminal.faults import of_world
 from digit_study.terminal.messages import StudyError
 from digit_study.terminal.progress import epoch_progress
 from digit_study.terminal.signals import Interrupted, interruptible, native_stderr, signals_surface
+from digit_study.tracking.outbox import Parcel
 from digit_study.tracking.stores import tracking_uri
 
 #: Seconds that a trial asked to end has before it is killed.
@@ -27,6 +28,8 @@ ENDS = {"done": GRACE_S, "failed": GRACE_S, "world": GRACE_S, "died": GRACE_S, "
 
 def train_here(config: Config, run_id: str) -> TrialResult:
     """Run a trial in this process, which then holds TensorFlow, and show it; the run ends with it, however it ends."""
+    # from here on it is known on disk: should this process be killed, the next command ends the run
+    Parcel(run_id).open(tracking_uri(config.tracking.uri))
     try:
         with epoch_progress(config.model.name, config.training.epochs) as progress:
             with native_stderr(), signals_surface():

@@ -35,6 +35,7 @@ def deliver(uri: str) -> None:
     left = [parcel for parcel in parcels(uri) if not parcel.is_open or parcel.is_abandoned]
     if not left or is_served(uri):
         return
+    measured = sum(bool(parcel.outcome) for parcel in left)
     for number, parcel in enumerate(left):
         if parcel.is_abandoned:
             parcel.close(uri, "KILLED", CUT_OFF)
@@ -42,7 +43,8 @@ def deliver(uri: str) -> None:
             console.warn(f"{len(left) - number} runs of earlier commands are still kept in mlruns/.outbox: "
                          f"{first_line(fault)}")  # fmt: skip
             return
-    console.print_error(f"sent to the tracking store: {len(left)} runs that earlier commands had kept", "")
+    if measured:  # else these were loose ends of what was killed
+        console.print_error(f"sent to the tracking store: {measured} runs that earlier commands had kept", "")
 
 
 class Courier:

@@ -231,5 +231,5 @@ def is_served(uri: str) -> bool:
 
 def courier_file(uri: str) -> Path:
     """The file whose lock the courier for the store at ``uri`` holds."""
-    stores.OUTBOX.mkdir(parents=True, exist_ok=True)
-    return stores.OUTBOX / f".courier-{hashlib.sha256(without_password(uri).encode()).hexdigest()[:12]}"
+    stores.ARTIFACTS.mkdir(parents=True, exist_ok=True)
+    return stores.ARTIFACTS / f".courier-{hashlib.sha256(without_password(uri).encode()).hexdigest()[:12]}"

@@ -43,7 +43,7 @@ def file_lock(path: Path, operation: int) -> Iterator[bool]:
 def _unmoved(operation: int = fcntl.LOCK_SH) -> Iterator[None]:
     """Keep folders where they are while something is put into one (shared), or others away while one is removed."""
     stores.OUTBOX.mkdir(parents=True, exist_ok=True)
-    with file_lock(stores.OUTBOX / ".lock", operation):
+    with file_lock(stores.ARTIFACTS / ".outbox.lock", operation):
         yield
 
 
