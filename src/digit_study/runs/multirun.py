@@ -55,7 +55,7 @@ def run_many(plan: Plan, task: Callable[[], None]) -> None:
     stores.prepare_store(uri)
     if plan.parallel == 1:
         local.start_server()
-    with Courier(uri, PATIENCE_MIN):
+    with Courier(uri, PATIENCE_MIN, ""):
         _run_beneath(plan, task, uri)
 
 

@@ -73,14 +73,14 @@ class Outcomes:
         if not all(map(math.isfinite, values.values())):
             self.fail(trial, f"its result is no number: {shown}", "FAILED", again=False)
             return
-        if self.constraints:
+        if "validation_images" not in self.study.user_attrs:
+            self.study.set_user_attr("validation_images", int(metrics["validation_images"]))
+        if not trial.state.is_finished():  # else a full disk ended this in the middle, and it is done again
             writable = Trial(self.study, self.stored.trial_id(trial.number))
             for one in self.constraints:
                 name = f"{one.metric} {'<=' if one.sign > 0 else '>='} {one.bound:g}"
                 writable.set_constraint(name, one.violation(dict(metrics)))
-        if "validation_images" not in self.study.user_attrs:
-            self.study.set_user_attr("validation_images", int(metrics["validation_images"]))
-        self.study.tell(trial.number, list(values.values()), skip_if_finished=True)
+            self.study.tell(trial.number, list(values.values()), skip_if_finished=True)
         tags = {f"trial.{name}": f"{value:.6g}" for name, value in values.items()}
         run_log.tag_run(self.uri, str(trial.user_attrs.get(RUN_ID)), {"trial.state": "COMPLETE", **tags})
         if (key := rank_key(self.stored.trial(trial.number), self.study)) not in self.best:
@@ -114,16 +114,8 @@ class Outcomes:
 
     def fail(self, trial: FrozenTrial, reason: str, status: str, again: bool) -> None:
         """Record a trial without a result in both stores; ``again`` enqueues its configuration once more."""
-        writable = Trial(self.study, self.stored.trial_id(trial.number))
-        writable.set_user_attr(REASON, reason)
-        if again:
-            writable.set_user_attr(SUPERSEDED, True)
-            # else the process that began to end this trial was killed after this
-            if all(one.user_attrs.get(RETRY_OF) != trial.number for one in self.stored.trials()):
-                kept = {key: trial.user_attrs[key] for key in (BASELINE, SEED) if key in trial.user_attrs}
-                params = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
-                self.study.enqueue_trial(params, user_attrs={**kept, RETRY_OF: trial.number})
-        self.study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+        if not trial.state.is_finished():  # else a full disk ended this in the middle, and it is done again
+            self._fail_in_optuna(trial, reason, again)
         if run_id := trial.user_attrs.get(RUN_ID):
             run_log.close_run(self.uri, run_id, status, reason)
             run_log.tag_run(self.uri, run_id, {"trial.state": "FAIL", "failure": reason})
@@ -134,6 +126,18 @@ class Outcomes:
             if limit is not None and self.failures >= limit:
                 name = "search.fail_fast=true" if self.search.fail_fast else f"search.max_failures={limit}"
                 self.stop_reason = f"stopped by {name}: trial {trial.number} failed: {reason}"
+
+    def _fail_in_optuna(self, trial: FrozenTrial, reason: str, again: bool) -> None:
+        writable = Trial(self.study, self.stored.trial_id(trial.number))
+        writable.set_user_attr(REASON, reason)
+        if again:
+            writable.set_user_attr(SUPERSEDED, True)
+            # else the process that began to end this trial was killed after this
+            if all(one.user_attrs.get(RETRY_OF) != trial.number for one in self.stored.trials()):
+                kept = {key: trial.user_attrs[key] for key in (BASELINE, SEED) if key in trial.user_attrs}
+                params = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+                self.study.enqueue_trial(params, user_attrs={**kept, RETRY_OF: trial.number})
+        self.study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
 
     def adopt_orphans(self) -> None:
         """End what supervisors that are gone left RUNNING: with its result where MLflow has it, else as interrupted."""

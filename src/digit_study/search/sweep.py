@@ -18,9 +18,9 @@ from digit_study.engine.protocol import Engine, Event
 from digit_study.search import outcomes, space, study
 from digit_study.search.outcomes import RUN_ID, SEED
 from digit_study.search.plan import StudyPlan, make_sampler_and_pruner
-from digit_study.search.world import World, is_fault
+from digit_study.search.world import World, is_fault, told
 from digit_study.terminal.console import warn
-from digit_study.terminal.messages import StudyError, first_line
+from digit_study.terminal.messages import StudyError
 from digit_study.terminal.progress import SweepProgress
 from digit_study.terminal.signals import deferred_signals, raise_if_interrupted
 from digit_study.tracking import run_log
@@ -99,7 +99,7 @@ class Sweep:
         except Exception as fault:
             if not is_fault(fault):
                 raise
-            self.world.hit(first_line(fault))
+            self.world.hit(told(fault))
             return True
         return is_working
 
@@ -114,7 +114,7 @@ class Sweep:
         except Exception as fault:
             if not is_fault(fault):
                 raise
-            warn(f"not all is told, the same command goes on with it: {first_line(fault)}")
+            warn(f"not all is told, the same command goes on with it: {told(fault)}")
 
     @property
     def left(self) -> int:
@@ -179,7 +179,7 @@ class Sweep:
             except Exception as fault:
                 if is_fault(fault):  # this trial comes again when the world is well
                     self.running.pop(trial.number, None)
-                    self.news.append(Event(trial.number, "world", first_line(fault)))
+                    self.news.append(Event(trial.number, "world", told(fault)))
                 raise
         return bool(self.running)
 

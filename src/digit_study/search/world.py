@@ -27,6 +27,11 @@ def is_fault(error: Exception) -> bool:
     return isinstance(error, MlflowException | StorageInternalError | OperationalError) or of_world(error)
 
 
+def told(fault: BaseException) -> str:
+    """What a fault was, in a line: Optuna's own says of every commit that something was wrong with it."""
+    return first_line(fault.__cause__ or fault if isinstance(fault, StorageInternalError) else fault)
+
+
 class World:
     """The disk, the stores and the memory that the trials of a study need."""
 

@@ -50,13 +50,13 @@ def deliver(uri: str) -> None:
 class Courier:
     """Delivers the outbox for one store, in a thread, as long as the block lasts; with another courier it only waits.
 
-    ``patience`` are the minutes in which a store that went away may come back.
+    ``patience`` are the minutes in which a store that went away may come back; ``key`` is what sets them, in brackets.
     """
 
-    def __init__(self, uri: str, patience: float) -> None:
+    def __init__(self, uri: str, patience: float, key: str = " (search.patience)") -> None:
         self.uri, self.patience, self.client = uri, patience, client_of(uri)
         self.fault: str | None = None
-        self.since = 0.0
+        self.since, self.rounds, self.key = 0.0, 0, key
         self.news, self.has_begun, self.stopping = threading.Event(), threading.Event(), threading.Event()
         self.thread = threading.Thread(target=self._run, daemon=True)
 
@@ -85,16 +85,19 @@ class Courier:
 
     def wait(self, seconds: float | None = None) -> int:
         """Wait until all that has ended is sent, or for as long as patience lasts; returns how many runs are left."""
-        started, is_told = time.monotonic(), False
+        started, rounds, is_told = time.monotonic(), self.rounds, False
+        self.news.set()
         while left := self.waiting():
-            self.news.set()
             now = time.monotonic()
-            is_late = self.fault is not None and now - self.since > 60 * self.patience
+            if self.fault is None:
+                self.news.set()
+            # what came last is tried once, however late it is
+            is_late = self.fault is not None and now - self.since > 60 * self.patience and self.rounds > rounds + 1
             if is_late or (seconds is not None and now - started > seconds):
                 break
             if not is_told and now - started > QUIET_S:
                 why = f"which does not take them ({self.fault}), at most " if self.fault else ""
-                limit = f"{self.patience:g} min (search.patience)" if self.fault else "which is slow"
+                limit = f"{self.patience:g} min{self.key}" if self.fault else "which is slow"
                 console.print_error(f"waiting for the tracking store, {why}{limit}: {len(left)} runs to send", "")
                 is_told = True
             if seconds is None:
@@ -114,8 +117,7 @@ class Courier:
                         self.has_begun.set()
                         faults = self._round(runs.map if is_wide else map, together)
                         pause = min(2 * pause, LONGEST_PAUSE_S) if faults else PAUSE_S
-                        # one that does not answer is not asked more often because there is more to send
-                        (self.stopping if faults else self.news).wait(pause)
+                        self.news.wait(pause)
                         self.news.clear()
                 self.has_begun.set()
                 self.stopping.wait(PAUSE_S / 5)
@@ -133,6 +135,7 @@ class Courier:
         except Exception as fault:  # whatever it is, it is told, and tried again: nothing is lost meanwhile
             faults.append(fault)
         self._tell(faults)
+        self.rounds += 1
         return faults
 
     def _tell(self, faults: Sequence[Exception]) -> None:

@@ -29,6 +29,8 @@ SERVERS = ("http:", "https:", "databricks:")
 DRIVERS = {"psycopg": "psycopg[binary]", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
 #: Of several machines that create the same tables at the same moment one succeeds; the others find them there later.
 TABLE_ATTEMPTS, TABLE_PAUSE_S = 5, 1.0
+#: What may be heard of libraries, by logger.
+QUIET = {"alembic": "WARNING", "mlflow": "WARNING", "sqlalchemy.pool": "CRITICAL", "mlflow.store.db": "CRITICAL"}
 REGISTERED_NAME = "digit-recognizer"
 CHAMPION_URI = f"models:/{REGISTERED_NAME}@champion"
 NAMED = f"{CHAMPION_URI}, models:/{REGISTERED_NAME}/3, runs:/<run id>/model or a .keras file"
@@ -151,8 +153,8 @@ def prepare_store(uri: str) -> None:
     quiet_mlflow()
     import mlflow
 
-    # the pool logs a traceback when a signal ends a query; what matters is raised too
-    for name, level in {"alembic": "WARNING", "mlflow": "WARNING", "sqlalchemy.pool": "CRITICAL"}.items():
+    # the last two log a traceback when a signal ends a query, or the disk is full; what matters is raised too
+    for name, level in QUIET.items():
         logging.getLogger(name).setLevel(level)
     use_scratch()
     if not uri.startswith(SERVERS):
