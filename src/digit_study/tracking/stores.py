@@ -29,6 +29,8 @@ SERVERS = ("http:", "https:", "databricks:")
 DRIVERS = {"psycopg": "psycopg[binary]", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
 #: Of several machines that create the same tables at the same moment one succeeds; the others find them there later.
 TABLE_ATTEMPTS, TABLE_PAUSE_S = 5, 1.0
+#: What may be heard of libraries, by logger.
+QUIET = {"alembic": "WARNING", "mlflow": "WARNING", "sqlalchemy.pool": "CRITICAL", "mlflow.store.db": "CRITICAL"}
 REGISTERED_NAME = "digit-recognizer"
 CHAMPION_URI = f"models:/{REGISTERED_NAME}@champion"
 NAMED = f"{CHAMPION_URI}, models:/{REGISTERED_NAME}/3, runs:/<run id>/model or a .keras file"
@@ -147,22 +149,31 @@ def unknown_run(uri: str, run_id: str, key: str) -> StudyError:
 
 
 def prepare_store(uri: str) -> None:
-    """Create or migrate the store at ``uri``, once, however many processes ask at the same moment."""
+    """Create or migrate the store at ``uri``, once, however many processes ask, and send it what is kept for it."""
     quiet_mlflow()
     import mlflow
 
-    # the pool logs a traceback when a signal ends a query; what matters is raised too
-    for name, level in {"alembic": "WARNING", "mlflow": "WARNING", "sqlalchemy.pool": "CRITICAL"}.items():
+    # the last two log a traceback when a signal ends a query, or the disk is full; what matters is raised too
+    for name, level in QUIET.items():
         logging.getLogger(name).setLevel(level)
     use_scratch()
-    if uri.startswith(SERVERS):
-        return
-    from digit_study.tracking._mlflow import create_tables
+    if not uri.startswith(SERVERS):
+        from digit_study.tracking._mlflow import create_tables
 
-    # MLflow's migrations take no lock of their own: of four that start together three crash
-    with FileLock(ARTIFACTS / ".store.lock"):
-        create_sqlite(uri, create_tables)
-        with_tables(lambda: mlflow.MlflowClient(uri).search_experiments(max_results=1), not uri.startswith("sqlite:"))
+        # MLflow's migrations take no lock of their own: of four that start together three crash
+        with FileLock(ARTIFACTS / ".store.lock"):
+            is_shared = not uri.startswith("sqlite:")
+            create_sqlite(uri, create_tables)
+            with_tables(lambda: mlflow.MlflowClient(uri).search_experiments(max_results=1), is_shared)
+    send_kept(uri)
+
+
+def send_kept(uri: str) -> None:
+    """Send what earlier commands could not; without any of that nothing is imported."""
+    if OUTBOX.is_dir() and any(OUTBOX.glob("[!.]*")):
+        from digit_study.tracking.courier import deliver
+
+        deliver(uri)
 
 
 def with_tables(open_store: Callable[[], T], is_shared: bool) -> T:
@@ -241,6 +252,7 @@ def model_file(uri: str, tracking: str | None = None) -> Path:
         raise StudyError(f"`model` must be {NAMED}, got '{uri}'")
     remedy = "run `python src/run.py` and `python sweeps/promote.py`"
     store = require_store(tracking, "a model must be registered first", remedy)
+    send_kept(store)
     import mlflow
 
     mlflow.set_tracking_uri(store)  # the registry follows it; download_artifacts(tracking_uri=) asks another
