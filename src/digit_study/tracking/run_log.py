@@ -203,12 +203,17 @@ class RunLog:
     """
 
     def __init__(self, uri: str, run_id: str) -> None:
-        self.uri, self.run_id, self.client = uri, run_id, client_of(uri)
+        self.uri, self.run_id = uri, run_id
         self.parcel = Parcel(run_id)
         self.parcel.open(uri)
         self.folder = self.parcel.folder
         self.opened = self.flushed = time.monotonic()
         self.fault: str | None = None
+
+    @property
+    def client(self) -> mlflow.MlflowClient:
+        """The client of its store; for a database its import takes half a second, which one with a courier saves."""
+        return client_of(self.uri)
 
     def config(self, config: Config) -> None:
         """Log the composed config: every leaf as a param, and the whole as config.yaml; passwords are left out."""
