@@ -29,7 +29,7 @@ CONFIGURATIONS = {
 CANDIDATES = {
     "rank": "{rank}", "candidate": "{name}", "mean [95 %]": "{accuracy}", "parameters": "{parameters:,.0f}",
     "seeds": "{seeds}", "± seeds, images, both": "{noise}", "p seeds": "{p_seeds:.3f}", "p images": "{p_images:.3f}",
-    "": "{mark}", "best run": "{run_id}",
+    "": "{mark}",
 }  # fmt: skip
 
 
