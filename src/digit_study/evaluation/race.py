@@ -32,9 +32,10 @@ class Standing:
 
     seeds: list[int]  # how many of its seeds count
     states: list[str]  # in: it can still be the best; out: it cannot; lost: a seed that it needed has failed
+    goes_on: list[bool]  # whether it gets more seeds
     p_seeds: list[float]  # of its last look, for all looks and comparisons together: at most 0.05 in both is out
     p_images: list[float]
-    wanted: int  # seeds that each one still in must have for the next look; 0 when the race is over
+    wanted: int  # seeds that each one that goes on must have for the next look; 0 when the race is over
 
 
 @dataclass(frozen=True)
@@ -57,38 +58,48 @@ def race(
 
     Those at the places ``lost`` have no more seeds, for their next one has failed, and leave at the look that wants it.
 
-    A look compares those still in, all on equally many seeds, with the best mean among them (the smallest network of
+    A look compares those that go on, all on equally many seeds, with the best mean among them (the smallest network of
     equals). Out is who is worse by both noises: of the seeds (:func:`tukey`) and of the images (the paired t-test of
     the shares of seeds that read each image right, :func:`adjusted_p_values`). The looks share the 5 % of the seeds'
     test, see :func:`level`; the images are the same at every look, and with a single look, ``first == most``, this is
-    the test of a fixed number of seeds. The race is over when one is left, with ``most`` seeds, or when no survivor
-    has a chance of :data:`LEAST_CHANCE` to be told from the best any more (stopping for futility by conditional power,
-    Lan, Simon, Halperin 1982, Communications in Statistics C 1, 207-219): that can only leave more of them in.
+    the test of a fixed number of seeds. Who has no chance of :data:`LEAST_CHANCE` to be told from the best with
+    ``most`` seeds stays in and rests (stopping for futility by conditional power; Lan, Simon, Halperin 1982,
+    Communications in Statistics C 1, 207-219): it can no longer be called out, and counts among those that are
+    compared, so that errors only become fewer. The race is over when only the best would go on, or with ``most`` seeds.
     Seeds beyond a candidate's last look do not count, so that the order in which they end decides nothing.
     """
-    still = list(range(len(correct)))
+    going, resting = list(range(len(correct))), list[int]()
     seeds, p_values = [0] * len(correct), np.ones((len(correct), 2))
     for look in range(first, most + 1):
-        still = [one for one in still if one not in lost or len(correct[one]) >= look]
-        if not still:
+        going = [one for one in going if one not in lost or len(correct[one]) >= look]
+        if any(len(correct[one]) < look for one in going):
+            return _standing(seeds, p_values, going, resting, look)
+        if not going:
             break
-        if any(len(correct[one]) < look for one in still):
-            return _standing(seeds, p_values, still, look)
-        still.sort(key=lambda one: (-float(np.mean(correct[one][:look])), parameters[one]))
-        seen = [correct[one][:look] for one in still]
-        for one, p_value in zip(still, _compare(seen, SIGNIFICANCE / level(look, first, most)), strict=True):
-            seeds[one], p_values[one] = look, p_value
-        still = [one for one in still if p_values[one].max() > SIGNIFICANCE]
-        seen = [correct[one][:look] for one in still]
-        if look == most or not _can_change(seen, most, SIGNIFICANCE - spent(look, first, most)):
+        going.sort(key=lambda one: (-float(np.mean(correct[one][:look])), parameters[one]))
+        for one in going:
+            seeds[one] = look
+        factor = SIGNIFICANCE / level(look, first, most)
+        p_values[going] = _compare([correct[one][: seeds[one]] for one in [*going, *resting]], factor)[: len(going)]
+        going = [one for one in going if p_values[one].max() > SIGNIFICANCE]
+        if look == most:
             break
-    return _standing(seeds, p_values, still, 0)
+        left = SIGNIFICANCE - spent(look, first, most)
+        hopeful = _hopeful([correct[one][:look] for one in going], len(resting), most, left)
+        resting += [one for one, goes_on in zip(going, hopeful, strict=True) if not goes_on]
+        going = [one for one, goes_on in zip(going, hopeful, strict=True) if goes_on]
+        if not going:
+            break
+    return _standing(seeds, p_values, going, resting, 0)
 
 
-def _standing(seeds: list[int], p_values: npt.NDArray[np.float64], still: list[int], wanted: int) -> Standing:
-    is_out = p_values.max(axis=1) <= SIGNIFICANCE
-    states = ["in" if one in still else "out" if is_out[one] else "lost" for one in range(len(seeds))]
-    return Standing(seeds, states, p_values[:, 0].tolist(), p_values[:, 1].tolist(), wanted)
+def _standing(
+    seeds: list[int], p_values: npt.NDArray[np.float64], going: list[int], resting: list[int], wanted: int
+) -> Standing:
+    everyone, out = range(len(seeds)), p_values.max(axis=1) <= SIGNIFICANCE
+    states = ["in" if one in {*going, *resting} else "out" if out[one] else "lost" for one in everyone]
+    goes_on = [wanted > 0 and one in going for one in everyone]
+    return Standing(seeds, states, goes_on, p_values[:, 0].tolist(), p_values[:, 1].tolist(), wanted)
 
 
 def spent(look: int, first: int, most: int) -> float:
@@ -106,24 +117,32 @@ def level(look: int, first: int, most: int) -> float:
 
 
 def _compare(seen: Sequence[Correct], factor: float) -> npt.NDArray[np.float64]:
-    """P-values (k, 2), by seeds, times ``factor``, and by images, of k candidates (seeds, images), best mean first."""
-    shares = [one.mean(axis=0) for one in seen]
-    p_images = [1.0, *adjusted_p_values([t_test(shares[0] - one)[0] for one in shares[1:]])]
-    if len(seen) == 1:
-        return np.ones((1, 2))
-    p_seeds = np.minimum(tukey(np.array([one.mean(axis=1) for one in seen])) * factor, 1.0)
+    """P-values (k, 2), by seeds, times ``factor``, and by images, of k candidates (seeds, images).
+
+    The best mean comes first, those that rest, with fewer seeds, last; theirs mean nothing.
+    """
+    most = len(seen[0])
+    accuracies = np.full((len(seen), most), np.nan)
+    for row, one in zip(accuracies, seen, strict=True):
+        row[: len(one)] = one.mean(axis=1)
+    best = seen[0].mean(axis=0)
+    by_images = [t_test(best - one.mean(axis=0))[0] if len(one) == most else 1.0 for one in seen[1:]]
+    p_images = [1.0, *adjusted_p_values(by_images)]
+    p_seeds = np.minimum(tukey(accuracies) * factor, 1.0) if len(seen) > 1 else np.ones(1)
     return np.column_stack([p_seeds, p_images])
 
 
-def _can_change(seen: Sequence[Correct], most: int, left: float) -> bool:
-    """Whether a survivor, best mean first, may yet be told from the best with ``most`` seeds at the level ``left``."""
-    k = len(seen)
-    for rank, one in enumerate(seen[1:], start=2):
+def _hopeful(seen: Sequence[Correct], resting: int, most: int, left: float) -> list[bool]:
+    """Who goes on: those that may be told from the best with ``most`` seeds, and the best, if there are any.
+
+    ``seen`` are k candidates, best mean first, beside those that rest; ``left`` is the level that remains.
+    """
+    found = []
+    for rank, one in enumerate(seen[1:], start=2 + resting):
         # by Holm's steps those with a lower mean are out by then
         levels = left, SIGNIFICANCE * 2 / (rank * (rank - 1))
-        if Gap.of(seen[0], one).chance(most, k, *levels) >= LEAST_CHANCE:
-            return True
-    return False
+        found.append(Gap.of(seen[0], one).chance(most, len(seen) + resting, *levels) >= LEAST_CHANCE)
+    return [any(found), *found] if seen else []
 
 
 @dataclass(frozen=True)
@@ -207,10 +226,10 @@ def _critical(k: int, seeds: int, level_: float) -> float:
 def confirmed_ranking(groups: Sequence[Group], standing: Standing, prefer: str) -> pd.DataFrame:
     """Rank the candidates of a race that are not lost; ``groups`` are all of them, each with the runs that count.
 
-    Those with the most seeds come first, and of these the best mean. ``tied`` are those that are not out. The
-    ``winner`` is the first if ``prefer`` is ``accuracy``, else the one of the tied with the fewest parameters. ``low``
-    and ``high`` are the 95 % t-interval of the mean over seeds; ``sd_seeds``, ``sd_images`` and ``sd_both`` are those
-    of :class:`Noise`.
+    With equally many seeds the best mean comes first. Else those that are not out do, ``tied``; of these, and of the
+    others, the ones with more seeds, and then with the better mean. The ``winner`` is the first if ``prefer`` is
+    ``accuracy``, else the one of the tied with the fewest parameters. ``low`` and ``high`` are the 95 % t-interval of
+    the mean over seeds; ``sd_seeds``, ``sd_images`` and ``sd_both`` are those of :class:`Noise`.
     """
     rows = []
     for one, state, p_seeds, p_images in zip(groups, standing.states, standing.p_seeds, standing.p_images, strict=True):
@@ -224,8 +243,11 @@ def confirmed_ranking(groups: Sequence[Group], standing: Standing, prefer: str) 
             "p_seeds": p_seeds, "p_images": p_images, "sd_seeds": noise.seeds, "sd_images": noise.images,
             "sd_both": noise.both, "tied": state == "in",
         })  # fmt: skip
-    by = ["seeds", "mean", "parameters"]
-    table = pd.DataFrame(rows).sort_values(by, ascending=[False, False, True], kind="stable", ignore_index=True)
+    table = pd.DataFrame(rows)
+    table["first"] = table["tied"] | (table["seeds"].nunique() == 1)
+    by = {"first": False, "seeds": False, "mean": False, "parameters": True}
+    table = table.sort_values(list(by), ascending=list(by.values()), kind="stable", ignore_index=True)
+    table = table.drop(columns="first")
     table.insert(0, "rank", table.index + 1)
     eligible = table[table["tied"]] if prefer == "smallest" else table.head(1)
     winner = eligible.sort_values(["parameters", "rank"]).index[0]

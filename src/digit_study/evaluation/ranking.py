@@ -174,18 +174,20 @@ def sentence(board: pd.DataFrame, kind: str) -> str:
 
 
 def tukey(accuracies: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """P-values (k,) of "as good as the best" of accuracies (k, seeds), best mean first; for all comparisons together.
+    """P-values (k,) of "as good as the first" of accuracies (k, seeds), best mean first; for all comparisons together.
 
     Tukey's range test with the seeds as blocks; noise is what neither candidate nor seed explains. Of two candidates it
-    is the paired t-test.
+    is the paired t-test. Who has NaN for later seeds counts among the k and tells of the noise, and gets NaN.
     """
     from scipy.stats import studentized_range
 
-    k, seeds = accuracies.shape
-    below = accuracies.mean(axis=1)[0] - accuracies.mean(axis=1)
-    residuals = accuracies - accuracies.mean(axis=1, keepdims=True) - accuracies.mean(axis=0) + accuracies.mean()
-    freedom = max(1, (k - 1) * (seeds - 1))
+    (k, seeds), is_there = accuracies.shape, ~np.isnan(accuracies)
+    rows, columns = np.nonzero(is_there)
+    values, design = accuracies[is_there], np.hstack([np.eye(k)[rows], np.eye(seeds)[columns]])
+    residuals = values - design @ np.linalg.lstsq(design, values)[0]
+    freedom = max(1, len(values) - k - seeds + 1)
     error = np.sqrt((residuals**2).sum() / freedom / seeds)
+    below = accuracies[0].mean() - accuracies[1:].mean(axis=1)
     if error < 1e-12:
-        return np.asarray(below < 1e-12, dtype=np.float64)
-    return np.array([1.0, *(float(studentized_range.sf(one / error, k, freedom)) for one in below[1:])])
+        return np.array([1.0, *np.where(np.isnan(below), np.nan, below < 1e-12)])
+    return np.array([1.0, *(float(studentized_range.sf(one / error, k, freedom)) for one in below)])

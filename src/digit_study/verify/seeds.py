@@ -68,9 +68,9 @@ class Confirmation:
         return self._left(sorted(self._further(standing), key=lambda job: (job[1], -means[job[0]])))
 
     def _further(self, standing: Standing) -> list[Job]:
-        """Beyond the seeds that all have, whatever those still in may need."""
-        still = [key for key, state in zip(self.names, standing.states, strict=True) if state == "in"]
-        return [(key, seed) for seed in self.seeds[self.first :] for key in still] if standing.wanted else []
+        """Beyond the seeds that all have, whatever those that go on may need."""
+        going = [key for key, goes_on in zip(self.names, standing.goes_on, strict=True) if goes_on]
+        return [(key, seed) for seed in self.seeds[self.first :] for key in going]
 
     def _left(self, jobs: list[Job]) -> list[Job]:
         return [job for job in jobs if job not in self.runs and job not in self.failed]
@@ -154,12 +154,12 @@ class _Training:
 
     def _news(self, before: Standing) -> str:
         """What a look has found."""
-        facts = list(zip(self.work.names.values(), before.states, self.standing.states, strict=True))
-        out = [name.split(":")[0] for name, was, state in facts if state == "out" != was]
-        still = [name.split(":")[0] for name, _, state in facts if state == "in"]
-        found = f"after {max(self.standing.seeds)} seeds each: still in {', '.join(still) or 'none'}"
-        found += f", out {', '.join(out)}" if out else ""
-        return found if self.standing.wanted else f"{found}; the race is over"
+        now, names = self.standing, [name.split(":")[0] for name in self.work.names.values()]
+        changed = zip(names, before.states, now.states, strict=True)
+        out = [name for name, was, state in changed if state == "out" != was]
+        going = [name for name, goes_on in zip(names, now.goes_on, strict=True) if goes_on]
+        found = f"after {max(now.seeds)} seeds each: " + (f"out {', '.join(out)}; " if out else "")
+        return found + (f"more seeds for {', '.join(going)}" if going else "the race is over")
 
 
 def _submit(work: Confirmation, engine: Engine, number: int, job: Job) -> str:
