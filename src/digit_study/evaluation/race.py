@@ -147,9 +147,9 @@ def _hopeful(seen: Sequence[Correct], resting: int, most: int, left: float) -> l
 
 @dataclass(frozen=True)
 class Gap:
-    """How far a candidate is ahead of another, with the noise of that."""
+    """How far two candidates are apart, and the noise of that."""
 
-    difference: float  # of the mean accuracies, in [-1, 1]
+    difference: float  # of the mean accuracies, in [0, 1]
     seeds: int
     images: int
     spread: float  # standard deviation of the difference from seed to seed, on these images
@@ -160,7 +160,7 @@ class Gap:
     def of(cls, first: Correct, second: Correct) -> "Gap":
         """From two arrays (seeds, images) of at least two seeds."""
         between = first.astype(np.float64) - second
-        return cls(float(between.mean()), len(between), between.shape[1], *components(between))
+        return cls(abs(float(between.mean())), len(between), between.shape[1], *components(between))
 
     def chance(self, seeds: int, k: int, by_seeds: float, by_images: float) -> float:
         """The chance that ``seeds`` seeds each, those seen among them, tell the two of ``k`` candidates apart.

@@ -155,9 +155,9 @@ def _optimism(selected: pd.DataFrame, configurations: int) -> list[str]:
     """By how much the sweep's best was better there than on fresh seeds, as a sentence; none if there is no row."""
     found = []
     for row in selected.to_dict("records"):
-        then, now = console.percent(row["sweep_val_accuracy"]), f"{console.percent(row['mean'])} on {row['seeds']}"
-        best = f"{row['name'].split(':')[0]}, the best of its {configurations}, had {then}"
-        found.append(f"optimism of the sweep: {100 * row['optimism']:+.2f} points: {best}, has {now} fresh seeds")
+        then, now = console.percent(row["sweep_val_accuracy"]), console.percent(row["mean"])
+        where = f"{row['name'].split(':')[0]}, best of {configurations}: {then}; on {row['seeds']} fresh seeds {now}"
+        found.append(f"optimism of the sweep: {100 * row['optimism']:+.2f} points ({where})")
     return found
 
 
@@ -165,27 +165,30 @@ def _more_seeds(ranking: pd.DataFrame, groups: Sequence[Group]) -> list[str]:
     """How many more seeds would tell the first from the second, as a sentence; none if there is one candidate."""
     if len(ranking) == 1:
         return []
-    pair = [next(one for one in groups if one.name == name) for name in ranking["name"][:2]]
+    pair = [one for name in ranking["name"][:2] for one in groups if one.name == name]
     seeds = min(len(one.runs) for one in pair)
     gap = Gap.of(*(np.array([run.correct for run in one.runs[:seeds]]) for one in pair))
-    first, second = (one.name.split(":")[0] for one in pair)
-    both, ahead = f"{first} from {second}", f"{100 * gap.difference:+.2f} points"
+    both = " from ".join(one.name.split(":")[0] for one in pair)
+    apart = f"{100 * gap.difference:.2f} points"
     if not ranking["tied"][1]:
-        return [f"{first} is told from {second}: {ahead}"]
+        return [f"{both} is told by these seeds: {apart}"]
     more = gap.more_seeds()
     if more is None:
-        return [f"no number of seeds can tell {both}: {gap.images:,} images are too few for {ahead}"]
-    more_text = f"more than {MOST_SEEDS:,}" if more + seeds > MOST_SEEDS else f"about {more}"
-    return [f"{more_text} more seeds each would tell {both} ({ahead}, power {POWER:.0%})"]
+        return [f"no number of seeds can tell {both}: {gap.images:,} images are too few for {apart}"]
+    count = f"more than {MOST_SEEDS:,}" if more + seeds > MOST_SEEDS else f"about {more}"
+    return [f"{count} more seed{'s' * (more > 1)} each would tell {both} ({apart}, power {100 * POWER:.0f} %)"]
 
 
 def _print(work: Confirmation, log: run_log.RunLog, ranking: pd.DataFrame, lessons: Sequence[str]) -> None:
     """Print the ranking, what it teaches, the winner, and what to do next."""
     study, terminal, winner = work.plan.study, console.console(), ranking[ranking["winner"]].iloc[0]
     title, note = f"Confirmation of study '{study.study}'", " (Tukey over seeds, or Holm over images); * the winner"
+    is_even = ranking["seeds"].nunique() == 1
+    note += "" if is_even else "; those with more seeds first"
     terminal.print(console.ranked_table(title, ranking.rename(columns=ENDS), console.CANDIDATES, note))
     is_smallest = study.confirm.prefer == "smallest"
-    why = "the smallest of those that cannot be told from the best" if is_smallest else "the highest mean"
+    why = f"the highest mean{'' if is_even else ' of those with the most seeds'}"
+    why = "the smallest of those that cannot be told from the best" if is_smallest else why
     networks = f"{ranking['seeds'].sum()} networks were compared"
     winner_text = f"winner: {winner['name']} ({why}), run {winner['run_id']}"
     terminal.print("\n".join([*lessons, networks, winner_text]), soft_wrap=True)
