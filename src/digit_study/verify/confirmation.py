@@ -171,7 +171,7 @@ def _more_seeds(ranking: pd.DataFrame, groups: Sequence[Group]) -> list[str]:
     both = " from ".join(one.name.split(":")[0] for one in pair)
     apart = f"{100 * gap.difference:.2f} points"
     if not ranking["tied"][1]:
-        return [f"{both} is told by these seeds: {apart}"]
+        return [f"these seeds tell {both}: {apart}"]
     more = gap.more_seeds()
     if more is None:
         return [f"no number of seeds can tell {both}: {gap.images:,} images are too few for {apart}"]
