@@ -53,6 +53,7 @@ bench: .venv/.dev  ## the benchmarks that the README quotes (many minutes on an 
 	$(PY) tests/benchmarks/bench_tracking.py
 	$(PY) tests/benchmarks/bench_overhead.py
 	$(PY) tests/benchmarks/bench_calibration.py
+	$(PY) tests/benchmarks/bench_confirmation.py
 	$(PY) tests/benchmarks/bench_draw.py
 	$(PY) tests/benchmarks/bench_sweep.py $(ARGS)
 

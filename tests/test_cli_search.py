@@ -94,27 +94,30 @@ def test_the_printed_line_runs_and_gives_the_same_accuracy(studied: Lab) -> None
     assert f"{100 * best:.2f} %" in done.out
 
 
-def test_confirmation_after_a_kill_runs_only_what_is_missing(studied: Lab) -> None:
-    words = ("confirm.top=2", "confirm.seeds=2")
+@pytest.mark.parametrize(("word", "total"), [("confirm.seeds=2", 4), ("confirm.max_seeds=3", 6)])
+def test_confirmation_after_a_kill_runs_only_what_is_missing(word: str, total: int, studied: Lab) -> None:
+    words = ("confirm.top=2", word)
+    before = Counter(studied.statuses("confirmation")), studied.statuses("confirmation-run").count("FINISHED")
     command = studied.start(*words, script=CONFIRM)
-    command.wait_for("1/4")
+    command.wait_for(f"1/{total}")
     command.process.kill()
     command.finish()
     wait_until(lambda: not of_study(studied), 10, "its trials have ended")
-    finished = studied.statuses("confirmation-run").count("FINISHED")
+    finished = studied.statuses("confirmation-run").count("FINISHED") - before[1]
     command = studied.start(*words, script=CONFIRM)
-    command.wait_for("/4")
+    command.wait_for(f"/{total}")
     command.process.terminate()
     assert command.finish().code == 143
     assert "RUNNING" not in {run.info.status for run in studied.runs()}
-    assert studied.statuses("confirmation") == ["KILLED"]
+    assert Counter(studied.statuses("confirmation")) == before[0] + Counter(["KILLED"])
     done = studied.run(*words, script=CONFIRM)
     assert done.code == 0, done.err
-    assert studied.statuses("confirmation") == ["FINISHED"]
-    assert studied.statuses("confirmation-run").count("FINISHED") == 4
-    assert finished >= 1 and f"{finished}/4" not in done.out
-    [parent] = [run for run in studied.runs() if run.data.tags.get("kind") == "confirmation"]
-    assert parent.data.tags["study"] == "studied" and parent.data.tags["winner.run_id"] in done.out
+    assert Counter(studied.statuses("confirmation")) == before[0] + Counter(["FINISHED"])
+    assert studied.statuses("confirmation-run").count("FINISHED") == before[1] + total
+    assert finished >= 1 and f"{finished}/{total}" not in done.out
+    parents = [run for run in studied.runs() if run.data.tags.get("kind") == "confirmation"]
+    newest = max(parents, key=lambda run: run.info.start_time)
+    assert newest.data.tags["study"] == "studied" and newest.data.tags["winner.run_id"] in done.out
 
 
 def test_a_changed_study_is_refused_and_an_unknown_one_has_a_remedy(studied: Lab) -> None:

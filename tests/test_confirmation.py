@@ -10,15 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import numpy as np
+import pandas as pd
 import pytest
+import stub_worker
 from stub_worker import SPACE, Stubs, plan
 
+from digit_study.config.run import Config
 from digit_study.data import digits as data
 from digit_study.engine.protocol import ENGINES
 from digit_study.search import report
 from digit_study.search.run import run_study
 from digit_study.terminal.messages import StudyError
 from digit_study.terminal.signals import Interrupted, interruptible
+from digit_study.tracking.lookup import artifact_table
 from digit_study.training import figures
 from digit_study.verify.confirmation import FIRST_SEED, confirm, plan_confirmation
 
@@ -123,3 +128,103 @@ def test_a_study_with_nothing_finished_is_told_what_to_do(store: str) -> None:
     with pytest.raises(StudyError, match=r"needs finished trials.*python sweeps/optuna_search.py study=s"):
         confirm(asked, found, Stubs(store).engine)
     assert runs(store, "confirmation") == []
+
+
+# --------------------------------------------------------------------------- a race
+
+RACE = ("confirm.seeds=auto", "confirm.top=3", "confirm.max_seeds=6")
+
+
+@pytest.fixture
+def noisy(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Seeds that scatter, each candidate's in its own way."""
+
+    def accuracy(config: Config) -> float:
+        random = np.random.default_rng([config.model.filters, round(1000 * config.model.dropout), config.training.seed])
+        return float(np.clip(0.93 - abs(config.model.filters - 40) / 150 + 0.015 * random.normal(), 0, 1))
+
+    monkeypatch.setattr(stub_worker, "accuracy", accuracy)
+
+
+@pytest.fixture
+def raced(store: str, noisy: None) -> Any:
+    return run_study(plan(*WORDS, *RACE, "search.trials=8"), Stubs(store).engine)
+
+
+def race(store: str, study: Any, *words: str, **how: Any) -> tuple[str, Stubs]:
+    return again(store, study, *RACE, "search.trials=8", *words, **how)
+
+
+def outcome(store: str) -> tuple[dict[str, Any], pd.DataFrame, pd.DataFrame]:
+    """Metrics and tables of the newest confirmation."""
+    parent = max(runs(store, "confirmation"), key=lambda run: run.info.start_time)
+    tables = [artifact_table(store, parent.info.run_id, name) for name in ("confirmation", "seeds")]
+    return parent.data.metrics, tables[0], tables[1]
+
+
+def test_a_race_trains_three_seeds_of_all_and_more_of_those_that_are_still_in(store: str, raced: Any) -> None:
+    winner, stubs = race(store, raced)
+    metrics, ranking, seeds = outcome(store)
+    counts = {name: len(rows) for name, rows in seeds.groupby("candidate")}
+    assert counts == dict(zip(ranking["name"], ranking["seeds"], strict=True))
+    assert len(stubs.started) == len(seeds) == 13 and sorted(counts.values()) == [3, 5, 5]
+    assert list(ranking["tied"]) == list(ranking[["p_seeds", "p_images"]].max(axis=1) > 0.05)
+    own = seeds[seeds["candidate"] == ranking["name"][0]]["val_accuracy"]
+    assert ranking["sd_seeds"][0] == pytest.approx(own.std(), rel=1e-5)
+    both = np.hypot(ranking["sd_seeds"], ranking["sd_images"])
+    assert ranking["sd_both"].tolist() == pytest.approx(both.tolist(), rel=1e-4)
+    best = ranking.sort_values("sweep_val_accuracy").iloc[-1]
+    assert metrics["sweep_optimism"] == pytest.approx(best["sweep_val_accuracy"] - best["mean"], abs=1e-6)
+    assert winner in set(seeds["run_id"])
+
+
+def test_the_outcome_of_a_race_does_not_depend_on_who_trains_it(store: str, raced: Any) -> None:
+    """With more workers than there are runs at first, later seeds are tried before they are known to be needed."""
+    race(store, raced)
+    _, ranking, seeds = outcome(store)
+    for workers in (2, 5, 16):
+        for run in runs(store, "confirmation"):
+            mlflow.MlflowClient(store).delete_run(run.info.run_id)
+        _, stubs = race(store, raced, f"search.workers={workers}")
+        _, other, others = outcome(store)
+        facts = ["name", "mean", "seeds", "p_seeds", "p_images", "tied", "winner"]
+        pd.testing.assert_frame_equal(ranking[facts], other[facts])
+        pd.testing.assert_frame_equal(seeds.drop(columns="run_id"), others.drop(columns="run_id"))
+        assert {config.training.seed for config in stubs.started} <= set(range(FIRST_SEED, FIRST_SEED + 6))
+        assert "RUNNING" not in {run.info.status for run in runs(store, "confirmation-run")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("stop", [1, 9, 11])
+def test_an_interrupted_race_goes_on_with_what_was_trained(stop: int, store: str, raced: Any) -> None:
+    behaviour = {"behaviour": lambda config, n: "signal" if n == stop else "done"}
+    with interruptible(), pytest.raises(Interrupted):
+        race(store, raced, **behaviour, on_signal=lambda: os.kill(os.getpid(), signal.SIGTERM))
+    _, stubs = race(store, raced)
+    _, ranking, seeds = outcome(store)
+    finished = [run for run in runs(store, "confirmation-run") if run.info.status == "FINISHED"]
+    assert len(finished) == len(seeds) and len(stubs.started) == len(seeds) - stop + 1
+    assert len(runs(store, "confirmation")) == 1
+
+
+@pytest.mark.slow
+def test_a_candidate_whose_seed_fails_is_not_ranked_and_the_race_goes_on(store: str, raced: Any) -> None:
+    with pytest.raises(StudyError, match="1 runs of the confirmation failed:\n.*seed 1000001: training diverged"):
+        race(store, raced, behaviour=lambda config, n: "failed" if n == 5 else "done")
+    _, ranking, _ = outcome(store)
+    assert len(ranking) == 2 and ranking["winner"].sum() == 1
+    _, stubs = race(store, raced)  # the same command tries that seed again
+    assert len(outcome(store)[1]) == 3 and FIRST_SEED + 1 in {config.training.seed for config in stubs.started}
+
+
+@pytest.mark.parametrize(("top", "networks"), [(1, 3), (2, 6)])
+def test_a_race_of_one_has_nothing_to_decide(top: int, networks: int, store: str, study: Any) -> None:
+    """Nor has one of two that are equally far apart with every seed."""
+    _, stubs = again(store, study, "confirm.seeds=auto", f"confirm.top={top}")
+    assert len(stubs.started) == networks
+
+
+def test_another_end_of_the_race_is_another_confirmation(store: str, study: Any) -> None:
+    for words in (["confirm.seeds=auto"], ["confirm.seeds=auto", "confirm.max_seeds=4"], ["confirm.seeds=4"]):
+        again(store, study, "confirm.top=1", *words)
+    assert len(runs(store, "confirmation")) == 3

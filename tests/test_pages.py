@@ -33,7 +33,7 @@ from digit_study.search import report
 from digit_study.search.run import run_study
 from digit_study.search.study import CREATED, OVERRIDES, StoredStudy, refuse_changes
 from digit_study.terminal.messages import StudyError
-from digit_study.tracking import stores
+from digit_study.tracking import lookup, stores
 from digit_study.training import figures
 from digit_study.verify.confirmation import confirm
 
@@ -127,7 +127,22 @@ def test_a_confirmed_study_answers_with_fresh_seeds_and_both_kinds_of_noise(stor
     assert page.confirmation is not None and "3 fresh seeds" in page.answer.basis[0]
     for row, shown in zip(page.confirmation.rows, page.confirmation.table.rows, strict=True):
         assert shown[3].number == pytest.approx(100 * np.std(row["values"], ddof=1))
-        assert shown[4].number == pytest.approx(100 * (row["mean"] * (1 - row["mean"]) / 200) ** 0.5)
+        assert shown[5].number == pytest.approx(np.hypot(shown[3].number, shown[4].number), rel=1e-5)
+    assert "Optimism of the sweep" in page.confirmation.summary
+
+
+def test_a_confirmation_from_before_noise_was_split_is_still_shown(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    wanted, stored = search(store, "confirm.top=2", "confirm.seeds=2")
+    confirm(wanted, stored, Stubs(store).engine)
+    added, read = ["sd_seeds", "sd_images", "sd_both", "sweep_val_accuracy", "optimism"], lookup.artifact_table
+    monkeypatch.setattr(lookup, "artifact_table", lambda *where: read(*where).drop(columns=added, errors="ignore"))
+    page, text = page_of(wanted, stored)
+    assert_safe(text)
+    assert page.confirmation is not None
+    assert [row["sweep_val_accuracy"] for row in page.confirmation.rows] == [None, None]
+    for row, shown in zip(page.confirmation.rows, page.confirmation.table.rows, strict=True):
+        assert shown[3].number == pytest.approx(100 * np.std(row["values"], ddof=1))
+        assert [cell.text for cell in shown[4:6]] == ["–", "–"]
 
 
 def test_a_confirmation_of_an_older_study_of_the_same_name_is_not_shown(store: str) -> None:

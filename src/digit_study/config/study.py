@@ -54,11 +54,20 @@ class SearchConfig:
 
 @dataclass(frozen=True)
 class ConfirmConfig:
-    """How the best configurations are confirmed: ``top`` of them, each on the same ``seeds`` fresh seeds."""
+    """How the best configurations are confirmed: ``top`` of them, on the same fresh seeds.
+
+    As many as the number ``seeds``, or as a race needs, ``max_seeds`` at most.
+    """
 
     top: int = 5
-    seeds: int = 5
+    seeds: str = "auto"  # a number arrives as text too
+    max_seeds: int = 8
     prefer: str = "smallest"
+
+    @property
+    def fixed(self) -> int | None:
+        """The number of seeds of every candidate; None in a race."""
+        return None if self.seeds == "auto" else int(self.seeds)
 
 
 @dataclass(frozen=True)
@@ -115,7 +124,12 @@ RULES: dict[str, Rule] = {
     "search.patience": between(0, 1e6),
     "search.keep_models": at_least(0),
     "confirm.top": between(1, 100),
-    "confirm.seeds": between(2, 100),
+    "confirm.seeds": Rule(
+        "auto or a whole number in [2, 100]",
+        lambda value: value == "auto" or (value.isdecimal() and 2 <= int(value) <= 100),
+        ("auto",),
+    ),
+    "confirm.max_seeds": between(3, 100),
     "confirm.prefer": choice(("smallest", "accuracy")),
 }
 

@@ -88,13 +88,13 @@ def paired_test(first: npt.NDArray[np.bool_], second: npt.NDArray[np.bool_]) -> 
         raise ValueError(f"a paired test needs the same images, got {first.shape} and {second.shape}")
     n, both = len(first), int(np.sum(first & second))
     b, c = int(first.sum()) - both, int(second.sum()) - both
-    _, low, high = _t_test(second.astype(np.float64) - first)
+    _, low, high = t_test(second.astype(np.float64) - first)
     # exact binomial p-values can come out a rounding above 1
     p_value = min(float(mcnemar([[both, b], [c, n - both - b - c]], exact=True).pvalue), 1.0)
     return PairedTest(b, c, n, (c - b) / n, low, high, p_value)
 
 
-def _t_test(numbers: npt.NDArray[np.float64]) -> tuple[float, float, float]:
+def t_test(numbers: npt.NDArray[np.float64]) -> tuple[float, float, float]:
     """Two-sided p of "the mean is 0", and the ends of its 95 % t-interval; 1 or 0, and a point, of equal values."""
     from scipy.stats import ttest_1samp
 
@@ -112,7 +112,7 @@ def difference_p_value(first: Group, second: Group) -> float:
         return paired_test(first.runs[0].correct, second.runs[0].correct).p_value
     # pooled seeds: the paired t-test on each image's share of correct predictions is McNemar's extension to shares
     shares = [np.mean([run.correct for run in group.runs], axis=0) for group in (first, second)]
-    return _t_test(shares[1] - shares[0])[0]
+    return t_test(shares[1] - shares[0])[0]
 
 
 def adjusted_p_values(p_values: Sequence[float]) -> npt.NDArray[np.float64]:
@@ -174,45 +174,20 @@ def sentence(board: pd.DataFrame, kind: str) -> str:
 
 
 def tukey(accuracies: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """P-values (k,) of "as good as the best" of accuracies (k, seeds), best mean first; for all comparisons together.
+    """P-values (k,) of "as good as the first" of accuracies (k, seeds), best mean first; for all comparisons together.
 
     Tukey's range test with the seeds as blocks; noise is what neither candidate nor seed explains. Of two candidates it
-    is the paired t-test.
+    is the paired t-test. Who has NaN for later seeds counts among the k and tells of the noise, and gets NaN.
     """
     from scipy.stats import studentized_range
 
-    k, seeds = accuracies.shape
-    below = accuracies.mean(axis=1)[0] - accuracies.mean(axis=1)
-    residuals = accuracies - accuracies.mean(axis=1, keepdims=True) - accuracies.mean(axis=0) + accuracies.mean()
-    freedom = max(1, (k - 1) * (seeds - 1))
+    (k, seeds), is_there = accuracies.shape, ~np.isnan(accuracies)
+    rows, columns = np.nonzero(is_there)
+    values, design = accuracies[is_there], np.hstack([np.eye(k)[rows], np.eye(seeds)[columns]])
+    residuals = values - design @ np.linalg.lstsq(design, values)[0]
+    freedom = max(1, len(values) - k - seeds + 1)
     error = np.sqrt((residuals**2).sum() / freedom / seeds)
+    below = accuracies[0].mean() - accuracies[1:].mean(axis=1)
     if error < 1e-12:
-        return np.asarray(below < 1e-12, dtype=np.float64)
-    return np.array([1.0, *(float(studentized_range.sf(one / error, k, freedom)) for one in below[1:])])
-
-
-def confirmed_ranking(groups: Sequence[Group], prefer: str) -> pd.DataFrame:
-    """Rank configurations that were trained with the same two or more fresh seeds, in the same order, best mean first.
-
-    Two differ only where both kinds of noise allow it: that of the seeds (:func:`tukey`) and that of the images
-    (:func:`difference_p_value`, adjusted), each for all comparisons together. The ``winner`` has the best mean if
-    ``prefer`` is ``accuracy``, else the fewest parameters of those tied with it. ``low`` and ``high`` are the 95 %
-    t-interval of the mean over seeds.
-    """
-    ordered = best_first(groups)
-    accuracies = np.array([[run.metrics["val_accuracy"] for run in one.runs] for one in ordered])
-    p_images = [1.0, *adjusted_p_values([difference_p_value(ordered[0], one) for one in ordered[1:]])]
-    facts = zip(ordered, accuracies, tukey(accuracies), p_images, strict=True)
-    rows = []
-    for rank, (one, own, p_seed, p_image) in enumerate(facts, start=1):
-        _, low, high = _t_test(own)
-        rows.append({
-            "rank": rank, "name": one.name, "run_id": one.best.run_id, "mean": one.mean("val_accuracy"),
-            "low": max(0.0, low), "high": min(1.0, high), "parameters": round(one.mean("parameters")),
-            "seeds": len(one.runs), "p_seeds": float(p_seed), "p_images": float(p_image),
-            "tied": bool(p_seed > SIGNIFICANCE or p_image > SIGNIFICANCE),
-        })  # fmt: skip
-    table = pd.DataFrame(rows)
-    eligible = table[table["tied"]] if prefer == "smallest" else table.head(1)
-    winner = eligible.sort_values(["parameters", "rank"]).index[0]
-    return table.assign(winner=table.index == winner)
+        return np.array([1.0, *np.where(np.isnan(below), np.nan, below < 1e-12)])
+    return np.array([1.0, *(float(studentized_range.sf(one / error, k, freedom)) for one in below)])

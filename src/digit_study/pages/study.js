@@ -153,8 +153,12 @@ function confirmed() {
       arrayminus: rows.map((row) => row.mean - row.low), color: "#0173b2",
     },
   };
+  const searched = {
+    x: rows.map((row) => row.sweep_val_accuracy), y: rows.map(name), mode: "markers", name: "in the sweep",
+    marker: { size: 10, symbol: "x", color: "#de8f05" },
+  };
   const axes = { xaxis: { title: { text: "validation accuracy" }, tickformat: ".1%" }, yaxis: { automargin: true } };
-  return { data: [seeds, means], layout: { ...axes, height: 170 + 50 * rows.length } };
+  return { data: [seeds, searched, means], layout: { ...axes, height: 170 + 50 * rows.length } };
 }
 
 function draw(place, figure) {

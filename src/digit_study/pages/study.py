@@ -184,16 +184,20 @@ def _confirmation(plan: StudyPlan, stored: StoredStudy, board: pd.DataFrame) -> 
         console.warn(f"the confirmation {run.info.run_id} cannot be read: {first_line(fault)}")
         return None
     values = {name: group["val_accuracy"] for name, group in seeds.groupby("candidate")}
-    deviations = {str(name): float(np.std(value, ddof=1)) for name, value in values.items()}
-    drawn = ranking[["name", "mean", "low", "high", "winner"]].to_dict("records")
+    images = stored.study.user_attrs.get("validation_images") or (int(board["n"].iloc[0]) if len(board) else None)
+    if "sd_both" not in ranking:  # it was confirmed before these were kept
+        deviations = ranking["name"].map({name: float(np.std(value, ddof=1)) for name, value in values.items()})
+        ranking = ranking.assign(sd_seeds=deviations, sd_images=None, sd_both=None, sweep_val_accuracy=None)
+    drawn = ranking[["name", "mean", "low", "high", "winner", "sweep_val_accuracy"]].to_dict("records")
     rows = [
         {**{str(key): value for key, value in row.items()}, "values": values[row["name"]].tolist()} for row in drawn
     ]
-    images = stored.study.user_attrs.get("validation_images") or (int(board["n"].iloc[0]) if len(board) else None)
     tied, n = int(ranking["tied"].sum()), f" on {images:,} validation images" if images else ""
     summary = f"{_count(tied, 'candidate')} of {len(ranking)}{n} cannot be told from the best mean (Tukey over seeds, "
     summary += f"or Holm over images); of these run {run.data.tags['winner.run_id'][:8]} won."
-    return Confirmation(tables.confirmation_table(ranking, deviations, images), rows, summary)
+    if (optimism := run.data.metrics.get("sweep_optimism")) is not None:
+        summary += f" Optimism of the sweep, what its best lost on fresh seeds: {100 * optimism:+.2f} points."
+    return Confirmation(tables.confirmation_table(ranking), rows, summary)
 
 
 def _origins(parent: Run) -> dict[str, str]:

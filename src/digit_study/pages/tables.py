@@ -97,18 +97,18 @@ def front_table(front: pd.DataFrame, objectives: Mapping[str, str]) -> Table:
     return Table(headings, rows)
 
 
-def confirmation_table(ranking: pd.DataFrame, deviations: Mapping[str, float], images: int | None) -> Table:
-    """Candidates with the noise of a seed (``deviations``, by name) and of the ``images``, in percentage points."""
+def confirmation_table(ranking: pd.DataFrame) -> Table:
+    """Candidates with the noise of an accuracy by seeds, by images and by both, in percentage points."""
     names, shared = short_names([str(name) for name in ranking["name"]])
     rows = []
     for name, row in zip(names, ranking.to_dict("records"), strict=True):
-        of_images = 100 * (row["mean"] * (1 - row["mean"]) / images) ** 0.5 if images else None
-        noise = [number(100 * deviations.get(row["name"], float("nan")), "{:.3f}"), number(of_images, "{:.3f}")]
+        noise = [row[f"sd_{by}"] for by in ("seeds", "images", "both")]
+        shown = [number(None if one is None else 100 * one, "{:.3f}") for one in noise]
         verdict = "winner" if row["winner"] else "could be best" if row["tied"] else "worse"
         facts = [number(row["parameters"]), Cell(name), number(row["seeds"]), Cell(str(row["run_id"]))]
         ends = accuracy(row["mean"], row["low"], row["high"])
-        rows.append([number(row["rank"]), ends, Cell(verdict), *noise, *facts])
-    headings = ["rank", "mean over seeds [95 %]", "verdict", "± of a seed", "± of the images", "parameters"]
+        rows.append([number(row["rank"]), ends, Cell(verdict), *shown, *facts])
+    headings = ["rank", "mean over seeds [95 %]", "verdict", "± of seeds", "± of images", "± of both", "parameters"]
     won = [place for place, winner in enumerate(ranking["winner"]) if winner]
     note = f"All: {shared}." if shared else ""
     return Table([*headings, "trial: configuration", "seeds", "best run"], rows, won, note)

@@ -28,7 +28,8 @@ CONFIGURATIONS = {
 }  # fmt: skip
 CANDIDATES = {
     "rank": "{rank}", "candidate": "{name}", "mean [95 %]": "{accuracy}", "parameters": "{parameters:,.0f}",
-    "seeds": "{seeds}", "p seeds": "{p_seeds:.3f}", "p images": "{p_images:.3f}", "": "{mark}", "best run": "{run_id}",
+    "seeds": "{seeds}", "± seeds, images, both": "{noise}", "p seeds": "{p_seeds:.3f}", "p images": "{p_images:.3f}",
+    "": "{mark}",
 }  # fmt: skip
 
 
@@ -78,14 +79,16 @@ def run_table(run_id: str, metrics: Mapping[str, float], view_command: str) -> T
 def ranked_rows(ranking: pd.DataFrame, columns: Mapping[str, str]) -> tuple[list[list[str]], str]:
     """Cells of ranked rows by the formats of ``columns``, which may name the columns of ``ranking``.
 
-    Three more names are known there: ``name`` is what tells a row from the others (what all share is returned too),
-    ``accuracy`` the accuracy with its interval, ``mark`` says what is tied and what won.
+    Four more names are known there: ``name`` is what tells a row from the others (what all share is returned too),
+    ``accuracy`` the accuracy with its interval, ``mark`` says what is tied and what won, ``noise`` is the standard
+    deviations of an accuracy by seeds, by images and by both, in percentage points, where the row has them.
     """
     names, shared = short_names([str(name) for name in ranking["name"]])
     rows = []
     for name, row in zip(names, ranking.to_dict("records"), strict=True):
         mark = ("=" if row["tied"] else "") + ("*" if row.get("winner") else "")
-        known = {**row, "name": name, "accuracy": accuracy_with_interval(row), "mark": mark}
+        noise = " ".join(f"{100 * row[f'sd_{by}']:.2f}" for by in ("seeds", "images", "both") if f"sd_{by}" in row)
+        known = {**row, "name": name, "accuracy": accuracy_with_interval(row), "mark": mark, "noise": noise}
         rows.append([cell.format_map(known) for cell in columns.values()])
     return rows, shared
 

@@ -86,12 +86,15 @@ def sweep_progress(best: Callable[[], str]) -> Iterator[SweepProgress]:
 
 
 class RunProgress:
-    """Follows the runs of a confirmation, of which an earlier start has finished ``done``: bars, and a line a run."""
+    """Follows the runs of a confirmation: bars, and a line a run."""
 
-    def __init__(self, total: int, done: int, bars: Progress) -> None:
-        self.total, self.done, self.bars = total, done, bars
-        self.all = bars.add_task("all runs", total=total, completed=done)
+    def __init__(self, bars: Progress) -> None:
+        self.bars, self.all = bars, bars.add_task("all runs", total=None)
         self.tasks: dict[int, TaskID] = {}
+
+    def count(self, done: int, total: int) -> None:
+        """Show how many runs have ended, of how many that are wanted by now."""
+        self.bars.update(self.all, completed=done, total=total)
 
     def begin(self, number: int, name: str, epochs: int) -> None:
         """Show a run from its start."""
@@ -102,18 +105,19 @@ class RunProgress:
         at = content[0] if kind == "epoch" else content[0] - 1 + content[1] / content[2]
         self.bars.update(self.tasks[number], completed=at)
 
-    def end(self, number: int, result: str, counts: bool) -> None:
-        """Print how a run ended; ``counts`` says whether it need not run again."""
-        self.done += counts
+    def end(self, number: int) -> None:
+        """Take the bar of a run away."""
         self.bars.remove_task(self.tasks.pop(number))
-        self.bars.update(self.all, completed=self.done)
-        self.bars.console.print(f"{self.done}/{self.total}  {result}", soft_wrap=True)
+
+    def say(self, text: str) -> None:
+        """Print a line above the bars."""
+        self.bars.console.print(text, soft_wrap=True)
 
 
 @contextmanager
-def confirmation_progress(total: int, done: int) -> Iterator[RunProgress]:
+def confirmation_progress() -> Iterator[RunProgress]:
     """Show the progress of a confirmation inside the block."""
     columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.completed:.1f}/{task.total}"))
     options: dict[str, Any] = {"console": console(), "transient": True, "disable": not sys.stdout.isatty()}
     with Progress(*columns, TimeRemainingColumn(), **options) as bars:
-        yield RunProgress(total, done, bars)
+        yield RunProgress(bars)

@@ -246,9 +246,12 @@ class RunLog:
         best = board.iloc[0]
         self.metrics({f"best_val_accuracy{end}": best[f"val_accuracy{end}"] for end in ("", "_low", "_high")})
         self.tags({"best.run_id": best["run_id"], "best.name": best["name"]})
+        self.best_of(among, dict(best))
+
+    def best_of(self, among: str, row: Mapping[str, Any]) -> None:
+        """Log as a param of this parent which is the best ``among`` its runs: name and accuracy of a ranking's row."""
         # MLflow lets no param change; that of so many trials never does, and after more of them there is another
-        text = f"{best['name']}, {accuracy_with_interval(dict(best))}"
-        self._tell(params={f"{BEST_OF}{among.replace(' ', '_')}": text})
+        self._tell(params={f"{BEST_OF}{among.replace(' ', '_')}": f"{row['name']}, {accuracy_with_interval(row)}"})
 
     def describe(self, note: views.Note, keys: Sequence[str] = ()) -> None:
         """Put a note on this parent's page and its answer on the experiment's; the view has columns for ``keys``."""

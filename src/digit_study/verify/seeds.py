@@ -1,0 +1,191 @@
+"""Candidates are trained on fresh seeds, as many as their race needs, on an engine."""
+
+from dataclasses import dataclass, field, replace
+from itertools import takewhile
+
+import numpy as np
+
+from digit_study.config.run import Config
+from digit_study.engine.protocol import Engine, Event, TrialResult
+from digit_study.evaluation.race import Standing, race
+from digit_study.evaluation.ranking import Candidate
+from digit_study.search.plan import StudyPlan
+from digit_study.search.world import World
+from digit_study.terminal import console
+from digit_study.terminal.messages import first_line
+from digit_study.terminal.progress import RunProgress, confirmation_progress
+from digit_study.terminal.signals import raise_if_interrupted
+from digit_study.tracking import run_log
+from digit_study.tracking.delivery import StoreFault
+
+#: Fingerprint of a candidate, and a seed.
+Job = tuple[str, int]
+
+
+@dataclass
+class Confirmation:
+    """A confirmation that goes on."""
+
+    plan: StudyPlan  # of the study that is confirmed
+    names: dict[str, str]  # candidates by fingerprint, best first
+    configs: dict[str, Config]  # what each candidate trains
+    searched: dict[str, float]  # the validation accuracy that each had in the sweep
+    configurations: int  # of the sweep, of which the candidates are the best
+    seeds: list[int]  # the same for every candidate, all that there may be
+    first: int  # so many of them are trained in any case
+    parent: str  # id of the parent run
+    runs: dict[Job, Candidate] = field(default_factory=dict)  # finished ones
+    failed: dict[Job, str] = field(default_factory=dict)  # what went wrong, one sentence each
+
+    @property
+    def asked_seeds(self) -> str:
+        """How many seeds a candidate may get, in words."""
+        return f"{len(self.seeds)}" if self.first == len(self.seeds) else f"{self.first} to {len(self.seeds)}"
+
+    def name(self, job: Job) -> str:
+        """Candidate and seed, for a person."""
+        return f"{self.names[job[0]]} seed {job[1]}"
+
+    def standing(self) -> Standing:
+        """Where the race stands, candidates in the order of :attr:`names`."""
+        runs = [self.finished(key) for key in self.names]
+        following = [(key, *self.seeds[len(own) :][:1]) for key, own in zip(self.names, runs, strict=True)]
+        lost = [place for place, job in enumerate(following) if job in self.failed]
+        parameters = [own[0].metrics["parameters"] if own else 0.0 for own in runs]
+        correct = [np.array([run.correct for run in own], dtype=np.bool_) for own in runs]
+        return race(correct, parameters, self.first, len(self.seeds), lost)
+
+    def finished(self, key: str) -> list[Candidate]:
+        """Runs of a candidate with its first seeds, up to one that has not finished."""
+        return [self.runs[key, seed] for seed in takewhile(lambda seed: (key, seed) in self.runs, self.seeds)]
+
+    def needed(self, standing: Standing) -> list[Job]:
+        """What must still finish for the next look, seed by seed; nothing when the race is over."""
+        jobs = [(key, seed) for seed in self.seeds[: self.first] for key in self.names]
+        jobs += [job for job in self._further(standing) if job[1] in self.seeds[: standing.wanted]]
+        return self._left(jobs)
+
+    def spare(self, standing: Standing) -> list[Job]:
+        """What slots do that would be idle until the next look: later seeds, of the best so far first."""
+        means = {key: np.mean([run.metrics["val_accuracy"] for run in self.finished(key)] or [0]) for key in self.names}
+        return self._left(sorted(self._further(standing), key=lambda job: (job[1], -means[job[0]])))
+
+    def _further(self, standing: Standing) -> list[Job]:
+        """Beyond the seeds that all have, whatever those that go on may need."""
+        going = [key for key, goes_on in zip(self.names, standing.goes_on, strict=True) if goes_on]
+        return [(key, seed) for seed in self.seeds[self.first :] for key in going]
+
+    def _left(self, jobs: list[Job]) -> list[Job]:
+        return [job for job in jobs if job not in self.runs and job not in self.failed]
+
+    def failures(self) -> list[str]:
+        """What went wrong with seeds that a candidate needed, one sentence each."""
+        lost = [key for key, state in zip(self.names, self.standing().states, strict=True) if state == "lost"]
+        return [text for (key, _), text in self.failed.items() if key in lost]
+
+
+def train(work: Confirmation, engine: Engine) -> None:
+    """Run what is needed until the race is over; a run whose process was killed from outside runs once more."""
+    with confirmation_progress() as progress:
+        try:
+            training = _Training(work, engine, progress, work.standing(), World(work.plan))
+            while work.needed(training.standing):
+                raise_if_interrupted()
+                training.fill()
+                for event in engine.events():
+                    training.handle(event)
+        finally:
+            engine.stop()  # also what the race was decided without
+
+
+@dataclass
+class _Training:
+    work: Confirmation
+    engine: Engine
+    progress: RunProgress
+    standing: Standing
+    world: World
+    number: int = 0
+    jobs: dict[int, tuple[Job, str]] = field(default_factory=dict)  # and the id of the run, by number
+    died: set[Job] = field(default_factory=set)
+    dropped: set[Job] = field(default_factory=set)
+
+    def fill(self) -> None:
+        """Give every free slot something to do."""
+        work, running = self.work, [job for job, _ in self.jobs.values()]
+        waiting = dict.fromkeys([*work.needed(self.standing), *work.spare(self.standing)])
+        for job in [job for job in waiting if job not in running][: self.engine.free]:
+            if not self.world.is_well() or (run_id := _create(work, job, self.world)) is None:
+                break
+            self.number += 1
+            self.jobs[self.number] = job, run_id
+            self.progress.begin(self.number, work.name(job), work.configs[job[0]].training.epochs)
+            self.engine.submit(self.number, _config(work, job), run_id)
+
+    def handle(self, event: Event) -> None:
+        """Take in what is new of a run."""
+        job, run_id = self.jobs[event.key]
+        if event.kind in ("steps", "epoch"):
+            self.progress.follow(event.key, event.kind, event.content)
+            if event.kind == "epoch":
+                is_useful = job in {*self.work.needed(self.standing), *self.work.spare(self.standing)}
+                self.dropped |= set() if is_useful else {job}
+                self.engine.answer(event.key, is_useful)
+            return
+        del self.jobs[event.key]
+        self.progress.end(event.key)
+        self._end(job, run_id, event)
+
+    def _end(self, job: Job, run_id: str, event: Event) -> None:
+        work, result = self.work, event.content
+        if isinstance(result, TrialResult):
+            correct = result.evaluation.correct[result.evaluation.index.argsort()]
+            digest = str(work.plan.run.data.sha256)
+            work.runs[job] = Candidate(work.names[job[0]], run_id, result.metrics, correct, digest)
+            text = console.accuracy_with_interval(result.metrics)
+        elif job in self.dropped:
+            text = "not needed any more"
+        else:
+            run_log.close_run(work.plan.uri, run_id, "FAILED", f"{event.kind}: {result}")
+            text = f"{result}; it runs again"
+            if event.kind == "world":  # no fault of the run, which waits until the world is well
+                self.world.hit(str(result))
+            elif event.kind != "died" or job in self.died:
+                work.failed[job], text = f"{work.name(job)}: {result}", f"FAILED ({event.kind})"
+            else:
+                self.died.add(job)
+        before, self.standing = self.standing, work.standing()
+        ended = len(work.runs) + len(work.failed)
+        total = ended + len(work.needed(self.standing))
+        self.progress.count(ended, total)
+        self.progress.say(f"{ended}/{total}  {work.name(job)}: {text}")
+        if before.wanted != self.standing.wanted and self.standing.wanted != work.first < len(work.seeds):
+            self.progress.say(self._news(before))
+
+    def _news(self, before: Standing) -> str:
+        """What a look has found."""
+        now, names = self.standing, [name.split(":")[0] for name in self.work.names.values()]
+        changed = zip(names, before.states, now.states, strict=True)
+        out = [name for name, was, state in changed if state == "out" != was]
+        going = [name for name, goes_on in zip(names, now.goes_on, strict=True) if goes_on]
+        found = f"after {max(now.seeds)} seeds each: " + (f"out {', '.join(out)}; " if out else "")
+        return found + (f"more seeds for {', '.join(going)}" if going else "the race is over")
+
+
+def _config(work: Confirmation, job: Job) -> Config:
+    """What a run trains."""
+    plan, (key, seed) = work.plan, job
+    config = work.configs[key]
+    experiment = run_log.experiment_name(plan.run, plan.dataset)
+    place = replace(config.tracking, parent_run_id=work.parent, experiment=experiment, save_model=True)
+    return replace(config, training=replace(config.training, seed=seed), tracking=place)
+
+
+def _create(work: Confirmation, job: Job, world: World) -> str | None:
+    """Create the run of a candidate and a seed; returns its id, None, known to the world, if the store is gone."""
+    tags = {"kind": "confirmation-run", "study": work.plan.study.study, "candidate": job[0], "seed": str(job[1])}
+    try:
+        return run_log.create_run(_config(work, job), work.plan.uri, work.plan.dataset, work.name(job), **tags)
+    except StoreFault as fault:
+        world.hit(first_line(fault))
+        return None

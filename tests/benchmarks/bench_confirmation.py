@@ -1,0 +1,108 @@
+"""What a confirmation costs and how often it is right: a race against a fixed number of seeds, on recorded networks.
+
+    python tests/benchmarks/bench_confirmation.py [--studies 300]
+
+Every study draws candidates from the networks of ``learning_results.py``, their seeds and the images, each with
+replacement: what is recorded is the whole population, so that the truth is known. ``as recorded`` takes five of the six
+networks as they are. ``equally good`` weights the images so that all have one mean, by the weights nearest to equal
+ones (exponential tilting): they differ from image to image as before, and nobody may be out. ``same network`` is one
+network five times. ``error`` is the share of studies in which a truly best candidate is out, and must be at most 5 %;
+``power`` the share of candidates worse by CLEAR points or more that are out; ``networks`` how many were trained.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks import learning_results
+from scipy.optimize import minimize
+
+from digit_study.evaluation.race import FIRST, Correct, race
+
+K, MOST, FIXED, CLEAR = 5, 8, 5, 0.005
+Numbers = npt.NDArray[np.float64]
+
+
+@dataclass
+class Tally:
+    """Counts over studies."""
+
+    studies: int = 0
+    networks: int = 0
+    errors: int = 0  # studies in which a truly best one is out
+    clear: int = 0  # candidates that are clearly worse
+    told: int = 0  # of these out
+
+    def add(self, correct: list[Correct], truth: Numbers, first: int, most: int) -> None:
+        """Run one confirmation of candidates whose true accuracies are ``truth``."""
+        standing = race(correct, [0.0] * len(correct), first, most)
+        is_out, behind = np.array(standing.states) == "out", truth.max() - truth
+        self.studies += 1
+        self.networks += sum(standing.seeds)
+        self.errors += bool(is_out[behind < 1e-6].any())
+        self.clear += int((behind >= CLEAR).sum())
+        self.told += int(is_out[behind >= CLEAR].sum())
+
+    def line(self, name: str) -> str:
+        power = f"{self.told / self.clear:6.1%}" if self.clear else "     –"
+        return f"{name:28}  {self.networks / self.studies:8.1f}  {self.errors / self.studies:6.1%}  {power}"
+
+
+def draw(random: np.random.Generator, networks: Correct, weights: Numbers | None, most: int) -> list[Correct]:
+    """Candidates (most, images) of ``networks`` (k, seeds, images): seeds of their own, images that all share."""
+    _, seeds, images = networks.shape
+    seen = random.choice(images, size=images, p=weights)
+    return [one[random.integers(seeds, size=most)][:, seen] for one in networks]
+
+
+def equalising(networks: Correct) -> Numbers:
+    """Weights of the images, nearest to equal ones, under which all networks have the same mean."""
+    shares = networks.mean(axis=1)
+    gaps = shares[1:] - shares[0]
+
+    def weights(tilt: Numbers) -> Numbers:
+        grown = np.exp(tilt @ gaps)
+        return np.asarray(grown / grown.sum())
+
+    found = minimize(
+        lambda tilt: np.log(np.exp(tilt @ gaps).mean()), np.zeros(len(gaps)), jac=lambda t: gaps @ weights(t)
+    )
+    return weights(found.x)
+
+
+def simulate(kind: str, studies: int, seed: int = 0) -> dict[str, Tally]:
+    """Confirm ``studies`` times, by a race and with a fixed number of seeds, on the same draws."""
+    random, population = np.random.default_rng([seed, len(kind)]), learning_results.load()
+    tallies = {"race": Tally(), "fixed": Tally()}
+    for _ in range(studies):
+        chosen = random.permutation(len(population))[:K]
+        networks = population[np.full(K, chosen[0]) if kind == "same network" else chosen]
+        weights = equalising(networks) if kind == "equally good" else None
+        truth = np.average(networks.mean(axis=1), axis=1, weights=weights)
+        correct = draw(random, networks, weights, MOST)
+        tallies["race"].add(correct, truth.round(6), FIRST, MOST)
+        tallies["fixed"].add([one[:FIXED] for one in correct], truth.round(6), FIXED, FIXED)
+    return tallies
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--studies", type=int, default=300)
+    studies = parser.parse_args().studies
+    print(f"{'':28}  networks   error   power")
+    for kind in ("as recorded", "equally good", "same network"):
+        for name, tally in simulate(kind, studies).items():
+            print(tally.line(f"{kind}, {name}"), flush=True)
+
+
+if __name__ == "__main__":
+    main()
