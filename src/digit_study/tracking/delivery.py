@@ -194,8 +194,14 @@ class Delivery:
         self.sent["files"][name] = at
 
     def _finish_model(self) -> None:
-        self.client.log_outputs(self.run_id, [LoggedModelOutput(self.sent["model_id"], 0)])
-        self.client.finalize_logged_model(self.sent["model_id"], "READY")
+        made = self.sent["model_id"]
+        try:
+            self.client.log_outputs(self.run_id, [LoggedModelOutput(made, 0)])
+        except MlflowException:  # the one thing that MLflow refuses to be told twice
+            outputs = self.client.get_run(self.run_id).outputs
+            if made not in [one.model_id for one in outputs.model_outputs]:
+                raise
+        self.client.finalize_logged_model(made, "READY")
         self.sent["model_ready"] = True
 
     def _end(self) -> None:
