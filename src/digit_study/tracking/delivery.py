@@ -199,7 +199,7 @@ class Delivery:
             self.client.log_outputs(self.run_id, [LoggedModelOutput(made, 0)])
         except MlflowException:  # the one thing that MLflow refuses to be told twice
             outputs = self.client.get_run(self.run_id).outputs
-            if made not in [one.model_id for one in outputs.model_outputs]:
+            if outputs is None or made not in [one.model_id for one in outputs.model_outputs]:
                 raise
         self.client.finalize_logged_model(made, "READY")
         self.sent["model_ready"] = True
