@@ -103,7 +103,6 @@ def test_confirmation_after_a_kill_runs_only_what_is_missing(word: str, total: i
     command.process.kill()
     command.finish()
     wait_until(lambda: not of_study(studied), 10, "its trials have ended")
-    finished = studied.statuses("confirmation-run").count("FINISHED") - before[1]
     command = studied.start(*words, script=CONFIRM)
     command.wait_for(f"/{total}")
     command.process.terminate()
@@ -114,7 +113,7 @@ def test_confirmation_after_a_kill_runs_only_what_is_missing(word: str, total: i
     assert done.code == 0, done.err
     assert Counter(studied.statuses("confirmation")) == before[0] + Counter(["FINISHED"])
     assert studied.statuses("confirmation-run").count("FINISHED") == before[1] + total
-    assert finished >= 1 and f"{finished}/{total}" not in done.out
+    assert f"1/{total}" not in done.out  # what had been printed was kept, whether the store had it by then or not
     parents = [run for run in studied.runs() if run.data.tags.get("kind") == "confirmation"]
     newest = max(parents, key=lambda run: run.info.start_time)
     assert newest.data.tags["study"] == "studied" and newest.data.tags["winner.run_id"] in done.out

@@ -40,12 +40,17 @@ def plain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def server(migrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def one_server(migrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server = Server(migrated, tmp_path_factory.mktemp("server"))
-    server.start()
-    server.await_answer()
     yield server
     server.kill()
+
+
+@pytest.fixture
+def server(one_server: Server) -> Server:
+    """A server that answers."""
+    one_server.ensure()
+    return one_server
 
 
 def search(server: Server, *words: str, uri: str = "", begins: Callable[[int], None] = lambda n: None) -> StoredStudy:
@@ -100,16 +105,15 @@ def test_a_server_that_comes_and_goes_costs_no_trial(server: Server, capsys: pyt
 def test_a_server_that_stays_away_is_told_by_the_next_command(
     server: Server, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words = ("study=stays-away", "search.patience=0.02")
+    words, asked = ("study=stays-away", "search.patience=0.02"), plan(f"tracking.uri={server.uri}", "study=stays-away")
     with pytest.raises(StudyError, match=r"has not taken \d runs .* are kept in .*sent by the next command"):
         search(server, *words, begins=lambda number: server.kill() if number == 4 else None)
-    study = find_study(plan(*words).study)
-    board = report.leaderboard(plan(*words, f"tracking.uri={server.uri}"), study)
+    study = find_study(asked.study)
+    board = report.leaderboard(asked, study)
     assert len(board) == 4 and "Leaderboard of study 'stays-away'" in capsys.readouterr().out
     best = max(study.trials(), key=lambda trial: trial.value)
     assert board.iloc[0]["run_id"] == best.user_attrs["run_id"]
-    server.start()
-    server.await_answer()
+    server.ensure()
     stores.prepare_store(server.uri)  # as every command does
     assert_whole(server, study)
 
@@ -120,8 +124,7 @@ def test_a_server_that_is_away_for_good_ends_a_study_that_goes_on_later(
     words = ("study=away", "search.patience=0.02")
     with pytest.raises(StudyError, match=r"for 0.02 min \(search.patience\).*the same command goes on"):
         search(server, *words, begins=lambda number: server.kill() if number == 2 else None)
-    server.start()
-    server.await_answer()
+    server.ensure()
     assert_whole(server, search(server, "study=away"))
 
 
@@ -162,8 +165,7 @@ def test_a_real_study_survives_its_server(lab: Lab, server: Server, project: Pro
     done = command.finish()
     assert done.code == 0, done.err
     assert "Traceback" not in done.err and "UserWarning" not in done.err
-    lab.uri = server.behind
-    client = mlflow.MlflowClient(server.behind)
+    client = mlflow.MlflowClient(server.uri)
     trials = [run for run in lab.runs() if run.data.tags.get("kind") == "trial"]
     assert [run.info.status for run in trials] == ["FINISHED"] * 3 and lab.statuses("study") == ["FINISHED"]
     for run in trials:

@@ -36,15 +36,20 @@ class Server:
         with (self.folder / "server.log").open("a") as log:
             self.process = subprocess.Popen([*command, *where], stdout=log, stderr=log, cwd=self.folder)
 
-    def await_answer(self) -> None:
-        for _ in range(1200):
-            with suppress(OSError), urllib.request.urlopen(f"{self.uri}/health", timeout=0.5):
+    def ensure(self) -> None:
+        """Start it unless it runs, and wait until it answers."""
+        if self.process is None or self.process.poll() is not None:
+            self.start()
+        deadline = time.monotonic() + 180
+        while time.monotonic() < deadline:
+            with suppress(OSError), urllib.request.urlopen(f"{self.uri}/health", timeout=2):
                 return
             time.sleep(0.1)
         raise AssertionError((self.folder / "server.log").read_text())
 
     def kill(self) -> None:
-        assert self.process is not None
+        if self.process is None:
+            return
         with suppress(psutil.NoSuchProcess):
             for one in [*psutil.Process(self.process.pid).children(recursive=True), self.process]:
                 one.kill()
@@ -70,15 +75,16 @@ class SlowWay:
                 threading.Thread(target=self._pass, args=(there, here, self.delay), daemon=True).start()
 
     def _pass(self, source: socket.socket, target: socket.socket, delay: float) -> None:
-        with suppress(OSError):
-            while data := source.recv(1 << 20):
-                if delay:
-                    time.sleep(delay)
-                elif data[:4] in (b"GET ", b"POST", b"PUT "):
-                    self.asked.append(data.split(b"\r\n")[0].decode())
-                target.sendall(data)
-        with suppress(OSError):
-            target.shutdown(socket.SHUT_WR)
+        with source:
+            with suppress(OSError):
+                while data := source.recv(1 << 20):
+                    if delay:
+                        time.sleep(delay)
+                    elif data[:4] in (b"GET ", b"POST", b"PUT "):
+                        self.asked.append(data.split(b"\r\n")[0].decode())
+                    target.sendall(data)
+            with suppress(OSError):
+                target.shutdown(socket.SHUT_WR)
 
 
 class Disk:

@@ -129,12 +129,15 @@ class TrialProcess:
                 kind, content = self.connection.recv()
                 return kind, pickle.loads(self.outcome.read_bytes()) if kind == "done" else content
         except (EOFError, OSError):
+            has_ended = True  # a pipe at its end has something to read for ever
             self._wait(child.GRACE_S)
+        else:
+            has_ended = False
         if self._is_alive():
             return None
         code, kind = self.process.exitcode, "died"
         with suppress(EOFError, OSError):
-            if self.connection.poll() and code in (0, SERVER_DIED):
+            if not has_ended and self.connection.poll() and code in (0, SERVER_DIED):
                 return None  # its last words have come since
         if code == SERVER_DIED:
             how, kind = "ended without a result, after the server that it was forked from was killed", "world"

@@ -35,16 +35,17 @@ def deliver(uri: str) -> None:
     left = [parcel for parcel in parcels(uri) if not parcel.is_open or parcel.is_abandoned]
     if not left or is_served(uri):
         return
-    measured = sum(bool(parcel.outcome) for parcel in left)
+    started, is_told = time.monotonic(), False
     for number, parcel in enumerate(left):
+        if not is_told and time.monotonic() - started > 3 * QUIET_S:
+            console.print_error(f"sending what earlier commands had kept: {len(left) - number} runs more", "")
+            is_told = True
         if parcel.is_abandoned:
             parcel.close(uri, "KILLED", CUT_OFF)
         if (fault := send(parcel, client_of(uri))) is not None:
             console.warn(f"{len(left) - number} runs of earlier commands are still kept in mlruns/.outbox: "
                          f"{first_line(fault)}")  # fmt: skip
             return
-    if measured:  # else these were loose ends of what was killed
-        console.print_error(f"sent to the tracking store: {measured} runs that earlier commands had kept", "")
 
 
 class Courier:
@@ -66,7 +67,7 @@ class Courier:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        is_hurried = kind is not None and not issubclass(kind, Exception)
+        is_hurried = kind is not None and (self.fault is not None or not issubclass(kind, Exception))
         left = self.wait(HURRIED_S if is_hurried else None)
         self.stopping.set()
         self.news.set()
@@ -140,13 +141,24 @@ class Courier:
 
     def _tell(self, faults: Sequence[Exception]) -> None:
         """Say once that the store has gone away, and that it is back."""
-        if faults and self.fault is None:
+        before, now = self.fault, self._reason(faults[0]) if faults else None
+        if now is not None and before is None:
             self.since = time.monotonic()
-            console.warn(f"the tracking store does not take results now ({first_line(faults[0])}): what it misses is "
-                         "kept in mlruns/.outbox, and sent as soon as it does")  # fmt: skip
-        elif not faults and self.fault is not None:
+        self.fault = now
+        if now is not None and before is None:
+            console.warn(f"the tracking store does not take results now ({now}): what it misses is kept in "
+                         "mlruns/.outbox, and sent as soon as it does")  # fmt: skip
+        elif now is None and before is not None:
             console.print_error("the tracking store takes results again", "")
-        self.fault = first_line(faults[0]) if faults else None
+
+    def _reason(self, fault: Exception) -> str:
+        """What is wrong in plain words, if that can be found out; MLflow's own are those of its HTTP library."""
+        try:
+            if not isinstance(fault, StudyError):
+                stores.check_store(self.uri)
+        except StudyError as problem:
+            return first_line(problem)
+        return first_line(fault)
 
 
 def _together(pool: ThreadPoolExecutor, calls: Sequence[Call]) -> list[Exception]:

@@ -94,7 +94,7 @@ class Delivery:
                 calls.append(self._create_model)
         elif "model_id" in self.sent and not self.sent.get("model_ready"):
             calls.append(self._finish_model)
-        if not calls and outcome and self.sent.get("status") != outcome["status"]:
+        if not calls and outcome and self.sent.get("ended") != outcome["time"]:
             calls.append(self._end)
         return calls
 
@@ -194,15 +194,21 @@ class Delivery:
         self.sent["files"][name] = at
 
     def _finish_model(self) -> None:
-        self.client.log_outputs(self.run_id, [LoggedModelOutput(self.sent["model_id"], 0)])
-        self.client.finalize_logged_model(self.sent["model_id"], "READY")
+        made = self.sent["model_id"]
+        try:
+            self.client.log_outputs(self.run_id, [LoggedModelOutput(made, 0)])
+        except MlflowException:  # the one thing that MLflow refuses to be told twice
+            outputs = self.client.get_run(self.run_id).outputs
+            if outputs is None or made not in [one.model_id for one in outputs.model_outputs]:
+                raise
+        self.client.finalize_logged_model(made, "READY")
         self.sent["model_ready"] = True
 
     def _end(self) -> None:
         outcome = self.parcel.outcome
-        if outcome and self.sent.get("status") != outcome["status"]:
+        if outcome and self.sent.get("ended") != outcome["time"]:
             self.client.set_terminated(self.run_id, outcome["status"], outcome["time"])
-            self.sent["status"] = outcome["status"]
+            self.sent["ended"] = outcome["time"]
 
 
 def send(parcel: Parcel, client: mlflow.MlflowClient, run_all: RunAll = in_turn) -> Exception | None:

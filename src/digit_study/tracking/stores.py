@@ -27,10 +27,15 @@ OUTBOX = ARTIFACTS / ".outbox"
 SERVERS = ("http:", "https:", "databricks:")
 #: Packages of database drivers whose module has another name.
 DRIVERS = {"psycopg": "psycopg[binary]", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
+#: Seconds in which a server or database that is asked whether it is there must answer; slow ones take two.
+ANSWERS_WITHIN_S = 6
 #: Of several machines that create the same tables at the same moment one succeeds; the others find them there later.
 TABLE_ATTEMPTS, TABLE_PAUSE_S = 5, 1.0
 #: What may be heard of libraries, by logger.
-QUIET = {"alembic": "WARNING", "mlflow": "WARNING", "sqlalchemy.pool": "CRITICAL", "mlflow.store.db": "CRITICAL"}
+QUIET = {
+    "alembic": "WARNING", "mlflow": "WARNING", "sqlalchemy.pool": "CRITICAL", "mlflow.store.db": "CRITICAL",
+    "urllib3.connectionpool": "ERROR",
+}  # fmt: skip
 REGISTERED_NAME = "digit-recognizer"
 CHAMPION_URI = f"models:/{REGISTERED_NAME}@champion"
 NAMED = f"{CHAMPION_URI}, models:/{REGISTERED_NAME}/3, runs:/<run id>/model or a .keras file"
@@ -59,7 +64,7 @@ def check_store(uri: str, key: str = "tracking.uri") -> None:
         rule, why, remedy = "an MLflow server that answers", None, "start it, or leave the key null for ./mlflow.db"
         # urllib: one request that is not repeated needs no session, and `requests` takes 0.15 s to import
         try:
-            urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=0.8).close()
+            urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=ANSWERS_WITHIN_S).close()
         except urllib.error.HTTPError as error:
             if error.code not in (401, 403):  # which ask who we are: MLflow's own client brings the credentials
                 why = f"it answers {error.code} to /health, so it is no MLflow server; {remedy}"
@@ -73,7 +78,7 @@ def check_store(uri: str, key: str = "tracking.uri") -> None:
 
         rule, why = "a database that answers", None
         # else a host that drops packets is waited for by the minute
-        options = {} if scheme.startswith("mssql") else {"connect_timeout": 5}
+        options = {} if scheme.startswith("mssql") else {"connect_timeout": ANSWERS_WITHIN_S}
         try:
             create_engine(uri, connect_args=options).connect().close()
         except ImportError as error:
@@ -153,7 +158,7 @@ def prepare_store(uri: str) -> None:
     quiet_mlflow()
     import mlflow
 
-    # the last two log a traceback when a signal ends a query, or the disk is full; what matters is raised too
+    # tracebacks when a signal ends a query or the disk is full, and every repetition: what matters is raised too
     for name, level in QUIET.items():
         logging.getLogger(name).setLevel(level)
     use_scratch()
