@@ -102,14 +102,12 @@ def store(migrated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> st
 
 
 def open_store(migrated: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    from digit_study.tracking import run_log as tracking
     from digit_study.tracking import stores
 
     uri = f"sqlite:///{shutil.copy(migrated, folder / 'mlflow.db')}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    for module in (stores, tracking):
-        monkeypatch.setattr(module, "ARTIFACTS", folder / "mlruns")
-        monkeypatch.setattr(module, "OUTBOX", folder / "mlruns" / ".outbox")
+    monkeypatch.setattr(stores, "ARTIFACTS", folder / "mlruns")
+    monkeypatch.setattr(stores, "OUTBOX", folder / "mlruns" / ".outbox")
     return uri
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -378,7 +379,8 @@ def test_a_server_that_goes_away_loses_no_result(server: tuple[str, str, Callabl
     folder = project.root / "mlruns" / ".outbox" / run.info.run_id
     assert str(folder) in done.err and "the tracking store did not take the result" in done.err
     kept = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    wanted = {"outcome.json", "epochs.jsonl", "config.yaml", "model.keras", "figures/curves.png"}
+    wanted = {"outcome.json", "log.jsonl", "config.yaml", "model/data/model.keras", "figures/curves.png"}
     assert wanted | {"tables/predictions.csv"} <= kept
-    assert len((folder / "epochs.jsonl").read_text().splitlines()) == 6
+    records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+    assert [one["step"] for one in records if "train_loss" in one.get("metrics", {})] == [1, 2, 3, 4, 5, 6]
     assert '"status": "FINISHED"' in (folder / "outcome.json").read_text()

@@ -101,7 +101,6 @@ def test_confirmation_after_a_kill_runs_only_what_is_missing(studied: Lab) -> No
     command.process.kill()
     command.finish()
     wait_until(lambda: not of_study(studied), 10, "its trials have ended")
-    finished = studied.statuses("confirmation-run").count("FINISHED")
     command = studied.start(*words, script=CONFIRM)
     command.wait_for("/4")
     command.process.terminate()
@@ -112,7 +111,7 @@ def test_confirmation_after_a_kill_runs_only_what_is_missing(studied: Lab) -> No
     assert done.code == 0, done.err
     assert studied.statuses("confirmation") == ["FINISHED"]
     assert studied.statuses("confirmation-run").count("FINISHED") == 4
-    assert finished >= 1 and f"{finished}/4" not in done.out
+    assert "1/4" not in done.out  # what had been printed was kept, whether the store had it by then or not
     [parent] = [run for run in studied.runs() if run.data.tags.get("kind") == "confirmation"]
     assert parent.data.tags["study"] == "studied" and parent.data.tags["winner.run_id"] in done.out
 

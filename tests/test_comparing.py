@@ -17,16 +17,14 @@ from digit_study.data import sources
 from digit_study.data.sources import DataConfig
 from digit_study.evaluation.metrics import evaluation_of
 from digit_study.terminal.messages import StudyError
-from digit_study.tracking import run_log as tracking
 from digit_study.tracking import stores
 from digit_study.verify import comparison
 
 
 @pytest.fixture
 def store(migrated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> rs.Store:
-    for module in (stores, tracking):
-        monkeypatch.setattr(module, "ARTIFACTS", tmp_path / "mlruns")
-        monkeypatch.setattr(module, "OUTBOX", tmp_path / "mlruns" / ".outbox")
+    monkeypatch.setattr(stores, "ARTIFACTS", tmp_path / "mlruns")
+    monkeypatch.setattr(stores, "OUTBOX", tmp_path / "mlruns" / ".outbox")
     return rs.make_store(migrated, tmp_path)
 
 

@@ -375,7 +375,7 @@ def test_a_result_that_is_no_number_is_no_result(metrics: dict[str, float], end:
 
 def test_only_the_best_models_are_kept(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     dropped: list[str] = []
-    monkeypatch.setattr(outcomes.lookup, "drop_models", lambda uri, run_id, sibling=None: dropped.append(run_id))
+    monkeypatch.setattr(tracking, "drop_models", lambda uri, run_id: dropped.append(run_id))
     view, _ = search(store, "search.trials=6", "search.keep_models=2", "search.pruner=none")
     best = sorted(view.trials(), key=lambda trial: (-trial.values[0], trial.number))
     assert sorted(dropped) == sorted(trial.user_attrs["run_id"] for trial in best[2:])

@@ -19,8 +19,8 @@ from digit_study.config.run import Config, TrackingConfig
 from digit_study.data.sources import DataConfig
 from digit_study.terminal.messages import StudyError, flatten
 from digit_study.terminal.signals import Interrupted, interruptible
-from digit_study.tracking import lookup, stores
 from digit_study.tracking import run_log as tracking
+from digit_study.tracking import stores
 from digit_study.training.recipe import TrainingConfig
 
 CONFIG = Config(data=DataConfig(sha256="ab" * 32), training=TrainingConfig(precision="float32", threads=1))
@@ -183,11 +183,9 @@ def test_a_store_that_goes_away_stops_nothing_and_loses_nothing(store: str) -> N
     log.tags({"weights.sha256": "w"})
     kept = log.end("FINISHED", {"metrics": {"val_accuracy": 0.5}, "weights_sha256": "w"})
     assert kept == log.folder == stores.OUTBOX / log.run_id and log.fault == "connection refused"
-    assert json.loads((kept / "outcome.json").read_text()) == {
-        "status": "FINISHED", "metrics": {"val_accuracy": 0.5}, "weights_sha256": "w"
-    }  # fmt: skip
-    lines = [json.loads(line) for line in (kept / "epochs.jsonl").read_text().splitlines()]
-    assert [line["epoch"] for line in lines] == [1, 2] and lines[1]["val_accuracy"] == 0.5
+    outcome = {"status": "FINISHED", "metrics": {"val_accuracy": 0.5}, "weights_sha256": "w"}
+    assert outcome.items() <= json.loads((kept / "outcome.json").read_text()).items()
+    assert [(step, value) for step, _, value in log.parcel.metrics()["val_accuracy"]] == [(1, 0.5), (2, 0.5)]
     assert (kept / "config.yaml").is_file()
 
 
@@ -198,24 +196,23 @@ def test_quick_epochs_share_a_batch_and_slow_ones_are_sent_at_once(store: str, m
     log = tracking.RunLog(store, created(store))
     log.epoch(1, RECORD)
     log.epoch(2, RECORD)
-    assert steps() == [] and len((log.folder / "epochs.jsonl").read_text().splitlines()) == 2
+    assert steps() == [] and len(log.parcel.metrics()["val_accuracy"]) == 2
     monkeypatch.setattr(tracking, "SECONDS_A_BATCH", 0.0)
     log.epoch(3, RECORD)
     assert steps() == [1, 2, 3]
 
 
-def test_a_store_that_comes_back_gets_the_epochs_it_missed(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_comes_back_gets_all_that_it_missed(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tracking, "SECONDS_A_BATCH", 0.0)
     log = tracking.RunLog(store, created(store))
     client, log.client = log.client, Gone()  # type: ignore[assignment]
     log.epoch(1, RECORD)
     log.epoch(2, RECORD)
     log.client = client
-    kept = log.end("FINISHED", {})
+    assert log.end("FINISHED", {}) is None and not log.folder.exists()
     history = mlflow.MlflowClient(store).get_metric_history(log.run_id, "val_accuracy")
     assert [point.step for point in history] == [1, 2]
     assert look_at(store, log.run_id).info.status == "FINISHED"
-    assert kept == log.folder  # other things may be missing there: it is not said to be whole
 
 
 # ---------------------------------------------------------------------------------- ended from outside
@@ -249,18 +246,28 @@ def test_a_dropped_model_leaves_nothing_and_the_others_stay(store: str) -> None:
         (place / "model.keras").write_text("weights")
         places[run_id] = place
     dropped, kept = places
-    lookup.drop_models(store, dropped)
+    tracking.drop_models(store, dropped)
     experiment = look_at(store, kept).info.experiment_id
     assert [model.source_run_id for model in client.search_logged_models([experiment])] == [kept]
     assert not places[dropped].parent.exists() and (places[kept] / "model.keras").exists()
 
 
-def test_ending_a_run_of_a_store_that_is_gone_warns(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_store_that_is_gone_was_to_be_told_is_told_by_the_next_command(
+    store: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     run_id = created(store)
-    monkeypatch.setattr(tracking, "client_of", lambda uri: Gone())
-    with pytest.warns(UserWarning, match="could not be ended as KILLED: connection refused"):
+    with monkeypatch.context() as gone:
+        gone.setattr(tracking, "client_of", lambda uri: Gone())
         tracking.close_run(store, run_id, "KILLED", "r")
-    tracking.close_children(store, run_id, "KILLED")
+        tracking.tag_run(store, run_id, {"trial.state": "FAIL"})
+        tracking.close_children(store, run_id, "KILLED")
+    said = capsys.readouterr().err
+    assert f"run {run_id} could not be told all" in said and "connection refused\n" in said
+    assert look_at(store, run_id).info.status == "RUNNING"
+    stores.prepare_store(store)
+    run = look_at(store, run_id)
+    assert (run.info.status, run.data.tags["failure"], run.data.tags["trial.state"]) == ("KILLED", "r", "FAIL")
+    assert [path for path in stores.OUTBOX.iterdir() if path.is_dir()] == []
 
 
 def test_preparing_a_store_twice_makes_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, migrated: Path) -> None:

@@ -15,7 +15,7 @@ from test_tracking import created
 from digit_study.config import machine
 from digit_study.evaluation.ranking import Candidate, leaderboard, sentence
 from digit_study.terminal.console import RUNS
-from digit_study.tracking import run_log, views
+from digit_study.tracking import delivery, run_log, views
 
 HOSTILE = "<img onerror=alert(1) src=x> | a `b` [c](d) *e*"
 
@@ -87,7 +87,7 @@ def look_up(store: str, run_id: str) -> str:
 def test_a_description_longer_than_mlflow_takes_is_cut(store: str) -> None:
     log = run_log.RunLog(store, created(store))
     log.describe(views.Note("a" * 9000, "b"))
-    assert log.fault is None and len(description(store, log.run_id)) == run_log.LONGEST_TAG
+    assert log.fault is None and len(description(store, log.run_id)) == delivery.LONGEST_TAG
 
 
 @pytest.mark.parametrize("children", [True, False])

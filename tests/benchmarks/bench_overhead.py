@@ -40,12 +40,10 @@ def search(folder: Path, trials: int, overrides: list[str]) -> list[tuple[float,
 
     from digit_study.engine.local import LocalEngine
     from digit_study.search import run as study_run
-    from digit_study.tracking import run_log as tracking
     from digit_study.tracking import stores
 
     stores.use_scratch()  # before the folder that goes when the measurement ends
-    for module in (stores, tracking):
-        module.ARTIFACTS, module.OUTBOX = folder / "mlruns", folder / "mlruns" / ".outbox"
+    stores.ARTIFACTS, stores.OUTBOX = folder / "mlruns", folder / "mlruns" / ".outbox"
     study_run._report = lambda *arguments: None  # pictures and tables are drawn once, not for every trial
     stubs, stamps = Stubs(os.environ["MLFLOW_TRACKING_URI"]), []
 

@@ -45,12 +45,10 @@ def main(rounds: int) -> None:
 
 
 def _keep_artifacts_in(folder: Path) -> None:
-    from digit_study.tracking import run_log as tracking
     from digit_study.tracking import stores
 
     stores.use_scratch()  # before the folder that goes when the measurement ends
-    for module in (stores, tracking):
-        module.ARTIFACTS, module.OUTBOX = folder / "mlruns", folder / "mlruns" / ".outbox"
+    stores.ARTIFACTS, stores.OUTBOX = folder / "mlruns", folder / "mlruns" / ".outbox"
 
 
 def _seconds(walk: object) -> float:
@@ -61,9 +59,9 @@ def _seconds(walk: object) -> float:
 
 def _tracked(config: object, uri: str) -> None:
     from digit_study.engine.trial import run_trial
-    from digit_study.tracking import run_log as tracking
+    from digit_study.tracking.run_log import create_run
 
-    run_id = tracking.create_run(config, uri, "mnist_sample")  # type: ignore[arg-type]
+    run_id = create_run(config, uri, "mnist_sample")  # type: ignore[arg-type]
     run_trial(config, run_id, lambda *_: None, lambda *_: None)  # type: ignore[arg-type]
 
 

@@ -36,6 +36,7 @@ class SearchConfig:
     trial_timeout: float | None = None
     trial_memory: float | None = None
     max_failures: int | None = None
+    patience: float = 10.0
     fail_fast: bool = False
     fresh: bool = False
     keep_models: int = 5
@@ -111,6 +112,7 @@ RULES: dict[str, Rule] = {
     "search.trial_timeout": between(0, 1e7, "(]"),
     "search.trial_memory": between(0, 1e5, "(]"),
     "search.max_failures": at_least(1),
+    "search.patience": between(0, 1e6),
     "search.keep_models": at_least(0),
     "confirm.top": between(1, 100),
     "confirm.seeds": between(2, 100),

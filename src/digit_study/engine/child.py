@@ -13,19 +13,23 @@ from typing import Any
 
 from digit_study.config.run import Config
 from digit_study.engine.protocol import Pruned, TrialResult
+from digit_study.terminal.faults import of_world
 from digit_study.terminal.messages import StudyError
 from digit_study.terminal.progress import epoch_progress
 from digit_study.terminal.signals import Interrupted, interruptible, native_stderr, signals_surface
+from digit_study.tracking.outbox import Parcel
 from digit_study.tracking.stores import tracking_uri
 
 #: Seconds that a trial asked to end has before it is killed.
 GRACE_S = 8.0
 #: Messages that are a trial's last, and the seconds it then has to end.
-ENDS = {"done": GRACE_S, "failed": GRACE_S, "died": GRACE_S, "expired": 1.0}
+ENDS = {"done": GRACE_S, "failed": GRACE_S, "world": GRACE_S, "died": GRACE_S, "expired": 1.0}
 
 
 def train_here(config: Config, run_id: str) -> TrialResult:
     """Run a trial in this process, which then holds TensorFlow, and show it; the run ends with it, however it ends."""
+    # from here on it is known on disk: should this process be killed, the next command ends the run
+    Parcel(run_id).open(tracking_uri(config.tracking.uri))
     try:
         with epoch_progress(config.model.name, config.training.epochs) as progress:
             with native_stderr(), signals_surface():
@@ -69,7 +73,7 @@ def run(connection: Connection, target: Callable[..., Any], config: Config, run_
         raise SystemExit(1) from None  # the supervisor is gone; the run has been ended on the way here
     except Exception as error:
         reason = str(error) if isinstance(error, StudyError) else f"{type(error).__name__}: {error}"
-        send("failed", reason[:2000])  # 16 KiB and more would be sent in two pieces
+        send("world" if of_world(error) else "failed", reason[:2000])  # 16 KiB and more would be sent in two pieces
 
 
 def _end_with_parent() -> None:

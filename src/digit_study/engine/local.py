@@ -31,7 +31,26 @@ Message = tuple[str, Any]
 
 
 class TrialDied(StudyError):
-    """The process of a trial ended without a result; the message says by which signal or code."""
+    """The process of a trial ended without a result; the message says by which signal or code.
+
+    ``kind`` is that of its :class:`Event`: world where the machine is to blame, else died.
+    """
+
+    def __init__(self, message: str, kind: str = "died") -> None:
+        super().__init__(message)
+        self.kind = kind
+
+
+def killed_for_memory() -> int:
+    """How many processes the kernel has killed since it started because no memory was left; 0 where it does not tell.
+
+    A kill -9 by a person looks the same to a parent, but is not counted there.
+    """
+    for listing in (Path("/sys/fs/cgroup/memory.events"), Path("/proc/vmstat")):  # of this container, else of all
+        with suppress(OSError):
+            lines = [line.split() for line in listing.read_text().splitlines()]
+            return sum(int(words[1]) for words in lines if words[0] == "oom_kill")
+    return 0
 
 
 def start_server() -> Any:
@@ -87,8 +106,10 @@ class TrialProcess:
                 theirs.close()
         else:
             self.outcome.unlink()
-            raise TrialDied("the trial's process could not be started: the server it is forked from was killed")
-        self.started = time.monotonic()
+            raise TrialDied(
+                "the trial's process could not be started: the server it is forked from was killed", "world"
+            )
+        self.started, self.killed_before = time.monotonic(), killed_for_memory()
         self.handle: psutil.Process | None = None
         self.name: str | None = None
         with suppress(psutil.NoSuchProcess):  # dead already, as the next message says
@@ -108,21 +129,26 @@ class TrialProcess:
                 kind, content = self.connection.recv()
                 return kind, pickle.loads(self.outcome.read_bytes()) if kind == "done" else content
         except (EOFError, OSError):
+            has_ended = True  # a pipe at its end has something to read for ever
             self._wait(child.GRACE_S)
+        else:
+            has_ended = False
         if self._is_alive():
             return None
-        code = self.process.exitcode
+        code, kind = self.process.exitcode, "died"
         with suppress(EOFError, OSError):
-            if self.connection.poll() and code in (0, SERVER_DIED):
+            if not has_ended and self.connection.poll() and code in (0, SERVER_DIED):
                 return None  # its last words have come since
         if code == SERVER_DIED:
-            how = "ended without a result, after the server that it was forked from was killed"
+            how, kind = "ended without a result, after the server that it was forked from was killed", "world"
+        elif code == -signal.SIGKILL and killed_for_memory() > self.killed_before:
+            how, kind = "was killed by the kernel, for no memory was left", "world"
         elif code is not None and code < 0:
             hint = " (out of memory, or somebody's kill -9)" if -code == signal.SIGKILL else ""
             how = f"was killed by {signal.Signals(-code).name}{hint}"
         else:
             how = f"ended with exit code {code} and no result"
-        raise TrialDied(f"the trial's process {how}")
+        raise TrialDied(f"the trial's process {how}", kind)
 
     def answer(self, go_on: bool) -> None:
         """Reply to an epoch: go on, or stop there."""
@@ -177,7 +203,7 @@ class LocalEngine:
         try:
             self.trials[key] = self.launch(config, run_id)
         except TrialDied as death:
-            self.failed_starts.append(Event(key, "died", str(death)))
+            self.failed_starts.append(Event(key, death.kind, str(death)))
             return None
         return self.trials[key].name
 
@@ -194,7 +220,7 @@ class LocalEngine:
                 try:
                     message = self.trials[key].receive() or self._broken_limit(self.trials[key])
                 except TrialDied as death:
-                    message = "died", str(death)
+                    message = death.kind, str(death)
                 if message is None:
                     break
                 if message[0] in child.ENDS:

@@ -46,10 +46,13 @@ class Limits:
 
 @dataclass(frozen=True)
 class Event:
-    """News of a trial; done, failed, died (killed from outside) and expired (over a limit) free its slot."""
+    """News of a trial; done, failed, died (killed from outside), expired (over a limit) and world free its slot.
+
+    ``world`` is a fault of the machine, not of the trial: no room, no memory, the server or the node killed.
+    """
 
     key: int  # under which it was submitted
-    kind: str  # steps, epoch (which waits for an answer), done, failed, died or expired
+    kind: str  # steps, epoch (which waits for an answer), done, failed, died, expired or world
     content: Any  # in this order: (epoch, step, steps), (number, record), a TrialResult, and for the others why
 
 

@@ -15,7 +15,7 @@ from digit_study.data import digits, sources
 from digit_study.data.sources import DataConfig, Labels, Pixels
 from digit_study.evaluation.metrics import Evaluation, evaluation_of
 from digit_study.terminal.messages import StudyError, first_line, short_names
-from digit_study.tracking import lookup, run_log
+from digit_study.tracking import delivery, lookup
 
 #: Networks of which the page tells more than a row, and of each its mistakes that are shown: those it was surest of.
 MOST_NETWORKS, MOST_MISTAKES = 10, 40
@@ -60,7 +60,7 @@ def _evaluations(uri: str, run_ids: Mapping[str, str]) -> dict[str, Evaluation]:
     for run_id in run_ids:
         try:
             one = evaluation_of(lookup.prediction_table(uri, run_id).sort_values("index"))
-        except (*run_log.StoreFault, pd.errors.ParserError, KeyError):
+        except (*delivery.StoreFault, pd.errors.ParserError, KeyError):
             continue
         if all(np.array_equal(one.index, other.index) for other in found.values()):
             found[run_id] = one

@@ -33,7 +33,7 @@ from digit_study.search.run import kept_elsewhere, parent_of
 from digit_study.search.study import CREATED, OVERRIDES, StoredStudy, find_study, refuse_changes
 from digit_study.terminal import console
 from digit_study.terminal.messages import StudyError, first_line
-from digit_study.tracking import lookup, run_log, stores
+from digit_study.tracking import delivery, lookup, run_log, stores
 
 #: Tags of the parent run that say what a result came from.
 ORIGINS = {
@@ -180,7 +180,7 @@ def _confirmation(plan: StudyPlan, stored: StoredStudy, board: pd.DataFrame) -> 
         return None
     try:
         ranking, seeds = (lookup.artifact_table(plan.uri, run.info.run_id, name) for name in ("confirmation", "seeds"))
-    except run_log.StoreFault as fault:
+    except delivery.StoreFault as fault:
         console.warn(f"the confirmation {run.info.run_id} cannot be read: {first_line(fault)}")
         return None
     values = {name: group["val_accuracy"] for name, group in seeds.groupby("candidate")}

@@ -19,9 +19,12 @@ from digit_study.terminal import console, messages, signals
 from digit_study.terminal.messages import StudyError
 from digit_study.terminal.progress import epoch_progress
 from digit_study.tracking import run_log, stores, views
+from digit_study.tracking.courier import Courier
 from digit_study.training import figures
 
 OUTCOME = "outcome.pickle"
+#: Minutes that a store which went away has at the end: the ranking needs none, and the next command sends the rest.
+PATIENCE_MIN = 1.0
 
 
 @dataclass(frozen=True)
@@ -31,7 +34,6 @@ class JobOutcome:
     name: str
     candidate: ranking.Candidate | None = None  # what can be ranked of it if it finished
     reason: str = ""  # why it did not
-    kept: str = ""  # where that lies which the tracking store did not take
 
 
 def run_single(config: Config, dataset: str, overrides: Sequence[str]) -> None:
@@ -53,6 +55,13 @@ def run_many(plan: Plan, task: Callable[[], None]) -> None:
     stores.prepare_store(uri)
     if plan.parallel == 1:
         local.start_server()
+    with Courier(uri, PATIENCE_MIN, ""):
+        _run_beneath(plan, task, uri)
+
+
+def _run_beneath(plan: Plan, task: Callable[[], None], uri: str) -> None:
+    """The parent run, from its beginning to its end, and what is then said of its jobs."""
+    first = plan.jobs[0]
     swept = [text for text in plan.typed if "tracking." not in text and not text.startswith("hydra")]
     name = f"{len(plan.jobs)} runs: {' '.join(swept)}"[:200]
     run_id = run_log.create_run(first.config, uri, first.dataset, name, kind="multirun")
@@ -83,8 +92,7 @@ def run_many(plan: Plan, task: Callable[[], None]) -> None:
         raise
     finally:
         run_log.close_children(uri, run_id, status)
-        if kept := log.end(status, {}):
-            console.print_error(f"the parent run: {unsent(str(log.fault), kept)}")
+        log.end(status, {})
         shutil.rmtree(scratch, ignore_errors=True)
     terminal = console.console()
     for board in boards:
@@ -93,8 +101,7 @@ def run_many(plan: Plan, task: Callable[[], None]) -> None:
     terminal.print(f"parent run {run_id}; look at it: {where}", soft_wrap=True)
     failed = [f"{outcome.name}: {outcome.reason}" for outcome in outcomes if outcome.reason]
     head = [f"{len(failed)} of {len(outcomes)} runs FAILED:"] if failed else []
-    not_kept = [unsent(outcome.name, outcome.kept) for outcome in outcomes if outcome.kept]
-    messages.raise_violations([*head, *failed, *not_kept])
+    messages.raise_violations([*head, *failed])
 
 
 def run_job(config: Config, overrides: Sequence[str], folder: Path, live: bool) -> None:
@@ -106,7 +113,7 @@ def run_job(config: Config, overrides: Sequence[str], folder: Path, live: bool) 
             result = protocol.run_to_end(protocol.ENGINES["local"](protocol.Limits()), config, run_id, progress)
         correct = result.evaluation.predicted == result.evaluation.labels
         candidate = ranking.Candidate(name, run_id, result.metrics, correct, str(config.data.sha256))
-        outcome = JobOutcome(name, candidate, kept=str(result.kept or ""))
+        outcome = JobOutcome(name, candidate)
     except Exception as error:  # whatever it is, it is this job's alone: the others go on
         reason = str(error) if isinstance(error, StudyError) else f"{type(error).__name__}: {error}"
         outcome = JobOutcome(name, reason=reason)
@@ -126,7 +133,8 @@ def job_name(overrides: Sequence[str]) -> str:
 
 def unsent(what: str, kept: Path | str) -> str:
     """What to say of a result that the tracking store did not take."""
-    return f"training ended, but the tracking store did not take the result ({what}): it is kept in {kept}"
+    said = f"training ended, but the tracking store did not take the result ({what}): it is kept in {kept}"
+    return f"{said}, and sent by the next command of any kind once the store answers"
 
 
 def _rank(log: run_log.RunLog, finished: Sequence[ranking.Candidate]) -> list[pd.DataFrame]:

@@ -18,6 +18,8 @@ RUN_ID, REASON, RETRY_OF, SEED, BASELINE = "run_id", "reason", "retry_of", "trai
 ABANDONED, INTERRUPTED = "its supervisor ended before it", "interrupted"
 #: How often a configuration runs again because its process died; these reasons are no fault of it.
 RETRIES, BLAMELESS = 1, (INTERRUPTED, ABANDONED)
+#: How the reason begins of a trial that a fault of the world has ended.
+OF_WORLD = "no fault of the trial: "
 #: Tag of a run whose trial has not ended yet.
 RUNNING_TAG = {"trial.state": "RUNNING"}
 RankKey = tuple[bool, float, int, str]
@@ -35,8 +37,13 @@ def retries(trial: FrozenTrial, trials: Sequence[FrozenTrial]) -> int:
     by_number, count = {one.number: one for one in trials}, 0
     while (earlier := trial.user_attrs.get(RETRY_OF)) is not None:
         trial = by_number[earlier]
-        count += trial.user_attrs.get(REASON) not in BLAMELESS
+        count += not is_blameless(str(trial.user_attrs.get(REASON)))
     return count
+
+
+def is_blameless(reason: str) -> bool:
+    """Whether what ended a trial leaves its retries as they are."""
+    return reason in BLAMELESS or reason.startswith(OF_WORLD)
 
 
 def ranked_trials(stored: StoredStudy) -> list[tuple[RankKey, FrozenTrial]]:
@@ -66,21 +73,22 @@ class Outcomes:
         if not all(map(math.isfinite, values.values())):
             self.fail(trial, f"its result is no number: {shown}", "FAILED", again=False)
             return
-        if self.constraints:
+        if "validation_images" not in self.study.user_attrs:
+            self.study.set_user_attr("validation_images", int(metrics["validation_images"]))
+        if not trial.state.is_finished():  # else a full disk ended this in the middle, and it is done again
             writable = Trial(self.study, self.stored.trial_id(trial.number))
             for one in self.constraints:
                 name = f"{one.metric} {'<=' if one.sign > 0 else '>='} {one.bound:g}"
                 writable.set_constraint(name, one.violation(dict(metrics)))
-        if "validation_images" not in self.study.user_attrs:
-            self.study.set_user_attr("validation_images", int(metrics["validation_images"]))
-        self.study.tell(trial.number, list(values.values()), skip_if_finished=True)
+            self.study.tell(trial.number, list(values.values()), skip_if_finished=True)
         tags = {f"trial.{name}": f"{value:.6g}" for name, value in values.items()}
         run_log.tag_run(self.uri, str(trial.user_attrs.get(RUN_ID)), {"trial.state": "COMPLETE", **tags})
-        insort(self.best, rank_key(self.stored.trial(trial.number), self.study))
+        if (key := rank_key(self.stored.trial(trial.number), self.study)) not in self.best:
+            insort(self.best, key)
         if len(self.best) > max(1, self.search.keep_models):  # this result has pushed one out of the best
             *_, run_id = self.best.pop()
             if self.search.keep_models:  # else no trial saves one
-                lookup.drop_models(self.uri, run_id, self.parent_run_id)
+                run_log.drop_models(self.uri, run_id)
         self.report(trial.number, "COMPLETE", shown)
 
     def prune(self, trial: FrozenTrial, epoch: int) -> None:
@@ -99,23 +107,15 @@ class Outcomes:
         needed = {*self.objectives, *(one.metric for one in self.constraints), "validation_images"}
         if needed <= metrics.keys() - {"epoch_seconds"}:  # of that only the last epoch's is kept, not the mean of all
             self.complete(trial, metrics)
-        elif reason in BLAMELESS:
+        elif is_blameless(reason):
             self.fail(trial, reason, "KILLED", again=True)
         else:
             self.fail(trial, reason, "FAILED", again=retries(trial, self.stored.trials()) < RETRIES)
 
     def fail(self, trial: FrozenTrial, reason: str, status: str, again: bool) -> None:
         """Record a trial without a result in both stores; ``again`` enqueues its configuration once more."""
-        writable = Trial(self.study, self.stored.trial_id(trial.number))
-        writable.set_user_attr(REASON, reason)
-        if again:
-            writable.set_user_attr(SUPERSEDED, True)
-            # else the process that began to end this trial was killed after this
-            if all(one.user_attrs.get(RETRY_OF) != trial.number for one in self.stored.trials()):
-                kept = {key: trial.user_attrs[key] for key in (BASELINE, SEED) if key in trial.user_attrs}
-                params = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
-                self.study.enqueue_trial(params, user_attrs={**kept, RETRY_OF: trial.number})
-        self.study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+        if not trial.state.is_finished():  # else a full disk ended this in the middle, and it is done again
+            self._fail_in_optuna(trial, reason, again)
         if run_id := trial.user_attrs.get(RUN_ID):
             run_log.close_run(self.uri, run_id, status, reason)
             run_log.tag_run(self.uri, run_id, {"trial.state": "FAIL", "failure": reason})
@@ -126,6 +126,18 @@ class Outcomes:
             if limit is not None and self.failures >= limit:
                 name = "search.fail_fast=true" if self.search.fail_fast else f"search.max_failures={limit}"
                 self.stop_reason = f"stopped by {name}: trial {trial.number} failed: {reason}"
+
+    def _fail_in_optuna(self, trial: FrozenTrial, reason: str, again: bool) -> None:
+        writable = Trial(self.study, self.stored.trial_id(trial.number))
+        writable.set_user_attr(REASON, reason)
+        if again:
+            writable.set_user_attr(SUPERSEDED, True)
+            # else the process that began to end this trial was killed after this
+            if all(one.user_attrs.get(RETRY_OF) != trial.number for one in self.stored.trials()):
+                kept = {key: trial.user_attrs[key] for key in (BASELINE, SEED) if key in trial.user_attrs}
+                params = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+                self.study.enqueue_trial(params, user_attrs={**kept, RETRY_OF: trial.number})
+        self.study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
 
     def adopt_orphans(self) -> None:
         """End what supervisors that are gone left RUNNING: with its result where MLflow has it, else as interrupted."""
@@ -159,4 +171,4 @@ class Outcomes:
         mine = {trial.user_attrs.get(RUN_ID) for trial in self.stored.trials()}
         best = {run_id for (*_, run_id), _ in ranked_trials(self.stored)[: self.search.keep_models]}
         for run_id in lookup.runs_with_models(self.uri, self.parent_run_id) & mine - best:
-            lookup.drop_models(self.uri, str(run_id))
+            run_log.drop_models(self.uri, str(run_id))

@@ -28,7 +28,7 @@ from digit_study.search.plan import StudyPlan, address
 from digit_study.search.study import StoredStudy
 from digit_study.terminal.console import CONFIGURATIONS, warn, with_interval
 from digit_study.terminal.messages import first_line
-from digit_study.tracking import lookup, run_log, views
+from digit_study.tracking import delivery, lookup, views
 
 MOST_DIMENSIONS, MOST_CONTOURS = 6, 4
 PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title></head>
@@ -61,7 +61,7 @@ def candidate(plan: StudyPlan, name: str, run_id: str) -> Candidate | None:
     """A finished run of the study, with its per-image validation readings; None where MLflow has it no more."""
     try:
         metrics, correct = _result(plan.uri, run_id)
-    except run_log.StoreFault as fault:
+    except delivery.StoreFault as fault:
         warn(f"{name} is not ranked, its run {run_id} cannot be read: {first_line(fault)}")
         return None
     return Candidate(name, run_id, dict(metrics), correct, str(plan.run.data.sha256))

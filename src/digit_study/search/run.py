@@ -23,6 +23,7 @@ from digit_study.terminal.messages import StudyError, flatten, without_password
 from digit_study.terminal.progress import sweep_progress
 from digit_study.terminal.signals import Interrupted
 from digit_study.tracking import lookup, stores, views
+from digit_study.tracking.courier import Courier
 from digit_study.tracking.run_log import RunLog, client_of, create_run, reopen_run
 from digit_study.training import figures
 
@@ -50,8 +51,20 @@ def run_study(
     limits = Limits(plan.workers, search.trial_timeout, search.trial_memory)
     engine = (open_engine or ENGINES[search.engine])(limits)
     stores.prepare_store(plan.uri)
-    parent = _parent_run(plan, stored)
-    status = "FAILED"
+    with Courier(plan.uri, search.patience) as courier:
+        _search(plan, stored, engine, alongside, courier)
+    return stored
+
+
+def _search(
+    plan: StudyPlan,
+    stored: StoredStudy,
+    engine: Engine,
+    alongside: Callable[[StudyPlan], AbstractContextManager[Any]],
+    courier: Courier,
+) -> None:
+    """The parent run, from its beginning to its end."""
+    parent, status = _parent_run(plan, stored), "FAILED"
     try:
         log = RunLog(plan.uri, parent)
         log.config(plan.run)
@@ -63,7 +76,7 @@ def run_study(
         figures.write_data_figures(digits, log.folder)
         gc.freeze()  # what the imports left need not be gone through again in every collection of garbage
         with alongside(plan), sweep_progress(report.BestSoFar(plan, stored)) as progress:
-            Sweep(plan, stored, parent, engine, progress).run()
+            Sweep(plan, stored, parent, engine, progress, courier).run()
         status = "FINISHED"
     except Interrupted:
         status = "KILLED"
@@ -71,7 +84,6 @@ def run_study(
         raise
     finally:
         _end(plan, stored, parent, status)
-    return stored
 
 
 def parent_of(plan: StudyPlan, stored: StoredStudy) -> str | None:

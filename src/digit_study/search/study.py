@@ -36,7 +36,7 @@ WHOLE_WITHIN_S, SIGNED_WITHIN_S, HEARTBEAT_S = 10.0, 60, 15
 #: Overrides that do not describe the study: its name, its place, and what one call of the command wants.
 NOT_STORED = (
     "study=", "data.path=", "search.plan", "search.fresh", "search.confirm", "search.workers", "search.trials",
-    "search.storage=", "search.engine", "search.watch", "confirm.",
+    "search.storage=", "search.engine", "search.watch", "search.patience", "confirm.",
 )  # fmt: skip
 #: Keys that may change between a study and its resumption: where results go, and what does not decide them.
 FREE_KEYS = ("tracking.", "training.threads", "training.seed", "data.path", "data.source", "reproduce")

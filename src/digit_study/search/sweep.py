@@ -7,6 +7,7 @@ One trial, top to bottom: :meth:`Sweep._refill` asks, :meth:`Sweep._start` hands
 import statistics
 import time
 import warnings
+from collections import deque
 from dataclasses import dataclass, field, replace
 
 from optuna.trial import Trial, TrialState
@@ -17,10 +18,13 @@ from digit_study.engine.protocol import Engine, Event
 from digit_study.search import outcomes, space, study
 from digit_study.search.outcomes import RUN_ID, SEED
 from digit_study.search.plan import StudyPlan, make_sampler_and_pruner
-from digit_study.terminal.messages import StudyError, first_line
+from digit_study.search.world import World, is_fault, told
+from digit_study.terminal.console import warn
+from digit_study.terminal.messages import StudyError
 from digit_study.terminal.progress import SweepProgress
 from digit_study.terminal.signals import deferred_signals, raise_if_interrupted
 from digit_study.tracking import run_log
+from digit_study.tracking.courier import HURRIED_S, Courier
 
 REPLICATE_OF = "replicate_of"
 
@@ -43,9 +47,11 @@ class Sweep:
     """One supervisor of a study, whose run in MLflow is ``parent_run_id``; several may work on one storage."""
 
     def __init__(
-        self, plan: StudyPlan, stored: study.StoredStudy, parent_run_id: str, engine: Engine, progress: SweepProgress
-    ) -> None:
+        self, plan: StudyPlan, stored: study.StoredStudy, parent_run_id: str, engine: Engine, progress: SweepProgress,
+        courier: Courier,
+    ) -> None:  # fmt: skip
         self.plan, self.stored, self.engine, self.progress = plan, stored, engine, progress
+        self.courier, self.world, self.news = courier, World(plan), deque[Event]()
         self.study, self.parent_run_id, self.search = stored.study, parent_run_id, plan.study.search
         self.outcomes = outcomes.Outcomes(plan, stored, parent_run_id, progress.ended)
         self.objective = next(iter(plan.objectives))
@@ -60,31 +66,55 @@ class Sweep:
         self.me = machine.process_name()
 
     def run(self) -> None:
-        """Search until the declared total is met; raises StudyError if too many trials failed."""
+        """Search until the declared total is met; raises StudyError if too many trials failed, or patience is lost."""
         try:
             with deferred_signals():
                 self._join()
-                is_working = self._refill() or self._others_run()
+                is_working = self._go_on()
             while is_working:
                 raise_if_interrupted()
-                events = list(self.engine.events())
+                self.news.extend(self.engine.events())
                 with deferred_signals():  # one inside a transaction may leave a database locked
-                    for event in events:
-                        self._handle(event)
-                    is_working = self._refill() or self._others_run()
-                    self._send_heartbeat()
+                    is_working = self._go_on()
                 if self.progress.live:
                     left = self.left + len(self.running)
                     turns = (self.left + 0.5 * len(self.running)) / self.plan.workers
                     seconds = statistics.mean(self.durations[-100:]) * turns if self.durations else None
                     self.progress.update(self.objective, self.rows(), left, seconds)
-        finally:
-            self.engine.stop()
-            self.outcomes.interrupt()
-            self.outcomes.settle_runs()
-        self.outcomes.drop_models()
+        except BaseException:
+            self._end(HURRIED_S)
+            raise
+        self._end(None)
         if self.outcomes.stop_reason:
             raise StudyError(self.outcomes.stop_reason)
+
+    def _go_on(self) -> bool:
+        """Handle the news and fill free slots; whether more is to come. A fault of the world delays both."""
+        try:
+            while self.news:
+                self._handle(self.news[0])
+                self.news.popleft()
+            is_working = not self.world.is_well() or self._refill() or self._others_run()
+            self._send_heartbeat()
+        except Exception as fault:
+            if not is_fault(fault):
+                raise
+            self.world.hit(told(fault))
+            return True
+        return is_working
+
+    def _end(self, seconds: float | None) -> None:
+        """End what runs; what can then be told is told within ``seconds``, or as long as patience lasts."""
+        self.engine.stop()
+        try:
+            self.outcomes.interrupt()
+            if self.courier.wait(seconds) == 0:  # without a store the next command does the rest
+                self.outcomes.settle_runs()
+                self.outcomes.drop_models()
+        except Exception as fault:
+            if not is_fault(fault):
+                raise
+            warn(f"not all is told, the same command goes on with it: {told(fault)}")
 
     @property
     def left(self) -> int:
@@ -144,7 +174,13 @@ class Sweep:
                     trial.set_user_attr(study.SUPERSEDED, True)
                     self.study.tell(trial.number, state=TrialState.FAIL)
                     break
-            self._start(trial)
+            try:
+                self._start(trial)
+            except Exception as fault:
+                if is_fault(fault):  # this trial comes again when the world is well
+                    self.running.pop(trial.number, None)
+                    self.news.append(Event(trial.number, "world", told(fault)))
+                raise
         return bool(self.running)
 
     def _others_run(self) -> bool:
@@ -168,12 +204,7 @@ class Sweep:
             tags["trial.replicate_of"] = str(earlier)
         config, problem = self._config(seed, params)
         name = f"trial {number}: {space.short_name(params)}"[:250]
-        try:
-            run_id = run_log.create_run(config, self.plan.uri, self.plan.dataset, name, **tags)
-        except run_log.StoreFault as fault:
-            self.outcomes.stop_reason = f"the tracking store does not answer any more: {first_line(fault)}"
-            self.outcomes.fail(self.stored.trial(number), outcomes.INTERRUPTED, "KILLED", again=True)
-            return
+        run_id = run_log.create_run(config, self.plan.uri, self.plan.dataset, name, **tags)
         trial.set_user_attr(RUN_ID, run_id)
         if problem is not None:
             self.outcomes.fail(self.stored.trial(number), problem, "FAILED", again=False)
@@ -212,6 +243,9 @@ class Sweep:
 
     def _handle(self, event: Event) -> None:
         """Follow a trial, let the pruner decide after an epoch, and record its end."""
+        if event.key not in self.running:  # it could not be started
+            self.outcomes.fail(self.stored.trial(event.key), outcomes.OF_WORLD + event.content, "KILLED", again=True)
+            return
         running = self.running[event.key]
         if event.kind == "steps":
             epoch, step, steps = event.content
@@ -227,8 +261,6 @@ class Sweep:
                     running.pruned_after = number
             self.engine.answer(event.key, running.pruned_after is None)
             return
-        del self.running[event.key]
-        self.durations.append(time.monotonic() - running.started)
         trial = self.stored.trial(event.key)
         if event.kind == "done":
             seconds = [record["epoch_seconds"] for record in event.content.epochs]
@@ -237,8 +269,13 @@ class Sweep:
             self.outcomes.cut_off(trial, event.content)
         elif running.pruned_after is not None:
             self.outcomes.prune(trial, running.pruned_after)
+        elif event.kind == "world":
+            self.outcomes.cut_off(trial, outcomes.OF_WORLD + event.content)
+            self.world.hit(event.content)
         else:  # failed by its own fault, or expired
             self.outcomes.fail(trial, event.content, "FAILED", again=False)
+        del self.running[event.key]  # last: what a full disk did not let happen is done again
+        self.durations.append(time.monotonic() - running.started)
 
     def _send_heartbeat(self) -> None:
         """Tell other machines that the trials here live, and take over those of a supervisor that went away."""

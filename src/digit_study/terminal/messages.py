@@ -11,6 +11,8 @@ from typing import Any
 #: What precedes a password in a URI, and the password. SQLAlchemy's ``URL`` hides it only in URIs that it can parse;
 #: a password with ``@``, ``#``, ``/`` or ``[`` in it makes one that it cannot, and must not be shown either.
 PASSWORD = re.compile(r"([\w+]+://[^:/@]*:)(.*)@")
+#: How a line begins that SQLAlchemy puts before what happened.
+UNTOLD = "(raised as a result of Query-invoked autoflush"
 
 
 class StudyError(Exception):
@@ -40,7 +42,8 @@ def short_names(names: Sequence[str]) -> tuple[list[str], str]:
 
 def first_line(error: BaseException, limit: int = 300) -> str:
     """The first line of an exception's text, at most ``limit`` characters."""
-    return str(error).strip().split("\n")[0][:limit]
+    lines = [line for line in str(error).strip().split("\n") if not line.startswith(UNTOLD)]
+    return (lines or [""])[0][:limit]
 
 
 def without_password(uri: str) -> str:

@@ -1,6 +1,5 @@
 """SIGINT and SIGTERM as one exception, so that whatever is open is closed properly, and how a command ends."""
 
-import errno
 import gc
 import os
 import signal
@@ -12,11 +11,10 @@ from contextlib import contextmanager
 from types import FrameType
 
 from digit_study.terminal.console import print_error
+from digit_study.terminal.faults import of_world, unwritable
 from digit_study.terminal.messages import StudyError, first_line
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
-#: Errors for which the place that is written to is to blame, not the program.
-UNWRITABLE = (errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOSPC, errno.EDQUOT)
 #: Signals that arrived inside :func:`interruptible`.
 _received: list[int] = []
 
@@ -122,11 +120,15 @@ def readable_errors() -> Iterator[None]:
         message = f"stopped by {interrupted}: what was running is ended as KILLED, what was measured is kept"
     except Exception as error:
         mlflow = sys.modules.get("mlflow.exceptions")  # it takes a second to import, and may not be there yet
-        if isinstance(error, OSError) and error.errno in UNWRITABLE:
-            message = f"results must be written to a place that takes them, got '{error.filename}': {error.strerror}"
+        if (fault := unwritable(error)) is not None:
+            place = f"got '{fault.filename}': {fault.strerror}" if fault.filename else f"but {first_line(fault)}"
+            message = f"results must be written to a place that takes them, {place}"
         elif mlflow is not None and isinstance(error, mlflow.MlflowException):
             message = f"the tracking store must answer, but it said: {first_line(error)}; make it answer, then run the "
             message += "same command again. What was measured and not sent is kept in mlruns/.outbox"
+        elif of_world(error):
+            message = f"disk, memory and stores must work, but {first_line(error)}; mend that, then run the same "
+            message += "command again. What was measured is kept"
         else:
             raise
         code = 1

@@ -1,14 +1,9 @@
 """Runs and models as MLflow holds them: found, checked, and turned back into what made them. Needs no TensorFlow."""
 
-import shutil
 import tempfile
-import urllib.parse
-import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from functools import cache
-from pathlib import Path
 
 import mlflow
 import pandas as pd
@@ -18,9 +13,12 @@ from mlflow.entities import Run
 
 from digit_study.config import compose
 from digit_study.config.run import Config, TrackingConfig
+from digit_study.terminal import console
 from digit_study.terminal.messages import StudyError, first_line, nearest, without_password
-from digit_study.tracking import stores
-from digit_study.tracking.run_log import StoreFault, children, client_of
+from digit_study.tracking import delivery, stores
+from digit_study.tracking.delivery import StoreFault
+from digit_study.tracking.outbox import Parcel
+from digit_study.tracking.run_log import children, client_of
 
 #: MLflow's codes for "there is no such thing", as its several stores spell it.
 ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND")
@@ -29,7 +27,12 @@ POINTERS = ("winner.run_id", "best.run_id")
 
 
 def finished_metrics(uri: str, run_id: str) -> dict[str, float] | None:
-    """Final metrics of a run that FINISHED; None of any other."""
+    """Final metrics of a run that FINISHED, whether the store has it by now or not; None of any other."""
+    parcel = Parcel(run_id)
+    if (outcome := parcel.outcome) or parcel.is_open:
+        values = parcel.metrics()
+        if parcel.folder.is_dir():  # else it has just been sent
+            return {name: all[-1][2] for name, all in values.items()} if outcome.get("status") == "FINISHED" else None
     run = client_of(uri).get_run(run_id)
     return dict(run.data.metrics) if run.info.status == "FINISHED" else None
 
@@ -39,7 +42,7 @@ def children_tagged(uri: str, parent_run_id: str, tags: Mapping[str, str]) -> li
     try:
         return children(uri, parent_run_id, _all_of(tags))
     except StoreFault as fault:
-        warnings.warn(f"the runs beneath {parent_run_id} could not be looked at: {first_line(fault)}", stacklevel=2)
+        console.warn(f"the runs beneath {parent_run_id} could not be looked at: {first_line(fault)}")
         return []
 
 
@@ -55,32 +58,15 @@ def _all_of(tags: Mapping[str, str]) -> str:
     return " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
 
 
-@cache
-def _experiment_of(uri: str, run_id: str) -> str:
-    return str(client_of(uri).get_run(run_id).info.experiment_id)
-
-
 def runs_with_models(uri: str, parent_run_id: str) -> set[str]:
     """Ids of all runs that have a model, in the experiment of ``parent_run_id``."""
     found: set[str] = set()
-    experiment, token = _experiment_of(uri, parent_run_id), None
+    experiment, token = delivery.experiment_of(client_of(uri), parent_run_id), None
     while True:
         page = client_of(uri).search_logged_models([experiment], page_token=token)
         found |= {str(model.source_run_id) for model in page}
         if not (token := page.token):
             return found
-
-
-def drop_models(uri: str, run_id: str, sibling: str | None = None) -> None:
-    """Delete the models of a run, from store and own disk; a ``sibling`` of its experiment spares asking for that."""
-    client, experiment = client_of(uri), _experiment_of(uri, sibling or run_id)
-    for model in client.search_logged_models([experiment], filter_string=f"source_run_id = '{run_id}'"):
-        client.delete_logged_model(model.model_id)
-        if (place := urllib.parse.urlsplit(model.artifact_location)).scheme == "file":
-            folder = Path(urllib.parse.unquote(place.path))
-            shutil.rmtree(folder, ignore_errors=True)
-            with suppress(OSError):  # MLflow made one around it, which is empty now
-                folder.parent.rmdir()
 
 
 def prediction_table(uri: str, run_id: str) -> pd.DataFrame:
@@ -91,9 +77,11 @@ def prediction_table(uri: str, run_id: str) -> pd.DataFrame:
 def epoch_values(uri: str, run_id: str, metric: str) -> dict[int, float]:
     """A metric of a run after every epoch, by its number; what the end of the run adds to the last is left out."""
     found: dict[int, float] = {}
-    for one in sorted(client_of(uri).get_metric_history(run_id, metric), key=lambda one: (one.step, one.timestamp)):
-        if one.step > 0:
-            found.setdefault(one.step, one.value)
+    kept = Parcel(run_id).metrics().get(metric, [])
+    told = client_of(uri).get_metric_history(run_id, metric) if not kept else []
+    for step, _, value in sorted(kept + [(one.step, one.timestamp, one.value) for one in told]):
+        if step > 0:
+            found.setdefault(step, value)
     return found
 
 
@@ -114,7 +102,9 @@ def _confirmations(client: mlflow.MlflowClient, study: str, condition: str, orde
 
 
 def artifact_table(uri: str, run_id: str, name: str) -> pd.DataFrame:
-    """The ``tables/<name>.csv`` of a run, as MLflow holds it."""
+    """The ``tables/<name>.csv`` of a run, as MLflow holds it or will."""
+    with suppress(FileNotFoundError):
+        return pd.read_csv(Parcel(run_id).folder / "tables" / f"{name}.csv")
     with tempfile.TemporaryDirectory() as folder:
         return pd.read_csv(client_of(uri).download_artifacts(run_id, f"tables/{name}.csv", folder))
 

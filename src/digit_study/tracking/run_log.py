@@ -1,19 +1,17 @@
 """The only file that logs runs. A run is created, receives epochs and its result, and always ends with its true status.
 
-All is on disk in ``mlruns/.outbox/<run_id>`` before it is sent; what a server that went away did not take stays there.
+All is on disk in ``mlruns/.outbox/<run_id>`` before it is sent, see :mod:`digit_study.tracking.outbox`.
 """
 
 import json
 import os
 import platform
-import shutil
 import subprocess
 import sys
 import time
 import urllib.parse
-import warnings
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import cache
 from importlib.metadata import version
@@ -23,17 +21,19 @@ from typing import Any
 import mlflow
 import numpy as np
 import yaml
-from mlflow.entities import Dataset, DatasetInput, InputTag, Metric, Param, RunTag
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE, MLFLOW_SOURCE_NAME, MLFLOW_USER
 
 from digit_study.config import machine
 from digit_study.config.compose import ROOT
 from digit_study.config.run import Config
+from digit_study.terminal.console import warn
 from digit_study.terminal.messages import StudyError, first_line, flatten, without_password
 from digit_study.terminal.signals import deferred_signals
-from digit_study.tracking import views
-from digit_study.tracking.stores import ARTIFACTS, OUTBOX, SERVERS
+from digit_study.tracking import delivery, stores, views
+from digit_study.tracking.delivery import StoreFault
+from digit_study.tracking.outbox import MODEL, Parcel
+from digit_study.tracking.stores import SERVERS
 
 EXPERIMENT = "digit-recognizer"
 EPOCH_METRICS = (
@@ -45,12 +45,8 @@ RECORDED_VERSIONS = (*MODEL_REQUIREMENTS, "mlflow", "optuna")
 SECONDS_A_BATCH = 1.0
 #: Seconds from which a run also has metrics of its machine, as MLflow's page "System metrics" names them.
 SYSTEM_AFTER_S = 3.0
-#: Characters that MLflow takes as the value of a run's tag.
-LONGEST_TAG = 8000
 #: The C one is five times as fast, where the package has it.
 DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
-#: What a store that cannot be reached raises, over HTTP, from a database or from the file system.
-StoreFault = (MlflowException, OSError)
 
 
 class DatabaseClient(mlflow.MlflowClient):
@@ -77,7 +73,7 @@ def experiment_id(uri: str, name: str) -> str:
     """Find or create an experiment, artifacts in ``mlruns`` unless a server decides; StudyError if it was deleted."""
     client = client_of(uri)
     if (found := client.get_experiment_by_name(name)) is None:
-        location = None if uri.startswith(SERVERS) else (ARTIFACTS / urllib.parse.quote(name, safe=" ")).as_uri()
+        location = None if uri.startswith(SERVERS) else (stores.ARTIFACTS / urllib.parse.quote(name, safe=" ")).as_uri()
         # lets the UI open with runs and their metrics, not with what it has for language models
         tags = {"mlflow.experimentKind": "custom_model_development"}
         try:
@@ -129,18 +125,14 @@ def create_run(config: Config, uri: str, dataset: str, name: str | None = None, 
         run_id = str(client.create_run(experiment, tags=all_tags, run_name=run_name).info.run_id)
         if is_stopping():
             client.set_terminated(run_id, "KILLED")
+    delivery.experiment_of(client, run_id, experiment)
     return run_id
 
 
 def close_run(uri: str, run_id: str, status: str, reason: str) -> None:
-    """End a run whose process could not; one that has ended stays as it is. A store that is gone only warns."""
-    client = client_of(uri)
-    try:
-        if client.get_run(run_id).info.status == "RUNNING":
-            client.set_tag(run_id, "failure", reason[:500])
-            client.set_terminated(run_id, status)
-    except StoreFault as fault:
-        warnings.warn(f"run {run_id} could not be ended as {status}: {first_line(fault)}", stacklevel=2)
+    """End a run whose process could not; one that has ended stays as it is."""
+    Parcel(run_id).close(uri, status, reason)
+    _post(uri, run_id)
 
 
 def children(uri: str, parent_run_id: str, condition: str) -> list[tuple[str, dict[str, str]]]:
@@ -170,28 +162,41 @@ def reopen_run(uri: str, run_id: str) -> bool:
 
 
 def tag_run(uri: str, run_id: str, tags: Mapping[str, str]) -> None:
-    """Set several tags of a run, ended or not. A store that is gone only warns."""
-    try:
-        client_of(uri).log_batch(run_id, tags=[RunTag(key, value[:5000]) for key, value in tags.items()])
-    except StoreFault as fault:
-        warnings.warn(f"run {run_id} could not be tagged: {first_line(fault)}", stacklevel=2)
+    """Set several tags of a run, ended or not."""
+    Parcel(run_id).put(uri, tags={key: value[:5000] for key, value in tags.items()})
+    _post(uri, run_id)
+
+
+def drop_models(uri: str, run_id: str) -> None:
+    """Delete the models of a run, from store and own disk."""
+    Parcel(run_id).put(uri, drop_models={})
+    _post(uri, run_id)
 
 
 def add_file(uri: str, run_id: str, path: Path) -> None:
     """Add a file to the artifacts of a run, ended or not; what is there of the same name is replaced."""
-    client_of(uri).log_artifact(run_id, str(path))
+    Parcel(run_id).put_file(uri, path)
+    _post(uri, run_id)
+
+
+def _post(uri: str, run_id: str) -> None:
+    """Send what a run has to tell, or leave it to the courier; a store that is gone is told, and sent to later."""
+    if not delivery.is_served(uri) and (fault := delivery.send(Parcel(run_id), client_of(uri))) is not None:
+        warn(f"run {run_id} could not be told all, which is kept in mlruns/.outbox: {first_line(fault)}")
 
 
 class RunLog:
-    """One MLflow run, written to as it goes on. After the first fault of the store nothing is sent until the end."""
+    """One run, written to disk as it goes on, and sent to MLflow by a courier, or by this process where there is none.
+
+    After the first fault of the store nothing is sent until the end.
+    """
 
     def __init__(self, uri: str, run_id: str) -> None:
         self.uri, self.run_id, self.client = uri, run_id, client_of(uri)
-        self.folder = OUTBOX / run_id
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self.unsent: list[Metric] = []
+        self.parcel = Parcel(run_id)
+        self.parcel.open(uri)
+        self.folder = self.parcel.folder
         self.opened = self.flushed = time.monotonic()
-        self.sent: set[Path] = set()
         self.fault: str | None = None
 
     def config(self, config: Config) -> None:
@@ -199,26 +204,14 @@ class RunLog:
         if config.tracking.uri is not None:
             config = replace(config, tracking=replace(config.tracking, uri=without_password(config.tracking.uri)))
         (self.folder / "config.yaml").write_text(yaml.dump(asdict(config), Dumper=DUMPER, sort_keys=False))
-        params = [Param(key, str(value)) for key, value in flatten(config).items()]
-        self._send(self.client.log_batch, self.run_id, params=params)
+        self._tell(params={key: str(value) for key, value in flatten(config).items()})
 
     def dataset(self, name: str, sha256: str, counts: Mapping[str, int]) -> None:
         """Log the digits as the run's input. MLflow keeps 36 characters of a digest; the tag has them all."""
-        profile = json.dumps({"sha256": sha256, **counts})
-        entity = Dataset(name, sha256[:36], "local", json.dumps({"name": name}), profile=profile)
-        inputs = [DatasetInput(entity, [InputTag("mlflow.data.context", "training")])]
-
-        def log_inputs() -> None:
-            with suppress(MlflowException):  # another run inserts the same digits at this moment: then they are there
-                return self.client.log_inputs(self.run_id, inputs)
-            return self.client.log_inputs(self.run_id, inputs)
-
-        self._send(log_inputs)
+        self._tell(dataset={"name": name, "digest": sha256[:36], "profile": json.dumps({"sha256": sha256, **counts})})
 
     def epoch(self, number: int, record: Mapping[str, float]) -> None:
         """Log one epoch's metrics; ``number`` counts from 1. Those of epochs shorter than a second share a batch."""
-        with (self.folder / "epochs.jsonl").open("a") as lines:
-            lines.write(json.dumps({"epoch": number, **record}) + "\n")
         values = {name: record[name] for name in EPOCH_METRICS if name in record}
         if time.monotonic() - self.opened > SYSTEM_AFTER_S:
             values |= machine.system_metrics()
@@ -226,75 +219,45 @@ class RunLog:
 
     def metrics(self, values: Mapping[str, float], step: int = 0, interval: float = 0.0) -> None:
         """Log several metrics at one step; they wait for later ones until ``interval`` seconds after the last batch."""
-        now = int(time.time() * 1000)
-        self.unsent += [Metric(name, float(value), now, step) for name, value in values.items()]
-        if time.monotonic() - self.flushed >= interval:
-            self._send(self._flush)
+        self._tell(interval, metrics={name: float(value) for name, value in values.items()}, step=step)
 
     def tags(self, values: Mapping[str, str]) -> None:
         """Set several tags."""
-        self._send(self.client.log_batch, self.run_id, tags=[RunTag(key, value) for key, value in values.items()])
+        self._tell(tags=dict(values))
 
     def describe(self, note: views.Note, keys: Sequence[str] = ()) -> None:
         """Put a note on this parent's page and its answer on the experiment's; the view has columns for ``keys``."""
-
-        def send() -> None:
-            experiment = str(self.client.get_run(self.run_id).info.experiment_id)
-            tags = {MLFLOW_RUN_NOTE: note.markdown(experiment, self.run_id), views.ANSWER: note.answer}
-            tagged = [RunTag(key, text[:LONGEST_TAG]) for key, text in tags.items()]
-            self.client.log_batch(self.run_id, tags=tagged)
-            views.share_view(self.client, experiment, self.run_id, keys)
-            views.describe_experiment(self.client, experiment)
-
-        self._send(send)
+        text = note.markdown(delivery.experiment_of(self.client, self.run_id), self.run_id)
+        self._tell(tags={MLFLOW_RUN_NOTE: text, views.ANSWER: note.answer}, note={"keys": list(keys)})
 
     def model(self, model: Any) -> None:
-        """Log a float32 Keras model, last of all: MLflow ends the run as FINISHED when it has taken it."""
+        """Log a float32 Keras model."""
+        import mlflow.keras
+        from mlflow.types import Schema, TensorSpec
 
-        def log_model() -> None:
-            import mlflow.keras
-            from mlflow.types import Schema, TensorSpec
-
-            pixels = TensorSpec(np.dtype(np.float32), (-1, *model.input_shape[1:]), "pixels")
-            probabilities = TensorSpec(np.dtype(np.float32), (-1, *model.output_shape[1:]), "probabilities")
-            signature = mlflow.models.ModelSignature(Schema([pixels]), Schema([probabilities]))
-            requirements = [f"{name}=={version(name)}" for name in MODEL_REQUIREMENTS]
-            mlflow.set_tracking_uri(self.uri)
-            whole = nullcontext() if self.uri.startswith(SERVERS) else deferred_signals()
-            with whole, mlflow.start_run(run_id=self.run_id):
-                mlflow.keras.log_model(model, name="model", signature=signature, pip_requirements=requirements)
-
-        model.save(self.folder / "model.keras")
-        self._send(self._send_artifacts)
-        self._send(log_model)
+        pixels = TensorSpec(np.dtype(np.float32), (-1, *model.input_shape[1:]), "pixels")
+        probabilities = TensorSpec(np.dtype(np.float32), (-1, *model.output_shape[1:]), "probabilities")
+        signature = mlflow.models.ModelSignature(Schema([pixels]), Schema([probabilities]))
+        requirements = [f"{name}=={version(name)}" for name in MODEL_REQUIREMENTS]
+        place = str(self.folder / MODEL)
+        mlflow.keras.save_model(model, place, signature=signature, pip_requirements=requirements)
 
     def end(self, status: str, outcome: Mapping[str, Any]) -> Path | None:
-        """End the run as FINISHED, FAILED or KILLED; returns the folder that keeps what did not arrive, if so."""
-        (self.folder / "outcome.json").write_text(json.dumps({"status": status, **outcome}, indent=2))
-        try:
-            self._flush()
-            self._send_artifacts()
-            self.client.set_terminated(self.run_id, status)
-        except StoreFault as fault:
-            self.fault = self.fault or first_line(fault)
-        if self.fault is None:
-            shutil.rmtree(self.folder, ignore_errors=True)
+        """End the run as FINISHED, FAILED or KILLED; returns the folder that keeps what the store did not take, if so.
+
+        None where a courier sends it.
+        """
+        self.parcel.end(status, **outcome)
+        self.fault = None
+        self._send()
         return None if self.fault is None else self.folder
 
-    def _flush(self) -> None:
-        if self.unsent:
-            self.client.log_batch(self.run_id, metrics=self.unsent)
-            self.unsent, self.flushed = [], time.monotonic()
+    def _tell(self, interval: float = 0.0, **record: Any) -> None:
+        self.parcel.put(self.uri, **record)
+        if time.monotonic() - self.flushed >= interval and self.fault is None:
+            self._send()
 
-    def _send_artifacts(self) -> None:
-        for path in sorted({*self.folder.glob("*.yaml"), *self.folder.glob("*/*")} - self.sent):
-            place = path.parent.relative_to(self.folder)
-            self.client.log_artifact(self.run_id, str(path), None if place == Path() else str(place))
-            self.sent.add(path)
-
-    def _send(self, call: Callable[..., Any], *arguments: Any, **named: Any) -> None:
-        if self.fault is None:
-            try:
-                call(*arguments, **named)
-            except StoreFault as fault:
-                self.fault = first_line(fault)
+    def _send(self) -> None:
+        if not delivery.is_served(self.uri):
+            fault = delivery.send(self.parcel, self.client)
+            self.fault, self.flushed = first_line(fault) if fault else None, time.monotonic()

@@ -27,8 +27,15 @@ OUTBOX = ARTIFACTS / ".outbox"
 SERVERS = ("http:", "https:", "databricks:")
 #: Packages of database drivers whose module has another name.
 DRIVERS = {"psycopg": "psycopg[binary]", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
+#: Seconds in which a server or database that is asked whether it is there must answer; slow ones take two.
+ANSWERS_WITHIN_S = 6
 #: Of several machines that create the same tables at the same moment one succeeds; the others find them there later.
 TABLE_ATTEMPTS, TABLE_PAUSE_S = 5, 1.0
+#: What may be heard of libraries, by logger.
+QUIET = {
+    "alembic": "WARNING", "mlflow": "WARNING", "sqlalchemy.pool": "CRITICAL", "mlflow.store.db": "CRITICAL",
+    "urllib3.connectionpool": "ERROR",
+}  # fmt: skip
 REGISTERED_NAME = "digit-recognizer"
 CHAMPION_URI = f"models:/{REGISTERED_NAME}@champion"
 NAMED = f"{CHAMPION_URI}, models:/{REGISTERED_NAME}/3, runs:/<run id>/model or a .keras file"
@@ -57,7 +64,7 @@ def check_store(uri: str, key: str = "tracking.uri") -> None:
         rule, why, remedy = "an MLflow server that answers", None, "start it, or leave the key null for ./mlflow.db"
         # urllib: one request that is not repeated needs no session, and `requests` takes 0.15 s to import
         try:
-            urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=0.8).close()
+            urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=ANSWERS_WITHIN_S).close()
         except urllib.error.HTTPError as error:
             if error.code not in (401, 403):  # which ask who we are: MLflow's own client brings the credentials
                 why = f"it answers {error.code} to /health, so it is no MLflow server; {remedy}"
@@ -71,7 +78,7 @@ def check_store(uri: str, key: str = "tracking.uri") -> None:
 
         rule, why = "a database that answers", None
         # else a host that drops packets is waited for by the minute
-        options = {} if scheme.startswith("mssql") else {"connect_timeout": 5}
+        options = {} if scheme.startswith("mssql") else {"connect_timeout": ANSWERS_WITHIN_S}
         try:
             create_engine(uri, connect_args=options).connect().close()
         except ImportError as error:
@@ -147,22 +154,31 @@ def unknown_run(uri: str, run_id: str, key: str) -> StudyError:
 
 
 def prepare_store(uri: str) -> None:
-    """Create or migrate the store at ``uri``, once, however many processes ask at the same moment."""
+    """Create or migrate the store at ``uri``, once, however many processes ask, and send it what is kept for it."""
     quiet_mlflow()
     import mlflow
 
-    # the pool logs a traceback when a signal ends a query; what matters is raised too
-    for name, level in {"alembic": "WARNING", "mlflow": "WARNING", "sqlalchemy.pool": "CRITICAL"}.items():
+    # tracebacks when a signal ends a query or the disk is full, and every repetition: what matters is raised too
+    for name, level in QUIET.items():
         logging.getLogger(name).setLevel(level)
     use_scratch()
-    if uri.startswith(SERVERS):
-        return
-    from digit_study.tracking._mlflow import create_tables
+    if not uri.startswith(SERVERS):
+        from digit_study.tracking._mlflow import create_tables
 
-    # MLflow's migrations take no lock of their own: of four that start together three crash
-    with FileLock(ARTIFACTS / ".store.lock"):
-        create_sqlite(uri, create_tables)
-        with_tables(lambda: mlflow.MlflowClient(uri).search_experiments(max_results=1), not uri.startswith("sqlite:"))
+        # MLflow's migrations take no lock of their own: of four that start together three crash
+        with FileLock(ARTIFACTS / ".store.lock"):
+            is_shared = not uri.startswith("sqlite:")
+            create_sqlite(uri, create_tables)
+            with_tables(lambda: mlflow.MlflowClient(uri).search_experiments(max_results=1), is_shared)
+    send_kept(uri)
+
+
+def send_kept(uri: str) -> None:
+    """Send what earlier commands could not; without any of that nothing is imported."""
+    if OUTBOX.is_dir() and any(OUTBOX.glob("[!.]*")):
+        from digit_study.tracking.courier import deliver
+
+        deliver(uri)
 
 
 def with_tables(open_store: Callable[[], T], is_shared: bool) -> T:
@@ -241,6 +257,7 @@ def model_file(uri: str, tracking: str | None = None) -> Path:
         raise StudyError(f"`model` must be {NAMED}, got '{uri}'")
     remedy = "run `python src/run.py` and `python sweeps/promote.py`"
     store = require_store(tracking, "a model must be registered first", remedy)
+    send_kept(store)
     import mlflow
 
     mlflow.set_tracking_uri(store)  # the registry follows it; download_artifacts(tracking_uri=) asks another

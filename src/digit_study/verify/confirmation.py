@@ -25,11 +25,14 @@ from digit_study.search.outcomes import RUN_ID
 from digit_study.search.plan import StudyPlan, address, plan_study
 from digit_study.search.run import kept_elsewhere, parent_of
 from digit_study.search.study import DATA_PATH, OVERRIDES, UID, StoredStudy, exclusive, find_study, refuse_changes
+from digit_study.search.world import World
 from digit_study.terminal import console
-from digit_study.terminal.messages import StudyError
+from digit_study.terminal.messages import StudyError, first_line
 from digit_study.terminal.progress import confirmation_progress
 from digit_study.terminal.signals import Interrupted, raise_if_interrupted
 from digit_study.tracking import lookup, run_log, stores, views
+from digit_study.tracking.courier import Courier
+from digit_study.tracking.delivery import StoreFault
 
 #: Far from the seeds of a sweep's trials, so that a confirmation never meets one that was selected on.
 FIRST_SEED = 1_000_000
@@ -72,35 +75,45 @@ def confirm(plan: StudyPlan, stored: StoredStudy, open_engine: Callable[[Limits]
 
     Raises StudyError if nothing can be confirmed, or runs failed.
     """
-    search, name, uri, status = plan.study.search, plan.study.study, plan.uri, "FAILED"
+    search, name = plan.study.search, plan.study.study
     with exclusive(name, "confirm", "is being confirmed"):
         limits = Limits(plan.workers, search.trial_timeout, search.trial_memory)
         engine = (open_engine or ENGINES[search.engine])(limits)
-        stores.prepare_store(uri)
-        work = _prepare(plan, stored)
-        try:
-            log, digits = run_log.RunLog(uri, work.parent), load_digits(plan.run.data)
-            log.config(plan.run)
-            log.dataset(digits.name, digits.sha256, digits.counts())
-            _describe(work, log, None)
-            run_log.close_children(uri, work.parent, "KILLED")
-            for run_id, tags in run_log.children(uri, work.parent, "attributes.status = 'FINISHED'"):
-                key, seed = tags.get("candidate", ""), int(tags.get("seed", -1))
-                if key in work.names and seed in work.seeds:  # an earlier start of this confirmation finished it
-                    found = report.candidate(plan, work.names[key], run_id)
-                    work.runs |= {} if found is None else {(key, seed): found}
-            _train(work, engine)
-            winner = _conclude(work)
-            status = "FINISHED" if not work.failures else "FAILED"
-        except Interrupted:
-            status = "KILLED"
-            console.print_error(f"interrupted: the same command goes on with the confirmation of '{name}'")
-            raise
-        finally:
-            run_log.close_children(uri, work.parent, "KILLED")
-            run_log.RunLog(uri, work.parent).end(status, {"study": name})
+        stores.prepare_store(plan.uri)
+        with Courier(plan.uri, search.patience) as courier:
+            work = _prepare(plan, stored)
+            winner = _walk(work, engine, courier)
     if work.failures:
         raise StudyError("\n".join([f"{len(work.failures)} runs of the confirmation failed:", *work.failures]))
+    return winner
+
+
+def _walk(work: Confirmation, engine: Engine, courier: Courier) -> str:
+    """The parent run, from its beginning to its end; returns the id of the winner's run."""
+    plan, status = work.plan, "FAILED"
+    name, uri = plan.study.study, plan.uri
+    try:
+        log, digits = run_log.RunLog(uri, work.parent), load_digits(plan.run.data)
+        log.config(plan.run)
+        log.dataset(digits.name, digits.sha256, digits.counts())
+        _describe(work, log, None)
+        run_log.close_children(uri, work.parent, "KILLED")
+        for run_id, tags in run_log.children(uri, work.parent, "attributes.status = 'FINISHED'"):
+            key, seed = tags.get("candidate", ""), int(tags.get("seed", -1))
+            if key in work.names and seed in work.seeds:  # an earlier start of this confirmation finished it
+                found = report.candidate(plan, work.names[key], run_id)
+                work.runs |= {} if found is None else {(key, seed): found}
+        _train(work, engine)
+        courier.wait()
+        winner = _conclude(work)
+        status = "FINISHED" if not work.failures else "FAILED"
+    except Interrupted:
+        status = "KILLED"
+        console.print_error(f"interrupted: the same command goes on with the confirmation of '{name}'")
+        raise
+    finally:
+        run_log.close_children(uri, work.parent, "KILLED")
+        run_log.RunLog(uri, work.parent).end(status, {"study": name})
     return winner
 
 
@@ -132,19 +145,25 @@ def _prepare(plan: StudyPlan, stored: StoredStudy) -> Confirmation:
 
 
 def _train(work: Confirmation, engine: Engine) -> None:
-    """Run what is missing; a run whose process was killed from outside runs once more."""
+    """Run what is missing; a run that was killed from outside runs once more, one that the world ended waits for it."""
     waiting = [(key, seed) for seed in work.seeds for key in work.configs if (key, seed) not in work.runs]
     jobs: dict[int, tuple[Job, str]] = {}  # and the id of the run, by number
     died: set[Job] = set()
-    number = 0
+    world, number = World(work.plan), 0
     with confirmation_progress(len(work.configs) * len(work.seeds), len(work.runs)) as progress:
         try:
             while waiting or jobs:
                 raise_if_interrupted()
-                while waiting and engine.free:
+                while waiting and engine.free and world.is_well():
+                    try:
+                        run_id = _create(work, waiting[0])
+                    except StoreFault as fault:
+                        world.hit(first_line(fault))
+                        break
                     number, job = number + 1, waiting.pop(0)
-                    jobs[number] = (job, _submit(work, engine, number, job))
+                    jobs[number] = job, run_id
                     progress.begin(number, work.name(job), work.configs[job[0]].training.epochs)
+                    engine.submit(number, _config(work, job), run_id)
                 for event in engine.events():
                     if event.kind in ("steps", "epoch"):
                         progress.follow(event.key, event.kind, event.content)
@@ -152,28 +171,32 @@ def _train(work: Confirmation, engine: Engine) -> None:
                             engine.answer(event.key, True)
                         continue
                     job, run_id = jobs.pop(event.key)
-                    if event.kind == "died" and job not in died:
-                        died.add(job)
+                    if event.kind == "world" or (event.kind == "died" and job not in died):
+                        died |= {job} if event.kind == "died" else set()
                         waiting.append(job)
                         run_log.close_run(work.plan.uri, run_id, "FAILED", str(event.content))
                         progress.end(event.key, f"{work.name(job)}: {event.content}; it runs again", False)
+                        if event.kind == "world":
+                            world.hit(str(event.content))
                     else:
                         progress.end(event.key, f"{work.name(job)}: {_record(work, job, run_id, event)}", True)
         finally:
             engine.stop()
 
 
-def _submit(work: Confirmation, engine: Engine, number: int, job: Job) -> str:
-    """Start a run; returns its id."""
+def _config(work: Confirmation, job: Job) -> Config:
+    """What a run trains."""
     plan, (key, seed) = work.plan, job
     config = work.configs[key]
     experiment = run_log.experiment_name(plan.run, plan.dataset)
     place = replace(config.tracking, parent_run_id=work.parent, experiment=experiment, save_model=True)
-    config = replace(config, training=replace(config.training, seed=seed), tracking=place)
-    tags = {"kind": "confirmation-run", "study": plan.study.study, "candidate": key, "seed": str(seed)}
-    run_id = run_log.create_run(config, plan.uri, plan.dataset, work.name(job), **tags)
-    engine.submit(number, config, run_id)
-    return run_id
+    return replace(config, training=replace(config.training, seed=seed), tracking=place)
+
+
+def _create(work: Confirmation, job: Job) -> str:
+    """Create the run of a candidate and a seed; returns its id."""
+    tags = {"kind": "confirmation-run", "study": work.plan.study.study, "candidate": job[0], "seed": str(job[1])}
+    return run_log.create_run(_config(work, job), work.plan.uri, work.plan.dataset, work.name(job), **tags)
 
 
 def _record(work: Confirmation, job: Job, run_id: str, event: Event) -> str:
@@ -209,7 +232,7 @@ def _conclude(work: Confirmation) -> str:
     log.metrics({"winner_val_accuracy": winner["mean"]})
     for run in work.runs.values():
         if run.run_id != winner["run_id"]:
-            lookup.drop_models(work.plan.uri, run.run_id)
+            run_log.drop_models(work.plan.uri, run.run_id)
     terminal = console.console()
     title, note = f"Confirmation of study '{study.study}'", " (Tukey over seeds, or Holm over images); * the winner"
     terminal.print(console.ranked_table(title, ranking.rename(columns=ENDS), console.CANDIDATES, note))

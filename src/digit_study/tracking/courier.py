@@ -1,0 +1,165 @@
+"""Who sends the outbox: one courier where several runs go on together, and every command what earlier ones had kept.
+
+A courier is a thread of the command that supervises: no trial waits for a store, however slow that is. A run that
+nobody supervises is sent by its own process, see :class:`digit_study.tracking.run_log.RunLog`.
+"""
+
+import fcntl
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import Self
+
+from mlflow.exceptions import MlflowException
+
+from digit_study.terminal import console
+from digit_study.terminal.messages import StudyError, first_line
+from digit_study.terminal.signals import raise_if_interrupted
+from digit_study.tracking import stores
+from digit_study.tracking.delivery import Call, RunAll, courier_file, fault_of, in_turn, is_served, send
+from digit_study.tracking.outbox import CUT_OFF, Parcel, file_lock, parcels
+from digit_study.tracking.run_log import client_of
+
+#: Runs, and half the files, that are sent to a server at a time: each waits for it, and none for another.
+AT_A_TIME = 8
+#: Seconds between two looks at the outbox, at least and while the store does not answer; and that a signal leaves.
+PAUSE_S, LONGEST_PAUSE_S, HURRIED_S = 0.5, 8.0, 5.0
+#: Seconds after which a person is told what is waited for.
+QUIET_S = 3.0
+
+
+def deliver(uri: str) -> None:
+    """Send what commands that have ended could not: killed, or without a store. A store that is gone again is told."""
+    left = [parcel for parcel in parcels(uri) if not parcel.is_open or parcel.is_abandoned]
+    if not left or is_served(uri):
+        return
+    started, is_told = time.monotonic(), False
+    for number, parcel in enumerate(left):
+        if not is_told and time.monotonic() - started > QUIET_S:
+            console.print_error(f"sending what earlier commands had kept: {len(left) - number} runs more", "")
+            is_told = True
+        if parcel.is_abandoned:
+            parcel.close(uri, "KILLED", CUT_OFF)
+        if (fault := send(parcel, client_of(uri))) is not None:
+            console.warn(f"{len(left) - number} runs of earlier commands are still kept in mlruns/.outbox: "
+                         f"{first_line(fault)}")  # fmt: skip
+            return
+
+
+class Courier:
+    """Delivers the outbox for one store, in a thread, as long as the block lasts; with another courier it only waits.
+
+    ``patience`` are the minutes in which a store that went away may come back; ``key`` is what sets them, in brackets.
+    """
+
+    def __init__(self, uri: str, patience: float, key: str = " (search.patience)") -> None:
+        self.uri, self.patience, self.client = uri, patience, client_of(uri)
+        self.fault: str | None = None
+        self.since, self.rounds, self.key = 0.0, 0, key
+        self.news, self.has_begun, self.stopping = threading.Event(), threading.Event(), threading.Event()
+        self.thread = threading.Thread(target=self._run, daemon=True)
+
+    def __enter__(self) -> Self:
+        self.thread.start()
+        self.has_begun.wait()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        is_hurried = kind is not None and not issubclass(kind, Exception)
+        left = self.wait(HURRIED_S if is_hurried else None)
+        self.stopping.set()
+        self.news.set()
+        self.thread.join(HURRIED_S)
+        if left:
+            kept = f"the tracking store must take every result, but it has not taken {left} runs"
+            kept += f" ({self.fault or 'there was no time'}): they are kept in {stores.OUTBOX}, "
+            kept += "and sent by the next command of any kind once it answers"
+            if kind is None:
+                raise StudyError(kept)
+            console.warn(kept)
+
+    def waiting(self) -> list[Parcel]:
+        """Runs that have ended and are not sent whole."""
+        return [parcel for parcel in parcels(self.uri) if not parcel.is_open]
+
+    def wait(self, seconds: float | None = None) -> int:
+        """Wait until all that has ended is sent, or for as long as patience lasts; returns how many runs are left."""
+        started, rounds, is_told = time.monotonic(), self.rounds, False
+        self.news.set()
+        while left := self.waiting():
+            now = time.monotonic()
+            if self.fault is None:
+                self.news.set()
+            # what came last is tried once, however late it is
+            is_late = self.fault is not None and now - self.since > 60 * self.patience and self.rounds > rounds + 1
+            if is_late or (seconds is not None and now - started > seconds):
+                break
+            if not is_told and now - started > QUIET_S:
+                why = f"which does not take them ({self.fault}), at most " if self.fault else ""
+                limit = f"{self.patience:g} min{self.key}" if self.fault else "which is slow"
+                console.print_error(f"waiting for the tracking store, {why}{limit}: {len(left)} runs to send", "")
+                is_told = True
+            if seconds is None:
+                raise_if_interrupted()
+            time.sleep(0.05)
+        return len(left)
+
+    def _run(self) -> None:
+        with ThreadPoolExecutor(AT_A_TIME) as runs, ThreadPoolExecutor(2 * AT_A_TIME) as files:
+            # a database takes one writer at a time anyway
+            is_wide = self.uri.startswith(stores.SERVERS)
+            together = partial(_together, files) if is_wide else in_turn
+            while not self.stopping.is_set():
+                with file_lock(courier_file(self.uri), fcntl.LOCK_EX | fcntl.LOCK_NB) as is_ours:
+                    pause = PAUSE_S
+                    while is_ours and not self.stopping.is_set():
+                        self.has_begun.set()
+                        faults = self._round(runs.map if is_wide else map, together)
+                        pause = min(2 * pause, LONGEST_PAUSE_S) if faults else PAUSE_S
+                        self.news.wait(pause)
+                        self.news.clear()
+                self.has_begun.set()
+                self.stopping.wait(PAUSE_S / 5)
+
+    def _round(self, over: Callable[..., Iterable[Exception | None]], together: RunAll) -> list[Exception]:
+        """Send what every run has to tell; the first fault of the store ends it."""
+        faults: list[Exception] = []
+        try:
+            if self.fault is not None:
+                stores.check_store(self.uri)
+            for fault in over(lambda parcel: send(parcel, self.client, together), parcels(self.uri)):
+                faults += [] if fault is None else [fault]
+                if isinstance(fault, MlflowException) or self.stopping.is_set():
+                    break
+        except Exception as fault:  # whatever it is, it is told, and tried again: nothing is lost meanwhile
+            faults.append(fault)
+        self._tell(faults)
+        self.rounds += 1
+        return faults
+
+    def _tell(self, faults: Sequence[Exception]) -> None:
+        """Say once that the store has gone away, and that it is back."""
+        before, now = self.fault, self._reason(faults[0]) if faults else None
+        if now is not None and before is None:
+            self.since = time.monotonic()
+        self.fault = now
+        if now is not None and before is None:
+            console.warn(f"the tracking store does not take results now ({now}): what it misses is kept in "
+                         "mlruns/.outbox, and sent as soon as it does")  # fmt: skip
+        elif now is None and before is not None:
+            console.print_error("the tracking store takes results again", "")
+
+    def _reason(self, fault: Exception) -> str:
+        """What is wrong in plain words, if that can be found out; MLflow's own are those of its HTTP library."""
+        try:
+            if not isinstance(fault, StudyError):
+                stores.check_store(self.uri)
+        except StudyError as problem:
+            return first_line(problem)
+        return first_line(fault)
+
+
+def _together(pool: ThreadPoolExecutor, calls: Sequence[Call]) -> list[Exception]:
+    return [fault for fault in pool.map(fault_of, calls) if fault is not None]

@@ -1,0 +1,279 @@
+"""What is the world's fault and what a trial's, and what an outbox holds through kills, full disks and repetitions."""
+
+from __future__ import annotations
+
+import errno
+import json
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import psutil
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from mlflow.exceptions import MlflowException
+from stub_worker import plan
+from test_tracking import CONFIG, created
+
+from digit_study.config import machine
+from digit_study.config.run import Config
+from digit_study.engine import local
+from digit_study.engine.local import LocalEngine, TrialProcess
+from digit_study.engine.protocol import Event, Limits
+from digit_study.search import world
+from digit_study.search.outcomes import ABANDONED, INTERRUPTED, OF_WORLD, is_blameless
+from digit_study.search.world import World
+from digit_study.terminal.faults import of_world
+from digit_study.terminal.messages import StudyError
+from digit_study.tracking import courier, delivery, lookup, run_log, stores
+from digit_study.tracking.outbox import Parcel
+
+
+def caused(error: Exception, cause: Exception) -> Exception:
+    error.__cause__ = cause
+    return error
+
+
+@pytest.mark.parametrize(
+    ("error", "is_of_world"),
+    [
+        (OSError(errno.ENOSPC, "No space left on device"), True),
+        (OSError(errno.EROFS, "Read-only file system", "/a"), True),
+        (MemoryError(), True),
+        (OSError("Can't write data (file write failed: errno = 28, error message = 'No space left on device')"), True),
+        (RuntimeError("(sqlite3.OperationalError) database or disk is full"), True),
+        (caused(RuntimeError("could not save"), OSError(errno.EDQUOT, "Disk quota exceeded")), True),
+        (caused(StudyError("a"), caused(ValueError("b"), MemoryError())), True),
+        (FileNotFoundError(errno.ENOENT, "No such file", "/a"), False),
+        (ValueError("training diverged"), False),
+        (caused(RuntimeError("a"), KeyError("b")), False),
+    ],
+)
+def test_what_is_the_worlds_fault(error: Exception, is_of_world: bool) -> None:
+    assert of_world(error) == is_of_world
+
+
+@given(st.text())
+def test_only_what_ended_by_no_fault_of_its_own_is_blameless(reason: str) -> None:
+    assert is_blameless(OF_WORLD + reason)
+    assert is_blameless(reason) == (reason in (ABANDONED, INTERRUPTED) or reason.startswith(OF_WORLD))
+
+
+# ---------------------------------------------------------------------------------- the machine
+
+
+@pytest.fixture
+def a_world(store: str, monkeypatch: pytest.MonkeyPatch) -> World:
+    """The world of a study, on a clock of its own that the test sets."""
+    stores.ARTIFACTS.mkdir(exist_ok=True)
+    found = World(plan("search.patience=1"))
+    clock = [1000.0]
+    monkeypatch.setattr(world.time, "monotonic", lambda: clock[0])
+    found.clock = clock  # type: ignore[attr-defined]
+    return found
+
+
+def test_trials_wait_with_growing_pauses_and_go_on(a_world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    looks: list[float] = []
+    clock: list[float] = a_world.clock  # type: ignore[attr-defined]
+    monkeypatch.setattr(
+        a_world, "_problem", lambda: looks.append(clock[0] - 1000) or ("full" if clock[0] < 1020 else None)
+    )
+    assert a_world.is_well()
+    a_world.hit("full")
+    while not a_world.is_well():
+        clock[0] += 0.5
+    assert looks == [1.0, 3.0, 7.0, 15.0, 31.0]
+
+
+def test_patience_ends_a_study_that_the_world_does_not_let_go_on(
+    a_world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clock: list[float] = a_world.clock  # type: ignore[attr-defined]
+    monkeypatch.setattr(a_world, "_problem", lambda: None)  # it looks well, and every trial fails all the same
+    with pytest.raises(StudyError, match=r"for 1 min \(search.patience\) there was none: full.*same command goes on"):
+        for _ in range(1000):
+            if a_world.is_well():
+                a_world.hit("full")
+            clock[0] += 0.5
+    assert 60 < clock[0] - 1000 < 130
+
+
+def test_the_world_is_looked_at_by_using_it(a_world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert a_world._problem() is None
+    monkeypatch.setattr(world, "MEMORY", 2**60)
+    assert "of memory are left" in str(a_world._problem())
+    monkeypatch.undo()
+    monkeypatch.setattr(stores, "ARTIFACTS", Path("/proc"))
+    assert "there is no room for 8 MB in /proc" in str(a_world._problem())
+
+
+def wait_in_a_trial(config: Config, run_id: str, send: Any, ask: Any) -> None:
+    send("steps", (1, 1, 1))
+    time.sleep(60)
+
+
+def fill(config: Config, run_id: str, send: Any, ask: Any) -> None:
+    raise RuntimeError("save") from OSError(errno.ENOSPC, "No space left on device")
+
+
+def heard(engine: LocalEngine, has_begun: bool = False) -> Event:
+    for _ in range(400):
+        for event in engine.events():
+            if event.kind != "steps" or has_begun:
+                return event
+    raise AssertionError("nothing has been heard")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("killed", "kind", "words"),
+    [
+        ("trial", "died", "SIGKILL"),
+        ("trial for memory", "world", "killed by the kernel, for no memory was left"),
+        ("server and trial", "world", "the server that it was forked from was killed"),
+        ("disk", "world", "RuntimeError: save"),
+    ],
+)
+def test_an_engine_tells_the_machines_faults_from_the_trials(
+    killed: str, kind: str, words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    context = multiprocessing.get_context("forkserver")
+    monkeypatch.setattr(local, "start_server", lambda: context)
+    engine = LocalEngine(
+        Limits(), lambda config, run_id: TrialProcess(fill if killed == "disk" else wait_in_a_trial, config, run_id)
+    )
+    engine.submit(1, Config(), "run")
+    if killed != "disk":
+        assert heard(engine, True).kind == "steps"
+        trial = psutil.Process(engine.trials[1].process.pid)
+        if killed == "trial for memory":
+            before = local.killed_for_memory()
+            monkeypatch.setattr(local, "killed_for_memory", lambda: before + 1)
+        if killed == "server and trial":
+            trial.parent().kill()
+        os.kill(trial.pid, signal.SIGKILL)
+    event = heard(engine)
+    assert (event.key, event.kind) == (1, kind) and words in event.content
+    engine.stop()
+
+
+# ---------------------------------------------------------------------------------- the outbox
+
+
+def test_a_line_that_a_full_disk_tore_hides_no_other(store: str) -> None:
+    parcel = Parcel("a" * 32)
+    parcel.put(store, tags={"a": "1"})
+    with (parcel.folder / "log.jsonl").open("a") as log:
+        log.write('{"tags": {"b"')
+    assert [one["tags"] for one in parcel.records()[0]] == [{"a": "1"}]
+    parcel.put(store, tags={"c": "3"})
+    assert [one["tags"] for one in parcel.records()[0]] == [{"a": "1"}, {"c": "3"}]
+
+
+def kept_run(store: str) -> run_log.RunLog:
+    """A run of which the store has heard nothing but that it exists."""
+    log = run_log.RunLog(store, created(store))
+    log.fault = "gone"
+    log.config(CONFIG)
+    log.dataset("mnist_sample", "ab" * 32, {"train_images": 3})
+    for step in (1, 2):
+        log.metrics({"val_accuracy": 0.5 + step / 10, "val_loss": float("nan")}, step)
+    (log.folder / "tables").mkdir()
+    (log.folder / "tables" / "predictions.csv").write_text("index,correct\n0,True\n")
+    (log.folder / "model" / "data").mkdir(parents=True)
+    (log.folder / "model" / "data" / "model.keras").write_bytes(b"weights")
+    mlflow.models.Model().save(str(log.folder / "model" / "MLmodel"))
+    log.parcel.end("FINISHED")
+    return log
+
+
+@pytest.mark.parametrize("calls", range(1, 11))
+def test_a_sender_that_ends_anywhere_sends_each_thing_once(
+    calls: int, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = kept_run(store)
+    assert lookup.finished_metrics(store, log.run_id) == pytest.approx(
+        {"val_accuracy": 0.7, "val_loss": float("nan")}, nan_ok=True
+    )
+    left = [calls]
+    asked = mlflow.MlflowClient.__getattribute__
+
+    def dying(client: Any, name: str) -> Any:
+        found = asked(client, name)
+        if not callable(found) or name.startswith("_"):
+            return found
+
+        def call(*given: Any, **named: Any) -> Any:
+            left[0] -= 1
+            answer = found(*given, **named) if left[0] >= 0 else None
+            if left[0] <= 0:  # the store has it, but its answer never came; afterwards it is away
+                raise MlflowException("connection reset")
+            return answer
+
+        return call
+
+    with monkeypatch.context() as gone:
+        gone.setattr(mlflow.MlflowClient, "__getattribute__", dying)
+        assert delivery.send(log.parcel, mlflow.MlflowClient(store)) is not None
+    courier.deliver(store)
+    client = mlflow.MlflowClient(store)
+    run = client.get_run(log.run_id)
+    assert run.info.status == "FINISHED" and run.data.params["training.threads"] == "1"
+    assert [one.step for one in client.get_metric_history(log.run_id, "val_accuracy")] == [1, 2]
+    assert len(run.inputs.dataset_inputs) == 1 and len(run.outputs.model_outputs) == 1
+    [model] = client.search_logged_models([run.info.experiment_id], filter_string=f"source_run_id = '{log.run_id}'")
+    assert str(model.status) == "READY"
+    folder = Path(mlflow.artifacts.download_artifacts(f"models:/{model.model_id}", tracking_uri=store))
+    assert (folder / "data" / "model.keras").read_bytes() == b"weights"
+    assert lookup.artifact_table(store, log.run_id, "predictions")["correct"].tolist() == [True]
+    assert not log.folder.exists()
+
+
+def test_a_run_that_a_living_process_writes_is_left_alone_and_one_of_a_dead_one_ended(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = run_log.RunLog(store, created(store))
+    log.fault = "gone"
+    log.tags({"a": "1"})
+    courier.deliver(store)
+    run = mlflow.MlflowClient(store).get_run(log.run_id)
+    assert run.info.status == "RUNNING" and "a" not in run.data.tags and log.folder.is_dir()
+    monkeypatch.setattr(machine, "is_alive", lambda name: False)
+    courier.deliver(store)
+    run = mlflow.MlflowClient(store).get_run(log.run_id)
+    assert (run.info.status, run.data.tags["failure"]) == ("KILLED", "its process ended before it")
+    assert run.data.tags["a"] == "1" and not log.folder.exists()
+
+
+def test_what_the_store_will_never_take_holds_up_nothing_else(store: str, capsys: pytest.CaptureFixture[str]) -> None:
+    gone, log = kept_run(store), kept_run(store)
+    mlflow.MlflowClient(store).delete_run(gone.run_id)
+    courier.deliver(store)
+    assert mlflow.MlflowClient(store).get_run(log.run_id).info.status == "FINISHED"
+    assert f"the store does not take run {gone.run_id}, it is kept in" in capsys.readouterr().err
+    assert json.loads((stores.OUTBOX / ".refused" / gone.run_id / "outcome.json").read_text())["status"] == "FINISHED"
+    courier.deliver(store)
+    assert capsys.readouterr().err == ""
+
+
+def test_params_of_a_run_that_is_opened_again_stay_as_they_were(store: str) -> None:
+    log = run_log.RunLog(store, created(store))
+    log._tell(params={"threads": "1"})
+    log._tell(params={"threads": "2"}, tags={"a": "b"})
+    run = mlflow.MlflowClient(store).get_run(log.run_id)
+    assert log.fault is None and (run.data.params, run.data.tags["a"]) == ({"threads": "1"}, "b")
+
+
+def test_an_empty_outbox_costs_no_import(tmp_path: Path) -> None:
+    lines = ("import sys", "from digit_study.tracking import stores", "stores.send_kept('sqlite:///x.db')")
+    code = "; ".join([*lines, "sys.exit('mlflow' in sys.modules or 'digit_study.tracking.courier' in sys.modules)"])
+    source = str(Path(stores.__file__).parents[2])
+    assert subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": source}).returncode == 0

@@ -1,0 +1,178 @@
+"""A real MLflow server that is killed and started again, that stays away, that is slow: no result is lost or late."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import mlflow
+import pytest
+from conftest import Project
+from lab import Lab, in_an_epoch, lab, wait_until
+from stub_worker import Stubs, plan
+from world import Server, SlowWay
+
+from digit_study.config.run import Config
+from digit_study.evaluation import charts
+from digit_study.search import report, world
+from digit_study.search.run import run_study
+from digit_study.search.study import StoredStudy, counted, find_study
+from digit_study.terminal.messages import StudyError
+from digit_study.tracking import courier, stores
+from digit_study.training import figures
+
+__all__ = ["lab"]
+pytestmark = pytest.mark.slow
+WORDS = ("search.trials=4", "search.pruner=none", "search.sampler=random")
+
+
+@pytest.fixture(autouse=True)
+def plain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(report, "write_pictures", lambda plan, stored, folder: None)
+    monkeypatch.setattr(charts, "comparison", lambda board, title: charts.message_figure("", ""))
+    monkeypatch.setattr(figures, "write_data_figures", lambda digits, folder: None)
+    monkeypatch.setattr(world, "PAUSE_S", 0.2)
+    monkeypatch.setattr(courier, "QUIET_S", 0.5)
+    monkeypatch.setattr(stores, "ARTIFACTS", tmp_path / "mlruns")
+    monkeypatch.setattr(stores, "OUTBOX", tmp_path / "mlruns" / ".outbox")
+
+
+@pytest.fixture(scope="module")
+def one_server(migrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(migrated, tmp_path_factory.mktemp("server"))
+    yield server
+    server.kill()
+
+
+@pytest.fixture
+def server(one_server: Server) -> Server:
+    """A server that answers."""
+    one_server.ensure()
+    return one_server
+
+
+def search(server: Server, *words: str, uri: str = "", begins: Callable[[int], None] = lambda n: None) -> StoredStudy:
+    """A study of stubs; ``begins`` is called with the count of trials when one starts."""
+
+    def behave(config: Config, number: int) -> str:
+        begins(number)
+        return "done"
+
+    uri = uri or server.uri
+    return run_study(plan(*WORDS, f"tracking.uri={uri}", *words), Stubs(uri, behave).engine)
+
+
+def runs(server: Server, study: StoredStudy) -> dict[str, mlflow.entities.Run]:
+    client = mlflow.MlflowClient(server.behind)
+    found = client.search_runs([one.experiment_id for one in client.search_experiments()])
+    ids = {trial.user_attrs.get("run_id") for trial in study.trials()}
+    return {run.info.run_id: run for run in found if run.info.run_id in ids}
+
+
+def assert_whole(server: Server, study: StoredStudy) -> None:
+    """Every trial is complete, and its run has all, each thing once."""
+    trials, found, client = counted(study.trials()), runs(server, study), mlflow.MlflowClient(server.behind)
+    assert [trial.state.name for trial in trials] == ["COMPLETE"] * 4
+    assert "RUNNING" not in {run.info.status for run in found.values()}
+    for trial in trials:
+        run = found[trial.user_attrs["run_id"]]
+        assert (run.info.status, run.data.tags["trial.state"]) == ("FINISHED", "COMPLETE")
+        assert run.data.metrics["val_accuracy"] == pytest.approx(trial.value)
+        steps = [one.step for one in client.get_metric_history(run.info.run_id, "train_loss")]
+        assert steps == [1, 2, 3]
+    assert not [path for path in stores.OUTBOX.iterdir() if path.is_dir()]
+
+
+def test_a_server_that_comes_and_goes_costs_no_trial(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is killed while a trial starts, so before the next one's run is created, and again while the last one runs."""
+
+    def begins(number: int) -> None:
+        if number in (2, 4):
+            server.kill()
+            threading.Timer(1.0, server.start).start()
+
+    study = search(server, "study=comes-and-goes", begins=begins)
+    assert_whole(server, study)
+    said = capsys.readouterr()
+    assert "no trial is to blame, all wait" in said.err and "the tracking store takes results again" in said.err
+    assert "waiting for the tracking store" in said.err
+    assert len(report.leaderboard(plan(f"tracking.uri={server.uri}", "study=comes-and-goes"), study)) == 4
+    assert "UserWarning" not in said.err
+
+
+def test_a_server_that_stays_away_is_told_by_the_next_command(
+    server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words, asked = ("study=stays-away", "search.patience=0.02"), plan(f"tracking.uri={server.uri}", "study=stays-away")
+    with pytest.raises(StudyError, match=r"has not taken \d runs .* are kept in .*sent by the next command"):
+        search(server, *words, begins=lambda number: server.kill() if number == 4 else None)
+    study = find_study(asked.study)
+    board = report.leaderboard(asked, study)
+    assert len(board) == 4 and "Leaderboard of study 'stays-away'" in capsys.readouterr().out
+    best = max(study.trials(), key=lambda trial: trial.value)
+    assert board.iloc[0]["run_id"] == best.user_attrs["run_id"]
+    server.ensure()
+    stores.prepare_store(server.uri)  # as every command does
+    assert_whole(server, study)
+
+
+def test_a_server_that_is_away_for_good_ends_a_study_that_goes_on_later(
+    server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("study=away", "search.patience=0.02")
+    with pytest.raises(StudyError, match=r"for 0.02 min \(search.patience\).*the same command goes on"):
+        search(server, *words, begins=lambda number: server.kill() if number == 2 else None)
+    server.ensure()
+    assert_whole(server, search(server, "study=away"))
+
+
+def test_no_trial_waits_for_a_slow_server(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all requests only the one that creates a run is waited for between two trials."""
+    way = SlowWay(server.port, 0.1)
+    waited: list[str] = []
+    asked = mlflow.MlflowClient.__getattribute__
+
+    def watched(client: Any, name: str) -> Any:
+        found = asked(client, name)
+        if callable(found) and not name.startswith("_") and threading.current_thread() is threading.main_thread():
+            waited.append(name)
+        return found
+
+    at: list[int] = []
+
+    def begins(number: int) -> None:
+        monkeypatch.setattr(mlflow.MlflowClient, "__getattribute__", watched)
+        at.append(len(waited))
+
+    study = search(server, "study=slow", uri=way.uri, begins=begins)
+    monkeypatch.undo()
+    assert waited[at[0] : at[-1]] == ["create_run"] * 3
+    assert len(way.asked) > 40  # the courier's
+    monkeypatch.setattr(stores, "OUTBOX", stores.OUTBOX.with_name("none"))
+    assert len(runs(server, study)) == 4
+
+
+def test_a_real_study_survives_its_server(lab: Lab, server: Server, project: Project) -> None:
+    """In real processes, with models: killed in mid-epoch, back when all trials have ended."""
+    lab.uri = server.uri
+    command = lab.start("training.epochs=3", "search.trials=3", "search.workers=3", "training.threads=1")
+    wait_until(lambda: in_an_epoch(lab, command), 120, "an epoch")
+    server.kill()
+    command.wait_for("COMPLETE")
+    server.start()
+    done = command.finish()
+    assert done.code == 0, done.err
+    assert "Traceback" not in done.err and "UserWarning" not in done.err
+    lab.uri = server.behind
+    client = mlflow.MlflowClient(server.behind)
+    trials = [run for run in lab.runs() if run.data.tags.get("kind") == "trial"]
+    assert [run.info.status for run in trials] == ["FINISHED"] * 3 and lab.statuses("study") == ["FINISHED"]
+    for run in trials:
+        models = client.search_logged_models(
+            [run.info.experiment_id], filter_string=f"source_run_id = '{run.info.run_id}'"
+        )
+        assert [str(model.status) for model in models] == ["READY"]
+        assert client.list_artifacts(run.info.run_id, "figures")
+    assert not [path for path in (project.root / "mlruns" / ".outbox").iterdir() if path.is_dir()]

@@ -1,0 +1,126 @@
+"""A world that can go wrong: a real MLflow server to kill and start again, a slow way to it, a real full disk."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import threading
+import time
+import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import psutil
+import pytest
+
+
+class Server:
+    """An MLflow server on one port, over a sqlite database of its own."""
+
+    def __init__(self, migrated: Path, folder: Path) -> None:
+        self.folder, self.behind = folder, f"sqlite:///{shutil.copy(migrated, folder / 'server.db')}"
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            self.port = probe.getsockname()[1]
+        self.uri = f"http://127.0.0.1:{self.port}"
+        self.process: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        """Start it in the background."""
+        command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", self.behind, "--workers", "1"]
+        where = ["--port", str(self.port), "--artifacts-destination", str(self.folder / "artifacts")]
+        with (self.folder / "server.log").open("a") as log:
+            self.process = subprocess.Popen([*command, *where], stdout=log, stderr=log, cwd=self.folder)
+
+    def ensure(self) -> None:
+        """Start it unless it runs, and wait until it answers."""
+        if self.process is None or self.process.poll() is not None:
+            self.start()
+        deadline = time.monotonic() + 180
+        while time.monotonic() < deadline:
+            with suppress(OSError), urllib.request.urlopen(f"{self.uri}/health", timeout=2):
+                return
+            time.sleep(0.1)
+        raise AssertionError((self.folder / "server.log").read_text())
+
+    def kill(self) -> None:
+        if self.process is None:
+            return
+        with suppress(psutil.NoSuchProcess):
+            for one in [*psutil.Process(self.process.pid).children(recursive=True), self.process]:
+                one.kill()
+        self.process.wait()
+
+
+class SlowWay:
+    """A port that hands everything on to a server, and each answer back ``delay`` seconds late; notes the requests."""
+
+    def __init__(self, to: int, delay: float) -> None:
+        self.to, self.delay = to, delay
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.uri = f"http://127.0.0.1:{self.listener.getsockname()[1]}"
+        self.asked: list[str] = []
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def _accept(self) -> None:
+        with self.listener, suppress(OSError):  # the server is gone, or the test is over
+            while True:
+                here, _ = self.listener.accept()
+                there = socket.create_connection(("127.0.0.1", self.to))
+                threading.Thread(target=self._pass, args=(here, there, 0.0), daemon=True).start()
+                threading.Thread(target=self._pass, args=(there, here, self.delay), daemon=True).start()
+
+    def _pass(self, source: socket.socket, target: socket.socket, delay: float) -> None:
+        with suppress(OSError):
+            while data := source.recv(1 << 20):
+                if delay:
+                    time.sleep(delay)
+                elif data[:4] in (b"GET ", b"POST", b"PUT "):
+                    self.asked.append(data.split(b"\r\n")[0].decode())
+                target.sendall(data)
+        with suppress(OSError):
+            target.shutdown(socket.SHUT_WR)
+
+
+class Disk:
+    """A small file system of its own."""
+
+    def __init__(self, place: Path) -> None:
+        self.place, self.filler = place, place / "filler"
+
+    def fill(self) -> None:
+        """Leave no byte."""
+        with self.filler.open("ab", buffering=0) as file:
+            for size in (1 << 20, 1 << 12, 1):
+                with suppress(OSError):
+                    while True:
+                        file.write(bytes(size))
+
+    def free(self) -> None:
+        self.filler.unlink(missing_ok=True)
+
+
+@contextmanager
+def mounted(place: Path, *words: str) -> Iterator[None]:
+    """A mount at ``place`` inside the block; the test is skipped where it may not be made."""
+    place.mkdir(parents=True, exist_ok=True)
+    done = subprocess.run(["mount", *words, str(place)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        pytest.skip(f"a file system cannot be mounted here: {done.stderr.strip()}")
+    try:
+        yield
+    finally:
+        subprocess.run(["umount", "-l", str(place)], check=True)
+
+
+@contextmanager
+def small_disk(place: Path, megabytes: int = 48) -> Iterator[Disk]:
+    """A tmpfs at ``place``."""
+    if shutil.which("mount") is None or os.name != "posix":
+        pytest.skip("there is no `mount` here")
+    with mounted(place, "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs"):
+        yield Disk(place)
