@@ -24,7 +24,7 @@ browser: .venv/.dev  ## the tests of pages in a headless Chromium, where there i
 	$(PY) -m pytest -m browser $(ARGS)
 
 cluster: .venv/.dev  ## the tests on several hosts, made of Linux namespaces: PostgreSQL (needs root)
-	$(PY) -m pytest -m cluster $(ARGS)
+	$(PY) -m pytest -m cluster --dist worksteal $(ARGS)
 
 quick: .venv/.dev  ## the tests that need no minute
 	$(PY) -m pytest -m "not slow and not browser and not cluster" $(ARGS)
