@@ -203,12 +203,17 @@ class Command:
         return Done(code, "".join(self.lines), "".join(self.complaints))
 
 
+def copy_project(root: Path) -> None:
+    """What commands need of the project, into a folder of its own."""
+    for folder in ("src", "conf", "sweeps"):
+        shutil.copytree(ROOT / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
+
+
 @pytest.fixture(scope="session")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
     """A clone in which commands may leave what they like."""
     root = tmp_path_factory.mktemp("clone")
-    for folder in ("src", "conf", "sweeps"):
-        shutil.copytree(ROOT / folder, root / folder, ignore=shutil.ignore_patterns("__pycache__"))
+    copy_project(root)
     (root / ".gitignore").write_text("__pycache__/\n/mlflow.db*\n/mlruns/\n")
     who = ["-c", "user.name=t", "-c", "user.email=t@t"]
     for command in (["init", "-q"], ["add", "."], [*who, "commit", "-qm", "all"]):

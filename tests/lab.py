@@ -137,10 +137,10 @@ def warming_up(lab: Lab, command: Command) -> bool:
     return bool(psutil.Process(command.process.pid).children())
 
 
-def assert_whole(lab: Lab) -> None:
+def assert_whole(lab: Lab, total: int = TRIALS) -> None:
     """No RUNNING in either store, the total met, and both stores of one opinion."""
     trials = lab.trials()
-    assert Counter(trial.state.name for trial in counted(trials)) == {"COMPLETE": TRIALS}
+    assert Counter(trial.state.name for trial in counted(trials)) == {"COMPLETE": total}
     assert {trial.state.name for trial in trials} <= {"COMPLETE", "FAIL"}
     runs = [run for run in lab.runs() if run.data.tags.get("kind") == "trial"]
     told = {run.info.run_id: (run.info.status, run.data.tags.get("trial.state")) for run in runs}

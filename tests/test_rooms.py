@@ -17,6 +17,7 @@ PACKAGE = ROOT / "src" / "digit_study"
 PRIVATE = {
     "config/_hydra.py": ["hydra._internal.utils.get_args_parser"],
     "tracking/_mlflow.py": ["mlflow.store.db.utils._initialize_tables"],
+    "search/_database.py": ["optuna.storages.RDBStorage"],
     "search/_optuna.py": ["optuna.storages.journal._storage.JournalOperation"],
 }
 MOVED = "an upgrade has moved a private name that {} uses: look for a public one first"

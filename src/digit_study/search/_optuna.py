@@ -12,7 +12,6 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution
-from optuna.storages import BaseStorage, RDBStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.storages.journal._storage import JournalOperation
 from optuna.study import Study
@@ -49,16 +48,6 @@ class TPE(optuna.samplers.TPESampler):
             rows += [] if row is None else [row]
         columns = zip(*rows, strict=True) if rows else ([] for _ in keys)
         return {key: np.asarray(column) for key, column in zip(keys, columns, strict=True)}
-
-
-def stale_trial_ids(storage: BaseStorage, study: str) -> set[int]:
-    """Ids of the RUNNING trials in a database whose heartbeat has stopped.
-
-    ``optuna.storages.fail_stale_trials`` fails them at once; here MLflow is asked first whether one has its result.
-    """
-    if not isinstance(storage, RDBStorage):
-        return set()
-    return set(storage._get_stale_trial_ids(storage.get_study_id_from_name(study)))
 
 
 @contextmanager

@@ -66,6 +66,10 @@ class Outcomes:
         # the best complete trials, whose models are kept
         self.best = [key for key, _ in ranked_trials(stored)[: max(1, self.search.keep_models)]]
 
+    def is_on_its_way(self, run_id: str) -> bool:
+        """Whether other machines may not hear of a result yet: until MLflow has it, it would be gone with this one."""
+        return self.stored.database is not None and run_log.is_kept_here(run_id)
+
     def complete(self, trial: FrozenTrial, metrics: Mapping[str, float]) -> None:
         """End a trial that has its metrics."""
         values = {name: metrics[name] for name in self.objectives}

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from functools import partial
 from typing import Any
 
 import optuna
@@ -21,7 +22,8 @@ from optuna.trial import FrozenTrial, TrialState
 from digit_study.config import machine
 from digit_study.config.run import Config
 from digit_study.config.study import StudyConfig, objectives_of
-from digit_study.search._optuna import JournalFile, stale_trial_ids
+from digit_study.search._database import Database, stale_trial_ids
+from digit_study.search._optuna import JournalFile
 from digit_study.search.plan import journal_path, studies_folder
 from digit_study.terminal.messages import StudyError, flatten, nearest, without_password, without_secrets
 from digit_study.tracking import stores
@@ -146,17 +148,16 @@ def find_study(study: StudyConfig) -> StoredStudy:
 
 def _open_storage(study: StudyConfig) -> BaseStorage:
     """Open the storage, creating it first where it is new; on this machine for one process at a time."""
-    uri = study.search.storage
+    uri, shared = study.search.storage, study.search.is_shared
     if uri is None:
         return JournalStorage(JournalFile(journal_path(study.study)))
     stores.create_sqlite(uri, lambda new: RDBStorage(new).engine.dispose())
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            return stores.with_tables(
-                lambda: RDBStorage(uri, heartbeat_interval=HEARTBEAT_S, grace_period=4 * HEARTBEAT_S),
-                study.search.is_shared,
-            )
+            make = partial(Database, patience=study.search.patience) if shared else RDBStorage
+            open_it = partial(make, uri, heartbeat_interval=HEARTBEAT_S, grace_period=4 * HEARTBEAT_S)
+            return stores.with_tables(open_it, shared)
     except Exception as fault:  # SQLAlchemy's messages quote what they were given
         raise StudyError(
             f"`search.storage` must be a database that Optuna can use, got '{without_password(uri)}': "
@@ -225,12 +226,12 @@ def refuse_changes(opened: Study, study: StudyConfig, run: Config) -> None:
 def orphans(stored: StoredStudy) -> list[FrozenTrial]:
     """RUNNING trials whose supervisor is gone: dead on this host, or silent on another."""
     shared = stored.database is not None
-    stale = stale_trial_ids(stored.storage, stored.study.study_name)
+    stale, me = stale_trial_ids(stored.storage, stored.study.study_name), machine.process_name()
 
     def is_orphan(trial: FrozenTrial) -> bool:
-        if stale and stored.trial_id(trial.number) in stale:
-            return True
         name = trial.user_attrs.get(SUPERVISOR)
+        if stale and name != me and stored.trial_id(trial.number) in stale:
+            return True
         if name is not None:  # a journal is of one machine, whatever that was called when the study was created
             return not (machine.is_alive(name) if shared else machine.find_process(name))
         # asked for and not signed: on this machine that is done under a lock, on another it may just be going on

@@ -10,6 +10,7 @@ import warnings
 from collections import deque
 from dataclasses import dataclass, field, replace
 
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import Trial, TrialState
 
 from digit_study.config import machine
@@ -91,9 +92,12 @@ class Sweep:
     def _go_on(self) -> bool:
         """Handle the news and fill free slots; whether more is to come. A fault of the world delays both."""
         try:
-            while self.news:
-                self._handle(self.news[0])
-                self.news.popleft()
+            for _ in range(len(self.news)):
+                if self.news[0].kind == "done" and self.outcomes.is_on_its_way(self.news[0].content.run_id):
+                    self.news.rotate(-1)
+                else:
+                    self._handle(self.news[0])
+                    self.news.popleft()
             is_working = not self.world.is_well() or self._refill() or self._others_run()
             self._send_heartbeat()
         except Exception as fault:
@@ -256,13 +260,19 @@ class Sweep:
             running.epoch = float(number)
             if len(self.plan.objectives) == 1 and self.objective in record:
                 running.value = record[self.objective]
-                running.trial.report(running.value, number)
+                try:
+                    running.trial.report(running.value, number)
+                except UpdateFinishedTrialError:  # another machine has taken it over: it need not go on here
+                    self.engine.answer(event.key, False)
+                    return
                 if number < running.epochs and running.trial.should_prune():
                     running.pruned_after = number
             self.engine.answer(event.key, running.pruned_after is None)
             return
         trial = self.stored.trial(event.key)
-        if event.kind == "done":
+        if trial.user_attrs.get(outcomes.REASON) == outcomes.ABANDONED:
+            self.progress.ended(trial.number, "FAIL", "this machine was out of reach: it runs again on another")
+        elif event.kind == "done":
             seconds = [record["epoch_seconds"] for record in event.content.epochs]
             self.outcomes.complete(trial, {**event.content.metrics, "epoch_seconds": statistics.mean(seconds)})
         elif event.kind == "died":

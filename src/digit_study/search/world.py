@@ -24,6 +24,8 @@ ROOM, MEMORY = 8 * 2**20, 256 * 2**20
 
 def is_fault(error: Exception) -> bool:
     """Whether the world is to blame for what a supervisor met: a disk, a store, a database."""
+    if isinstance(error, StudyError):  # whoever raises one has waited long enough
+        return False
     return isinstance(error, MlflowException | StorageInternalError | OperationalError) or of_world(error)
 
 

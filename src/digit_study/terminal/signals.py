@@ -17,6 +17,8 @@ from digit_study.terminal.messages import StudyError, first_line
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 #: Signals that arrived inside :func:`interruptible`.
 _received: list[int] = []
+#: Those that wait for the end of a block of :func:`deferred_signals`, by block.
+_deferred: list[list[int]] = []
 
 
 class Interrupted(BaseException):
@@ -31,6 +33,11 @@ def raise_if_interrupted() -> None:
     """Raise :class:`Interrupted` again where the first one was lost, as in a finaliser that lets nothing out."""
     if _received:
         raise Interrupted(_received[0])
+
+
+def is_stopping() -> bool:
+    """Whether a signal has come, deferred or not: what waits for something should then wait no longer."""
+    return bool(_received) or any(_deferred)
 
 
 @contextmanager
@@ -72,10 +79,12 @@ def deferred_signals() -> Iterator[Callable[[], bool]]:
         yield lambda: False
         return
     pending: list[int] = []
+    _deferred.append(pending)
     previous = {one: signal.signal(one, lambda number, _: pending.append(number)) for one in STOPPING}
     try:
         yield lambda: bool(pending)
     finally:
+        _deferred.pop()
         for one, handler in previous.items():
             signal.signal(one, handler)
         if pending:

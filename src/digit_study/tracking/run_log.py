@@ -178,6 +178,11 @@ def tag_run(uri: str, run_id: str, tags: Mapping[str, str]) -> None:
     _post(uri, run_id)
 
 
+def is_kept_here(run_id: str) -> bool:
+    """Whether the store does not have all of a run yet."""
+    return Parcel(run_id).folder.is_dir()
+
+
 def drop_models(uri: str, run_id: str) -> None:
     """Delete the models of a run, from store and own disk."""
     Parcel(run_id).put(uri, drop_models={})
