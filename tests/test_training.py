@@ -127,7 +127,7 @@ def test_a_record_an_epoch_told_as_it_ends(digits: Arrays) -> None:
     for one in epochs:
         assert set(one) == {
             "train_loss", "train_accuracy", "val_loss", "val_accuracy", "learning_rate", "epoch_seconds",
-            "images_per_second",
+            "step_seconds", "images_per_second",
         }  # fmt: skip
         assert 0 <= one["train_accuracy"] <= 1 and one["epoch_seconds"] > 0
         assert one["images_per_second"] > 120 / one["epoch_seconds"] - 1e-6

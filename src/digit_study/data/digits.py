@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,9 @@ import numpy as np
 from digit_study.data import sources
 from digit_study.data.sources import CLASSES, Arrays, DataConfig, Labels, Pixels
 from digit_study.terminal.messages import StudyError
+
+#: Variable of the environment: a resolved DataConfig, as JSON, of the digits that trials of this machine share.
+PRELOADED = "DIGIT_STUDY_PRELOAD"
 
 
 @dataclass(frozen=True)
@@ -56,8 +60,12 @@ def _draw(labels: Labels, index: Labels, size: int, seed: int) -> tuple[Labels, 
     return drawn, rest
 
 
+@lru_cache(maxsize=1)
 def load_digits(config: DataConfig) -> Digits:
-    """Load and split what :func:`digit_study.data.sources.resolve` found; raises StudyError if it has changed."""
+    """Load and split what :func:`digit_study.data.sources.resolve` found; raises StudyError if it has changed.
+
+    Never write to what callers share: a process that was forked from one that had loaded them has the same digits.
+    """
     name = dataset_name(config)
     images, labels = sources.read_part(config, "train")
     found = sources.digest(images[..., 0], labels)

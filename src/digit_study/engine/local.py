@@ -2,6 +2,7 @@
 """The engine of one machine: a process per trial, forked from a server that has TensorFlow loaded, and its limits."""
 
 import atexit
+import json
 import multiprocessing
 import os
 import pickle
@@ -10,6 +11,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import asdict
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -19,6 +21,8 @@ import psutil
 
 from digit_study.config.machine import process_name
 from digit_study.config.run import Config
+from digit_study.data.digits import PRELOADED
+from digit_study.data.sources import DataConfig
 from digit_study.engine import child
 from digit_study.engine.protocol import Event, Limits
 from digit_study.terminal.messages import StudyError
@@ -53,9 +57,14 @@ def killed_for_memory() -> int:
     return 0
 
 
-def start_server() -> Any:
-    """Start the server that imports TensorFlow, in the background; the first trial waits for it."""
+def start_server(data: DataConfig | None = None) -> Any:
+    """Start the server that imports TensorFlow, in the background; the first trial waits for it.
+
+    Trials on ``data`` have them from there; they need not be the only ones.
+    """
     use_scratch()
+    if data is not None:
+        os.environ[PRELOADED] = json.dumps(asdict(data))
     context = multiprocessing.get_context("forkserver")
     # Python 3.11 starts the server without this process's sys.path: in a bare clone it would preload nothing
     source, paths = str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "").split(os.pathsep)

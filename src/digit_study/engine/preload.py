@@ -5,10 +5,12 @@ Imports, fonts and what else a first figure loads; no operation of TensorFlow, w
 
 import gc
 import importlib
+import json
 import os
 import signal
 import tempfile
 import threading
+from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,6 +31,17 @@ def _end_with_parent(parent: int = os.getppid()) -> None:
     while not _imported.wait(0.3):
         if os.getppid() != parent:
             os._exit(1)
+
+
+def _load_digits() -> None:
+    """Load the digits that most trials want, if they are there: what is wrong with them is said by the trials."""
+    from digit_study.data.digits import PRELOADED, load_digits
+    from digit_study.data.sources import DataConfig
+    from digit_study.terminal.messages import StudyError
+
+    if wanted := os.environ.get(PRELOADED):
+        with suppress(StudyError, OSError):
+            load_digits(DataConfig(**json.loads(wanted)))
 
 
 def _draw_once() -> None:
@@ -59,6 +72,7 @@ try:
     requirements = importlib.import_module("mlflow.utils.requirements_utils")
     requirements.warn_dependency_requirement_mismatches([f"numpy=={version('numpy')}"])
     _draw_once()
+    _load_digits()
     gc.freeze()  # and every trial shares these pages
 finally:  # no thread may be there when the first trial is forked
     _imported.set()

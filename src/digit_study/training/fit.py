@@ -55,7 +55,9 @@ def fit(
 ) -> list[Epoch]:
     """Train ``model`` in place; it ends with its best weights under early stopping, else with its last.
 
-    Returns one record an epoch: train_loss, train_accuracy, val_*, learning_rate, epoch_seconds, images_per_second.
+    Returns one record an epoch: train_loss, train_accuracy, val_*, learning_rate, epoch_seconds, images_per_second, and
+    step_seconds, the time of its training steps alone: no validation, and no tracing where an epoch has more than the
+    STEPS_PER_EXECUTION that come with it.
     Raises Diverged, which names quantity, epoch and step, if a loss is not finite.
     """
     steps, per_execution = steps_of_epoch(len(images) // config.batch_size)
@@ -127,6 +129,7 @@ class _Recorder(keras.callbacks.Callback):  # type: ignore[misc]
     epochs: list[Epoch] = field(default_factory=list)
     chosen_weights: list[np.ndarray[Any, Any]] = field(default_factory=list)
     started: float = 0.0
+    traced: tuple[float, int] | None = None  # when the first steps of all had run, and how many they were
 
     def __post_init__(self) -> None:
         super().__init__()
@@ -136,12 +139,15 @@ class _Recorder(keras.callbacks.Callback):  # type: ignore[misc]
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         step, epoch = batch + 1, len(self.epochs) + 1
+        self.traced = self.traced or (time.perf_counter(), step)
         where = f"in steps {max(1, step - self.model.steps_per_execution + 1)} to {step} of {self.steps}"
         self._require_finite("train_loss", logs["loss"], epoch, where)
         self.on_steps(epoch, step, self.steps)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        trained = time.perf_counter() - self.started
+        now = time.perf_counter()
+        trained = now - self.started
+        since, steps = self.traced if epoch == 0 and self.traced and self.traced[1] < self.steps else (self.started, 0)
         record = {
             "train_loss": float(logs["loss"]),
             "train_accuracy": float(logs["accuracy"]),
@@ -149,6 +155,7 @@ class _Recorder(keras.callbacks.Callback):  # type: ignore[misc]
             "learning_rate": float(self.model.optimizer.learning_rate),
             "epoch_seconds": time.perf_counter() - self.started,
             "images_per_second": self.steps * self.config.batch_size / trained,
+            "step_seconds": (now - since) * self.steps / (self.steps - steps),
         }
         self._require_finite("val_loss", record["val_loss"], epoch + 1, f"after step {self.steps}")
         self.epochs.append(record)
