@@ -67,7 +67,7 @@ class Courier:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        is_hurried = kind is not None and not issubclass(kind, Exception)
+        is_hurried = kind is not None and (self.fault is not None or not issubclass(kind, Exception))
         left = self.wait(HURRIED_S if is_hurried else None)
         self.stopping.set()
         self.news.set()

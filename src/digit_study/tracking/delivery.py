@@ -94,7 +94,7 @@ class Delivery:
                 calls.append(self._create_model)
         elif "model_id" in self.sent and not self.sent.get("model_ready"):
             calls.append(self._finish_model)
-        if not calls and outcome and self.sent.get("status") != outcome["status"]:
+        if not calls and outcome and self.sent.get("ended") != outcome["time"]:
             calls.append(self._end)
         return calls
 
@@ -206,9 +206,9 @@ class Delivery:
 
     def _end(self) -> None:
         outcome = self.parcel.outcome
-        if outcome and self.sent.get("status") != outcome["status"]:
+        if outcome and self.sent.get("ended") != outcome["time"]:
             self.client.set_terminated(self.run_id, outcome["status"], outcome["time"])
-            self.sent["status"] = outcome["status"]
+            self.sent["ended"] = outcome["time"]
 
 
 def send(parcel: Parcel, client: mlflow.MlflowClient, run_all: RunAll = in_turn) -> Exception | None:

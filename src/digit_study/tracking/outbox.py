@@ -105,7 +105,7 @@ class Parcel:
 
     @property
     def sent(self) -> dict[str, Any]:
-        """What the store is known to have: ``bytes`` of the log, ``files``, the model's id, the ``status``."""
+        """What the store is known to have: ``bytes`` of the log, ``files``, the model's id, when it ``ended``."""
         return {"bytes": 0, "files": {}, **self._read(SENT)}
 
     @sent.setter
