@@ -154,12 +154,7 @@ def _train(work: Confirmation, engine: Engine) -> None:
         try:
             while waiting or jobs:
                 raise_if_interrupted()
-                while waiting and engine.free and world.is_well():
-                    try:
-                        run_id = _create(work, waiting[0])
-                    except StoreFault as fault:
-                        world.hit(first_line(fault))
-                        break
+                while waiting and engine.free and world.is_well() and (run_id := _create(work, waiting[0], world)):
                     number, job = number + 1, waiting.pop(0)
                     jobs[number] = job, run_id
                     progress.begin(number, work.name(job), work.configs[job[0]].training.epochs)
@@ -172,11 +167,12 @@ def _train(work: Confirmation, engine: Engine) -> None:
                         continue
                     job, run_id = jobs.pop(event.key)
                     if event.kind == "world" or (event.kind == "died" and job not in died):
-                        died |= {job} if event.kind == "died" else set()
                         waiting.append(job)
                         run_log.close_run(work.plan.uri, run_id, "FAILED", str(event.content))
                         progress.end(event.key, f"{work.name(job)}: {event.content}; it runs again", False)
-                        if event.kind == "world":
+                        if event.kind == "died":
+                            died.add(job)
+                        else:
                             world.hit(str(event.content))
                     else:
                         progress.end(event.key, f"{work.name(job)}: {_record(work, job, run_id, event)}", True)
@@ -193,10 +189,14 @@ def _config(work: Confirmation, job: Job) -> Config:
     return replace(config, training=replace(config.training, seed=seed), tracking=place)
 
 
-def _create(work: Confirmation, job: Job) -> str:
-    """Create the run of a candidate and a seed; returns its id."""
+def _create(work: Confirmation, job: Job, world: World) -> str | None:
+    """Create the run of a candidate and a seed; returns its id, None, known to the world, if the store is gone."""
     tags = {"kind": "confirmation-run", "study": work.plan.study.study, "candidate": job[0], "seed": str(job[1])}
-    return run_log.create_run(_config(work, job), work.plan.uri, work.plan.dataset, work.name(job), **tags)
+    try:
+        return run_log.create_run(_config(work, job), work.plan.uri, work.plan.dataset, work.name(job), **tags)
+    except StoreFault as fault:
+        world.hit(first_line(fault))
+        return None
 
 
 def _record(work: Confirmation, job: Job, run_id: str, event: Event) -> str:
