@@ -37,7 +37,7 @@ def deliver(uri: str) -> None:
         return
     started, is_told = time.monotonic(), False
     for number, parcel in enumerate(left):
-        if not is_told and time.monotonic() - started > QUIET_S:
+        if not is_told and time.monotonic() - started > 3 * QUIET_S:
             console.print_error(f"sending what earlier commands had kept: {len(left) - number} runs more", "")
             is_told = True
         if parcel.is_abandoned:
