@@ -75,15 +75,16 @@ class SlowWay:
                 threading.Thread(target=self._pass, args=(there, here, self.delay), daemon=True).start()
 
     def _pass(self, source: socket.socket, target: socket.socket, delay: float) -> None:
-        with suppress(OSError):
-            while data := source.recv(1 << 20):
-                if delay:
-                    time.sleep(delay)
-                elif data[:4] in (b"GET ", b"POST", b"PUT "):
-                    self.asked.append(data.split(b"\r\n")[0].decode())
-                target.sendall(data)
-        with suppress(OSError):
-            target.shutdown(socket.SHUT_WR)
+        with source:
+            with suppress(OSError):
+                while data := source.recv(1 << 20):
+                    if delay:
+                        time.sleep(delay)
+                    elif data[:4] in (b"GET ", b"POST", b"PUT "):
+                        self.asked.append(data.split(b"\r\n")[0].decode())
+                    target.sendall(data)
+            with suppress(OSError):
+                target.shutdown(socket.SHUT_WR)
 
 
 class Disk:
