@@ -165,8 +165,7 @@ def test_a_real_study_survives_its_server(lab: Lab, server: Server, project: Pro
     done = command.finish()
     assert done.code == 0, done.err
     assert "Traceback" not in done.err and "UserWarning" not in done.err
-    lab.uri = server.behind
-    client = mlflow.MlflowClient(server.behind)
+    client = mlflow.MlflowClient(server.uri)
     trials = [run for run in lab.runs() if run.data.tags.get("kind") == "trial"]
     assert [run.info.status for run in trials] == ["FINISHED"] * 3 and lab.statuses("study") == ["FINISHED"]
     for run in trials:
