@@ -175,3 +175,4 @@ def test_a_real_study_survives_its_server(lab: Lab, server: Server, project: Pro
         assert [str(model.status) for model in models] == ["READY"]
         assert client.list_artifacts(run.info.run_id, "figures")
     assert not [path for path in (project.root / "mlruns" / ".outbox").iterdir() if path.is_dir()]
+    server.kill()  # its own helpers know its address too, and are no processes of the study
