@@ -23,7 +23,7 @@ test: .venv/.dev  ## every test but those in a browser or on several hosts, the 
 browser: .venv/.dev  ## the tests of pages in a headless Chromium, where there is one
 	$(PY) -m pytest -m browser $(ARGS)
 
-cluster: .venv/.dev  ## the tests on several hosts, made of Linux namespaces: PostgreSQL (needs root)
+cluster: .venv/.ray  ## the tests on several hosts, made of Linux namespaces: Ray, PostgreSQL (needs root)
 	$(PY) -m pytest -m cluster --dist worksteal $(ARGS)
 
 quick: .venv/.dev  ## the tests that need no minute
@@ -58,6 +58,7 @@ bench: .venv/.dev  ## the benchmarks that the README quotes (many minutes on an 
 	$(PY) tests/benchmarks/bench_calibration.py
 	$(PY) tests/benchmarks/bench_confirmation.py
 	$(PY) tests/benchmarks/bench_draw.py
+	test ! -f .venv/.ray || $(PY) tests/benchmarks/bench_engine.py
 	$(PY) tests/benchmarks/bench_sweep.py $(ARGS)
 
 screenshots: .venv/.dev  ## the README's, of a study that was searched, confirmed and promoted
@@ -65,9 +66,10 @@ screenshots: .venv/.dev  ## the README's, of a study that was searched, confirme
 
 LOCK := uv pip compile pyproject.toml --extra joblib --universal --python-version 3.11 --generate-hashes \
     --no-emit-index-url --no-emit-find-links --no-header --quiet
-lock:  ## resolve pyproject.toml into both locks anew (needs uv)
+lock:  ## resolve pyproject.toml into all three locks anew (needs uv)
 	$(LOCK) --upgrade --output-file requirements.lock
 	$(LOCK) --upgrade --extra dev --constraint requirements.lock --output-file requirements-dev.lock
+	$(LOCK) --upgrade --extra ray --constraint requirements-dev.lock --output-file requirements-ray.lock
 
 clean:  ## remove the environment and caches; runs and studies stay
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
@@ -89,3 +91,8 @@ INSTALL = if command -v uv >/dev/null; then \
 .venv/.dev: requirements-dev.lock .venv/.ready
 	$(INSTALL)
 	touch .venv/.dev
+
+# Ray is 70 MB that neither a study on one machine nor its tests need
+.venv/.ray: requirements-ray.lock .venv/.dev
+	$(INSTALL)
+	touch .venv/.ray

@@ -48,10 +48,11 @@ def test_every_option_composes_and_writes_every_key(group: str) -> None:
 
 
 def test_every_leaf_can_be_overridden() -> None:
-    changed = {"str": "x", "int": 7, "float": 0.25, "bool": True, "NoneType": None}
+    changed = {"str": "x", "int": 7, "float": 0.25, "bool": True, "NoneType": None, "dict": {"cpu": 2}}
     for key, value in flatten(Config()).items():
         new = changed[type(value).__name__]
-        config = compose_config([f"{key}={'null' if new is None else new}"])
+        text = {"None": "null", "{'cpu': 2}": "{cpu: 2}"}.get(str(new), str(new))
+        config = compose_config([f"{key}={text}"])
         assert flatten(config)[key] == new, key
 
 

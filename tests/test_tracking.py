@@ -106,7 +106,7 @@ def test_digits_that_two_runs_log_at_the_same_moment_are_logged_by_both(
     ],
 )
 def test_other_data_go_to_an_experiment_of_their_own(experiment: str | None, dataset: str, name: str) -> None:
-    assert tracking.experiment_name(Config(tracking=TrackingConfig(experiment=experiment)), dataset) == name
+    assert stores.experiment_name(Config(tracking=TrackingConfig(experiment=experiment)), dataset) == name
 
 
 def test_a_new_run_says_where_it_comes_from(store: str) -> None:

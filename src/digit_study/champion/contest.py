@@ -22,7 +22,7 @@ from digit_study.evaluation.ranking import paired_test
 from digit_study.terminal.console import percent, with_interval
 from digit_study.terminal.messages import StudyError
 from digit_study.terminal.signals import native_stderr, signals_surface
-from digit_study.tracking import lookup, views
+from digit_study.tracking import lookup, origin, views
 from digit_study.tracking.stores import model_file
 
 #: A Keras file, and the sha256 that its weights must have, if known.
@@ -126,7 +126,7 @@ def decide_contest(
 
     Also returns the evidence: tags of the new version, with numbers in full precision and the rules in force.
     """
-    tags, names = views.plain(challenger.run.data.tags), [f"run {challenger.run_id}"]
+    tags, names = origin.plain(challenger.run.data.tags), [f"run {challenger.run_id}"]
     if champion is not None:
         names.append(f"the champion, version {champion.version}")
     facts = zip(names, result.correct, result.parameters, strict=True)

@@ -5,6 +5,7 @@ import os
 import platform
 import re
 import signal
+import subprocess
 import time
 from contextlib import suppress
 from functools import cache
@@ -15,6 +16,8 @@ import psutil
 
 #: Seconds that a process left behind has to end itself before it is killed.
 GRACE_S = 3.0
+#: Compute capability of the first NVIDIA GPUs that multiply in bfloat16.
+BFLOAT16_FROM = 8.0
 
 
 def cores() -> int:
@@ -23,13 +26,37 @@ def cores() -> int:
 
 
 @cache
+def gpus() -> tuple[float, ...]:
+    """Compute capability of every GPU that this process may use, as NVIDIA's driver tells it; none without one."""
+    told = ["nvidia-smi", "--query-gpu=index,uuid,compute_cap", "--format=csv,noheader"]
+    try:
+        lines = subprocess.check_output(told, stderr=subprocess.DEVNULL, text=True, timeout=20).splitlines()
+    except (OSError, subprocess.SubprocessError):
+        return ()
+    known = [[word.strip() for word in line.split(",")] for line in lines if line.count(",") == 2]
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    names = None if visible is None else [name.strip() for name in visible.split(",")]
+    return tuple(float(at) for index, name, at in known if names is None or {index, name} & set(names))
+
+
+@cache
+def processor(listing: Path = Path("/proc/cpuinfo")) -> str:
+    """What the processor is called, in ``listing`` as Linux has it; elsewhere its architecture."""
+    found = re.search(r"^model name\s*:\s*(.+)", listing.read_text(), re.MULTILINE) if listing.is_file() else None
+    return found[1].strip() if found else platform.processor() or platform.machine()
+
+
+@cache
 def resolve_precision(requested: str, listing: Path = Path("/proc/cpuinfo")) -> str:
     """``auto`` becomes mixed_bfloat16 where AMX or AVX512_BF16 multiply it, else float32: emulated, it is slow.
 
-    ``listing`` names the instruction sets, as Linux has it; elsewhere there is none.
+    With GPUs they decide: from compute capability 8.0 all can. ``listing`` names the instruction sets of the processor,
+    as Linux has it; elsewhere there is none.
     """
     if requested != "auto":
         return requested
+    if capabilities := gpus():
+        return "mixed_bfloat16" if min(capabilities) >= BFLOAT16_FROM else "float32"
     found = re.search(r"^flags.*?:(.*)", listing.read_text(), re.MULTILINE) if listing.is_file() else None
     flags = set(found[1].split()) if found else set()
     return "mixed_bfloat16" if flags & {"amx_bf16", "avx512_bf16"} else "float32"

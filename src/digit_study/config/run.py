@@ -11,7 +11,8 @@ from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Any
 
-from digit_study.config import machine
+from digit_study.config import engine, machine
+from digit_study.config.engine import EngineConfig
 from digit_study.data import digits, sources
 from digit_study.terminal.messages import Rule, StudyError, check
 from digit_study.training import networks, recipe
@@ -29,8 +30,8 @@ class TrackingConfig:
 
 
 @dataclass(frozen=True)
-class Config:
-    """One run: everything that decides its outcome, and where that outcome is kept."""
+class Config(EngineConfig):
+    """One run: everything that decides its outcome, where that outcome is kept, and where it is trained."""
 
     data: sources.DataConfig = field(default_factory=sources.DataConfig)
     model: networks.ModelConfig = field(default_factory=networks.ModelConfig)
@@ -40,17 +41,20 @@ class Config:
 
     def validate(self) -> None:
         """Check every rule; raises StudyError with all that are broken. What passes can be built and trained."""
-        check(self, RULES, [*networks.relation_violations(self.model), *sources.relation_violations(self.data)])
+        others = [*networks.relation_violations(self.model), *sources.relation_violations(self.data)]
+        check(self, RULES, [*others, *engine.relation_violations(self)])
 
 
 #: Rules of single values by their key; rules between values stand beside their groups.
-RULES: dict[str, Rule] = {**sources.RULES, **networks.RULES, **recipe.RULES}
+RULES: dict[str, Rule] = {**sources.RULES, **networks.RULES, **recipe.RULES, **engine.rules()}
 
 
-def resolve_config(config: Config, parallel: int = 1) -> tuple[Config, sources.Source]:
+def resolve_config(config: Config, parallel: int = 1, precision: str | None = None) -> tuple[Config, sources.Source]:
     """Decide what a validated config leaves open: data, precision, and threads where ``parallel`` runs share the cores.
 
-    Twice changes nothing. Raises StudyError if the data are gone or others, or if one batch is more than all of them.
+    Threads are the cores that its resources name, where they do; ``precision`` is what ``auto`` means where it is
+    trained, by default here. Twice changes nothing. Raises StudyError if the data are gone or others, or if one batch
+    is more than all of them.
     """
     source = sources.resolve(config.data)
     train, _ = digits.split_sizes(source.images, source.config)
@@ -58,8 +62,9 @@ def resolve_config(config: Config, parallel: int = 1) -> tuple[Config, sources.S
     if training.batch_size > train:
         rule = f"`training.batch_size` is at most the {train} digits there are to train on"
         raise StudyError(f"{rule}, got {training.batch_size}: lower it, or raise data.limit")
-    precision = machine.resolve_precision(training.precision)
-    threads = training.threads or max(1, machine.cores() // parallel)
+    if precision is None or training.precision != "auto":
+        precision = machine.resolve_precision(training.precision)
+    threads = training.threads or int(config.resources.get("cpu", 0)) or max(1, machine.cores() // parallel)
     return replace(config, data=source.config, training=replace(training, precision=precision, threads=threads)), source
 
 

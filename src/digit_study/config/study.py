@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from digit_study.config import engine
+from digit_study.config.engine import EngineConfig
 from digit_study.config.run import Config, TrackingConfig
 from digit_study.data import sources
 from digit_study.terminal.messages import Rule, at_least, between, check, choice, nearest
@@ -22,12 +24,10 @@ CONSTRAINT = re.compile(rf"\s*({'|'.join(OBJECTIVES)})\s*(<=|>=)\s*([-+]?(?:\d+\
 
 
 @dataclass(frozen=True)
-class SearchConfig:
+class SearchConfig(EngineConfig):
     """How configurations are searched. ``trials`` is the total a study has at its end, however often it is resumed."""
 
     trials: int = 20
-    workers: int | None = None
-    engine: str = "local"
     sampler: str = "tpe"
     pruner: str | None = None
     objectives: list[Any] = field(default_factory=lambda: [{"val_accuracy": "maximize"}])
@@ -85,14 +85,15 @@ class StudyConfig:
     @property
     def run(self) -> Config:
         """The run that every trial varies."""
-        return Config(self.data, self.model, self.training, self.tracking)
+        return Config(self.data, self.model, self.training, self.tracking, **vars(self.search.place))
 
     def validate(self) -> None:
         """Check every rule of the study and its baseline, not of its space; raises StudyError with all broken ones."""
-        self.run.validate()
+        Config(self.data, self.model, self.training, self.tracking).validate()
         rule = f"`search.constraints` must read 'metric <= number' or '>=' with one of {', '.join(OBJECTIVES)}"
         broken = [text for text in self.search.constraints if not CONSTRAINT.fullmatch(str(text))]
-        check(self, RULES, [*_objective_violations(self.search), *(f"{rule}, got {text!r}" for text in broken)])
+        others = [*_objective_violations(self.search), *engine.relation_violations(self.search, "search.")]
+        check(self, RULES, [*others, *(f"{rule}, got {text!r}" for text in broken)])
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ RULES: dict[str, Rule] = {
         lambda value: bool(re.fullmatch(r"[\w-][\w.-]{0,99}", value)),
     ),
     "search.trials": at_least(1),
-    "search.workers": between(1, 256),
+    **engine.rules("search."),
     "search.sampler": choice(SAMPLERS),
     "search.pruner": choice(PRUNERS),
     "search.seed": between(0, 2**31 - 1),

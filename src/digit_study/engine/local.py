@@ -6,6 +6,7 @@ import json
 import multiprocessing
 import os
 import pickle
+import platform
 import signal
 import tempfile
 import time
@@ -19,12 +20,15 @@ from typing import Any
 
 import psutil
 
+from digit_study.config import machine
+from digit_study.config.engine import EngineConfig, fitting
 from digit_study.config.machine import process_name
 from digit_study.config.run import Config
 from digit_study.data.digits import PRELOADED
 from digit_study.data.sources import DataConfig
 from digit_study.engine import child
-from digit_study.engine.protocol import Event, Limits
+from digit_study.engine.protocol import Event, Limits, Node
+from digit_study.terminal import messages
 from digit_study.terminal.messages import StudyError
 from digit_study.tracking.stores import use_scratch
 
@@ -193,20 +197,33 @@ class TrialProcess:
             time.sleep(0.02)
 
 
+def offer(place: EngineConfig, uri: str) -> list[Node]:
+    """What this machine has, the first of its GPUs only; raises StudyError if a trial asks for more."""
+    cores, gpus, asked = machine.cores(), machine.gpus()[:1], place.resources
+    memory = psutil.virtual_memory().total / 2**30
+    has = {"CPU": cores, "GPU": len(gpus), "memory": memory * 2**30}
+    room = fitting(has, {"cpu": 1, "gpu": len(gpus), "memory": 0, **asked})
+    if room == 0:
+        wrong = f"a trial asks for {messages.listed(asked)}, but this machine has {cores} cores, {len(gpus)} GPUs and "
+        raise StudyError(f"{wrong}{memory:.1f} GiB: ask for less with resources=")
+    precision = machine.resolve_precision("auto")
+    return [Node(platform.node(), cores, len(gpus), memory, machine.processor(), precision, room)]
+
+
 class LocalEngine:
     """An :class:`Engine` that ``launch`` starts the trials of, by default forked from a server that starts now."""
 
     def __init__(self, limits: Limits, launch: Callable[[Config, str], TrialProcess] | None = None) -> None:
-        self.limits = limits
+        self.limits, self.slots = limits, limits.slots or 1
         self.trials: dict[int, TrialProcess] = {}
         self.failed_starts: list[Event] = []
         if launch is None:
-            start_server()
+            start_server(limits.data if limits.data.sha256 else None)
         self.launch = launch or (lambda config, run_id: TrialProcess(child.train, config, run_id))
 
     @property
     def free(self) -> int:
-        return self.limits.slots - len(self.trials)
+        return self.slots - len(self.trials)
 
     def submit(self, key: int, config: Config, run_id: str) -> str | None:
         try:

@@ -3,19 +3,23 @@
 Sampling, pruning and stores are the supervisor's. A new engine is a module and a line in :data:`ENGINES`.
 """
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, Protocol
 
+from digit_study.config.engine import EngineConfig
 from digit_study.config.run import Config
+from digit_study.data.sources import DataConfig
 from digit_study.evaluation.metrics import Evaluation
 from digit_study.terminal.messages import StudyError
 from digit_study.terminal.progress import EpochProgress
 from digit_study.terminal.signals import raise_if_interrupted
 
 Epoch = dict[str, float]
+#: Why a trial died with its node or its slot: no fault of the trial, which runs again however often it happens.
+LOST = LOST_NODE, LOST_SLOT = "its node went away", "its slot was killed"
 
 
 class Pruned(Exception):
@@ -39,9 +43,12 @@ class TrialResult:
 class Limits:
     """What an engine may use; None has no limit."""
 
-    slots: int = 1  # trials at a time
+    slots: int | None = 1  # trials at a time; None: as many as there is room for, also on nodes that join later
     timeout: float | None = None  # seconds a trial may take
     memory: float | None = None  # GiB of resident memory a trial may use
+    place: EngineConfig = field(default_factory=EngineConfig)  # which engine, where, and what a trial takes of it
+    data: DataConfig = field(default_factory=DataConfig)  # resolved; an engine whose nodes do not have it hands it over
+    uri: str = ""  # the tracking store, for nodes that cannot know it
 
 
 @dataclass(frozen=True)
@@ -54,6 +61,20 @@ class Event:
     key: int  # under which it was submitted
     kind: str  # steps, epoch (which waits for an answer), done, failed, died, expired or world
     content: Any  # in this order: (epoch, step, steps), (number, record), a TrialResult, and for the others why
+
+
+@dataclass(frozen=True)
+class Node:
+    """A machine that an engine may use."""
+
+    host: str
+    cores: float
+    gpus: float
+    memory: float  # GiB
+    processor: str
+    precision: str  # what ``auto`` means there
+    room: int  # how many trials fit at a time
+    problem: str | None = None  # why none can run there
 
 
 class Engine(Protocol):
@@ -79,7 +100,26 @@ class Engine(Protocol):
 #: Engines by the name that ``search.engine`` gives them.
 ENGINES: dict[str, Callable[[Limits], Engine]] = {
     "local": lambda limits: resolve_name("digit_study.engine.local:LocalEngine")(limits),
+    "ray": lambda limits: resolve_name("digit_study.engine.on_ray:RayEngine")(limits),
 }
+#: What each of them could use, of the resources that a trial asks for; raises StudyError if that is too little.
+OFFERS: dict[str, Callable[[EngineConfig, str], list[Node]]] = {
+    "local": lambda place, uri: resolve_name("digit_study.engine.local:offer")(place, uri),
+    "ray": lambda place, uri: resolve_name("digit_study.engine.on_ray:offer")(place, uri),
+}
+
+
+def settle(place: EngineConfig, threads: int | None) -> EngineConfig:
+    """What a trial asks for, in full: on a cluster its cores are its threads, where it does not say."""
+    if place.engine == "local":
+        return place
+    return replace(place, resources={"cpu": threads or 1, "gpu": 0, "memory": 0, **place.resources})
+
+
+def common_precision(nodes: Sequence[Node]) -> str:
+    """What the precision ``auto`` means on all nodes alike that trials fit on; float32 where they differ."""
+    found = {node.precision for node in nodes if node.room}
+    return found.pop() if len(found) == 1 else "float32"
 
 
 def run_to_end(engine: Engine, config: Config, run_id: str, progress: EpochProgress) -> TrialResult:

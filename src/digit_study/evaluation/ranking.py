@@ -166,11 +166,15 @@ def pooled_leaderboard(groups: Sequence[Group]) -> pd.DataFrame:
 
 
 def sentence(board: pd.DataFrame, kind: str) -> str:
-    """What a ranking says: the best of it, with its interval and images, and how many cannot be told from it."""
+    """What a ranking says: the best of it, with its interval and images, and how many cannot be told from it.
+
+    Last what its attribute ``machines`` says of where the runs were trained, if it has one.
+    """
     best, ties = board.iloc[0], int(board["tied"].sum()) - 1
     reads = f"{accuracy_with_interval(dict(best))} of {best['n']:,} validation images"
     others = f"{ties} of the other {len(board) - 1} cannot be told from it" if len(board) > 1 else "there is no other"
-    return f"{reads} are read right by the best {kind}, {best['name']}; {others}"
+    told = f"{reads} are read right by the best {kind}, {best['name']}; {others}"
+    return f"{told}; {board.attrs['machines']}" if board.attrs.get("machines") else told
 
 
 def tukey(accuracies: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:

@@ -11,7 +11,7 @@ from typing import Any
 from optuna.trial import TrialState
 
 from digit_study.evaluation import charts
-from digit_study.search import report
+from digit_study.search import pictures as optunas
 from digit_study.search.plan import StudyPlan
 from digit_study.search.study import StoredStudy
 
@@ -49,20 +49,20 @@ class Picture:
 
 def pictures(plan: StudyPlan, stored: StoredStudy) -> list[Picture]:
     """All of Optuna's pictures that apply to the study, in the order in which they are read."""
-    with report.quiet_optuna():
+    with optunas.quiet_optuna():
         return list(_pictures(plan, stored))
 
 
 def _pictures(plan: StudyPlan, stored: StoredStudy) -> Iterator[Picture]:
     complete = len(stored.trials(TrialState.COMPLETE))
     paired = MOST_PAIRED if complete <= MANY_TRIALS else PAIRED_OF_MANY
-    for name, (function, options) in report.picture_options(plan, stored).items():
+    for name, (function, options) in optunas.picture_options(plan, stored).items():
         title, caption = CAPTIONS[name]
         keys, limit = options.get("params", []), paired if name in ("contour", "rank") else MOST_KEYS
         if len(keys) > limit or name in ("contour", "rank") and len(plan.dimensions) > limit:
             caption += f" Shown are the {limit} most important keys."
         chosen = {key: value[:limit] if key == "params" else value for key, value in options.items()}
-        drawn = report.interactive(stored, name, function, chosen)
+        drawn = optunas.interactive(stored, name, function, chosen)
         if isinstance(drawn, str):
             yield Picture(name, title, caption, None, drawn)
         elif not drawn.data:  # Optuna draws empty axes where no trial has a result

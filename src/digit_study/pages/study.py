@@ -33,7 +33,7 @@ from digit_study.search.run import kept_elsewhere, parent_of
 from digit_study.search.study import CREATED, OVERRIDES, StoredStudy, find_study, refuse_changes
 from digit_study.terminal import console
 from digit_study.terminal.messages import StudyError, first_line
-from digit_study.tracking import delivery, lookup, run_log, stores, views
+from digit_study.tracking import delivery, lookup, origin, run_log, stores
 
 #: Tags of the parent run that say what a result came from.
 ORIGINS = {
@@ -202,7 +202,7 @@ def _confirmation(plan: StudyPlan, stored: StoredStudy, board: pd.DataFrame) -> 
 
 def _origins(parent: Run) -> dict[str, str]:
     """Where the results come from, by what it is called."""
-    tags = views.plain(parent.data.tags)
+    tags = origin.plain(parent.data.tags)
     found = {name: tags[tag] for name, tag in ORIGINS.items() if tag in tags}
     if tags.get("git.dirty") == "true":
         found["code"] = f"{found.get('code', 'unknown')}, with changes that were not committed"

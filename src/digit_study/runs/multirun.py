@@ -4,7 +4,7 @@ import os
 import pickle
 import shutil
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -14,6 +14,7 @@ from digit_study.config.run import Config
 from digit_study.data.digits import dataset_name, load_digits
 from digit_study.engine import child, local, protocol
 from digit_study.evaluation import charts, ranking
+from digit_study.runs import elsewhere
 from digit_study.runs.plan import Plan
 from digit_study.terminal import console, messages, signals
 from digit_study.terminal.messages import StudyError
@@ -53,7 +54,7 @@ def run_many(plan: Plan, task: Callable[[], None]) -> None:
     first = plan.jobs[0]
     uri = stores.tracking_uri(first.config.tracking.uri)
     stores.prepare_store(uri)
-    if plan.parallel == 1:
+    if plan.parallel == 1 and plan.limits is None:
         local.start_server()
     with Courier(uri, PATIENCE_MIN, ""):
         _run_beneath(plan, task, uri)
@@ -68,7 +69,7 @@ def _run_beneath(plan: Plan, task: Callable[[], None], uri: str) -> None:
     log = run_log.RunLog(uri, run_id)
     scratch = stores.use_scratch() / "jobs"
     shared = set.intersection(*(set(job.overrides) for job in plan.jobs))
-    status, experiment = "FAILED", run_log.experiment_name(first.config, first.dataset)
+    status, experiment = "FAILED", stores.experiment_name(first.config, first.dataset)
     try:
         scratch.mkdir()
         os.environ.update(DIGIT_STUDY_SCRATCH=str(scratch), DIGIT_STUDY_SHARED="\n".join(shared))
@@ -78,9 +79,10 @@ def _run_beneath(plan: Plan, task: Callable[[], None], uri: str) -> None:
         log.dataset(digits.name, digits.sha256, digits.counts())
         figures.write_data_figures(digits, log.folder)
         parent = [f"tracking.parent_run_id={run_id}", f"tracking.experiment='{experiment}'"]
-        run_hydra(task, [*plan.resolved_overrides(), *parent])
-        outcomes = []
-        for number, job in enumerate(plan.jobs):
+        outcomes = _elsewhere(plan, run_id, experiment) if plan.limits else []
+        if plan.limits is None:
+            run_hydra(task, [*plan.resolved_overrides(), *parent])
+        for number, job in enumerate(plan.jobs if plan.limits is None else []):
             path = scratch / str(number) / OUTCOME
             lost = JobOutcome(job_name(job.overrides), reason="its process ended without a message")
             outcomes.append(pickle.loads(path.read_bytes()) if path.is_file() else lost)
@@ -111,9 +113,7 @@ def run_job(config: Config, overrides: Sequence[str], folder: Path, live: bool) 
         run_id = run_log.create_run(config, uri, dataset_name(config.data), name)
         with epoch_progress(name, config.training.epochs, live) as progress:
             result = protocol.run_to_end(protocol.ENGINES["local"](protocol.Limits()), config, run_id, progress)
-        correct = result.evaluation.predicted == result.evaluation.labels
-        candidate = ranking.Candidate(name, run_id, result.metrics, correct, str(config.data.sha256))
-        outcome = JobOutcome(name, candidate)
+        outcome = _finished(name, config, result)
     except Exception as error:  # whatever it is, it is this job's alone: the others go on
         reason = str(error) if isinstance(error, StudyError) else f"{type(error).__name__}: {error}"
         outcome = JobOutcome(name, reason=reason)
@@ -122,6 +122,28 @@ def run_job(config: Config, overrides: Sequence[str], folder: Path, live: bool) 
             run_log.close_run(uri, run_id, "FAILED", reason)
     folder.mkdir(parents=True, exist_ok=True)
     (folder / OUTCOME).write_bytes(pickle.dumps(outcome))
+
+
+def _elsewhere(plan: Plan, parent_run_id: str, experiment: str) -> list[JobOutcome]:
+    """Run all jobs on the engine that the plan names."""
+    assert plan.limits is not None
+    os.environ["DIGIT_STUDY_SETTLED"] = "\n".join(plan.resolved_overrides())
+    names = [job_name(job.overrides) for job in plan.jobs]
+    configs = [job.config for job in plan.jobs]
+    places = [replace(one.tracking, parent_run_id=parent_run_id, experiment=experiment) for one in configs]
+    configs = [replace(one, tracking=place) for one, place in zip(configs, places, strict=True)]
+    jobs = [replace(job, config=config) for job, config in zip(plan.jobs, configs, strict=True)]
+    ends = elsewhere.run_jobs(jobs, names, plan.limits)
+    return [
+        JobOutcome(name, reason=end) if isinstance(end, str) else _finished(name, config, end)
+        for name, config, end in zip(names, configs, ends, strict=True)
+    ]
+
+
+def _finished(name: str, config: Config, result: protocol.TrialResult) -> JobOutcome:
+    correct = result.evaluation.predicted == result.evaluation.labels
+    candidate = ranking.Candidate(name, result.run_id, result.metrics, correct, str(config.data.sha256))
+    return JobOutcome(name, candidate)
 
 
 def job_name(overrides: Sequence[str]) -> str:

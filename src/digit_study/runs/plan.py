@@ -1,14 +1,16 @@
 """From a command line to checked runs, before TensorFlow is imported and before anything is written."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from typing import Any
 
 from digit_study.config import compose, machine
+from digit_study.config.engine import PLACE_KEYS, EngineConfig
 from digit_study.config.run import Config, resolve_config
+from digit_study.engine.protocol import ENGINES, OFFERS, Limits, common_precision, settle
 from digit_study.terminal.console import warn
-from digit_study.terminal.messages import StudyError
+from digit_study.terminal.messages import StudyError, check, choice
 from digit_study.tracking.stores import check_store, require_run, tracking_uri
 
 #: Keys that may stand beside ``reproduce``: where the result goes, and where the digits lie now.
@@ -34,6 +36,7 @@ class Plan:
     jobs: list[Job]  # in Hydra's order, every config resolved
     multirun: bool  # -m was given
     parallel: int  # how many jobs run at a time
+    limits: Limits | None = None  # what an engine may use that has its own slots; None: Hydra launches the jobs
 
     def resolved_overrides(self) -> list[str]:
         """Overrides that hand Hydra's jobs what was resolved here once, so that all see the same."""
@@ -63,11 +66,36 @@ def plan(arguments: Sequence[str]) -> Plan:
             raise StudyError("hydra/launcher=joblib needs hydra-joblib-launcher: pip install -e '.[joblib]'")
         wanted = int(chosen.get("hydra.launcher.n_jobs", -1))
         parallel = max(1, min(len(texts), machine.cores() if wanted < 0 else wanted))
-    resolved = [resolve_config(config, parallel) for config in configs]
+    place = _place(configs, args.multirun)
+    configs = [replace(config, resources=place.resources) for config in configs]
+    nodes = OFFERS[place.engine](place, tracking_uri(configs[0].tracking.uri))
+    precision = common_precision(nodes)
+    resolved = [resolve_config(config, parallel, precision) for config in configs]
     for warning in sorted({str(source.warning) for _, source in resolved if source.warning}):
         warn(warning)
     jobs = [Job(text, config, source.name) for text, (config, source) in zip(texts, resolved, strict=True)]
-    return Plan(list(args.overrides), jobs, bool(args.multirun), parallel)
+    if place.engine == "local":
+        return Plan(list(args.overrides), jobs, bool(args.multirun), parallel)
+    if len({job.config.data.sha256 for job in jobs}) > 1:
+        raise StudyError("all runs of -m on a cluster read the same digits, got several: give a command for each")
+    data, uri = jobs[0].config.data, tracking_uri(configs[0].tracking.uri)
+    limits = Limits(place.workers, place=place, data=data, uri=uri)
+    return Plan(list(args.overrides), jobs, True, min(sum(one.room for one in nodes), len(jobs)), limits)
+
+
+def _place(configs: Sequence[Config], multirun: bool) -> EngineConfig:
+    """Where all runs are trained; raises StudyError if that is no engine, not the same for all, or for one run."""
+    first, places = configs[0], {str(config.place) for config in configs}
+    check(first, {"engine": choice(ENGINES)}, [])
+    if len(places) > 1:
+        raise StudyError(f"{', '.join(PLACE_KEYS)} are of the whole command, got a sweep over them: give one value")
+    if first.engine == "local":
+        return first.place
+    if not multirun:
+        raise StudyError(f"`engine`={first.engine} is for the runs of -m, got one run, which is trained here: add -m")
+    if len({tracking_uri(config.tracking.uri) for config in configs}) > 1:
+        raise StudyError("`tracking.uri` is the same for all runs of -m on a cluster, got several: give one")
+    return settle(first.place, max(config.training.threads or 1 for config in configs))
 
 
 def plan_reproduction(arguments: Sequence[str]) -> Config:

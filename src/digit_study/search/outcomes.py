@@ -9,6 +9,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 
 from digit_study.config import machine
 from digit_study.config.study import constraints_of
+from digit_study.engine.protocol import LOST
 from digit_study.search.plan import StudyPlan
 from digit_study.search.study import SUPERSEDED, SUPERVISOR, WORKER, StoredStudy, orphans
 from digit_study.tracking import lookup, run_log
@@ -17,7 +18,7 @@ from digit_study.tracking import lookup, run_log
 RUN_ID, REASON, RETRY_OF, SEED, BASELINE = "run_id", "reason", "retry_of", "training.seed", "baseline"
 ABANDONED, INTERRUPTED = "its supervisor ended before it", "interrupted"
 #: How often a configuration runs again because its process died; these reasons are no fault of it.
-RETRIES, BLAMELESS = 1, (INTERRUPTED, ABANDONED)
+RETRIES, BLAMELESS = 1, (INTERRUPTED, ABANDONED, *LOST)
 #: How the reason begins of a trial that a fault of the world has ended.
 OF_WORLD = "no fault of the trial: "
 #: Tag of a run whose trial has not ended yet.

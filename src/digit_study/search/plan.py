@@ -13,14 +13,14 @@ from optuna.pruners import BasePruner
 from optuna.samplers import BaseSampler
 from rich.table import Table
 
-from digit_study.config import compose, machine
+from digit_study.config import compose
 from digit_study.config.run import Config, resolve_config
 from digit_study.config.study import SearchConfig, StudyConfig, objectives_of, pruner_of
-from digit_study.engine.protocol import ENGINES
+from digit_study.engine.protocol import ENGINES, OFFERS, Limits, Node, common_precision, settle
 from digit_study.search._optuna import TPE, Hyperband
-from digit_study.search.space import Dimension, parse_space
+from digit_study.search.space import Dimension, Params, apply, parse_space
 from digit_study.terminal.console import warn
-from digit_study.terminal.messages import StudyError, check, choice, without_password
+from digit_study.terminal.messages import StudyError, check, choice, listed, without_password
 from digit_study.tracking import stores
 from digit_study.tracking.stores import check_store, tracking_uri
 
@@ -63,11 +63,35 @@ class StudyPlan:
     dimensions: list[Dimension]  # what is searched, conditions first
     workers: int  # trials at a time; workers × threads = cores
     uri: str  # the tracking store
+    nodes: Sequence[Node] = ()  # that trials may run on
+
+    @property
+    def limits(self) -> Limits:
+        """What the engine may use."""
+        search = self.study.search
+        slots = self.workers if search.engine == "local" else search.workers
+        return Limits(slots, search.trial_timeout, search.trial_memory, search.place, self.run.data, self.uri)
 
     @property
     def objectives(self) -> dict[str, str]:
         """Metric to direction; the first one ranks."""
         return objectives_of(self.study.search)
+
+    def trial_config(self, params: Params, seed: int, parent_run_id: str) -> tuple[Config, str | None]:
+        """What a trial runs; where no rule of a single key could exclude a bad combination, the baseline and why."""
+        problem, config = None, self.run
+        try:
+            config = apply(params, self.overrides, config)
+        except StudyError as error:
+            problem = str(error)
+        place = replace(
+            config.tracking,
+            parent_run_id=parent_run_id,
+            experiment=stores.experiment_name(self.run, self.dataset),
+            save_model=config.tracking.save_model and self.study.search.keep_models > 0,
+        )
+        training = config.training if "training.seed" in params else replace(config.training, seed=seed)
+        return replace(config, training=training, tracking=place), problem
 
 
 def plan_study(arguments: Sequence[str]) -> StudyPlan:
@@ -98,13 +122,16 @@ def plan_study(arguments: Sequence[str]) -> StudyPlan:
     check_store(uri)
     if study.search.storage is not None:
         check_store(study.search.storage, "search.storage")
-    workers = study.search.workers or min(machine.cores(), study.search.trials)
-    run, source = resolve_config(study.run, workers)
+    place = settle(study.search.place, study.training.threads)
+    study = replace(study, search=replace(study.search, resources=place.resources))
+    nodes = OFFERS[place.engine](place, uri)
+    workers = place.workers or min(sum(node.room for node in nodes), study.search.trials)
+    run, source = resolve_config(study.run, workers, common_precision(nodes))
     if source.warning:
         warn(source.warning)
     # every trial sees what was resolved here once
     study = replace(study, data=run.data)
-    return StudyPlan(study, overrides, run, source.name, dimensions, workers, uri)
+    return StudyPlan(study, overrides, run, source.name, dimensions, workers, uri, nodes)
 
 
 def grid_size(dimensions: Sequence[Dimension]) -> int | None:
@@ -167,6 +194,16 @@ def plan_table(plan: StudyPlan) -> Table:
     table.add_row("grid points", "infinite (a range is continuous)" if points is None else f"{points:,}")
     table.add_row("budget", f"{search.trials} trials in all, at most {plan.run.training.epochs} epochs each")
     table.add_row("workers", f"{plan.workers} × {plan.run.training.threads} threads, {plan.run.training.precision}")
+    if search.engine != "local":
+        cores, gpus = (sum(getattr(node, name) for node in plan.nodes) for name in ("cores", "gpus"))
+        room = sum(node.room for node in plan.nodes)
+        told = (
+            f"{search.engine} at {search.address or 'auto'}: {len(plan.nodes)} nodes, {cores:g} cores, {gpus:g} GPUs, "
+        )
+        table.add_row("cluster", f"{told}room for {room} trials of {listed(search.resources)} at a time")
+        for node in plan.nodes:
+            has = f"{node.cores:g} cores, {node.gpus:g} GPUs, {node.memory:.1f} GiB, {node.processor}"
+            table.add_row("", f"{node.host}: {has}: room for {node.room}")
     table.add_row("sampler, pruner", f"{search.sampler}, {pruner_of(search)}")
     table.add_row("objectives", ", ".join(f"{d} {m}" for m, d in plan.objectives.items()))
     table.add_row("constraints", ", ".join(search.constraints) or "none")

@@ -1,38 +1,29 @@
-"""A study at its end: the leaderboard with ties, tables, and Optuna's own pictures, as PNG and as one HTML page."""
+"""A study at its end: the leaderboard with ties, tables, what is said of them, and the best of them as a command."""
 
-import html
 import re
 import shlex
-import warnings
 from collections import Counter
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Container, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-import optuna
 import pandas as pd
-from matplotlib.ticker import PercentFormatter
 from optuna.trial import FrozenTrial, TrialState
 
 from digit_study.config.study import pruner_of
 from digit_study.evaluation import charts
 from digit_study.evaluation.metrics import accuracy_interval
 from digit_study.evaluation.ranking import Candidate, Group, pooled_leaderboard, sentence
-from digit_study.search import space
+from digit_study.search import pictures, space
 from digit_study.search.outcomes import REASON, RUN_ID, SEED, RankKey, rank_key, ranked_trials
 from digit_study.search.plan import StudyPlan, address
 from digit_study.search.study import StoredStudy
 from digit_study.terminal.console import CONFIGURATIONS, warn, with_interval
 from digit_study.terminal.messages import first_line
-from digit_study.tracking import delivery, lookup, views
-
-MOST_DIMENSIONS, MOST_CONTOURS = 6, 4
-PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title></head>
-<body style="font-family: sans-serif; max-width: 1100px; margin: auto"><h1>{title}</h1>{figures}</body></html>"""
+from digit_study.tracking import delivery, lookup, origin, run_log, views
 
 
 def feasible_trials(stored: StoredStudy) -> list[FrozenTrial]:
@@ -117,7 +108,7 @@ def write(plan: StudyPlan, stored: StoredStudy, board: pd.DataFrame, folder: Pat
         charts.write_table(pareto_front(plan, stored), folder, "pareto")
     if len(board):
         charts.save(charts.comparison(board, "Leaderboard, validation"), folder / "figures" / "leaderboard.png")
-    write_pictures(plan, stored, folder / "figures")
+    pictures.write(plan, stored, folder / "figures")
 
 
 def note(plan: StudyPlan, stored: StoredStudy, board: pd.DataFrame | None = None) -> views.Note:
@@ -138,122 +129,25 @@ def note(plan: StudyPlan, stored: StoredStudy, board: pd.DataFrame | None = None
     return views.Note(*shown, f"python sweeps/confirm.py {where}")
 
 
-#: Of these there is a PNG, with the most important dimensions; the page has all.
-AS_PNG = (
-    "optimisation_history", "importances", "slices", "parallel_coordinates", "timeline", "intermediate_values",
-    "pareto",
-)  # fmt: skip
+def mixture(uri: str, parent_run_id: str, compared: Container[str]) -> str:
+    """A sentence on what differs between the machines of the ``compared`` runs beneath a parent; empty if nothing does.
+
+    Processor, cores and versions decide bits or seconds of a run, as its tags have them.
+    """
+    finished = run_log.children(uri, parent_run_id, "attributes.status = 'FINISHED'")
+    return differences([origin.plain(tags) for run_id, tags in finished if run_id in compared])
 
 
-def write_pictures(plan: StudyPlan, stored: StoredStudy, folder: Path) -> None:
-    """Draw Optuna's pictures: PNGs, and all as interactive figures in ``study.html``, which needs no network."""
-    from plotly.offline import get_plotlyjs
-
-    title = html.escape(f"Study {plan.study.study}: {', '.join(plan.objectives)}")
-    figures = [f"<script>{get_plotlyjs()}</script>"]  # once: it is nearly five megabytes
-    with quiet_optuna():
-        for name, (function, options) in picture_options(plan, stored).items():
-            figure = interactive(stored, name, function, options)
-            if isinstance(figure, str):
-                figures.append(f"<p>{name.replace('_', ' ')}: {html.escape(figure)}</p>")
-            else:
-                drawn = figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False})
-                figures.append(f'<div style="overflow-x: auto">{drawn}</div>')
-            if name in AS_PNG:
-                _write_png(name, function, options, plan, stored, folder / f"{name}.png")
-    (folder / "study.html").write_text(PAGE.format(title=title, figures="\n".join(figures)))
-
-
-@contextmanager
-def quiet_optuna() -> Iterator[None]:
-    """Let Optuna draw in silence: it calls most of its pictures experimental, and logs what it cannot draw."""
-    verbosity = optuna.logging.get_verbosity()
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        optuna.logging.set_verbosity(verbosity)
-
-
-def interactive(stored: StoredStudy, name: str, function: str, options: Mapping[str, Any]) -> Any:
-    """One of :func:`picture_options` as a Plotly figure; a text that says why where there are too few trials for it."""
-    try:
-        figure = getattr(optuna.visualization, function)(stored.study, **options)
-    except (ValueError, RuntimeError) as error:
-        return first_line(error)
-    if name in ("contour", "rank"):  # a grid of panels
-        figure.update_layout(height=900)
-    return figure
-
-
-def picture_options(plan: StudyPlan, stored: StoredStudy) -> dict[str, tuple[str, dict[str, Any]]]:
-    """Optuna's pictures that apply to this study: by file name, the name of the function and its options."""
-    objectives, complete = plan.objectives, stored.trials(TrialState.COMPLETE)
-    first, direction = next(iter(objectives.items()))
-    target: dict[str, Any] = {"target_name": first}
-    low_is_good: dict[str, Any] = {}  # importances of one of several objectives are for low values
-    if len(objectives) > 1:
-        sign = -1 if direction == "maximize" else 1
-        target["target"], low_is_good["target"] = lambda trial: trial.values[0], lambda trial: sign * trial.values[0]
-    try:
-        shares = optuna.importance.get_param_importances(stored.study, **low_is_good)
-    except (ValueError, RuntimeError):  # too few trials, or all values are equal
-        shares = {}
-    used = [one.key for one in plan.dimensions if any(one.key in trial.params for trial in complete)]
-    keys = sorted(used, key=lambda key: -shares.get(key, 0.0))
-    pictures = {
-        "optimisation_history": ("plot_optimization_history", target),
-        "importances": ("plot_param_importances", {**target, **low_is_good}),
-        "slices": ("plot_slice", {**target, "params": keys}),
-        "parallel_coordinates": ("plot_parallel_coordinate", {**target, "params": keys}),
-        "edf": ("plot_edf", target),
-        "timeline": ("plot_timeline", {}),
-    }
-    if len(keys) > 1:
-        pictures["contour"] = ("plot_contour", {**target, "params": keys[:MOST_CONTOURS]})
-        pictures["rank"] = ("plot_rank", {**target, "params": keys[:MOST_CONTOURS]})
-    if len(objectives) == 1:
-        pictures["intermediate_values"] = ("plot_intermediate_values", {})
-    elif len(objectives) <= 3:
-        pictures["pareto"] = ("plot_pareto_front", {"target_names": list(objectives)})
-    return pictures
-
-
-def _write_png(
-    name: str, function: str, options: Mapping[str, Any], plan: StudyPlan, stored: StoredStudy, path: Path
-) -> None:
-    """Draw a picture by Optuna, in a size that fits its content and without a legend longer than itself."""
-    import matplotlib.pyplot as plt
-    from optuna.visualization import matplotlib as optuna_plots
-
-    chosen = {key: value[:MOST_DIMENSIONS] if key == "params" else value for key, value in options.items()}
-    objective = next(iter(plan.objectives))
-    with plt.rc_context({"backend": "agg"}):  # Optuna sets a style for all figures that follow
-        try:
-            axes = np.ravel(getattr(optuna_plots, function)(stored.study, **chosen))
-        except (ValueError, RuntimeError) as error:  # too few trials for this picture
-            plt.close("all")
-            charts.save(charts.message_figure(name.replace("_", " ").capitalize(), first_line(error)), path)
-            return
-        width = {"slices": 2.6 * len(axes), "parallel_coordinates": 11.0}.get(name, 9.0)
-        plt.gcf().set_size_inches(max(width, 9.0), 5.0)
-        if name == "intermediate_values":
-            axes[0].set(xlabel="epoch", ylabel=objective)
-            charts.integer_ticks(axes[0].xaxis)
-            if legend := axes[0].get_legend():
-                legend.remove()  # a line a trial
-            for line in axes[0].lines:  # Optuna has ten colours; of hundreds only where many lie is to be seen
-                line.set(color=charts.BLUE, alpha=max(0.06, min(1.0, 12 / len(axes[0].lines))))
-        if name in ("optimisation_history", "timeline"):
-            charts.integer_ticks(axes[0].xaxis if name == "optimisation_history" else axes[0].yaxis)
-        for panel in axes if name == "slices" else []:
-            panel.tick_params(axis="x", labelrotation=30)
-        if "accuracy" in objective and name not in ("importances", "timeline", "pareto"):
-            axes[0].yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
-        plt.gcf().savefig(path, dpi=charts.DPI, bbox_inches="tight", pad_inches=0.2)
-        plt.close("all")
+def differences(runs: list[Mapping[str, str]]) -> str:
+    """:func:`mixture` of the tags of some runs."""
+    keys = sorted({key for tags in runs for key in tags if key in ("processor", "cores") or key.startswith("version.")})
+    counts = {key: Counter(tags.get(key, "unknown") for tags in runs) for key in keys}
+    told = [
+        f"{key.removeprefix('version.')} {' and '.join(f'{value} ({count})' for value, count in found.most_common())}"
+        for key, found in counts.items()
+        if len(found) > 1
+    ]
+    return f"compared across machines that differ, which changes numbers too: {'; '.join(told)}" if told else ""
 
 
 class BestSoFar:

@@ -48,8 +48,7 @@ def run_study(
     for trial in orphans(stored):
         machine.end_process(trial.user_attrs.get(WORKER))
     search = plan.study.search
-    limits = Limits(plan.workers, search.trial_timeout, search.trial_memory)
-    engine = (open_engine or ENGINES[search.engine])(limits)
+    engine = (open_engine or ENGINES[search.engine])(plan.limits)
     stores.prepare_store(plan.uri)
     with Courier(plan.uri, search.patience) as courier:
         _search(plan, stored, engine, alongside, courier)
@@ -76,7 +75,12 @@ def _search(
         figures.write_data_figures(digits, log.folder)
         gc.freeze()  # what the imports left need not be gone through again in every collection of garbage
         with alongside(plan), sweep_progress(report.BestSoFar(plan, stored)) as progress:
-            Sweep(plan, stored, parent, engine, progress, courier).run()
+            sweep = Sweep(plan, stored, parent, engine, progress, courier)
+            sweep.run()
+        if sweep.step_seconds:  # else all had been there already
+            log.metrics({"sweep_efficiency": sweep.efficiency})
+            share = f"{sweep.efficiency:.0%} of {plan.workers} × {time.monotonic() - sweep.began:.1f} s"
+            console.console().print(f"{share} were training steps (sweep_efficiency)")
         status = "FINISHED"
     except Interrupted:
         status = "KILLED"
@@ -142,6 +146,8 @@ def _end(plan: StudyPlan, stored: StoredStudy, parent: str, status: str) -> None
 
 def _report(plan: StudyPlan, stored: StoredStudy, log: RunLog, status: str) -> None:
     board, name = report.leaderboard(plan, stored), plan.study.study
+    compared = {str(trial.user_attrs.get(RUN_ID)) for trial in report.feasible_trials(stored)}
+    board.attrs["machines"] = report.mixture(plan.uri, log.run_id, compared)
     report.write(plan, stored, board, log.folder)
     log.describe(report.note(plan, stored, board), [one.key for one in plan.dimensions])
     if board.empty:
@@ -159,6 +165,8 @@ def _report(plan: StudyPlan, stored: StoredStudy, log: RunLog, status: str) -> N
     terminal = console.console()
     title = f"Leaderboard of study '{name}'"
     terminal.print(console.ranked_table(title, board.head(10), console.CONFIGURATIONS))
+    if board.attrs["machines"]:
+        terminal.print(board.attrs["machines"], soft_wrap=True)
     if len(plan.objectives) > 1:
         terminal.print(console.front_table(report.pareto_front(plan, stored), plan.objectives))
     path = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path

@@ -20,6 +20,7 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
 from digit_study.config import machine
+from digit_study.config.engine import PLACE_KEYS
 from digit_study.config.run import Config
 from digit_study.config.study import StudyConfig, objectives_of
 from digit_study.search._database import Database, stale_trial_ids
@@ -38,10 +39,13 @@ WHOLE_WITHIN_S, SIGNED_WITHIN_S, HEARTBEAT_S = 10.0, 60, 15
 #: Overrides that do not describe the study: its name, its place, and what one call of the command wants.
 NOT_STORED = (
     "study=", "data.path=", "search.plan", "search.fresh", "search.confirm", "search.workers", "search.trials",
-    "search.storage=", "search.engine", "search.watch", "search.patience", "confirm.",
+    "search.storage=", "search.engine", "search.address", "search.resources", "search.watch", "search.patience",
+    "confirm.",
 )  # fmt: skip
 #: Keys that may change between a study and its resumption: where results go, and what does not decide them.
-FREE_KEYS = ("tracking.", "training.threads", "training.seed", "data.path", "data.source", "reproduce")
+FREE_KEYS = (
+    "tracking.", "training.threads", "training.seed", "data.path", "data.source", "reproduce", *PLACE_KEYS,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

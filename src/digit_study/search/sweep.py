@@ -8,13 +8,12 @@ import statistics
 import time
 import warnings
 from collections import deque
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import Trial, TrialState
 
 from digit_study.config import machine
-from digit_study.config.run import Config
 from digit_study.engine.protocol import Engine, Event
 from digit_study.search import outcomes, space, study
 from digit_study.search.outcomes import RUN_ID, SEED
@@ -41,6 +40,7 @@ class Running:
     value: float | None = None
     started: float = field(default_factory=time.monotonic)
     replicate_of: int | None = None
+    host: str = ""
     pruned_after: int | None = None
 
 
@@ -63,7 +63,8 @@ class Sweep:
         points = space.grid(plan.dimensions) if self.search.sampler == "grid" else None
         self.total = min(self.search.trials, len(points)) if points else self.search.trials
         self.finished, self.finished_counted = 0, 0
-        self.last_heartbeat = time.monotonic()
+        self.began = self.last_heartbeat = time.monotonic()
+        self.step_seconds = 0.0
         self.me = machine.process_name()
 
     def run(self) -> None:
@@ -121,6 +122,11 @@ class Sweep:
             warn(f"not all is told, the same command goes on with it: {told(fault)}")
 
     @property
+    def efficiency(self) -> float:
+        """Which share of its workers' time since it began was training steps, in [0, 1]."""
+        return self.step_seconds / (self.plan.workers * (time.monotonic() - self.began))
+
+    @property
     def left(self) -> int:
         """Trials still to start."""
         trials = self.stored.trials()
@@ -129,13 +135,15 @@ class Sweep:
             self.finished += 1
         return max(0, self.total - self.finished_counted - len(study.counted(trials[self.finished :])))
 
-    def rows(self) -> list[tuple[str, str, str, str]]:
-        """Trial, epoch, value and configuration of every trial that runs."""
-        rows = []
+    def rows(self) -> list[tuple[str, ...]]:
+        """Trial, host, epoch, value and configuration of every trial that runs."""
+        rows: list[tuple[str, ...]] = []
         for number, one in sorted(self.running.items()):
             value = "" if one.value is None else f"{one.value:.5f}"
             again = "" if one.replicate_of is None else f"(a further seed of trial {one.replicate_of}) "
-            rows.append((str(number), f"{one.epoch:.1f}/{one.epochs}", value, again + space.short_name(one.params)))
+            rows.append(
+                (str(number), one.host, f"{one.epoch:.1f}/{one.epochs}", value, again + space.short_name(one.params))
+            )
         return rows
 
     def _join(self) -> None:
@@ -160,7 +168,7 @@ class Sweep:
                     self.study.enqueue_trial(point, user_attrs={outcomes.BASELINE: point == params and not outside})
 
     def _refill(self) -> bool:
-        """Ask for trials and start them in the free slots; whether any runs then."""
+        """Ask for trials and start them in the free slots; whether any runs then, or waits for one."""
         while self.engine.free > 0 and self.outcomes.stop_reason is None:
             with study.lock(f"{self.plan.study.study}.turn"):
                 if self.left == 0:
@@ -185,7 +193,7 @@ class Sweep:
                     self.running.pop(trial.number, None)
                     self.news.append(Event(trial.number, "world", told(fault)))
                 raise
-        return bool(self.running)
+        return bool(self.running) or (self.outcomes.stop_reason is None and self.left > 0)
 
     def _others_run(self) -> bool:
         """Whether other supervisors' last trials still run: one that dies with its machine is run again here."""
@@ -206,7 +214,7 @@ class Sweep:
         if earlier is not None:
             trial.set_user_attr(REPLICATE_OF, earlier)
             tags["trial.replicate_of"] = str(earlier)
-        config, problem = self._config(seed, params)
+        config, problem = self.plan.trial_config(params, seed, self.parent_run_id)
         name = f"trial {number}: {space.short_name(params)}"[:250]
         run_id = run_log.create_run(config, self.plan.uri, self.plan.dataset, name, **tags)
         trial.set_user_attr(RUN_ID, run_id)
@@ -216,22 +224,7 @@ class Sweep:
         self.running[number] = Running(trial, params, config.training.epochs, replicate_of=earlier)
         if worker := self.engine.submit(number, config, run_id):
             trial.set_user_attr(study.WORKER, worker)
-
-    def _config(self, seed: int, params: space.Params) -> tuple[Config, str | None]:
-        """What a trial runs; where no rule of a single key could exclude a bad combination, the baseline and why."""
-        problem, config = None, self.plan.run
-        try:
-            config = space.apply(params, self.plan.overrides, config)
-        except StudyError as error:
-            problem = str(error)
-        place = replace(
-            config.tracking,
-            parent_run_id=self.parent_run_id,
-            experiment=run_log.experiment_name(self.plan.run, self.plan.dataset),
-            save_model=config.tracking.save_model and self.search.keep_models > 0,
-        )
-        training = config.training if SEED in params else replace(config.training, seed=seed)
-        return replace(config, training=training, tracking=place), problem
+            self.running[number].host = worker.rsplit(":", 2)[0]
 
     def _same_configuration(self, number: int, params: space.Params) -> int | None:
         """The first trial of the same configuration that was or is being evaluated, if there is one."""
@@ -258,6 +251,7 @@ class Sweep:
         if event.kind == "epoch":
             number, record = event.content
             running.epoch = float(number)
+            self.step_seconds += record.get("step_seconds", 0.0)
             if len(self.plan.objectives) == 1 and self.objective in record:
                 running.value = record[self.objective]
                 try:

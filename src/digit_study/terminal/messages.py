@@ -98,6 +98,11 @@ def between(low: float, high: float, ends: str = "[]") -> Rule:
     return Rule(inside if has_low else f"greater than {low:g} and at most {high:g}", holds)
 
 
+def listed(values: Mapping[str, Any]) -> str:
+    """``{cpu: 4, gpu: 0.25}``: a flat mapping of numbers as a person types it, without zeros."""
+    return "{" + ", ".join(f"{key}: {value:g}" for key, value in values.items() if value) + "}"
+
+
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
     """Every leaf of a config dataclass by its dotted key, in order of declaration."""
     flat: dict[str, Any] = {}

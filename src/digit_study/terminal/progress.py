@@ -66,10 +66,13 @@ class SweepProgress:
         self.waited_for = numbers
 
     def update(self, objective: str, rows: Iterable[Sequence[str]], left: int, seconds: float | None) -> None:
-        """Redraw running trials as (trial, epoch, ``objective``, configuration); ``left`` take about ``seconds``."""
+        """Redraw running trials as (trial, host, epoch, ``objective``, configuration).
+
+        ``left`` more are to run, in about ``seconds``.
+        """
         if self.live is None:
             return
-        table = Table("trial", "epoch", objective, "configuration", title="running", title_justify="left")
+        table = Table("trial", "host", "epoch", objective, "configuration", title="running", title_justify="left")
         for row in rows:
             table.add_row(*row)
         eta = "?" if seconds is None else str(timedelta(seconds=round(seconds)))

@@ -12,10 +12,11 @@ from mlflow import MlflowException
 from mlflow.entities import Run
 
 from digit_study.config import compose
+from digit_study.config.engine import PLACE_KEYS
 from digit_study.config.run import Config, TrackingConfig
 from digit_study.terminal import console
 from digit_study.terminal.messages import StudyError, first_line, nearest, without_password
-from digit_study.tracking import delivery, stores, views
+from digit_study.tracking import delivery, origin, stores
 from digit_study.tracking.delivery import StoreFault
 from digit_study.tracking.outbox import Parcel
 from digit_study.tracking.run_log import BEST_OF, children, client_of
@@ -176,15 +177,14 @@ def recorded_config(run: Run) -> Config:
     overrides = [
         f"{key}={'null' if text == 'None' else QuotedString(text, Quote.single).with_quotes()}"
         for key, text in leaves.items()
-        if not key.startswith(("tracking.", "reproduce", BEST_OF))
+        if not key.startswith(("tracking.", "reproduce", BEST_OF, *PLACE_KEYS))
     ]
     try:
         config: Config = compose.compose_config(overrides)
         config.validate()
     except StudyError as fault:
-        remedy = (
-            f"check out the code it was made with, git commit {views.plain(run.data.tags).get('git.commit', 'unknown')}"
-        )
+        commit = origin.plain(run.data.tags).get("git.commit", "unknown")
+        remedy = f"check out the code it was made with, git commit {commit}"
         wrong = f"the config of run '{run.info.run_id}' must be one this code knows"
         raise StudyError(f"{wrong}: {fault}; {remedy}") from None
     # tracking says where the run went, not what it was

@@ -4,9 +4,6 @@ All is on disk in ``mlruns/.outbox/<run_id>`` before it is sent, see :mod:`digit
 """
 
 import json
-import os
-import platform
-import subprocess
 import sys
 import time
 import urllib.parse
@@ -26,22 +23,18 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE, MLFLOW_SOURCE_NAME, MLFLOW_USER
 
 from digit_study.config import machine
-from digit_study.config.compose import ROOT
 from digit_study.config.run import Config
 from digit_study.terminal.console import accuracy_with_interval, warn
 from digit_study.terminal.messages import StudyError, first_line, flatten, without_password
 from digit_study.terminal.signals import deferred_signals
-from digit_study.tracking import delivery, stores, views
+from digit_study.tracking import delivery, origin, stores, views
 from digit_study.tracking.delivery import StoreFault
 from digit_study.tracking.outbox import MODEL, Parcel
 from digit_study.tracking.stores import SERVERS
 
-EXPERIMENT = "digit-recognizer"
 EPOCH_METRICS = (
     "train_loss", "train_accuracy", "val_loss", "val_accuracy", "learning_rate", "epoch_seconds", "images_per_second",
 )  # fmt: skip
-MODEL_REQUIREMENTS = ("tensorflow", "keras", "numpy")
-RECORDED_VERSIONS = (*MODEL_REQUIREMENTS, "mlflow", "optuna")
 #: Metrics of quick epochs go to the store together: a batch costs milliseconds however little it holds.
 SECONDS_A_BATCH = 1.0
 #: Seconds from which a run also has metrics of its machine, as MLflow's page "System metrics" names them.
@@ -66,11 +59,6 @@ def client_of(uri: str) -> mlflow.MlflowClient:
     return mlflow.MlflowClient(uri) if uri.startswith(SERVERS) else DatabaseClient(uri)
 
 
-def experiment_name(config: Config, dataset: str) -> str:
-    """Name of the experiment: as configured, else ``digit-recognizer``, with other data's name appended."""
-    return config.tracking.experiment or (EXPERIMENT if dataset == "mnist" else f"{EXPERIMENT}-{dataset}")
-
-
 @cache
 def experiment_id(uri: str, name: str) -> str:
     """Find or create an experiment, artifacts in ``mlruns`` unless a server decides; StudyError if it was deleted."""
@@ -89,34 +77,6 @@ def experiment_id(uri: str, name: str) -> str:
     return str(found.experiment_id)
 
 
-@cache
-def code_tags() -> dict[str, str]:
-    """Git commit and dirtiness of the project, and versions of the libraries that decide a result."""
-    told = {"git.commit": "rev-parse HEAD", "git.dirty": "status --porcelain"}
-    for tag, words in told.items():
-        command = ["git", "-C", str(ROOT), *words.split()]
-        try:
-            told[tag] = subprocess.check_output(command, stderr=subprocess.DEVNULL, text=True).strip()
-        except (FileNotFoundError, subprocess.CalledProcessError):  # no git on this machine, or no repository
-            told[tag] = "unknown"
-    told["git.dirty"] = str(bool(told["git.dirty"])).lower()
-    return {**told, **{f"version.{name}": version(name) for name in RECORDED_VERSIONS}}
-
-
-def _technical(config: Config) -> dict[str, str]:
-    """Arithmetic, machine and code that a run comes from, by name."""
-    return {
-        "pid": str(os.getpid()),
-        "precision": config.training.precision,
-        "threads": str(config.training.threads),
-        "onednn": os.environ.get("TF_ENABLE_ONEDNN_OPTS", "default"),
-        "host": platform.node(),
-        "os": platform.platform(),
-        "processor": platform.processor() or platform.machine(),
-        **code_tags(),
-    }
-
-
 def create_run(config: Config, uri: str, dataset: str, name: str | None = None, **tags: str) -> str:
     """Create a RUNNING run that says what code, data and machine it comes from; returns its id."""
     client, parent = client_of(uri), config.tracking.parent_run_id
@@ -128,9 +88,9 @@ def create_run(config: Config, uri: str, dataset: str, name: str | None = None, 
         **tags,
         "dataset.name": dataset,
         "dataset.sha256": str(config.data.sha256),
-        **{f"{views.TECHNICAL}{name}": value for name, value in _technical(config).items()},
+        **origin.technical(config),
     }
-    experiment, run_name = experiment_id(uri, experiment_name(config, dataset)), config.tracking.run_name or name
+    experiment, run_name = experiment_id(uri, stores.experiment_name(config, dataset)), config.tracking.run_name or name
     # a signal between the store's commit and our receiving the id would leave a run that nobody knows to end
     with deferred_signals() as is_stopping:
         run_id = str(client.create_run(experiment, tags=all_tags, run_name=run_name).info.run_id)
@@ -271,7 +231,7 @@ class RunLog:
         pixels = TensorSpec(np.dtype(np.float32), (-1, *model.input_shape[1:]), "pixels")
         probabilities = TensorSpec(np.dtype(np.float32), (-1, *model.output_shape[1:]), "probabilities")
         signature = mlflow.models.ModelSignature(Schema([pixels]), Schema([probabilities]))
-        requirements = [f"{name}=={version(name)}" for name in MODEL_REQUIREMENTS]
+        requirements = [f"{name}=={version(name)}" for name in origin.MODEL_REQUIREMENTS]
         place = str(self.folder / MODEL)
         mlflow.keras.save_model(model, place, signature=signature, pip_requirements=requirements)
 

@@ -19,6 +19,7 @@ from typing import TypeVar
 from filelock import FileLock, Timeout
 
 from digit_study.config.compose import ROOT
+from digit_study.config.run import Config
 from digit_study.terminal.messages import StudyError, first_line, without_password, without_secrets
 
 ARTIFACTS = ROOT / "mlruns"
@@ -36,7 +37,7 @@ QUIET = {
     "alembic": "WARNING", "mlflow": "WARNING", "sqlalchemy.pool": "CRITICAL", "mlflow.store.db": "CRITICAL",
     "urllib3.connectionpool": "ERROR",
 }  # fmt: skip
-REGISTERED_NAME = "digit-recognizer"
+EXPERIMENT = REGISTERED_NAME = "digit-recognizer"
 CHAMPION_URI = f"models:/{REGISTERED_NAME}@champion"
 NAMED = f"{CHAMPION_URI}, models:/{REGISTERED_NAME}/3, runs:/<run id>/model or a .keras file"
 T = TypeVar("T")
@@ -47,6 +48,11 @@ _scratch_locks: list[FileLock] = []
 def tracking_uri(configured: str | None) -> str:
     """``configured``, else MLFLOW_TRACKING_URI, else the sqlite database at the root that ``mlflow ui`` opens."""
     return configured or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{ROOT / 'mlflow.db'}"
+
+
+def experiment_name(config: Config, dataset: str) -> str:
+    """Name of the experiment: as configured, else ``digit-recognizer``, with other data's name appended."""
+    return config.tracking.experiment or (EXPERIMENT if dataset == "mnist" else f"{EXPERIMENT}-{dataset}")
 
 
 def view_command(uri: str) -> str:

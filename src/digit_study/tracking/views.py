@@ -25,8 +25,6 @@ SHARED_VIEW = "mlflow.sharedViewState."
 LOCAL, TRAINING = "http://127.0.0.1:5000", "workflowType=machine_learning"
 #: The address of the newest result in the local store, which ``make ui`` opens.
 NEWEST = ARTIFACTS / ".newest"
-#: Prefix of the tags that say by what code, on what machine and with what arithmetic a run was made.
-TECHNICAL = "technical."
 MOST_ROWS, MOST_PARENTS, MOST_COMPARED = 10, 10, 10
 
 
@@ -78,11 +76,6 @@ class Note:
         ids, experiments = (urllib.parse.quote(json.dumps(one)) for one in (best, [experiment]))
         link = f"#/compare-runs?runs={ids}&experiments={experiments}"
         return f"[Compare these {len(best)} runs side by side]({link})" if best else ""
-
-
-def plain(tags: Mapping[str, str]) -> dict[str, str]:
-    """Tags by name, the technical ones without their prefix, which runs of earlier code do not have."""
-    return {key.removeprefix(TECHNICAL): value for key, value in tags.items()}
 
 
 def escape(text: str) -> str:

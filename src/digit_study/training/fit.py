@@ -33,14 +33,16 @@ def use_threads(threads: int) -> None:
     """Pin TensorFlow to ``threads`` cores; must come before its first operation, for the number decides the bits."""
     tf.config.threading.set_intra_op_parallelism_threads(threads)
     tf.config.threading.set_inter_op_parallelism_threads(threads)
-    if has_gpu():
+    if devices := gpus():
         tf.config.experimental.enable_op_determinism()
+    for device in devices:  # else the first of several trials takes all of its memory
+        tf.config.experimental.set_memory_growth(device, True)
 
 
-def has_gpu() -> bool:
-    """Whether TensorFlow finds a GPU."""
+def gpus() -> list[Any]:
+    """The GPUs that TensorFlow finds."""
     with native_stderr():  # it complains of CUDA where there is none
-        return bool(tf.config.list_physical_devices("GPU"))
+        return list(tf.config.list_physical_devices("GPU"))
 
 
 def fit(
@@ -68,7 +70,7 @@ def fit(
     optimizer = build_optimizer(config, steps * config.epochs)
     # a training step that finds all its variables made is traced once, else twice, which takes half a second
     optimizer.build(model.trainable_variables)
-    xla = "auto" if has_gpu() else False  # several times slower on a CPU
+    xla = "auto" if gpus() else False  # several times slower on a CPU
     model.compile(optimizer, loss, metrics=[accuracy], steps_per_execution=per_execution, jit_compile=xla)
     recorder = _Recorder(config, steps, validate, on_epoch, on_steps)
     ema = [keras.callbacks.SwapEMAWeights(swap_on_epoch=True)] if config.ema else []

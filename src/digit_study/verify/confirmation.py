@@ -57,8 +57,7 @@ def confirm(plan: StudyPlan, stored: StoredStudy, open_engine: Callable[[Limits]
     """
     search, name = plan.study.search, plan.study.study
     with exclusive(name, "confirm", "is being confirmed"):
-        limits = Limits(plan.workers, search.trial_timeout, search.trial_memory)
-        engine = (open_engine or ENGINES[search.engine])(limits)
+        engine = (open_engine or ENGINES[search.engine])(plan.limits)
         stores.prepare_store(plan.uri)
         with Courier(plan.uri, search.patience) as courier:
             work = _prepare(plan, stored)
@@ -204,7 +203,8 @@ def _print(work: Confirmation, log: run_log.RunLog, ranking: pd.DataFrame, lesso
     why = "the smallest of those that cannot be told from the best" if is_smallest else why
     networks = f"{ranking['seeds'].sum()} networks were compared"
     winner_text = f"winner: {winner['name']} ({why}), run {winner['run_id']}"
-    terminal.print("\n".join([*lessons, networks, winner_text]), soft_wrap=True)
+    mixed = report.mixture(work.plan.uri, work.parent, {run.run_id for run in work.runs.values()})
+    terminal.print("\n".join([*lessons, networks, *filter(None, [mixed]), winner_text]), soft_wrap=True)
     where = address(study.study, {"tracking.uri": work.plan.run.tracking.uri})
     view = views.address(log.client, log.uri, log.run_id, children=True)
     terminal.print(f"next:\n  python sweeps/promote.py {where}\n  {view}", soft_wrap=True)

@@ -12,7 +12,7 @@ from digit_study.evaluation.metrics import evaluation_of
 from digit_study.evaluation.ranking import SIGNIFICANCE, PairedTest, paired_test
 from digit_study.terminal import console
 from digit_study.terminal.messages import StudyError
-from digit_study.tracking import lookup, run_log, views
+from digit_study.tracking import lookup, origin, run_log, views
 
 #: Tags that decide the bits, beside the config: code, versions, machine, arithmetic.
 DECIDING = ("git.commit", "git.dirty", "dataset.sha256", "precision", "threads", "onednn", "host", "os", "processor")
@@ -32,7 +32,7 @@ def reproduce(asked: Config) -> None:
         config = replace(config, tracking=replace(asked.tracking, uri=uri, experiment=experiment))
     # oneDNN decides the bits too; TensorFlow reads this once, when it is imported
     os.environ.pop("TF_ENABLE_ONEDNN_OPTS", None)
-    if (onednn := views.plain(old.data.tags).get("onednn", "default")) != "default":
+    if (onednn := origin.plain(old.data.tags).get("onednn", "default")) != "default":
         os.environ["TF_ENABLE_ONEDNN_OPTS"] = onednn
     tags = {"kind": "reproduction", "reproduction.of": str(old.info.run_id)}
     run_id = run_log.create_run(config, uri, dataset, f"reproduction of {old.info.run_name}", **tags)
@@ -53,7 +53,7 @@ def reproduce(asked: Config) -> None:
 
 def _rebuild(config: Config, asked: Config, old: Run) -> tuple[Config, str]:
     """Resolve the config on the same digits and with the same arithmetic; also returns the name of the digits."""
-    tags, recipe, data = views.plain(old.data.tags), config.training, config.data
+    tags, recipe, data = origin.plain(old.data.tags), config.training, config.data
     path = data.path if asked.data.path is None else asked.data.path
     data = replace(data, path=path, sha256=tags.get("dataset.sha256", data.sha256))
     # the config of a run that was resolved has precision and threads too; its tags have them in every case
@@ -78,7 +78,7 @@ def assess(old: Run, new: Run, weights: str, test: PairedTest) -> tuple[str, str
     facts = f"{100 * test.difference:+.2f} points [{100 * test.low:+.2f}, {100 * test.high:+.2f}]"
     facts += f" on {test.images:,} validation images, exact McNemar p = {test.p_value:.3g}; "
     facts += (
-        "; ".join(differences(views.plain(old.data.tags), views.plain(new.data.tags)))
+        "; ".join(differences(origin.plain(old.data.tags), origin.plain(new.data.tags)))
         or "nothing that was recorded differs"
     )
     if test.p_value >= SIGNIFICANCE:

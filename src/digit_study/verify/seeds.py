@@ -9,13 +9,14 @@ from digit_study.config.run import Config
 from digit_study.engine.protocol import Engine, Event, TrialResult
 from digit_study.evaluation.race import Standing, race
 from digit_study.evaluation.ranking import Candidate
+from digit_study.search.outcomes import BLAMELESS
 from digit_study.search.plan import StudyPlan
 from digit_study.search.world import World
 from digit_study.terminal import console
 from digit_study.terminal.messages import first_line
 from digit_study.terminal.progress import RunProgress, confirmation_progress
 from digit_study.terminal.signals import raise_if_interrupted
-from digit_study.tracking import run_log
+from digit_study.tracking import run_log, stores
 from digit_study.tracking.delivery import StoreFault
 
 #: Fingerprint of a candidate, and a seed.
@@ -150,7 +151,7 @@ class _Training:
             text = f"{result}; it runs again"
             if event.kind == "world":  # no fault of the run, which waits until the world is well
                 self.world.hit(str(result))
-            elif event.kind != "died" or job in self.died:
+            elif event.kind != "died" or (job in self.died and result not in BLAMELESS):
                 work.failed[job], text = f"{work.name(job)}: {result}", f"FAILED ({event.kind})"
             else:
                 self.died.add(job)
@@ -176,7 +177,7 @@ def _config(work: Confirmation, job: Job) -> Config:
     """What a run trains."""
     plan, (key, seed) = work.plan, job
     config = work.configs[key]
-    experiment = run_log.experiment_name(plan.run, plan.dataset)
+    experiment = stores.experiment_name(plan.run, plan.dataset)
     place = replace(config.tracking, parent_run_id=work.parent, experiment=experiment, save_model=True)
     return replace(config, training=replace(config.training, seed=seed), tracking=place)
 

@@ -1,0 +1,138 @@
+"""What runs on the nodes of a Ray cluster: a look at a node, and a slot, which is the local engine with one trial.
+
+Imports only the standard library until a slot opens, so that a node without the packages can say which it lacks.
+"""
+
+import os
+import pickle
+import platform
+import socket
+import tarfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+#: Seconds that a node waits for the port of the tracking server.
+REACH_S = 5.0
+
+
+@dataclass(frozen=True)
+class Needs:
+    """What a node must have to run trials."""
+
+    versions: Mapping[str, str]  # the supervisor's packages by name; of another version is good enough
+    server: tuple[str, int] | None = None  # host and port of the tracking store, where it has them
+    only_host: str | None = None  # the one that has the tracking store, where it is a file
+
+
+def look(needs: Needs) -> dict[str, Any]:
+    """What there is to know of the node this runs on, by name; ``problem`` says why it can run nothing, if so."""
+    found: dict[str, str | None] = {}
+    for name in needs.versions:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = None
+    told: dict[str, Any] = {"host": platform.node(), "versions": found}
+    if told_problem := _problem(needs, found):
+        return {**told, "problem": f"node {platform.node()} {told_problem}"}
+    from digit_study.config import machine
+
+    told |= {"cores": machine.cores(), "processor": machine.processor()}
+    return {**told, "problem": None, "precision": machine.resolve_precision("auto")}
+
+
+def _problem(needs: Needs, found: Mapping[str, str | None]) -> str | None:
+    if missing := [f"{name} {needs.versions[name]}" for name, at in found.items() if at is None]:
+        return f"lacks {', '.join(missing)}: install requirements.lock there"
+    if needs.only_host not in (None, platform.node()):
+        server = "mlflow server --host 0.0.0.0 --port 5000 --allowed-hosts '*'"
+        remedy = f"start `{server}` there, and give tracking.uri=http://{needs.only_host}:5000"
+        return f"cannot reach the tracking store, which is a file on {needs.only_host}: {remedy}"
+    if needs.server is not None:
+        try:
+            socket.create_connection(needs.server, REACH_S).close()
+        except OSError as fault:
+            where = ":".join(map(str, needs.server))
+            return f"cannot reach the tracking store at {where} ({fault}): name it with tracking.uri as nodes reach it"
+    return None
+
+
+class Slot:
+    """A place for one trial at a time; its methods are called one after the other."""
+
+    def open(
+        self, needs: Needs, environment: Mapping[str, str], limits: bytes, sha256: str, images: Any, labels: Any
+    ) -> tuple[str, str]:
+        """Start the server that trials are forked from; returns the name of this process and the kind of its node.
+
+        ``environment`` is the supervisor's as far as trials depend on it, passwords included: Ray shows no argument of
+        a method. ``images`` (n, 28, 28, 1) and ``labels`` (n,) are the digits to train on and to select by.
+        Raises ValueError if the node can run nothing.
+        """
+        facts = look(needs)
+        if facts["problem"]:
+            raise ValueError(facts["problem"])
+        os.environ.update(environment)
+        from digit_study.config import machine
+        from digit_study.data import sources
+        from digit_study.engine.local import LocalEngine
+
+        if sources.digest(images[..., 0], labels) != sha256:
+            raise ValueError(f"the digits that arrived on {platform.node()} are not those of sha256 {sha256}")
+        sources.hand_over(Path.cwd() / "digits", sha256, images, labels)
+        self.engine = LocalEngine(pickle.loads(limits), self.launcher())
+        self.number = self.told = 0
+        self.unread: list[tuple[int, str, bytes]] = []
+        versions = " ".join(f"{name} {at}" for name, at in facts["versions"].items())
+        return machine.process_name(), f"{facts['processor']}, {facts['cores']} cores, {versions}"
+
+    def launcher(self) -> Callable[..., Any]:
+        """What starts a trial."""
+        from digit_study.engine.local import TrialProcess, start_server
+
+        start_server()
+        return lambda config, run_id: TrialProcess(train, config, run_id)
+
+    def turn(self, number: int, command: bytes | None, heard: int, patience: float) -> list[tuple[int, str, bytes]]:
+        """Do a command, unless it was done already, and wait for news; returns all that came after ``heard``.
+
+        Commands and news are numbered: where a call or its answer got lost on the way, the same call is made again.
+        """
+        if command is not None and number > self.number:
+            name, arguments = pickle.loads(command)
+            getattr(self.engine, name)(*arguments)
+            self.number = number
+        self.unread = [one for one in self.unread if one[0] > heard]
+        if not self.unread:
+            for event in self.engine.events(patience):
+                self.told += 1
+                content = pickle.dumps((event.kind, event.content, unsent(event.content)))
+                self.unread.append((self.told, event.kind, content))
+        return self.unread
+
+    def stop(self) -> None:
+        """End what runs, as KILLED."""
+        self.engine.stop()
+
+
+def train(config: Any, run_id: str, send: Callable[..., None], ask: Callable[..., None]) -> Any:
+    """The local engine's trial, whose run also says on which machine it is."""
+    from digit_study.engine import child
+    from digit_study.tracking import origin, run_log, stores
+
+    run_log.tag_run(stores.tracking_uri(config.tracking.uri), run_id, origin.prefixed(origin.machine_tags()))
+    return child.train(config, run_id, send, ask)
+
+
+def unsent(result: Any) -> bytes | None:
+    """What the tracking store did not take of a result, as a tar: the files of a node go with the cluster."""
+    if (folder := getattr(result, "kept", None)) is None:
+        return None
+    with BytesIO() as buffer:
+        with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
+            archive.add(folder, folder.name)
+        return buffer.getvalue()

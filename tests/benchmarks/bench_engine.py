@@ -1,0 +1,156 @@
+"""What the Ray engine costs a trial against the local one, how soon the first trial begins, and how busy slots are.
+
+    python tests/benchmarks/bench_engine.py [trials] [slots]
+
+Starts a Ray cluster on this machine. Prints the milliseconds that a stub trial of three epochs takes on one slot of
+either engine, which should differ by less than 150; the seconds from a search's start to the first step of its first
+trial, at most 12 on Ray; and which share of their time all ``slots`` are busy while ``trials`` stub trials of two
+seconds run, at least 90 %. On a machine that does nothing else.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve()
+sys.path[:0] = [str(HERE.parents[2] / "src"), str(HERE.parents[1]), str(HERE.parent)]
+
+from stub_worker import Stub, Stubs, plan  # noqa: E402
+
+from digit_study.config.run import Config  # noqa: E402
+from digit_study.engine import on_ray  # noqa: E402
+from digit_study.engine.protocol import ENGINES, Engine, Limits  # noqa: E402
+from digit_study.engine.slot import Slot  # noqa: E402
+from digit_study.search import run as study_run  # noqa: E402
+from digit_study.tracking import run_log, stores  # noqa: E402
+
+TRIAL_S = 2.0
+
+
+class StubSlot(Slot):
+    """A slot of stub trials that take no time."""
+
+    seconds = 0.0
+
+    def launcher(self) -> Any:
+        """Start a stub, slowed down."""
+        stubs = Stubs(os.environ["MLFLOW_TRACKING_URI"])
+        return lambda config, run_id: SlowStub(stubs, config, run_id, "done", self.seconds)
+
+
+class SlowSlot(StubSlot):
+    """A slot of stub trials that take two seconds."""
+
+    seconds = TRIAL_S
+
+
+class SlowStub(Stub):
+    """A stub that waits before each epoch."""
+
+    def __init__(self, owner: Stubs, config: Config, run_id: str, end: str, seconds: float) -> None:
+        super().__init__(owner, config, run_id, end)
+        self.pause = seconds / config.training.epochs
+
+    def answer(self, go_on: bool) -> None:
+        """Take the answer to an epoch, and take the time of the next."""
+        time.sleep(self.pause)
+        super().answer(go_on)
+
+
+@contextlib.contextmanager
+def cluster(slots: int, folder: str) -> Iterator[str]:
+    """A Ray cluster on this machine with as many cores as ``slots``; yields its address."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    words = ["start", "--head", "--block", f"--port={port}", f"--num-cpus={slots}", "--include-dashboard=false"]
+    line = [str(Path(sys.executable).with_name("ray")), *words, f"--temp-dir={folder}/r"]
+    quiet = subprocess.DEVNULL
+    with subprocess.Popen(line, stdout=quiet, stderr=quiet, start_new_session=True) as head:
+        try:
+            while True:
+                with contextlib.suppress(OSError):
+                    socket.create_connection(("127.0.0.1", port), 1).close()
+                    break
+                time.sleep(0.2)
+            time.sleep(3.0)
+            yield f"127.0.0.1:{port}"
+        finally:
+            head.send_signal(signal.SIGTERM)
+            head.wait(30)
+
+
+def search(engine: Callable[[Limits], Engine], *words: str) -> float:
+    """Seconds of a study from its first trial's start to its end."""
+    began: list[float] = []
+
+    def opened(limits: Limits) -> Engine:
+        made = engine(limits)
+        submit = made.submit
+
+        def timed(*given: Any) -> str | None:
+            began.append(time.perf_counter())
+            return submit(*given)
+
+        made.submit = timed  # type: ignore[method-assign]
+        return made
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        study_run.run_study(plan("search.pruner=none", "search.sampler=random", *words), opened)
+    return time.perf_counter() - began[0]
+
+
+def first_step(*words: str) -> float:
+    """Seconds from a plan to the first step of a real trial."""
+    began = time.perf_counter()
+    found = plan("search.trials=1", *words)
+    engine = ENGINES[found.study.search.engine](found.limits)
+    try:
+        while not engine.free:
+            list(engine.events())
+        engine.submit(0, found.run, run_log.create_run(found.run, found.uri, found.dataset))
+        while not [event for event in engine.events() if event.kind == "steps"]:
+            pass
+        return time.perf_counter() - began
+    finally:
+        engine.stop()
+
+
+def main(trials: int, slots: int) -> None:
+    """Measure all three."""
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["MLFLOW_TRACKING_URI"] = uri = f"sqlite:///{folder}/mlflow.db"
+        os.environ["PYTHONPATH"] = os.pathsep.join(sys.path[:3])
+        stores.use_scratch()
+        for module in (stores, run_log):
+            module.ARTIFACTS, module.OUTBOX = Path(folder, "mlruns"), Path(folder, "mlruns", ".outbox")
+        stores.prepare_store(uri)
+        study_run._report = lambda *arguments: None
+        with cluster(slots, folder) as address:
+            ray = ("search.engine=ray", f"search.address={address}")
+            few = min(100, trials)
+            local = search(Stubs(uri).engine, f"search.trials={few}", "study=local") / few
+            remote = search(lambda limits: on_ray.RayEngine(limits, "bench_engine:StubSlot"), *ray, "study=ray",
+                            f"search.trials={few}") / few  # fmt: skip
+            times = f"local {1000 * local:.0f} ms, ray {1000 * remote:.0f} ms"
+            print(f"a stub trial: {times}, {1000 * (remote - local):.0f} more")
+            print(f"first step after: local {first_step():.1f} s, ray {first_step(*ray):.1f} s")
+            seconds = search(lambda limits: on_ray.RayEngine(limits, "bench_engine:SlowSlot"), *ray, "study=busy",
+                             f"search.trials={trials}", f"search.workers={slots}")  # fmt: skip
+            busy = trials * TRIAL_S / slots / seconds
+            told = f"{trials} stub trials of {TRIAL_S:g} s on {slots} slots"
+            print(f"{told}: {seconds:.1f} s, slots busy {100 * busy:.0f} %")
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 1000, int(sys.argv[2]) if len(sys.argv) > 2 else 16)

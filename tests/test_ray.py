@@ -1,0 +1,52 @@
+"""Ray on this machine, which a command starts itself: studies, confirmations and multiruns have the same bits."""
+
+from __future__ import annotations
+
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import mlflow
+import pytest
+from conftest import Project
+from lab import CONFIRM, Lab
+from lab import lab as lab  # a fixture
+
+pytestmark = [
+    pytest.mark.cluster,
+    pytest.mark.skipif(find_spec("ray") is None, reason="the package ray is not installed: make cluster installs it"),
+]
+HERE = ("search.engine=ray", "search.address=local")
+
+
+def weights(lab: Lab, kind: str) -> dict[str, str]:
+    """sha256 of the weights of every run of a study, by its trial's number or its candidate and seed."""
+    found = [run.data.tags for run in lab.runs() if run.data.tags.get("kind") == kind]
+    return {tags.get("trial.number") or f"{tags['candidate']} {tags['seed']}": tags["weights.sha256"] for tags in found}
+
+
+def test_a_study_and_its_confirmation_give_the_same_bits_on_ray(lab: Lab) -> None:
+    beside = Lab(lab.project, lab.uri, f"{lab.name}-ray"[-60:], lab.small)
+    confirmed = "confirm.top=2", "confirm.seeds=2", "search.workers=2"
+    for one, place in ((lab, ("training.threads=1",)), (beside, HERE)):
+        done = one.run("search.workers=1", *place)
+        assert (done.code, done.err) == (0, "")
+        done = one.run(*confirmed, *(HERE if one is beside else ()), script=CONFIRM)
+        assert (done.code, done.err) == (0, "")
+    chosen = [[(trial.params, trial.values, trial.state) for trial in one.trials()] for one in (lab, beside)]
+    assert chosen[0] == chosen[1]
+    for kind, number in (("trial", 3), ("confirmation-run", 4)):
+        assert weights(lab, kind) == weights(beside, kind) and len(weights(lab, kind)) == number
+    assert {run.data.tags["technical.engine"] for run in beside.runs()} == {"ray"}
+
+
+def test_a_multirun_gives_the_same_bits_on_ray(project: Project, typed_store: str, small_npz: Path) -> None:
+    words = ["-m", "model=tiny", "model.filters=4,8", f"data.path={small_npz}", "data.validation=100"]
+    words += ["training.epochs=1", "training.threads=1"]
+    client, found = mlflow.MlflowClient(typed_store), []
+    for place in ([], ["engine=ray", "address=local"]):
+        done = project.run(*words, *place, MLFLOW_TRACKING_URI=typed_store)
+        assert done.code == 0 and "Comparison" in done.out, done.err
+        runs = client.search_runs(["1"], "tags.`weights.sha256` != ''")
+        found.append({run.data.params["model.filters"]: run.data.tags["weights.sha256"] for run in runs[:2]})
+    assert found[0] == found[1] and len(found[0]) == 2 and sys.modules.get("ray") is None
