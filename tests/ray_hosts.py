@@ -36,9 +36,12 @@ class RayHosts:
         self.digits.write_bytes(digits.read_bytes())
 
     def serve(self) -> None:
-        """Start the tracking server on the head, and wait until it answers."""
+        """Start the tracking server on the head."""
         line = [str(BIN / "mlflow"), "server", "--host", "0.0.0.0", "--port", str(SERVER_PORT), "--allowed-hosts", "*"]
         self.head.start([*line, "--workers", "1"], MLFLOW_TRACKING_URI="")
+
+    def await_server(self) -> None:
+        """Wait until the tracking server answers."""
         ask = f"import urllib.request; urllib.request.urlopen('{self.uri}/health')"
         wait_until(lambda: self.head.run([sys.executable, "-c", ask]).code == 0, 60, "the tracking server answers")
 
@@ -98,8 +101,9 @@ def ray_hosts(number: int, folder: Path, digits: Path, running: Sequence[int]) -
     """``number`` hosts, a tracking server, and Ray on the head and those hosts that ``running`` counts from 1."""
     with hosts(number, folder) as made:
         found = RayHosts(made, digits)
-        found.join(found.head, cores=0)
         found.serve()
+        found.join(found.head, cores=0)
         with ThreadPoolExecutor() as pool:
             list(pool.map(found.join, (made[n - 1] for n in running)))
+        found.await_server()
         yield found

@@ -44,6 +44,8 @@ PACKAGES = (
 HANDED = re.compile(r"(MLFLOW|DATABRICKS|AWS|AZURE|GOOGLE|TF|KERAS|XLA|CUDA_CACHE)_\w+")
 #: Seconds without its head after which Ray ends a process that is connected.
 HEAD_BACK_WITHIN_S = "8"
+#: What Ray waits for in silence.
+NO_NODE = "is this machine a node of it (`ray start --address=…`)? If not, take ray://host:10001; else "
 #: Where servers and databases listen whose URI does not say it.
 PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
 
@@ -81,7 +83,7 @@ class Bridge:
                 while not self.socket.poll(0.2):
                     if time.monotonic() > deadline:
                         wrong = f"{self._named()} does not answer within {patience:.0f} s ({self._said()})"
-                        raise StudyError(f"{wrong}: start it, or wait for it")
+                        raise StudyError(f"{wrong}: {'' if name != 'connect' else NO_NODE}start it, or wait for it")
                 with deferred_signals():
                     number, is_well, answer = self.socket.recv()
         except (EOFError, OSError):

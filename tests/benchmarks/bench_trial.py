@@ -1,0 +1,104 @@
+"""What a trial costs a slot besides its training steps: before the first, for validation, and after the last.
+
+    python tests/benchmarks/bench_trial.py [--data mnist.npz] [--filters 8 16 32] [--rounds 3]
+
+Real trials of 20,000 images, 5,000 to validate on, three epochs, one thread each, as a sweep runs them, with all that
+they leave in MLflow; the sizes alternate, medians are printed. ``before`` is from the free slot to the first step,
+``after`` from the last step to the free slot; both hold nothing of the steps themselves. The second trial of a slot is
+what counts: the first waits for TensorFlow.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections import defaultdict
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).resolve()
+sys.path.insert(0, str(HERE.parents[2] / "src"))
+
+EPOCHS = 3
+
+
+def measure(engine: Any, config: Any, run_id: str) -> dict[str, float]:
+    """Seconds of one trial by part."""
+    submitted = time.perf_counter()
+    engine.submit(0, config, run_id)
+    steps: list[tuple[float, int]] = []
+    records: list[Any] = []
+    while True:
+        for event in engine.events(0.05):
+            now = time.perf_counter()
+            if event.kind == "steps":
+                steps.append((now, event.content[1]))
+            elif event.kind == "epoch":
+                records.append(event.content[1])
+                engine.answer(0, True)
+            elif event.kind == "done":
+                total, trained = now - submitted, sum(one["step_seconds"] for one in records)
+                size, in_all = steps[0][1], max(step for _, step in steps)
+                first = steps[0][0] - submitted - records[0]["step_seconds"] * size / in_all
+                validation = sum(one["epoch_seconds"] for one in records) - trained - first_trace(records, size, in_all)
+                after = total - (steps[-1][0] - submitted)
+                return {"before": first, "after": after, "validation": validation / trained, "steps": trained / total}
+            else:
+                raise SystemExit(f"{event.kind}: {event.content}")
+
+
+def first_trace(records: list[Any], size: int, in_all: int) -> float:
+    """Seconds in the first epoch that were tracing: what its steps took longer than the second's."""
+    images = records[1]["images_per_second"] * (records[1]["step_seconds"])
+    return max(0.0, images / records[0]["images_per_second"] - records[0]["step_seconds"])
+
+
+def main() -> None:
+    """Print a row a size."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", help="an mnist.npz; else it is downloaded")
+    parser.add_argument("--filters", type=int, nargs="*", default=[8, 16, 32])
+    parser.add_argument("--rounds", type=int, default=3)
+    given = parser.parse_args()
+    from digit_study.config import compose
+    from digit_study.config.run import resolve_config
+    from digit_study.engine import local, protocol
+    from digit_study.tracking import run_log, stores
+    from digit_study.tracking.courier import Courier
+
+    compose.register()
+    with tempfile.TemporaryDirectory() as folder:
+        uri = os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
+        words = ["data.limit=20000", "data.validation=5000", f"training.epochs={EPOCHS}", "training.threads=1"]
+        words += ["model.batch_norm=false", "model.dense_units=0", "training.schedule=constant"]
+        words += [f"data.path='{Path(given.data).resolve()}'"] if given.data else []
+        configs = {
+            width: resolve_config(compose.compose_config([*words, f"model.filters={width}"]))[0]
+            for width in given.filters
+        }
+        stores.prepare_store(uri)
+        found: dict[tuple[int, str], list[float]] = defaultdict(list)
+        first = next(iter(configs.values()))
+        with Courier(uri, 1.0):
+            engine = local.LocalEngine(protocol.Limits(1, data=first.data))
+            for number in range(given.rounds + 1):
+                for width, config in configs.items():
+                    run_id = run_log.create_run(config, uri, "mnist", f"{width}")
+                    for name, value in measure(engine, config, run_id).items():
+                        if number:
+                            found[width, name].append(value)
+            engine.stop()
+    print(f"{'filters':>8}{'before, s':>11}{'after, s':>10}{'fixed, s':>10}{'validation':>12}{'steps of all':>14}")
+    for width in configs:
+        before, after, validation, steps = (
+            statistics.median(found[width, name]) for name in ("before", "after", "validation", "steps")
+        )
+        print(f"{width:8}{before:11.2f}{after:10.2f}{before + after:10.2f}{validation:12.1%}{steps:14.1%}")
+
+
+if __name__ == "__main__":
+    main()
