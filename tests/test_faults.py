@@ -231,8 +231,7 @@ def test_a_sender_that_ends_anywhere_sends_each_thing_once(
     assert len(run.inputs.dataset_inputs) == 1 and len(run.outputs.model_outputs) == 1
     [model] = client.search_logged_models([run.info.experiment_id], filter_string=f"source_run_id = '{log.run_id}'")
     assert str(model.status) == "READY"
-    folder = Path(mlflow.artifacts.download_artifacts(f"models:/{model.model_id}", tracking_uri=store))
-    assert (folder / "data" / "model.keras").read_bytes() == b"weights"
+    assert stores.model_file(f"models:/{model.model_id}", store).read_bytes() == b"weights"
     assert lookup.artifact_table(store, log.run_id, "predictions")["correct"].tolist() == [True]
     assert not log.folder.exists()
 
@@ -273,7 +272,10 @@ def test_params_of_a_run_that_is_opened_again_stay_as_they_were(store: str) -> N
 
 
 def test_an_empty_outbox_costs_no_import(tmp_path: Path) -> None:
-    lines = ("import sys", "from digit_study.tracking import stores", "stores.send_kept('sqlite:///x.db')")
+    lines = ("import sys", "from digit_study.tracking import stores", "stores.OUTBOX = stores.Path(sys.argv[1])")
+    lines += ("stores.send_kept('sqlite:///x.db')",)
     code = "; ".join([*lines, "sys.exit('mlflow' in sys.modules or 'digit_study.tracking.courier' in sys.modules)"])
     source = str(Path(stores.__file__).parents[2])
-    assert subprocess.run([sys.executable, "-c", code], env={**os.environ, "PYTHONPATH": source}).returncode == 0
+    assert (
+        subprocess.run([sys.executable, "-c", code, tmp_path], env={**os.environ, "PYTHONPATH": source}).returncode == 0
+    )

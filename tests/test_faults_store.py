@@ -16,7 +16,7 @@ from world import Server, SlowWay
 
 from digit_study.config.run import Config
 from digit_study.evaluation import charts
-from digit_study.search import report, world
+from digit_study.search import pictures, report, world
 from digit_study.search.run import run_study
 from digit_study.search.study import StoredStudy, counted, find_study
 from digit_study.terminal.messages import StudyError
@@ -30,7 +30,7 @@ WORDS = ("search.trials=4", "search.pruner=none", "search.sampler=random")
 
 @pytest.fixture(autouse=True)
 def plain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(report, "write_pictures", lambda plan, stored, folder: None)
+    monkeypatch.setattr(pictures, "write", lambda plan, stored, folder: None)
     monkeypatch.setattr(charts, "comparison", lambda board, title: charts.message_figure("", ""))
     monkeypatch.setattr(figures, "write_data_figures", lambda digits, folder: None)
     monkeypatch.setattr(world, "PAUSE_S", 0.2)

@@ -29,6 +29,7 @@ from digit_study.data.digits import load_digits
 from digit_study.data.sources import SAMPLE_SHA256, DataConfig
 from digit_study.evaluation import charts
 from digit_study.pages import networks, pictures, study, tables, watch
+from digit_study.search import pictures as optunas
 from digit_study.search import report
 from digit_study.search.run import run_study
 from digit_study.search.study import CREATED, OVERRIDES, StoredStudy, refuse_changes
@@ -46,7 +47,7 @@ compose.register("study", StudyConfig)
 @pytest.fixture(autouse=True)
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw no PNGs: they take a second a study."""
-    monkeypatch.setattr(report, "write_pictures", lambda plan, stored, folder: None)
+    monkeypatch.setattr(optunas, "write", lambda plan, stored, folder: None)
     monkeypatch.setattr(charts, "comparison", lambda board, title: charts.message_figure("", ""))
     monkeypatch.setattr(figures, "write_data_figures", lambda digits, folder: None)
 

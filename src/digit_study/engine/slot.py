@@ -12,7 +12,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from io import BytesIO
-from pathlib import Path
 from typing import Any
 
 #: Seconds that a node waits for the port of the tracking server.
@@ -80,10 +79,11 @@ class Slot:
         from digit_study.config import machine
         from digit_study.data import sources
         from digit_study.engine.local import LocalEngine
+        from digit_study.tracking import stores
 
         if sources.digest(images[..., 0], labels) != sha256:
             raise ValueError(f"the digits that arrived on {platform.node()} are not those of sha256 {sha256}")
-        sources.hand_over(Path.cwd() / "digits", sha256, images, labels)
+        sources.hand_over(stores.use_scratch() / "digits", sha256, images, labels)
         self.engine = LocalEngine(pickle.loads(limits), self.launcher())
         self.number = self.told = 0
         self.unread: list[tuple[int, str, bytes]] = []

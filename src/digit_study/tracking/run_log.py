@@ -10,7 +10,7 @@ import urllib.parse
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, replace
-from functools import cache
+from functools import cache, cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -175,7 +175,7 @@ class RunLog:
         self.opened = self.flushed = time.monotonic()
         self.fault: str | None = None
 
-    @property
+    @cached_property
     def client(self) -> mlflow.MlflowClient:
         """The client of its store; for a database its import takes half a second, which one with a courier saves."""
         return client_of(self.uri)
