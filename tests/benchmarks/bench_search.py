@@ -6,7 +6,7 @@ Replays curves.npz (see record_curves.py) on a clock that is only counted: two t
 recorded seconds, a trial 0.6 s besides. ``seconds`` is the median over seeds of the time until the best trial so far,
 by its own validation, is one whose mean over the recorded seeds is within 0.1 points of the best mean; ``found`` the
 share of searches that got there within the trials. ``good pruned`` is the share of trials of such a configuration that
-were stopped early, ``held`` of all searches those whose final answer is one.
+were stopped early, ``held`` of all searches those whose final answer is one. With choices alone cmaes draws at random.
 """
 
 from __future__ import annotations
@@ -75,9 +75,9 @@ def search(space: Recorded, config: SearchConfig, trials: int) -> Search:
     where = {json.dumps(point, sort_keys=True): at for at, point in enumerate(space.points)}
     epochs, good, result = space.accuracies.shape[2], space.good, Search()
     sampler, pruner = make_sampler_and_pruner(config, epochs, 0)
-    if config.sampler == "grid":
-        sampler = optuna.samplers.GridSampler(choices, seed=config.seed)
     study = optuna.create_study(direction="maximize", sampler=sampler, pruner=pruner, study_name="replay")
+    for point in space.points if config.sampler == "grid" else []:  # in their order, as a sweep does
+        study.enqueue_trial(point)
     random, best, asked = np.random.default_rng(config.seed), (0.0, False), 0
     # when an epoch ends, and of which trial: its place in the table, its recorded seed, the epoch
     events: list[tuple[float, int, Any, int, int, int]] = []
