@@ -20,6 +20,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial
 
 WHY = REASON if MISSING else "" if find_spec("ray") else "the package ray is not installed: make cluster installs it"
+WHY = WHY or ("Ray starts no Python in a path with a space" if " " in sys.executable else "")
 BIN = Path(sys.executable).parent
 PORT, SERVER_PORT = 6379, 5000
 #: As the README has them: a node that was killed is known in five seconds, one that is cut off in half a minute.

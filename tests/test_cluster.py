@@ -67,7 +67,7 @@ def test_hosts_have_nothing_in_common_but_the_link(three: list[Host]) -> None:
         name, address, mine, beside, pids = seen.out.splitlines()
         assert (name, address, mine, beside) == (host.name, f"10.0.0.{n}", f"of {host.name}", host.name)
         assert pids.startswith("1, ") and pids.count(",") < 5
-        told = host.run(["sh", "-c", "ls src/digit_study/search; touch $0/new /usr/new", sys.prefix])
+        told = host.run(["sh", "-c", 'ls src/digit_study/search; touch "$0/new" /usr/new', sys.prefix])
         assert "sweep.py" in told.out and told.err.count("Read-only file system") == 2
     serve(*three)
     assert [asked(one, f"10.0.0.{n}") for one in three for n in (1, 2, 3)] == ["host1", "host2", "host3"] * 3

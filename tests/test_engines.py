@@ -7,6 +7,7 @@ import pickle
 import platform
 import socket
 import subprocess
+import sys
 import types
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -99,6 +100,13 @@ def test_ray_that_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(on_ray, "find_spec", lambda name: None)
     with pytest.raises(StudyError, match=r"needs the package ray, which is not installed: pip install -e '.\[ray\]'"):
         plan("search.engine=ray")
+
+
+def test_an_environment_in_a_path_with_a_space_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(on_ray, "find_spec", lambda name: name)
+    monkeypatch.setattr(sys, "executable", "/a b/python")
+    with pytest.raises(StudyError, match=r"whose path has no space, got '/a b/python': make one elsewhere"):
+        plan("search.engine=ray", "search.address=local")
 
 
 def test_a_cluster_that_does_not_answer_is_told_before_ray_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:

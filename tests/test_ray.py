@@ -15,6 +15,7 @@ from lab import lab as lab  # a fixture
 pytestmark = [
     pytest.mark.cluster,
     pytest.mark.skipif(find_spec("ray") is None, reason="the package ray is not installed: make cluster installs it"),
+    pytest.mark.skipif(" " in sys.executable, reason="Ray starts no Python in a path with a space"),
 ]
 HERE = ("search.engine=ray", "search.address=local")
 

@@ -145,6 +145,9 @@ def connect(address: str | None) -> Bridge:
         except OSError as fault:
             wrong = f"`address` must be of a Ray cluster that answers, got '{address}' ({fault})"
             raise StudyError(f"{wrong}: start it there with `ray start --head`, or take address=local") from None
+    if " " in sys.executable and not str(address).startswith("ray:"):  # Ray splits the line by which it starts Python
+        wrong = f"engine=ray needs an environment whose path has no space, got '{sys.executable}'"
+        raise StudyError(f"{wrong}: make one elsewhere, python -m venv ~/ray && ~/ray/bin/pip install -e '.[ray]'")
     bridge = Bridge(address)
     try:
         bridge.call("connect", bridge.address, patience=CONNECT_S)
