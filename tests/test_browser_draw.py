@@ -8,7 +8,6 @@ import io
 import json
 import shutil
 import signal
-import socketserver
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -283,7 +282,7 @@ def test_another_site_and_a_name_of_its_own_for_this_machine_are_refused(server:
     Promise.all([post("keep?label=3", "no-cors"), post("read?look=0", "cors")]).then(done)
     """
     rebinding = f"--host-resolver-rules=MAP evil.test 127.0.0.1:{port}"
-    with chrome(rebinding) as driver, socketserver.TCPServer(("127.0.0.1", 0), Hostile) as site:
+    with chrome(rebinding) as driver, http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hostile) as site:
         threading.Thread(target=site.serve_forever, daemon=True).start()
         driver.get(address)
         assert driver.execute_async_script(attack, address, drawing) == ["sent", "sent"]
