@@ -44,14 +44,14 @@ def measure(engine: Any, config: Any, run_id: str) -> dict[str, float]:
                 total, trained = now - submitted, sum(one["step_seconds"] for one in records)
                 size, in_all = steps[0][1], max(step for _, step in steps)
                 first = steps[0][0] - submitted - records[0]["step_seconds"] * size / in_all
-                validation = sum(one["epoch_seconds"] for one in records) - trained - first_trace(records, size, in_all)
+                validation = sum(one["epoch_seconds"] for one in records) - trained - first_trace(records)
                 after = total - (steps[-1][0] - submitted)
                 return {"before": first, "after": after, "validation": validation / trained, "steps": trained / total}
             else:
                 raise SystemExit(f"{event.kind}: {event.content}")
 
 
-def first_trace(records: list[Any], size: int, in_all: int) -> float:
+def first_trace(records: list[Any]) -> float:
     """Seconds in the first epoch that were tracing: what its steps took longer than the second's."""
     images = records[1]["images_per_second"] * (records[1]["step_seconds"])
     return max(0.0, images / records[0]["images_per_second"] - records[0]["step_seconds"])

@@ -86,14 +86,15 @@ class StudyPlan:
             config = apply(params, self.overrides, config)
         except StudyError as error:
             problem = str(error)
-        place = replace(
-            config.tracking,
-            parent_run_id=parent_run_id,
-            experiment=stores.experiment_name(self.run, self.dataset),
-            save_model=config.tracking.save_model and self.study.search.keep_models > 0,
-        )
-        training = config.training if "training.seed" in params else replace(config.training, seed=seed)
-        return replace(config, training=training, tracking=place), problem
+        keeps = config.tracking.save_model and self.study.search.keep_models > 0
+        seed = config.training.seed if "training.seed" in params else seed
+        return self.beneath(parent_run_id, config, seed, keeps), problem
+
+    def beneath(self, parent_run_id: str, config: Config, seed: int, save_model: bool) -> Config:
+        """A config with a seed of its own, for a run beneath a parent of this study."""
+        experiment = stores.experiment_name(self.run, self.dataset)
+        place = replace(config.tracking, parent_run_id=parent_run_id, experiment=experiment, save_model=save_model)
+        return replace(config, training=replace(config.training, seed=seed), tracking=place)
 
 
 def plan_study(arguments: Sequence[str]) -> StudyPlan:

@@ -14,7 +14,7 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import Trial, TrialState
 
 from digit_study.config import machine
-from digit_study.engine.protocol import Engine, Event
+from digit_study.engine.protocol import Engine, Epoch, Event
 from digit_study.search import outcomes, space, study
 from digit_study.search.outcomes import RUN_ID, SEED
 from digit_study.search.plan import StudyPlan, make_sampler_and_pruner
@@ -239,7 +239,7 @@ class Sweep:
         return min((one for one in same if one != number and trials[one].state in alive), default=None)
 
     def _handle(self, event: Event) -> None:
-        """Follow a trial, let the pruner decide after an epoch, and record its end."""
+        """Follow a trial, and record its end."""
         if event.key not in self.running:  # it could not be started
             self.outcomes.fail(self.stored.trial(event.key), outcomes.OF_WORLD + event.content, "KILLED", again=True)
             return
@@ -247,22 +247,29 @@ class Sweep:
         if event.kind == "steps":
             epoch, step, steps = event.content
             running.epoch = epoch - 1 + step / steps
-            return
-        if event.kind == "epoch":
-            number, record = event.content
-            running.epoch = float(number)
-            self.step_seconds += record.get("step_seconds", 0.0)
-            if len(self.plan.objectives) == 1 and self.objective in record:
-                running.value = record[self.objective]
-                try:
-                    running.trial.report(running.value, number)
-                except UpdateFinishedTrialError:  # another machine has taken it over: it need not go on here
-                    self.engine.answer(event.key, False)
-                    return
-                if number < running.epochs and running.trial.should_prune():
-                    running.pruned_after = number
-            self.engine.answer(event.key, running.pruned_after is None)
-            return
+        elif event.kind == "epoch":
+            self.engine.answer(event.key, self._goes_on(running, *event.content))
+        else:
+            self._record_end(running, event)
+            del self.running[event.key]  # last: what a full disk did not let happen is done again
+            self.durations.append(time.monotonic() - running.started)
+
+    def _goes_on(self, running: Running, number: int, record: Epoch) -> bool:
+        """Whether a trial goes on after an epoch: the pruner decides, until another machine has taken it over."""
+        running.epoch = float(number)
+        self.step_seconds += record.get("step_seconds", 0.0)
+        if len(self.plan.objectives) == 1 and self.objective in record:
+            running.value = record[self.objective]
+            try:
+                running.trial.report(running.value, number)
+            except UpdateFinishedTrialError:
+                return False
+            if number < running.epochs and running.trial.should_prune():
+                running.pruned_after = number
+        return running.pruned_after is None
+
+    def _record_end(self, running: Running, event: Event) -> None:
+        """Tell both stores how a trial ended."""
         trial = self.stored.trial(event.key)
         if trial.user_attrs.get(outcomes.REASON) == outcomes.ABANDONED:
             self.progress.ended(trial.number, "FAIL", "this machine was out of reach: it runs again on another")
@@ -278,8 +285,6 @@ class Sweep:
             self.world.hit(event.content)
         else:  # failed by its own fault, or expired
             self.outcomes.fail(trial, event.content, "FAILED", again=False)
-        del self.running[event.key]  # last: what a full disk did not let happen is done again
-        self.durations.append(time.monotonic() - running.started)
 
     def _send_heartbeat(self) -> None:
         """Tell other machines that the trials here live, and take over those of a supervisor that went away."""

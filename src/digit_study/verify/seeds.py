@@ -1,6 +1,6 @@
 """Candidates are trained on fresh seeds, as many as their race needs, on an engine."""
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from itertools import takewhile
 
 import numpy as np
@@ -16,7 +16,7 @@ from digit_study.terminal import console
 from digit_study.terminal.messages import first_line
 from digit_study.terminal.progress import RunProgress, confirmation_progress
 from digit_study.terminal.signals import raise_if_interrupted
-from digit_study.tracking import run_log, stores
+from digit_study.tracking import run_log
 from digit_study.tracking.delivery import StoreFault
 
 #: Fingerprint of a candidate, and a seed.
@@ -116,12 +116,14 @@ class _Training:
         work, running = self.work, [job for job, _ in self.jobs.values()]
         waiting = dict.fromkeys([*work.needed(self.standing), *work.spare(self.standing)])
         for job in [job for job in waiting if job not in running][: self.engine.free]:
-            if not self.world.is_well() or (run_id := _create(work, job, self.world)) is None:
+            key, seed = job
+            config = work.plan.beneath(work.parent, work.configs[key], seed, save_model=True)
+            if not self.world.is_well() or (run_id := _create(work, job, config, self.world)) is None:
                 break
             self.number += 1
             self.jobs[self.number] = job, run_id
-            self.progress.begin(self.number, work.name(job), work.configs[job[0]].training.epochs)
-            self.engine.submit(self.number, _config(work, job), run_id)
+            self.progress.begin(self.number, work.name(job), config.training.epochs)
+            self.engine.submit(self.number, config, run_id)
 
     def handle(self, event: Event) -> None:
         """Take in what is new of a run."""
@@ -173,20 +175,11 @@ class _Training:
         return found + (f"more seeds for {', '.join(going)}" if going else "the race is over")
 
 
-def _config(work: Confirmation, job: Job) -> Config:
-    """What a run trains."""
-    plan, (key, seed) = work.plan, job
-    config = work.configs[key]
-    experiment = stores.experiment_name(plan.run, plan.dataset)
-    place = replace(config.tracking, parent_run_id=work.parent, experiment=experiment, save_model=True)
-    return replace(config, training=replace(config.training, seed=seed), tracking=place)
-
-
-def _create(work: Confirmation, job: Job, world: World) -> str | None:
+def _create(work: Confirmation, job: Job, config: Config, world: World) -> str | None:
     """Create the run of a candidate and a seed; returns its id, None, known to the world, if the store is gone."""
     tags = {"kind": "confirmation-run", "study": work.plan.study.study, "candidate": job[0], "seed": str(job[1])}
     try:
-        return run_log.create_run(_config(work, job), work.plan.uri, work.plan.dataset, work.name(job), **tags)
+        return run_log.create_run(config, work.plan.uri, work.plan.dataset, work.name(job), **tags)
     except StoreFault as fault:
         world.hit(first_line(fault))
         return None
