@@ -23,7 +23,7 @@ WHY = REASON if MISSING else "" if find_spec("ray") else "the package ray is not
 WHY = WHY or ("Ray starts no Python in a path with a space" if " " in sys.executable else "")
 BIN = Path(sys.executable).parent
 PORT, SERVER_PORT = 6379, 5000
-#: As the README has them: a node that was killed is known in five seconds, one that is cut off in half a minute.
+#: As the README has them: a node that is cut off is known in half a minute.
 LIMITS = {"RAY_health_check_period_ms": "1000", "RAY_health_check_timeout_ms": "5000"}
 
 

@@ -43,6 +43,7 @@ BROKEN: list[tuple[str, Any, str]] = [
     ("data__validation", 9, "at least 10"),
     ("data__limit", 0, "at least 10"),
     ("workers", 0, "in [1, 256]"),
+    ("patience", -1.0, "in [0, 1000000]"),
     ("data__seed", -1, "in [0, 4294967295]"),
     ("model__family", "cn", "did you mean 'cnn'"),
     ("model__filters", 0, "in [1, 1024]"),

@@ -218,7 +218,7 @@ def test_digits_that_are_handed_over_are_read_wherever_the_config_has_them(
 class Deaf(slot.Slot):
     """A slot whose engine is a stub's."""
 
-    def launcher(self) -> Any:
+    def launcher(self, data: Any) -> Any:
         return Stubs(os.environ["MLFLOW_TRACKING_URI"])
 
 

@@ -24,12 +24,11 @@ from test_tracking import CONFIG, created
 
 from digit_study.config import machine
 from digit_study.config.run import Config
-from digit_study.engine import local
+from digit_study.engine import local, world
 from digit_study.engine.local import LocalEngine, TrialProcess
 from digit_study.engine.protocol import Event, Limits
-from digit_study.search import world
+from digit_study.engine.world import World
 from digit_study.search.outcomes import ABANDONED, INTERRUPTED, OF_WORLD, is_blameless
-from digit_study.search.world import World
 from digit_study.terminal.faults import of_world
 from digit_study.terminal.messages import StudyError
 from digit_study.tracking import courier, delivery, lookup, run_log, stores
@@ -73,7 +72,7 @@ def test_only_what_ended_by_no_fault_of_its_own_is_blameless(reason: str) -> Non
 def a_world(store: str, monkeypatch: pytest.MonkeyPatch) -> World:
     """The world of a study, on a clock of its own that the test sets."""
     stores.ARTIFACTS.mkdir(exist_ok=True)
-    found = World(plan("search.patience=1"))
+    found = plan("search.patience=1").world()
     clock = [1000.0]
     monkeypatch.setattr(world.time, "monotonic", lambda: clock[0])
     found.clock = clock  # type: ignore[attr-defined]

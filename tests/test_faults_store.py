@@ -15,8 +15,9 @@ from stub_worker import Stubs, plan
 from world import Server, SlowWay
 
 from digit_study.config.run import Config
+from digit_study.engine import world
 from digit_study.evaluation import charts
-from digit_study.search import pictures, report, world
+from digit_study.search import pictures, report
 from digit_study.search.run import run_study
 from digit_study.search.study import StoredStudy, counted, find_study
 from digit_study.terminal.messages import StudyError

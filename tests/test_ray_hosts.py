@@ -1,7 +1,4 @@
-"""Studies on a Ray cluster of several hosts: kills, cuts, a host that joins, a head that goes.
-
-One cluster for all of them, in the order of the file: the last ones leave less of it.
-"""
+"""Studies on a Ray cluster of several hosts: kills, cuts, a host that joins, a head that goes."""
 
 from __future__ import annotations
 
@@ -141,7 +138,7 @@ def processes(host: Host, words: str) -> list[tuple[int, int]]:
 def test_a_study_outlives_a_trial_a_slot_a_node_and_a_link(rays: RayHosts) -> None:
     """kill -9 of a trial, of its slot, of a whole node; a host that joins; a link cut for 30 s, and one for good."""
     _, two, three, four = rays.hosts
-    command, known = rays.search("chaos", "search.trials=24", "training.epochs=4"), set[int]()
+    command, known = rays.search("chaos", "search.trials=24", "training.epochs=60"), set[int]()
     number = trial_on(rays, "chaos", two, known)
     forked = processes(two, "multiprocessing.forkserver")
     two.run(["kill", "-9", *(str(pid) for pid, _ in forked if pid not in {parent for _, parent in forked})])
@@ -177,8 +174,15 @@ def test_a_study_outlives_a_trial_a_slot_a_node_and_a_link(rays: RayHosts) -> No
     assert rays.actors() == []
 
 
-def test_without_its_head_a_command_ends_with_one_message_and_goes_on_later(rays: RayHosts) -> None:
-    words = "search.trials=4", "training.epochs=4"
+@pytest.fixture
+def two_rays(small_npz: Path, tmp_path: Path) -> Iterator[RayHosts]:
+    with ray_hosts(2, tmp_path / "hosts", small_npz, running=[2]) as found:
+        yield found
+
+
+def test_without_its_head_a_command_ends_with_one_message_and_goes_on_later(two_rays: RayHosts) -> None:
+    rays = two_rays
+    words = "search.trials=4", "training.epochs=60"
     command = rays.search("headless", *words)
     wait_until(lambda: any(one.intermediate_values for one in rays.trials("headless")), 120, "an epoch")
     ends = [pid for word in ("gcs_server", "raylet/raylet") for pid, _ in processes(rays.head, word)]
@@ -188,10 +192,10 @@ def test_without_its_head_a_command_ends_with_one_message_and_goes_on_later(rays
     assert "the Ray cluster at address=auto is gone" in done.err and "the same command then goes on" in done.err
     assert "RUNNING" not in {one.state.name for one in rays.trials("headless")}
     assert "RUNNING" not in {run.info.status for run in rays.runs("headless")}
-    for host in (rays.head, rays.hosts[2]):
+    for host in rays.hosts:
         host.run([str(BIN / "ray"), "stop", "--force"])
     rays.join(rays.head, cores=0)
-    rays.join(rays.hosts[2])
+    rays.join(rays.hosts[1])
     done = rays.search("headless", *words).finish(300)
     assert (done.code, done.err) == (0, "")
     assert_ended(rays, "headless", 4)

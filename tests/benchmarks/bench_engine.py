@@ -4,8 +4,8 @@
 
 Starts a Ray cluster on this machine. Prints the milliseconds that a stub trial of three epochs takes on one slot of
 either engine, which should differ by less than 150; the seconds from a search's start to the first step of its first
-trial, at most 12 on Ray; and which share of their time all ``slots`` are busy while ``trials`` stub trials of two
-seconds run, at least 90 %. On a machine that does nothing else.
+trial, at most 12 on Ray; and which share of their time ``slots`` are busy, from when all of them are open, while
+``trials`` stub trials of two seconds run, at least 90 %. On a machine that does nothing else.
 """
 
 from __future__ import annotations
@@ -43,9 +43,12 @@ class StubSlot(Slot):
 
     seconds = 0.0
 
-    def launcher(self) -> Any:
+    def launcher(self, data: Any) -> Any:
         """Start a stub, slowed down."""
         stubs = Stubs(os.environ["MLFLOW_TRACKING_URI"])
+        run_log.client_of(
+            stubs.uri
+        ).search_experiments()  # imports: a real slot's trials are forked from a process with them
         return lambda config, run_id: SlowStub(stubs, config, run_id, "done", self.seconds)
 
 
@@ -90,24 +93,30 @@ def cluster(slots: int, folder: str) -> Iterator[str]:
             head.wait(30)
 
 
-def search(engine: Callable[[Limits], Engine], *words: str) -> float:
-    """Seconds of a study from its first trial's start to its end."""
-    began: list[float] = []
+def search(engine: Callable[[Limits], Engine], *words: str) -> list[tuple[float, str | None]]:
+    """Times, in seconds, at which the trials of a study started and the names of their slots, and of its end."""
+    began: list[tuple[float, str | None]] = []
 
     def opened(limits: Limits) -> Engine:
         made = engine(limits)
         submit = made.submit
 
         def timed(*given: Any) -> str | None:
-            began.append(time.perf_counter())
-            return submit(*given)
+            began.append((time.perf_counter(), submit(*given)))
+            return began[-1][1]
 
         made.submit = timed  # type: ignore[method-assign]
         return made
 
     with contextlib.redirect_stdout(io.StringIO()):
         study_run.run_study(plan("search.pruner=none", "search.sampler=random", *words), opened)
-    return time.perf_counter() - began[0]
+    return [*began, (time.perf_counter(), None)]
+
+
+def each(engine: Callable[[Limits], Engine], few: int, *words: str) -> float:
+    """Seconds that one of a few trials takes."""
+    (began, _), *_, (ended, _) = search(engine, f"search.trials={few}", *words)
+    return (ended - began) / few
 
 
 def first_step(*words: str) -> float:
@@ -139,17 +148,21 @@ def main(trials: int, slots: int) -> None:
         with cluster(slots, folder) as address:
             ray = ("search.engine=ray", f"search.address={address}")
             few = min(100, trials)
-            local = search(Stubs(uri).engine, f"search.trials={few}", "study=local") / few
-            remote = search(lambda limits: on_ray.RayEngine(limits, "bench_engine:StubSlot"), *ray, "study=ray",
-                            f"search.trials={few}") / few  # fmt: skip
+            local = each(Stubs(uri).engine, few, "study=local")
+            remote = each(lambda limits: on_ray.RayEngine(limits, "bench_engine:StubSlot"), few, *ray, "study=ray")
             times = f"local {1000 * local:.0f} ms, ray {1000 * remote:.0f} ms"
             print(f"a stub trial: {times}, {1000 * (remote - local):.0f} more")
             print(f"first step after: local {first_step():.1f} s, ray {first_step(*ray):.1f} s")
-            seconds = search(lambda limits: on_ray.RayEngine(limits, "bench_engine:SlowSlot"), *ray, "study=busy",
-                             f"search.trials={trials}", f"search.workers={slots}")  # fmt: skip
-            busy = trials * TRIAL_S / slots / seconds
+            *began, ended = search(lambda limits: on_ray.RayEngine(limits, "bench_engine:SlowSlot"), *ray, "study=busy",
+                                   f"search.trials={trials}", f"search.workers={slots}")  # fmt: skip
+            names = [name for _, name in began]
+            last = next(place for place in range(trials) if len(set(names[: place + 1])) == slots)
+            (first, _), (opened, _), (final, _) = began[0], began[last], began[-1]
+            busy = (trials - 1 - last) * TRIAL_S / slots / (final - opened)
             told = f"{trials} stub trials of {TRIAL_S:g} s on {slots} slots"
-            print(f"{told}: {seconds:.1f} s, slots busy {100 * busy:.0f} %")
+            print(
+                f"{told}: {ended[0] - first:.1f} s, all open after {opened - first:.1f} s, then busy {100 * busy:.0f} %"
+            )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Where runs are trained: the four options that searches, confirmations and multiruns share, and their rules."""
+"""Where runs are trained: the options that searches, confirmations and multiruns share, and their rules."""
 
 from __future__ import annotations
 
@@ -11,27 +11,31 @@ from digit_study.terminal.messages import Rule, between, nearest
 #: What a trial may ask of its node, each with what it counts.
 RESOURCES = {"cpu": "cores", "gpu": "GPUs, or as a share of one below 1", "memory": "GiB"}
 #: Keys of a config that say where it runs; they decide nothing of its outcome.
-PLACE_KEYS = ("engine", "address", "workers", "resources")
+PLACE_KEYS = ("engine", "address", "workers", "resources", "patience")
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
-    """Where runs are trained, how many at a time, and what each takes of its node."""
+    """Where runs are trained, how many at a time, what each takes of its node, and how long a fault is waited for.
+
+    ``patience`` are minutes that a full disk, a lack of memory, or a store that is gone may last.
+    """
 
     engine: str = "local"
     address: str | None = None
     workers: int | None = None
     resources: dict[str, Any] = field(default_factory=dict)
+    patience: float = 10.0
 
     @property
     def place(self) -> EngineConfig:
-        """These four options alone."""
+        """These options alone."""
         return EngineConfig(**{key: getattr(self, key) for key in PLACE_KEYS})
 
 
 def rules(prefix: str = "") -> dict[str, Rule]:
     """The rules of single values, for keys that begin with ``prefix``."""
-    return {f"{prefix}workers": between(1, 256)}
+    return {f"{prefix}workers": between(1, 256), f"{prefix}patience": between(0, 1e6)}
 
 
 def relation_violations(config: EngineConfig, prefix: str = "") -> Iterator[str]:

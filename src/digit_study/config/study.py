@@ -36,7 +36,6 @@ class SearchConfig(EngineConfig):
     trial_timeout: float | None = None
     trial_memory: float | None = None
     max_failures: int | None = None
-    patience: float = 10.0
     fail_fast: bool = False
     fresh: bool = False
     keep_models: int = 5
@@ -122,7 +121,6 @@ RULES: dict[str, Rule] = {
     "search.trial_timeout": between(0, 1e7, "(]"),
     "search.trial_memory": between(0, 1e5, "(]"),
     "search.max_failures": at_least(1),
-    "search.patience": between(0, 1e6),
     "search.keep_models": at_least(0),
     "confirm.top": between(1, 100),
     "confirm.seeds": Rule(

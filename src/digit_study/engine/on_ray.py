@@ -197,7 +197,7 @@ class RayEngine:
         environment = {name: value for name, value in os.environ.items() if HANDED.fullmatch(name)}
         environment["MLFLOW_TRACKING_URI"] = uri
         images, labels = sources.read_part(limits.data, "train")
-        here = pickle.dumps(Limits(1, limits.timeout, limits.memory))
+        here = pickle.dumps(Limits(1, limits.timeout, limits.memory, data=limits.data))
         what = needs(uri), environment, here, sources.digest(images[..., 0], labels), images, labels
         self.bridge.call("open", limits.slots, limits.place.resources, what, kind)
 
@@ -205,7 +205,9 @@ class RayEngine:
         if config.tracking.uri is not None:
             config = replace(config, tracking=replace(config.tracking, uri=self.uri))
         command = pickle.dumps(("submit", (key, config, run_id)))
-        name: str | None = self.bridge.call("submit", key, command, config.training.seed)
+        recipe = replace(config.training, seed=0)
+        alike = f"seed {config.training.seed}", f"configuration {config.model} {recipe}"
+        name: str | None = self.bridge.call("submit", key, command, alike)
         self.free -= 1
         if name is None:  # the last free slot has just gone
             self.lost.append(Event(key, "died", LOST_SLOT))

@@ -9,7 +9,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -27,8 +27,9 @@ ROOT = Path(__file__).resolve().parents[3]
 SENT = ("src", "conf")
 #: Seconds: a slot's wait for news, between two looks at the cluster, that a node has to say what it is.
 PATIENCE_S, LOOK_EVERY_S, NODE_ANSWERS_S = 1.0, 2.0, 30.0
-#: Seconds without any slot after which a supervisor gives up, and those that trials have to end.
-SLOT_WITHIN_S, STOP_S = 60.0, 9.5
+#: Seconds without any slot after which a supervisor gives up, those that trials have to end, and those after which a
+#: slot is lost to which the connection broke: a node that was killed, of which Ray itself hears 15 to 65 s later.
+SLOT_WITHIN_S, STOP_S, BACK_WITHIN_S = 60.0, 9.5, 8.0
 #: Events that free a slot, as in :mod:`digit_study.engine.child`, whose import takes a second.
 ENDS = ("done", "failed", "died", "expired", "world")
 #: News for a supervisor: (event, key, pickled), (lost, key, node, slot or why) or (warning, text, None).
@@ -47,6 +48,7 @@ class Slot:
     command: bytes | None = None
     number: int = 0
     heard: int = 0
+    broken_since: float | None = None
     is_refused: bool = False
 
 
@@ -56,7 +58,7 @@ class Cluster:
     def __init__(self) -> None:
         self.slots: list[Slot] = []
         self.news: list[News] = []
-        self.kinds: dict[int, str] = {}
+        self.kinds: dict[str, str] = {}
 
     def connect(self, address: str | None) -> None:
         """Connect to the cluster at ``address``, or start one on this machine for ``local``."""
@@ -107,16 +109,18 @@ class Cluster:
         self.looked, self.last_slot = 0.0, time.monotonic()
         self._look()
 
-    def submit(self, key: int, command: bytes, seed: int) -> str | None:
-        """Hand a trial to a free slot, of the kind of node that this seed was on before where there is one.
+    def submit(self, key: int, command: bytes, alike: Sequence[str]) -> str | None:
+        """Hand a trial to a free slot, where there is one of the kind of node that trials like it were on before.
 
+        They are those with which it shares a name in ``alike``, the first of which counts most.
         Returns the name of the slot's process; None if there is no slot.
         """
         free = [slot for slot in self.slots if is_free(slot)]
         if not free:
             return None
-        slot = next((one for one in free if one.kind == self.kinds.get(seed)), free[0])
-        self.kinds[seed] = slot.kind
+        kinds = [self.kinds[name] for name in alike if name in self.kinds]
+        slot = min(free, key=lambda one: kinds.index(one.kind) if one.kind in kinds else len(kinds))
+        self.kinds.update(dict.fromkeys(alike, slot.kind))
         slot.key, slot.command, slot.number = key, command, slot.number + 1
         self._turn(slot)
         return slot.name
@@ -138,6 +142,10 @@ class Cluster:
         elif ray.wait(list(waiting), timeout=0.0 if self.news else patience)[0]:
             for reference in ray.wait(list(waiting), num_returns=len(waiting), timeout=0)[0]:
                 self._take(waiting[reference], reference)
+        now = time.monotonic()
+        for slot in [one for one in self.slots if now - (one.broken_since or now) > BACK_WITHIN_S]:
+            ray.kill(slot.actor)
+            self._lose(slot, "node")
         news, self.news = self.news, []
         return news, sum(map(is_free, self.slots))
 
@@ -175,20 +183,22 @@ class Cluster:
         slot.pending = None
         try:
             answer = ray.get(reference)
-        except ActorUnavailableError:  # the network, maybe: Ray says later whether its node is gone
+        except ActorUnavailableError:  # the network, maybe
+            slot.broken_since = slot.broken_since or time.monotonic()
             time.sleep(0.2)
             if slot.name is not None:
                 return self._turn(slot)
             slot.pending = slot.actor.open.remote(*self.what)
             return None
         except RayActorError as fault:
-            return self._lose(slot, fault)
+            return self._lose(slot, self._why(slot, fault))
         except RayTaskError as fault:
             if slot.name is None:  # it holds its place, so that no other opens there
                 slot.is_refused = True
                 return self.news.append(("warning", last_line(fault), None))
             ray.kill(slot.actor)
-            return self._lose(slot, fault)
+            return self._lose(slot, self._why(slot, fault))
+        slot.broken_since = None
         if slot.name is None:
             slot.name, slot.kind = answer
             self.last_slot = time.monotonic()
@@ -203,17 +213,19 @@ class Cluster:
             self._turn(slot)
         return None
 
-    def _lose(self, slot: Slot, fault: Exception) -> None:
-        """Tell that the trial of a slot is gone, with its node or alone; the next look asks for another slot."""
+    def _why(self, slot: Slot, fault: Exception) -> str:
+        """Of what a slot ended: with its node or alone, or in words."""
+        host = (slot.name or ":").split(":")[0]
+        # Ray ends who takes most of a node's memory: were that no fault of the trial, it would run for ever
+        if isinstance(fault, RayTaskError) or "low on memory" in str(fault):
+            return f"its slot on {host} ended: {last_line(fault)[:300]}"
+        return "slot" if any(node["NodeManagerHostname"] == host for node in alive()) else "node"
+
+    def _lose(self, slot: Slot, why: str) -> None:
+        """Tell that the trial of a slot is gone; the next look asks for another slot."""
         self.slots.remove(slot)
         self.looked = 0.0
-        host = (slot.name or ":").split(":")[0]
-        lives = any(node["NodeManagerHostname"] == host for node in alive())
         if slot.key is not None:
-            why = "slot" if lives else "node"
-            # Ray ends who takes most of a node's memory: were that no fault of the trial, it would run for ever
-            if isinstance(fault, RayTaskError) or "low on memory" in str(fault):
-                why = f"its slot on {host} ended: {last_line(fault)[:300]}"
             self.news.append(("lost", slot.key, why))
 
 

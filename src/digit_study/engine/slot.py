@@ -84,17 +84,18 @@ class Slot:
         if sources.digest(images[..., 0], labels) != sha256:
             raise ValueError(f"the digits that arrived on {platform.node()} are not those of sha256 {sha256}")
         sources.hand_over(stores.use_scratch() / "digits", sha256, images, labels)
-        self.engine = LocalEngine(pickle.loads(limits), self.launcher())
+        here = pickle.loads(limits)
+        self.engine = LocalEngine(here, self.launcher(here.data))
         self.number = self.told = 0
         self.unread: list[tuple[int, str, bytes]] = []
         versions = " ".join(f"{name} {at}" for name, at in facts["versions"].items())
         return machine.process_name(), f"{facts['processor']}, {facts['cores']} cores, {versions}"
 
-    def launcher(self) -> Callable[..., Any]:
-        """What starts a trial."""
+    def launcher(self, data: Any) -> Callable[..., Any]:
+        """What starts a trial; most are on ``data``."""
         from digit_study.engine.local import TrialProcess, start_server
 
-        start_server()
+        start_server(data)
         return lambda config, run_id: TrialProcess(train, config, run_id)
 
     def turn(self, number: int, command: bytes | None, heard: int, patience: float) -> list[tuple[int, str, bytes]]:

@@ -1,67 +1,94 @@
 """The jobs of a multirun on an engine that has its own slots, instead of one process a job that Hydra launches."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass, field
 
 from digit_study.config.run import Config
 from digit_study.engine.protocol import ENGINES, LOST, Engine, Event, Limits, TrialResult
+from digit_study.engine.world import World
 from digit_study.runs.plan import Job
 from digit_study.terminal import console
+from digit_study.terminal.messages import first_line
 from digit_study.terminal.progress import RunProgress, confirmation_progress
 from digit_study.terminal.signals import raise_if_interrupted
 from digit_study.tracking import run_log
-
-Ends = dict[int, TrialResult | str]
+from digit_study.tracking.delivery import StoreFault
 
 
 def run_jobs(jobs: Sequence[Job], names: Sequence[str], limits: Limits) -> list[TrialResult | str]:
     """Run every job, whose config says beneath which parent; the result of each in their order, or why there is none.
 
-    One whose process was killed runs once more, one whose node went away as often as that happens.
+    One whose process was killed runs once more; one whose node went away, or that a fault of the world ended, as often
+    as that happens, for as long as patience lasts.
     """
-    ends: Ends = {}
     engine = ENGINES[limits.place.engine](limits)
     try:
         with confirmation_progress() as progress:
-            _follow(engine, dict(enumerate(zip(names, jobs, strict=True))), limits.uri, ends, progress)
+            work = _Jobs(
+                jobs, names, limits.uri, engine, progress, World(limits.uri, limits.place.patience, "patience")
+            )
+            progress.count(0, len(jobs))
+            while len(work.ends) < len(jobs):
+                raise_if_interrupted()
+                work.fill()
+                for event in engine.events():
+                    work.handle(event)
     finally:
         engine.stop()
-    return [ends[number] for number in range(len(jobs))]
+    return [work.ends[number] for number in range(len(jobs))]
 
 
-def _follow(engine: Engine, jobs: Mapping[int, tuple[str, Job]], uri: str, ends: Ends, progress: RunProgress) -> None:
-    waiting, runs, died = list(jobs), dict[int, str](), set[int]()
-    progress.count(0, len(jobs))
-    while len(ends) < len(jobs):
-        raise_if_interrupted()
-        while waiting and engine.free:
-            number = waiting.pop(0)
-            name, job = jobs[number]
+@dataclass
+class _Jobs:
+    jobs: Sequence[Job]
+    names: Sequence[str]
+    uri: str
+    engine: Engine
+    progress: RunProgress
+    world: World
+    ends: dict[int, TrialResult | str] = field(default_factory=dict)  # by place in ``jobs``
+    runs: dict[int, str] = field(default_factory=dict)  # their ids, of those that run
+    died: set[int] = field(default_factory=set)
+
+    def fill(self) -> None:
+        """Give every free slot something to do."""
+        for number in [one for one in range(len(self.jobs)) if one not in self.ends and one not in self.runs]:
+            if not (self.engine.free and self.world.is_well()):
+                break
+            job, name = self.jobs[number], self.names[number]
             config: Config = job.config
-            runs[number] = run_log.create_run(config, uri, job.dataset, name)
-            progress.begin(number, name, config.training.epochs)
-            engine.submit(number, config, runs[number])
-        for event in engine.events():
-            if event.kind in ("steps", "epoch"):
-                progress.follow(event.key, event.kind, event.content)
-                if event.kind == "epoch":
-                    engine.answer(event.key, True)
-                continue
-            is_blameless = event.kind == "world" or event.content in LOST
-            if again := is_blameless or (event.kind == "died" and event.key not in died):
-                died |= set() if is_blameless else {event.key}
-                waiting.append(event.key)
-            else:
-                ends[event.key] = event.content
-            told = _told(event, uri, runs[event.key])
-            progress.end(event.key)
-            progress.count(len(ends), len(jobs))
-            end = f"{told}; it runs again" if again else told
-            progress.say(f"{len(ends)}/{len(jobs)}  {jobs[event.key][0]}: {end}")
+            try:
+                self.runs[number] = run_log.create_run(config, self.uri, job.dataset, name)
+            except StoreFault as fault:
+                self.world.hit(first_line(fault))
+                break
+            self.progress.begin(number, name, config.training.epochs)
+            self.engine.submit(number, config, self.runs[number])
 
+    def handle(self, event: Event) -> None:
+        """Take in what is new of a run."""
+        if event.kind in ("steps", "epoch"):
+            self.progress.follow(event.key, event.kind, event.content)
+            if event.kind == "epoch":
+                self.engine.answer(event.key, True)
+            return
+        told = self._end(event, self.runs.pop(event.key))
+        self.progress.end(event.key)
+        self.progress.count(len(self.ends), len(self.jobs))
+        self.progress.say(f"{len(self.ends)}/{len(self.jobs)}  {self.names[event.key]}: {told}")
 
-def _told(event: Event, uri: str, run_id: str) -> str:
-    """How a job ended, for a person; one without a result is ended in the store."""
-    if isinstance(event.content, TrialResult):
-        return console.accuracy_with_interval(event.content.metrics)
-    run_log.close_run(uri, run_id, "KILLED" if event.content in LOST else "FAILED", f"{event.kind}: {event.content}")
-    return f"FAILED ({event.kind}): {event.content}"
+    def _end(self, event: Event, run_id: str) -> str:
+        """Record how a run ended, and tell it; one without a result is ended in the store."""
+        number, reason = event.key, event.content
+        if isinstance(reason, TrialResult):
+            self.ends[number] = reason
+            return console.accuracy_with_interval(reason.metrics)
+        is_blameless = event.kind == "world" or reason in LOST
+        run_log.close_run(self.uri, run_id, "KILLED" if is_blameless else "FAILED", f"{event.kind}: {reason}")
+        if event.kind == "world":
+            self.world.hit(str(reason))
+        if is_blameless or (event.kind == "died" and number not in self.died):
+            self.died |= set() if is_blameless else {number}
+            return f"{reason}; it runs again"
+        self.ends[number] = str(reason)
+        return f"FAILED ({event.kind}): {reason}"

@@ -24,8 +24,6 @@ from digit_study.tracking.courier import Courier
 from digit_study.training import figures
 
 OUTCOME = "outcome.pickle"
-#: Minutes that a store which went away has at the end: the ranking needs none, and the next command sends the rest.
-PATIENCE_MIN = 1.0
 
 
 @dataclass(frozen=True)
@@ -56,7 +54,7 @@ def run_many(plan: Plan, task: Callable[[], None]) -> None:
     stores.prepare_store(uri)
     if plan.parallel == 1 and plan.limits is None:
         local.start_server()
-    with Courier(uri, PATIENCE_MIN, ""):
+    with Courier(uri, first.config.patience, "patience"):
         _run_beneath(plan, task, uri)
 
 

@@ -4,14 +4,19 @@ import math
 from bisect import insort
 from collections.abc import Callable, Mapping, Sequence
 
+from mlflow.exceptions import MlflowException
+from optuna.exceptions import StorageInternalError
 from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
+from sqlalchemy.exc import OperationalError
 
 from digit_study.config import machine
 from digit_study.config.study import constraints_of
 from digit_study.engine.protocol import LOST
 from digit_study.search.plan import StudyPlan
 from digit_study.search.study import SUPERSEDED, SUPERVISOR, WORKER, StoredStudy, orphans
+from digit_study.terminal.faults import of_world
+from digit_study.terminal.messages import StudyError, first_line
 from digit_study.tracking import lookup, run_log
 
 #: Attributes of a trial.
@@ -24,6 +29,18 @@ OF_WORLD = "no fault of the trial: "
 #: Tag of a run whose trial has not ended yet.
 RUNNING_TAG = {"trial.state": "RUNNING"}
 RankKey = tuple[bool, float, int, str]
+
+
+def is_fault(error: Exception) -> bool:
+    """Whether the world is to blame for what a supervisor met: a disk, a store, a database."""
+    if isinstance(error, StudyError):  # whoever raises one has waited long enough
+        return False
+    return isinstance(error, MlflowException | StorageInternalError | OperationalError) or of_world(error)
+
+
+def told(fault: BaseException) -> str:
+    """What a fault was, in a line: Optuna's own says of every commit that something was wrong with it."""
+    return first_line(fault.__cause__ or fault if isinstance(fault, StorageInternalError) else fault)
 
 
 def rank_key(trial: FrozenTrial, study: Study) -> RankKey:

@@ -17,6 +17,7 @@ from digit_study.config import compose
 from digit_study.config.run import Config, resolve_config
 from digit_study.config.study import SearchConfig, StudyConfig, objectives_of, pruner_of
 from digit_study.engine.protocol import ENGINES, OFFERS, Limits, Node, common_precision, settle
+from digit_study.engine.world import World
 from digit_study.search._optuna import TPE, Hyperband
 from digit_study.search.space import Dimension, Params, apply, parse_space
 from digit_study.terminal.console import warn
@@ -73,6 +74,11 @@ class StudyPlan:
         search = self.study.search
         slots = self.workers if search.engine == "local" else search.workers
         return Limits(slots, search.trial_timeout, search.trial_memory, search.place, self.run.data, self.uri)
+
+    def world(self) -> World:
+        """What its trials need, and how long that is waited for."""
+        search = self.study.search
+        return World(self.uri, search.patience, "search.patience", search.storage)
 
     @property
     def objectives(self) -> dict[str, str]:

@@ -16,9 +16,8 @@ from optuna.trial import Trial, TrialState
 from digit_study.config import machine
 from digit_study.engine.protocol import Engine, Epoch, Event
 from digit_study.search import outcomes, space, study
-from digit_study.search.outcomes import RUN_ID, SEED
+from digit_study.search.outcomes import RUN_ID, SEED, is_fault, told
 from digit_study.search.plan import StudyPlan, make_sampler_and_pruner
-from digit_study.search.world import World, is_fault, told
 from digit_study.terminal.console import warn
 from digit_study.terminal.messages import StudyError
 from digit_study.terminal.progress import SweepProgress
@@ -52,8 +51,8 @@ class Sweep:
         courier: Courier,
     ) -> None:  # fmt: skip
         self.plan, self.stored, self.engine, self.progress = plan, stored, engine, progress
-        self.courier, self.world, self.news = courier, World(plan), deque[Event]()
         self.study, self.parent_run_id, self.search = stored.study, parent_run_id, plan.study.search
+        self.courier, self.world, self.news = courier, plan.world(), deque[Event]()
         self.outcomes = outcomes.Outcomes(plan, stored, parent_run_id, progress.ended)
         self.objective = next(iter(plan.objectives))
         self.running: dict[int, Running] = {}

@@ -51,10 +51,10 @@ def deliver(uri: str) -> None:
 class Courier:
     """Delivers the outbox for one store, in a thread, as long as the block lasts; with another courier it only waits.
 
-    ``patience`` are the minutes in which a store that went away may come back; ``key`` is what sets them, in brackets.
+    ``patience`` are the minutes in which a store that went away may come back; ``key`` is what sets them.
     """
 
-    def __init__(self, uri: str, patience: float, key: str = " (search.patience)") -> None:
+    def __init__(self, uri: str, patience: float, key: str = "search.patience") -> None:
         self.uri, self.patience, self.client = uri, patience, client_of(uri)
         self.fault: str | None = None
         self.since, self.rounds, self.key = 0.0, 0, key
@@ -98,7 +98,7 @@ class Courier:
                 break
             if not is_told and now - started > QUIET_S:
                 why = f"which does not take them ({self.fault}), at most " if self.fault else ""
-                limit = f"{self.patience:g} min{self.key}" if self.fault else "which is slow"
+                limit = f"{self.patience:g} min ({self.key})" if self.fault else "which is slow"
                 console.print_error(f"waiting for the tracking store, {why}{limit}: {len(left)} runs to send", "")
                 is_told = True
             if seconds is None:

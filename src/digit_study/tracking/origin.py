@@ -57,5 +57,10 @@ def machine_tags() -> dict[str, str]:
         "os": platform.platform(),
         "processor": machine.processor(),
         "cores": str(machine.cores()),
-        **{f"version.{name}": version(name) for name in RECORDED_VERSIONS},
+        **_versions(),
     }
+
+
+@cache
+def _versions() -> dict[str, str]:
+    return {f"version.{name}": version(name) for name in RECORDED_VERSIONS}

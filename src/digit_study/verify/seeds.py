@@ -7,11 +7,11 @@ import numpy as np
 
 from digit_study.config.run import Config
 from digit_study.engine.protocol import Engine, Event, TrialResult
+from digit_study.engine.world import World
 from digit_study.evaluation.race import Standing, race
 from digit_study.evaluation.ranking import Candidate
 from digit_study.search.outcomes import BLAMELESS
 from digit_study.search.plan import StudyPlan
-from digit_study.search.world import World
 from digit_study.terminal import console
 from digit_study.terminal.messages import first_line
 from digit_study.terminal.progress import RunProgress, confirmation_progress
@@ -89,7 +89,7 @@ def train(work: Confirmation, engine: Engine) -> None:
     """Run what is needed until the race is over; a run whose process was killed from outside runs once more."""
     with confirmation_progress() as progress:
         try:
-            training = _Training(work, engine, progress, work.standing(), World(work.plan))
+            training = _Training(work, engine, progress, work.standing(), work.plan.world())
             while work.needed(training.standing):
                 raise_if_interrupted()
                 training.fill()

@@ -6,13 +6,8 @@ import time
 from pathlib import Path
 
 import psutil
-from mlflow.exceptions import MlflowException
-from optuna.exceptions import StorageInternalError
-from sqlalchemy.exc import OperationalError
 
-from digit_study.search.plan import StudyPlan
 from digit_study.terminal import console
-from digit_study.terminal.faults import of_world
 from digit_study.terminal.messages import StudyError, first_line
 from digit_study.tracking import stores
 
@@ -22,23 +17,15 @@ PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
 ROOM, MEMORY = 8 * 2**20, 256 * 2**20
 
 
-def is_fault(error: Exception) -> bool:
-    """Whether the world is to blame for what a supervisor met: a disk, a store, a database."""
-    if isinstance(error, StudyError):  # whoever raises one has waited long enough
-        return False
-    return isinstance(error, MlflowException | StorageInternalError | OperationalError) or of_world(error)
-
-
-def told(fault: BaseException) -> str:
-    """What a fault was, in a line: Optuna's own says of every commit that something was wrong with it."""
-    return first_line(fault.__cause__ or fault if isinstance(fault, StorageInternalError) else fault)
-
-
 class World:
-    """The disk, the stores and the memory that the trials of a study need."""
+    """The disk, the stores and the memory that trials need.
 
-    def __init__(self, plan: StudyPlan) -> None:
-        self.plan, self.patience = plan, plan.study.search.patience
+    ``patience`` are the minutes for which they may be ill, and ``key`` is what sets them; ``storage`` is where a study
+    keeps its trials if that is a database.
+    """
+
+    def __init__(self, uri: str, patience: float, key: str, storage: str | None = None) -> None:
+        self.uri, self.patience, self.key, self.storage = uri, patience, key, storage
         self.fault: str | None = None
         self.pause, self.since, self.hit_at, self.next_look = PAUSE_S, 0.0, float("-inf"), 0.0
 
@@ -49,7 +36,7 @@ class World:
             self.since, self.pause = now, PAUSE_S
         if self.fault is None:
             console.warn(f"{fault}: no trial is to blame, all wait and go on when that is well, within "
-                         f"{self.patience:g} min (search.patience)")  # fmt: skip
+                         f"{self.patience:g} min ({self.key})")  # fmt: skip
             self.next_look = now + self.pause
         self.fault, self.hit_at = fault, now
         self._lose_patience(now)
@@ -73,14 +60,13 @@ class World:
     def _lose_patience(self, now: float) -> None:
         if now - self.since > 60 * self.patience:
             raise StudyError(
-                f"a study needs a disk, memory and stores that work, but for {self.patience:g} min (search.patience) "
+                f"trials need a disk, memory and stores that work, but for {self.patience:g} min ({self.key}) "
                 f"there was none: {self.fault}: mend that, then the same command goes on; no trial was used up"
             )
 
     def _problem(self) -> str | None:
         """What is wrong at this moment, found out by doing it."""
-        storage = self.plan.study.search.storage
-        for place in {stores.ARTIFACTS, *filter(None, map(_folder_of, (self.plan.uri, storage)))}:
+        for place in {stores.ARTIFACTS, *filter(None, map(_folder_of, (self.uri, self.storage)))}:
             try:
                 with tempfile.TemporaryFile(dir=place) as file:
                     file.write(bytes(ROOM))
@@ -91,9 +77,9 @@ class World:
         if psutil.virtual_memory().available < MEMORY:
             return f"less than {MEMORY // 2**20} MB of memory are left"
         try:
-            stores.check_store(self.plan.uri)
-            if storage is not None:
-                stores.check_store(storage, "search.storage")
+            stores.check_store(self.uri)
+            if self.storage is not None:
+                stores.check_store(self.storage, "search.storage")
         except StudyError as error:
             return first_line(error)
         return None
