@@ -71,17 +71,21 @@ class SlowWay:
             while True:
                 here, _ = self.listener.accept()
                 there = socket.create_connection(("127.0.0.1", self.to))
-                threading.Thread(target=self._pass, args=(here, there, 0.0), daemon=True).start()
-                threading.Thread(target=self._pass, args=(there, here, self.delay), daemon=True).start()
+                is_asked = threading.Event()
+                for way in ((here, there, is_asked, False), (there, here, is_asked, True)):
+                    threading.Thread(target=self._pass, args=way, daemon=True).start()
 
-    def _pass(self, source: socket.socket, target: socket.socket, delay: float) -> None:
+    def _pass(self, source: socket.socket, target: socket.socket, is_asked: threading.Event, is_answer: bool) -> None:
         with source:
             with suppress(OSError):
                 while data := source.recv(1 << 20):
-                    if delay:
-                        time.sleep(delay)
-                    elif data[:4] in (b"GET ", b"POST", b"PUT "):
-                        self.asked.append(data.split(b"\r\n")[0].decode())
+                    if not is_answer:
+                        is_asked.set()
+                        if data.split(b" ")[0] in (b"GET", b"POST", b"PUT", b"PATCH", b"DELETE"):
+                            self.asked.append(data.split(b"\r\n")[0].decode())
+                    elif is_asked.is_set():  # the first piece of an answer
+                        is_asked.clear()
+                        time.sleep(self.delay)
                     target.sendall(data)
             with suppress(OSError):
                 target.shutdown(socket.SHUT_WR)

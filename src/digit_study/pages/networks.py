@@ -5,6 +5,7 @@ import io
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -44,7 +45,8 @@ def networks(uri: str, source: DataConfig, board: pd.DataFrame) -> Networks:
     compared = [_compared(best[run_id], run_id, one, shown) for run_id, one in read.items()]
     labels = {int(i): int(label) for one in read.values() for i, label in zip(one.index, one.labels, strict=True)}
     cells = [{"index": index, "label": labels[index], "png": images.get(index)} for index in shown]
-    return Networks([_curve(uri, run_id, name) for run_id, name in best.items()], compared, cells, note.strip())
+    curves = lookup.each(uri, lambda run: _curve(uri, *run), best.items())
+    return Networks(curves, compared, cells, note.strip())
 
 
 def hardest(one: Evaluation) -> Labels:
@@ -57,14 +59,17 @@ def hardest(one: Evaluation) -> Labels:
 def _evaluations(uri: str, run_ids: Mapping[str, str]) -> dict[str, Evaluation]:
     """Evaluations by run id; left out are those that cannot be read, or are of other images than the first."""
     found: dict[str, Evaluation] = {}
-    for run_id in run_ids:
-        try:
-            one = evaluation_of(lookup.prediction_table(uri, run_id).sort_values("index"))
-        except (*delivery.StoreFault, pd.errors.ParserError, KeyError):
-            continue
-        if all(np.array_equal(one.index, other.index) for other in found.values()):
+    for run_id, one in zip(run_ids, lookup.each(uri, partial(_evaluation, uri), run_ids), strict=True):
+        if one is not None and all(np.array_equal(one.index, other.index) for other in found.values()):
             found[run_id] = one
     return found
+
+
+def _evaluation(uri: str, run_id: str) -> Evaluation | None:
+    try:
+        return evaluation_of(lookup.prediction_table(uri, run_id).sort_values("index"))
+    except (*delivery.StoreFault, pd.errors.ParserError, KeyError):
+        return None
 
 
 def _compared(name: str, run_id: str, one: Evaluation, shown: list[int]) -> dict[str, Any]:
@@ -76,7 +81,9 @@ def _compared(name: str, run_id: str, one: Evaluation, shown: list[int]) -> dict
 
 def _curve(uri: str, run_id: str, name: str) -> dict[str, Any]:
     """A network's validation by epoch; epochs count from 1."""
-    metrics = {metric: lookup.epoch_values(uri, run_id, metric) for metric in ("val_accuracy", "val_loss")}
+    names = "val_accuracy", "val_loss"
+    values = lookup.each(uri, partial(lookup.epoch_values, uri, run_id), names)
+    metrics = dict(zip(names, values, strict=True))
     epochs = sorted(set[int]().union(*metrics.values()))
     # a diverged epoch is a gap: JSON has no NaN
     lines = {

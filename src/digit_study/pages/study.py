@@ -111,10 +111,12 @@ def collect(plan: StudyPlan, stored: StoredStudy) -> StudyPage:
     entries = Ledger(run_log.client_of(plan.uri), plan.uri, stores.REGISTERED_NAME).entries()
     frame, front = report.trials_frame(plan, stored), report.pareto_front(plan, stored)
     keys = [one.key for one in plan.dimensions]
+    answer = _confirmed_answer(confirmation) if confirmation else _searched_answer(plan, board)
+    mixed = report.machines(plan, stored, parent_id)
     return StudyPage(
         name=plan.study.study,
         written=f"{datetime.now():%Y-%m-%d %H:%M:%S}",
-        answer=_confirmed_answer(confirmation) if confirmation else _searched_answer(plan, board),
+        answer=replace(answer, basis=[*answer.basis, *filter(None, [mixed and f"Trials were {mixed}."])]),
         facts=_facts(plan, frame, board),
         leaderboard=tables.leaderboard_table(board),
         front=tables.front_table(front, plan.objectives) if len(plan.objectives) > 1 else None,

@@ -1,6 +1,7 @@
 """How a trial ends: the truth about it in Optuna and in MLflow, whichever process records it."""
 
 import math
+import statistics
 from bisect import insort
 from collections.abc import Callable, Mapping, Sequence
 
@@ -12,7 +13,7 @@ from sqlalchemy.exc import OperationalError
 
 from digit_study.config import machine
 from digit_study.config.study import constraints_of
-from digit_study.engine.protocol import LOST
+from digit_study.engine.protocol import LOST, Event
 from digit_study.search.plan import StudyPlan
 from digit_study.search.study import SUPERSEDED, SUPERVISOR, WORKER, StoredStudy, orphans
 from digit_study.terminal.faults import of_world
@@ -20,7 +21,8 @@ from digit_study.terminal.messages import StudyError, first_line
 from digit_study.tracking import lookup, run_log
 
 #: Attributes of a trial.
-RUN_ID, REASON, RETRY_OF, SEED, BASELINE = "run_id", "reason", "retry_of", "training.seed", "baseline"
+RUN_ID, REASON, RETRY_OF, REPLICATE_OF = "run_id", "reason", "retry_of", "replicate_of"
+SEED, BASELINE = "training.seed", "baseline"
 ABANDONED, INTERRUPTED = "its supervisor ended before it", "interrupted"
 #: How often a configuration runs again because its process died; these reasons are no fault of it.
 RETRIES, BLAMELESS = 1, (INTERRUPTED, ABANDONED, *LOST)
@@ -87,6 +89,22 @@ class Outcomes:
     def is_on_its_way(self, run_id: str) -> bool:
         """Whether other machines may not hear of a result yet: until MLflow has it, it would be gone with this one."""
         return self.stored.database is not None and run_log.is_kept_here(run_id)
+
+    def record(self, trial: FrozenTrial, event: Event, pruned_after: int | None) -> None:
+        """End a trial by the last event of its run; ``pruned_after`` is the epoch after which it was asked to end."""
+        if trial.user_attrs.get(REASON) == ABANDONED:
+            self.report(trial.number, "FAIL", "this machine was out of reach: it runs again on another")
+        elif event.kind == "done":
+            seconds = statistics.mean(record["epoch_seconds"] for record in event.content.epochs)
+            self.complete(trial, {**event.content.metrics, "epoch_seconds": seconds})
+        elif event.kind == "died":
+            self.cut_off(trial, event.content)
+        elif pruned_after is not None:
+            self.prune(trial, pruned_after)
+        elif event.kind == "world":
+            self.cut_off(trial, OF_WORLD + event.content)
+        else:  # failed by its own fault, or expired
+            self.fail(trial, event.content, "FAILED", again=False)
 
     def complete(self, trial: FrozenTrial, metrics: Mapping[str, float]) -> None:
         """End a trial that has its metrics."""

@@ -4,7 +4,6 @@ import re
 import shlex
 from collections import Counter
 from collections.abc import Container, Mapping
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +13,20 @@ import pandas as pd
 from optuna.trial import FrozenTrial, TrialState
 
 from digit_study.config.study import pruner_of
+from digit_study.engine.protocol import TrialResult
 from digit_study.evaluation import charts
 from digit_study.evaluation.metrics import accuracy_interval
 from digit_study.evaluation.ranking import Candidate, Group, pooled_leaderboard, sentence
 from digit_study.search import pictures, space
-from digit_study.search.outcomes import REASON, RUN_ID, SEED, RankKey, rank_key, ranked_trials
+from digit_study.search.outcomes import REASON, REPLICATE_OF, RUN_ID, SEED, RankKey, rank_key, ranked_trials
 from digit_study.search.plan import StudyPlan, address
 from digit_study.search.study import StoredStudy
 from digit_study.terminal.console import CONFIGURATIONS, warn, with_interval
 from digit_study.terminal.messages import first_line
 from digit_study.tracking import delivery, lookup, origin, run_log, views
+
+#: Of runs by store and id: final metrics, and whether each validation image is read right, in the order of their index.
+_remembered: dict[tuple[str, str], tuple[Mapping[str, float], npt.NDArray[np.bool_]]] = {}
 
 
 def feasible_trials(stored: StoredStudy) -> list[FrozenTrial]:
@@ -40,11 +43,14 @@ def trial_name(trial: FrozenTrial, plan: StudyPlan) -> str:
 def leaderboard(plan: StudyPlan, stored: StoredStudy) -> pd.DataFrame:
     """Configurations by validation accuracy, replicates pooled; see :func:`ranking.pooled_leaderboard`."""
     groups: dict[str, list[Candidate]] = {}
-    for trial in sorted(feasible_trials(stored), key=lambda trial: trial.number):  # named after its first trial
-        if RUN_ID in trial.user_attrs:
-            found = candidate(plan, trial_name(trial, plan), trial.user_attrs[RUN_ID])
-            if found is not None:
-                groups.setdefault(space.fingerprint(trial.params), []).append(found)
+    trials = sorted(feasible_trials(stored), key=lambda trial: trial.number)  # named after its first trial
+    trials = [trial for trial in trials if RUN_ID in trial.user_attrs]
+    read = lookup.each(
+        plan.uri, lambda trial: candidate(plan, trial_name(trial, plan), trial.user_attrs[RUN_ID]), trials
+    )
+    for trial, found in zip(trials, read, strict=True):
+        if found is not None:
+            groups.setdefault(space.fingerprint(trial.params), []).append(found)
     return pooled_leaderboard([Group(group[0].name, group) for group in groups.values()])
 
 
@@ -58,14 +64,20 @@ def candidate(plan: StudyPlan, name: str, run_id: str) -> Candidate | None:
     return Candidate(name, run_id, dict(metrics), correct, str(plan.run.data.sha256))
 
 
-@lru_cache(maxsize=2_000)
+def remember(uri: str, result: TrialResult) -> None:
+    """Keep what ranks a run: no leaderboard need ask the store for it, which may be slow by then, or gone."""
+    _remembered[uri, result.run_id] = result.metrics, result.evaluation.correct[result.evaluation.index.argsort()]
+
+
 def _result(uri: str, run_id: str) -> tuple[Mapping[str, float], npt.NDArray[np.bool_]]:
     """Final metrics of a run, and which validation images it reads right; to ask for them takes 30 ms.
 
     They change no more. A leaderboard is made when a sweep ends, for its page, and after every trial that is watched.
     """
-    table = lookup.prediction_table(uri, run_id).sort_values("index")
-    return lookup.finished_metrics(uri, run_id) or {}, table["correct"].to_numpy(bool)
+    if (uri, run_id) not in _remembered:
+        correct = lookup.prediction_table(uri, run_id).sort_values("index")["correct"].to_numpy(bool)
+        _remembered[uri, run_id] = lookup.finished_metrics(uri, run_id) or {}, correct
+    return _remembered[uri, run_id]
 
 
 def trials_frame(plan: StudyPlan, stored: StoredStudy) -> pd.DataFrame:
@@ -80,7 +92,7 @@ def trials_frame(plan: StudyPlan, stored: StoredStudy) -> pd.DataFrame:
             "started": pd.Timestamp(trial.datetime_start) if trial.datetime_start else pd.NaT,
             "finished": pd.Timestamp(trial.datetime_complete) if trial.datetime_complete else pd.NaT,
             "seed": trial.user_attrs.get(SEED),
-            "replicate_of": trial.user_attrs.get("replicate_of"),
+            "replicate_of": trial.user_attrs.get(REPLICATE_OF),
             "reason": trial.user_attrs.get("reason", ""),
             "run_id": trial.user_attrs.get(RUN_ID, ""),
             **(dict(zip(plan.objectives, values, strict=True)) if trial.values else {}),
@@ -127,6 +139,11 @@ def note(plan: StudyPlan, stored: StoredStudy, board: pd.DataFrame | None = None
     pictures = ["figures/leaderboard.png", "figures/study.html", "figures/importances.png", "tables/trials.csv"]
     shown = sentence(board, "trial"), asked, board, CONFIGURATIONS, failed[-5:], pictures
     return views.Note(*shown, f"python sweeps/confirm.py {where}")
+
+
+def machines(plan: StudyPlan, stored: StoredStudy, parent_run_id: str) -> str:
+    """The :func:`mixture` of all trials that a leaderboard compares."""
+    return mixture(plan.uri, parent_run_id, {str(one.user_attrs.get(RUN_ID)) for one in feasible_trials(stored)})
 
 
 def mixture(uri: str, parent_run_id: str, compared: Container[str]) -> str:

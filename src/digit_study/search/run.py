@@ -146,8 +146,7 @@ def _end(plan: StudyPlan, stored: StoredStudy, parent: str, status: str) -> None
 
 def _report(plan: StudyPlan, stored: StoredStudy, log: RunLog, status: str) -> None:
     board, name = report.leaderboard(plan, stored), plan.study.study
-    compared = {str(trial.user_attrs.get(RUN_ID)) for trial in report.feasible_trials(stored)}
-    board.attrs["machines"] = report.mixture(plan.uri, log.run_id, compared)
+    board.attrs["machines"] = report.machines(plan, stored, log.run_id)
     report.write(plan, stored, board, log.folder)
     log.describe(report.note(plan, stored, board), [one.key for one in plan.dimensions])
     if board.empty:

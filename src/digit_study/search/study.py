@@ -4,9 +4,9 @@ import json
 import time
 import uuid
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from functools import partial
 from typing import Any
@@ -17,7 +17,7 @@ from filelock import FileLock, Timeout
 from optuna.exceptions import DuplicatedStudyError
 from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.study import Study, StudyDirection
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import FrozenTrial, Trial, TrialState
 
 from digit_study.config import machine
 from digit_study.config.engine import PLACE_KEYS
@@ -26,6 +26,7 @@ from digit_study.config.study import StudyConfig, objectives_of
 from digit_study.search._database import Database, stale_trial_ids
 from digit_study.search._optuna import JournalFile
 from digit_study.search.plan import journal_path, studies_folder
+from digit_study.search.space import Params, fingerprint
 from digit_study.terminal.messages import StudyError, flatten, nearest, without_password, without_secrets
 from digit_study.tracking import stores
 
@@ -54,6 +55,8 @@ class StoredStudy:
 
     study: Study
     storage: BaseStorage
+    _alike: dict[str, list[int]] = field(default_factory=dict)  # trials by the fingerprint of their configuration
+    _indexed: set[int] = field(default_factory=set)
 
     @property
     def database(self) -> RDBStorage | None:
@@ -72,6 +75,34 @@ class StoredStudy:
     def trial(self, number: int) -> FrozenTrial:
         """A trial as it is now."""
         return self.storage.get_trial(self.trial_id(number))
+
+    def send_heartbeats(self, numbers: Iterable[int]) -> None:
+        """Tell other machines, where there may be some, that these trials live."""
+        if self.database is not None:
+            for number in numbers:
+                self.database.record_heartbeat(self.trial_id(number))
+
+    def is_surplus(self, trial: Trial, total: int) -> bool:
+        """Whether a trial is one more than ``total``, for several machines asked at the same moment; it ends then."""
+        if self.database is None:
+            return False
+        is_surplus = sum(one.number <= trial.number for one in counted(self.trials())) > total
+        if is_surplus:
+            trial.set_user_attr(SUPERSEDED, True)
+            self.study.tell(trial.number, state=TrialState.FAIL)
+        return is_surplus
+
+    def same_configuration(self, number: int, params: Params) -> int | None:
+        """The first trial of the configuration ``params`` that was or is being evaluated, except ``number``."""
+        trials = self.trials()
+        # each is looked at once; one that was only asked for may not have all its params yet
+        new = [one for one in trials if one.number not in self._indexed and one.state.is_finished()]
+        for known, chosen in [*((one.number, one.params) for one in new), (number, params)]:
+            self._indexed.add(known)
+            self._alike.setdefault(fingerprint(chosen), []).append(known)
+        alive = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
+        same = self._alike[fingerprint(params)]
+        return min((one for one in same if one != number and trials[one].state in alive), default=None)
 
 
 def lock(name: str) -> FileLock:

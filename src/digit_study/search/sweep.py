@@ -8,24 +8,27 @@ import statistics
 import time
 import warnings
 from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future
+from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import Trial, TrialState
 
 from digit_study.config import machine
+from digit_study.config.run import Config
 from digit_study.engine.protocol import Engine, Epoch, Event
-from digit_study.search import outcomes, space, study
+from digit_study.search import outcomes, report, space, study
 from digit_study.search.outcomes import RUN_ID, SEED, is_fault, told
 from digit_study.search.plan import StudyPlan, make_sampler_and_pruner
 from digit_study.terminal.console import warn
 from digit_study.terminal.messages import StudyError
 from digit_study.terminal.progress import SweepProgress
 from digit_study.terminal.signals import deferred_signals, raise_if_interrupted
-from digit_study.tracking import run_log
 from digit_study.tracking.courier import HURRIED_S, Courier
-
-REPLICATE_OF = "replicate_of"
+from digit_study.tracking.delivery import StoreFault
 
 
 @dataclass
@@ -34,12 +37,15 @@ class Running:
 
     trial: Trial
     params: space.Params
-    epochs: int
+    config: Config
+    run_id: Future[str]
+    problem: str | None  # of its configuration, which is not run then
     epoch: float = 0.0
     value: float | None = None
     started: float = field(default_factory=time.monotonic)
     replicate_of: int | None = None
     host: str = ""
+    is_submitted: bool = False
     pruned_after: int | None = None
 
 
@@ -57,8 +63,6 @@ class Sweep:
         self.objective = next(iter(plan.objectives))
         self.running: dict[int, Running] = {}
         self.durations: list[float] = []
-        self.same_params: dict[str, list[int]] = {}
-        self.indexed: set[int] = set()
         points = space.grid(plan.dimensions) if self.search.sampler == "grid" else None
         self.total = min(self.search.trials, len(points)) if points else self.search.trials
         self.finished, self.finished_counted = 0, 0
@@ -74,7 +78,7 @@ class Sweep:
                 is_working = self._go_on()
             while is_working:
                 raise_if_interrupted()
-                self.news.extend(self.engine.events())
+                self.news.extend(self.engine.events(0.1 if self.creating else 0.5))
                 with deferred_signals():  # one inside a transaction may leave a database locked
                     is_working = self._go_on()
                 if self.progress.live:
@@ -98,6 +102,8 @@ class Sweep:
                 else:
                     self._handle(self.news[0])
                     self.news.popleft()
+            for number in self.creating:
+                self._try(number, self._submit)
             is_working = not self.world.is_well() or self._refill() or self._others_run()
             self._send_heartbeat()
         except Exception as fault:
@@ -111,6 +117,9 @@ class Sweep:
         """End what runs; what can then be told is told within ``seconds``, or as long as patience lasts."""
         self.engine.stop()
         try:
+            for one in [self.running[number] for number in self.creating]:
+                with suppress(*StoreFault):  # the next command finds it
+                    one.trial.set_user_attr(RUN_ID, one.run_id.result(HURRIED_S))
             self.outcomes.interrupt()
             if self.courier.wait(seconds) == 0:  # without a store the next command does the rest
                 self.outcomes.settle_runs()
@@ -119,6 +128,11 @@ class Sweep:
             if not is_fault(fault):
                 raise
             warn(f"not all is told, the same command goes on with it: {told(fault)}")
+
+    @property
+    def creating(self) -> list[int]:
+        """Trials that have a slot, but not yet a run."""
+        return [number for number, one in self.running.items() if not one.is_submitted]
 
     @property
     def efficiency(self) -> float:
@@ -141,7 +155,13 @@ class Sweep:
             value = "" if one.value is None else f"{one.value:.5f}"
             again = "" if one.replicate_of is None else f"(a further seed of trial {one.replicate_of}) "
             rows.append(
-                (str(number), one.host, f"{one.epoch:.1f}/{one.epochs}", value, again + space.short_name(one.params))
+                (
+                    str(number),
+                    one.host,
+                    f"{one.epoch:.1f}/{one.config.training.epochs}",
+                    value,
+                    again + space.short_name(one.params),
+                )
             )
         return rows
 
@@ -168,7 +188,7 @@ class Sweep:
 
     def _refill(self) -> bool:
         """Ask for trials and start them in the free slots; whether any runs then, or waits for one."""
-        while self.engine.free > 0 and self.outcomes.stop_reason is None:
+        while self.engine.free > len(self.creating) and self.outcomes.stop_reason is None:
             with study.lock(f"{self.plan.study.study}.turn"):
                 if self.left == 0:
                     self.outcomes.adopt_orphans()  # of another supervisor, killed meanwhile
@@ -178,20 +198,11 @@ class Sweep:
                     warnings.filterwarnings("ignore", message="Heartbeat of storage")
                     trial = self.study.ask()
                 trial.set_user_attr(study.SUPERVISOR, self.me)
-            if (database := self.stored.database) is not None:
-                database.record_heartbeat(self.stored.trial_id(trial.number))
-                # other machines may have started the last trials at the same moment; this one is then dropped
-                if sum(one.number <= trial.number for one in study.counted(self.stored.trials())) > self.total:
-                    trial.set_user_attr(study.SUPERSEDED, True)
-                    self.study.tell(trial.number, state=TrialState.FAIL)
-                    break
-            try:
-                self._start(trial)
-            except Exception as fault:
-                if is_fault(fault):  # this trial comes again when the world is well
-                    self.running.pop(trial.number, None)
-                    self.news.append(Event(trial.number, "world", told(fault)))
-                raise
+            self.stored.send_heartbeats([trial.number])
+            # other machines may have started the last trials at the same moment; this one is then dropped
+            if self.stored.is_surplus(trial, self.total):
+                break
+            self._try(trial.number, partial(self._start, trial))
         return bool(self.running) or (self.outcomes.stop_reason is None and self.left > 0)
 
     def _others_run(self) -> bool:
@@ -203,39 +214,45 @@ class Sweep:
         self.progress.waiting(others)
         return bool(others)
 
-    def _start(self, trial: Trial) -> None:
-        """Let a trial choose its params, create its run, and submit it."""
-        params, number = space.suggest(trial, self.plan.dimensions), trial.number
+    def _try(self, number: int, step: Callable[[int], None]) -> None:
+        """Take a step of a trial's start; after a fault of the world the trial comes again when that is well."""
+        try:
+            step(number)
+        except Exception as fault:
+            if is_fault(fault):
+                self.running.pop(number, None)
+                self.news.append(Event(number, "world", told(fault)))
+            raise
+
+    def _start(self, trial: Trial, number: int) -> None:
+        """Let a trial choose its params, ask for its run, and submit it if that is there."""
+        params = space.suggest(trial, self.plan.dimensions)
         seed = trial.user_attrs.get(SEED, self.search.seed + 1 + number)
         trial.set_user_attr(SEED, seed)
-        earlier = self._same_configuration(number, params)
+        earlier = self.stored.same_configuration(number, params)
         tags = {"kind": "trial", "study": self.plan.study.study, "trial.number": str(number), **outcomes.RUNNING_TAG}
         if earlier is not None:
-            trial.set_user_attr(REPLICATE_OF, earlier)
+            trial.set_user_attr(outcomes.REPLICATE_OF, earlier)
             tags["trial.replicate_of"] = str(earlier)
         config, problem = self.plan.trial_config(params, seed, self.parent_run_id)
         name = f"trial {number}: {space.short_name(params)}"[:250]
-        run_id = run_log.create_run(config, self.plan.uri, self.plan.dataset, name, **tags)
-        trial.set_user_attr(RUN_ID, run_id)
-        if problem is not None:
-            self.outcomes.fail(self.stored.trial(number), problem, "FAILED", again=False)
-            return
-        self.running[number] = Running(trial, params, config.training.epochs, replicate_of=earlier)
-        if worker := self.engine.submit(number, config, run_id):
-            trial.set_user_attr(study.WORKER, worker)
-            self.running[number].host = worker.rsplit(":", 2)[0]
+        run_id = self.courier.create_run(config, self.plan.dataset, name, **tags)
+        self.running[number] = Running(trial, params, config, run_id, problem, replicate_of=earlier)
+        self._submit(number)
 
-    def _same_configuration(self, number: int, params: space.Params) -> int | None:
-        """The first trial of the same configuration that was or is being evaluated, if there is one."""
-        trials = self.stored.trials()
-        # each is looked at once; one that was only asked for may not have all its params yet
-        new = [one for one in trials if one.number not in self.indexed and one.state.is_finished()]
-        for known, chosen in [*((one.number, one.params) for one in new), (number, params)]:
-            self.indexed.add(known)
-            self.same_params.setdefault(space.fingerprint(chosen), []).append(known)
-        alive = (TrialState.COMPLETE, TrialState.PRUNED, TrialState.RUNNING)
-        same = self.same_params[space.fingerprint(params)]
-        return min((one for one in same if one != number and trials[one].state in alive), default=None)
+    def _submit(self, number: int) -> None:
+        """Hand a trial to the engine as soon as its run is known."""
+        one = self.running[number]
+        if not one.run_id.done():
+            return
+        one.trial.set_user_attr(RUN_ID, run_id := one.run_id.result())
+        one.is_submitted = True
+        if one.problem is not None:
+            del self.running[number]
+            self.outcomes.fail(self.stored.trial(number), one.problem, "FAILED", again=False)
+        elif worker := self.engine.submit(number, one.config, run_id):
+            one.trial.set_user_attr(study.WORKER, worker)
+            one.host = worker.rsplit(":", 2)[0]
 
     def _handle(self, event: Event) -> None:
         """Follow a trial, and record its end."""
@@ -249,7 +266,11 @@ class Sweep:
         elif event.kind == "epoch":
             self.engine.answer(event.key, self._goes_on(running, *event.content))
         else:
-            self._record_end(running, event)
+            if event.kind == "done":
+                report.remember(self.plan.uri, event.content)
+            self.outcomes.record(self.stored.trial(event.key), event, running.pruned_after)
+            if event.kind == "world":
+                self.world.hit(event.content)
             del self.running[event.key]  # last: what a full disk did not let happen is done again
             self.durations.append(time.monotonic() - running.started)
 
@@ -263,35 +284,15 @@ class Sweep:
                 running.trial.report(running.value, number)
             except UpdateFinishedTrialError:
                 return False
-            if number < running.epochs and running.trial.should_prune():
+            if number < running.config.training.epochs and running.trial.should_prune():
                 running.pruned_after = number
         return running.pruned_after is None
-
-    def _record_end(self, running: Running, event: Event) -> None:
-        """Tell both stores how a trial ended."""
-        trial = self.stored.trial(event.key)
-        if trial.user_attrs.get(outcomes.REASON) == outcomes.ABANDONED:
-            self.progress.ended(trial.number, "FAIL", "this machine was out of reach: it runs again on another")
-        elif event.kind == "done":
-            seconds = [record["epoch_seconds"] for record in event.content.epochs]
-            self.outcomes.complete(trial, {**event.content.metrics, "epoch_seconds": statistics.mean(seconds)})
-        elif event.kind == "died":
-            self.outcomes.cut_off(trial, event.content)
-        elif running.pruned_after is not None:
-            self.outcomes.prune(trial, running.pruned_after)
-        elif event.kind == "world":
-            self.outcomes.cut_off(trial, outcomes.OF_WORLD + event.content)
-            self.world.hit(event.content)
-        else:  # failed by its own fault, or expired
-            self.outcomes.fail(trial, event.content, "FAILED", again=False)
 
     def _send_heartbeat(self) -> None:
         """Tell other machines that the trials here live, and take over those of a supervisor that went away."""
         if time.monotonic() - self.last_heartbeat < study.HEARTBEAT_S:
             return
         self.last_heartbeat = time.monotonic()
-        if (database := self.stored.database) is not None:
-            for number in self.running:
-                database.record_heartbeat(self.stored.trial_id(number))
+        self.stored.send_heartbeats(self.running)
         with study.lock(f"{self.plan.study.study}.turn"):
             self.outcomes.adopt_orphans()

@@ -8,19 +8,19 @@ import fcntl
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
-from typing import Self
+from typing import Any, Self
 
 from mlflow.exceptions import MlflowException
 
+from digit_study.config.run import Config
 from digit_study.terminal import console
 from digit_study.terminal.messages import StudyError, first_line
 from digit_study.terminal.signals import raise_if_interrupted
-from digit_study.tracking import stores
+from digit_study.tracking import run_log, stores
 from digit_study.tracking.delivery import Call, RunAll, courier_file, fault_of, in_turn, is_served, send
 from digit_study.tracking.outbox import CUT_OFF, Parcel, file_lock, parcels
-from digit_study.tracking.run_log import client_of
 
 #: Runs, and half the files, that are sent to a server at a time: each waits for it, and none for another.
 AT_A_TIME = 8
@@ -42,7 +42,7 @@ def deliver(uri: str) -> None:
             is_told = True
         if parcel.is_abandoned:
             parcel.close(uri, "KILLED", CUT_OFF)
-        if (fault := send(parcel, client_of(uri))) is not None:
+        if (fault := send(parcel, run_log.client_of(uri))) is not None:
             console.warn(f"{len(left) - number} runs of earlier commands are still kept in mlruns/.outbox: "
                          f"{first_line(fault)}")  # fmt: skip
             return
@@ -55,11 +55,14 @@ class Courier:
     """
 
     def __init__(self, uri: str, patience: float, key: str = "search.patience") -> None:
-        self.uri, self.patience, self.client = uri, patience, client_of(uri)
+        self.uri, self.patience, self.client = uri, patience, run_log.client_of(uri)
         self.fault: str | None = None
         self.since, self.rounds, self.key = 0.0, 0, key
         self.news, self.has_begun, self.stopping = threading.Event(), threading.Event(), threading.Event()
         self.thread = threading.Thread(target=self._run, daemon=True)
+        # a database takes one writer at a time anyway
+        self.is_wide = uri.startswith(stores.SERVERS)
+        self.creators = ThreadPoolExecutor(AT_A_TIME)
 
     def __enter__(self) -> Self:
         self.thread.start()
@@ -70,6 +73,7 @@ class Courier:
         is_hurried = kind is not None and (self.fault is not None or not issubclass(kind, Exception))
         left = self.wait(HURRIED_S if is_hurried else None)
         self.stopping.set()
+        self.creators.shutdown(wait=False, cancel_futures=True)
         self.news.set()
         self.thread.join(HURRIED_S)
         if left:
@@ -83,6 +87,14 @@ class Courier:
     def waiting(self) -> list[Parcel]:
         """Runs that have ended and are not sent whole."""
         return [parcel for parcel in parcels(self.uri) if not parcel.is_open]
+
+    def create_run(self, config: Config, dataset: str, name: str, **tags: Any) -> Future[str]:
+        """Create a RUNNING run, as :func:`run_log.create_run` does; nobody need wait for a server's answer."""
+        if self.is_wide:
+            return self.creators.submit(run_log.create_run, config, self.uri, dataset, name, **tags)
+        made: Future[str] = Future()
+        made.set_result(run_log.create_run(config, self.uri, dataset, name, **tags))
+        return made
 
     def wait(self, seconds: float | None = None) -> int:
         """Wait until all that has ended is sent, or for as long as patience lasts; returns how many runs are left."""
@@ -108,15 +120,13 @@ class Courier:
 
     def _run(self) -> None:
         with ThreadPoolExecutor(AT_A_TIME) as runs, ThreadPoolExecutor(2 * AT_A_TIME) as files:
-            # a database takes one writer at a time anyway
-            is_wide = self.uri.startswith(stores.SERVERS)
-            together = partial(_together, files) if is_wide else in_turn
+            together = partial(_together, files) if self.is_wide else in_turn
             while not self.stopping.is_set():
                 with file_lock(courier_file(self.uri), fcntl.LOCK_EX | fcntl.LOCK_NB) as is_ours:
                     pause = PAUSE_S
                     while is_ours and not self.stopping.is_set():
                         self.has_begun.set()
-                        faults = self._round(runs.map if is_wide else map, together)
+                        faults = self._round(runs.map if self.is_wide else map, together)
                         pause = min(2 * pause, LONGEST_PAUSE_S) if faults else PAUSE_S
                         self.news.wait(pause)
                         self.news.clear()

@@ -1,9 +1,11 @@
 """Runs and models as MLflow holds them: found, checked, and turned back into what made them. Needs no TensorFlow."""
 
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from typing import TypeVar
 
 import mlflow
 import pandas as pd
@@ -25,6 +27,18 @@ from digit_study.tracking.run_log import BEST_OF, children, client_of
 ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND")
 #: Tags by which a run that is not a training run names the one that a person probably means.
 POINTERS = ("winner.run_id", "best.run_id")
+#: Questions that a server is asked at a time.
+AT_A_TIME = 16
+T = TypeVar("T")
+U = TypeVar("U")
+
+
+def each(uri: str, ask: Callable[[T], U], items: Iterable[T]) -> list[U]:
+    """What ``ask`` returns for every item, in their order: of a server all at a time, for each waits for its answer."""
+    if not uri.startswith(stores.SERVERS):
+        return list(map(ask, items))
+    with ThreadPoolExecutor(AT_A_TIME) as pool:
+        return list(pool.map(ask, items))
 
 
 def finished_metrics(uri: str, run_id: str) -> dict[str, float] | None:
