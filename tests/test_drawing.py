@@ -24,12 +24,11 @@ from PIL import Image, ImageDraw
 
 import draw
 from digit_study.data.sources import DataConfig, read_npz, resolve
-from digit_study.reading.attention import CORNERS, PATCH, look
 from digit_study.reading.drawing import PAGE, Limits, make_app, server_of
 from digit_study.reading.images import read_digit
 from digit_study.reading.kept import NPZ, Kept, sample
 from digit_study.reading.loopback import listening_socket
-from digit_study.reading.network import Loaded, Network, Place, name_of
+from digit_study.reading.network import CORNERS, PATCH, Loaded, Network, Place, look, name_of
 
 ROOT = Path(__file__).parents[1]
 HOSTILE = "<img src=x onerror=alert(1)>"

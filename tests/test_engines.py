@@ -19,13 +19,12 @@ import pytest
 from stub_worker import Stubs, plan, result_of
 
 from digit_study.config import machine
-from digit_study.config.engine import EngineConfig, fitting
+from digit_study.config.engine import EngineConfig, Node, common_precision, fitting, settle
 from digit_study.config.run import Config, resolve_config
 from digit_study.data import digits, sources
 from digit_study.engine import local, on_ray, slot
-from digit_study.engine.protocol import LOST, LOST_NODE, Limits, Node, common_precision, settle
+from digit_study.engine.protocol import LOST, LOST_NODE, Limits
 from digit_study.runs import plan as runs_plan
-from digit_study.search import report
 from digit_study.search.run import run_study
 from digit_study.terminal.messages import StudyError
 
@@ -276,8 +275,8 @@ def test_a_trial_whose_node_goes_away_again_and_again_uses_up_no_retry(store: st
 
 def test_a_comparison_over_unlike_machines_says_so() -> None:
     alike = [{"processor": "A", "cores": "2", "version.keras": "3"}] * 3
-    assert report.differences(list(alike)) == ""
-    told = report.differences([*alike, {"processor": "B", "cores": "2", "version.keras": "4"}])
+    assert origin.mixture(list(alike)) == ""
+    told = origin.mixture([*alike, {"processor": "B", "cores": "2", "version.keras": "4"}])
     assert "processor A (3) and B (1)" in told and "keras 3 (3) and 4 (1)" in told and "cores" not in told
 
 

@@ -29,8 +29,7 @@ from digit_study.engine.local import LocalEngine, TrialProcess
 from digit_study.engine.protocol import Event, Limits
 from digit_study.engine.world import World
 from digit_study.search.outcomes import ABANDONED, INTERRUPTED, OF_WORLD, is_blameless
-from digit_study.terminal.faults import of_world
-from digit_study.terminal.messages import StudyError
+from digit_study.terminal.messages import StudyError, of_world
 from digit_study.tracking import courier, delivery, lookup, run_log, stores
 from digit_study.tracking.outbox import Parcel
 

@@ -21,8 +21,7 @@ from digit_study.evaluation import charts
 from digit_study.search import pictures, report
 from digit_study.search.run import run_study
 from digit_study.search.study import StoredStudy, counted, find_study
-from digit_study.terminal.faults import of_world
-from digit_study.terminal.messages import StudyError
+from digit_study.terminal.messages import StudyError, of_world
 from digit_study.tracking import stores
 from digit_study.training import figures
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from digit_study.terminal.messages import Rule, between, nearest
@@ -31,6 +31,20 @@ class EngineConfig:
     def place(self) -> EngineConfig:
         """These options alone."""
         return EngineConfig(**{key: getattr(self, key) for key in PLACE_KEYS})
+
+
+@dataclass(frozen=True)
+class Node:
+    """A machine that an engine may use."""
+
+    host: str
+    cores: float
+    gpus: float
+    memory: float  # GiB
+    processor: str
+    precision: str  # what ``auto`` means there
+    room: int  # how many trials fit at a time
+    problem: str | None = None  # why none can run there
 
 
 def rules(prefix: str = "") -> dict[str, Rule]:
@@ -65,3 +79,16 @@ def fitting(has: Mapping[str, float], asked: Mapping[str, float]) -> int:
         gpus = has.get("GPU", 0.0)
         room.append(gpus * (1.0 // asked["gpu"]) if asked["gpu"] < 1 else gpus // asked["gpu"])
     return int(min(room))
+
+
+def settle(place: EngineConfig, threads: int | None) -> EngineConfig:
+    """What a trial asks for, in full: on a cluster its cores are its threads, where it does not say."""
+    if place.engine == "local":
+        return place
+    return replace(place, resources={"cpu": threads or 1, "gpu": 0, "memory": 0, **place.resources})
+
+
+def common_precision(nodes: Sequence[Node]) -> str:
+    """What the precision ``auto`` means on all nodes alike that trials fit on; float32 where they differ."""
+    found = {node.precision for node in nodes if node.room}
+    return found.pop() if len(found) == 1 else "float32"

@@ -13,8 +13,7 @@ from typing import Any
 
 from digit_study.config.run import Config
 from digit_study.engine.protocol import Pruned, TrialResult
-from digit_study.terminal.faults import of_world
-from digit_study.terminal.messages import StudyError
+from digit_study.terminal.messages import StudyError, of_world
 from digit_study.terminal.progress import epoch_progress
 from digit_study.terminal.signals import Interrupted, interruptible, native_stderr, signals_surface
 from digit_study.tracking.outbox import Parcel

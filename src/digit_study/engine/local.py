@@ -21,13 +21,13 @@ from typing import Any
 import psutil
 
 from digit_study.config import machine
-from digit_study.config.engine import EngineConfig, fitting
+from digit_study.config.engine import EngineConfig, Node, fitting
 from digit_study.config.machine import process_name
 from digit_study.config.run import Config
 from digit_study.data.digits import PRELOADED
 from digit_study.data.sources import DataConfig
 from digit_study.engine import child
-from digit_study.engine.protocol import Event, Limits, Node
+from digit_study.engine.protocol import Event, Limits
 from digit_study.terminal import messages
 from digit_study.terminal.messages import StudyError
 from digit_study.tracking.stores import use_scratch

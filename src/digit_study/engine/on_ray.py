@@ -23,10 +23,10 @@ from socket import create_connection, socketpair
 from typing import Any
 
 from digit_study.config import engine
-from digit_study.config.engine import EngineConfig
+from digit_study.config.engine import EngineConfig, Node
 from digit_study.config.run import Config
 from digit_study.data import sources
-from digit_study.engine.protocol import LOST_NODE, LOST_SLOT, Event, Limits, Node
+from digit_study.engine.protocol import LOST_NODE, LOST_SLOT, Event, Limits
 from digit_study.engine.slot import Needs
 from digit_study.terminal.console import warn
 from digit_study.terminal.messages import StudyError, listed

@@ -3,13 +3,13 @@
 Sampling, pruning and stores are the supervisor's. A new engine is a module and a line in :data:`ENGINES`.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any, Protocol
 
-from digit_study.config.engine import EngineConfig
+from digit_study.config.engine import EngineConfig, Node
 from digit_study.config.run import Config
 from digit_study.data.sources import DataConfig
 from digit_study.evaluation.metrics import Evaluation
@@ -63,20 +63,6 @@ class Event:
     content: Any  # in this order: (epoch, step, steps), (number, record), a TrialResult, and for the others why
 
 
-@dataclass(frozen=True)
-class Node:
-    """A machine that an engine may use."""
-
-    host: str
-    cores: float
-    gpus: float
-    memory: float  # GiB
-    processor: str
-    precision: str  # what ``auto`` means there
-    room: int  # how many trials fit at a time
-    problem: str | None = None  # why none can run there
-
-
 class Engine(Protocol):
     """Where trials run."""
 
@@ -107,19 +93,6 @@ OFFERS: dict[str, Callable[[EngineConfig, str], list[Node]]] = {
     "local": lambda place, uri: resolve_name("digit_study.engine.local:offer")(place, uri),
     "ray": lambda place, uri: resolve_name("digit_study.engine.on_ray:offer")(place, uri),
 }
-
-
-def settle(place: EngineConfig, threads: int | None) -> EngineConfig:
-    """What a trial asks for, in full: on a cluster its cores are its threads, where it does not say."""
-    if place.engine == "local":
-        return place
-    return replace(place, resources={"cpu": threads or 1, "gpu": 0, "memory": 0, **place.resources})
-
-
-def common_precision(nodes: Sequence[Node]) -> str:
-    """What the precision ``auto`` means on all nodes alike that trials fit on; float32 where they differ."""
-    found = {node.precision for node in nodes if node.room}
-    return found.pop() if len(found) == 1 else "float32"
 
 
 def run_to_end(engine: Engine, config: Config, run_id: str, progress: EpochProgress) -> TrialResult:

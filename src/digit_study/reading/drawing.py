@@ -48,8 +48,8 @@ class Limits:
 def answers(networks: list[Network], image: bytes, with_look: bool) -> dict[str, Any]:
     """What the page shows of one image: ``error`` in words, or ``pixels`` (28x28) and an answer of every network.
 
-    An answer has ``network``, ``digit``, ten ``probabilities`` and ``attention`` (28x28, see :mod:`attention`), which
-    is None unless it was asked for.
+    An answer has ``network``, ``digit``, ten ``probabilities`` and ``attention``, which is a map (28x28) where it was
+    asked for, else None; see :func:`network.look`.
     """
     try:
         digit = read_digit(image)

@@ -6,9 +6,9 @@ from importlib.util import find_spec
 from typing import Any
 
 from digit_study.config import compose, machine
-from digit_study.config.engine import PLACE_KEYS, EngineConfig
+from digit_study.config.engine import PLACE_KEYS, EngineConfig, common_precision, settle
 from digit_study.config.run import Config, resolve_config
-from digit_study.engine.protocol import ENGINES, OFFERS, Limits, common_precision, settle
+from digit_study.engine.protocol import ENGINES, OFFERS, Limits
 from digit_study.terminal.console import warn
 from digit_study.terminal.messages import StudyError, check, choice
 from digit_study.tracking.stores import check_store, require_run, tracking_uri

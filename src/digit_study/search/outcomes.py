@@ -16,8 +16,7 @@ from digit_study.config.study import constraints_of
 from digit_study.engine.protocol import LOST, Event
 from digit_study.search.plan import StudyPlan
 from digit_study.search.study import SUPERSEDED, SUPERVISOR, WORKER, StoredStudy, orphans
-from digit_study.terminal.faults import of_world
-from digit_study.terminal.messages import StudyError, first_line
+from digit_study.terminal.messages import StudyError, first_line, of_world
 from digit_study.tracking import lookup, run_log
 
 #: Attributes of a trial.

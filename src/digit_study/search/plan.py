@@ -14,9 +14,10 @@ from optuna.samplers import BaseSampler
 from rich.table import Table
 
 from digit_study.config import compose
+from digit_study.config.engine import Node, common_precision, settle
 from digit_study.config.run import Config, resolve_config
 from digit_study.config.study import SearchConfig, StudyConfig, objectives_of, pruner_of
-from digit_study.engine.protocol import ENGINES, OFFERS, Limits, Node, common_precision, settle
+from digit_study.engine.protocol import ENGINES, OFFERS, Limits
 from digit_study.engine.world import World
 from digit_study.search._optuna import TPE, Hyperband
 from digit_study.search.space import Dimension, Params, apply, parse_space

@@ -155,19 +155,7 @@ def mixture(uri: str, parent_run_id: str, compared: Container[str]) -> str:
         finished = run_log.children(uri, parent_run_id, "attributes.status = 'FINISHED'")
     except delivery.StoreFault:  # the courier says so
         return ""
-    return differences([origin.plain(tags) for run_id, tags in finished if run_id in compared])
-
-
-def differences(runs: list[Mapping[str, str]]) -> str:
-    """:func:`mixture` of the tags of some runs."""
-    keys = sorted({key for tags in runs for key in tags if key in ("processor", "cores") or key.startswith("version.")})
-    counts = {key: Counter(tags.get(key, "unknown") for tags in runs) for key in keys}
-    told = [
-        f"{key.removeprefix('version.')} {' and '.join(f'{value} ({count})' for value, count in found.most_common())}"
-        for key, found in counts.items()
-        if len(found) > 1
-    ]
-    return f"compared across machines that differ, which changes numbers too: {'; '.join(told)}" if told else ""
+    return origin.mixture([origin.plain(tags) for run_id, tags in finished if run_id in compared])
 
 
 class BestSoFar:

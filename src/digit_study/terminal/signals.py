@@ -11,8 +11,7 @@ from contextlib import contextmanager
 from types import FrameType
 
 from digit_study.terminal.console import print_error
-from digit_study.terminal.faults import of_world, unwritable
-from digit_study.terminal.messages import StudyError, first_line
+from digit_study.terminal.messages import StudyError, first_line, of_world, unwritable
 
 STOPPING = (signal.SIGINT, signal.SIGTERM)
 #: Signals that arrived inside :func:`interruptible`.

@@ -3,7 +3,8 @@
 import os
 import platform
 import subprocess
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from functools import cache
 from importlib.metadata import version
 
@@ -64,3 +65,18 @@ def machine_tags() -> dict[str, str]:
 @cache
 def _versions() -> dict[str, str]:
     return {f"version.{name}": version(name) for name in RECORDED_VERSIONS}
+
+
+def mixture(runs: Sequence[Mapping[str, str]]) -> str:
+    """A sentence on what differs between the machines of runs, by their plain tags; empty if nothing does.
+
+    Processor, cores and versions decide bits or seconds of a run.
+    """
+    keys = sorted({key for tags in runs for key in tags if key in ("processor", "cores") or key.startswith("version.")})
+    counts = {key: Counter(tags.get(key, "unknown") for tags in runs) for key in keys}
+    told = [
+        f"{key.removeprefix('version.')} {' and '.join(f'{value} ({count})' for value, count in found.most_common())}"
+        for key, found in counts.items()
+        if len(found) > 1
+    ]
+    return f"compared across machines that differ, which changes numbers too: {'; '.join(told)}" if told else ""
