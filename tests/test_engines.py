@@ -27,6 +27,7 @@ from digit_study.engine.protocol import LOST, LOST_NODE, Limits
 from digit_study.runs import plan as runs_plan
 from digit_study.search.run import run_study
 from digit_study.terminal.messages import StudyError
+from digit_study.tracking import origin
 
 GIB = 2.0**30
 
