@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
 import platform
@@ -360,3 +361,21 @@ def test_the_memory_of_gpus_grows_as_it_is_needed_and_operations_are_determined(
     assert called == [
         ("threads", (2,)), ("threads", (2,)), ("determined", ()), ("grows", ("GPU:0", True)), ("grows", ("GPU:1", True))
     ]  # fmt: skip
+
+
+def test_a_result_of_a_node_waits_until_this_disk_has_room(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine, full = object.__new__(on_ray.RayEngine), [True]
+
+    def kept_here(told: str, unsent: bytes) -> str:
+        if full[0]:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return f"{told}, kept"
+
+    monkeypatch.setattr(on_ray, "kept_here", kept_here)
+    news = [[("event", 3, pickle.dumps(("done", "result", b"tar"))), ("lost", 4, "node")], [], []]
+    engine.bridge = types.SimpleNamespace(call=lambda *_: (news.pop(0), 1))  # type: ignore[assignment]
+    engine.lost, engine.untold = [], []
+    assert [event.key for event in engine.events()] == [4]
+    assert list(engine.events()) == []
+    full[0] = False
+    assert [(event.key, event.content) for event in engine.events()] == [(3, "result, kept")]

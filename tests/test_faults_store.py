@@ -9,10 +9,9 @@ from typing import Any
 
 import mlflow
 import pytest
-from conftest import Project
-from lab import Lab, in_an_epoch, lab, wait_until
+from lab import Lab, lab
 from stub_worker import Stubs, plan
-from world import Server, SlowWay
+from world import Server, SlowWay, assert_survives
 
 from digit_study.config.run import Config
 from digit_study.engine import world
@@ -155,25 +154,7 @@ def test_no_trial_waits_for_a_slow_server(server: Server, monkeypatch: pytest.Mo
     assert len(runs(server, study)) == 4
 
 
-def test_a_real_study_survives_its_server(lab: Lab, server: Server, project: Project) -> None:
-    """In real processes, with models: killed in mid-epoch, back when all trials have ended."""
+def test_a_real_study_survives_its_server(lab: Lab, server: Server) -> None:
     lab.uri = server.uri
     command = lab.start("training.epochs=3", "search.trials=3", "search.workers=3", "training.threads=1")
-    wait_until(lambda: in_an_epoch(lab, command), 120, "an epoch")
-    server.kill()
-    command.wait_for("COMPLETE")
-    server.start()
-    done = command.finish()
-    assert done.code == 0, done.err
-    assert "Traceback" not in done.err and "UserWarning" not in done.err
-    client = mlflow.MlflowClient(server.uri)
-    trials = [run for run in lab.runs() if run.data.tags.get("kind") == "trial"]
-    assert [run.info.status for run in trials] == ["FINISHED"] * 3 and lab.statuses("study") == ["FINISHED"]
-    for run in trials:
-        models = client.search_logged_models(
-            [run.info.experiment_id], filter_string=f"source_run_id = '{run.info.run_id}'"
-        )
-        assert [str(model.status) for model in models] == ["READY"]
-        assert client.list_artifacts(run.info.run_id, "figures")
-    assert not [path for path in (project.root / "mlruns" / ".outbox").iterdir() if path.is_dir()]
-    server.kill()  # its own helpers know its address too, and are no processes of the study
+    assert_survives(lab, server, command)

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
+import time
 from importlib.util import find_spec
 from pathlib import Path
 
 import mlflow
 import pytest
 from conftest import Project
-from lab import CONFIRM, Lab
+from lab import CONFIRM, Lab, in_an_epoch, wait_until
 from lab import lab as lab  # a fixture
+from world import Server, assert_survives, small_disk
+
+from digit_study.search.study import counted
 
 pytestmark = [
     pytest.mark.cluster,
@@ -51,3 +56,30 @@ def test_a_multirun_gives_the_same_bits_on_ray(project: Project, typed_store: st
         runs = client.search_runs(["1"], "tags.`weights.sha256` != ''")
         found.append({run.data.params["model.filters"]: run.data.tags["weights.sha256"] for run in runs[:2]})
     assert found[0] == found[1] and len(found[0]) == 2 and sys.modules.get("ray") is None
+
+
+def test_a_study_on_ray_survives_its_server(lab: Lab, migrated: Path, tmp_path: Path) -> None:
+    server = Server(migrated, tmp_path)
+    server.ensure()
+    try:
+        lab.uri = server.uri
+        words = "training.epochs=30", "search.trials=3", "search.workers=2"
+        assert_survives(lab, server, lab.start(*words, *HERE))
+    finally:
+        server.kill()
+
+
+def test_a_full_disk_of_the_supervisor_costs_no_trial_on_ray(lab: Lab, migrated: Path) -> None:
+    with small_disk(lab.project.root / "mlruns", 96) as disk:
+        lab.uri = f"sqlite:///{shutil.copy(migrated, disk.place / 'mlflow.db')}"
+        command = lab.start("training.epochs=30", "search.trials=3", "search.workers=2", *HERE)
+        wait_until(lambda: in_an_epoch(lab, command), 120, "an epoch")
+        disk.fill()
+        time.sleep(8)  # the trials of that moment end meanwhile
+        disk.free()
+        done = command.finish()
+        assert done.code == 0 and "Traceback" not in done.err, done.err
+        assert "no trial is to blame" in done.err and "the machine is well again" in done.err
+        assert [trial.state.name for trial in counted(lab.trials())] == ["COMPLETE"] * 3
+        assert "RUNNING" not in {run.info.status for run in lab.runs()} and lab.statuses("study") == ["FINISHED"]
+        assert not [path for path in (disk.place / ".outbox").iterdir() if path.is_dir()]

@@ -14,8 +14,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import mlflow
 import psutil
 import pytest
+from conftest import Command
+from lab import Lab, in_an_epoch, wait_until
 
 
 class Server:
@@ -129,3 +132,24 @@ def small_disk(place: Path, megabytes: int = 48) -> Iterator[Disk]:
         pytest.skip("there is no `mount` here")
     with mounted(place, "-t", "tmpfs", "-o", f"size={megabytes}m", "tmpfs"):
         yield Disk(place)
+
+
+def assert_survives(lab: Lab, server: Server, command: Command) -> None:
+    """A study of real processes, with models, loses its server in mid-epoch; it is back when a trial has ended."""
+    wait_until(lambda: in_an_epoch(lab, command), 120, "an epoch")
+    server.kill()
+    command.wait_for("COMPLETE")
+    server.start()
+    done = command.finish()
+    assert done.code == 0, done.err
+    assert "Traceback" not in done.err and "UserWarning" not in done.err
+    client = mlflow.MlflowClient(server.uri)
+    trials = [run for run in lab.runs() if run.data.tags.get("kind") == "trial"]
+    assert [run.info.status for run in trials] == ["FINISHED"] * 3 and lab.statuses("study") == ["FINISHED"]
+    for run in trials:
+        models = client.search_logged_models(
+            [run.info.experiment_id], filter_string=f"source_run_id = '{run.info.run_id}'"
+        )
+        assert [str(model.status) for model in models] == ["READY"]
+        assert client.list_artifacts(run.info.run_id, "figures")
+    assert not [path for path in (lab.project.root / "mlruns" / ".outbox").iterdir() if path.is_dir()]

@@ -193,7 +193,8 @@ class RayEngine:
 
     def __init__(self, limits: Limits, kind: str = "digit_study.engine.slot:Slot") -> None:
         uri = absolute(limits.uri or stores.tracking_uri(None))
-        self.bridge, self.uri, self.free, self.lost = connect(limits.place.address), uri, 0, list[Event]()
+        self.bridge, self.uri, self.free = connect(limits.place.address), uri, 0
+        self.lost, self.untold = list[Event](), list[tuple[str, Any, Any]]()
         environment = {name: value for name, value in os.environ.items() if HANDED.fullmatch(name)}
         environment["MLFLOW_TRACKING_URI"] = uri
         images, labels = sources.read_part(limits.data, "train")
@@ -220,6 +221,7 @@ class RayEngine:
         lost, self.lost = self.lost, []
         yield from lost
         news, self.free = self.bridge.call("events", patience)
+        news, self.untold = [*self.untold, *news], []
         for what, about, content in news:
             if what == "warning":
                 warn(f"{about}: no trial runs there")
@@ -227,7 +229,12 @@ class RayEngine:
                 yield Event(about, "died", {"node": LOST_NODE, "slot": LOST_SLOT}.get(content, content))
             else:
                 kind, told, unsent = pickle.loads(content)
-                yield Event(about, kind, told if unsent is None else kept_here(told, unsent))
+                try:
+                    told = told if unsent is None else kept_here(told, unsent)
+                except OSError:  # this disk is full too: the result waits here
+                    self.untold.append((what, about, content))
+                    continue
+                yield Event(about, kind, told)
 
     def stop(self) -> None:
         connect.cache_clear()
