@@ -17,7 +17,7 @@ from digit_study.search.plan import StudyPlan
 from digit_study.search.study import WORKER, StoredStudy
 from digit_study.terminal.messages import first_line
 
-MOST_DIMENSIONS, MOST_CONTOURS = 6, 4
+MOST_DIMENSIONS, MOST_CONTOURS, LONGEST_CHOICE = 6, 4, 14
 PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title></head>
 <body style="font-family: sans-serif; max-width: 1100px; margin: auto"><h1>{title}</h1>{figures}</body></html>"""
 #: Of these there is a PNG, with the most important dimensions; the page has all.
@@ -134,12 +134,24 @@ def _write_png(
             charts.integer_ticks(axes[0].xaxis if name == "optimisation_history" else axes[0].yaxis)
         if name == "timeline":
             _group_axes(axes[0], stored)
+        if name == "importances" and axes[0].get_legend():
+            axes[0].get_legend().remove()  # one colour, which lies on the bars where there are few
+            axes[0].set_xlabel(f"importance for {objective} (share of 1)")
         for panel in axes if name == "slices" else []:
-            panel.tick_params(axis="x", labelrotation=30)
+            panel.tick_params(axis="x", which="both", labelrotation=30)
+        for panel in plt.gcf().axes if name in ("slices", "parallel_coordinates") else []:
+            _shorten_choices(panel.xaxis, ha="right") if name == "slices" else _shorten_choices(panel.yaxis)
         if "accuracy" in objective and name not in ("importances", "timeline", "pareto"):
             axes[0].yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
         plt.gcf().savefig(path, dpi=charts.DPI, bbox_inches="tight", pad_inches=0.2)
         plt.close("all")
+
+
+def _shorten_choices(axis: Any, **look: str) -> None:
+    """Cut what a categorical dimension's choices are called: whole, long ones lie on the panels beside theirs."""
+    labels = [label.get_text() for label in axis.get_ticklabels()]
+    if any(len(label) > LONGEST_CHOICE and not label.startswith("$") for label in labels):
+        axis.set_ticks(axis.get_ticklocs(), [charts.shorten(label, LONGEST_CHOICE) for label in labels], **look)
 
 
 def _rows_by_host(stored: StoredStudy) -> tuple[dict[int, int], dict[str, float]]:
