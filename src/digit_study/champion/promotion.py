@@ -122,6 +122,7 @@ def _roll_back(registry: Registry, dry_run: bool) -> None:
     with registry.lock("rollback"):
         registry.recover()
         console.console().print(registry.roll_back())
+    console.console().print(views.open_at(registry.uri, views.model_page(registry.name)), soft_wrap=True)
 
 
 def _print_history(registry: Registry) -> None:
