@@ -162,8 +162,7 @@ def _fit(name: str, axes: Any, objective: str, stored: StoredStudy) -> None:
 def _space_ticks(panels: Any) -> None:
     """Turn what stands below narrow panels, and leave out of it what has no room."""
     for panel in panels:
-        panel.tick_params(axis="x", labelrotation=30)
-        _shorten_choices(panel.xaxis, ha="right")
+        _shorten_choices(panel.xaxis)
         if panel.get_xscale() == "log":
             panel.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
             panel.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
@@ -171,13 +170,15 @@ def _space_ticks(panels: Any) -> None:
             low, high = panel.get_xlim()
             ticks = [tick for tick in panel.get_xticks() if low <= tick <= high]
             panel.set_xticks(ticks[:: -(-len(ticks) // MOST_TICKS) or 1])
+        for label in panel.get_xticklabels():
+            label.set(rotation=30, ha="right", rotation_mode="anchor")
 
 
-def _shorten_choices(axis: Any, **look: str) -> None:
+def _shorten_choices(axis: Any) -> None:
     """Cut what a categorical dimension's choices are called: whole, long ones lie on the panels beside theirs."""
     labels = [label.get_text() for label in axis.get_ticklabels()]
     if any(len(label) > LONGEST_CHOICE and not label.startswith("$") for label in labels):
-        axis.set_ticks(axis.get_ticklocs(), [charts.shorten(label, LONGEST_CHOICE) for label in labels], **look)
+        axis.set_ticks(axis.get_ticklocs(), [charts.shorten(label, LONGEST_CHOICE) for label in labels])
 
 
 def _rows_by_host(stored: StoredStudy) -> tuple[dict[int, int], dict[str, float]]:
