@@ -17,7 +17,7 @@ from rich.text import Text
 from digit_study.reading.prediction import image_files, load_model, read_files, readings_figure
 from digit_study.terminal.messages import StudyError, nearest
 from digit_study.terminal.signals import collect_rarely
-from digit_study.tracking.stores import CHAMPION_URI, NAMED, model_file, quiet_mlflow
+from digit_study.tracking.stores import CHAMPION_URI, NAMED, model_file, quiet_mlflow, tracking_uri
 
 SETTINGS, SHOWN = ("model", "tracking.uri"), "predicted.png"
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg", ".tif", ".tiff")
@@ -67,13 +67,24 @@ def check_show(path: str, files: Sequence[Path]) -> None:
         raise StudyError(f"`--show` must not overwrite an image to be read, got '{path}': name another file")
 
 
+def model_place(named: str, tracking: str | None) -> str:
+    """The address of the model's page in MLflow, which is asked now, before an alias moves; empty for a file."""
+    if not named.startswith(("models:/", "runs:/")):
+        return ""
+    from digit_study.tracking import views  # it imports MLflow, which no mistake has to wait for
+
+    return views.model_place(tracking_uri(tracking), named)
+
+
 def predict(arguments: argparse.Namespace) -> int:
     """Check everything, read with a bar on a terminal, print; returns 1 if a file could not be read."""
     settings, paths = split_settings(arguments.given)
     files = image_files(paths)
     if arguments.show:
         check_show(arguments.show, files)
-    keras_file = model_file(settings.get("model", CHAMPION_URI), settings.get("tracking.uri"))
+    named, tracking = settings.get("model", CHAMPION_URI), settings.get("tracking.uri")
+    keras_file = model_file(named, tracking)
+    where = "" if arguments.json else model_place(named, tracking)
     load = cache(load_model)  # called when the first image that can be read needs it
     columns = (*Progress.get_default_columns(), MofNCompleteColumn())
     with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as bar:
@@ -93,6 +104,8 @@ def predict(arguments: argparse.Namespace) -> int:
     if arguments.show:
         readings_figure(readings).savefig(arguments.show, dpi=120)
         print(f"What the network saw: {Path(arguments.show).resolve()}", file=sys.stderr)
+    if where:
+        print(f"model: {where}")
     return int(any(reading.error for reading in readings))
 
 

@@ -100,9 +100,10 @@ def test_show_is_checked_before_anything_is_read(
 
 def test_the_picture_of_what_was_seen(tmp_path: Path) -> None:
     readings = list(read_files(save(tmp_path, a=DIGITS[0], b=BLANK), by_brightness))
-    first, second, *_ = readings_figure(readings).axes
-    assert np.array_equal(first.get_images()[0].get_array(), DIGITS[0])
-    assert "no digit" in second.get_title()
+    (axes,) = readings_figure(readings).axes
+    assert np.array_equal(axes.get_images()[0].get_array()[:28, :28], DIGITS[0])
+    assert [text.get_text().split("\n")[1] for text in axes.texts] == ["a.png", "b.png"]
+    assert axes.texts[1].get_text().startswith("no digit") and "100.0%" in axes.texts[0].get_text()
 
 
 # ---------------------------------------------------------------------------------- as a person types it
@@ -160,6 +161,9 @@ def test_the_table_and_the_picture(
     assert predict.main(["--show", "a photo ü=1.png", f"tracking.uri={store}", *VERSION]) == 0
     printed = capsys.readouterr()
     assert "a photo ü=1.png" in printed.out and "%" in printed.out
+    address = "http://127.0.0.1:5000/#/models/digit-recognizer/versions/1?workflowType=machine_learning"
+    last = printed.out.splitlines()[-1]
+    assert last == f"model: mlflow ui --backend-store-uri '{store}', then {address}"
     assert (tmp_path / "predicted.png").is_file() and "predicted.png" in printed.err
 
 
@@ -203,6 +207,21 @@ assert "tensorflow" not in sys.modules and "keras" not in sys.modules
     assert done.stdout.startswith("no more mistakes")
     answers = done.stderr.splitlines()
     assert len(answers) == 3 and all(word in answer for word, answer in zip(mistakes.values(), answers, strict=True))
+
+
+def test_a_model_that_is_a_file_has_no_address_and_needs_no_mlflow(tmp_path: Path) -> None:
+    save(tmp_path, blank=BLANK)
+    (tmp_path / "own.keras").touch()
+    lines = f"""
+import sys
+sys.path.insert(0, {str(ROOT / "src")!r})
+import predict
+assert predict.main(["blank.png", "model=own.keras"]) == 1
+assert "mlflow" not in sys.modules
+"""
+    done = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "blank" in done.stdout and "model:" not in done.stdout
 
 
 @pytest.mark.slow

@@ -164,6 +164,43 @@ def test_comparison_ranks_and_keeps_forty() -> None:
     assert "best 40 of 60 runs" in figure.axes[0].get_title()
 
 
+def test_one_run_that_did_not_learn_leaves_room_for_the_others() -> None:
+    board = runs(12)
+    board.loc[11, ["val_accuracy", "val_accuracy_low", "val_accuracy_high"]] = [0.1, 0.09, 0.11]
+    axes = charts.comparison(board, "widths").axes[0]
+    low, high = axes.get_xlim()
+    assert 95 < low < high < 101
+    (beyond,) = [line for line in axes.lines if line.get_label() == "off the axis"]
+    assert beyond.get_ydata().tolist() == [11] and "10.00" in [text.get_text() for text in axes.texts]
+
+
+def test_curves_say_what_is_beyond_their_axes_and_ring_the_last_epoch_whole() -> None:
+    loss, accuracy = run_figures.curves(epochs(100), "a run").axes
+    assert "highest 1.1)" in loss.get_xlabel() and "lowest 50)" in accuracy.get_xlabel()
+    rings = [line for axes in (loss, accuracy) for line in axes.lines if line.get_mew() == 2.5]
+    assert [ring.get_clip_on() for ring in rings] == [False, False]
+    spike = [*epochs(30), dict(epochs(1)[0], val_accuracy=1.0, val_loss=50.0)]  # its ring would lie outside the figure
+    rings = [line for axes in run_figures.curves(spike, "a run").axes for line in axes.lines if line.get_mew() == 2.5]
+    assert [ring.get_clip_on() for ring in rings] == [True, False]
+
+
+def test_numbers_on_a_heatmap_stand_out_from_their_cells() -> None:
+    axes = run_figures.confusion_matrix(evaluation(40), "a run").axes[0]
+    for text in axes.texts:
+        column, row = (int(place) for place in text.get_position())
+        if text.get_text() and row != column:
+            *colour, _ = axes.collections[0].to_rgba(np.array(float(text.get_text())))
+            assert (text.get_color() == "white") == (np.dot(colour, (0.299, 0.587, 0.114)) < 0.5)
+
+
+@pytest.mark.parametrize(
+    ("candidates", "count", "title"),
+    [(1, 1, "1 candidate on 1 fresh seed, 1 network"), (2, 3, "2 candidates on 3 fresh seeds each, 6 networks")],
+)
+def test_a_confirmation_counts_in_words(candidates: int, count: int, title: str) -> None:
+    assert confirmation_figure(*seeds(candidates, count)).get_suptitle() == title
+
+
 def test_a_long_name_is_shown_whole() -> None:
     board = runs(4)
     board["name"] = [

@@ -206,6 +206,7 @@ def test_first_better_worse_and_back(store: rs.Store, capsys: pytest.CaptureFixt
     assert store.registry.aliases() == {"champion": "2", "previous": "1", "challenger": "3"}
     promotion.serve(store.ask(rollback=True))
     assert store.registry.aliases() == {"champion": "1", "challenger": "3"}
+    assert printed(capsys).splitlines()[-1].endswith(f"#/models/{rs.NAME}?workflowType=machine_learning")
     with pytest.raises(StudyError, match="alias 'previous'"):
         promotion.serve(store.ask(rollback=True))
     printed(capsys)

@@ -61,6 +61,7 @@ def test_every_picture_that_applies_is_drawn(count: int, keys: int, objectives: 
     for name in names:
         with Image.open(tmp_path / f"{name}.png") as picture:
             assert 400 <= picture.width <= 2200 and 200 <= picture.height <= 1400, name
+            assert count or picture.size == (880, 275), f"{name} must say that there is nothing to draw"
     assert dict(matplotlib.rcParams) == before
 
 

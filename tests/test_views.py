@@ -116,6 +116,31 @@ def test_the_address_opens_the_view(
     assert place.endswith("workflowType=machine_learning") and (tmp_path / "newest").read_text() == f"{place}\n"
 
 
+def test_a_model_is_shown_by_its_version_or_by_its_run(
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(views, "NEWEST", tmp_path / "newest")
+    client, run_id = mlflow.MlflowClient(store), created(store)
+    experiment = look_up(store, run_id)
+    made = client.create_logged_model(experiment, name="model", source_run_id=run_id)
+    client.create_registered_model("digits, mine")
+    for _ in range(2):
+        client.create_model_version("digits, mine", f"models:/{made.model_id}", model_id=made.model_id)
+    client.set_registered_model_alias("digits, mine", "champion", "2")
+    pages = {
+        "models:/digits, mine@champion": "#/models/digits%2C%20mine/versions/2",
+        "models:/digits, mine/1": "#/models/digits%2C%20mine/versions/1",
+        f"models:/{made.model_id}": views.run_page(experiment, run_id),
+        f"runs:/{run_id}/model": views.run_page(experiment, run_id),
+    }
+    for named, page in pages.items():
+        shown = views.model_place(store, named)
+        assert shown == f"{views.view_command(store)}, then {views.LOCAL}/{page}?{views.TRAINING}", named
+    for gone in ("models:/digits, mine@nobody", "models:/m-0123", "runs:/0123/model"):
+        assert views.model_place(store, gone) == views.view_command(store)
+    assert not views.NEWEST.exists()  # what only reads images is no new result
+
+
 def test_without_a_store_that_answers_the_command_alone_is_shown(store: str, tmp_path: Path) -> None:
     client = mlflow.MlflowClient(store)
     assert views.address(client, store, "0" * 32, True) == f"mlflow ui --backend-store-uri '{store}'"

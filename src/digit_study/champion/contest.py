@@ -5,7 +5,6 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import mlflow
 import numpy as np
@@ -167,7 +166,7 @@ def version_note(challenger: Challenger, champion: ModelVersion | None, evidence
         ["parameters", f"{int(evidence['parameters']):,}"],
     ]
     if champion is not None:
-        link = f"[version {champion.version}](#/models/{quote(champion.name, safe='')}/versions/{champion.version})"
+        link = f"[version {champion.version}]({views.model_page(champion.name, str(champion.version))})"
         other = percent(float(evidence["compared.test_accuracy"])), f"{int(evidence['compared.parameters']):,}"
         for row, cell in zip(rows, ["the champion then", "--:", link, *other], strict=True):
             row.append(cell)

@@ -1,6 +1,5 @@
 """Promotion from start to end: find the challenger, break the seal once, let the gate decide, move the alias."""
 
-import urllib.parse
 from contextlib import nullcontext
 
 from mlflow.entities.model_registry import ModelVersion
@@ -109,10 +108,8 @@ def _compare(registry: Registry, challenger: Challenger, champion: ModelVersion 
     verb = "moves to" if decision.promoted else "stays; 'challenger' is"
     console.console().print(f"The alias 'champion' {verb} version {version}: {decision.reason}.")
     console.console().print(f"The sealed test set has been opened {times(registry.ledger.openings())}.")
-    page = f"#/models/{urllib.parse.quote(registry.name, safe='')}"
-    console.console().print(
-        f"next:\n  python src/predict.py <images>\n  {views.open_at(registry.uri, page)}", soft_wrap=True
-    )
+    where = views.open_at(registry.uri, views.model_page(registry.name))
+    console.console().print(f"next:\n  python src/predict.py <images>\n  {where}", soft_wrap=True)
 
 
 def _roll_back(registry: Registry, dry_run: bool) -> None:
@@ -125,6 +122,7 @@ def _roll_back(registry: Registry, dry_run: bool) -> None:
     with registry.lock("rollback"):
         registry.recover()
         console.console().print(registry.roll_back())
+    console.console().print(views.open_at(registry.uri, views.model_page(registry.name)), soft_wrap=True)
 
 
 def _print_history(registry: Registry) -> None:

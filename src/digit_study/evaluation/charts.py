@@ -10,6 +10,7 @@ import numpy.typing as npt
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
 from digit_study.data.sources import IMAGE_SIDE as SIDE
@@ -27,16 +28,22 @@ Look = dict[str, Any]  # keywords of a plotting method
 def new_figure(width: float, height: float, title: str) -> Figure:
     """Make an empty figure of ``width`` × ``height`` inches; further lines of ``title`` add height."""
     lines = textwrap.wrap(title, int(width * 8), max_lines=3, placeholder=" …")
-    figure = Figure(figsize=(width, height + 0.25 * (len(lines) - 1)), dpi=DPI, layout="constrained")
+    layout = ConstrainedLayoutEngine(w_pad=0.09, h_pad=0.07)  # inches; with less, texts touch the edge
+    figure = Figure(figsize=(width, height + 0.25 * (len(lines) - 1)), dpi=DPI, layout=layout)
     figure.suptitle("\n".join(lines), fontsize=TITLE)
     return figure
 
 
 def style_axes(axes: Axes, x: str, y: str, title: str = "") -> None:
-    """Label the axes of a plot, in the same sizes everywhere, and drop the lines that carry no data."""
+    """Label the axes of a plot, in the same sizes everywhere, and drop the lines that carry no data.
+
+    Further lines of ``title`` add height to the figure, as those of its own do.
+    """
     axes.set_xlabel(x, fontsize=LABEL)
     axes.set_ylabel(y, fontsize=LABEL)
     axes.set_title(title, fontsize=LABEL)
+    if isinstance(axes.figure, Figure):
+        axes.figure.set_figheight(axes.figure.get_figheight() + 0.2 * title.count("\n"))
     axes.tick_params(labelsize=TICK)
     axes.spines[["top", "right"]].set_visible(False)
 
@@ -72,7 +79,8 @@ def legend_below(figure: Figure, axes: Axes) -> None:
     """Put the legend of ``axes`` below the whole figure, where it covers no data."""
     handles, labels = axes.get_legend_handles_labels()
     if unique := dict(zip(labels, handles, strict=True)):
-        figure.legend(unique.values(), unique.keys(), loc="outside lower center", ncols=5, fontsize=TICK, frameon=False)
+        look: Look = {"ncols": 5, "fontsize": TICK, "columnspacing": 1.4, "frameon": False}
+        figure.legend(unique.values(), unique.keys(), loc="outside lower center", **look)
 
 
 def integer_ticks(axis: Any) -> None:
@@ -83,18 +91,20 @@ def integer_ticks(axis: Any) -> None:
 def image_grid(images: Numbers, title: str, note: str, columns: int, captions: Sequence[Sequence[str]] = ()) -> Figure:
     """Draw n ≥ 1 images (n, 28, 28[, 1]) row by row, each above its caption if any: up to two lines, and a colour."""
     lines = max((text.count("\n") + 1 for text, _ in captions), default=0)
+    inches, columns = 8.7 / columns, min(columns, len(images))
     height, width, rows = SIDE + max(4, 2 + 7 * lines), SIDE + (8 if lines else 4), -(-len(images) // columns)
     # one array for all takes milliseconds, where laying out a hundred axes takes seconds
     cells = np.zeros((rows * columns, height, width), dtype=np.uint8)
     cells[: len(images), :SIDE, :SIDE] = images.reshape(-1, SIDE, SIDE)
     tiles = cells.reshape(rows, columns, height, width).swapaxes(1, 2).reshape(rows * height, columns * width)
-    note = textwrap.fill(note, 90)
-    figure = new_figure(9, 0.9 + 0.25 * note.count("\n") + 9 * tiles.shape[0] / tiles.shape[1], title)
+    page = max(6.0, inches * columns + 0.3)
+    note = textwrap.fill(note, int(page * 9))
+    figure = new_figure(page, 1.0 + 0.25 * note.count("\n") + inches * rows * height / width, title)
     axes = figure.subplots()
     axes.imshow(tiles, cmap="gray_r", vmin=0, vmax=255, interpolation="nearest")
     for position, (text, colour) in enumerate(captions):
         x, y = position % columns * width + SIDE / 2, position // columns * height + SIDE + 0.5
-        axes.text(x, y, text, ha="center", va="top", fontsize=TICK, color=colour)
+        axes.text(x, y, text, ha="center", va="top", fontsize=TICK, color=colour, parse_math=False)
     style_axes(axes, note, "")
     axes.spines[:].set_visible(False)
     axes.tick_params(length=0)
@@ -116,6 +126,9 @@ def confusion_heatmap(axes: Axes, values: Numbers, form: str, label: str, title:
         cmap="vlag" if diverging else "Blues", vmin=-top if diverging else 0, vmax=top,
         cbar_kws={"shrink": 0.8, "ticks": ticks},
     )  # fmt: skip
+    for text in axes.texts:  # seaborn's are white on colours that are too bright for it
+        red, green, blue = axes.collections[0].to_rgba(np.array(float(text.get_text() or 0)))[:3]
+        text.set_color("white" if 0.299 * red + 0.587 * green + 0.114 * blue < 0.5 else "black")
     axes.set_facecolor(MUTED)
     for digit, text in enumerate(texts[diagonal]):
         axes.text(digit + 0.5, digit + 0.5, text, ha="center", va="center", fontsize=size)
@@ -133,7 +146,7 @@ def interval_figure(
     """
     distinct, shared = short_names(list(names))
     labels = [textwrap.fill(shorten(name, 190), 52, max_lines=4) for name in distinct]
-    row = max(row, 0.15 + 0.15 * max(label.count("\n") + 1 for label in labels))
+    row = max(row, 0.1 + 0.2 * max(label.count("\n") + 1 for label in labels))
     figure = new_figure(11, 2 + row * len(labels), title)
     axes = figure.subplots()
     errors = np.abs(ends[1:] - ends[0])
@@ -159,6 +172,11 @@ def comparison(runs: pd.DataFrame, title: str, limit: int = 40) -> Figure:
     figure, axes, shared = interval_figure(title, shown["name"], ends, looks, [f"{value:.2f}" for value in ends[0]])
     notes = [f"best {limit} of {len(ranked)} runs"] * (len(ranked) > limit)
     notes += [f"{len(runs) - len(ranked)} without accuracy left out"] * (len(runs) > len(ranked))
+    low, high = axis_limits(ends)  # or one run that failed to learn leaves no room for the others
+    axes.set_xlim(low, high)
+    beyond = np.flatnonzero(ends[0] < low)
+    if beyond.size:
+        axes.plot(np.full(beyond.size, low), beyond, "<", color=RED, ms=9, clip_on=False, label="off the axis")
     n = " to ".join(f"{count:,.0f}" for count in sorted({shown["n"].min(), shown["n"].max()}))
     label = f"validation accuracy (%), 95 % interval, n = {n} images"
     style_axes(axes, label, "run", "\n".join([*notes, shared]).strip())

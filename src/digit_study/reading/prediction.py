@@ -117,17 +117,15 @@ def read_files(files: Iterable[Path], model: Model, batch: int = BATCH) -> Itera
 
 def readings_figure(readings: Sequence[Reading]) -> Figure:
     """Draw the pixels of each image and what was read in them, for the first ``MOST_SHOWN`` readings."""
-    from matplotlib.figure import Figure
+    from digit_study.evaluation import charts
 
     shown = readings[:MOST_SHOWN]
-    columns = min(10, len(shown))
-    lines = -(-len(shown) // columns)
-    figure = Figure(figsize=(max(3.0, 1.5 * columns), 1.9 * lines), layout="constrained")
-    for axes, reading in zip(figure.subplots(lines, columns, squeeze=False).flat, shown, strict=False):
-        if reading.pixels is not None:
-            axes.imshow(reading.pixels, cmap="gray", vmin=0, vmax=255)
-        result = f"{reading.digit} ({max(reading.probabilities):.1%})" if reading.probabilities else "no digit"
-        axes.set_title(f"{Path(reading.file).name[-18:]}\n{result}", fontsize=7, parse_math=False)
-    for axes in figure.axes:
-        axes.set_axis_off()
-    return figure
+    captions = []
+    for reading in shown:
+        likely = reading.probabilities and f"{reading.digit}, {max(reading.probabilities):.1%}"
+        name = charts.shorten(Path(reading.file).name, 14)
+        captions.append((f"{likely or 'no digit'}\n{name}", "black" if likely else charts.RED))
+    blank = np.zeros((28, 28), np.uint8)
+    pixels = np.stack([blank if reading.pixels is None else reading.pixels for reading in shown])
+    some = f"the first {len(shown)} of {len(readings)} images" if len(readings) > len(shown) else "every image"
+    return charts.image_grid(pixels, "What the network saw", f"{some}: digit, probability, file", 6, captions)

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import optuna
-from matplotlib.ticker import PercentFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter, StrMethodFormatter
 from optuna.trial import TrialState
 
 from digit_study.evaluation import charts
@@ -17,7 +17,7 @@ from digit_study.search.plan import StudyPlan
 from digit_study.search.study import WORKER, StoredStudy
 from digit_study.terminal.messages import first_line
 
-MOST_DIMENSIONS, MOST_CONTOURS = 6, 4
+MOST_DIMENSIONS, MOST_CONTOURS, LONGEST_CHOICE, MOST_TICKS = 6, 4, 14, 5
 PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title></head>
 <body style="font-family: sans-serif; max-width: 1100px; margin: auto"><h1>{title}</h1>{figures}</body></html>"""
 #: Of these there is a PNG, with the most important dimensions; the page has all.
@@ -108,38 +108,77 @@ def picture_options(plan: StudyPlan, stored: StoredStudy) -> dict[str, tuple[str
 def _write_png(
     name: str, function: str, options: Mapping[str, Any], plan: StudyPlan, stored: StoredStudy, path: Path
 ) -> None:
-    """Draw a picture by Optuna, in a size that fits its content and without a legend longer than itself."""
+    """Draw a picture by Optuna, or say in words why there is none."""
     import matplotlib.pyplot as plt
     from optuna.visualization import matplotlib as optuna_plots
 
     chosen = {key: value[:MOST_DIMENSIONS] if key == "params" else value for key, value in options.items()}
-    objective = next(iter(plan.objectives))
     with plt.rc_context({"backend": "agg"}):  # Optuna sets a style for all figures that follow
         try:
+            if not _has_data(name, stored):
+                raise ValueError("No trial has finished yet.")
             axes = np.ravel(getattr(optuna_plots, function)(stored.study, **chosen))
         except (ValueError, RuntimeError) as error:  # too few trials for this picture
             plt.close("all")
             charts.save(charts.message_figure(name.replace("_", " ").capitalize(), first_line(error)), path)
             return
-        width = {"slices": 2.6 * len(axes), "parallel_coordinates": 11.0}.get(name, 9.0)
-        plt.gcf().set_size_inches(max(width, 9.0), 5.0)
-        if name == "intermediate_values":
-            axes[0].set(xlabel="epoch", ylabel=objective)
-            charts.integer_ticks(axes[0].xaxis)
-            if legend := axes[0].get_legend():
-                legend.remove()  # a line a trial
-            for line in axes[0].lines:  # Optuna has ten colours; of hundreds only where many lie is to be seen
-                line.set(color=charts.BLUE, alpha=max(0.06, min(1.0, 12 / len(axes[0].lines))))
-        if name in ("optimisation_history", "timeline"):
-            charts.integer_ticks(axes[0].xaxis if name == "optimisation_history" else axes[0].yaxis)
-        if name == "timeline":
-            _group_axes(axes[0], stored)
-        for panel in axes if name == "slices" else []:
-            panel.tick_params(axis="x", labelrotation=30)
-        if "accuracy" in objective and name not in ("importances", "timeline", "pareto"):
-            axes[0].yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+        _fit(name, axes, next(iter(plan.objectives)), stored)
         plt.gcf().savefig(path, dpi=charts.DPI, bbox_inches="tight", pad_inches=0.2)
         plt.close("all")
+
+
+def _has_data(name: str, stored: StoredStudy) -> bool:
+    """Whether there is anything to draw; of a study without that Optuna draws empty axes."""
+    if name == "intermediate_values":
+        return any(trial.intermediate_values for trial in stored.trials())
+    return bool(stored.trials() if name == "timeline" else stored.trials(TrialState.COMPLETE))
+
+
+def _fit(name: str, axes: Any, objective: str, stored: StoredStudy) -> None:
+    """Give a picture by Optuna a size that fits its content, and labels that do not lie on each other."""
+    figure, width = axes[0].figure, {"slices": 2.6 * len(axes), "parallel_coordinates": 11.0}.get(name, 9.0)
+    figure.set_size_inches(max(width, 9.0), 5.0)
+    if name == "intermediate_values":
+        axes[0].set(xlabel="epoch", ylabel=objective)
+        charts.integer_ticks(axes[0].xaxis)
+        for line in axes[0].lines:  # Optuna has ten colours; of hundreds only where many lie is to be seen
+            line.set(color=charts.BLUE, alpha=max(0.06, min(1.0, 12 / len(axes[0].lines))))
+    if name in ("intermediate_values", "importances") and (legend := axes[0].get_legend()):
+        legend.remove()  # a line a trial; or one colour for all bars, on which it lies
+    if name == "importances":
+        axes[0].set_xlabel(f"importance for {objective} (share of 1)")
+    if name in ("optimisation_history", "timeline"):
+        charts.integer_ticks(axes[0].xaxis if name == "optimisation_history" else axes[0].yaxis)
+    if name == "timeline":
+        _group_axes(axes[0], stored)
+    if name == "slices":
+        _space_ticks(axes)
+    for panel in figure.axes if name == "parallel_coordinates" else []:
+        _shorten_choices(panel.yaxis)
+    if "accuracy" in objective and name not in ("importances", "timeline", "pareto"):
+        axes[0].yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+
+
+def _space_ticks(panels: Any) -> None:
+    """Turn what stands below narrow panels, and leave out of it what has no room."""
+    for panel in panels:
+        _shorten_choices(panel.xaxis)
+        if panel.get_xscale() == "log":
+            panel.xaxis.set_major_locator(LogLocator(subs=(1.0, 3.0)))
+            panel.xaxis.set_major_formatter(StrMethodFormatter("{x:g}"))
+            panel.xaxis.set_minor_formatter(NullFormatter())
+            low, high = panel.get_xlim()
+            ticks = [tick for tick in panel.get_xticks() if low <= tick <= high]
+            panel.set_xticks(ticks[:: -(-len(ticks) // MOST_TICKS) or 1])
+        for label in panel.get_xticklabels():
+            label.set(rotation=30, ha="right", rotation_mode="anchor")
+
+
+def _shorten_choices(axis: Any) -> None:
+    """Cut what a categorical dimension's choices are called: whole, long ones lie on the panels beside theirs."""
+    labels = [label.get_text() for label in axis.get_ticklabels()]
+    if any(len(label) > LONGEST_CHOICE and not label.startswith("$") for label in labels):
+        axis.set_ticks(axis.get_ticklocs(), [charts.shorten(label, LONGEST_CHOICE) for label in labels])
 
 
 def _rows_by_host(stored: StoredStudy) -> tuple[dict[int, int], dict[str, float]]:

@@ -13,7 +13,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
 from digit_study.terminal.console import ranked_rows
-from digit_study.tracking.stores import ARTIFACTS, SERVERS, view_command
+from digit_study.tracking.stores import ARTIFACTS, SERVERS, version_named, view_command
 
 #: Tag of a parent run: what it found, in a sentence.
 ANSWER = "answer"
@@ -119,13 +119,44 @@ def address(client: MlflowClient, uri: str, run_id: str, children: bool) -> str:
 
 
 def open_at(uri: str, page: str) -> str:
+    """The :func:`place` of a ``page`` with a new result, which ``make ui`` opens from now on if the store is local."""
+    if not uri.startswith(SERVERS):
+        with suppress(OSError):  # where it cannot be kept, `make ui` opens the front page
+            NEWEST.write_text(f"{LOCAL}/{_for_training(page)}\n")
+    return place(uri, page)
+
+
+def place(uri: str, page: str) -> str:
     """The command, where one is needed, and the address of a ``page`` of the store at ``uri``."""
-    page += f"{'&' if '?' in page else '?'}{TRAINING}"
     if uri.startswith(SERVERS):
-        return f"{view_command(uri).rstrip('/')}/{page}"
-    with suppress(OSError):  # where it cannot be kept, `make ui` opens the front page
-        NEWEST.write_text(f"{LOCAL}/{page}\n")
-    return f"{view_command(uri)}, then {LOCAL}/{page}"
+        return f"{view_command(uri).rstrip('/')}/{_for_training(page)}"
+    return f"{view_command(uri)}, then {LOCAL}/{_for_training(page)}"
+
+
+def _for_training(page: str) -> str:
+    return f"{page}{'&' if '?' in page else '?'}{TRAINING}"
+
+
+def model_place(uri: str, named: str) -> str:
+    """The :func:`place` of a model ``named`` as in :data:`stores.NAMED`: of its version, or of the run that made it.
+
+    Without a store that answers it is the command alone. A file has no page.
+    """
+    with suppress(MlflowException, OSError):
+        kind, _, rest = named.partition(":/")
+        name, _, number = rest.partition("/")
+        if kind == "models" and (version := version_named(named, uri) or number):
+            return place(uri, model_page(name.partition("@")[0], version))
+        client = MlflowClient(uri)
+        run_id = name if kind == "runs" else str(client.get_logged_model(name).source_run_id)
+        return place(uri, run_page(client.get_run(run_id).info.experiment_id, run_id))
+    return view_command(uri)
+
+
+def model_page(name: str, version: str = "") -> str:
+    """The page of a registered model, or of one of its versions, as a link from any other page of MLflow."""
+    page = f"#/models/{urllib.parse.quote(name, safe='')}"
+    return f"{page}/versions/{version}" if version else page
 
 
 def run_page(experiment: str, run_id: str) -> str:

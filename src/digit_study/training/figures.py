@@ -4,6 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from digit_study.data.digits import Digits
@@ -74,26 +75,40 @@ def curves(epochs: Epochs, title: str) -> Figure:
     table[wanted[2:]] *= 100
     figure = charts.new_figure(10, 4.8, title)
     loss, accuracy = figure.subplots(1, 2)
-    for axes, metric in ((loss, "loss"), (accuracy, "accuracy")):
-        axes.plot(table[f"train_{metric}"], marker="o", ms=5, color=BLUE, label="train")
-        axes.plot(table[f"val_{metric}"], marker="s", ms=5, color=ORANGE, label="validation")
-        if table["val_accuracy"].notna().any():
-            best = int(np.nanargmax(table["val_accuracy"])) + 1
-            axes.axvline(best, color=GREEN, ls="--", lw=1)
-            label = f"best validation: {table['val_accuracy'][best]:.2f} % at epoch {best}"
-            ring: charts.Look = {"marker": "o", "ms": 14, "mfc": "none", "mec": GREEN, "mew": 2.5, "ls": "--"}
-            axes.plot(best, table[f"val_{metric}"][best], color=GREEN, lw=1, label=label, **ring)
+    size = 5 if len(table) <= 40 else 2.5  # dots, not a band
+    for axes, metric, unit in ((loss, "loss", "nats per image"), (accuracy, "accuracy", "%")):
+        axes.plot(table[f"train_{metric}"], marker="o", ms=size, color=BLUE, label="train")
+        axes.plot(table[f"val_{metric}"], marker="s", ms=size, color=ORANGE, label="validation")
         axes.set_xlim(0.5, len(table) + 0.5)
         charts.integer_ticks(axes.xaxis)
         axes.grid(alpha=0.3)
-    percent = table[wanted[2:]].to_numpy()
-    lowest, (low, high) = np.nanmin(percent, initial=np.inf), charts.axis_limits(percent)
-    accuracy.set_ylim(low, high)
-    charts.style_axes(loss, "epoch", "loss (nats per image)")
-    x = "epoch" if lowest > low else f"epoch (lowest, off the axis: {lowest:.1f} %)"
-    charts.style_axes(accuracy, x, "accuracy (%)")
+        beyond = _fit_axis(axes, table[[f"train_{metric}", f"val_{metric}"]].to_numpy())
+        _ring_best(axes, table, metric)
+        charts.style_axes(axes, f"epoch{beyond}", f"{metric} ({unit})")
     charts.legend_below(figure, accuracy)
     return figure
+
+
+def _fit_axis(axes: Axes, values: Numbers) -> str:
+    """Show where most ``values`` lie, as first epochs are far from the last; returns a note of what is beyond."""
+    low, high = charts.axis_limits(values)
+    axes.set_ylim(low, high)
+    lowest, highest = np.nanmin(values, initial=np.inf), np.nanmax(values, initial=-np.inf)
+    beyond = [f"lowest {lowest:.4g}"] if lowest < low else []
+    beyond += [f"highest {highest:.4g}"] if highest > high else []
+    return f" (off the axis: {', '.join(beyond)})" if beyond else ""
+
+
+def _ring_best(axes: Axes, table: pd.DataFrame, metric: str) -> None:
+    """Mark the epoch with the best validation accuracy, if there is one."""
+    if table["val_accuracy"].notna().any():
+        best = int(np.nanargmax(table["val_accuracy"])) + 1
+        axes.axvline(best, color=GREEN, ls="--", lw=1)
+        label = f"best validation: {table['val_accuracy'][best]:.2f} % at epoch {best}"
+        value, (low, high) = table[f"val_{metric}"][best], axes.get_ylim()
+        ring: charts.Look = {"marker": "o", "ms": 14, "mfc": "none", "mec": GREEN, "mew": 2.5, "ls": "--"}
+        ring["clip_on"] = not low <= value <= high  # a ring on the last of many epochs is whole
+        axes.plot(best, value, color=GREEN, lw=1, label=label, **ring)
 
 
 def confusion_matrix(evaluation: Evaluation, title: str) -> Figure:
@@ -101,7 +116,7 @@ def confusion_matrix(evaluation: Evaluation, title: str) -> Figure:
     counts = evaluation.confusion
     images = counts.sum(axis=1, keepdims=True)
     percent = np.divide(100 * counts, images, out=np.zeros(counts.shape), where=images > 0)
-    figure = charts.new_figure(13.5, 6.6, title)
+    figure = charts.new_figure(13.5, 6.3, title)
     left, right = figure.subplots(1, 2)
     charts.confusion_heatmap(left, counts, ".0f", "mistakes (images)", f"images, {counts.sum():,} in all")
     charts.confusion_heatmap(right, percent, ".1f", "mistakes (% of the true digit)", "% of the true digit")

@@ -238,19 +238,25 @@ def confirmation_figure(seeds: pd.DataFrame, summary: pd.DataFrame, lessons: Seq
     if summary.empty:
         return charts.message_figure("Confirmation over seeds", "No candidate has been confirmed yet.")
     ranked = summary.set_index("candidate")
-    title = f"{len(ranked)} candidates on {_seeds_text(seeds)} fresh seeds each, {len(seeds)} networks"
+    each, counted = ("", "candidate") if len(ranked) == 1 else (" each", "candidates")
+    title = f"{len(ranked)} {counted} on {_seeds_text(seeds)}{each}, {len(seeds)} network{'s' * (len(seeds) > 1)}"
     looks = [_look(won, tied) for won, tied in zip(ranked["winner"], ranked["tied"], strict=True)]
     ends = 100 * ranked[["mean", "low", "high"]].to_numpy(dtype=float).T
     texts = [_margin_text(row) for row in ranked.to_dict("records")]
     figure, axes, shared = charts.interval_figure(title, ranked.index, ends, looks, texts, row=0.75)
     table = seeds.pivot_table(index="candidate", columns="seed", values="val_accuracy").reindex(ranked.index)
-    ring: charts.Look = {"color": charts.MUTED, "lw": 1, "ms": 6, "mfc": "white", "mec": charts.GREY, "zorder": 1}
-    label = "one seed (a line joins the same seed)"
+    ring: charts.Look = {"color": charts.GREY, "lw": 0.5, "ms": 6, "mfc": "white", "mec": charts.GREY, "zorder": 1}
+    label = "one seed (lines join the same)"
     axes.plot(100 * table.to_numpy(), np.arange(len(table)), "o-", label=label, **ring)
     cross: charts.Look = {"marker": "X", "color": charts.ORANGE, "ms": 9, "ls": "", "zorder": 4}
     axes.plot(100 * ranked["sweep_val_accuracy"], np.arange(len(table)), label="in the sweep", **cross)
     heading = [textwrap.fill(text[0].upper() + text[1:], 95) for text in lessons]
-    charts.style_axes(axes, "validation accuracy (%)", "candidate", "\n".join([*heading, *filter(None, [shared])]))
+    charts.style_axes(
+        axes,
+        "validation accuracy (%), 95 % interval of the mean",
+        "candidate",
+        "\n".join([*heading, *filter(None, [shared])]),
+    )
     charts.legend_below(figure, axes)
     return figure
 
@@ -259,13 +265,14 @@ def _look(won: bool, tied: bool) -> charts.Look:
     if won:
         return {"color": charts.GREEN, "marker": "*", "ms": 16, "label": "winner"}
     if tied:
-        return {"color": charts.BLUE, "marker": "D", "ms": 8, "label": "mean, 95 % interval"}
+        return {"color": charts.BLUE, "marker": "D", "ms": 8, "label": "cannot be told from the best"}
     return {"color": charts.RED, "marker": "D", "ms": 8, "mfc": "white", "label": "worse than the best"}
 
 
 def _seeds_text(seeds: pd.DataFrame) -> str:
     counts = seeds.groupby("candidate").size()
-    return f"{counts.min()}" if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"
+    count = f"{counts.min()}" if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"
+    return f"{count} fresh seed{'s' * (count != '1')}"
 
 
 def _margin_text(row: dict[Any, Any]) -> str:
