@@ -20,4 +20,4 @@ if __name__ == "__main__":
         if typed.search.watch:
             watch.serve(typed)
         else:
-            study.tell(study.write_page(*study.plan_page(typed)))
+            study.show(*study.plan_page(typed))

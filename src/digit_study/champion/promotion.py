@@ -45,7 +45,7 @@ def _promote(registry: Registry, challenger: Challenger, config: PromoteConfig) 
         champion = registry.at(CHAMPION)
         if champion is not None and champion.run_id == run_id:
             reigns = f"run {run_id} is the reigning champion already, as version {champion.version}"
-            console.console().print(f"{reigns}: nothing to do")
+            console.console().print(f"{reigns}: nothing to do\n{_page(registry, champion.version)}", soft_wrap=True)
             if waited:
                 registry.ledger.record("noted", run_id, outcome="became champion while this request waited")
             return
@@ -74,6 +74,8 @@ def _print_plan(registry: Registry, challenger: Challenger, champion: ModelVersi
         f"{console.percent(metrics.get('val_accuracy', 0))}): {against}. Nothing was opened or written; they have been "
         f"opened {times(registry.ledger.openings())} so far."
     )
+    run = views.run_page(challenger.run.info.experiment_id, challenger.run_id)
+    console.console().print(views.place(registry.uri, run), soft_wrap=True)
 
 
 def _compare(registry: Registry, challenger: Challenger, champion: ModelVersion | None, config: PromoteConfig) -> None:
@@ -117,7 +119,9 @@ def _roll_back(registry: Registry, dry_run: bool) -> None:
         target = registry.previous()  # without one nothing is to be written
     if dry_run:
         again = f"version {target.version} (run {target.run_id}) would be champion again"
-        console.console().print(f"dry run: {again}; nothing was written")
+        console.console().print(
+            f"dry run: {again}; nothing was written\n{_page(registry, target.version)}", soft_wrap=True
+        )
         return
     with registry.lock("rollback"):
         registry.recover()
@@ -140,3 +144,10 @@ def _print_history(registry: Registry) -> None:
     aliases = ", ".join(f"{alias}: version {version}" for alias, version in registry.aliases().items())
     terminal.print(f"{registry.name}: {aliases or 'no alias is set, nothing has been promoted yet'}")
     terminal.print(f"The sealed test set has been opened {times(registry.ledger.openings())}.")
+    if aliases:
+        terminal.print(_page(registry), soft_wrap=True)
+
+
+def _page(registry: Registry, version: str = "") -> str:
+    """Where to look at the registered model, or at one of its versions."""
+    return views.place(registry.uri, views.model_page(registry.name, str(version)))

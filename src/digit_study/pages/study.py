@@ -33,7 +33,7 @@ from digit_study.search.run import kept_elsewhere, parent_of
 from digit_study.search.study import CREATED, OVERRIDES, StoredStudy, find_study, refuse_changes
 from digit_study.terminal import console
 from digit_study.terminal.messages import StudyError, first_line
-from digit_study.tracking import delivery, lookup, origin, run_log, stores
+from digit_study.tracking import delivery, lookup, origin, run_log, stores, views
 
 #: Tags of the parent run that say what a result came from.
 ORIGINS = {
@@ -290,3 +290,10 @@ def tell(path: Path) -> None:
     """Print where a page is."""
     shown = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
     console.console().print(f"the study in one page: {shown}", soft_wrap=True)
+
+
+def show(plan: StudyPlan, stored: StoredStudy) -> None:
+    """Write the page, and print where it lies and where MLflow shows it."""
+    tell(write_page(plan, stored))
+    where = views.address(run_log.client_of(plan.uri), plan.uri, str(parent_of(plan, stored)), children=False)
+    console.console().print(where, soft_wrap=True)
