@@ -36,6 +36,9 @@ def plain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(figures, "write_data_figures", lambda digits, folder: None)
     monkeypatch.setattr(world, "PAUSE_S", 0.2)
     monkeypatch.setattr(courier, "QUIET_S", 0.5)
+    monkeypatch.setattr(courier, "LONGEST_PAUSE_S", 1.0)
+    for name in ("FACTOR", "JITTER"):  # MLflow asks again as often as ever, but waits no 5 s before
+        monkeypatch.setenv(f"MLFLOW_HTTP_REQUEST_BACKOFF_{name}", "0")
     monkeypatch.setattr(stores, "ARTIFACTS", tmp_path / "mlruns")
     monkeypatch.setattr(stores, "OUTBOX", tmp_path / "mlruns" / ".outbox")
 
@@ -176,4 +179,3 @@ def test_a_real_study_survives_its_server(lab: Lab, server: Server, project: Pro
         assert [str(model.status) for model in models] == ["READY"]
         assert client.list_artifacts(run.info.run_id, "figures")
     assert not [path for path in (project.root / "mlruns" / ".outbox").iterdir() if path.is_dir()]
-    server.kill()  # its own helpers know its address too, and are no processes of the study
