@@ -210,7 +210,7 @@ def test_a_child_gives_the_bits_of_a_single_run(several: tuple[str, Done], singl
 def test_three_at_the_same_moment_on_a_new_store(project: Project, tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/new.db"
     words = [*SMALL[:3], *PLAIN, "training.epochs=1", "training.threads=1", "tracking.save_model=false"]
-    commands = [project.start(*words, f"training.seed={seed}", MLFLOW_TRACKING_URI=uri) for seed in range(3)]
+    commands = [project.fork(*words, f"training.seed={seed}", MLFLOW_TRACKING_URI=uri) for seed in range(3)]
     ends = [command.finish() for command in commands]
     assert [end.code for end in ends] == [0] * 3, [end.err for end in ends]
     assert [run.info.status for run in runs_of(uri)] == ["FINISHED"] * 3
@@ -238,7 +238,7 @@ def test_children_that_fail_leave_the_others_running(project: Project, typed_sto
     ]
     rates = "training.learning_rate=10,1e-2,0.001"
     words = [*SMALL[:3], "training.threads=1", "training.epochs=30", "tracking.save_model=false"]
-    command = project.start("-m", *words, *wild, rates, MLFLOW_TRACKING_URI=typed_store)
+    command = project.fork("-m", *words, *wild, rates, MLFLOW_TRACKING_URI=typed_store)
     command.wait_for("learning_rate=0.01  epoch 1/")
     name = "training.learning_rate=0.01"
     wait_until(lambda: named(runs_of(typed_store))[name].data.metrics, 20, "an epoch is in the store")
@@ -293,7 +293,7 @@ def stop(command: Command, number: int, everyone: bool) -> Done:
     [(signal.SIGINT, "created"), (signal.SIGTERM, "created"), (signal.SIGTERM, "epoch 3/")],
 )
 def test_a_signal_ends_a_run_as_killed(number: int, moment: str, project: Project, typed_store: str) -> None:
-    command = project.start(*LONG, MLFLOW_TRACKING_URI=typed_store)
+    command = project.fork(*LONG, MLFLOW_TRACKING_URI=typed_store)
     (wait_for_run(typed_store) if moment == "created" else lambda c: c.wait_for(moment))(command)
     done = stop(command, number, everyone=False)
     assert done.code == 128 + number and "Traceback" not in done.err
@@ -315,7 +315,7 @@ def test_a_signal_ends_a_run_as_killed(number: int, moment: str, project: Projec
 def test_a_signal_ends_a_multirun_as_killed(
     number: int, everyone: bool, moment: str, project: Project, typed_store: str
 ) -> None:
-    command = project.start("-m", *LONG, "training.seed=0,1", MLFLOW_TRACKING_URI=typed_store)
+    command = project.fork("-m", *LONG, "training.seed=0,1", MLFLOW_TRACKING_URI=typed_store)
     (wait_for_run(typed_store) if moment == "created" else lambda c: c.wait_for(moment))(command)
     family = [psutil.Process(command.process.pid), *psutil.Process(command.process.pid).children(recursive=True)]
     done = stop(command, number, everyone)
@@ -371,7 +371,7 @@ def test_a_server_that_goes_away_loses_no_result(server: tuple[str, str, Callabl
     """The last test of the file: it takes the server away."""
     uri, behind, kill = server
     words = [*SMALL[:3], *PLAIN, "training.threads=1", "training.epochs=6", f"tracking.uri={uri}"]
-    command = project.start(*words, "data.limit=3000")
+    command = project.fork(*words, "data.limit=3000")
     command.wait_for("epoch 1/6")
     kill()
     done = command.finish()
