@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import psutil
-from conftest import ROOT, Command, Done, copy_project
+from conftest import ROOT, Command, Done, copy_project, typed
 
 PROGRAMS = ("ip", "nsenter", "unshare", "setpriv", "pivot_root")
 #: A process whose namespaces are its own and its children's; it ends with the thread that starts it, and they with it.
@@ -115,7 +115,7 @@ class Host:
         own = {"HOME": str(self.folder), "KERAS_HOME": str(self.folder / ".keras")}
         enter = ["nsenter", f"--target={self.machine.init}", "--mount", "--uts", "--ipc", "--net", "--pid", "--"]
         line = [*enter, "env", f"--chdir={cwd or self.project}", *words]
-        self.commands.append(Command(line, ROOT, {**inherited, **own, **environment}))
+        self.commands.append(Command(typed(line, ROOT, {**inherited, **own, **environment})))
         return self.commands[-1]
 
     def run(self, words: Sequence[str], cwd: Path | None = None, timeout: float = 180, **environment: str) -> Done:

@@ -9,11 +9,13 @@ import gc
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,6 +31,8 @@ OFFLINE = "http://127.0.0.1:9"
 gc.set_threshold(100_000, 20, 20)  # as the commands do, for their imports
 os.environ.update(KERAS_HOME=KERAS_HOME.name, https_proxy=OFFLINE, HTTPS_PROXY=OFFLINE, no_proxy="127.0.0.1,localhost")
 os.environ.update(MLFLOW_DISABLE_TELEMETRY="true", TF_CPP_MIN_LOG_LEVEL="3", GIT_PYTHON_REFRESH="quiet")
+# else a server starts eight more processes for jobs that nobody gives it: 16 s of CPU instead of 4
+os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
 for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME"):
     os.environ.pop(name, None)
 
@@ -130,11 +134,21 @@ class Project:
     def start(self, *words: str, script: str = "src/run.py", python: tuple[str, ...] = (), **more: str) -> Command:
         """Start a command as a person would type it in the project's root."""
         line = [sys.executable, *python, script, *words]
-        return Command(line, self.root, {**self.environment, **more})
+        return Command(typed(line, self.root, {**self.environment, **more}))
 
-    def run(self, *words: str, script: str = "src/run.py", warm: tuple[str, ...] | None = None, **more: str) -> Done:
-        """Run a command to its end, in a process forked from one that has imported what is slow, or ``warm``."""
-        if (warm := SLOW if warm is None else warm) not in self.shells:
+    def fork(self, *words: str, script: str = "src/run.py", **more: str) -> Command:
+        """Start a command as :meth:`run` does, where nothing is done to it before its imports have ended."""
+        folder = Path(tempfile.mkdtemp(dir=self.root.parent))
+        return Command(Forked(folder, lambda: int(self._ask(SLOW, script, words, more, folder=str(folder))["pid"])))
+
+    def run(self, *words: str, script: str = "src/run.py", warm: tuple[str, ...] = SLOW, **more: str) -> Done:
+        """Run a command to its end, in a process forked from one that has imported ``warm``."""
+        return Done(**self._ask(warm, script, words, more))
+
+    def _ask(
+        self, warm: tuple[str, ...], script: str, words: tuple[str, ...], more: dict[str, str], **how: str
+    ) -> dict[str, Any]:
+        if warm not in self.shells:
             command = [sys.executable, str(ROOT / "tests" / "warm.py"), *warm]
             pipe, quiet = subprocess.PIPE, subprocess.DEVNULL
             self.shells[warm] = subprocess.Popen(
@@ -142,10 +156,11 @@ class Project:
             )
         shell = self.shells[warm]
         assert shell.stdin is not None and shell.stdout is not None
-        request = {"script": script, "words": words, "cwd": str(self.root), "environment": {**self.environment, **more}}
+        request = {"script": script, "words": words, "cwd": str(self.root), **how}
+        request["environment"] = {**self.environment, **more}
         shell.stdin.write(json.dumps(request) + "\n")
         shell.stdin.flush()
-        return Done(*json.loads(shell.stdout.readline()))
+        return dict(json.loads(shell.stdout.readline()))
 
     def files(self) -> set[str]:
         """Every file of the project but for byte code and git's own."""
@@ -160,14 +175,48 @@ class Done:
     err: str
 
 
+class Forked:
+    """What tests ask of a Popen, for a process that warm.py forked; how it ended stands in a file."""
+
+    def __init__(self, folder: Path, begin: Callable[[], int]) -> None:
+        for name in ("out", "err"):
+            os.mkfifo(folder / name)
+        self.code, self.pid = folder / "code", begin()
+        self.stdout, self.stderr = ((folder / name).open() for name in ("out", "err"))
+
+    def poll(self) -> int | None:
+        return int(self.code.read_text()) if self.code.exists() else None
+
+    def wait(self, timeout: float = float("inf")) -> int:
+        deadline = time.monotonic() + timeout
+        while (code := self.poll()) is None:
+            if time.monotonic() > deadline:
+                raise subprocess.TimeoutExpired(str(self.pid), timeout)
+            time.sleep(0.02)
+        return code
+
+    def send_signal(self, number: int) -> None:
+        if self.poll() is None:
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
+
+    def terminate(self) -> None:
+        self.send_signal(signal.SIGTERM)
+
+
+def typed(line: list[str], cwd: Path, environment: dict[str, str]) -> subprocess.Popen[str]:
+    """Start a command from nothing."""
+    pipe = subprocess.PIPE
+    return subprocess.Popen(line, cwd=cwd, env=environment, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+
+
 class Command:
     """A running command whose lines can be waited for; leads a process group, as a terminal's foreground job does."""
 
-    def __init__(self, line: list[str], cwd: Path, environment: dict[str, str]) -> None:
-        pipe = subprocess.PIPE
-        self.process = subprocess.Popen(
-            line, cwd=cwd, env=environment, stdout=pipe, stderr=pipe, text=True, start_new_session=True
-        )
+    def __init__(self, process: subprocess.Popen[str] | Forked) -> None:
+        self.process = process
         self.lines: list[str] = []
         self.complaints: list[str] = []
         self.news = threading.Condition()

@@ -40,11 +40,12 @@ class Lab:
         usual += ["training.epochs=3", "search.pruner=none", "search.workers=2", f"search.trials={TRIALS}", SPACE]
         return [*usual, *words] if script == SEARCH else [f"study={self.name}", *words]
 
-    def start(self, *words: str, script: str = SEARCH, **environment: str) -> Command:
-        """Start a command, to be watched and killed."""
+    def start(self, *words: str, script: str = SEARCH, from_nothing: bool = False, **environment: str) -> Command:
+        """Start a command, to be watched and killed; ``from_nothing`` if that may happen while it imports."""
         self.known = {trial.number for trial in self.trials()}
         line = self.line(*words, script=script)
-        return self.project.start(*line, script=script, MLFLOW_TRACKING_URI=self.uri, **environment)
+        start = self.project.start if from_nothing else self.project.fork
+        return start(*line, script=script, MLFLOW_TRACKING_URI=self.uri, **environment)
 
     def run(self, *words: str, script: str = SEARCH, **options: Any) -> Done:
         """Run a command to its end."""

@@ -29,7 +29,7 @@ def test_replicates_are_covered_too() -> None:
     assert sum(not covered(random, 10, n=5_000, seeds=3) for _ in range(20)) <= 1
 
 
-@pytest.mark.parametrize("number", [0, 1, 2, 3, 20, 199])
+@pytest.mark.parametrize("number", [0, 1, 2, 3, 20, pytest.param(199, marks=pytest.mark.slow)])
 def test_adjusted_p_values_lie_between_holms_and_bonferronis(number: int) -> None:
     """Above those for k - 1 comparisons chosen beforehand, and never above those for all pairs at once."""
     random = np.random.default_rng(number)

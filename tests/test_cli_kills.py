@@ -40,7 +40,8 @@ def test_a_study_that_is_killed_again_and_again_goes_on_with_the_same_command(la
     undisturbed = beside.start("search.trials=1")
     reported: dict[int, list[float]] = {}
     for moment, whole_group in moments:
-        command = lab.start("training.epochs=6", TMPDIR=str(temporary))
+        is_early = moment in (at_once, warming_up)
+        command = lab.start("training.epochs=6", from_nothing=is_early, TMPDIR=str(temporary))
         wait_until(lambda: moment(lab, command), 60, moment.__name__)  # noqa: B023
         reported |= {trial.number: trial.values for trial in lab.trials() if trial.state.name == "COMPLETE"}
         if moment is in_an_epoch:  # a trial that is stopped besides must not outlive its supervisor
@@ -65,7 +66,7 @@ def test_a_study_that_is_killed_again_and_again_goes_on_with_the_same_command(la
 def test_a_signal_ends_everything_cleanly_and_says_how_to_go_on(
     moment: Callable[[Lab, Command], bool], lab: Lab
 ) -> None:
-    command = lab.start()
+    command = lab.start(from_nothing=moment in (at_once, warming_up))
     wait_until(lambda: moment(lab, command), 60, moment.__name__)
     if moment is at_once:
         time.sleep(1.0)  # before it has read its command line it can say nothing

@@ -155,7 +155,7 @@ def test_two_promotions_at_once_are_both_in_the_ledger(study: Study, tmp_path: P
     uri = copied(study.uri, tmp_path)
     words = [[f"run_id={run}", "promote.floor=0"] for run in study.runs]
     with study.unsealed():
-        both = [study.project.start(*each, script=PROMOTE, MLFLOW_TRACKING_URI=uri) for each in words]
+        both = [study.project.fork(*each, script=PROMOTE, MLFLOW_TRACKING_URI=uri) for each in words]
         assert [one.finish().code for one in both] == [0, 0]
     assert {event["run_id"] for event in ledger(uri) if event["event"] == "begun"} == set(study.runs)
     assert champion(uri) is not None
@@ -170,7 +170,7 @@ def test_kill_9_leaves_a_champion_and_the_next_call_recovers(
     uri = copied(promoted, tmp_path)
     words = f"run_id={study.runs[1]}", "promote.margin=0.9"
     with study.unsealed():
-        going = study.project.start(*words, script=PROMOTE, MLFLOW_TRACKING_URI=uri)
+        going = study.project.fork(*words, script=PROMOTE, MLFLOW_TRACKING_URI=uri)
         while len(ledger(uri)) < 3 and going.process.poll() is None:
             time.sleep(0.002)
         time.sleep(after)

@@ -4,17 +4,11 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
-import socket
 import subprocess
-import sys
 import time
-import urllib.request
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 import mlflow
 import numpy as np
@@ -23,6 +17,7 @@ import pytest
 from conftest import LIGHT, Command, Done, Project
 from lab import PLAIN, wait_until
 from mlflow.entities import Run
+from world import Server
 
 pytestmark = pytest.mark.slow
 
@@ -210,7 +205,7 @@ def test_a_child_gives_the_bits_of_a_single_run(several: tuple[str, Done], singl
 def test_three_at_the_same_moment_on_a_new_store(project: Project, tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/new.db"
     words = [*SMALL[:3], *PLAIN, "training.epochs=1", "training.threads=1", "tracking.save_model=false"]
-    commands = [project.start(*words, f"training.seed={seed}", MLFLOW_TRACKING_URI=uri) for seed in range(3)]
+    commands = [project.fork(*words, f"training.seed={seed}", MLFLOW_TRACKING_URI=uri) for seed in range(3)]
     ends = [command.finish() for command in commands]
     assert [end.code for end in ends] == [0] * 3, [end.err for end in ends]
     assert [run.info.status for run in runs_of(uri)] == ["FINISHED"] * 3
@@ -238,7 +233,7 @@ def test_children_that_fail_leave_the_others_running(project: Project, typed_sto
     ]
     rates = "training.learning_rate=10,1e-2,0.001"
     words = [*SMALL[:3], "training.threads=1", "training.epochs=30", "tracking.save_model=false"]
-    command = project.start("-m", *words, *wild, rates, MLFLOW_TRACKING_URI=typed_store)
+    command = project.fork("-m", *words, *wild, rates, MLFLOW_TRACKING_URI=typed_store)
     command.wait_for("learning_rate=0.01  epoch 1/")
     name = "training.learning_rate=0.01"
     wait_until(lambda: named(runs_of(typed_store))[name].data.metrics, 20, "an epoch is in the store")
@@ -293,7 +288,7 @@ def stop(command: Command, number: int, everyone: bool) -> Done:
     [(signal.SIGINT, "created"), (signal.SIGTERM, "created"), (signal.SIGTERM, "epoch 3/")],
 )
 def test_a_signal_ends_a_run_as_killed(number: int, moment: str, project: Project, typed_store: str) -> None:
-    command = project.start(*LONG, MLFLOW_TRACKING_URI=typed_store)
+    command = project.fork(*LONG, MLFLOW_TRACKING_URI=typed_store)
     (wait_for_run(typed_store) if moment == "created" else lambda c: c.wait_for(moment))(command)
     done = stop(command, number, everyone=False)
     assert done.code == 128 + number and "Traceback" not in done.err
@@ -315,7 +310,7 @@ def test_a_signal_ends_a_run_as_killed(number: int, moment: str, project: Projec
 def test_a_signal_ends_a_multirun_as_killed(
     number: int, everyone: bool, moment: str, project: Project, typed_store: str
 ) -> None:
-    command = project.start("-m", *LONG, "training.seed=0,1", MLFLOW_TRACKING_URI=typed_store)
+    command = project.fork("-m", *LONG, "training.seed=0,1", MLFLOW_TRACKING_URI=typed_store)
     (wait_for_run(typed_store) if moment == "created" else lambda c: c.wait_for(moment))(command)
     family = [psutil.Process(command.process.pid), *psutil.Process(command.process.pid).children(recursive=True)]
     done = stop(command, number, everyone)
@@ -330,53 +325,31 @@ def test_a_signal_ends_a_multirun_as_killed(
 
 
 @pytest.fixture(scope="module")
-def server(migrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str, Callable[[], None]]]:
-    """An MLflow server's URI, that of the database behind it, and what takes the server away."""
-    tmp_path = tmp_path_factory.mktemp("server")
-    store = f"sqlite:///{shutil.copy(migrated, tmp_path / 'mlflow.db')}"
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", store, "--port", str(port)]
-    where = ["--artifacts-destination", str(tmp_path / "artifacts"), "--workers", "1"]
-    log = (tmp_path / "server.log").open("w")
-    process = subprocess.Popen([*command, *where], stdout=log, stderr=log, cwd=tmp_path)
-
-    def kill() -> None:
-        for one in [*psutil.Process(process.pid).children(recursive=True), psutil.Process(process.pid)]:
-            one.kill()
-        process.wait()
-
-    uri = f"http://127.0.0.1:{port}"
-    for _ in range(600):
-        with suppress(OSError), urllib.request.urlopen(f"{uri}/health", timeout=0.5):
-            break
-        time.sleep(0.1)
-    yield uri, store, kill
-    if process.poll() is None:
-        kill()
-    log.close()
+def server(migrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(migrated, tmp_path_factory.mktemp("server"))
+    server.ensure()
+    yield server
+    server.kill()
 
 
-def test_a_run_on_a_server_is_kept_there(server: tuple[str, str, Any], project: Project) -> None:
-    uri, *_ = server
-    done = project.run(*SMALL, f"tracking.uri={uri}")
-    assert done.code == 0 and uri in done.out, done.err
-    (run,) = runs_of(uri)
+def test_a_run_on_a_server_is_kept_there(server: Server, project: Project) -> None:
+    done = project.run(*SMALL, f"tracking.uri={server.uri}")
+    assert done.code == 0 and server.uri in done.out, done.err
+    (run,) = runs_of(server.uri)
     assert run.info.status == "FINISHED"
-    assert artifacts_of(uri, run, "figures") >= {"curves.png", "confusion_matrix.png", "mistakes.png"}
+    assert artifacts_of(server.uri, run, "figures") >= {"curves.png", "confusion_matrix.png", "mistakes.png"}
 
 
-def test_a_server_that_goes_away_loses_no_result(server: tuple[str, str, Callable[[], None]], project: Project) -> None:
+def test_a_server_that_goes_away_loses_no_result(server: Server, project: Project) -> None:
     """The last test of the file: it takes the server away."""
-    uri, behind, kill = server
-    words = [*SMALL[:3], *PLAIN, "training.threads=1", "training.epochs=6", f"tracking.uri={uri}"]
-    command = project.start(*words, "data.limit=3000")
+    words = [*SMALL[:3], *PLAIN, "training.threads=1", "training.epochs=6", f"tracking.uri={server.uri}"]
+    at_once = {f"MLFLOW_HTTP_REQUEST_BACKOFF_{name}": "0" for name in ("FACTOR", "JITTER")}  # else 5 s before each
+    command = project.fork(*words, "data.limit=3000", **at_once)
     command.wait_for("epoch 1/6")
-    kill()
+    server.kill()
     done = command.finish()
     assert command.printed("epoch 6/6") and done.code == 1 and "Traceback" not in done.err
-    *_, run = runs_of(behind)
+    *_, run = runs_of(server.behind)
     folder = project.root / "mlruns" / ".outbox" / run.info.run_id
     assert str(folder) in done.err and "the tracking store did not take the result" in done.err
     kept = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}

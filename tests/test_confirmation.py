@@ -178,6 +178,7 @@ def test_a_race_trains_three_seeds_of_all_and_more_of_those_that_are_still_in(st
     assert winner in set(seeds["run_id"])
 
 
+@pytest.mark.slow
 def test_the_outcome_of_a_race_does_not_depend_on_who_trains_it(store: str, raced: Any) -> None:
     """With more workers than there are runs at first, later seeds are tried before they are known to be needed."""
     race(store, raced)

@@ -259,9 +259,14 @@ def _result(kept: Path | None) -> Any:
     return replace(result_of(Config(), "abc"), kept=kept)
 
 
-def test_a_trial_whose_node_goes_away_again_and_again_uses_up_no_retry(store: str) -> None:
+def test_a_trial_whose_node_goes_away_again_and_again_uses_up_no_retry(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Three times: a killed process of its own is run again once only."""
+    from digit_study.engine import world
     from digit_study.engine.local import LocalEngine, TrialDied
+
+    monkeypatch.setattr(world, "PAUSE_S", 0.05)
 
     stubs, times = Stubs(store), iter(range(3))
 

@@ -35,6 +35,9 @@ def plain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(figures, "write_data_figures", lambda digits, folder: None)
     monkeypatch.setattr(world, "PAUSE_S", 0.2)
     monkeypatch.setattr(courier, "QUIET_S", 0.5)
+    monkeypatch.setattr(courier, "LONGEST_PAUSE_S", 1.0)
+    for name in ("FACTOR", "JITTER"):  # MLflow asks again as often as ever, but waits no 5 s before
+        monkeypatch.setenv(f"MLFLOW_HTTP_REQUEST_BACKOFF_{name}", "0")
     monkeypatch.setattr(stores, "ARTIFACTS", tmp_path / "mlruns")
     monkeypatch.setattr(stores, "OUTBOX", tmp_path / "mlruns" / ".outbox")
 

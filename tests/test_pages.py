@@ -132,6 +132,7 @@ def test_a_confirmed_study_answers_with_fresh_seeds_and_both_kinds_of_noise(stor
     assert "Optimism of the sweep" in page.confirmation.summary
 
 
+@pytest.mark.slow
 def test_a_confirmation_from_before_noise_was_split_is_still_shown(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     wanted, stored = search(store, "confirm.top=2", "confirm.seeds=2")
     confirm(wanted, stored, Stubs(store).engine)
@@ -146,6 +147,7 @@ def test_a_confirmation_from_before_noise_was_split_is_still_shown(store: str, m
         assert [cell.text for cell in shown[4:6]] == ["–", "–"]
 
 
+@pytest.mark.slow
 def test_a_confirmation_of_an_older_study_of_the_same_name_is_not_shown(store: str) -> None:
     wanted, stored = search(store, "confirm.top=2", "confirm.seeds=2")
     confirm(wanted, stored, Stubs(store).engine)
@@ -208,6 +210,7 @@ def test_names_are_text_wherever_they_stand(store: str) -> None:
     assert "&lt;img" in study.render_fault(HOSTILE, HOSTILE) and "<img" not in study.render_fault(HOSTILE, HOSTILE)
 
 
+@pytest.mark.slow
 def test_four_hundred_trials_of_twelve_keys_stay_small(store: str) -> None:
     page = study.collect(*search(store))
     wanted, stored = study_of(400, keys=12)

@@ -137,6 +137,7 @@ def test_all_comparisons_together_spend_what_they_share() -> None:
     assert spent[-1].left == pytest.approx(0.05 - sum(one.level for one in spent), abs=1e-12)
 
 
+@pytest.mark.slow
 def test_fifty_equally_good_challengers_move_the_alias_wrongly_in_one_history_of_twenty() -> None:
     random, histories, wrong = np.random.default_rng(0), 100, 0
     for _ in range(histories):
@@ -218,6 +219,7 @@ def test_first_better_worse_and_back(store: rs.Store, capsys: pytest.CaptureFixt
     assert len(store.registry.ledger.entries()) == 4
 
 
+@pytest.mark.slow
 def test_a_second_rollback_goes_one_further_back(store: rs.Store) -> None:
     for wrong in (40, 20, 5):
         promotion.serve(store.ask(rs.add_run(store, range(wrong))))

@@ -127,6 +127,7 @@ def test_a_tag_locks_a_store_that_machines_share(
         assert [note["run_id"] for note in shared.ledger.events("noted")] == ["x"]
 
 
+@pytest.mark.slow
 def test_two_promotions_at_once_take_turns(store: rs.Store) -> None:
     runs = rs.add_run(store, range(30)), rs.add_run(store)
     threads = [threading.Thread(target=promotion.serve, args=(store.ask(run),)) for run in runs]

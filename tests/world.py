@@ -152,4 +152,5 @@ def assert_survives(lab: Lab, server: Server, command: Command) -> None:
         )
         assert [str(model.status) for model in models] == ["READY"]
         assert client.list_artifacts(run.info.run_id, "figures")
-    assert not [path for path in (lab.project.root / "mlruns" / ".outbox").iterdir() if path.is_dir()]
+    outbox = lab.project.root / "mlruns" / ".outbox"
+    assert not [run.info.run_id for run in lab.runs() if (outbox / run.info.run_id).is_dir()]
