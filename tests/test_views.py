@@ -121,6 +121,7 @@ def test_a_model_is_shown_by_its_version_or_by_its_run(
 ) -> None:
     monkeypatch.setattr(views, "NEWEST", tmp_path / "newest")
     client, run_id = mlflow.MlflowClient(store), created(store)
+    mlflow.set_tracking_uri(store)  # from which MLflow takes what a version is made of
     experiment = look_up(store, run_id)
     made = client.create_logged_model(experiment, name="model", source_run_id=run_id)
     client.create_registered_model("digits, mine")
