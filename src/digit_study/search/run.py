@@ -29,6 +29,8 @@ from digit_study.training import figures
 
 #: Seconds that the process that created a study needs at most until its parent run is in MLflow.
 PARENT_WITHIN_S = 60.0
+#: Parent runs by store and study.
+_parents: dict[tuple[str, str], str] = {}
 
 
 def run_study(
@@ -91,8 +93,14 @@ def _search(
 
 
 def parent_of(plan: StudyPlan, stored: StoredStudy) -> str | None:
-    """The parent run of a study; None where this tracking store does not have it."""
-    return lookup.find_run(plan.uri, {"kind": "study", "study.uid": str(stored.study.user_attrs[UID])})
+    """The parent run of a study, which is asked for once; None where this tracking store does not have it."""
+    place = plan.uri, str(stored.study.user_attrs[UID])
+    if place not in _parents:
+        found = lookup.find_run(plan.uri, {"kind": "study", "study.uid": place[1]})
+        if found is None:
+            return None
+        _parents[place] = found
+    return _parents[place]
 
 
 def kept_elsewhere(plan: StudyPlan) -> StudyError:
