@@ -131,7 +131,7 @@ def known_as_ended(command: Command, number: int, seconds: float) -> None:
 
 def processes(host: Host, words: str) -> list[tuple[int, int]]:
     """Process and parent of what a host runs with these words in its command line."""
-    lines = host.run(["ps", "-eo", "pid,ppid,args"]).out.splitlines()
+    lines = host.run(["ps", "-ww", "-eo", "pid,ppid,args"]).out.splitlines()
     return [(int(line.split()[0]), int(line.split()[1])) for line in lines if words in line]
 
 
@@ -141,12 +141,13 @@ def test_a_study_outlives_a_trial_a_slot_a_node_and_a_link(rays: RayHosts) -> No
     command, known = rays.search("chaos", "search.trials=24", "training.epochs=60"), set[int]()
     number = trial_on(rays, "chaos", two, known)
     forked = processes(two, "multiprocessing.forkserver")
-    two.run(["kill", "-9", *(str(pid) for pid, _ in forked if pid not in {parent for _, parent in forked})])
+    trials = [str(pid) for pid, _ in forked if pid not in {parent for _, parent in forked}]
+    assert two.run(["kill", "-9", *trials]).code == 0
     known_as_ended(command, number, 15)
 
     number = trial_on(rays, "chaos", two, known)
     [slot] = [one.user_attrs["worker"].split(":")[1] for one in rays.trials("chaos") if one.number == number]
-    two.run(["kill", "-9", slot])
+    assert two.run(["kill", "-9", slot]).code == 0
     known_as_ended(command, number, 15)
 
     number = trial_on(rays, "chaos", three, known)
@@ -186,7 +187,7 @@ def test_without_its_head_a_command_ends_with_one_message_and_goes_on_later(two_
     command = rays.search("headless", *words)
     wait_until(lambda: any(one.intermediate_values for one in rays.trials("headless")), 120, "an epoch")
     ends = [pid for word in ("gcs_server", "raylet/raylet") for pid, _ in processes(rays.head, word)]
-    rays.head.run(["kill", "-9", *map(str, ends)])
+    assert rays.head.run(["kill", "-9", *map(str, ends)]).code == 0
     done = command.finish(60)
     assert done.code == 1 and done.err.count("\n") == 1, done.err
     assert "the Ray cluster at address=auto is gone" in done.err and "the same command then goes on" in done.err
