@@ -379,7 +379,7 @@ def test_a_result_of_a_node_waits_until_this_disk_has_room(monkeypatch: pytest.M
     monkeypatch.setattr(on_ray, "kept_here", kept_here)
     news = [[("event", 3, pickle.dumps(("done", "result", b"tar"))), ("lost", 4, "node")], [], []]
     engine.bridge = types.SimpleNamespace(call=lambda *_: (news.pop(0), 1))  # type: ignore[assignment]
-    engine.lost, engine.untold = [], []
+    engine.untold = []
     assert [event.key for event in engine.events()] == [4]
     assert list(engine.events()) == []
     full[0] = False

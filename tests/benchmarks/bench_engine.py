@@ -46,9 +46,8 @@ class StubSlot(Slot):
     def launcher(self, data: Any) -> Any:
         """Start a stub, slowed down."""
         stubs = Stubs(os.environ["MLFLOW_TRACKING_URI"])
-        run_log.client_of(
-            stubs.uri
-        ).search_experiments()  # imports: a real slot's trials are forked from a process with them
+        # its imports, which a real slot's trials are forked with
+        run_log.client_of(stubs.uri).search_experiments()
         return lambda config, run_id: SlowStub(stubs, config, run_id, "done", self.seconds)
 
 

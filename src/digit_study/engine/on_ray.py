@@ -194,7 +194,7 @@ class RayEngine:
     def __init__(self, limits: Limits, kind: str = "digit_study.engine.slot:Slot") -> None:
         uri = absolute(limits.uri or stores.tracking_uri(None))
         self.bridge, self.uri, self.free = connect(limits.place.address), uri, 0
-        self.lost, self.untold = list[Event](), list[tuple[str, Any, Any]]()
+        self.untold = list[tuple[str, Any, Any]]()  # news that no event was made of yet
         environment = {name: value for name, value in os.environ.items() if HANDED.fullmatch(name)}
         environment["MLFLOW_TRACKING_URI"] = uri
         images, labels = sources.read_part(limits.data, "train")
@@ -211,15 +211,13 @@ class RayEngine:
         name: str | None = self.bridge.call("submit", key, command, alike)
         self.free -= 1
         if name is None:  # the last free slot has just gone
-            self.lost.append(Event(key, "died", LOST_SLOT))
+            self.untold.append(("lost", key, "slot"))
         return name
 
     def answer(self, key: int, go_on: bool) -> None:
         self.bridge.call("answer", key, pickle.dumps(("answer", (key, go_on))))
 
     def events(self, patience: float = 0.5) -> Iterator[Event]:
-        lost, self.lost = self.lost, []
-        yield from lost
         news, self.free = self.bridge.call("events", patience)
         news, self.untold = [*self.untold, *news], []
         for what, about, content in news:

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import psutil
 
+from digit_study.config.run import Config
 from digit_study.terminal import console
 from digit_study.terminal.messages import StudyError, first_line
-from digit_study.tracking import stores
+from digit_study.tracking import run_log, stores
+from digit_study.tracking.delivery import StoreFault
 
 #: Seconds until the world is looked at again: at first, and at most; without a fault for longer than that it is well.
 PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
@@ -40,6 +42,14 @@ class World:
             self.next_look = now + self.pause
         self.fault, self.hit_at = fault, now
         self._lose_patience(now)
+
+    def create_run(self, config: Config, dataset: str, name: str, **tags: str) -> str | None:
+        """The id of a new run, see :func:`run_log.create_run`; None, and a fault is known, while its store is gone."""
+        try:
+            return run_log.create_run(config, self.uri, dataset, name, **tags)
+        except StoreFault as fault:
+            self.hit(first_line(fault))
+            return None
 
     def is_well(self) -> bool:
         """Whether trials may start; looks again after a fault, with growing pauses; StudyError after patience."""

@@ -112,7 +112,8 @@ def collect(plan: StudyPlan, stored: StoredStudy) -> StudyPage:
     frame, front = report.trials_frame(plan, stored), report.pareto_front(plan, stored)
     keys = [one.key for one in plan.dimensions]
     answer = _confirmed_answer(confirmation) if confirmation else _searched_answer(plan, board)
-    mixed = report.machines(plan, stored, parent_id)
+    # while a study is watched its page is made after every trial: then not all its runs are asked for each time
+    mixed = "" if parent.info.status == "RUNNING" else report.machines(plan, stored, parent_id)
     return StudyPage(
         name=plan.study.study,
         written=f"{datetime.now():%Y-%m-%d %H:%M:%S}",

@@ -8,11 +8,9 @@ from digit_study.engine.protocol import ENGINES, LOST, Engine, Event, Limits, Tr
 from digit_study.engine.world import World
 from digit_study.runs.plan import Job
 from digit_study.terminal import console
-from digit_study.terminal.messages import first_line
 from digit_study.terminal.progress import RunProgress, confirmation_progress
 from digit_study.terminal.signals import raise_if_interrupted
 from digit_study.tracking import run_log
-from digit_study.tracking.delivery import StoreFault
 
 
 def run_jobs(jobs: Sequence[Job], names: Sequence[str], limits: Limits) -> list[TrialResult | str]:
@@ -57,13 +55,11 @@ class _Jobs:
                 break
             job, name = self.jobs[number], self.names[number]
             config: Config = job.config
-            try:
-                self.runs[number] = run_log.create_run(config, self.uri, job.dataset, name)
-            except StoreFault as fault:
-                self.world.hit(first_line(fault))
+            if (run_id := self.world.create_run(config, job.dataset, name)) is None:
                 break
+            self.runs[number] = run_id
             self.progress.begin(number, name, config.training.epochs)
-            self.engine.submit(number, config, self.runs[number])
+            self.engine.submit(number, config, run_id)
 
     def handle(self, event: Event) -> None:
         """Take in what is new of a run."""

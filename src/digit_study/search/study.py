@@ -55,8 +55,9 @@ class StoredStudy:
 
     study: Study
     storage: BaseStorage
-    _alike: dict[str, list[int]] = field(default_factory=dict)  # trials by the fingerprint of their configuration
-    _indexed: set[int] = field(default_factory=set)
+    # trials by the fingerprint of their configuration, and those that are among them
+    _alike: dict[str, list[int]] = field(default_factory=dict, compare=False, repr=False)
+    _indexed: set[int] = field(default_factory=set, compare=False, repr=False)
 
     @property
     def database(self) -> RDBStorage | None:
@@ -82,8 +83,8 @@ class StoredStudy:
             for number in numbers:
                 self.database.record_heartbeat(self.trial_id(number))
 
-    def is_surplus(self, trial: Trial, total: int) -> bool:
-        """Whether a trial is one more than ``total``, for several machines asked at the same moment; it ends then."""
+    def drop_surplus(self, trial: Trial, total: int) -> bool:
+        """End a trial that is one too many, as machines may ask for the last at once; says whether it was."""
         if self.database is None:
             return False
         is_surplus = sum(one.number <= trial.number for one in counted(self.trials())) > total

@@ -8,11 +8,10 @@ import statistics
 import time
 import warnings
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
-from functools import partial
 
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import Trial, TrialState
@@ -103,7 +102,8 @@ class Sweep:
                     self._handle(self.news[0])
                     self.news.popleft()
             for number in self.creating:
-                self._try(number, self._submit)
+                with self._starting(number):
+                    self._submit(number)
             is_working = not self.world.is_well() or self._refill() or self._others_run()
             self._send_heartbeat()
         except Exception as fault:
@@ -152,17 +152,10 @@ class Sweep:
         """Trial, host, epoch, value and configuration of every trial that runs."""
         rows: list[tuple[str, ...]] = []
         for number, one in sorted(self.running.items()):
-            value = "" if one.value is None else f"{one.value:.5f}"
+            value, epochs = "" if one.value is None else f"{one.value:.5f}", one.config.training.epochs
             again = "" if one.replicate_of is None else f"(a further seed of trial {one.replicate_of}) "
-            rows.append(
-                (
-                    str(number),
-                    one.host,
-                    f"{one.epoch:.1f}/{one.config.training.epochs}",
-                    value,
-                    again + space.short_name(one.params),
-                )
-            )
+            name = again + space.short_name(one.params)
+            rows.append((str(number), one.host, f"{one.epoch:.1f}/{epochs}", value, name))
         return rows
 
     def _join(self) -> None:
@@ -199,10 +192,10 @@ class Sweep:
                     trial = self.study.ask()
                 trial.set_user_attr(study.SUPERVISOR, self.me)
             self.stored.send_heartbeats([trial.number])
-            # other machines may have started the last trials at the same moment; this one is then dropped
-            if self.stored.is_surplus(trial, self.total):
+            if self.stored.drop_surplus(trial, self.total):
                 break
-            self._try(trial.number, partial(self._start, trial))
+            with self._starting(trial.number):
+                self._start(trial)
         return bool(self.running) or (self.outcomes.stop_reason is None and self.left > 0)
 
     def _others_run(self) -> bool:
@@ -214,19 +207,20 @@ class Sweep:
         self.progress.waiting(others)
         return bool(others)
 
-    def _try(self, number: int, step: Callable[[int], None]) -> None:
-        """Take a step of a trial's start; after a fault of the world the trial comes again when that is well."""
+    @contextmanager
+    def _starting(self, number: int) -> Iterator[None]:
+        """A step of a trial's start; after a fault of the world the trial comes again when that is well."""
         try:
-            step(number)
+            yield
         except Exception as fault:
             if is_fault(fault):
                 self.running.pop(number, None)
                 self.news.append(Event(number, "world", told(fault)))
             raise
 
-    def _start(self, trial: Trial, number: int) -> None:
+    def _start(self, trial: Trial) -> None:
         """Let a trial choose its params, ask for its run, and submit it if that is there."""
-        params = space.suggest(trial, self.plan.dimensions)
+        params, number = space.suggest(trial, self.plan.dimensions), trial.number
         seed = trial.user_attrs.get(SEED, self.search.seed + 1 + number)
         trial.set_user_attr(SEED, seed)
         earlier = self.stored.same_configuration(number, params)

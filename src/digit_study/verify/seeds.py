@@ -13,11 +13,9 @@ from digit_study.evaluation.ranking import Candidate
 from digit_study.search.outcomes import BLAMELESS
 from digit_study.search.plan import StudyPlan
 from digit_study.terminal import console
-from digit_study.terminal.messages import first_line
 from digit_study.terminal.progress import RunProgress, confirmation_progress
 from digit_study.terminal.signals import raise_if_interrupted
 from digit_study.tracking import run_log
-from digit_study.tracking.delivery import StoreFault
 
 #: Fingerprint of a candidate, and a seed.
 Job = tuple[str, int]
@@ -118,7 +116,10 @@ class _Training:
         for job in [job for job in waiting if job not in running][: self.engine.free]:
             key, seed = job
             config = work.plan.beneath(work.parent, work.configs[key], seed, save_model=True)
-            if not self.world.is_well() or (run_id := _create(work, job, config, self.world)) is None:
+            tags = {"kind": "confirmation-run", "study": work.plan.study.study, "candidate": key, "seed": str(seed)}
+            if not self.world.is_well():
+                break
+            if (run_id := self.world.create_run(config, work.plan.dataset, work.name(job), **tags)) is None:
                 break
             self.number += 1
             self.jobs[self.number] = job, run_id
@@ -173,13 +174,3 @@ class _Training:
         going = [name for name, goes_on in zip(names, now.goes_on, strict=True) if goes_on]
         found = f"after {max(now.seeds)} seeds each: " + (f"out {', '.join(out)}; " if out else "")
         return found + (f"more seeds for {', '.join(going)}" if going else "the race is over")
-
-
-def _create(work: Confirmation, job: Job, config: Config, world: World) -> str | None:
-    """Create the run of a candidate and a seed; returns its id, None, known to the world, if the store is gone."""
-    tags = {"kind": "confirmation-run", "study": work.plan.study.study, "candidate": job[0], "seed": str(job[1])}
-    try:
-        return run_log.create_run(config, work.plan.uri, work.plan.dataset, work.name(job), **tags)
-    except StoreFault as fault:
-        world.hit(first_line(fault))
-        return None
