@@ -214,6 +214,15 @@ def test_the_end_sends_what_lies_there_and_clears_the_outbox(status: str, store:
     assert [one.path for one in mlflow.MlflowClient(store).list_artifacts(log.run_id)] == ["figures"]
 
 
+def test_of_two_values_in_one_millisecond_the_one_told_last_counts(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("time.time", lambda: 1.7e9)
+    log = tracking.RunLog(store, created(store))
+    log.metrics({"val_accuracy": 0.7117}, 3)
+    log.metrics({"val_accuracy": 0.71}, 3)
+    log.end("FINISHED", {})
+    assert look_at(store, log.run_id).data.metrics["val_accuracy"] == 0.71
+
+
 # ---------------------------------------------------------------------------------- the store is gone
 
 

@@ -52,6 +52,7 @@ class Parcel:
 
     def __init__(self, run_id: str) -> None:
         self.run_id, self.folder = run_id, stores.OUTBOX / run_id
+        self.told = 0
 
     def open(self, uri: str) -> None:
         """Let this process be the one that writes: until the run has an outcome the folder stays."""
@@ -62,13 +63,15 @@ class Parcel:
 
     def put(self, uri: str, **record: Any) -> None:
         """Append a record; a run that has no folder gets one that goes when it is sent."""
+        # of two values at one step the store takes the later, and of two in one millisecond the greater
+        self.told = max(int(time.time() * 1000), self.told + 1)
         with _unmoved():
             self._make(uri)
             with (self.folder / LOG).open("ab+") as log:
                 end = log.seek(0, os.SEEK_END)
                 log.seek(max(0, end - 1))
                 torn = b"" if log.read(1) in (b"", b"\n") else b"\n"  # the disk was full in the middle of a line
-                log.write(torn + json.dumps({"time": int(time.time() * 1000), **record}).encode() + b"\n")
+                log.write(torn + json.dumps({"time": self.told, **record}).encode() + b"\n")
 
     def put_file(self, uri: str, path: Path) -> None:
         """Add a copy of a file as an artifact."""
