@@ -1,6 +1,7 @@
 """Search the config with Optuna. See --help; --plan says what would be searched and starts nothing."""
 
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
@@ -25,8 +26,7 @@ def main() -> None:
     from digit_study.pages.watch import watched
     from digit_study.search.run import run_study
 
-    with page_at_end(plan):
-        stored = run_study(plan, alongside=watched) if plan.study.search.watch else run_study(plan)
+    stored = run_study(plan, alongside=watched if plan.study.search.watch else nullcontext, around=page_at_end)
     if plan.study.search.confirm:
         from digit_study.verify.confirmation import confirm
 

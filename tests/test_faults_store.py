@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import platform
+import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,6 +15,7 @@ from lab import Lab, lab
 from stub_worker import Stubs, plan
 from world import Server, SlowWay, assert_survives
 
+from digit_study.config import machine
 from digit_study.config.run import Config
 from digit_study.engine import world
 from digit_study.evaluation import charts
@@ -20,6 +23,7 @@ from digit_study.search import pictures, report
 from digit_study.search.run import run_study
 from digit_study.search.study import StoredStudy, counted, find_study
 from digit_study.terminal.messages import StudyError
+from digit_study.terminal.signals import Interrupted
 from digit_study.tracking import courier, stores
 from digit_study.training import figures
 
@@ -152,9 +156,57 @@ def test_no_trial_waits_for_a_slow_server(server: Server, monkeypatch: pytest.Mo
     study = search(server, "study=slow", uri=way.uri, begins=begins)
     monkeypatch.undo()
     assert waited[at[0] : at[-1]] == []
-    assert len(way.asked) > 40  # the courier's
+    assert len(way.asked) > 30  # the courier's
     monkeypatch.setattr(stores, "OUTBOX", stores.OUTBOX.with_name("none"))
     assert len(runs(server, study)) == 4
+
+
+def beneath(server: Server, study: StoredStudy) -> list[mlflow.entities.Run]:
+    """All runs of a study that are not deleted, its parent first."""
+    client = mlflow.MlflowClient(server.behind)
+    experiments = [one.experiment_id for one in client.search_experiments()]
+    found = client.search_runs(experiments, order_by=["attributes.start_time ASC"])
+    [parent] = [one for one in found if one.data.tags.get("study.uid") == study.study.user_attrs["uid"]]
+    return [parent, *(one for one in found if one.data.tags.get("mlflow.parentRunId") == parent.info.run_id)]
+
+
+@pytest.fixture
+def slow(server: Server, monkeypatch: pytest.MonkeyPatch) -> SlowWay:
+    """A way to a server that counts as slow."""
+    monkeypatch.setattr(courier, "SLOW_S", 0.1)
+    return SlowWay(server.port, 0.15)
+
+
+def test_a_run_that_was_made_ahead_is_its_trials(server: Server, slow: SlowWay) -> None:
+    study = search(server, "study=ahead", "search.workers=2", uri=slow.uri)
+    assert_whole(server, study)
+    _, *trials = beneath(server, study)
+    assert len(trials) == 4
+    for run in trials:
+        number = int(run.data.tags["trial.number"])
+        assert study.trials()[number].user_attrs["run_id"] == run.info.run_id
+        assert run.info.run_name.startswith(f"trial {number}: ") and run.data.tags["kind"] == "trial"
+    assert any(courier.KEEPER in run.data.tags for run in trials)  # else none was made ahead
+
+
+def test_runs_that_were_made_ahead_for_nothing_go(server: Server, slow: SlowWay) -> None:
+    """By the command that made them, which is interrupted, or by the next one where it was killed."""
+
+    def begins(number: int) -> None:
+        if number == 2:
+            raise Interrupted(signal.SIGINT)
+
+    with pytest.raises(Interrupted):
+        search(server, "study=for-nothing", uri=slow.uri, begins=begins)
+    study = find_study(plan(f"tracking.uri={slow.uri}", "study=for-nothing").study)
+    parent, *trials = beneath(server, study)
+    assert {run.data.tags["kind"] for run in trials} == {"trial"}
+    client, tags = mlflow.MlflowClient(server.behind), {"mlflow.parentRunId": parent.info.run_id, "kind": courier.SPARE}
+    for keeper in (machine.process_name(), f"{platform.node()}:1:0.0"):
+        client.create_run(parent.info.experiment_id, tags={**tags, courier.KEEPER: keeper})
+    assert_whole(server, search(server, "study=for-nothing", uri=slow.uri))
+    spares = [run.data.tags for run in beneath(server, study)[1:] if run.data.tags["kind"] == courier.SPARE]
+    assert [one[courier.KEEPER] for one in spares] == [machine.process_name()]
 
 
 def test_a_real_study_survives_its_server(lab: Lab, server: Server) -> None:

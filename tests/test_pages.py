@@ -328,7 +328,7 @@ def test_only_reading_is_answered(method: str, server: watch.PageServer) -> None
 
 def test_a_page_that_cannot_be_drawn_says_so_where_it_is_watched(store: str, monkeypatch: Any) -> None:
     wanted, stored = search(store)
-    monkeypatch.setattr(study, "collect", lambda plan, stored: 1 / 0)
+    monkeypatch.setattr(study, "collect", lambda plan, stored, is_watched: 1 / 0)
     assert "could not be written: division by zero" in watch._render(wanted, stored, 1)
 
 

@@ -3,7 +3,7 @@
 Sampling, pruning and stores are the supervisor's. A new engine is a module and a line in :data:`ENGINES`.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from pkgutil import resolve_name
@@ -35,6 +35,7 @@ class TrialResult:
     epochs: list[Epoch]  # one record an epoch
     evaluation: Evaluation  # its reading of the validation images
     weights_sha256: str  # of the trained weights
+    machine: Mapping[str, str] = field(default_factory=dict)  # that trained it, see origin.machine_tags
     kept: Path | None = None  # where the outcome lies on disk if the tracking store did not take all of it
     fault: str | None = None  # what the store said then
 

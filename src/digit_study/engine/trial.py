@@ -13,6 +13,7 @@ from digit_study.data.digits import load_digits
 from digit_study.engine.protocol import Epoch, Pruned, TrialResult
 from digit_study.evaluation.metrics import Evaluation, score
 from digit_study.terminal.signals import Interrupted
+from digit_study.tracking import origin
 from digit_study.tracking.run_log import RunLog
 from digit_study.tracking.stores import tracking_uri
 from digit_study.training import figures, fit
@@ -94,4 +95,4 @@ def _walk(config: Config, log: RunLog, on_steps: Listener, on_epoch: Listener, d
     log.metrics({**metrics, "total_seconds": time.perf_counter() - started}, step=len(epochs))
     if config.tracking.save_model:
         log.model(final_model)
-    return TrialResult(log.run_id, metrics, epochs, outcome, weights)
+    return TrialResult(log.run_id, metrics, epochs, outcome, weights, origin.machine_tags())

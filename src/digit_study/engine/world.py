@@ -43,6 +43,11 @@ class World:
         self.fault, self.hit_at = fault, now
         self._lose_patience(now)
 
+    @property
+    def was_hit(self) -> bool:
+        """Whether there was any fault so far."""
+        return self.hit_at > float("-inf")
+
     def create_run(self, config: Config, dataset: str, name: str, **tags: str) -> str | None:
         """The id of a new run, see :func:`run_log.create_run`; None, and a fault is known, while its store is gone."""
         try:

@@ -1,7 +1,7 @@
 """Predictions to numbers, in pure functions; a new metric is one line in :func:`metrics_of`."""
 
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +27,12 @@ class Evaluation:
     def predicted(self) -> Labels:
         """Most probable digit of every image, shape (n,), int64."""
         return np.asarray(self.probabilities.argmax(axis=1), dtype=np.int64)
+
+    def in_order(self) -> Self:
+        """The same with its images in the order of their index."""
+        order = self.index.argsort()
+        images = {name: getattr(self, name)[order] for name in ("labels", "probabilities", "index")}
+        return replace(self, **images)
 
     @property
     def correct(self) -> npt.NDArray[np.bool_]:

@@ -15,11 +15,13 @@ from PIL import Image
 from digit_study.data import digits, sources
 from digit_study.data.sources import DataConfig, Labels, Pixels
 from digit_study.evaluation.metrics import Evaluation, evaluation_of
+from digit_study.search import report
+from digit_study.search.report import MOST_NETWORKS
 from digit_study.terminal.messages import StudyError, first_line, short_names
 from digit_study.tracking import delivery, lookup
 
-#: Networks of which the page tells more than a row, and of each its mistakes that are shown: those it was surest of.
-MOST_NETWORKS, MOST_MISTAKES = 10, 40
+#: Mistakes of a network that are shown: those it was surest of.
+MOST_MISTAKES = 40
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,10 @@ def _evaluations(uri: str, run_ids: Mapping[str, str]) -> dict[str, Evaluation]:
 
 
 def _evaluation(uri: str, run_id: str) -> Evaluation | None:
+    if (result := report.result_of(uri, run_id)) is not None:
+        return result.evaluation
     try:
-        return evaluation_of(lookup.prediction_table(uri, run_id).sort_values("index"))
+        return evaluation_of(lookup.prediction_table(uri, run_id)).in_order()
     except (*delivery.StoreFault, pd.errors.ParserError, KeyError):
         return None
 
@@ -82,7 +86,10 @@ def _compared(name: str, run_id: str, one: Evaluation, shown: list[int]) -> dict
 def _curve(uri: str, run_id: str, name: str) -> dict[str, Any]:
     """A network's validation by epoch; epochs count from 1."""
     names = "val_accuracy", "val_loss"
-    values = lookup.each(uri, partial(lookup.epoch_values, uri, run_id), names)
+    if (result := report.result_of(uri, run_id)) is not None:
+        values = [{at: record[key] for at, record in enumerate(result.epochs, start=1)} for key in names]
+    else:
+        values = lookup.each(uri, partial(lookup.epoch_values, uri, run_id), names)
     metrics = dict(zip(names, values, strict=True))
     epochs = sorted(set[int]().union(*metrics.values()))
     # a diverged epoch is a gap: JSON has no NaN

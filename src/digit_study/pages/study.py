@@ -4,11 +4,11 @@ import json
 import shlex
 import tempfile
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -88,8 +88,7 @@ def plan_page(typed: StudyConfig) -> tuple[StudyPlan, StoredStudy]:
     overrides = list(found.study.user_attrs[OVERRIDES])
     study: StudyConfig = compose.compose_config([*overrides, f"study='{typed.study}'"], "study")
     plan = StudyPlan(study, overrides, typed.run, "", space.parse_space(study.search.space, study.run), 1, uri)
-    parent = parent_of(plan, found)
-    if parent is None:
+    if (parent := parent_of(plan, found)) is None:
         raise kept_elsewhere(plan)
     run = run_log.client_of(uri).get_run(parent)
     baseline = lookup.recorded_config(run)
@@ -98,29 +97,32 @@ def plan_page(typed: StudyConfig) -> tuple[StudyPlan, StoredStudy]:
     return replace(plan, run=baseline, dataset=run.data.tags["dataset.name"]), found
 
 
-def collect(plan: StudyPlan, stored: StoredStudy) -> StudyPage:
-    """Gather the page from Optuna, MLflow and the ledger; raises StudyError if the runs are in another store."""
-    parent_id = parent_of(plan, stored)
-    if parent_id is None:
+def collect(plan: StudyPlan, stored: StoredStudy, is_watched: bool = False) -> StudyPage:
+    """Gather the page from Optuna, MLflow and the ledger; raises StudyError if the runs are in another store.
+
+    One that ``is_watched`` is made after every trial, and does not ask each time on which machines all of them ran.
+    """
+    if (parent_id := parent_of(plan, stored)) is None:
         raise kept_elsewhere(plan)
-    parent, board = run_log.client_of(plan.uri).get_run(parent_id), report.leaderboard(plan, stored)
-    confirmation = _confirmation(plan, stored, board)
+    client, board = run_log.client_of(plan.uri), report.leaderboard(plan, stored)
+    ledger = Ledger(client, plan.uri, stores.REGISTERED_NAME)
+    questions: list[Callable[[], Any]] = [
+        partial(client.get_run, parent_id), partial(_confirmation, plan, stored, board), ledger.entries,
+    ]  # fmt: skip
+    parent, confirmation, entries = lookup.each(plan.uri, lambda ask: ask(), questions)
     run_ids = [str(trial.user_attrs.get(RUN_ID)) for trial in stored.trials()]
-    if confirmation:
-        run_ids += [row[-1].text for row in confirmation.table.rows]
-    entries = Ledger(run_log.client_of(plan.uri), plan.uri, stores.REGISTERED_NAME).entries()
-    frame, front = report.trials_frame(plan, stored), report.pareto_front(plan, stored)
+    run_ids += [row[-1].text for row in confirmation.table.rows] if confirmation else []
+    frame, is_front = report.trials_frame(plan, stored), len(plan.objectives) > 1
     keys = [one.key for one in plan.dimensions]
     answer = _confirmed_answer(confirmation) if confirmation else _searched_answer(plan, board)
-    # while a study is watched its page is made after every trial: then not all its runs are asked for each time
-    mixed = "" if parent.info.status == "RUNNING" else report.machines(plan, stored, parent_id)
+    mixed = "" if is_watched else report.machines(plan, stored, parent_id)
     return StudyPage(
         name=plan.study.study,
         written=f"{datetime.now():%Y-%m-%d %H:%M:%S}",
         answer=replace(answer, basis=[*answer.basis, *filter(None, [mixed and f"Trials were {mixed}."])]),
         facts=_facts(plan, frame, board),
         leaderboard=tables.leaderboard_table(board),
-        front=tables.front_table(front, plan.objectives) if len(plan.objectives) > 1 else None,
+        front=tables.front_table(report.pareto_front(plan, stored), plan.objectives) if is_front else None,
         trials=tables.trials_table(frame, keys, plan.objectives),
         pictures=pictures(plan, stored),
         networks=networks(plan.uri, plan.run.data, board),

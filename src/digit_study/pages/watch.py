@@ -144,7 +144,7 @@ def ended_trials(stored: StoredStudy) -> int:
 def _render(plan: StudyPlan, stored: StoredStudy, version: int) -> str:
     """The page, or one that says what it stumbled over: the next trial's end is the next chance."""
     try:
-        return study.render(study.collect(plan, stored), version)
+        return study.render(study.collect(plan, stored, is_watched=True), version)
     except Exception as fault:
         return study.render_fault(plan.study.study, first_line(fault))
 

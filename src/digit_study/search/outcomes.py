@@ -4,6 +4,7 @@ import math
 import statistics
 from bisect import insort
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 
 from mlflow.exceptions import MlflowException
 from optuna.exceptions import StorageInternalError
@@ -18,6 +19,7 @@ from digit_study.search.plan import StudyPlan
 from digit_study.search.study import SUPERSEDED, SUPERVISOR, WORKER, StoredStudy, orphans
 from digit_study.terminal.messages import StudyError, first_line, of_world
 from digit_study.tracking import lookup, run_log
+from digit_study.tracking.courier import KEEPER, SPARE
 
 #: Attributes of a trial.
 RUN_ID, REASON, RETRY_OF, REPLICATE_OF = "run_id", "reason", "retry_of", "replicate_of"
@@ -194,7 +196,15 @@ class Outcomes:
     def settle_runs(self) -> None:
         """Make MLflow agree with Optuna, where a process was killed between the two."""
         trials = {trial.number: trial for trial in self.stored.trials()}
-        for run_id, tags in lookup.children_tagged(self.uri, self.parent_run_id, RUNNING_TAG):
+        marks = [RUNNING_TAG, {"kind": SPARE}]
+        running, spares = lookup.each(self.uri, partial(lookup.children_tagged, self.uri, self.parent_run_id), marks)
+        used = {trial.user_attrs.get(RUN_ID) for trial in trials.values()}
+        for run_id, tags in spares:
+            # that of a trial may have been told nothing of it yet
+            is_spare = run_id not in used and not run_log.is_kept_here(run_id)
+            if is_spare and machine.find_process(tags[KEEPER]) is None:
+                run_log.delete_run(self.uri, run_id)
+        for run_id, tags in running:
             trial = trials.get(int(tags.get("trial.number", -1)))
             if trial is not None and trial.user_attrs.get(RUN_ID) == run_id and trial.state.is_finished():
                 state, reason = trial.state.name, trial.user_attrs.get(REASON)

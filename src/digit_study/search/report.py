@@ -3,7 +3,8 @@
 import re
 import shlex
 from collections import Counter
-from collections.abc import Container, Mapping
+from collections.abc import Mapping, Set
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,13 @@ from digit_study.terminal.console import CONFIGURATIONS, warn, with_interval
 from digit_study.terminal.messages import first_line
 from digit_study.tracking import delivery, lookup, origin, run_log, views
 
+#: Of so many trials the page of a study shows more than a row.
+MOST_NETWORKS = 10
 #: Of runs by store and id: final metrics, and whether each validation image is read right, in the order of their index.
 _remembered: dict[tuple[str, str], tuple[Mapping[str, float], npt.NDArray[np.bool_]]] = {}
+#: Of trials that this process saw end, by store and id: the machine of every one, and all of the best.
+_machines: dict[tuple[str, str], Mapping[str, str]] = {}
+_best: dict[tuple[str, str], TrialResult] = {}
 
 
 def feasible_trials(stored: StoredStudy) -> list[FrozenTrial]:
@@ -65,8 +71,19 @@ def candidate(plan: StudyPlan, name: str, run_id: str) -> Candidate | None:
 
 
 def remember(uri: str, result: TrialResult) -> None:
-    """Keep what ranks a run: no leaderboard need ask the store for it, which may be slow by then, or gone."""
-    _remembered[uri, result.run_id] = result.metrics, result.evaluation.correct[result.evaluation.index.argsort()]
+    """Keep what is told of a trial: no leaderboard or page need ask the store for it, which may be slow, or gone."""
+    run, evaluation = (uri, result.run_id), result.evaluation.in_order()
+    _remembered[run] = result.metrics, evaluation.correct
+    _best[run] = replace(result, evaluation=evaluation)
+    if result.machine:
+        _machines[run] = result.machine
+    if len(_best) > MOST_NETWORKS:
+        del _best[min(_best, key=lambda one: _best[one].metrics["val_accuracy"])]
+
+
+def result_of(uri: str, run_id: str) -> TrialResult | None:
+    """All that a trial left, its images in order, if it is of the best that this process saw end."""
+    return _best.get((uri, run_id))
 
 
 def _result(uri: str, run_id: str) -> tuple[Mapping[str, float], npt.NDArray[np.bool_]]:
@@ -146,11 +163,14 @@ def machines(plan: StudyPlan, stored: StoredStudy, parent_run_id: str) -> str:
     return mixture(plan.uri, parent_run_id, {str(one.user_attrs.get(RUN_ID)) for one in feasible_trials(stored)})
 
 
-def mixture(uri: str, parent_run_id: str, compared: Container[str]) -> str:
+def mixture(uri: str, parent_run_id: str, compared: Set[str]) -> str:
     """A sentence on what differs between the machines of the ``compared`` runs beneath a parent; empty if nothing does.
 
     Processor, cores and versions decide bits or seconds of a run, as its tags have them.
     """
+    known = [_machines[uri, run_id] for run_id in compared if (uri, run_id) in _machines]
+    if len(known) == len(compared):
+        return origin.mixture(known)
     try:
         finished = run_log.children(uri, parent_run_id, "attributes.status = 'FINISHED'")
     except delivery.StoreFault:  # the courier says so

@@ -24,7 +24,7 @@ from digit_study.terminal.progress import sweep_progress
 from digit_study.terminal.signals import Interrupted
 from digit_study.tracking import lookup, stores, views
 from digit_study.tracking.courier import Courier
-from digit_study.tracking.run_log import RunLog, client_of, create_run, reopen_run
+from digit_study.tracking.run_log import RunLog, client_of, reopen_run
 from digit_study.training import figures
 
 #: Seconds that the process that created a study needs at most until its parent run is in MLflow.
@@ -37,11 +37,13 @@ def run_study(
     plan: StudyPlan,
     open_engine: Callable[[Limits], Engine] | None = None,
     alongside: Callable[[StudyPlan], AbstractContextManager[Any]] = nullcontext,
+    around: Callable[[StudyPlan], AbstractContextManager[Any]] = nullcontext,
 ) -> StoredStudy:
     """Search until the declared total is met, then report; an interrupted study goes on with the same command.
 
     ``open_engine`` makes the engine that trials run on; by default it is the one that ``search.engine`` names.
-    ``alongside`` is entered when both stores have the study, and left when its trials have ended.
+    ``alongside`` is entered when both stores have the study, and left when its trials have ended; ``around`` is left
+    when all is reported, while the tracking store may still be told of it.
     Raises StudyError if the study is not the one that was begun or too many trials failed, and Interrupted after a
     signal; both stores are then left without anything RUNNING.
     """
@@ -52,7 +54,7 @@ def run_study(
     search = plan.study.search
     engine = (open_engine or ENGINES[search.engine])(plan.limits)
     stores.prepare_store(plan.uri)
-    with Courier(plan.uri, search.patience) as courier:
+    with Courier(plan.uri, search.patience) as courier, around(plan):
         _search(plan, stored, engine, alongside, courier)
     return stored
 
@@ -65,7 +67,7 @@ def _search(
     courier: Courier,
 ) -> None:
     """The parent run, from its beginning to its end."""
-    parent, status = _parent_run(plan, stored), "FAILED"
+    parent, status = _parent_run(plan, stored, courier), "FAILED"
     try:
         log = RunLog(plan.uri, parent)
         log.config(plan.run)
@@ -94,13 +96,17 @@ def _search(
 
 def parent_of(plan: StudyPlan, stored: StoredStudy) -> str | None:
     """The parent run of a study, which is asked for once; None where this tracking store does not have it."""
-    place = plan.uri, str(stored.study.user_attrs[UID])
+    place = _place(plan, stored)
     if place not in _parents:
         found = lookup.find_run(plan.uri, {"kind": "study", "study.uid": place[1]})
         if found is None:
             return None
         _parents[place] = found
     return _parents[place]
+
+
+def _place(plan: StudyPlan, stored: StoredStudy) -> tuple[str, str]:
+    return plan.uri, str(stored.study.user_attrs[UID])
 
 
 def kept_elsewhere(plan: StudyPlan) -> StudyError:
@@ -111,18 +117,19 @@ def kept_elsewhere(plan: StudyPlan) -> StudyError:
     )
 
 
-def _parent_run(plan: StudyPlan, stored: StoredStudy) -> str:
+def _parent_run(plan: StudyPlan, stored: StoredStudy, courier: Courier) -> str:
     """Find the parent run of a study again, or create it; raises StudyError if its runs are in another store."""
     # it is left to the process that created the study, while that lives: two would be one too many
     me = machine.process_name()
-    creator = stored.study.user_attrs.get(CREATOR, me)
+    creator, place = stored.study.user_attrs.get(CREATOR), _place(plan, stored)
     deadline = time.monotonic() + PARENT_WITHIN_S
-    while creator != me and machine.is_alive(creator) and time.monotonic() < deadline:
+    while creator not in (me, None) and machine.is_alive(creator) and time.monotonic() < deadline:
         if parent_of(plan, stored) is not None:
             break
         time.sleep(0.5)
     with lock(f"{plan.study.study}.turn"):
-        known = parent_of(plan, stored)
+        # of one that this process has just created no store knows anything
+        known = _parents.get(place) if creator == me else parent_of(plan, stored)
         if known is not None and reopen_run(plan.uri, known):
             return known
         if any(RUN_ID in trial.user_attrs for trial in stored.trials()):
@@ -131,9 +138,10 @@ def _parent_run(plan: StudyPlan, stored: StoredStudy) -> str:
             **views.BEGUN,
             "study": plan.study.study,
             "kind": "study",
-            "study.uid": str(stored.study.user_attrs[UID]),
+            "study.uid": place[1],
         }
-        return create_run(plan.run, plan.uri, plan.dataset, f"study {plan.study.study}", **tags)
+        _parents[place] = courier.create_run(plan.run, plan.dataset, f"study {plan.study.study}", 0, **tags).result()
+        return _parents[place]
 
 
 def _end(plan: StudyPlan, stored: StoredStudy, parent: str, status: str) -> None:

@@ -121,13 +121,19 @@ class Sweep:
                 with suppress(*StoreFault):  # the next command finds it
                     one.trial.set_user_attr(RUN_ID, one.run_id.result(HURRIED_S))
             self.outcomes.interrupt()
-            if self.courier.wait(seconds) == 0:  # without a store the next command does the rest
+            # what this process alone has recorded is the same in both stores
+            if self._may_differ(seconds) and self.courier.wait(seconds) == 0:  # else the next command does the rest
                 self.outcomes.settle_runs()
                 self.outcomes.drop_models()
         except Exception as fault:
             if not is_fault(fault):
                 raise
             warn(f"not all is told, the same command goes on with it: {told(fault)}")
+
+    def _may_differ(self, seconds: float | None) -> bool:
+        """Whether both stores may tell different things of a trial: one was cut off, or another process ended it."""
+        is_mine = all(one.user_attrs.get(study.SUPERVISOR) == self.me for one in self.stored.trials())
+        return seconds is not None or self.world.was_hit or not is_mine
 
     @property
     def creating(self) -> list[int]:
@@ -168,8 +174,9 @@ class Sweep:
             epochs = int(longest[0]) if longest else run.training.epochs
             self.study.set_user_attr(f"{study.SUPERVISED}{self.me}", True)
             self.study.sampler, self.study.pruner = make_sampler_and_pruner(self.search, epochs, before)
-            self.outcomes.adopt_orphans()
-            self.outcomes.settle_runs()
+            if self.stored.trials():
+                self.outcomes.adopt_orphans()
+                self.outcomes.settle_runs()
             params, outside = space.baseline(dimensions, run)
             points = [params] if params and not (outside and is_grid) else []
             points += [point for point in space.grid(dimensions) or [] if point != params] if is_grid else []
@@ -230,7 +237,8 @@ class Sweep:
             tags["trial.replicate_of"] = str(earlier)
         config, problem = self.plan.trial_config(params, seed, self.parent_run_id)
         name = f"trial {number}: {space.short_name(params)}"[:250]
-        run_id = self.courier.create_run(config, self.plan.dataset, name, **tags)
+        ahead = 0 if self.stored.database else self.left  # of runs made ahead only this machine knows whose they are
+        run_id = self.courier.create_run(config, self.plan.dataset, name, ahead, **tags)
         self.running[number] = Running(trial, params, config, run_id, problem, replicate_of=earlier)
         self._submit(number)
 

@@ -7,19 +7,22 @@ nobody supervises is sent by its own process, see :class:`digit_study.tracking.r
 import fcntl
 import threading
 import time
-from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from functools import partial
-from typing import Any, Self
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
+from typing import Self
 
 from mlflow.exceptions import MlflowException
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME
 
+from digit_study.config import machine
 from digit_study.config.run import Config
 from digit_study.terminal import console
 from digit_study.terminal.messages import StudyError, first_line
 from digit_study.terminal.signals import raise_if_interrupted
-from digit_study.tracking import run_log, stores
-from digit_study.tracking.delivery import Call, RunAll, courier_file, fault_of, in_turn, is_served, send
+from digit_study.tracking import origin, run_log, stores
+from digit_study.tracking.delivery import Call, StoreFault, courier_file, fault_of, is_served, send
 from digit_study.tracking.outbox import CUT_OFF, Parcel, file_lock, parcels
 
 #: Runs, and half the files, that are sent to a server at a time: each waits for it, and none for another.
@@ -28,6 +31,10 @@ AT_A_TIME = 8
 PAUSE_S, LONGEST_PAUSE_S, HURRIED_S = 0.5, 8.0, 5.0
 #: Seconds after which a person is told what is waited for.
 QUIET_S = 3.0
+#: Seconds that a server needs for an answer from which on runs are created before they are asked for.
+SLOW_S = 0.5
+#: What the tag ``kind`` says of a run that waits for its trial, and the tag that says which process keeps it.
+SPARE, KEEPER = "spare", f"{origin.TECHNICAL}keeper"
 
 
 def deliver(uri: str) -> None:
@@ -58,11 +65,15 @@ class Courier:
         self.uri, self.patience, self.client = uri, patience, run_log.client_of(uri)
         self.fault: str | None = None
         self.since, self.rounds, self.key = 0.0, 0, key
+        self.lock = threading.Lock()
         self.news, self.has_begun, self.stopping = threading.Event(), threading.Event(), threading.Event()
         self.thread = threading.Thread(target=self._run, daemon=True)
         # a database takes one writer at a time anyway
         self.is_wide = uri.startswith(stores.SERVERS)
-        self.creators = ThreadPoolExecutor(AT_A_TIME)
+        self.creators, self.senders = ThreadPoolExecutor(AT_A_TIME), ThreadPoolExecutor(AT_A_TIME)
+        self.files = ThreadPoolExecutor(2 * AT_A_TIME)
+        self.sending: dict[Future[Exception | None], str] = {}
+        self.spares, self.answer_s = deque[Future[str]](), 0.0
 
     def __enter__(self) -> Self:
         self.thread.start()
@@ -71,9 +82,12 @@ class Courier:
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
         is_hurried = kind is not None and (self.fault is not None or not issubclass(kind, Exception))
+        dropped = [self.creators.submit(self._drop, spare) for spare in self.spares]
         left = self.wait(HURRIED_S if is_hurried else None)
+        wait(dropped, HURRIED_S)
         self.stopping.set()
-        self.creators.shutdown(wait=False, cancel_futures=True)
+        for pool in (self.creators, self.senders, self.files):
+            pool.shutdown(wait=False, cancel_futures=True)
         self.news.set()
         self.thread.join(HURRIED_S)
         if left:
@@ -88,17 +102,46 @@ class Courier:
         """Runs that have ended and are not sent whole."""
         return [parcel for parcel in parcels(self.uri) if not parcel.is_open]
 
-    def create_run(self, config: Config, dataset: str, name: str, **tags: Any) -> Future[str]:
-        """Create a RUNNING run, as :func:`run_log.create_run` does; nobody need wait for a server's answer."""
-        if self.is_wide:
-            return self.creators.submit(run_log.create_run, config, self.uri, dataset, name, **tags)
-        made: Future[str] = Future()
-        made.set_result(run_log.create_run(config, self.uri, dataset, name, **tags))
+    def create_run(self, config: Config, dataset: str, name: str, ahead: int = 0, **tags: str) -> Future[str]:
+        """Create a RUNNING run, as :func:`run_log.create_run` does; nobody need wait for a server's answer.
+
+        ``ahead`` more will be asked for, so that a slow server makes one of them now. MLflow takes that for its start.
+        """
+        asked = config, dataset, name, tags
+        if not self.is_wide:
+            made: Future[str] = Future()
+            made.set_result(self._create(*asked))
+            return made
+        spare = self.spares.popleft() if self.spares else None
+        made = self.creators.submit(self._use, spare, *asked) if spare else self.creators.submit(self._create, *asked)
+        if self.answer_s > SLOW_S and len(self.spares) < ahead:
+            marks = {"kind": SPARE, KEEPER: machine.process_name()}
+            self.spares.append(self.creators.submit(self._create, config, dataset, "waits for its trial", marks))
         return made
+
+    def _create(self, config: Config, dataset: str, name: str, tags: Mapping[str, str]) -> str:
+        started = time.monotonic()
+        run_id = run_log.create_run(config, self.uri, dataset, name, **tags)
+        self.answer_s = time.monotonic() - started
+        return run_id
+
+    def _use(self, spare: Future[str], config: Config, dataset: str, name: str, tags: Mapping[str, str]) -> str:
+        """Let the run that was made ahead be this one."""
+        try:
+            run_id = spare.result()
+        except StoreFault:  # the store was away at that moment
+            return self._create(config, dataset, name, tags)
+        run_log.tag_run(self.uri, run_id, {MLFLOW_RUN_NAME: name, **run_log.run_tags(config, dataset, **tags)})
+        return run_id
+
+    def _drop(self, spare: Future[str]) -> None:
+        """Delete a run that no trial came for; where the store is away the next command does."""
+        with suppress(*StoreFault):
+            run_log.delete_run(self.uri, spare.result())
 
     def wait(self, seconds: float | None = None) -> int:
         """Wait until all that has ended is sent, or for as long as patience lasts; returns how many runs are left."""
-        started, rounds, is_told = time.monotonic(), self.rounds, False
+        started, rounds, is_told, has_waited = time.monotonic(), self.rounds, False, bool(self.waiting())
         self.news.set()
         while left := self.waiting():
             now = time.monotonic()
@@ -116,45 +159,62 @@ class Courier:
             if seconds is None:
                 raise_if_interrupted()
             time.sleep(0.05)
+        if not left and has_waited:  # so the store takes results
+            self._tell([])
         return len(left)
 
     def _run(self) -> None:
-        with ThreadPoolExecutor(AT_A_TIME) as runs, ThreadPoolExecutor(2 * AT_A_TIME) as files:
-            together = partial(_together, files) if self.is_wide else in_turn
-            while not self.stopping.is_set():
-                with file_lock(courier_file(self.uri), fcntl.LOCK_EX | fcntl.LOCK_NB) as is_ours:
-                    pause = PAUSE_S
-                    while is_ours and not self.stopping.is_set():
-                        self.has_begun.set()
-                        faults = self._round(runs.map if self.is_wide else map, together)
-                        pause = min(2 * pause, LONGEST_PAUSE_S) if faults else PAUSE_S
-                        self.news.wait(pause)
-                        self.news.clear()
-                self.has_begun.set()
-                self.stopping.wait(PAUSE_S / 5)
+        while not self.stopping.is_set():
+            with file_lock(courier_file(self.uri), fcntl.LOCK_EX | fcntl.LOCK_NB) as is_ours:
+                pause = PAUSE_S
+                while is_ours and not self.stopping.is_set():
+                    self.has_begun.set()
+                    faults = self._round()
+                    pause = min(2 * pause, LONGEST_PAUSE_S) if faults else PAUSE_S
+                    self.news.wait(pause)
+                    self.news.clear()
+            self.has_begun.set()
+            self.stopping.wait(PAUSE_S / 5)
 
-    def _round(self, over: Callable[..., Iterable[Exception | None]], together: RunAll) -> list[Exception]:
+    def _round(self) -> list[Exception]:
         """Send what every run has to tell; the first fault of the store ends it."""
-        faults: list[Exception] = []
+        faults, is_any_through = list[Exception](), False
         try:
             if self.fault is not None:
                 stores.check_store(self.uri)
-            for fault in over(lambda parcel: send(parcel, self.client, together), parcels(self.uri)):
+            for fault in self._sent_together() if self.is_wide else self._sent_in_turn():
                 faults += [] if fault is None else [fault]
+                is_any_through = True
                 if isinstance(fault, MlflowException) or self.stopping.is_set():
                     break
         except Exception as fault:  # whatever it is, it is told, and tried again: nothing is lost meanwhile
             faults.append(fault)
-        self._tell(faults)
-        self.rounds += 1
+        if faults or is_any_through or not self.sending:
+            self._tell(faults)
+        self.rounds += bool(faults) or not self.sending
         return faults
+
+    def _sent_in_turn(self) -> Iterator[Exception | None]:
+        """What the store raised for each run, which is sent after the one before it."""
+        return (send(parcel, self.client) for parcel in parcels(self.uri))
+
+    def _sent_together(self) -> Iterator[Exception | None]:
+        """What the store raised for the runs that are through, while slower ones go on being sent."""
+        for parcel in parcels(self.uri):
+            if parcel.run_id not in self.sending.values():
+                sending = self.senders.submit(send, parcel, self.client, self._together)
+                self.sending[sending] = parcel.run_id
+        for done in wait(self.sending, PAUSE_S / 5, FIRST_COMPLETED).done:
+            del self.sending[done]
+            yield done.result()
 
     def _tell(self, faults: Sequence[Exception]) -> None:
         """Say once that the store has gone away, and that it is back."""
-        before, now = self.fault, self._reason(faults[0]) if faults else None
-        if now is not None and before is None:
-            self.since = time.monotonic()
-        self.fault = now
+        now = self._reason(faults[0]) if faults else None
+        with self.lock:
+            before, self.fault = self.fault, now
+            if now is not None and before is None:
+                self.since = time.monotonic()
         if now is not None and before is None:
             console.warn(f"the tracking store does not take results now ({now}): what it misses is kept in "
                          "mlruns/.outbox, and sent as soon as it does")  # fmt: skip
@@ -170,6 +230,5 @@ class Courier:
             return first_line(problem)
         return first_line(fault)
 
-
-def _together(pool: ThreadPoolExecutor, calls: Sequence[Call]) -> list[Exception]:
-    return [fault for fault in pool.map(fault_of, calls) if fault is not None]
+    def _together(self, calls: Sequence[Call]) -> list[Exception]:
+        return [fault for fault in self.files.map(fault_of, calls) if fault is not None]

@@ -28,7 +28,6 @@ LONGEST_TAG, MOST_METRICS = 8000, 800
 Call = Callable[[], None]
 #: Runs calls one after the other or together; returns what they raised.
 RunAll = Callable[[Sequence[Call]], list[Exception]]
-_experiments: dict[str, str] = {}
 
 
 def in_turn(calls: Sequence[Call]) -> list[Exception]:
@@ -46,13 +45,6 @@ def fault_of(call: Call) -> Exception | None:
     except StoreFault as fault:
         return fault
     return None
-
-
-def experiment_of(client: mlflow.MlflowClient, run_id: str, known: str | None = None) -> str:
-    """Id of the experiment that a run is in, ``known`` or asked for once."""
-    if run_id not in _experiments:
-        _experiments[run_id] = known or str(client.get_run(run_id).info.experiment_id)
-    return _experiments[run_id]
 
 
 class Delivery:
@@ -77,58 +69,77 @@ class Delivery:
                 self.parcel.sent = self.sent
 
     def _due(self) -> list[Call]:
-        """What can be sent now, in any order: first the log, then every file, then the end."""
+        """What can be sent now, in any order: log and files, the model's files once they have a place, then the end."""
         records, end = self.parcel.records(self.sent["bytes"])
-        if end > self.sent["bytes"]:
-            return [partial(self._log, records, end)]
+        calls = self._log(records, end) if end > self.sent["bytes"] else []
         if self.parcel.is_open or not self.parcel.folder.is_dir():
-            return []
+            return calls
         missing = {name: at for name, at in self.parcel.files().items() if self.sent["files"].get(name) != at}
         model = [name for name in missing if name.startswith(f"{MODEL}/")]
-        calls: list[Call] = [partial(self._file, name, at) for name, at in missing.items() if name not in model]
-        outcome = self.parcel.outcome
-        if model and outcome.get("status") == "FINISHED" and not self.sent.get("dropped"):
-            if "model_id" in self.sent:
+        calls += [partial(self._file, name, at) for name, at in missing.items() if name not in model]
+        is_dropped = self.sent.get("dropped") or any("drop_models" in record for record in records)
+        if model and not is_dropped and self.parcel.outcome.get("status") == "FINISHED":
+            if "model_place" in self.sent:
                 calls += [partial(self._model_file, name, missing[name]) for name in model]
             else:
                 calls.append(self._create_model)
-        elif "model_id" in self.sent and not self.sent.get("model_ready"):
-            calls.append(self._finish_model)
-        if not calls and outcome and self.sent.get("ended") != outcome["time"]:
+        return calls or self._last(is_dropped)
+
+    def _last(self, is_dropped: bool) -> list[Call]:
+        """What is told when the store has all: that the model is whole, and how the run ended."""
+        calls: list[Call] = []
+        if "model_id" in self.sent and not is_dropped:
+            calls += [] if self.sent.get("model_linked") else [self._link_model]
+            calls += [] if self.sent.get("model_ready") else [self._finalize_model]
+        outcome = self.parcel.outcome
+        if outcome and self.sent.get("ended") != outcome["time"]:
             calls.append(self._end)
         return calls
 
-    def _log(self, records: list[dict[str, Any]], end: int) -> None:
+    def _log(self, records: list[dict[str, Any]], end: int) -> list[Call]:
+        """What sends records of the log; it is sent up to byte ``end`` when the last of these calls is through."""
+        # of a dataset, a note or an end the last one counts
+        others = {kind: content for record in records for kind, content in record.items() if kind in self._others}
+        calls: list[Call] = [partial(self._log_batch, records)]
+        calls += [partial(call, **content) for kind, content in others.items() for call in self._others[kind]]
+        left = set(range(len(calls)))
+
+        def send_one(number: int, call: Call) -> None:
+            call()
+            left.discard(number)
+            if not left:
+                self.sent["bytes"] = end
+
+        return [partial(send_one, number, call) for number, call in enumerate(calls)]
+
+    def _log_batch(self, records: list[dict[str, Any]]) -> None:
         metrics = [
             Metric(name, value, record["time"], record["step"])
             for record in records
             for name, value in record.get("metrics", {}).items()
         ]
-        params = {key: value for record in records for key, value in record.get("params", {}).items()}
-        tags = {key: value for record in records for key, value in record.get("tags", {}).items()}
-        said = [Param(key, value) for key, value in params.items()], [RunTag(key, text) for key, text in tags.items()]
+        said = {key: value for record in records for key, value in record.get("params", {}).items()}
+        params = [Param(key, value) for key, value in said.items()]
+        said = {key: value for record in records for key, value in record.get("tags", {}).items()}
+        tags = [RunTag(key, text) for key, text in said.items()]
         try:
-            self._log_batch(metrics, *said)
+            self._log_at_most(metrics, params, tags)
         except MlflowException as fault:
             if not params or fault.error_code not in REFUSED:
                 raise
-            self._log_batch(metrics, [], said[1])  # params of a run that is opened again stay as they were
-        for record in records:
-            for kind, send in self._others.items():
-                if kind in record:
-                    send(**record[kind])
-        self.sent["bytes"] = end
+            self._log_at_most(metrics, [], tags)  # params of a run that is opened again stay as they were
 
-    def _log_batch(self, metrics: list[Metric], params: list[Param], tags: list[RunTag]) -> None:
+    def _log_at_most(self, metrics: list[Metric], params: list[Param], tags: list[RunTag]) -> None:
         if metrics or params or tags:
             self.client.log_batch(self.run_id, metrics[:MOST_METRICS], params, tags)
         for at in range(MOST_METRICS, len(metrics), MOST_METRICS):
             self.client.log_batch(self.run_id, metrics[at : at + MOST_METRICS])
 
     @property
-    def _others(self) -> dict[str, Callable[..., None]]:
+    def _others(self) -> dict[str, list[Callable[..., None]]]:
         """What sends the records of these kinds."""
-        return {"dataset": self._dataset, "note": self._note, "close": self._close, "drop_models": self._drop_models}
+        notes = [self._share_view, self._describe_experiment]
+        return {"dataset": [self._dataset], "note": notes, "close": [self._close], "drop_models": [self._drop_models]}
 
     def _dataset(self, name: str, digest: str, profile: str) -> None:
         entity = Dataset(name, digest, "local", f'{{"name": "{name}"}}', profile=profile)
@@ -137,11 +148,13 @@ class Delivery:
             return self.client.log_inputs(self.run_id, inputs)
         return self.client.log_inputs(self.run_id, inputs)
 
-    def _note(self, keys: Sequence[str]) -> None:
-        """Let the pages of the experiment know of a parent's description, which are tags of its own."""
-        experiment = experiment_of(self.client, self.run_id)
-        views.share_view(self.client, experiment, self.run_id, keys)
-        views.describe_experiment(self.client, experiment)
+    def _share_view(self, keys: Sequence[str], answer: str | None = None) -> None:
+        views.share_view(self.client, views.experiment_of(self.client, self.run_id), self.run_id, keys)
+
+    def _describe_experiment(self, keys: Sequence[str], answer: str | None = None) -> None:
+        """Let the experiment's page know of a parent's ``answer``, which the store may not have yet."""
+        experiment = views.experiment_of(self.client, self.run_id)
+        views.describe_experiment(self.client, experiment, {self.run_id: answer} if answer else {})
 
     def _close(self, status: str, reason: str) -> None:
         if self.client.get_run(self.run_id).info.status == "RUNNING":
@@ -160,13 +173,21 @@ class Delivery:
                     folder.parent.rmdir()
 
     def _models(self) -> list[Any]:
-        experiment = experiment_of(self.client, self.run_id)
+        experiment = views.experiment_of(self.client, self.run_id)
         return list(self.client.search_logged_models([experiment], filter_string=f"source_run_id = '{self.run_id}'"))
 
     def _file(self, name: str, at: list[int]) -> None:
-        path, place = self.parcel.folder / name, str(Path(name).parent)
-        self.client.log_artifact(self.run_id, str(path), None if place == "." else place)
+        self._upload(views.home_of(self.client, self.run_id)[1], name, Path(name).parent)
         self.sent["files"][name] = at
+
+    def _upload(self, artifacts: str, name: str, place: Path) -> None:
+        """Send a file of the folder; MLflow's client would ask the store once more where a run's or a model's lie."""
+        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+        repository, folder = get_artifact_repository(artifacts, self.client.tracking_uri), str(place)
+        repository.log_artifact(  # type: ignore[no-untyped-call]
+            str(self.parcel.folder / name), None if folder == "." else folder
+        )
 
     def _create_model(self) -> None:
         """Make the model's place in the store and let it name that; an earlier sender may have been killed here."""
@@ -180,20 +201,19 @@ class Delivery:
             made = known[0]
         else:
             params = {key: text for one in self.parcel.records()[0] for key, text in one.get("params", {}).items()}
-            experiment = experiment_of(self.client, self.run_id)
+            experiment = views.experiment_of(self.client, self.run_id)
             made = self.client.create_logged_model(experiment, "model", self.run_id, params=params)
         described = Model.load(str(folder))
         described.artifact_path, described.run_id = made.artifact_location, self.run_id
         described.model_uuid = described.model_id = made.model_id
         described.save(str(folder / "MLmodel"))
-        self.sent["model_id"] = made.model_id
+        self.sent |= {"model_id": made.model_id, "model_place": made.artifact_location}
 
     def _model_file(self, name: str, at: list[int]) -> None:
-        path, place = self.parcel.folder / name, str(Path(name).parent.relative_to(MODEL))
-        self.client.log_model_artifact(self.sent["model_id"], str(path), None if place == "." else place)
+        self._upload(self.sent["model_place"], name, Path(name).parent.relative_to(MODEL))
         self.sent["files"][name] = at
 
-    def _finish_model(self) -> None:
+    def _link_model(self) -> None:
         made = self.sent["model_id"]
         try:
             self.client.log_outputs(self.run_id, [LoggedModelOutput(made, 0)])
@@ -201,12 +221,14 @@ class Delivery:
             outputs = self.client.get_run(self.run_id).outputs
             if outputs is None or made not in [one.model_id for one in outputs.model_outputs]:
                 raise
-        self.client.finalize_logged_model(made, "READY")
+        self.sent["model_linked"] = True
+
+    def _finalize_model(self) -> None:
+        self.client.finalize_logged_model(self.sent["model_id"], "READY")
         self.sent["model_ready"] = True
 
     def _end(self) -> None:
-        outcome = self.parcel.outcome
-        if outcome and self.sent.get("ended") != outcome["time"]:
+        if (outcome := self.parcel.outcome) and self.sent.get("ended") != outcome["time"]:
             self.client.set_terminated(self.run_id, outcome["status"], outcome["time"])
             self.sent["ended"] = outcome["time"]
 

@@ -18,7 +18,7 @@ from digit_study.config.engine import PLACE_KEYS
 from digit_study.config.run import Config, TrackingConfig
 from digit_study.terminal import console
 from digit_study.terminal.messages import StudyError, first_line, nearest, without_password
-from digit_study.tracking import delivery, origin, stores
+from digit_study.tracking import origin, stores, views
 from digit_study.tracking.delivery import StoreFault
 from digit_study.tracking.outbox import Parcel
 from digit_study.tracking.run_log import BEST_OF, children, client_of
@@ -76,7 +76,7 @@ def _all_of(tags: Mapping[str, str]) -> str:
 def runs_with_models(uri: str, parent_run_id: str) -> set[str]:
     """Ids of all runs that have a model, in the experiment of ``parent_run_id``."""
     found: set[str] = set()
-    experiment, token = delivery.experiment_of(client_of(uri), parent_run_id), None
+    experiment, token = views.experiment_of(client_of(uri), parent_run_id), None
     while True:
         page = client_of(uri).search_logged_models([experiment], page_token=token)
         found |= {str(model.source_run_id) for model in page}

@@ -79,25 +79,29 @@ def experiment_id(uri: str, name: str) -> str:
 
 def create_run(config: Config, uri: str, dataset: str, name: str | None = None, **tags: str) -> str:
     """Create a RUNNING run that says what code, data and machine it comes from; returns its id."""
-    client, parent = client_of(uri), config.tracking.parent_run_id
-    all_tags = {
+    client, named = client_of(uri), config.tracking.run_name or name
+    experiment = experiment_id(uri, stores.experiment_name(config, dataset))
+    # a signal between the store's commit and our receiving the id would leave a run that nobody knows to end
+    with deferred_signals() as is_stopping:
+        made = client.create_run(experiment, tags=run_tags(config, dataset, **tags), run_name=named).info
+        if is_stopping():
+            client.set_terminated(made.run_id, "KILLED")
+    views.home_of(client, made.run_id, made)
+    return str(made.run_id)
+
+
+def run_tags(config: Config, dataset: str, **tags: str) -> dict[str, str]:
+    """All tags that a run of this process has from its beginning, in the order in which MLflow's page shows them."""
+    parent = config.tracking.parent_run_id
+    return {
         MLFLOW_SOURCE_NAME: Path(sys.argv[0]).name,
         MLFLOW_USER: machine.user_name(),
         **({MLFLOW_PARENT_RUN_ID: parent} if parent else {}),
-        # MLflow's page shows tags in this order
         **tags,
         "dataset.name": dataset,
         "dataset.sha256": str(config.data.sha256),
         **origin.technical(config),
     }
-    experiment, run_name = experiment_id(uri, stores.experiment_name(config, dataset)), config.tracking.run_name or name
-    # a signal between the store's commit and our receiving the id would leave a run that nobody knows to end
-    with deferred_signals() as is_stopping:
-        run_id = str(client.create_run(experiment, tags=all_tags, run_name=run_name).info.run_id)
-        if is_stopping():
-            client.set_terminated(run_id, "KILLED")
-    delivery.experiment_of(client, run_id, experiment)
-    return run_id
 
 
 def close_run(uri: str, run_id: str, status: str, reason: str) -> None:
@@ -106,10 +110,15 @@ def close_run(uri: str, run_id: str, status: str, reason: str) -> None:
     _post(uri, run_id)
 
 
+def delete_run(uri: str, run_id: str) -> None:
+    """Delete a run that nothing came of."""
+    client_of(uri).delete_run(run_id)
+
+
 def children(uri: str, parent_run_id: str, condition: str) -> list[tuple[str, dict[str, str]]]:
     """Ids and tags of the runs beneath a parent that meet a condition of MLflow's search."""
     client = client_of(uri)
-    experiment = client.get_run(parent_run_id).info.experiment_id
+    experiment = views.experiment_of(client, parent_run_id)
     query = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{parent_run_id}' and {condition}"
     return [(run.info.run_id, dict(run.data.tags)) for run in client.search_runs([experiment], query, max_results=5000)]
 
@@ -220,8 +229,9 @@ class RunLog:
 
     def describe(self, note: views.Note, keys: Sequence[str] = ()) -> None:
         """Put a note on this parent's page and its answer on the experiment's; the view has columns for ``keys``."""
-        text = note.markdown(delivery.experiment_of(self.client, self.run_id), self.run_id)
-        self._tell(tags={MLFLOW_RUN_NOTE: text, views.ANSWER: note.answer}, note={"keys": list(keys)})
+        text = note.markdown(views.experiment_of(self.client, self.run_id), self.run_id)
+        said = {"keys": list(keys), "answer": note.answer}
+        self._tell(tags={MLFLOW_RUN_NOTE: text, views.ANSWER: note.answer}, note=said)
 
     def model(self, model: Any) -> None:
         """Log a float32 Keras model."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 
 import pandas as pd
 from mlflow import MlflowClient
+from mlflow.entities import RunInfo
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
@@ -26,6 +27,8 @@ LOCAL, TRAINING = "http://127.0.0.1:5000", "workflowType=machine_learning"
 #: The address of the newest result in the local store, which ``make ui`` opens.
 NEWEST = ARTIFACTS / ".newest"
 MOST_ROWS, MOST_PARENTS, MOST_COMPARED = 10, 10, 10
+#: Experiment and place of the artifacts of runs, which never change.
+_homes: dict[str, tuple[str, str]] = {}
 
 
 @dataclass(frozen=True)
@@ -83,6 +86,19 @@ def escape(text: str) -> str:
     return re.sub(r"([\\`*\[\]|<>])", r"\\\1", text.replace("\n", " "))
 
 
+def home_of(client: MlflowClient, run_id: str, known: RunInfo | None = None) -> tuple[str, str]:
+    """Id of the experiment that a run is in, and the URI of its artifacts; ``known`` or asked for once."""
+    if run_id not in _homes:
+        info = known or client.get_run(run_id).info
+        _homes[run_id] = str(info.experiment_id), str(info.artifact_uri)
+    return _homes[run_id]
+
+
+def experiment_of(client: MlflowClient, run_id: str) -> str:
+    """Id of the experiment that a run is in."""
+    return home_of(client, run_id)[0]
+
+
 def share_view(client: MlflowClient, experiment: str, run_id: str, keys: Sequence[str]) -> None:
     """Keep a view of the runs beneath ``run_id``: by validation accuracy, with columns for the config's ``keys``."""
     metrics = [f"metrics.`{name}`" for name in ("val_accuracy", "val_loss", "parameters")]
@@ -95,12 +111,16 @@ def share_view(client: MlflowClient, experiment: str, run_id: str, keys: Sequenc
     client.set_experiment_tag(experiment, f"{SHARED_VIEW}{run_id}", json.dumps(view))
 
 
-def describe_experiment(client: MlflowClient, experiment: str) -> None:
-    """Let an experiment's description be the newest answers of its parent runs, each with its link."""
+def describe_experiment(client: MlflowClient, experiment: str, answers: Mapping[str, str]) -> None:
+    """Let an experiment's description be the newest answers of its parent runs, each with its link.
+
+    ``answers`` are those that the store may not have yet, by run id.
+    """
     newest = ["attributes.start_time DESC"]
     parents = client.search_runs([experiment], f"tags.{ANSWER} LIKE '%'", order_by=newest, max_results=MOST_PARENTS)
     lines = [
-        f"[{escape(run.info.run_name)}]({run_page(experiment, run.info.run_id)}): {escape(run.data.tags[ANSWER])}"
+        f"[{escape(run.info.run_name)}]({run_page(experiment, run.info.run_id)}): "
+        + escape(answers.get(run.info.run_id, run.data.tags[ANSWER]))
         for run in parents
     ]
     client.set_experiment_tag(experiment, MLFLOW_RUN_NOTE, "\n\n".join(lines))
@@ -112,7 +132,7 @@ def address(client: MlflowClient, uri: str, run_id: str, children: bool) -> str:
     Without a store that answers it is the command alone.
     """
     with suppress(MlflowException, OSError):
-        experiment = client.get_run(run_id).info.experiment_id
+        experiment = experiment_of(client, run_id)
         view = f"#/experiments/{experiment}/runs?viewStateShareKey={run_id}"
         return open_at(uri, view if children else run_page(experiment, run_id))
     return view_command(uri)
@@ -149,7 +169,7 @@ def model_place(uri: str, named: str) -> str:
             return place(uri, model_page(name.partition("@")[0], version))
         client = MlflowClient(uri)
         run_id = name if kind == "runs" else str(client.get_logged_model(name).source_run_id)
-        return place(uri, run_page(client.get_run(run_id).info.experiment_id, run_id))
+        return place(uri, run_page(experiment_of(client, run_id), run_id))
     return view_command(uri)
 
 
