@@ -15,9 +15,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import numpy as np
 import pytest
-from stub_worker import Stubs, plan, result_of
+from stub_worker import Stubs, plan
 
 from digit_study.config import machine
 from digit_study.config.engine import EngineConfig, Node, common_precision, fitting, settle
@@ -28,7 +29,7 @@ from digit_study.engine.protocol import LOST, LOST_NODE, Limits
 from digit_study.runs import plan as runs_plan
 from digit_study.search.run import run_study
 from digit_study.terminal.messages import StudyError
-from digit_study.tracking import origin
+from digit_study.tracking import delivery, origin, outbox, run_log, stores
 
 GIB = 2.0**30
 
@@ -225,8 +226,6 @@ class Deaf(slot.Slot):
 
 def test_a_call_that_is_made_again_does_nothing_twice(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """As where the network lost an answer: the trial is not started again, and no news is lost."""
-    from digit_study.tracking import run_log
-
     monkeypatch.setenv(sources.HANDED_OVER, "")
     found = plan("search.trials=1")
     images, labels = sources.read_part(found.run.data, "train")
@@ -243,20 +242,35 @@ def test_a_call_that_is_made_again_does_nothing_twice(store: str, monkeypatch: p
         Deaf().open(slot.Needs({}), {}, pickle.dumps(Limits()), "0" * 64, images, labels)
 
 
-def test_what_the_store_did_not_take_on_a_node_comes_to_the_outbox_here(tmp_path: Path, store: str) -> None:
-    from digit_study.tracking import stores
-
-    (kept := tmp_path / "node" / "abc").mkdir(parents=True)
-    (kept / "outcome.json").write_text("{}")
-    result = _result(kept)
-    packed = slot.unsent(result)
-    assert packed is not None and slot.unsent(_result(None)) is None
-    here = on_ray.kept_here(result, packed)
-    assert here.kept == stores.OUTBOX / "abc" and (here.kept / "outcome.json").read_text() == "{}"
-
-
-def _result(kept: Path | None) -> Any:
-    return replace(result_of(Config(), "abc"), kept=kept)
+def test_what_a_node_did_not_tell_the_store_is_told_from_here(
+    tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a run of which this machine has something to tell too; twice, as where a disk was full in between."""
+    run_id, here = run_log.create_run(Config(), store, "mnist"), stores.OUTBOX
+    with monkeypatch.context() as elsewhere:
+        elsewhere.setattr(stores, "ARTIFACTS", tmp_path / "node")
+        elsewhere.setattr(stores, "OUTBOX", tmp_path / "node" / ".outbox")
+        log = run_log.RunLog(store, run_id)
+        log.metrics({"val_accuracy": 0.5}, 1)  # this the store has
+        log.fault = "is slow"
+        log.metrics({"val_accuracy": 0.6}, 2)
+        (log.folder / "tables").mkdir()
+        (log.folder / "tables" / "a.csv").write_text("a\n1\n")
+        assert slot.unsent(run_id) is None  # it goes on
+        log.parcel.end("FINISHED")
+        packed = slot.unsent(run_id)
+        assert packed is not None and not log.folder.exists() and slot.unsent(run_id) is None
+    parcel = outbox.Parcel(run_id)
+    parcel.put(store, tags={"trial.state": "COMPLETE"})
+    for _ in range(2):
+        on_ray.keep_here(store, packed)
+    assert parcel.folder == here / run_id and len(parcel.records()[0]) == 3
+    client = mlflow.MlflowClient(store)
+    assert delivery.send(parcel, client) is None and not parcel.folder.exists()
+    run = client.get_run(run_id)
+    assert (run.info.status, run.data.tags["trial.state"]) == ("FINISHED", "COMPLETE")
+    assert [one.value for one in client.get_metric_history(run_id, "val_accuracy")] == [0.5, 0.6]
+    assert [one.path for one in client.list_artifacts(run_id, "tables")] == ["tables/a.csv"]
 
 
 def test_a_trial_whose_node_goes_away_again_and_again_uses_up_no_retry(
@@ -371,16 +385,19 @@ def test_the_memory_of_gpus_grows_as_it_is_needed_and_operations_are_determined(
 def test_a_result_of_a_node_waits_until_this_disk_has_room(monkeypatch: pytest.MonkeyPatch) -> None:
     engine, full = object.__new__(on_ray.RayEngine), [True]
 
-    def kept_here(told: str, unsent: bytes) -> str:
+    kept: list[bytes] = []
+
+    def keep_here(uri: str, unsent: bytes) -> None:
         if full[0]:
             raise OSError(errno.ENOSPC, "No space left on device")
-        return f"{told}, kept"
+        kept.append(unsent)
 
-    monkeypatch.setattr(on_ray, "kept_here", kept_here)
+    monkeypatch.setattr(on_ray, "keep_here", keep_here)
     news = [[("event", 3, pickle.dumps(("done", "result", b"tar"))), ("lost", 4, "node")], [], []]
     engine.bridge = types.SimpleNamespace(call=lambda *_: (news.pop(0), 1))  # type: ignore[assignment]
-    engine.untold = []
+    engine.untold, engine.store = [], "http://server"
     assert [event.key for event in engine.events()] == [4]
     assert list(engine.events()) == []
     full[0] = False
-    assert [(event.key, event.content) for event in engine.events()] == [(3, "result, kept")]
+    assert [(event.key, event.content) for event in engine.events()] == [(3, "result")]
+    assert kept == [b"tar"]

@@ -13,7 +13,7 @@ import pytest
 from conftest import Project
 from lab import CONFIRM, Lab, in_an_epoch, wait_until
 from lab import lab as lab  # a fixture
-from world import Server, assert_survives, small_disk
+from world import Server, SlowWay, assert_survives, small_disk
 
 from digit_study.search.study import counted
 
@@ -65,6 +65,27 @@ def test_a_study_on_ray_survives_its_server(lab: Lab, migrated: Path, tmp_path: 
         lab.uri = server.uri
         words = "training.epochs=30", "search.trials=3", "search.workers=2"
         assert_survives(lab, server, lab.start(*words, *HERE))
+    finally:
+        server.kill()
+
+
+def test_no_slot_waits_for_a_slow_server(lab: Lab, migrated: Path, tmp_path: Path) -> None:
+    """What a trial leaves is told from the supervisor, and what it says while it runs is told beside it."""
+    server = Server(migrated, tmp_path)
+    server.ensure()
+    way = SlowWay(server.port, 1.0)
+    try:
+        lab.uri = way.uri
+        done = lab.run("training.epochs=30", "search.trials=4", "search.workers=2", *HERE)
+        assert (done.code, lab.statuses("study")) == (0, ["FINISHED"]), done.err
+        trials = [run for run in lab.runs() if run.data.tags.get("kind") == "trial"]
+        assert [run.info.status for run in trials] == ["FINISHED"] * 4
+        client = mlflow.MlflowClient(server.uri)
+        for run in trials:
+            assert len(client.get_metric_history(run.info.run_id, "train_loss")) == 30
+            assert {one.path for one in client.list_artifacts(run.info.run_id)} >= {"figures", "tables", "config.yaml"}
+        took = [(trial.datetime_complete, trial.datetime_start) for trial in lab.trials()]
+        print("seconds of the trials:", [(end - start).total_seconds() for end, start in took if end and start])
     finally:
         server.kill()
 

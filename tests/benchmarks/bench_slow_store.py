@@ -1,8 +1,9 @@
 """What a slow tracking server costs a sweep: whole commands, with and without seconds added to each of its answers.
 
-    python tests/benchmarks/bench_slow_store.py [--delay 2] [--rounds 3] [--trials 12] [--epochs 25]
+    python tests/benchmarks/bench_slow_store.py [--delay 2] [--rounds 3] [--trials 12] [--epochs 25] [--engine local]
 
-Real sweeps of two workers on the sample over a real MLflow server, alternating; medians are printed.
+Real sweeps of two workers on the sample over a real MLflow server, alternating; medians are printed. With
+``--engine ray`` Ray is started on this machine.
 """
 
 from __future__ import annotations
@@ -58,8 +59,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--trials", type=int, default=12)
     parser.add_argument("--epochs", type=int, default=25)
+    parser.add_argument("--engine", choices=["local", "ray"], default="local")
     given = parser.parse_args()
     words = [f"search.trials={given.trials}", f"training.epochs={given.epochs}"]
+    words += ["search.engine=ray", "search.address=local"] if given.engine == "ray" else []
     found: dict[float, list[tuple[float, float]]] = {0.0: [], given.delay: []}
     for _ in range(given.rounds):
         for delay, measured in found.items():

@@ -20,6 +20,7 @@ from io import BytesIO
 from multiprocessing.connection import Connection
 from pathlib import Path
 from socket import create_connection, socketpair
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from digit_study.config import engine
@@ -32,6 +33,7 @@ from digit_study.terminal.console import warn
 from digit_study.terminal.messages import StudyError, listed
 from digit_study.terminal.signals import deferred_signals
 from digit_study.tracking import stores
+from digit_study.tracking.outbox import Parcel
 
 #: Seconds that a cluster has to answer whom connects to it, and that a call takes beyond what it was given.
 CONNECT_S, CALL_S, STOP_S = 20.0, 60.0, 15.0
@@ -192,7 +194,8 @@ class RayEngine:
     """An :class:`Engine` on a cluster; ``kind`` is the class of its actors, one for every slot."""
 
     def __init__(self, limits: Limits, kind: str = "digit_study.engine.slot:Slot") -> None:
-        uri = absolute(limits.uri or stores.tracking_uri(None))
+        self.store = limits.uri or stores.tracking_uri(None)
+        uri = absolute(self.store)
         self.bridge, self.uri, self.free = connect(limits.place.address), uri, 0
         self.untold = list[tuple[str, Any, Any]]()  # news that no event was made of yet
         environment = {name: value for name, value in os.environ.items() if HANDED.fullmatch(name)}
@@ -228,7 +231,8 @@ class RayEngine:
             else:
                 kind, told, unsent = pickle.loads(content)
                 try:
-                    told = told if unsent is None else kept_here(told, unsent)
+                    if unsent is not None:
+                        keep_here(self.store, unsent)
                 except OSError:  # this disk is full too: the result waits here
                     self.untold.append((what, about, content))
                     continue
@@ -249,8 +253,10 @@ def absolute(uri: str) -> str:
     return uri if path == uri else f"sqlite:///{Path(path).absolute()}"
 
 
-def kept_here(result: Any, unsent: bytes) -> Any:
-    """A result whose files, which the tracking store did not take, are in the outbox of this machine now."""
-    with tarfile.open(fileobj=BytesIO(unsent), mode="r:gz") as archive:
-        archive.extractall(stores.OUTBOX, filter="data")
-    return replace(result, kept=stores.OUTBOX / result.kept.name)
+def keep_here(uri: str, unsent: bytes) -> None:
+    """Put what a run on a node did not tell the store at ``uri`` into the outbox of this machine."""
+    with TemporaryDirectory() as folder:
+        with tarfile.open(fileobj=BytesIO(unsent)) as archive:
+            archive.extractall(folder, filter="data")
+        for one in Path(folder).iterdir():
+            Parcel(one.name).merge(uri, Parcel(one.name, Path(folder)))

@@ -30,8 +30,6 @@ PATIENCE_S, LOOK_EVERY_S, NODE_ANSWERS_S = 1.0, 2.0, 30.0
 #: Seconds without any slot after which a supervisor gives up, those that trials have to end, and those after which a
 #: slot is lost to which the connection broke: a node that was killed, of which Ray itself hears 15 to 65 s later.
 SLOT_WITHIN_S, STOP_S, BACK_WITHIN_S = 60.0, 9.5, 8.0
-#: Events that free a slot, as in :mod:`digit_study.engine.child`, whose import takes a second.
-ENDS = ("done", "failed", "died", "expired", "world")
 #: News for a supervisor: (event, key, pickled), (lost, key, node, slot or why) or (warning, text, None).
 News = tuple[str, Any, Any]
 
@@ -207,7 +205,7 @@ class Cluster:
         for slot.heard, _, event in answer:
             self.news.append(("event", slot.key, event))
         last = answer[-1][1] if answer else ""
-        if last in ENDS:
+        if last in on_node.ENDS:
             slot.key = None
         elif last != "epoch":  # which waits for an answer
             self._turn(slot)

@@ -6,8 +6,10 @@ Imports only the standard library until a slot opens, so that a node without the
 import os
 import pickle
 import platform
+import shutil
 import socket
 import tarfile
+import threading
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -16,6 +18,8 @@ from typing import Any
 
 #: Seconds that a node waits for the port of the tracking server.
 REACH_S = 5.0
+#: Events that free a slot, as in :mod:`digit_study.engine.child`, whose import takes a second.
+ENDS = ("done", "failed", "died", "expired", "world")
 
 
 @dataclass(frozen=True)
@@ -86,7 +90,9 @@ class Slot:
         sources.hand_over(stores.use_scratch() / "digits", sha256, images, labels)
         here = pickle.loads(limits)
         self.engine = LocalEngine(here, self.launcher(here.data))
+        threading.Thread(target=_send_logs, args=(stores.tracking_uri(None),), daemon=True).start()
         self.number = self.told = 0
+        self.run_ids: dict[int, str] = {}
         self.unread: list[tuple[int, str, bytes]] = []
         versions = " ".join(f"{name} {at}" for name, at in facts["versions"].items())
         return machine.process_name(), f"{facts['processor']}, {facts['cores']} cores, {versions}"
@@ -105,19 +111,26 @@ class Slot:
         """
         if command is not None and number > self.number:
             name, arguments = pickle.loads(command)
+            if name == "submit":
+                self.run_ids[arguments[0]] = arguments[2]
             getattr(self.engine, name)(*arguments)
             self.number = number
         self.unread = [one for one in self.unread if one[0] > heard]
         if not self.unread:
             for event in self.engine.events(patience):
                 self.told += 1
-                content = pickle.dumps((event.kind, event.content, unsent(event.content)))
+                rest = unsent(self.run_ids.pop(event.key)) if event.kind in ENDS else None
+                content = pickle.dumps((event.kind, event.content, rest))
                 self.unread.append((self.told, event.kind, content))
         return self.unread
 
     def stop(self) -> None:
         """End what runs, as KILLED."""
+        from digit_study.tracking import delivery, outbox, run_log, stores
+
         self.engine.stop()
+        for run_id in self.run_ids.values():
+            delivery.send(outbox.Parcel(run_id), run_log.client_of(stores.tracking_uri(None)))
 
 
 def train(config: Any, run_id: str, send: Callable[..., None], ask: Callable[..., None]) -> Any:
@@ -129,11 +142,28 @@ def train(config: Any, run_id: str, send: Callable[..., None], ask: Callable[...
     return child.train(config, run_id, send, ask)
 
 
-def unsent(result: Any) -> bytes | None:
-    """What the tracking store did not take of a result, as a tar: the files of a node go with the cluster."""
-    if (folder := getattr(result, "kept", None)) is None:
+def _send_logs(uri: str) -> None:
+    """Let a server know of trials while they run, who do not wait for it; what they leave goes to the supervisor."""
+    from digit_study.tracking.courier import Courier
+    from digit_study.tracking.stores import SERVERS
+
+    if uri.startswith(SERVERS):
+        with Courier(uri, 0.0, is_log_only=True):
+            threading.Event().wait()
+
+
+def unsent(run_id: str) -> bytes | None:
+    """What a run that has ended did not tell the tracking store, as a tar, and no more on this node, whose files go.
+
+    What is on its way to the store just now is in it too: to be told twice changes nothing, and no slot waits for that.
+    """
+    from digit_study.tracking.outbox import Parcel
+
+    folder = Parcel(run_id).folder
+    if not Parcel(run_id).outcome:  # all is told, or it was killed, of which the supervisor tells
         return None
     with BytesIO() as buffer:
-        with tarfile.open(fileobj=buffer, mode="w:gz") as archive:
-            archive.add(folder, folder.name)
+        with tarfile.open(fileobj=buffer, mode="w") as archive:
+            archive.add(folder, run_id)
+        shutil.rmtree(folder, ignore_errors=True)
         return buffer.getvalue()

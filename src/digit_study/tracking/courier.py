@@ -58,10 +58,12 @@ def deliver(uri: str) -> None:
 class Courier:
     """Delivers the outbox for one store, in a thread, as long as the block lasts; with another courier it only waits.
 
-    ``patience`` are the minutes in which a store that went away may come back; ``key`` is what sets them.
+    ``patience`` are the minutes in which a store that went away may come back; ``key`` is what sets them. One
+    ``is_log_only`` leaves to others what a run has to tell when it has ended.
     """
 
-    def __init__(self, uri: str, patience: float, key: str = "search.patience") -> None:
+    def __init__(self, uri: str, patience: float, key: str = "search.patience", is_log_only: bool = False) -> None:
+        self.is_log_only = is_log_only
         self.uri, self.patience, self.client = uri, patience, run_log.client_of(uri)
         self.fault: str | None = None
         self.since, self.rounds, self.key = 0.0, 0, key
@@ -202,7 +204,7 @@ class Courier:
         """What the store raised for the runs that are through, while slower ones go on being sent."""
         for parcel in parcels(self.uri):
             if parcel.run_id not in self.sending.values():
-                sending = self.senders.submit(send, parcel, self.client, self._together)
+                sending = self.senders.submit(send, parcel, self.client, self._together, self.is_log_only)
                 self.sending[sending] = parcel.run_id
         for done in wait(self.sending, PAUSE_S / 5, FIRST_COMPLETED).done:
             del self.sending[done]

@@ -50,8 +50,8 @@ def fault_of(call: Call) -> Exception | None:
 class Delivery:
     """Sends one parcel; only one process does at a time."""
 
-    def __init__(self, parcel: Parcel, client: mlflow.MlflowClient) -> None:
-        self.parcel, self.client, self.run_id = parcel, client, parcel.run_id
+    def __init__(self, parcel: Parcel, client: mlflow.MlflowClient, is_log_only: bool) -> None:
+        self.parcel, self.client, self.run_id, self.is_log_only = parcel, client, parcel.run_id, is_log_only
         self.sent = parcel.sent
 
     def send(self, run_all: RunAll = in_turn) -> None:
@@ -64,7 +64,7 @@ class Delivery:
                     self._end()
                     raise faults[0]
         finally:
-            is_gone = not self._due() and self.parcel.remove(self.sent["bytes"])
+            is_gone = not self.is_log_only and not self._due() and self.parcel.remove(self.sent["bytes"])
             if not is_gone and str(self.sent) != before:
                 self.parcel.sent = self.sent
 
@@ -72,7 +72,7 @@ class Delivery:
         """What can be sent now, in any order: log and files, the model's files once they have a place, then the end."""
         records, end = self.parcel.records(self.sent["bytes"])
         calls = self._log(records, end) if end > self.sent["bytes"] else []
-        if self.parcel.is_open or not self.parcel.folder.is_dir():
+        if self.is_log_only or self.parcel.is_open or not self.parcel.folder.is_dir():
             return calls
         missing = {name: at for name, at in self.parcel.files().items() if self.sent["files"].get(name) != at}
         model = [name for name in missing if name.startswith(f"{MODEL}/")]
@@ -233,12 +233,14 @@ class Delivery:
             self.sent["ended"] = outcome["time"]
 
 
-def send(parcel: Parcel, client: mlflow.MlflowClient, run_all: RunAll = in_turn) -> Exception | None:
+def send(
+    parcel: Parcel, client: mlflow.MlflowClient, run_all: RunAll = in_turn, is_log_only: bool = False
+) -> Exception | None:
     """Send what is missing of a run, unless another process does; returns what the store raised."""
     try:
         with file_lock(parcel.folder / ".lock", fcntl.LOCK_EX | fcntl.LOCK_NB) as is_ours:
             if is_ours and parcel.about:
-                Delivery(parcel, client).send(run_all)
+                Delivery(parcel, client, is_log_only).send(run_all)
     except FileNotFoundError as gone:
         return gone if parcel.folder.is_dir() else None  # another process has just sent it all
     except MlflowException as fault:

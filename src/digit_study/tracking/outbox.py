@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from digit_study.config import machine
 from digit_study.terminal.messages import without_password
@@ -50,8 +50,8 @@ def _unmoved(operation: int = fcntl.LOCK_SH) -> Iterator[None]:
 class Parcel:
     """The folder of one run."""
 
-    def __init__(self, run_id: str) -> None:
-        self.run_id, self.folder = run_id, stores.OUTBOX / run_id
+    def __init__(self, run_id: str, place: Path | None = None) -> None:
+        self.run_id, self.folder = run_id, (place or stores.OUTBOX) / run_id
         self.told = 0
 
     def open(self, uri: str) -> None:
@@ -67,11 +67,25 @@ class Parcel:
         self.told = max(int(time.time() * 1000), self.told + 1)
         with _unmoved():
             self._make(uri)
-            with (self.folder / LOG).open("ab+") as log:
-                end = log.seek(0, os.SEEK_END)
-                log.seek(max(0, end - 1))
-                torn = b"" if log.read(1) in (b"", b"\n") else b"\n"  # the disk was full in the middle of a line
-                log.write(torn + json.dumps({"time": self.told, **record}).encode() + b"\n")
+            self._append([{"time": self.told, **record}])
+
+    def _append(self, records: list[dict[str, Any]]) -> None:
+        lines = b"".join(json.dumps(record).encode() + b"\n" for record in records)
+        with (self.folder / LOG).open("ab+") as log:
+            end = log.seek(0, os.SEEK_END)
+            log.seek(max(0, end - 1))
+            torn = b"" if log.read(1) in (b"", b"\n") else b"\n"  # the disk was full in the middle of a line
+            log.write(torn + lines)
+
+    def merge(self, uri: str, other: Self) -> None:
+        """Take over what a folder of this run from another machine has not sent; done twice it changes nothing."""
+        own = shutil.ignore_patterns(ABOUT, LOG, OUTCOME, SENT, ".*")
+        with _unmoved():
+            self._make(uri)
+            self._append(other.records(other.sent["bytes"])[0])
+            shutil.copytree(other.folder, self.folder, ignore=own, dirs_exist_ok=True)
+            self.sent = {**other.sent, "bytes": self.sent["bytes"]}
+            self._write(OUTCOME, other.outcome)
 
     def put_file(self, uri: str, path: Path) -> None:
         """Add a copy of a file as an artifact."""
