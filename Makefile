@@ -58,6 +58,7 @@ bench: .venv/.dev  ## the benchmarks that the README quotes (many minutes on an 
 	$(PY) tests/benchmarks/bench_calibration.py
 	$(PY) tests/benchmarks/bench_confirmation.py
 	$(PY) tests/benchmarks/bench_draw.py
+	$(PY) tests/benchmarks/bench_slow_store.py
 	test ! -f .venv/.ray || $(PY) tests/benchmarks/bench_engine.py
 	$(PY) tests/benchmarks/bench_sweep.py $(ARGS)
 

@@ -18,6 +18,7 @@ from conftest import Command
 from lab import wait_until
 from ray_hosts import BIN, PORT, WHY, RayHosts, ray_hosts
 
+from digit_study.search.outcomes import is_blameless
 from digit_study.search.study import counted
 
 pytestmark = [pytest.mark.cluster, pytest.mark.skipif(bool(WHY), reason=WHY)]
@@ -133,6 +134,24 @@ def processes(host: Host, words: str) -> list[tuple[int, int]]:
     """Process and parent of what a host runs with these words in its command line."""
     lines = host.run(["ps", "-ww", "-eo", "pid,ppid,args"]).out.splitlines()
     return [(int(line.split()[0]), int(line.split()[1])) for line in lines if words in line]
+
+
+def test_a_full_disk_of_a_node_costs_no_trial(rays: RayHosts) -> None:
+    """Trials there meet it at any moment, and it has room again while the study goes on."""
+    two, command = rays.hosts[1], rays.search("crowded", "search.trials=10", "training.epochs=60")
+    trial_on(rays, "crowded", two, set())
+    used = "$(df -k --output=used / | tail -1)"
+    assert (
+        two.run(["sh", "-c", f"mount -o remount,size=$(({used} + 16))k / && head -c 16k /dev/zero > /full"]).code == 0
+    )
+    wait_until(lambda: any("no trial is to blame" in line for line in command.lines), 60, "a fault of the world")
+    assert two.run(["mount", "-o", "remount,size=50%", "/"]).code == 0
+    done = command.finish(300)
+    assert done.code == 0 and "Traceback" not in done.err, done.err
+    assert "No space left on device" in done.err and "the machine is well again" in done.err
+    assert_ended(rays, "crowded", 10)
+    reasons = [one.user_attrs["reason"] for one in rays.trials("crowded") if one.state.name == "FAIL"]
+    assert reasons and all(is_blameless(reason) for reason in reasons)
 
 
 def test_a_study_outlives_a_trial_a_slot_a_node_and_a_link(rays: RayHosts) -> None:
