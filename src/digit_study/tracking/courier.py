@@ -184,7 +184,8 @@ class Courier:
         try:
             if self.fault is not None:
                 stores.check_store(self.uri)
-            for fault in self._sent_together() if self.is_wide else self._sent_in_turn():
+            in_turn = (send(parcel, self.client) for parcel in parcels(self.uri))
+            for fault in self._sent_together() if self.is_wide else in_turn:
                 faults += [] if fault is None else [fault]
                 is_any_through = True
                 if isinstance(fault, MlflowException) or self.stopping.is_set():
@@ -195,10 +196,6 @@ class Courier:
             self._tell(faults)
         self.rounds += bool(faults) or not self.sending
         return faults
-
-    def _sent_in_turn(self) -> Iterator[Exception | None]:
-        """What the store raised for each run, which is sent after the one before it."""
-        return (send(parcel, self.client) for parcel in parcels(self.uri))
 
     def _sent_together(self) -> Iterator[Exception | None]:
         """What the store raised for the runs that are through, while slower ones go on being sent."""
