@@ -218,6 +218,7 @@ def test_stores_that_can_be_used_pass_and_are_not_touched(tmp_path: Path) -> Non
     assert (tmp_path / "empty.db").stat().st_size == 0
 
 
+@pytest.mark.slow
 def test_a_database_that_another_run_is_writing_passes(tmp_path: Path) -> None:
     path = tmp_path / "busy.db"
     with sqlite3.connect(path) as other:

@@ -104,6 +104,7 @@ def test_the_winner_is_as_preferred(prefer: str, store: str, study: Any) -> None
     assert winner == min(eligible, key=lambda row: float(row["parameters"]))["run_id"]
 
 
+@pytest.mark.slow
 def test_a_search_can_confirm_at_its_end(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(ENGINES, "local", Stubs(store).engine)
     words = ["study=s", "data=mnist_sample", "model=tiny", "training.epochs=3", "search.workers=1", SPACE]
@@ -225,6 +226,7 @@ def test_a_race_of_one_has_nothing_to_decide(top: int, networks: int, store: str
     assert len(stubs.started) == networks
 
 
+@pytest.mark.slow
 def test_another_end_of_the_race_is_another_confirmation(store: str, study: Any) -> None:
     for words in (["confirm.seeds=auto"], ["confirm.seeds=auto", "confirm.max_seeds=4"], ["confirm.seeds=4"]):
         again(store, study, "confirm.top=1", *words)

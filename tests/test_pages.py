@@ -120,6 +120,7 @@ def test_several_objectives_have_their_front(store: str) -> None:
     assert {"pareto"} <= {one.name for one in page.pictures} and 'id="front"' in text
 
 
+@pytest.mark.slow
 def test_a_confirmed_study_answers_with_fresh_seeds_and_both_kinds_of_noise(store: str) -> None:
     wanted, stored = search(store, "confirm.top=2", "confirm.seeds=3")
     confirm(wanted, stored, Stubs(store).engine)

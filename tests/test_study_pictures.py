@@ -65,6 +65,7 @@ def test_every_picture_that_applies_is_drawn(count: int, keys: int, objectives: 
     assert dict(matplotlib.rcParams) == before
 
 
+@pytest.mark.slow
 def test_the_page_needs_no_network_and_runs_no_name(tmp_path: Path) -> None:
     pictures.write(*study_of(6, name="<img src=x onerror=alert(1)>"), tmp_path)
     page = (tmp_path / "study.html").read_text()

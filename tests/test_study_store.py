@@ -293,7 +293,8 @@ def test_a_sqlite_store_is_whole_or_not_there(tmp_path: Path) -> None:
 # --------------------------------------------------------------------------- supervision
 
 
-def test_a_process_is_known_by_more_than_its_number() -> None:
+def test_a_process_is_known_by_more_than_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "GRACE_S", 0.2)
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     name = machine.process_name(child.pid)
     host, pid, created = name.rsplit(":", 2)
