@@ -1,6 +1,7 @@
 """The same search by this project and by its peers: seconds, epochs, and the best validation accuracy of each.
 
-    python -m venv ~/peers && ~/peers/bin/pip install 'ray[tune]==2.60.*' keras-tuner optuna mlflow tensorflow pandas
+    python -m venv ~/peers
+    ~/peers/bin/pip install 'ray[tune]==2.60.*' keras-tuner tensorboard optuna mlflow tensorflow pandas
     python tests/benchmarks/bench_peers.py --peers ~/peers/bin/python [--rounds 3] [--data mnist.npz]
 
 Twenty trials of at most six epochs on 20,000 images, Adam, batches of 128; two padded convolutions of {8, 16, 32}
