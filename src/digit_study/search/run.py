@@ -56,6 +56,8 @@ def run_study(
     stores.prepare_store(plan.uri)
     with Courier(plan.uri, search.patience) as courier, around(plan):
         _search(plan, stored, engine, alongside, courier)
+        if courier.fault is not None:  # what is around this may ask the store
+            courier.wait()
     return stored
 
 

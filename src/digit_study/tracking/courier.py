@@ -32,7 +32,7 @@ PAUSE_S, LONGEST_PAUSE_S, HURRIED_S = 0.5, 8.0, 5.0
 #: Seconds after which a person is told what is waited for.
 QUIET_S = 3.0
 #: Seconds that a server needs for an answer from which on runs are created before they are asked for.
-SLOW_S = 0.5
+SLOW_S = 1.0
 #: What the tag ``kind`` says of a run that waits for its trial, and the tag that says which process keeps it.
 SPARE, KEEPER = "spare", f"{origin.TECHNICAL}keeper"
 
@@ -122,6 +122,7 @@ class Courier:
         return made
 
     def _create(self, config: Config, dataset: str, name: str, tags: Mapping[str, str]) -> str:
+        run_log.experiment_id(self.uri, stores.experiment_name(config, dataset))  # is asked for once
         started = time.monotonic()
         run_id = run_log.create_run(config, self.uri, dataset, name, **tags)
         self.answer_s = time.monotonic() - started

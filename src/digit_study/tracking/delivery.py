@@ -5,7 +5,7 @@ import hashlib
 import urllib.parse
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from shutil import rmtree
 from typing import Any
@@ -182,12 +182,8 @@ class Delivery:
 
     def _upload(self, artifacts: str, name: str, place: Path) -> None:
         """Send a file of the folder; MLflow's client would ask the store once more where a run's or a model's lie."""
-        from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-
-        repository, folder = get_artifact_repository(artifacts, self.client.tracking_uri), str(place)
-        repository.log_artifact(  # type: ignore[no-untyped-call]
-            str(self.parcel.folder / name), None if folder == "." else folder
-        )
+        folder = None if place == Path() else str(place)
+        _repository(artifacts, self.client.tracking_uri).log_artifact(str(self.parcel.folder / name), folder)
 
     def _create_model(self) -> None:
         """Make the model's place in the store and let it name that; an earlier sender may have been killed here."""
@@ -231,6 +227,13 @@ class Delivery:
         if (outcome := self.parcel.outcome) and self.sent.get("ended") != outcome["time"]:
             self.client.set_terminated(self.run_id, outcome["status"], outcome["time"])
             self.sent["ended"] = outcome["time"]
+
+
+@lru_cache(maxsize=64)
+def _repository(artifacts: str, tracking_uri: str) -> Any:
+    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+    return get_artifact_repository(artifacts, tracking_uri)
 
 
 def send(
