@@ -49,7 +49,7 @@ def build(filters, pooling, dropout, learning_rate):
     pool = keras.layers.MaxPooling2D if pooling == "max" else keras.layers.AveragePooling2D
     layers = [keras.Input((28, 28, 1))]
     for width in (filters, 2 * filters):
-        layers += [keras.layers.Conv2D(width, 3, padding="same", activation="relu"), pool()]
+        layers += [keras.layers.Conv2D(width, 3, padding="same", activation="relu"), pool(2)]
     layers += [keras.layers.Flatten(), keras.layers.Dropout(dropout), keras.layers.Dense(10, activation="softmax")]
     model = keras.Sequential(layers)
     model.compile(keras.optimizers.Adam(learning_rate), "sparse_categorical_crossentropy", metrics=["accuracy"])
