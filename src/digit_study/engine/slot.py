@@ -144,10 +144,11 @@ def train(config: Any, run_id: str, send: Callable[..., None], ask: Callable[...
 
 def _send_logs(uri: str) -> None:
     """Let a server know of trials while they run, who do not wait for it; what they leave goes to the supervisor."""
-    from digit_study.tracking.courier import Courier
     from digit_study.tracking.stores import SERVERS
 
     if uri.startswith(SERVERS):
+        from digit_study.tracking.courier import Courier
+
         with Courier(uri, 0.0, is_log_only=True):
             threading.Event().wait()
 
