@@ -28,6 +28,18 @@ TRIALS = 3
 PLAIN = ("model.blocks=1", "model.batch_norm=false", "model.dense_units=0")
 
 
+def trials_of(project: Path, study: str) -> list[FrozenTrial]:
+    """All trials of a study, from the journal of the project in that folder; none where it has not begun."""
+    path = project / "mlruns/studies" / f"{study}.journal"
+    if not path.exists():  # Optuna would make it
+        return []
+    try:
+        storage = JournalStorage(JournalFileBackend(str(path)))
+        return optuna.load_study(study_name=study, storage=storage).get_trials()
+    except (KeyError, ValueError, FileNotFoundError):
+        return []
+
+
 class Lab:
     """A project, a store and a study of its own."""
 
@@ -53,14 +65,7 @@ class Lab:
         return self.project.run(*line, script=script, MLFLOW_TRACKING_URI=self.uri, **options)
 
     def trials(self) -> list[FrozenTrial]:
-        path = self.project.root / "mlruns/studies" / f"{self.name}.journal"
-        if not path.exists():  # Optuna would make it
-            return []
-        try:
-            storage = JournalStorage(JournalFileBackend(str(path)))
-            return optuna.load_study(study_name=self.name, storage=storage).get_trials()
-        except (KeyError, ValueError, FileNotFoundError):
-            return []
+        return trials_of(self.project.root, self.name)
 
     def new_trials(self) -> list[FrozenTrial]:
         """Those that did not exist when the last command was started."""

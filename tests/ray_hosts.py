@@ -11,12 +11,9 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import mlflow
-import optuna
 from cluster import MISSING, REASON, Host, hosts
 from conftest import Command
-from lab import PLAIN, SEARCH, SPACE, wait_until
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
+from lab import PLAIN, SEARCH, SPACE, trials_of, wait_until
 from optuna.trial import FrozenTrial
 
 WHY = REASON if MISSING else "" if find_spec("ray") else "the package ray is not installed: make cluster installs it"
@@ -68,15 +65,7 @@ class RayHosts:
 
     def trials(self, study: str) -> list[FrozenTrial]:
         """All trials of a study, from the head's journal."""
-        path = self.head.project / f"mlruns/studies/{study}.journal"
-        if not path.exists():
-            return []
-        try:
-            return optuna.load_study(
-                study_name=study, storage=JournalStorage(JournalFileBackend(str(path)))
-            ).get_trials()
-        except (KeyError, ValueError):
-            return []
+        return trials_of(self.head.project, study)
 
     def runs(self, study: str) -> list[mlflow.entities.Run]:
         """All runs of a study, from the tracking server."""

@@ -15,9 +15,9 @@ about eight minutes on two cores; run it on an idle machine.
 from __future__ import annotations
 
 import argparse
+import compileall
 import json
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -27,12 +27,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import optuna
-from optuna.storages import JournalStorage
-from optuna.storages.journal import JournalFileBackend
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT / "src"))
+HERE = Path(__file__).resolve()
+sys.path[:0] = [str(HERE.parents[1]), str(HERE.parents[2] / "src")]
+
+from conftest import copy_project  # noqa: E402
+from lab import trials_of  # noqa: E402
+
 TRIALS, EPOCHS, IMAGES, VALIDATION = 20, 6, 20_000, 5_000
 
 COMMON = f"""
@@ -128,7 +129,6 @@ def hyper(given):
     return build(given.Choice("filters", [8, 16, 32]), given.Choice("pooling", ["max", "average"]),
                  given.Float("dropout", 0, 0.5), given.Float("learning_rate", 1e-4, 1e-2, sampling="log"))
 tuner = keras_tuner.Hyperband(hyper, "val_accuracy", max_epochs=EPOCHS, seed=seed, directory=folder)
-epochs = [0]
 class Count(keras.callbacks.Callback):
     def on_epoch_end(self, epoch, logs=None):
         print("EPOCH", flush=True)
@@ -173,8 +173,8 @@ def ours(place: list[str]) -> Callable[[Path, Path, int], Result]:
     """A round of this project, in a copy of it."""
 
     def one_round(digits: Path, folder: Path, seed: int) -> Result:
-        for name in ("conf", "src", "sweeps"):
-            shutil.copytree(ROOT / name, folder / name)
+        copy_project(folder)
+        compileall.compile_dir(folder / "src", quiet=1)  # as any but the first command finds it
         words = [
             "study=peers", *place, f"data.limit={IMAGES}", f"data.validation={VALIDATION}", "model=cnn",
             "model.batch_norm=false", "model.dense_units=0", f"training.epochs={EPOCHS}", "training.schedule=constant",
@@ -182,8 +182,7 @@ def ours(place: list[str]) -> Callable[[Path, Path, int], Result]:
         ]  # fmt: skip
         uri = f"sqlite:///{folder}/mlflow.db"
         seconds, _ = timed([sys.executable, "sweeps/optuna_search.py", *words], folder, MLFLOW_TRACKING_URI=uri)
-        journal = JournalFileBackend(str(folder / "mlruns" / "studies" / "peers.journal"))
-        trials = optuna.load_study(study_name="peers", storage=JournalStorage(journal)).trials
+        trials = trials_of(folder, "peers")
         best = max(one.value for one in trials if one.value is not None and one.state.name == "COMPLETE")
         return seconds, len(trials), sum(len(one.intermediate_values) for one in trials), best
 

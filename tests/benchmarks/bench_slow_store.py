@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import statistics
 import subprocess
 import sys
@@ -19,12 +18,10 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).resolve()
-ROOT = HERE.parents[2]
-sys.path[:0] = [str(HERE.parents[1]), str(ROOT / "src")]
+sys.path[:0] = [str(HERE.parents[1]), str(HERE.parents[2] / "src")]
 
-import optuna  # noqa: E402
-from optuna.storages import JournalStorage  # noqa: E402
-from optuna.storages.journal import JournalFileBackend  # noqa: E402
+from conftest import copy_project  # noqa: E402
+from lab import trials_of  # noqa: E402
 from world import Server, SlowWay  # noqa: E402
 
 from digit_study.tracking._mlflow import create_tables  # noqa: E402
@@ -34,8 +31,7 @@ SETTINGS = ("data=mnist_sample", "search.workers=2", "search.sampler=random", "s
 
 def sweep(folder: Path, delay: float, words: list[str]) -> tuple[float, float]:
     """Seconds of a whole command, and of these from the first trial's start to the last one's end."""
-    for name in ("conf", "src", "sweeps"):
-        shutil.copytree(ROOT / name, folder / name)
+    copy_project(folder)
     create_tables(f"sqlite:///{folder / 'tables.db'}")
     server = Server(folder / "tables.db", folder)
     server.ensure()
@@ -47,9 +43,7 @@ def sweep(folder: Path, delay: float, words: list[str]) -> tuple[float, float]:
         seconds = time.monotonic() - began
     finally:
         server.kill()
-    journal = JournalFileBackend(str(folder / "mlruns" / "studies" / "slow.journal"))
-    trials = optuna.load_study(study_name="slow", storage=JournalStorage(journal)).trials
-    times = [(one.datetime_start, one.datetime_complete) for one in trials]
+    times = [(one.datetime_start, one.datetime_complete) for one in trials_of(folder, "slow")]
     return seconds, (max(end for _, end in times) - min(start for start, _ in times)).total_seconds()
 
 

@@ -160,11 +160,11 @@ def unsent(run_id: str) -> bytes | None:
     """
     from digit_study.tracking.outbox import Parcel
 
-    folder = Parcel(run_id).folder
-    if not Parcel(run_id).outcome:  # all is told, or it was killed, of which the supervisor tells
+    parcel = Parcel(run_id)
+    if not parcel.outcome:  # all is told, or it was killed, of which the supervisor tells
         return None
     with BytesIO() as buffer:
         with tarfile.open(fileobj=buffer, mode="w") as archive:
-            archive.add(folder, run_id)
-        shutil.rmtree(folder, ignore_errors=True)
+            archive.add(parcel.folder, run_id)
+        shutil.rmtree(parcel.folder, ignore_errors=True)
         return buffer.getvalue()

@@ -106,10 +106,8 @@ def collect(plan: StudyPlan, stored: StoredStudy, is_watched: bool = False) -> S
         raise kept_elsewhere(plan)
     client, board = run_log.client_of(plan.uri), report.leaderboard(plan, stored)
     ledger = Ledger(client, plan.uri, stores.REGISTERED_NAME)
-    questions: list[Callable[[], Any]] = [
-        partial(client.get_run, parent_id), partial(_confirmation, plan, stored, board), ledger.entries,
-    ]  # fmt: skip
-    parent, confirmation, entries = lookup.each(plan.uri, lambda ask: ask(), questions)
+    asked: list[Callable[[], Any]] = [partial(client.get_run, parent_id), partial(_confirmation, plan, stored, board)]
+    parent, confirmation, entries = lookup.each(plan.uri, lambda ask: ask(), [*asked, ledger.entries])
     run_ids = [str(trial.user_attrs.get(RUN_ID)) for trial in stored.trials()]
     run_ids += [row[-1].text for row in confirmation.table.rows] if confirmation else []
     frame, is_front = report.trials_frame(plan, stored), len(plan.objectives) > 1

@@ -144,10 +144,10 @@ class Courier:
 
     def wait(self, seconds: float | None = None) -> int:
         """Wait until all that has ended is sent, or for as long as patience lasts; returns how many runs are left."""
-        started, rounds, is_told, has_waited = time.monotonic(), self.rounds, False, bool(self.waiting())
+        started, rounds, is_told, has_waited = time.monotonic(), self.rounds, False, False
         self.news.set()
         while left := self.waiting():
-            now = time.monotonic()
+            now, has_waited = time.monotonic(), True
             if self.fault is None:
                 self.news.set()
             # what came last is tried once, however late it is

@@ -91,10 +91,12 @@ class Delivery:
         if "model_id" in self.sent and not is_dropped:
             calls += [] if self.sent.get("model_linked") else [self._link_model]
             calls += [] if self.sent.get("model_ready") else [self._finalize_model]
-        outcome = self.parcel.outcome
-        if outcome and self.sent.get("ended") != outcome["time"]:
-            calls.append(self._end)
-        return calls
+        return calls + ([self._end] if self._is_end_due else [])
+
+    @property
+    def _is_end_due(self) -> bool:
+        """Whether the run has ended, and the store does not know how."""
+        return bool(self.parcel.outcome) and self.sent.get("ended") != self.parcel.outcome["time"]
 
     def _log(self, records: list[dict[str, Any]], end: int) -> list[Call]:
         """What sends records of the log; it is sent up to byte ``end`` when the last of these calls is through."""
@@ -118,10 +120,11 @@ class Delivery:
             for record in records
             for name, value in record.get("metrics", {}).items()
         ]
-        said = {key: value for record in records for key, value in record.get("params", {}).items()}
-        params = [Param(key, value) for key, value in said.items()]
-        said = {key: value for record in records for key, value in record.get("tags", {}).items()}
-        tags = [RunTag(key, text) for key, text in said.items()]
+        said = [
+            {key: value for record in records for key, value in record.get(kind, {}).items()}
+            for kind in ("params", "tags")
+        ]
+        params, tags = [Param(*one) for one in said[0].items()], [RunTag(*one) for one in said[1].items()]
         try:
             self._log_at_most(metrics, params, tags)
         except MlflowException as fault:
@@ -224,7 +227,8 @@ class Delivery:
         self.sent["model_ready"] = True
 
     def _end(self) -> None:
-        if (outcome := self.parcel.outcome) and self.sent.get("ended") != outcome["time"]:
+        if self._is_end_due:
+            outcome = self.parcel.outcome
             self.client.set_terminated(self.run_id, outcome["status"], outcome["time"])
             self.sent["ended"] = outcome["time"]
 
