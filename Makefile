@@ -9,7 +9,7 @@ export PYTHONDONTWRITEBYTECODE :=
 export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
-.PHONY: help study test browser cluster quick check ui search confirm promote draw bench screenshots lock clean
+.PHONY: help study test browser cluster quick check ui search confirm promote frontier draw bench screenshots lock clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -48,6 +48,9 @@ confirm: .venv/.ready  ## the sweep's best on fresh seeds
 
 promote: .venv/.ready  ## the confirmed winner into the registry, if it earns it
 	$(PY) sweeps/promote.py $(ARGS)
+
+frontier: .venv/.ready  ## every shipped network on five seeds: hours; the same again goes on
+	$(PY) sweeps/frontier.py $(ARGS)
 
 draw: .venv/.ready  ## draw digits in the browser, read while you draw by the champion
 	$(PY) src/draw.py $(ARGS)

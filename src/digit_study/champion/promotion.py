@@ -36,6 +36,13 @@ def serve(config: PromoteConfig) -> None:
             _promote(registry, contest.find_challenger(client, uri, config), config)
 
 
+def evidence(tracking: str, name: str) -> dict[str, dict[str, str]]:
+    """What the sealed test set has said of runs, by their ids: the tags of the versions of the registered model."""
+    client, uri = lookup.open_store(tracking)
+    with lookup.store_faults(uri):
+        return {str(one.run_id): dict(one.tags) for one in Registry(client, uri, name).versions().values()}
+
+
 def _promote(registry: Registry, challenger: Challenger, config: PromoteConfig) -> None:
     """Check the challenger against the champion, then compare them; a dry run writes nothing and takes no lock."""
     run_id, dry_run = challenger.run_id, config.promote.dry_run

@@ -39,6 +39,11 @@ class Config(EngineConfig):
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     reproduce: str | None = None
 
+    @property
+    def epochs(self) -> int:
+        """Epochs at most, those of all members counted."""
+        return self.training.epochs * self.model.members
+
     def validate(self) -> None:
         """Check every rule; raises StudyError with all that are broken. What passes can be built and trained."""
         others = [*networks.relation_violations(self.model), *sources.relation_violations(self.data)]

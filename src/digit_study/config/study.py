@@ -70,6 +70,15 @@ class ConfirmConfig:
 
 
 @dataclass(frozen=True)
+class FrontierConfig:
+    """The networks of sweeps/frontier.py: by name, overrides of a run; all on the same ``seeds`` seeds."""
+
+    seeds: int = 5
+    sealed: bool = True  # open the sealed test set once for each that no smaller one beats
+    networks: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class StudyConfig:
     """A study: the baseline run that is varied, and how."""
 
@@ -80,6 +89,7 @@ class StudyConfig:
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     search: SearchConfig = field(default_factory=SearchConfig)
     confirm: ConfirmConfig = field(default_factory=ConfirmConfig)
+    frontier: FrontierConfig = field(default_factory=FrontierConfig)
 
     @property
     def run(self) -> Config:
@@ -130,6 +140,7 @@ RULES: dict[str, Rule] = {
     ),
     "confirm.max_seeds": between(3, 100),
     "confirm.prefer": choice(("smallest", "accuracy")),
+    "frontier.seeds": between(2, 100),
 }
 
 

@@ -30,7 +30,7 @@ def train_here(config: Config, run_id: str) -> TrialResult:
     # from here on it is known on disk: should this process be killed, the next command ends the run
     Parcel(run_id).open(tracking_uri(config.tracking.uri))
     try:
-        with epoch_progress(config.model.name, config.training.epochs) as progress:
+        with epoch_progress(config.model.name, config.epochs) as progress:
             with native_stderr(), signals_surface():
                 from digit_study.engine.trial import run_trial
             return run_trial(config, run_id, on_steps=progress.steps, on_epoch=progress.epoch)

@@ -4,12 +4,13 @@ import time
 import timeit
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import keras
 
 from digit_study.config import machine
 from digit_study.config.run import Config
-from digit_study.data.digits import load_digits
+from digit_study.data.digits import Digits, load_digits
 from digit_study.engine.protocol import Epoch, Pruned, TrialResult
 from digit_study.evaluation.metrics import Evaluation, score
 from digit_study.terminal.signals import Interrupted
@@ -17,7 +18,7 @@ from digit_study.tracking import origin
 from digit_study.tracking.run_log import RunLog
 from digit_study.tracking.stores import tracking_uri
 from digit_study.training import figures, fit
-from digit_study.training.networks import build_model
+from digit_study.training.networks import Model, build_model, mean_of
 
 Listener = Callable[..., None]  # of (epoch, step, steps) or of (number, record)
 
@@ -51,6 +52,46 @@ def _walk(config: Config, log: RunLog, on_steps: Listener, on_epoch: Listener, d
     if data_figures:
         figures.write_data_figures(digits, log.folder)
     fit.use_threads(config.training.threads or machine.cores())
+    epochs: list[Epoch] = []
+
+    def log_epoch(record: Epoch) -> None:
+        epochs.append(record)
+        log.epoch(len(epochs), record)
+        on_epoch(len(epochs), record)
+
+    training, members = config.training, []
+    for number in range(config.model.members):
+        one = replace(config, training=replace(training, seed=training.seed + number))
+        member, outcome = _train(one, digits, partial(_after, len(epochs), on_steps), log_epoch)
+        members.append(member)
+    final_model, images = mean_of(members), digits.validation_images
+    read = fit.reader(final_model)
+    if len(members) > 1:
+        outcome = score(digits.validation_labels, read(images), digits.validation_index)
+    # the milliseconds an image of a warm forward pass over 256, the fastest of three
+    batch = images[:256]
+    read(batch)
+    seconds = min(timeit.repeat(lambda: read(batch), number=1, repeat=3))
+    losses = [record["val_loss"] for record in epochs]
+    metrics = {
+        **outcome.metrics,
+        **digits.counts(),
+        "parameters": float(final_model.count_params()),
+        "training_seconds": sum(record["epoch_seconds"] for record in epochs),
+        "inference_milliseconds": 1000 * seconds / len(batch),
+        "best_epoch": losses.index(min(losses)) + 1.0,
+    }
+    weights = fit.weights_sha256(final_model)
+    log.tags({"weights.sha256": weights})
+    figures.write_run_artifacts(outcome, epochs, digits, config.model.name, log.folder)
+    log.metrics({**metrics, "total_seconds": time.perf_counter() - started}, step=len(epochs))
+    if config.tracking.save_model:
+        log.model(final_model)
+    return TrialResult(log.run_id, metrics, epochs, outcome, weights, origin.machine_tags())
+
+
+def _train(config: Config, digits: Digits, on_steps: Listener, on_record: Listener) -> tuple[Model, Evaluation]:
+    """One network, and how it reads the validation images at its end."""
     keras.utils.set_random_seed(config.training.seed)
     trained_model = fit.with_fused_batch_norm(build_model(config.model, config.training.precision))
     # trained in bfloat16 or not, a network is judged and saved in float32: the same numbers on every machine
@@ -68,31 +109,12 @@ def _walk(config: Config, log: RunLog, on_steps: Listener, on_epoch: Listener, d
         readings.append(judge() if is_last else score(truth[0], read(images), truth[1]))
         return readings[-1].metrics
 
-    def log_epoch(record: Epoch) -> None:
-        log.epoch(len(readings), record)
-        on_epoch(len(readings), record)
-
     given = trained_model, digits.train_images, digits.train_labels, config.training
-    epochs = fit.fit(*given, validate=validate, on_epoch=log_epoch, on_steps=on_steps)
+    fit.fit(*given, validate=validate, on_epoch=on_record, on_steps=on_steps)
     # under early stopping it may have gone back to an earlier epoch
-    outcome = readings[-1] if config.training.early_stopping.patience is None else judge()
-    # the milliseconds an image of a warm forward pass over 256, the fastest of three
-    batch = images[:256]
-    read_finally(batch)
-    seconds = min(timeit.repeat(lambda: read_finally(batch), number=1, repeat=3))
-    losses = [record["val_loss"] for record in epochs]
-    metrics = {
-        **outcome.metrics,
-        **digits.counts(),
-        "parameters": float(final_model.count_params()),
-        "training_seconds": sum(record["epoch_seconds"] for record in epochs),
-        "inference_milliseconds": 1000 * seconds / len(batch),
-        "best_epoch": losses.index(min(losses)) + 1.0,
-    }
-    weights = fit.weights_sha256(final_model)
-    log.tags({"weights.sha256": weights})
-    figures.write_run_artifacts(outcome, epochs, digits, config.model.name, log.folder)
-    log.metrics({**metrics, "total_seconds": time.perf_counter() - started}, step=len(epochs))
-    if config.tracking.save_model:
-        log.model(final_model)
-    return TrialResult(log.run_id, metrics, epochs, outcome, weights, origin.machine_tags())
+    return final_model, readings[-1] if config.training.early_stopping.patience is None else judge()
+
+
+def _after(epochs: int, on_steps: Listener, epoch: int, *where: int) -> None:
+    """Tell of the steps of a member that is trained after ``epochs`` epochs of those before it."""
+    on_steps(epochs + epoch, *where)

@@ -58,7 +58,7 @@ class _Jobs:
             if (run_id := self.world.create_run(config, job.dataset, name)) is None:
                 break
             self.runs[number] = run_id
-            self.progress.begin(number, name, config.training.epochs)
+            self.progress.begin(number, name, config.epochs)
             self.engine.submit(number, config, run_id)
 
     def handle(self, event: Event) -> None:

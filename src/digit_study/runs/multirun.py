@@ -109,7 +109,7 @@ def run_job(config: Config, overrides: Sequence[str], folder: Path, live: bool) 
     name, uri, run_id = job_name(overrides), stores.tracking_uri(config.tracking.uri), ""
     try:
         run_id = run_log.create_run(config, uri, dataset_name(config.data), name)
-        with epoch_progress(name, config.training.epochs, live) as progress:
+        with epoch_progress(name, config.epochs, live) as progress:
             result = protocol.run_to_end(protocol.ENGINES["local"](protocol.Limits()), config, run_id, progress)
         outcome = _finished(name, config, result)
     except Exception as error:  # whatever it is, it is this job's alone: the others go on

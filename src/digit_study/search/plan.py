@@ -202,7 +202,7 @@ def plan_table(plan: StudyPlan) -> Table:
         table.add_row(one.key, f"{values}, when {when}" if when else values)
     table.add_section()
     table.add_row("grid points", "infinite (a range is continuous)" if points is None else f"{points:,}")
-    table.add_row("budget", f"{search.trials} trials in all, at most {plan.run.training.epochs} epochs each")
+    table.add_row("budget", f"{search.trials} trials in all, at most {plan.run.epochs} epochs each")
     table.add_row("workers", f"{plan.workers} × {plan.run.training.threads} threads, {plan.run.training.precision}")
     if search.engine != "local":
         cores, gpus = (sum(getattr(node, name) for node in plan.nodes) for name in ("cores", "gpus"))

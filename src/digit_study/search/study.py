@@ -250,7 +250,8 @@ def refuse_changes(opened: Study, study: StudyConfig, run: Config) -> None:
     """Raise a StudyError that names every difference unless ``opened`` was created as it is asked for now."""
     was: Mapping[str, Any] = opened.user_attrs.get(DEFINITION, {})
     now = definition_of(study, run)
-    changed = sorted(key for key in {**was, **now} if was.get(key) != now.get(key))
+    usual = flatten(Config())  # a key that there was not yet had what is its default now
+    changed = sorted(key for key in {**was, **now} if was.get(key, usual.get(key)) != now.get(key))
     if changed:
         differences = "; ".join(f"`{key}` was {was.get(key)!r}, is now {now.get(key)!r}" for key in changed)
         raise StudyError(

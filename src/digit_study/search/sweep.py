@@ -158,7 +158,7 @@ class Sweep:
         """Trial, host, epoch, value and configuration of every trial that runs."""
         rows: list[tuple[str, ...]] = []
         for number, one in sorted(self.running.items()):
-            value, epochs = "" if one.value is None else f"{one.value:.5f}", one.config.training.epochs
+            value, epochs = "" if one.value is None else f"{one.value:.5f}", one.config.epochs
             again = "" if one.replicate_of is None else f"(a further seed of trial {one.replicate_of}) "
             name = again + space.short_name(one.params)
             rows.append((str(number), one.host, f"{one.epoch:.1f}/{epochs}", value, name))
@@ -171,7 +171,7 @@ class Sweep:
         # supervisors on one machine decide in turn; on several the surplus is sorted out afterwards
         with study.lock(f"{self.plan.study.study}.turn"):
             before = sum(key.startswith(study.SUPERVISED) for key in self.study.user_attrs)
-            epochs = int(longest[0]) if longest else run.training.epochs
+            epochs = run.model.members * int(longest[0] if longest else run.training.epochs)
             self.study.set_user_attr(f"{study.SUPERVISED}{self.me}", True)
             self.study.sampler, self.study.pruner = make_sampler_and_pruner(self.search, epochs, before)
             if self.stored.trials():
@@ -286,7 +286,7 @@ class Sweep:
                 running.trial.report(running.value, number)
             except UpdateFinishedTrialError:
                 return False
-            if number < running.config.training.epochs and running.trial.should_prune():
+            if number < running.config.epochs and running.trial.should_prune():
                 running.pruned_after = number
         return running.pruned_after is None
 

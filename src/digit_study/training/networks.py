@@ -18,7 +18,10 @@ Model = Any  # of Keras, which is imported when one is built: names and rules ar
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """One network. ``filters`` is the width of the first block, doubled per block."""
+    """One network. ``filters`` is the width of the first block, doubled per block.
+
+    Of ``members`` networks, trained one after another on seeds that follow each other, it is the mean.
+    """
 
     name: str = "cnn"
     family: str = "cnn"
@@ -32,6 +35,7 @@ class ModelConfig:
     dense_units: int = 128
     dropout: float = 0.3
     activation: str = "relu"
+    members: int = 1
 
 
 def build_model(config: ModelConfig, precision: str = "float32") -> Model:
@@ -49,6 +53,22 @@ def build_model(config: ModelConfig, precision: str = "float32") -> Model:
         return keras.Model(pixels, probabilities, name=config.name)
     finally:
         keras.config.set_dtype_policy(previous)
+
+
+def mean_of(members: list[Model]) -> Model:
+    """One network that gives the mean of the members' probabilities (Lakshminarayanan et al. 2017, arXiv 1612.01474).
+
+    A single member is its own mean.
+    """
+    import keras
+
+    if len(members) == 1:
+        return members[0]
+    pixels = keras.Input((IMAGE_SIDE, IMAGE_SIDE, 1), name="pixels")
+    for number, member in enumerate(members, start=1):
+        member.name = f"member_{number}"  # layers of one model have names of their own
+    probabilities = keras.layers.Average(name="probabilities")([member(pixels) for member in members])
+    return keras.Model(pixels, probabilities, name="ensemble")
 
 
 def _convolution(layers: Any, x: Tensor, width: int, config: ModelConfig, padding: str, shrink: bool = False) -> Tensor:
@@ -111,6 +131,7 @@ RULES: dict[str, Rule] = {
     "model.dense_units": between(0, WIDEST),
     "model.dropout": between(0, 1, "[)"),
     "model.activation": choice(ACTIVATIONS),
+    "model.members": between(1, 100),
 }
 
 

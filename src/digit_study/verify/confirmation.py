@@ -77,11 +77,7 @@ def _walk(work: Confirmation, engine: Engine, courier: Courier) -> str:
         log.dataset(digits.name, digits.sha256, digits.counts())
         _describe(work, log, None)
         run_log.close_children(uri, work.parent, "KILLED")
-        for run_id, tags in run_log.children(uri, work.parent, "attributes.status = 'FINISHED'"):
-            key, seed = tags.get("candidate", ""), int(tags.get("seed", -1))
-            if key in work.names and seed in work.seeds:  # an earlier start of this confirmation finished it
-                found = report.candidate(plan, work.names[key], run_id)
-                work.runs |= {} if found is None else {(key, seed): found}
+        work.resume()
         train(work, engine)
         courier.wait()
         winner = _conclude(work)

@@ -10,6 +10,7 @@ from digit_study.engine.protocol import Engine, Event, TrialResult
 from digit_study.engine.world import World
 from digit_study.evaluation.race import Standing, race
 from digit_study.evaluation.ranking import Candidate
+from digit_study.search import report
 from digit_study.search.outcomes import BLAMELESS
 from digit_study.search.plan import StudyPlan
 from digit_study.terminal import console
@@ -44,6 +45,14 @@ class Confirmation:
     def name(self, job: Job) -> str:
         """Candidate and seed, for a person."""
         return f"{self.names[job[0]]} seed {job[1]}"
+
+    def resume(self) -> None:
+        """Take in what an earlier start of this confirmation has finished."""
+        for run_id, tags in run_log.children(self.plan.uri, self.parent, "attributes.status = 'FINISHED'"):
+            key, seed = tags.get("candidate", ""), int(tags.get("seed", -1))
+            if key in self.names and seed in self.seeds:
+                found = report.candidate(self.plan, self.names[key], run_id)
+                self.runs |= {} if found is None else {(key, seed): found}
 
     def standing(self) -> Standing:
         """Where the race stands, candidates in the order of :attr:`names`."""
@@ -123,7 +132,7 @@ class _Training:
                 break
             self.number += 1
             self.jobs[self.number] = job, run_id
-            self.progress.begin(self.number, work.name(job), config.training.epochs)
+            self.progress.begin(self.number, work.name(job), config.epochs)
             self.engine.submit(self.number, config, run_id)
 
     def handle(self, event: Event) -> None:

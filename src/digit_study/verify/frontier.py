@@ -1,0 +1,191 @@
+"""The shipped networks on equal seeds: how well each reads, at how many parameters, and which no smaller one beats."""
+
+import hashlib
+import json
+import shlex
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+from rich.table import Table
+
+from digit_study.config import compose
+from digit_study.config.run import Config
+from digit_study.data.digits import load_digits
+from digit_study.engine.protocol import ENGINES
+from digit_study.evaluation import charts
+from digit_study.evaluation.race import confirmed_ranking
+from digit_study.evaluation.ranking import Group
+from digit_study.search.plan import StudyPlan, plan_study
+from digit_study.search.study import exclusive
+from digit_study.terminal import console
+from digit_study.terminal.messages import StudyError
+from digit_study.terminal.signals import Interrupted
+from digit_study.tracking import lookup, run_log, stores, views
+from digit_study.tracking.courier import Courier
+from digit_study.verify.seeds import Confirmation, train
+
+#: Far from the seeds of trials and confirmations, and as far apart as an ensemble may have members.
+FIRST_SEED, SEED_STEP = 2_000_000, 100
+#: Groups of a run's keys that a command line may set for all networks.
+OF_NETWORKS = ("model.", "training.")
+#: What An et al. 2020 (arXiv 2008.10400) publish of their ensembles; epochs were chosen on the test set.
+PUBLISHED = {"An et al. 2020, vote of three": 0.9987, "An et al. 2020, two layers of votes": 0.9991}
+
+
+def plan_frontier(arguments: Sequence[str]) -> tuple[StudyPlan, dict[str, Config]]:
+    """Check a command line; the plan it is trained by, and what each network trains. Raises StudyError."""
+    plan = plan_study(["study=frontier", *arguments])
+    machine = plan.run.training
+    compose.register()
+    typed = [text for text in plan.overrides if text.startswith(OF_NETWORKS)]
+    configs = {}
+    for name, text in plan.study.frontier.networks.items():
+        try:
+            own: Config = compose.compose_config([*shlex.split(text), *typed])
+            own.validate()
+        except StudyError as fault:
+            raise StudyError(f"`frontier.networks.{name}` must be overrides of a run, got '{text}': {fault}") from None
+        training = replace(own.training, threads=machine.threads, precision=machine.precision)
+        configs[name] = replace(plan.run, model=own.model, training=training)
+    return plan, configs
+
+
+def measure(plan: StudyPlan, configs: Mapping[str, Config]) -> Confirmation:
+    """Train every network on every seed, but for what an earlier start has finished; raises StudyError if one fails."""
+    with exclusive(plan.study.study, "confirm", "is being trained"):
+        engine = ENGINES[plan.study.search.engine](plan.limits)
+        stores.prepare_store(plan.uri)
+        status = "FAILED"
+        with Courier(plan.uri, plan.study.search.patience) as courier:
+            work = _prepare(plan, configs)
+            log, digits = run_log.RunLog(plan.uri, work.parent), load_digits(plan.run.data)
+            try:
+                log.config(plan.run)
+                log.dataset(digits.name, digits.sha256, digits.counts())
+                run_log.close_children(plan.uri, work.parent, "KILLED")
+                work.resume()
+                train(work, engine)
+                courier.wait()
+                status = "FAILED" if work.failures() else "FINISHED"
+            except Interrupted:
+                status = "KILLED"
+                console.print_error("interrupted: the same command goes on")
+                raise
+            finally:
+                run_log.close_children(plan.uri, work.parent, "KILLED")
+                log.end(status, {})
+    if failures := work.failures():
+        raise StudyError("\n".join([f"{len(failures)} runs of the frontier failed:", *failures]))
+    return work
+
+
+def _prepare(plan: StudyPlan, configs: Mapping[str, Config]) -> Confirmation:
+    """Find the parent run of the same frontier again, or create it."""
+    count = plan.study.frontier.seeds
+    seeds = [FIRST_SEED + SEED_STEP * number for number in range(count)]
+    keys = {
+        name: hashlib.sha256(repr((one.data.sha256, one.model, one.training)).encode()).hexdigest()[:12]
+        for name, one in configs.items()
+    }
+    content = json.dumps([sorted(keys.values()), seeds])
+    known = {"kind": "frontier", "frontier.key": hashlib.sha256(content.encode()).hexdigest()[:16]}
+    parent = lookup.find_run(plan.uri, known)
+    if parent is None or not run_log.reopen_run(plan.uri, parent):
+        parent = run_log.create_run(plan.run, plan.uri, plan.dataset, "frontier", **views.BEGUN, **known)
+    names = {key: name for name, key in keys.items()}
+    return Confirmation(plan, names, {keys[name]: one for name, one in configs.items()}, {}, 0, seeds, count, parent)
+
+
+def table_of(work: Confirmation, evidence: Mapping[str, Mapping[str, str]]) -> pd.DataFrame:
+    """One row a network, by parameters: name, run_id (of the first seed), parameters, minutes, mean, low, high, front.
+
+    ``front``: no network with as few parameters reads better. ``minutes`` are those of one network. ``test_accuracy``
+    and its ends are those on the sealed images, NaN unless ``evidence`` has them by the id of the run.
+    """
+    groups = [Group(name, work.finished(key)) for key, name in work.names.items()]
+    ranking = confirmed_ranking(groups, work.standing(), "accuracy").set_index("name")
+    ranking["run_id"] = {one.name: one.runs[0].run_id for one in groups}
+    ranking["minutes"] = {one.name: one.mean("training_seconds") / 60 for one in groups}
+    table = ranking.sort_values(["parameters", "mean"], ascending=[True, False]).reset_index()
+    table["front"] = table["mean"] > table["mean"].cummax().shift(fill_value=0.0)
+    for end in ("", "_low", "_high"):
+        found = [evidence.get(run_id, {}).get(f"test_accuracy{end}", "nan") for run_id in table["run_id"]]
+        table[f"test_accuracy{end}"] = [float(value) for value in found]
+    columns = ["name", "run_id", "parameters", "minutes", "seeds", "mean", "low", "high", "tied", "front"]
+    return table[[*columns, "test_accuracy", "test_accuracy_low", "test_accuracy_high"]]
+
+
+def conclude(work: Confirmation, table: pd.DataFrame) -> None:
+    """Draw, track and print the table; only the models of the first seed are kept."""
+    plan = work.plan
+    with Courier(plan.uri, plan.study.search.patience):
+        log = run_log.RunLog(plan.uri, work.parent)
+        charts.write_table(table, log.folder, "frontier")
+        charts.save(frontier_figure(table, plan.dataset), log.folder / "figures" / "frontier.png")
+        best = table.sort_values("mean").iloc[-1]
+        reads = console.with_interval(*best[["mean", "low", "high"]])
+        answer = f"{reads}, mean of {best['seeds']} seeds, is the best validation accuracy, of {best['name']}"
+        asked = (
+            f"Asked: how well does each of {len(table)} networks read {plan.dataset}, and which does no smaller beat"
+        )
+        ranked = table.rename(columns={"mean": "val_accuracy", "low": "val_accuracy_low", "high": "val_accuracy_high"})
+        log.describe(views.Note(answer, asked, ranked, COLUMNS, figures=["figures/frontier.png"]))
+        for run in work.runs.values():
+            if run.run_id not in set(table["run_id"]):
+                run_log.drop_models(plan.uri, run.run_id)
+        log.end("FINISHED", {})
+    terminal = console.console()
+    terminal.print(_printed(table))
+    terminal.print(f"next:\n  {views.address(log.client, log.uri, log.run_id, children=True)}", soft_wrap=True)
+
+
+COLUMNS = {
+    "network": "{name}", "parameters": "{parameters:,.0f}", "minutes": "{minutes:.1f}", "mean [95 %]": "{accuracy}",
+    "seeds": "{seeds}", "": "{mark}",
+}  # fmt: skip
+
+
+def _printed(table: pd.DataFrame) -> Table:
+    shown = Table(title="Networks by parameters", title_justify="left", caption_justify="left")
+    shown.caption = "^ no network as small reads better; minutes of one network; sealed images: the first seed"
+    for heading in ("network", "parameters", "minutes", "validation, mean [95 %]", "", "sealed images [95 %]"):
+        shown.add_column(heading, justify="left" if heading == "network" else "right", no_wrap=True)
+    for row in table.to_dict("records"):
+        test = [row[f"test_accuracy{end}"] for end in ("", "_low", "_high")]
+        reads = console.with_interval(row["mean"], row["low"], row["high"])
+        cells = row["name"], f"{row['parameters']:,}", f"{row['minutes']:.1f}", reads, "^" if row["front"] else ""
+        shown.add_row(*cells, "" if np.isnan(test[0]) else console.with_interval(*test))
+    return shown
+
+
+def frontier_figure(table: pd.DataFrame, dataset: str) -> Figure:
+    """Draw accuracy against parameters, with intervals and the Pareto front; see :func:`table_of` for the columns."""
+    figure = charts.new_figure(11, 6.5, f"How well networks of each size read {dataset}")
+    axes = figure.subplots()
+    front = table[table["front"]]
+    ends = [charts.GREY, charts.BLUE]
+    for is_front, rows in table.groupby("front"):
+        values = 100 * rows[["mean", "low", "high"]].to_numpy(float).T
+        look: charts.Look = {"marker": "o", "ms": 8, "ls": "", "capsize": 4, "color": ends[bool(is_front)]}
+        label = f"mean of {rows['seeds'].max()} seeds on validation, 95 %"
+        label += ", no smaller one beats it" if is_front else ""
+        axes.errorbar(rows["parameters"], values[0], yerr=np.abs(values[1:] - values[0]), label=label, **look)
+    axes.plot(front["parameters"], 100 * front["mean"], drawstyle="steps-post", color=charts.BLUE, lw=1, alpha=0.6)
+    sealed = table.dropna(subset=["test_accuracy"])
+    if len(sealed):
+        star: charts.Look = {"marker": "X", "ms": 9, "ls": "", "color": charts.ORANGE, "zorder": 4}
+        axes.plot(sealed["parameters"], 100 * sealed["test_accuracy"], label="first seed, sealed test images", **star)
+    for row in table.to_dict("records"):
+        at = row["parameters"], 100 * row["mean"]
+        axes.annotate(row["name"], at, (7, 7), textcoords="offset points", fontsize=charts.TICK)
+    for (name, accuracy), style in zip(PUBLISHED.items(), (":", "--"), strict=True):
+        axes.axhline(100 * accuracy, color=charts.GREEN, lw=1, ls=style, label=f"{name} (chosen on the test set)")
+    axes.set_xscale("log")
+    axes.margins(x=0.12)
+    axes.grid(alpha=0.3)
+    charts.style_axes(axes, "parameters", "accuracy (%)")
+    charts.legend_below(figure, axes)
+    return figure
