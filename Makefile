@@ -9,7 +9,7 @@ export PYTHONDONTWRITEBYTECODE :=
 export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
-.PHONY: help study test browser cluster quick check ui search confirm promote frontier draw bench screenshots lock clean
+.PHONY: help study test browser cluster quick check ui search confirm promote frontier draw bench screenshots detector lock clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -67,6 +67,9 @@ bench: .venv/.dev  ## the benchmarks that the README quotes (many minutes on an 
 
 screenshots: .venv/.dev  ## the README's, of a study that was searched, confirmed and promoted
 	$(PY) tests/screenshots.py $(ARGS)
+
+detector: .venv/.dev  ## train the detector of what is no digit anew: ARGS=<mnist.npz>, half an hour
+	PYTHONPATH=src $(PY) tests/train_detector.py $(ARGS)
 
 LOCK := uv pip compile pyproject.toml --extra joblib --universal --python-version 3.11 --generate-hashes \
     --no-emit-index-url --no-emit-find-links --no-header --quiet

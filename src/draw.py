@@ -71,10 +71,11 @@ def draw(arguments: argparse.Namespace) -> None:
         raise StudyError(f"`--port` must be in [0, 65535], got {arguments.port}: leave it out for {PORT}")
     with listening_socket(arguments.port) as listener:
         networks = networks_of(settings)
+        from digit_study.claims import detector
         from digit_study.reading import drawing  # a second of imports that no mistake has to wait for
 
         port = listener.getsockname()[1]
-        app = drawing.make_app(networks, Kept(keep), port)
+        app = drawing.make_app(networks, Kept(keep), port, accepts=detector.load())
         print(f"Draw at http://{ADDRESS}:{port}/ (Ctrl-C ends it)", flush=True)
         drawing.serve(app, listener, networks)
 

@@ -5,11 +5,12 @@ import gc
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
+from typing import Any
 
-from rich.console import Console
+from rich.console import Console, RenderableType
 from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table
 from rich.text import Text
@@ -19,7 +20,7 @@ from digit_study.terminal.messages import StudyError, nearest
 from digit_study.terminal.signals import collect_rarely
 from digit_study.tracking.stores import CHAMPION_URI, NAMED, model_file, quiet_mlflow, tracking_uri
 
-SETTINGS, SHOWN = ("model", "tracking.uri"), "predicted.png"
+SETTINGS, SHOWN = ("model", "abstain", "tracking.uri"), "predicted.png"
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg", ".tif", ".tiff")
 
 
@@ -30,13 +31,15 @@ def parsed(words: Sequence[str]) -> argparse.Namespace:
         allow_abbrev=False,
         description="Reads the digit in each image: any size, mode, format or polarity; one digit per image. "
         "Exit code: 0 if all images were read, 1 if not, 2 for a wrong option.",
-        epilog=f"Settings: model={NAMED}, and tracking.uri=….",
+        epilog=f"Settings: model={NAMED}; abstain=false, to read also what is no digit; tracking.uri=….",
     )
     images = "of an animation or a multi-page file the first picture; of a folder the images directly in it"
     picture = f"draw what the network saw into PATH, without PATH into {SHOWN}"
     parser.add_argument("given", nargs="*", metavar="FILE|FOLDER|SETTING=VALUE", help=images)
     parser.add_argument("--json", action="store_true", help="an array of objects on standard output")
     parser.add_argument("--show", metavar="PATH", help=picture)
+    sets = "print the digits that hold the true one with this probability, by the model's own validation images: 0.99"
+    parser.add_argument("--coverage", type=float, metavar="P", help=sets)
     # --show alone never takes the next path as its own
     return parser.parse_intermixed_args([f"--show={SHOWN}" if word == "--show" else word for word in words])
 
@@ -76,6 +79,26 @@ def model_place(named: str, tracking: str | None) -> str:
     return views.model_place(tracking_uri(tracking), named)
 
 
+def least_probability(coverage: float, named: str, tracking: str | None) -> float:
+    """How probable a digit must be to stand in a set of this coverage; raises StudyError if that cannot be told."""
+    if not 0 < coverage < 1:
+        raise StudyError(f"`--coverage` must be in (0, 1), got {coverage:g}: --coverage 0.99")
+    if not named.startswith(("models:/", "runs:/")):
+        raise StudyError(f"`--coverage` needs the run of a model, got the file '{named}': name it as {NAMED}")
+    from digit_study.claims import calibration
+    from digit_study.tracking import lookup
+
+    found = lookup.evaluation_of_model(named, tracking)
+    return calibration.least_probability(found.labels, found.probabilities, coverage)
+
+
+def detector() -> Callable[..., Any]:
+    """The shipped detector of what is no digit, loaded when the first image is read."""
+    from digit_study.claims.detector import load
+
+    return load()
+
+
 def predict(arguments: argparse.Namespace) -> int:
     """Check everything, read with a bar on a terminal, print; returns 1 if a file could not be read."""
     settings, paths = split_settings(arguments.given)
@@ -83,22 +106,36 @@ def predict(arguments: argparse.Namespace) -> int:
     if arguments.show:
         check_show(arguments.show, files)
     named, tracking = settings.get("model", CHAMPION_URI), settings.get("tracking.uri")
+    if (abstain := settings.get("abstain", "true")) not in ("true", "false"):
+        raise StudyError(f"`abstain` must be true or false, got '{abstain}': abstain=false reads what is no digit too")
     keras_file = model_file(named, tracking)
+    coverage = arguments.coverage
+    least = None if coverage is None else least_probability(coverage, named, tracking)
     where = "" if arguments.json else model_place(named, tracking)
     load = cache(load_model)  # called when the first image that can be read needs it
     columns = (*Progress.get_default_columns(), MofNCompleteColumn())
     with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as bar:
-        results = read_files(files, lambda images: load(keras_file)(images))
+        accepts = (lambda images: detector()(images)) if abstain == "true" else None
+        results = read_files(files, lambda images: load(keras_file)(images), accepts, least)
         readings = list(bar.track(results, total=len(files), description="reading"))
     if arguments.json:
         print(json.dumps([reading.as_json() for reading in readings], indent=2))
     else:
-        table = Table("file", "digit", "probability", "probabilities of 0 … 9, %")
+        sets = () if least is None else (f"prediction set, {coverage:.4g}",)
+        table = Table("file", "digit", "probability", *sets, "probabilities of 0 … 9, %")
         for reading in readings:
-            row = Text(reading.file), "–", "", Text(reading.error or "", style="red")
+            row: list[RenderableType] = [
+                Text(reading.file),
+                "–",
+                "",
+                *("" for _ in sets),
+                Text(reading.error or "", style="red"),
+            ]
             if reading.probabilities is not None:
                 each = " ".join(f"{100 * p:.0f}" for p in reading.probabilities)
-                row = Text(reading.file), str(reading.digit), f"{max(reading.probabilities):.2%}", Text(each)
+                members = [" ".join(map(str, reading.digits or ())) for _ in sets]
+                sure = f"{max(reading.probabilities):.2%}"
+                row = [Text(reading.file), str(reading.digit), sure, *members, Text(each)]
             table.add_row(*row)
         Console(width=None if sys.stdout.isatty() else 200).print(table)  # in a pipe no edge wraps
     if arguments.show:

@@ -13,10 +13,17 @@ from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 
 from digit_study.champion.gate import Decision, Score, budget, decide
+from digit_study.claims import calibration, detector
 from digit_study.config.promote import GateConfig, PromoteConfig
 from digit_study.data import digits, sources
-from digit_study.data.sources import DataConfig
-from digit_study.evaluation.metrics import accuracy_interval
+from digit_study.data.sources import DataConfig, Labels
+from digit_study.evaluation.metrics import (
+    Evaluation,
+    Probabilities,
+    accuracy_interval,
+    calibration_error,
+    evaluation_of,
+)
 from digit_study.evaluation.ranking import paired_test
 from digit_study.terminal.console import percent, with_interval
 from digit_study.terminal.messages import StudyError
@@ -24,6 +31,8 @@ from digit_study.terminal.signals import native_stderr, signals_surface
 from digit_study.tracking import lookup, origin, views
 from digit_study.tracking.stores import model_file
 
+#: Prediction sets that a version is registered with hold the true digit at least as often; predict.py takes any.
+COVERAGE, RATES = 0.99, ("coverage", "refused")
 #: A Keras file, and the sha256 that its weights must have, if known.
 Network = tuple[Path, str | None]
 
@@ -46,6 +55,7 @@ class SealedResult:
     correct: list[npt.NDArray[np.bool_]]  # of each network which images it reads correctly, shape (n,)
     parameters: list[int]  # of each network its size
     sha256: str  # of the images and labels
+    claims: dict[str, float]  # by name, how what the first network claims holds on them, see :func:`claims_of`
 
 
 def find_challenger(client: mlflow.MlflowClient, uri: str, config: PromoteConfig) -> Challenger:
@@ -97,10 +107,13 @@ def require_same_data(challenger: Challenger, champion: ModelVersion, client: ml
         )
 
 
-def read_sealed(networks: Sequence[Network], source: DataConfig, record: Callable[[], None]) -> SealedResult:
+def read_sealed(
+    networks: Sequence[Network], source: DataConfig, record: Callable[[], None], validation: Evaluation | None = None
+) -> SealedResult:
     """Load the networks, then break the seal of the digits once, and let each network read the same images.
 
-    ``record`` writes the opening down. A file that is not the network it should be raises StudyError; the seal is kept.
+    ``validation`` is how the first reads its validation images. ``record`` writes the opening down. A file that is not
+    the network it should be raises StudyError; the seal is kept.
     """
     with native_stderr(), signals_surface():
         import keras
@@ -113,9 +126,41 @@ def read_sealed(networks: Sequence[Network], source: DataConfig, record: Callabl
         if expected not in (None, found := weights_sha256(model)):
             why = f"the weights in {file} have sha256 {found}, not {expected}: the file was changed"
             raise StudyError(f"a registered network must be the one that was trained, but {why}; train the run again")
+    accepts = detector.load()
     images, labels = digits.open_sealed_test_set(source, record)
-    correct = [model.predict(images, verbose=0).argmax(axis=1) == labels for model in models]
-    return SealedResult(correct, [model.count_params() for model in models], sources.digest(images[..., 0], labels))
+    read = [model.predict(images, verbose=0) for model in models]
+    correct, sizes = [one.argmax(axis=1) == labels for one in read], [model.count_params() for model in models]
+    claims = claims_of(labels, read[0], ~accepts(images), validation)
+    return SealedResult(correct, sizes, sources.digest(images[..., 0], labels), claims)
+
+
+def claims_of(
+    labels: Labels, probabilities: Probabilities, refused: npt.NDArray[np.bool_], validation: Evaluation | None
+) -> dict[str, float]:
+    """What a network claims of sealed images (n,), and how it holds: calibration, prediction sets, digits refused.
+
+    Rates come with their 95 % intervals (Wilson). Without ``validation`` there are no sets.
+    """
+    found = {"test_calibration_error": calibration_error(labels, probabilities), **_rate("test_refused", refused)}
+    if validation is None:
+        return found
+    least = calibration.least_probability(validation.labels, validation.probabilities, COVERAGE)
+    sets = calibration.prediction_sets(probabilities, least)
+    is_in = sets[np.arange(len(labels)), labels]
+    sizes = {"claimed_coverage": COVERAGE, "test_set_size": float(sets.sum(axis=1).mean())}
+    return {**found, **sizes, **_rate("test_coverage", is_in)}
+
+
+def _rate(name: str, happened: npt.NDArray[np.bool_]) -> dict[str, float]:
+    low, high = accuracy_interval(int(happened.sum()), len(happened))
+    return {name: float(happened.mean()), f"{name}_low": low, f"{name}_high": high}
+
+
+def validation_of(client: mlflow.MlflowClient, challenger: Challenger) -> Evaluation | None:
+    """How the challenger reads its validation images; None where its run has lost the table of that."""
+    with suppress(StudyError):
+        return evaluation_of(lookup.predictions(client, challenger.run, "run_id"))
+    return None
 
 
 def decide_contest(
@@ -138,6 +183,7 @@ def decide_contest(
         **{key: tags[key] for key in ("dataset.name", "dataset.sha256", "weights.sha256", "git.commit") if key in tags},
         "test_accuracy": score.accuracy, "test_accuracy_low": low, "test_accuracy_high": high,
         "test_images": score.images, "test.sha256": result.sha256, "parameters": score.parameters,
+        **result.claims,
         "decision": decision.rule, "reason": decision.reason,
         "gate.floor": limits.floor, "gate.margin": limits.margin, "gate.significance": limits.significance,
     }  # fmt: skip
@@ -170,11 +216,18 @@ def version_note(challenger: Challenger, champion: ModelVersion | None, evidence
         other = percent(float(evidence["compared.test_accuracy"])), f"{int(evidence['compared.parameters']):,}"
         for row, cell in zip(rows, ["the champion then", "--:", link, *other], strict=True):
             row.append(cell)
+    claims = ""
+    if "test_coverage" in evidence:
+        rates = {key: [float(evidence[f"test_{key}{end}"]) for end in ("", "_low", "_high")] for key in RATES}
+        claims = f"Its prediction sets at {100 * float(evidence['claimed_coverage']):g} % hold the true digit of "
+        claims += f"{with_interval(*rates['coverage'])} of these images, with {float(evidence['test_set_size']):.3f} "
+        claims += f"digits each; {with_interval(*rates['refused'])} of them are refused as no digit."
     figures = [f"[{name}]({page}/artifacts/figures/{name})" for name in ("confusion_matrix.png", "mistakes.png")]
     return "\n\n".join([
         f"**{views.escape(evidence['reason'])}**",
         "Asked: may it replace the champion, by one comparison on test images that nothing was selected on?",
         "\n".join(f"| {' | '.join(row)} |" for row in rows),
+        *filter(None, [claims]),
         f"Figures, on its validation images: {' · '.join(figures)}",
         f"Next: `python src/predict.py <images> model=runs:/{challenger.run_id}/model`",
     ])  # fmt: skip

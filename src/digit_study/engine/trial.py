@@ -8,6 +8,7 @@ from functools import partial
 
 import keras
 
+from digit_study.claims import calibration
 from digit_study.config import machine
 from digit_study.config.run import Config
 from digit_study.data.digits import Digits, load_digits
@@ -68,6 +69,8 @@ def _walk(config: Config, log: RunLog, on_steps: Listener, on_epoch: Listener, d
     read = fit.reader(final_model)
     if len(members) > 1:
         outcome = score(digits.validation_labels, read(images), digits.validation_index)
+    t, claims = calibration.calibrated(outcome.labels, outcome.probabilities)
+    outcome = replace(outcome, probabilities=calibration.tempered(outcome.probabilities, t))
     # the milliseconds an image of a warm forward pass over 256, the fastest of three
     batch = images[:256]
     read(batch)
@@ -75,6 +78,7 @@ def _walk(config: Config, log: RunLog, on_steps: Listener, on_epoch: Listener, d
     losses = [record["val_loss"] for record in epochs]
     metrics = {
         **outcome.metrics,
+        **claims,
         **digits.counts(),
         "parameters": float(final_model.count_params()),
         "training_seconds": sum(record["epoch_seconds"] for record in epochs),
@@ -86,7 +90,7 @@ def _walk(config: Config, log: RunLog, on_steps: Listener, on_epoch: Listener, d
     figures.write_run_artifacts(outcome, epochs, digits, config.model.name, log.folder)
     log.metrics({**metrics, "total_seconds": time.perf_counter() - started}, step=len(epochs))
     if config.tracking.save_model:
-        log.model(final_model)
+        log.model(calibration.with_temperature(final_model, t))
     return TrialResult(log.run_id, metrics, epochs, outcome, weights, origin.machine_tags())
 
 

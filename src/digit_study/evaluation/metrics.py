@@ -58,18 +58,23 @@ def metrics_of(labels: Labels, probabilities: Probabilities) -> dict[str, float]
     # mean negative log probability of the true digit, clipped as Keras does
     true = probabilities[np.arange(images), labels].astype(np.float64)
     loss = -np.log(np.clip(true, 1e-7, 1.0)).mean()
-    # mean gap of confidence and accuracy over equal bins (Guo et al. 2017, arXiv 1706.04599, eq. 3)
-    confidence = probabilities.max(axis=1).astype(np.float64)
-    bin_of = np.clip(np.ceil(confidence * CALIBRATION_BINS).astype(int) - 1, 0, CALIBRATION_BINS - 1)
-    gaps = np.bincount(bin_of, weights=correct - confidence, minlength=CALIBRATION_BINS)
     return {
         "val_accuracy": float(correct.mean()),
         "val_accuracy_low": low,
         "val_accuracy_high": high,
         "val_loss": float(loss),  # in nats
-        "val_calibration_error": float(np.abs(gaps).sum() / images),  # in [0, 1]
+        "val_calibration_error": calibration_error(labels, probabilities),
         "val_macro_f1": float(per_class_report(labels, predicted)["f1"].mean()),
     }
+
+
+def calibration_error(labels: Labels, probabilities: Probabilities) -> float:
+    """Mean gap of confidence and accuracy over equal bins, in [0, 1] (Guo et al. 2017, arXiv 1706.04599, eq. 3)."""
+    confidence = probabilities.max(axis=1).astype(np.float64)
+    bin_of = np.clip(np.ceil(confidence * CALIBRATION_BINS).astype(int) - 1, 0, CALIBRATION_BINS - 1)
+    correct = probabilities.argmax(axis=1) == labels
+    gaps = np.bincount(bin_of, weights=correct - confidence, minlength=CALIBRATION_BINS)
+    return float(np.abs(gaps).sum() / len(labels))
 
 
 def accuracy_interval(correct: int, images: int) -> tuple[float, float]:

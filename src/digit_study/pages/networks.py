@@ -14,11 +14,11 @@ from PIL import Image
 
 from digit_study.data import digits, sources
 from digit_study.data.sources import DataConfig, Labels, Pixels
-from digit_study.evaluation.metrics import Evaluation, evaluation_of
+from digit_study.evaluation.metrics import Evaluation
 from digit_study.search import report
 from digit_study.search.report import MOST_NETWORKS
 from digit_study.terminal.messages import StudyError, first_line, short_names
-from digit_study.tracking import delivery, lookup
+from digit_study.tracking import lookup
 
 #: Mistakes of a network that are shown: those it was surest of.
 MOST_MISTAKES = 40
@@ -61,19 +61,10 @@ def hardest(one: Evaluation) -> Labels:
 def _evaluations(uri: str, run_ids: Mapping[str, str]) -> dict[str, Evaluation]:
     """Evaluations by run id; left out are those that cannot be read, or are of other images than the first."""
     found: dict[str, Evaluation] = {}
-    for run_id, one in zip(run_ids, lookup.each(uri, partial(_evaluation, uri), run_ids), strict=True):
+    for run_id, one in zip(run_ids, lookup.each(uri, partial(report.evaluation, uri), run_ids), strict=True):
         if one is not None and all(np.array_equal(one.index, other.index) for other in found.values()):
             found[run_id] = one
     return found
-
-
-def _evaluation(uri: str, run_id: str) -> Evaluation | None:
-    if (result := report.result_of(uri, run_id)) is not None:
-        return result.evaluation
-    try:
-        return evaluation_of(lookup.prediction_table(uri, run_id)).in_order()
-    except (*delivery.StoreFault, pd.errors.ParserError, KeyError):
-        return None
 
 
 def _compared(name: str, run_id: str, one: Evaluation, shown: list[int]) -> dict[str, Any]:

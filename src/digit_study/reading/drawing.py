@@ -27,6 +27,7 @@ from digit_study.reading.images import Digit, read_digit
 from digit_study.reading.kept import NPZ, Kept, sample
 from digit_study.reading.loopback import POLICY, OnlyHere, TooLarge, bounded_body
 from digit_study.reading.network import Network, watch
+from digit_study.reading.prediction import Accepts
 from digit_study.terminal.messages import StudyError
 
 PAGE = Path(__file__).with_name("draw.html")
@@ -45,8 +46,10 @@ class Limits:
     reading_s: float = READING_S
 
 
-def answers(networks: list[Network], image: bytes, with_look: bool) -> dict[str, Any]:
+def answers(networks: list[Network], image: bytes, with_look: bool, accepts: Accepts | None = None) -> dict[str, Any]:
     """What the page shows of one image: ``error`` in words, or ``pixels`` (28x28) and an answer of every network.
+
+    ``is_digit`` is false where a detector does not accept it as one.
 
     An answer has ``network``, ``digit``, ten ``probabilities`` and ``attention``, which is a map (28x28) where it was
     asked for, else None; see :func:`network.look`.
@@ -55,7 +58,9 @@ def answers(networks: list[Network], image: bytes, with_look: bool) -> dict[str,
         digit = read_digit(image)
     except ImageError as fault:
         return {"error": str(fault), "pixels": None, "answers": []}
-    return {"error": None, "pixels": digit.tolist(), "answers": [answer(one, digit, with_look) for one in networks]}
+    read = [answer(one, digit, with_look) for one in networks]
+    is_digit = accepts is None or bool(accepts(digit[None, ..., None])[0])
+    return {"error": None, "pixels": digit.tolist(), "answers": read, "is_digit": is_digit}
 
 
 def answer(network: Network, digit: Digit, with_look: bool) -> dict[str, Any]:
@@ -116,7 +121,9 @@ class Desk:
         return JSONResponse({"error": why, "pixels": None, "answers": []})
 
 
-def make_app(networks: list[Network], kept: Kept, port: int, limits: Limits | None = None) -> FastAPI:
+def make_app(
+    networks: list[Network], kept: Kept, port: int, limits: Limits | None = None, accepts: Accepts | None = None
+) -> FastAPI:
     """The page and its four questions: ``/state``, ``/examples``, ``/read`` and ``/keep``; the first network leads."""
     app = FastAPI(openapi_url=None)  # its pages of documentation would be fetched from elsewhere
     app.add_middleware(OnlyHere, port=port)
@@ -147,7 +154,7 @@ def make_app(networks: list[Network], kept: Kept, port: int, limits: Limits | No
     @app.post("/read")
     async def read(request: Request) -> Response:
         with_look = request.query_params.get("look") == "1"
-        return await desk.with_image(request, lambda image: answers(networks, image, with_look))
+        return await desk.with_image(request, lambda image: answers(networks, image, with_look, accepts))
 
     @app.post("/keep")
     async def keep(request: Request) -> Response:

@@ -144,7 +144,7 @@ def _drawn(ink: Grey, mark: Mask) -> Grey:
     return np.asarray(own, np.float32)
 
 
-def _fit(ink: Grey) -> Digit:
+def size_normalised(ink: Grey) -> Digit:
     """Size-normalise into 20x20, aspect ratio kept, and place the centre of mass in the centre of 28x28."""
     if not (ink > 0.1).any():
         raise ImageError("is all but blank: no stroke stands out from the background; write or scan it darker")
@@ -178,7 +178,7 @@ def to_mnist(grey: Grey) -> Digit:
     From shape (h, w), float32, 0 to 255, at least 5x5, to (28, 28), uint8; bit for bit the input where
     :func:`is_mnist_form`. Raises ImageError if it is blank, without plain background, several digits or a solid shape.
     """
-    return grey.astype(np.uint8) if is_mnist_form(grey) else _fit(_drawn(*_find(grey)))
+    return grey.astype(np.uint8) if is_mnist_form(grey) else size_normalised(_drawn(*_find(grey)))
 
 
 def read_digit(source: Path | bytes) -> Digit:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
+from digit_study.claims.calibration import prediction_sets
 from digit_study.reading.image_files import SUFFIXES, ImageError
 from digit_study.reading.images import Digit, read_digit
 from digit_study.terminal.messages import StudyError, first_line
@@ -26,7 +27,10 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BATCH, MOST_SHOWN = 256, 100
+NO_DIGIT = "shows no digit, but a letter, a symbol or the like; what it would be as one: abstain=false"
 Model = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
+#: Images (n, 28, 28, 1) to whether each shows a digit, (n,).
+Accepts = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.bool_]]
 
 
 @dataclass(frozen=True)
@@ -38,11 +42,13 @@ class Reading:
     probabilities: list[float] | None = None  # ten, for 0 to 9, in [0, 1], summing to 1
     error: str | None = None  # why there is no digit; all but ``file`` are None then
     pixels: Digit | None = None  # what the network reads, shape (28, 28), uint8
+    digits: list[int] | None = None  # the prediction set, where one was asked for
 
     def as_json(self) -> dict[str, Any]:
-        """``file``, ``digit``, ``probabilities`` and, if there is one, ``error``."""
+        """``file``, ``digit``, ``probabilities``; ``digits`` (the prediction set) and ``error`` where there is one."""
         plain = {"file": self.file, "digit": self.digit, "probabilities": self.probabilities}
-        return plain if self.error is None else {**plain, "error": self.error}
+        further = {"digits": self.digits, "error": self.error}
+        return {**plain, **{key: value for key, value in further.items() if value is not None}}
 
 
 def image_files(paths: Sequence[str]) -> list[Path]:
@@ -90,8 +96,12 @@ def load_model(file: Path) -> Model:
     return probabilities
 
 
-def read_files(files: Iterable[Path], model: Model, batch: int = BATCH) -> Iterator[Reading]:
+def read_files(
+    files: Iterable[Path], model: Model, accepts: Accepts | None = None, least: float | None = None, batch: int = BATCH
+) -> Iterator[Reading]:
     """Read files in batches, in order; one that shows no digit yields its error and stops nothing.
+
+    What ``accepts`` does not is no digit; with ``least``, the probability that a digit needs for it, each has its set.
 
     The model is called once for ``batch`` files, never without any; memory grows with ``batch`` and nothing else.
     """
@@ -107,12 +117,21 @@ def read_files(files: Iterable[Path], model: Model, batch: int = BATCH) -> Itera
     remaining = iter(files)
     while readings := [prepare(file) for file in islice(remaining, batch)]:
         pixels = [reading.pixels for reading in readings if reading.pixels is not None]
-        rows: Iterator[Any] = iter(model(np.stack(pixels)) if pixels else ())
-        for reading in readings:
-            if reading.pixels is not None:
-                row = next(rows)
-                reading = replace(reading, digit=int(row.argmax()), probabilities=row.tolist())
-            yield reading
+        answers = iter(_answers(np.stack(pixels), model, accepts, least) if pixels else ())
+        yield from (reading if reading.pixels is None else replace(reading, **next(answers)) for reading in readings)
+
+
+def _answers(pixels: Digit, model: Model, accepts: Accepts | None, least: float | None) -> Iterator[dict[str, Any]]:
+    """What is read in each of ``pixels`` (n, 28, 28), as fields of :class:`Reading`."""
+    rows = model(pixels)
+    are_digits = np.ones(len(rows), np.bool_) if accepts is None else accepts(pixels[..., None])
+    sets = prediction_sets(rows, 1.0 if least is None else least)
+    for row, is_digit, members in zip(rows, are_digits, sets, strict=True):
+        if is_digit:
+            digits = None if least is None else np.flatnonzero(members).tolist()
+            yield {"digit": int(row.argmax()), "probabilities": row.tolist(), "digits": digits}
+        else:
+            yield {"error": NO_DIGIT}
 
 
 def readings_figure(readings: Sequence[Reading]) -> Figure:

@@ -16,7 +16,7 @@ from optuna.trial import FrozenTrial, TrialState
 from digit_study.config.study import pruner_of
 from digit_study.engine.protocol import TrialResult
 from digit_study.evaluation import charts
-from digit_study.evaluation.metrics import accuracy_interval
+from digit_study.evaluation.metrics import Evaluation, accuracy_interval, evaluation_of
 from digit_study.evaluation.ranking import Candidate, Group, pooled_leaderboard, sentence
 from digit_study.search import pictures, space
 from digit_study.search.outcomes import REASON, REPLICATE_OF, RUN_ID, SEED, RankKey, rank_key, ranked_trials
@@ -84,6 +84,16 @@ def remember(uri: str, result: TrialResult) -> None:
 def result_of(uri: str, run_id: str) -> TrialResult | None:
     """All that a trial left, its images in order, if it is of the best that this process saw end."""
     return _best.get((uri, run_id))
+
+
+def evaluation(uri: str, run_id: str) -> Evaluation | None:
+    """How a finished run reads the validation images, in their order; None where the store does not tell."""
+    if (result := result_of(uri, run_id)) is not None:
+        return result.evaluation
+    try:
+        return evaluation_of(lookup.prediction_table(uri, run_id)).in_order()
+    except (*delivery.StoreFault, pd.errors.ParserError, KeyError):
+        return None
 
 
 def _result(uri: str, run_id: str) -> tuple[Mapping[str, float], npt.NDArray[np.bool_]]:

@@ -16,6 +16,7 @@ from mlflow.entities import Run
 from digit_study.config import compose
 from digit_study.config.engine import PLACE_KEYS
 from digit_study.config.run import Config, TrackingConfig
+from digit_study.evaluation.metrics import Evaluation, evaluation_of
 from digit_study.terminal import console
 from digit_study.terminal.messages import StudyError, first_line, nearest, without_password
 from digit_study.tracking import origin, stores, views
@@ -87,6 +88,14 @@ def runs_with_models(uri: str, parent_run_id: str) -> set[str]:
 def prediction_table(uri: str, run_id: str) -> pd.DataFrame:
     """The predictions.csv of a run, as MLflow holds it."""
     return artifact_table(uri, run_id, "predictions")
+
+
+def evaluation_of_model(named: str, tracking: str | None) -> Evaluation:
+    """How the run that made a model reads its validation images; raises StudyError if ``named`` says of no such run."""
+    client, uri = open_store(tracking)
+    with store_faults(uri):
+        run_id = views.run_of_model(client, named)
+        return evaluation_of(predictions(client, client.get_run(run_id), "model"))
 
 
 def epoch_values(uri: str, run_id: str, metric: str) -> dict[int, float]:

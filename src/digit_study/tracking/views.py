@@ -163,14 +163,29 @@ def model_place(uri: str, named: str) -> str:
     Without a store that answers it is the command alone. A file has no page.
     """
     with suppress(MlflowException, OSError):
-        kind, _, rest = named.partition(":/")
-        name, _, number = rest.partition("/")
-        if kind == "models" and (version := version_named(named, uri) or number):
-            return place(uri, model_page(name.partition("@")[0], version))
         client = MlflowClient(uri)
-        run_id = name if kind == "runs" else str(client.get_logged_model(name).source_run_id)
+        if version := _version(client, named):
+            return place(uri, model_page(*version))
+        run_id = run_of_model(client, named)
         return place(uri, run_page(experiment_of(client, run_id), run_id))
     return view_command(uri)
+
+
+def _version(client: MlflowClient, named: str) -> tuple[str, str] | None:
+    """Name and version of a registered model ``named`` as in :data:`stores.NAMED`; None of any other."""
+    kind, _, rest = named.partition(":/")
+    name, _, number = rest.partition("/")
+    version = version_named(named, client.tracking_uri) or number
+    return (name.partition("@")[0], version) if kind == "models" and version else None
+
+
+def run_of_model(client: MlflowClient, named: str) -> str:
+    """The run that made a model ``named`` as in :data:`stores.NAMED`, other than a file."""
+    if version := _version(client, named):
+        return str(client.get_model_version(*version).run_id)
+    kind, _, rest = named.partition(":/")
+    name = rest.partition("/")[0]
+    return name if kind == "runs" else str(client.get_logged_model(name).source_run_id)
 
 
 def model_page(name: str, version: str = "") -> str:

@@ -31,11 +31,13 @@ from digit_study.terminal.messages import StudyError
 from digit_study.terminal.signals import Interrupted
 from digit_study.tracking import lookup, run_log, stores, views
 from digit_study.tracking.courier import Courier
+from digit_study.verify import errors
 from digit_study.verify.seeds import Confirmation, train
 
 #: Far from the seeds of a sweep's trials, so that a confirmation never meets one that was selected on.
 FIRST_SEED = 1_000_000
 KIND = "confirmation"
+FIGURES = ["figures/confirmation.png", "figures/unread.png", "tables/seeds.csv"]
 #: Columns of the ranking as tables of accuracies name them.
 ENDS = {"mean": "val_accuracy", "low": "val_accuracy_low", "high": "val_accuracy_high"}
 
@@ -147,6 +149,7 @@ def _conclude(work: Confirmation) -> str:
     lessons = [*_optimism(selected, work.configurations), *_more_seeds(ranking, groups)]
     figure = confirmation_figure(seeds, ranking.rename(columns={"name": "candidate"}), lessons)
     charts.save(figure, log.folder / "figures" / "confirmation.png")
+    _write_errors(work, [run.run_id for one in groups for run in one.runs], log)
     _describe(work, log, ranking.rename(columns=ENDS), lessons)
     log.tags({"winner.run_id": str(winner["run_id"]), "winner.name": str(winner["name"])})
     optimism = {"sweep_optimism": selected["optimism"].iloc[0]} if len(selected) else {}
@@ -157,6 +160,16 @@ def _conclude(work: Confirmation) -> str:
             run_log.drop_models(work.plan.uri, run.run_id)
     _print(work, log, ranking, lessons)
     return str(winner["run_id"])
+
+
+def _write_errors(work: Confirmation, run_ids: Sequence[str], log: run_log.RunLog) -> None:
+    """Table and picture of the validation images that none of the networks reads."""
+    read = [report.evaluation(work.plan.uri, run_id) for run_id in run_ids]
+    if known := [one for one in read if one is not None]:
+        digits, table = load_digits(work.plan.run.data), errors.unread(known)
+        charts.write_table(table, log.folder, "unread")
+        figure = errors.unread_figure(table, digits.validation_images, digits.validation_index, len(known))
+        charts.save(figure, log.folder / "figures" / "unread.png")
 
 
 def _optimism(selected: pd.DataFrame, configurations: int) -> list[str]:
@@ -217,7 +230,7 @@ def _describe(
     if ranking is None:
         log.describe(views.Note("no winner yet", asked, command=f"python sweeps/confirm.py {where}"), keys)
         return
-    winner, figures = ranking[ranking["winner"]].iloc[0], ["figures/confirmation.png", "tables/seeds.csv"]
+    winner, figures = ranking[ranking["winner"]].iloc[0], FIGURES
     mean = f"{console.accuracy_with_interval(dict(winner))}, mean of {winner['seeds']} fresh seeds"
     answer = f"{mean}, is the accuracy of the winner, {winner['name']}"
     asked = ". ".join([asked, *lessons])

@@ -1,7 +1,6 @@
 """The shipped networks on equal seeds: how well each reads, at how many parameters, and which no smaller one beats."""
 
 import hashlib
-import json
 import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -83,18 +82,19 @@ def measure(plan: StudyPlan, configs: Mapping[str, Config]) -> Confirmation:
 
 
 def _prepare(plan: StudyPlan, configs: Mapping[str, Config]) -> Confirmation:
-    """Find the parent run of the same frontier again, or create it."""
+    """Find the parent run of the frontier on these digits again, or create it."""
     count = plan.study.frontier.seeds
     seeds = [FIRST_SEED + SEED_STEP * number for number in range(count)]
-    keys = {
-        name: hashlib.sha256(repr((one.data.sha256, one.model, one.training)).encode()).hexdigest()[:12]
-        for name, one in configs.items()
-    }
-    content = json.dumps([sorted(keys.values()), seeds])
-    known = {"kind": "frontier", "frontier.key": hashlib.sha256(content.encode()).hexdigest()[:16]}
+    keys = {}
+    for name, one in configs.items():
+        trained = repr((one.data.sha256, one.model, replace(one.training, threads=None)))
+        keys[name] = hashlib.sha256(trained.encode()).hexdigest()[:12]
+    # further networks or seeds go beneath the same parent
+    known = {"kind": "frontier", "study": plan.study.study, "dataset.sha256": str(plan.run.data.sha256)}
     parent = lookup.find_run(plan.uri, known)
     if parent is None or not run_log.reopen_run(plan.uri, parent):
-        parent = run_log.create_run(plan.run, plan.uri, plan.dataset, "frontier", **views.BEGUN, **known)
+        tags = {**views.BEGUN, "kind": known["kind"], "study": known["study"]}
+        parent = run_log.create_run(plan.run, plan.uri, plan.dataset, "frontier", **tags)
     names = {key: name for name, key in keys.items()}
     return Confirmation(plan, names, {keys[name]: one for name, one in configs.items()}, {}, 0, seeds, count, parent)
 
