@@ -77,7 +77,7 @@ def _is_numeric(character: str) -> bool:
 
 
 @cache
-def _printed(glyph: Glyph) -> Grey:
+def printed(glyph: Glyph) -> Grey:
     """A glyph on a canvas, (CANVAS, CANVAS), float32, 0 to 1."""
     font = ImageFont.truetype(str(glyph.font), GLYPH)
     canvas = Image.new("L", (CANVAS, CANVAS))
@@ -111,7 +111,7 @@ def _penned(ink: Grey, random: Random) -> Grey:
 
 def printed_letter(random: Random) -> Grey:
     """A letter or sign as print has it, light or bold, moved a little."""
-    ink = _printed(_any_glyph(random))
+    ink = printed(_any_glyph(random))
     weight = random.integers(4)
     if weight == 1:
         ink = ndimage.grey_dilation(ink, (3, 3))
@@ -122,7 +122,7 @@ def printed_letter(random: Random) -> Grey:
 
 def written_letter(random: Random) -> Grey:
     """A letter or sign as a pen writes it."""
-    return _penned(_moved(_printed(_any_glyph(random)), random, random.uniform(1, 3.5)), random)
+    return _penned(_moved(printed(_any_glyph(random)), random, random.uniform(1, 3.5)), random)
 
 
 def _any_glyph(random: Random) -> Glyph:

@@ -113,12 +113,14 @@ def add_confirmation(store: Store, study: str, winner: str, status: str = "FINIS
     return str(run_id)
 
 
-def read_sealed(networks: Sequence[tuple[Path, Any]], source: DataConfig, record: Callable[[], None]) -> SealedResult:
+def read_sealed(
+    networks: Sequence[tuple[Path, Any]], source: DataConfig, record: Callable[[], None], validation: Any = None
+) -> SealedResult:
     """Stands in for :func:`digit_study.champion.contest.read_sealed`."""
     record()
     contents = [json.loads(file.read_text()) for file, _ in networks]
     correct = [~np.isin(np.arange(SEALED), content["wrong"]) for content in contents]
-    return SealedResult(correct, [content["parameters"] for content in contents], "sealed")
+    return SealedResult(correct, [content["parameters"] for content in contents], "sealed", {})
 
 
 def predictions(predicted: Sequence[int], labels: Sequence[int], index: Sequence[int]) -> pd.DataFrame:

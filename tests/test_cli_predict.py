@@ -61,6 +61,35 @@ def test_batches_keep_the_order_and_errors_stop_nothing(tmp_path: Path) -> None:
     assert digits == list(by_brightness(DIGITS[[0, 9, 4999]]).argmax(axis=1))
 
 
+def test_what_the_detector_does_not_accept_is_an_error_and_sets_are_told(tmp_path: Path) -> None:
+    files = save(tmp_path, a=DIGITS[0], b=DIGITS[9], c=BLANK)
+    unsure = np.array([[0.6, 0.3, *[0.0125] * 8]], np.float32)
+    given = {"accepts": lambda images: images.sum(axis=(1, 2, 3)) != DIGITS[9].sum(dtype=np.int64), "least": 0.25}
+    first, second, third = read_files(files, lambda images: unsure.repeat(len(images), axis=0), **given)
+    assert (first.digit, first.digits, first.error) == (0, [0, 1], None)
+    assert first.as_json()["digits"] == [0, 1]
+    assert second.digit is None and second.probabilities is None and "abstain=false" in str(second.error)
+    assert "blank" in str(third.error)
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--coverage", "1"], "`--coverage` must be in (0, 1), got 1"),
+        (["--coverage", "0.9"], "needs the run of a model, got the file 'own.keras'"),
+        (["abstain=no"], "`abstain` must be true or false, got 'no'"),
+    ],
+)
+def test_what_is_asked_for_is_checked_before_anything_is_read(
+    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    save(tmp_path, a=DIGITS[0])
+    Path("own.keras").touch()
+    assert predict.main(["a.png", "model=own.keras", *words]) == 1
+    assert message in capsys.readouterr().err
+
+
 def test_a_folder_without_images_is_one_error_among_readings(tmp_path: Path) -> None:
     (only,) = read_files(image_files([str(tmp_path)]), by_brightness)
     assert only.error is not None and "holds no image files" in only.error

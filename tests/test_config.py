@@ -61,6 +61,7 @@ BROKEN: list[tuple[str, Any, str]] = [
     ("model__dropout", -0.1, "got -0.1"),
     ("model__dropout", math.nan, "got nan"),
     ("model__activation", "rellu", "did you mean 'relu'"),
+    ("model__members", 0, "in [1, 100]"),
     ("training__epochs", 0, "at least 1"),
     ("training__batch_size", 0, "at least 1"),
     ("training__optimizer", "adamm", "did you mean 'adam'"),

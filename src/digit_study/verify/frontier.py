@@ -49,6 +49,7 @@ def plan_frontier(arguments: Sequence[str]) -> tuple[StudyPlan, dict[str, Config
             raise StudyError(f"`frontier.networks.{name}` must be overrides of a run, got '{text}': {fault}") from None
         training = replace(own.training, threads=machine.threads, precision=machine.precision)
         configs[name] = replace(plan.run, model=own.model, training=training)
+    _keys(configs)
     return plan, configs
 
 
@@ -85,10 +86,7 @@ def _prepare(plan: StudyPlan, configs: Mapping[str, Config]) -> Confirmation:
     """Find the parent run of the frontier on these digits again, or create it."""
     count = plan.study.frontier.seeds
     seeds = [FIRST_SEED + SEED_STEP * number for number in range(count)]
-    keys = {}
-    for name, one in configs.items():
-        trained = repr((one.data.sha256, one.model, replace(one.training, threads=None)))
-        keys[name] = hashlib.sha256(trained.encode()).hexdigest()[:12]
+    keys = _keys(configs)
     # further networks or seeds go beneath the same parent
     known = {"kind": "frontier", "study": plan.study.study, "dataset.sha256": str(plan.run.data.sha256)}
     parent = lookup.find_run(plan.uri, known)
@@ -97,6 +95,19 @@ def _prepare(plan: StudyPlan, configs: Mapping[str, Config]) -> Confirmation:
         parent = run_log.create_run(plan.run, plan.uri, plan.dataset, "frontier", **tags)
     names = {key: name for name, key in keys.items()}
     return Confirmation(plan, names, {keys[name]: one for name, one in configs.items()}, {}, 0, seeds, count, parent)
+
+
+def _keys(configs: Mapping[str, Config]) -> dict[str, str]:
+    """What tells each network's runs from those of others, by its name; raises StudyError if two are the same."""
+    keys: dict[str, str] = {}
+    for name, one in configs.items():
+        trained = repr((one.data.sha256, one.model, replace(one.training, threads=None)))
+        key = hashlib.sha256(trained.encode()).hexdigest()[:12]
+        if twin := next((other for other, known in keys.items() if known == key), None):
+            rule = "`frontier.networks` must differ from each other"
+            raise StudyError(f"{rule}, got {twin} and {name}, which train the same: drop one")
+        keys[name] = key
+    return keys
 
 
 def table_of(work: Confirmation, evidence: Mapping[str, Mapping[str, str]]) -> pd.DataFrame:

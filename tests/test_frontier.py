@@ -1,0 +1,96 @@
+"""The frontier: every network on the same seeds, resumed, drawn, and opened once on the sealed images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import mlflow
+import numpy as np
+import pandas as pd
+import pytest
+from conftest import Done, Project
+
+from digit_study.data.sources import sample_arrays
+from digit_study.evaluation.metrics import score
+from digit_study.tracking.lookup import artifact_table
+from digit_study.verify.errors import unread, unread_figure
+from digit_study.verify.frontier import frontier_figure
+
+SCRIPT = "sweeps/frontier.py"
+NETWORKS = "frontier.networks={small: 'model=tiny training=smoke', two: 'model=tiny training=smoke model.members=2'}"
+
+
+def table(*rows: tuple[str, int, float, bool, float]) -> pd.DataFrame:
+    columns = ["name", "parameters", "mean", "front", "test_accuracy"]
+    made = pd.DataFrame(rows, columns=columns)
+    return made.assign(low=made["mean"] - 0.001, high=made["mean"] + 0.001, seeds=5, minutes=1.0)
+
+
+def test_the_picture_shows_networks_front_sealed_readings_and_what_is_published() -> None:
+    given = table(("tiny", 9_000, 0.992, True, 0.991), ("wide", 90_000, 0.991, False, np.nan))
+    axes = frontier_figure(given, "mnist").axes[0]
+    assert axes.get_xscale() == "log"
+    assert {text.get_text() for text in axes.texts} == {"tiny", "wide"}
+    labels = axes.get_legend_handles_labels()[1]
+    assert sum("An et al." in label for label in labels) == 2 and any("sealed" in label for label in labels)
+
+
+def test_images_that_no_network_reads_and_labels_that_look_wrong() -> None:
+    labels, sure = np.array([0, 1, 2, 3]), np.eye(10, dtype=np.float32)
+    index = np.array([7, 9, 11, 13])
+    says = [[0, 7, 2, 5], [0, 7, 2, 8], [0, 7, 4, 8]]
+    found = unread([score(labels, sure[one], index) for one in says])
+    assert found[["index", "label", "says", "label_looks_wrong"]].to_numpy().tolist() == [
+        [9, 1, 7, True],
+        [13, 3, 8, False],
+    ]
+    assert found["agree"].tolist() == pytest.approx([1, 2 / 3])
+    images = sample_arrays("train")[0][:4]
+    figure = unread_figure(found, images, index, 3)
+    assert "2 of 4 validation images" in figure.get_suptitle()
+    assert any("all say 7" in text.get_text() for text in figure.axes[0].texts)
+    none = unread([score(labels, sure[labels], index)])
+    assert "None" in unread_figure(none, images, index, 1).axes[0].texts[0].get_text()
+
+
+@pytest.mark.slow
+def test_a_frontier_goes_on_with_more_seeds_and_opens_the_seal_once_for_each_on_it(
+    project: Project, typed_store: str
+) -> None:
+    def frontier(*words: str) -> Done:
+        given = ("data=mnist_sample", NETWORKS, *words)
+        return project.run(*given, script=SCRIPT, MLFLOW_TRACKING_URI=typed_store)
+
+    first = frontier("frontier.seeds=2", "frontier.sealed=false")
+    assert first.code == 0 and "4/4" in first.out and "has been opened" not in first.out, first.err
+    again = frontier("frontier.seeds=3")
+    assert again.code == 0 and "6/6" in again.out and "4/6" not in again.out
+    client = mlflow.MlflowClient(typed_store)
+    runs = client.search_runs([one.experiment_id for one in client.search_experiments()])
+    (parent,) = [run for run in runs if run.data.tags["kind"] == "frontier"]
+    children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    assert len(children) == 6 and {run.info.status for run in children} == {"FINISHED"}
+    small, two = sorted({run.data.metrics["parameters"] for run in children})
+    assert two == 2 * small
+    shown = artifact_table(typed_store, parent.info.run_id, "frontier")
+    opened = again.out.count("The sealed test set has been opened")
+    assert opened == shown["front"].sum() == shown["test_accuracy"].notna().sum() >= 1
+    once_more = frontier("frontier.seeds=3")
+    assert once_more.code == 0 and "has been opened" not in once_more.out
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("networks", "words"),
+    [
+        ("{odd: 'model=tinny'}", ("`frontier.networks.odd`", "did you mean 'tiny'")),
+        ("{one: 'model=tiny', other: 'model=tiny'}", ("one and other, which train the same",)),
+    ],
+)
+def test_mistakes_are_told_before_anything_starts(
+    networks: str, words: tuple[str, ...], project: Project, tmp_path: Path
+) -> None:
+    uri = f"sqlite:///{tmp_path / 'none.db'}"
+    done = project.run(f"frontier.networks={networks}", "data=mnist_sample", script=SCRIPT, MLFLOW_TRACKING_URI=uri)
+    assert done.code != 0 and all(word in done.err for word in words)
+    assert not (tmp_path / "none.db").exists()
