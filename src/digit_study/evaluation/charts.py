@@ -75,11 +75,11 @@ def axis_limits(values: Any) -> tuple[float, float]:
     return float(low - margin), float(high + margin)
 
 
-def legend_below(figure: Figure, axes: Axes) -> None:
+def legend_below(figure: Figure, axes: Axes, columns: int = 5) -> None:
     """Put the legend of ``axes`` below the whole figure, where it covers no data."""
     handles, labels = axes.get_legend_handles_labels()
     if unique := dict(zip(labels, handles, strict=True)):
-        look: Look = {"ncols": 5, "fontsize": TICK, "columnspacing": 1.4, "frameon": False}
+        look: Look = {"ncols": columns, "fontsize": TICK, "columnspacing": 1.4, "frameon": False}
         figure.legend(unique.values(), unique.keys(), loc="outside lower center", **look)
 
 

@@ -181,22 +181,28 @@ def frontier_figure(table: pd.DataFrame, dataset: str) -> Figure:
     for is_front, rows in table.groupby("front"):
         values = 100 * rows[["mean", "low", "high"]].to_numpy(float).T
         look: charts.Look = {"marker": "o", "ms": 8, "ls": "", "capsize": 4, "color": ends[bool(is_front)]}
-        label = f"mean of {rows['seeds'].max()} seeds on validation, 95 %"
-        label += ", no smaller one beats it" if is_front else ""
+        label = f"mean of {rows['seeds'].max()} seeds on validation images, 95 % interval: "
+        label += "no smaller one is as good" if is_front else "a smaller one is as good"
         axes.errorbar(rows["parameters"], values[0], yerr=np.abs(values[1:] - values[0]), label=label, **look)
     axes.plot(front["parameters"], 100 * front["mean"], drawstyle="steps-post", color=charts.BLUE, lw=1, alpha=0.6)
     sealed = table.dropna(subset=["test_accuracy"])
     if len(sealed):
         star: charts.Look = {"marker": "X", "ms": 9, "ls": "", "color": charts.ORANGE, "zorder": 4}
         axes.plot(sealed["parameters"], 100 * sealed["test_accuracy"], label="first seed, sealed test images", **star)
-    for row in table.to_dict("records"):
-        at = row["parameters"], 100 * row["mean"]
-        axes.annotate(row["name"], at, (7, 7), textcoords="offset points", fontsize=charts.TICK)
-    for (name, accuracy), style in zip(PUBLISHED.items(), (":", "--"), strict=True):
-        axes.axhline(100 * accuracy, color=charts.GREEN, lw=1, ls=style, label=f"{name} (chosen on the test set)")
     axes.set_xscale("log")
-    axes.margins(x=0.12)
+    # at equal distances beside the axes, by accuracy: beside their points names would cover each other
+    ordered = table.sort_values("mean").to_dict("records")
+    for row, height in zip(ordered, np.linspace(0.04, 0.8, len(ordered)), strict=True):
+        line = {"arrowstyle": "-", "color": charts.GREY, "lw": 0.7}
+        text, at = f"{row['name']}  {100 * row['mean']:.2f} %", (row["parameters"], 100 * row["mean"])
+        axes.annotate(text, at, (1.02, height), "data", "axes fraction", line, fontsize=charts.TICK, va="center")
+    for name, accuracy in PUBLISHED.items():
+        axes.axhline(100 * accuracy, color=charts.GREEN, lw=1, ls="--")
+        text, at = f"{name}: {100 * accuracy:.2f} %, chosen on the test set", (0.01, 100 * accuracy)
+        axes.text(
+            *at, text, color=charts.GREEN, fontsize=charts.TICK, va="bottom", transform=axes.get_yaxis_transform()
+        )
     axes.grid(alpha=0.3)
     charts.style_axes(axes, "parameters", "accuracy (%)")
-    charts.legend_below(figure, axes)
+    charts.legend_below(figure, axes, columns=1)
     return figure
