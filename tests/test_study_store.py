@@ -81,6 +81,16 @@ def test_another_precision_or_other_data_are_refused(key: str) -> None:
         opened()
 
 
+def test_a_study_of_an_earlier_version_goes_on_where_a_key_that_it_does_not_know_has_its_default() -> None:
+    study = opened()
+    was = dict(study.user_attrs[study_store.DEFINITION])
+    del was["model.members"]
+    study.set_user_attr(study_store.DEFINITION, was)
+    opened()
+    with pytest.raises(StudyError, match="`model.members` was None, is now 2"):
+        opened("model.members=2")
+
+
 @pytest.mark.parametrize("word", ["search.trials=50", "search.sampler=random", "search.seed=3", "training.threads=1"])
 def test_what_decides_no_result_may_change(word: str) -> None:
     uid = opened().user_attrs[study_store.UID]

@@ -63,4 +63,5 @@ def load(path: Path = WEIGHTS) -> Callable[[Pixels], npt.NDArray[np.bool_]]:
         threshold = float(kept["threshold"])
         model.set_weights([kept[f"w{at}"].astype(np.float32) for at in range(len(kept.files) - 1)])
     scores = scorer(model)
+    scores(np.zeros((1, IMAGE_SIDE, IMAGE_SIDE, 1), np.uint8))  # compiles it, before anybody waits for an answer
     return lambda images: scores(images) >= threshold

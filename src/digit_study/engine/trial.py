@@ -12,8 +12,9 @@ from digit_study.claims import calibration
 from digit_study.config import machine
 from digit_study.config.run import Config
 from digit_study.data.digits import Digits, load_digits
+from digit_study.data.sources import Pixels
 from digit_study.engine.protocol import Epoch, Pruned, TrialResult
-from digit_study.evaluation.metrics import Evaluation, score
+from digit_study.evaluation.metrics import Evaluation, Probabilities, score
 from digit_study.terminal.signals import Interrupted
 from digit_study.tracking import origin
 from digit_study.tracking.run_log import RunLog
@@ -22,6 +23,7 @@ from digit_study.training import figures, fit
 from digit_study.training.networks import Model, build_model, mean_of
 
 Listener = Callable[..., None]  # of (epoch, step, steps) or of (number, record)
+Reader = Callable[[Pixels], Probabilities]
 
 
 def run_trial(
@@ -63,11 +65,11 @@ def _walk(config: Config, log: RunLog, on_steps: Listener, on_epoch: Listener, d
     training, members = config.training, []
     for number in range(config.model.members):
         one = replace(config, training=replace(training, seed=training.seed + number))
-        member, outcome = _train(one, digits, partial(_after, len(epochs), on_steps), log_epoch)
+        member, read, outcome = _train(one, digits, partial(_after, len(epochs), on_steps), log_epoch)
         members.append(member)
     final_model, images = mean_of(members), digits.validation_images
-    read = fit.reader(final_model)
-    if len(members) > 1:
+    if len(members) > 1:  # else it can read already; to compile it again would cost every trial a tenth of a second
+        read = fit.reader(final_model)
         outcome = score(digits.validation_labels, read(images), digits.validation_index)
     t, claims = calibration.calibrated(outcome.labels, outcome.probabilities)
     outcome = replace(outcome, probabilities=calibration.tempered(outcome.probabilities, t))
@@ -94,8 +96,8 @@ def _walk(config: Config, log: RunLog, on_steps: Listener, on_epoch: Listener, d
     return TrialResult(log.run_id, metrics, epochs, outcome, weights, origin.machine_tags())
 
 
-def _train(config: Config, digits: Digits, on_steps: Listener, on_record: Listener) -> tuple[Model, Evaluation]:
-    """One network, and how it reads the validation images at its end."""
+def _train(config: Config, digits: Digits, on_steps: Listener, on_record: Listener) -> tuple[Model, Reader, Evaluation]:
+    """One network, how to read with it, and how it reads the validation images at its end."""
     keras.utils.set_random_seed(config.training.seed)
     trained_model = fit.with_fused_batch_norm(build_model(config.model, config.training.precision))
     # trained in bfloat16 or not, a network is judged and saved in float32: the same numbers on every machine
@@ -116,7 +118,8 @@ def _train(config: Config, digits: Digits, on_steps: Listener, on_record: Listen
     given = trained_model, digits.train_images, digits.train_labels, config.training
     fit.fit(*given, validate=validate, on_epoch=on_record, on_steps=on_steps)
     # under early stopping it may have gone back to an earlier epoch
-    return final_model, readings[-1] if config.training.early_stopping.patience is None else judge()
+    outcome = readings[-1] if config.training.early_stopping.patience is None else judge()
+    return final_model, read_finally, outcome
 
 
 def _after(epochs: int, on_steps: Listener, epoch: int, *where: int) -> None:
