@@ -114,7 +114,7 @@ def add_confirmation(store: Store, study: str, winner: str, status: str = "FINIS
 
 
 def read_sealed(
-    networks: Sequence[tuple[Path, Any]], source: DataConfig, record: Callable[[], None], validation: Any = None
+    networks: Sequence[tuple[Path, Any]], source: DataConfig, record: Callable[[], None], least: Any = None
 ) -> SealedResult:
     """Stands in for :func:`digit_study.champion.contest.read_sealed`."""
     record()

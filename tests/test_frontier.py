@@ -31,7 +31,9 @@ def test_the_picture_shows_networks_front_sealed_readings_and_what_is_published(
     axes = frontier_figure(given, "mnist").axes[0]
     assert axes.get_xscale() == "log"
     texts = [text.get_text() for text in axes.texts]
-    assert texts[:2] == ["tiny", "wide"] and sum("chosen on the test set" in text for text in texts) == 2
+    assert (
+        texts[:2] == ["wide  99.10 %", "tiny  99.20 %"] and sum("chosen on the test set" in text for text in texts) == 2
+    )
     assert any("sealed" in label for label in axes.get_legend_handles_labels()[1])
 
 

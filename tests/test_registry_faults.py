@@ -36,7 +36,7 @@ def store(migrated: Path, tmp_path: Path) -> rs.Store:
 
 
 def test_a_fault_while_reading_counts_as_an_opening(store: rs.Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(networks: Any, source: Any, record: Callable[[], None], validation: Any) -> None:
+    def fail(networks: Any, source: Any, record: Callable[[], None], least: Any) -> None:
         record()
         raise StudyError("x_test is garbage")
 

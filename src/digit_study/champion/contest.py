@@ -18,7 +18,6 @@ from digit_study.config.promote import GateConfig, PromoteConfig
 from digit_study.data import digits, sources
 from digit_study.data.sources import DataConfig, Labels
 from digit_study.evaluation.metrics import (
-    Evaluation,
     Probabilities,
     accuracy_interval,
     calibration_error,
@@ -108,12 +107,12 @@ def require_same_data(challenger: Challenger, champion: ModelVersion, client: ml
 
 
 def read_sealed(
-    networks: Sequence[Network], source: DataConfig, record: Callable[[], None], validation: Evaluation | None = None
+    networks: Sequence[Network], source: DataConfig, record: Callable[[], None], least: float | None = None
 ) -> SealedResult:
     """Load the networks, then break the seal of the digits once, and let each network read the same images.
 
-    ``validation`` is how the first reads its validation images. ``record`` writes the opening down. A file that is not
-    the network it should be raises StudyError; the seal is kept.
+    ``least`` is how probable a digit must be for a prediction set of the first. ``record`` writes the opening down. A
+    file that is not the network it should be raises StudyError; the seal is kept.
     """
     with native_stderr(), signals_surface():
         import keras
@@ -130,21 +129,20 @@ def read_sealed(
     images, labels = digits.open_sealed_test_set(source, record)
     read = [model.predict(images, verbose=0) for model in models]
     correct, sizes = [one.argmax(axis=1) == labels for one in read], [model.count_params() for model in models]
-    claims = claims_of(labels, read[0], ~accepts(images), validation)
+    claims = claims_of(labels, read[0], ~accepts(images), least)
     return SealedResult(correct, sizes, sources.digest(images[..., 0], labels), claims)
 
 
 def claims_of(
-    labels: Labels, probabilities: Probabilities, refused: npt.NDArray[np.bool_], validation: Evaluation | None
+    labels: Labels, probabilities: Probabilities, refused: npt.NDArray[np.bool_], least: float | None
 ) -> dict[str, float]:
     """What a network claims of sealed images (n,), and how it holds: calibration, prediction sets, digits refused.
 
-    Rates come with their 95 % intervals (Wilson). Without ``validation`` there are no sets.
+    Rates come with their 95 % intervals (Wilson). Without ``least`` there are no sets.
     """
     found = {"test_calibration_error": calibration_error(labels, probabilities), **_rate("test_refused", refused)}
-    if validation is None:
+    if least is None:
         return found
-    least = calibration.least_probability(validation.labels, validation.probabilities, COVERAGE)
     sets = calibration.prediction_sets(probabilities, least)
     is_in = sets[np.arange(len(labels)), labels]
     sizes = {"claimed_coverage": COVERAGE, "test_set_size": float(sets.sum(axis=1).mean())}
@@ -156,10 +154,14 @@ def _rate(name: str, happened: npt.NDArray[np.bool_]) -> dict[str, float]:
     return {name: float(happened.mean()), f"{name}_low": low, f"{name}_high": high}
 
 
-def validation_of(client: mlflow.MlflowClient, challenger: Challenger) -> Evaluation | None:
-    """How the challenger reads its validation images; None where its run has lost the table of that."""
+def least_probability(client: mlflow.MlflowClient, challenger: Challenger) -> float | None:
+    """How probable a digit must be for a set of :data:`COVERAGE`; None if validation images are too few, or not known.
+
+    No promotion fails for that: its gate does not ask.
+    """
     with suppress(StudyError):
-        return evaluation_of(lookup.predictions(client, challenger.run, "run_id"))
+        read = evaluation_of(lookup.predictions(client, challenger.run, "run_id"))
+        return calibration.least_probability(read.labels, read.probabilities, COVERAGE)
     return None
 
 

@@ -90,7 +90,7 @@ def _compare(registry: Registry, challenger: Challenger, champion: ModelVersion 
     networks = contest.find_networks(challenger, champion, registry.uri)
     opened: list[Entry] = []
     before = registry.ledger.openings(with_champion=True)
-    validation = contest.validation_of(registry.client, challenger)
+    least = contest.least_probability(registry.client, challenger)
 
     def record() -> None:
         study = None if config.run_id else config.study
@@ -99,7 +99,7 @@ def _compare(registry: Registry, challenger: Challenger, champion: ModelVersion 
         opened.append(registry.begin("promotion", challenger.run_id, **details))
 
     try:
-        result = contest.read_sealed(networks, challenger.data, record, validation)
+        result = contest.read_sealed(networks, challenger.data, record, least)
         decision, evidence = contest.decide_contest(challenger, champion, result, config.promote, before)
         alias, outcome = (CHAMPION, "promoted") if decision.promoted else (CHALLENGER, "kept")
         version = registry.register(
