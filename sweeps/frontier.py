@@ -1,6 +1,7 @@
 """How well each shipped network reads, at how many parameters. See --help; the same command again goes on."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
@@ -20,13 +21,15 @@ def main() -> None:
     work = frontier.measure(plan, configs)
     from digit_study.champion import promotion
 
-    store = StoreConfig(plan.uri)
-    known = promotion.evidence(plan.uri, PromoteConfig().promote.model_name)
+    asked = PromoteConfig(tracking=StoreConfig(plan.uri))
+    known = promotion.evidence(asked)
     table = frontier.table_of(work, known)
-    front = list(table[table["front"]]["run_id"])
-    for run_id in [one for one in front if plan.study.frontier.sealed and one not in known]:
-        promotion.serve(PromoteConfig(run_id=run_id, tracking=store))
-    frontier.conclude(work, frontier.table_of(work, promotion.evidence(plan.uri, PromoteConfig().promote.model_name)))
+    front = list(table[table["front"]]["run_id"]) if plan.study.frontier.sealed else []
+    try:
+        for run_id in [one for one in front if one not in known]:
+            promotion.serve(replace(asked, run_id=run_id))
+    finally:  # a promotion that is refused takes nothing from what was measured
+        frontier.conclude(work, frontier.table_of(work, promotion.evidence(asked)))
 
 
 if __name__ == "__main__":

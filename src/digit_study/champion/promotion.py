@@ -36,11 +36,12 @@ def serve(config: PromoteConfig) -> None:
             _promote(registry, contest.find_challenger(client, uri, config), config)
 
 
-def evidence(tracking: str, name: str) -> dict[str, dict[str, str]]:
+def evidence(config: PromoteConfig) -> dict[str, dict[str, str]]:
     """What the sealed test set has said of runs, by their ids: the tags of the versions of the registered model."""
-    client, uri = lookup.open_store(tracking)
+    client, uri = lookup.open_store(config.tracking.uri)
     with lookup.store_faults(uri):
-        return {str(one.run_id): dict(one.tags) for one in Registry(client, uri, name).versions().values()}
+        versions = Registry(client, uri, config.promote.model_name).versions().values()
+        return {str(one.run_id): dict(one.tags) for one in versions}
 
 
 def _promote(registry: Registry, challenger: Challenger, config: PromoteConfig) -> None:
