@@ -89,11 +89,11 @@ def load_model(file: Path) -> Model:
         if (taken, given) != ((28, 28, 1), (10,)):
             raise StudyError(f"a model must take (28, 28, 1) and give (10,), got {taken} and {given}: '{file}'")
 
-        def probabilities(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
-            return np.asarray(model(images[..., None].astype(np.float32), training=False), np.float32)
+        from digit_study.training.fit import reader
 
-        probabilities(np.zeros((1, 28, 28), np.uint8))  # the first call sets TensorFlow up, which may print
-    return probabilities
+        read = reader(model)  # a single image takes a seventh of the time of Keras's own call
+        read(np.zeros((1, 28, 28, 1), np.uint8))  # the first call sets TensorFlow up, which may print
+    return lambda images: np.asarray(read(images[..., None]), np.float32)
 
 
 def read_files(
