@@ -5,16 +5,18 @@ import gc
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
 
+import numpy as np
+import numpy.typing as npt
 from rich.console import Console, RenderableType
 from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table
 from rich.text import Text
 
+from digit_study.data.sources import Pixels
 from digit_study.reading.prediction import image_files, load_model, read_files, readings_figure
 from digit_study.terminal.messages import StudyError, nearest
 from digit_study.terminal.signals import collect_rarely
@@ -92,11 +94,11 @@ def least_probability(coverage: float, named: str, tracking: str | None) -> floa
     return calibration.least_probability(found.labels, found.probabilities, coverage)
 
 
-def detector() -> Callable[..., Any]:
-    """The shipped detector of what is no digit, loaded when the first image is read."""
+def are_digits(images: Pixels) -> npt.NDArray[np.bool_]:
+    """Whether each image shows a digit, by the shipped detector, which is loaded when the first is read."""
     from digit_study.claims.detector import load
 
-    return load()
+    return load()(images)
 
 
 def predict(arguments: argparse.Namespace) -> int:
@@ -115,7 +117,7 @@ def predict(arguments: argparse.Namespace) -> int:
     load = cache(load_model)  # called when the first image that can be read needs it
     columns = (*Progress.get_default_columns(), MofNCompleteColumn())
     with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as bar:
-        accepts = (lambda images: detector()(images)) if abstain == "true" else None
+        accepts = are_digits if abstain == "true" else None
         results = read_files(files, lambda images: load(keras_file)(images), accepts, least)
         readings = list(bar.track(results, total=len(files), description="reading"))
     if arguments.json:

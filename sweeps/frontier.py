@@ -17,19 +17,19 @@ def main() -> None:
     compose.answer(sys.argv[1:], "study", StudyConfig)
     from digit_study.verify import frontier
 
-    plan, configs = frontier.plan_frontier(sys.argv[1:])
-    work = frontier.measure(plan, configs)
+    plan, networks = frontier.plan_frontier(sys.argv[1:])
+    work = frontier.measure(plan, networks)
     from digit_study.champion import promotion
 
     asked = PromoteConfig(tracking=StoreConfig(plan.uri))
-    known = promotion.evidence(asked)
+    known = promotion.evidence_by_run(asked)
     table = frontier.table_of(work, known)
     front = list(table[table["front"]]["run_id"]) if plan.study.frontier.sealed else []
     try:
         for run_id in [one for one in front if one not in known]:
             promotion.serve(replace(asked, run_id=run_id))
     finally:  # a promotion that is refused takes nothing from what was measured
-        frontier.conclude(work, frontier.table_of(work, promotion.evidence(asked)))
+        frontier.conclude(work, frontier.table_of(work, promotion.evidence_by_run(asked)))
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ a GPU, half an hour on two cores.
 """
 
 import sys
-from dataclasses import replace
 from pathlib import Path
 
 import keras
@@ -31,7 +30,7 @@ RECIPE = TrainingConfig(
 def main(path: str | None, into: Path = detector.WEIGHTS) -> None:
     """Train, set the threshold, keep."""
     source = sources.resolve(DataConfig("mnist", path))
-    digits = load_digits(replace(source.config))
+    digits = load_digits(source.config)
     others = made(NON_DIGITS, digits.train_images, digits.train_labels, seed=0)
     fit.use_threads(machine.cores())
     keras.utils.set_random_seed(0)
@@ -44,7 +43,8 @@ def main(path: str | None, into: Path = detector.WEIGHTS) -> None:
 
     fit.fit(model, images, labels, RECIPE, validate=lambda: {"val_loss": 0.0}, on_epoch=tell)
     final = detector.build()
-    final.set_weights(detector.rounded(model.get_weights()))
+    # as they are kept: the threshold is of these
+    final.set_weights([one.astype(np.float16).astype(np.float32) for one in model.get_weights()])
     found = np.sort(detector.scorer(final)(digits.validation_images))
     threshold = float(found[int(REFUSED * len(found))])
     detector.save(final.get_weights(), threshold, into)

@@ -31,7 +31,7 @@ from digit_study.tracking import lookup, origin, views
 from digit_study.tracking.stores import model_file
 
 #: Prediction sets that a version is registered with hold the true digit at least as often; predict.py takes any.
-COVERAGE, RATES = 0.99, ("coverage", "refused")
+COVERAGE = 0.99
 #: A Keras file, and the sha256 that its weights must have, if known.
 Network = tuple[Path, str | None]
 
@@ -179,11 +179,10 @@ def decide_contest(
     score, *others = [Score(name, int(correct.sum()), len(correct), size) for name, correct, size in facts]
     other, test = (others[0], paired_test(result.correct[1], result.correct[0])) if others else (None, None)
     decision, may = decide(score, other, test, limits, before), budget(limits.significance, before)
-    low, high = accuracy_interval(score.correct, score.images)
     evidence: dict[str, Any] = {
         "run_id": challenger.run_id,
         **{key: tags[key] for key in ("dataset.name", "dataset.sha256", "weights.sha256", "git.commit") if key in tags},
-        "test_accuracy": score.accuracy, "test_accuracy_low": low, "test_accuracy_high": high,
+        **_rate("test_accuracy", result.correct[0]),
         "test_images": score.images, "test.sha256": result.sha256, "parameters": score.parameters,
         **result.claims,
         "decision": decision.rule, "reason": decision.reason,
@@ -204,13 +203,17 @@ def decide_contest(
 
 def version_note(challenger: Challenger, champion: ModelVersion | None, evidence: Mapping[str, str]) -> str:
     """The description of a version in Markdown: the decision first, then both networks on the same sealed images."""
-    run, accuracy = challenger.run, [float(evidence[f"test_accuracy{end}"]) for end in ("", "_low", "_high")]
+
+    def rate(name: str) -> str:
+        return with_interval(*(float(evidence[f"{name}{end}"]) for end in ("", "_low", "_high")))
+
+    run = challenger.run
     page = views.run_page(run.info.experiment_id, challenger.run_id)
     rows = [
         ["", "this version"],
         [":--", "--:"],
         ["trained by", f"[{views.escape(str(run.info.run_name))}]({page})"],
-        [f"right of {int(evidence['test_images']):,} sealed images", with_interval(*accuracy)],
+        [f"right of {int(evidence['test_images']):,} sealed images", rate("test_accuracy")],
         ["parameters", f"{int(evidence['parameters']):,}"],
     ]
     if champion is not None:
@@ -220,10 +223,9 @@ def version_note(challenger: Challenger, champion: ModelVersion | None, evidence
             row.append(cell)
     claims = ""
     if "test_coverage" in evidence:
-        rates = {key: [float(evidence[f"test_{key}{end}"]) for end in ("", "_low", "_high")] for key in RATES}
         claims = f"Its prediction sets at {100 * float(evidence['claimed_coverage']):g} % hold the true digit of "
-        claims += f"{with_interval(*rates['coverage'])} of these images, with {float(evidence['test_set_size']):.3f} "
-        claims += f"digits each; {with_interval(*rates['refused'])} of them are refused as no digit."
+        claims += f"{rate('test_coverage')} of these images, with {float(evidence['test_set_size']):.3f} "
+        claims += f"digits each; {rate('test_refused')} of them are refused as no digit."
     figures = [f"[{name}]({page}/artifacts/figures/{name})" for name in ("confusion_matrix.png", "mistakes.png")]
     return "\n\n".join([
         f"**{views.escape(evidence['reason'])}**",

@@ -36,7 +36,7 @@ def serve(config: PromoteConfig) -> None:
             _promote(registry, contest.find_challenger(client, uri, config), config)
 
 
-def evidence(config: PromoteConfig) -> dict[str, dict[str, str]]:
+def evidence_by_run(config: PromoteConfig) -> dict[str, dict[str, str]]:
     """What the sealed test set has said of runs, by their ids: the tags of the versions of the registered model."""
     client, uri = lookup.open_store(config.tracking.uri)
     with lookup.store_faults(uri):

@@ -50,11 +50,6 @@ def save(weights: list[np.ndarray[Any, Any]], threshold: float, path: Path = WEI
     np.savez_compressed(path, threshold=threshold, **kept)
 
 
-def rounded(weights: list[np.ndarray[Any, Any]]) -> list[np.ndarray[Any, Any]]:
-    """The weights as they are kept."""
-    return [one.astype(np.float16).astype(np.float32) for one in weights]
-
-
 @cache
 def load(path: Path = WEIGHTS) -> Callable[[Pixels], npt.NDArray[np.bool_]]:
     """The shipped detector, as a function: images (n, 28, 28, 1), uint8, to whether each passes for a digit, (n,)."""

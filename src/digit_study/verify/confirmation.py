@@ -19,7 +19,7 @@ from digit_study.config.study import StudyConfig
 from digit_study.data.digits import load_digits
 from digit_study.engine.protocol import ENGINES, Engine, Limits
 from digit_study.evaluation import charts
-from digit_study.evaluation.race import FIRST, MOST_SEEDS, POWER, Gap, confirmed_ranking
+from digit_study.evaluation.race import ENDS, FIRST, MOST_SEEDS, POWER, Gap, confirmed_ranking
 from digit_study.evaluation.ranking import Group
 from digit_study.search import report, space
 from digit_study.search.outcomes import RUN_ID
@@ -28,18 +28,15 @@ from digit_study.search.run import kept_elsewhere, parent_of
 from digit_study.search.study import DATA_PATH, OVERRIDES, UID, StoredStudy, exclusive, find_study, refuse_changes
 from digit_study.terminal import console
 from digit_study.terminal.messages import StudyError
-from digit_study.terminal.signals import Interrupted
 from digit_study.tracking import lookup, run_log, stores, views
 from digit_study.tracking.courier import Courier
 from digit_study.verify import errors
-from digit_study.verify.seeds import Confirmation, train
+from digit_study.verify.seeds import Confirmation, parent_run, train
 
 #: Far from the seeds of a sweep's trials, so that a confirmation never meets one that was selected on.
 FIRST_SEED = 1_000_000
 KIND = "confirmation"
 FIGURES = ["figures/confirmation.png", "figures/unread.png", "tables/seeds.csv"]
-#: Columns of the ranking as tables of accuracies name them.
-ENDS = {"mean": "val_accuracy", "low": "val_accuracy_low", "high": "val_accuracy_high"}
 
 
 def plan_confirmation(arguments: Sequence[str], study: StudyConfig) -> tuple[StudyPlan, StoredStudy]:
@@ -71,27 +68,13 @@ def confirm(plan: StudyPlan, stored: StoredStudy, open_engine: Callable[[Limits]
 
 def _walk(work: Confirmation, engine: Engine, courier: Courier) -> str:
     """The parent run, from its beginning to its end; returns the id of the winner's run."""
-    plan, status = work.plan, "FAILED"
-    name, uri = plan.study.study, plan.uri
-    try:
-        log, digits = run_log.RunLog(uri, work.parent), load_digits(plan.run.data)
-        log.config(plan.run)
-        log.dataset(digits.name, digits.sha256, digits.counts())
+    name = work.plan.study.study
+    told = f"interrupted: the same command goes on with the confirmation of '{name}'"
+    with parent_run(work, told) as log:
         _describe(work, log, None)
-        run_log.close_children(uri, work.parent, "KILLED")
-        work.resume()
         train(work, engine)
         courier.wait()
-        winner = _conclude(work)
-        status = "FINISHED" if not work.failures() else "FAILED"
-    except Interrupted:
-        status = "KILLED"
-        console.print_error(f"interrupted: the same command goes on with the confirmation of '{name}'")
-        raise
-    finally:
-        run_log.close_children(uri, work.parent, "KILLED")
-        run_log.RunLog(uri, work.parent).end(status, {"study": name})
-    return winner
+        return _conclude(work)
 
 
 def _prepare(plan: StudyPlan, stored: StoredStudy) -> Confirmation:
@@ -155,16 +138,15 @@ def _conclude(work: Confirmation) -> str:
     optimism = {"sweep_optimism": selected["optimism"].iloc[0]} if len(selected) else {}
     log.best_of(f"{len(ranking)} candidates", dict(winner.rename(ENDS)))
     log.metrics({f"winner_{name}": winner[end] for end, name in ENDS.items()} | optimism)
-    for run in work.runs.values():
-        if run.run_id != winner["run_id"]:
-            run_log.drop_models(work.plan.uri, run.run_id)
+    work.keep_models([str(winner["run_id"])])
     _print(work, log, ranking, lessons)
     return str(winner["run_id"])
 
 
 def _write_errors(work: Confirmation, run_ids: Sequence[str], log: run_log.RunLog) -> None:
     """Table and picture of the validation images that none of the networks reads."""
-    read = [report.evaluation(work.plan.uri, run_id) for run_id in run_ids]
+    uri = work.plan.uri
+    read = lookup.each(uri, lambda run_id: report.evaluation(uri, run_id), run_ids)
     if known := [one for one in read if one is not None]:
         digits, table = load_digits(work.plan.run.data), errors.unread(known)
         charts.write_table(table, log.folder, "unread")

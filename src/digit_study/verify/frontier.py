@@ -3,7 +3,7 @@
 import hashlib
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import pandas as pd
@@ -12,19 +12,17 @@ from rich.table import Table
 
 from digit_study.config import compose
 from digit_study.config.run import Config
-from digit_study.data.digits import load_digits
 from digit_study.engine.protocol import ENGINES
 from digit_study.evaluation import charts
-from digit_study.evaluation.race import confirmed_ranking
+from digit_study.evaluation.race import ENDS, confirmed_ranking
 from digit_study.evaluation.ranking import Group
 from digit_study.search.plan import StudyPlan, plan_study
 from digit_study.search.study import exclusive
 from digit_study.terminal import console
 from digit_study.terminal.messages import StudyError
-from digit_study.terminal.signals import Interrupted
 from digit_study.tracking import lookup, run_log, stores, views
 from digit_study.tracking.courier import Courier
-from digit_study.verify.seeds import Confirmation, train
+from digit_study.verify.seeds import Confirmation, parent_run, train
 
 #: Far from the seeds of trials and confirmations, and as far apart as an ensemble may have members.
 FIRST_SEED, SEED_STEP = 2_000_000, 100
@@ -33,14 +31,36 @@ OF_NETWORKS = ("model.", "training.")
 #: What An et al. 2020 (arXiv 2008.10400) publish of their ensembles; epochs were chosen on the test set.
 PUBLISHED = {"An et al. 2020, vote of three": 0.9987, "An et al. 2020, two layers of votes": 0.9991}
 
+#: Columns of the table in the parent run's description.
+COLUMNS = {
+    "network": "{name}", "parameters": "{parameters:,.0f}", "minutes": "{minutes:.1f}", "mean [95 %]": "{accuracy}",
+    "seeds": "{seeds}", "": "{mark}",
+}  # fmt: skip
 
-def plan_frontier(arguments: Sequence[str]) -> tuple[StudyPlan, dict[str, Config]]:
-    """Check a command line; the plan it is trained by, and what each network trains. Raises StudyError."""
+
+@dataclass(frozen=True)
+class Networks:
+    """What is trained: names and configs by what tells their runs from those of others."""
+
+    names: dict[str, str] = field(default_factory=dict)
+    configs: dict[str, Config] = field(default_factory=dict)
+
+    def add(self, name: str, config: Config) -> None:
+        """Add a network; raises StudyError if another one trains the same."""
+        trained = repr((config.data.sha256, config.model, replace(config.training, threads=None)))
+        key = hashlib.sha256(trained.encode()).hexdigest()[:12]
+        if key in self.names:
+            rule = "`frontier.networks` must differ from each other"
+            raise StudyError(f"{rule}, got {self.names[key]} and {name}, which train the same: drop one")
+        self.names[key], self.configs[key] = name, config
+
+
+def plan_frontier(arguments: Sequence[str]) -> tuple[StudyPlan, Networks]:
+    """Check a command line; the plan by which the networks are trained, and these. Raises StudyError."""
     plan = plan_study(["study=frontier", *arguments])
-    machine = plan.run.training
+    machine, networks = plan.run.training, Networks()
     compose.register()
     typed = [text for text in plan.overrides if text.startswith(OF_NETWORKS)]
-    configs = {}
     for name, text in plan.study.frontier.networks.items():
         try:
             own: Config = compose.compose_config([*shlex.split(text), *typed])
@@ -48,66 +68,35 @@ def plan_frontier(arguments: Sequence[str]) -> tuple[StudyPlan, dict[str, Config
         except StudyError as fault:
             raise StudyError(f"`frontier.networks.{name}` must be overrides of a run, got '{text}': {fault}") from None
         training = replace(own.training, threads=machine.threads, precision=machine.precision)
-        configs[name] = replace(plan.run, model=own.model, training=training)
-    _keys(configs)
-    return plan, configs
+        networks.add(name, replace(plan.run, model=own.model, training=training))
+    return plan, networks
 
 
-def measure(plan: StudyPlan, configs: Mapping[str, Config]) -> Confirmation:
+def measure(plan: StudyPlan, networks: Networks) -> Confirmation:
     """Train every network on every seed, but for what an earlier start has finished; raises StudyError if one fails."""
     with exclusive(plan.study.study, "confirm", "is being trained"):
         engine = ENGINES[plan.study.search.engine](plan.limits)
         stores.prepare_store(plan.uri)
-        status = "FAILED"
         with Courier(plan.uri, plan.study.search.patience) as courier:
-            work = _prepare(plan, configs)
-            log, digits = run_log.RunLog(plan.uri, work.parent), load_digits(plan.run.data)
-            try:
-                log.config(plan.run)
-                log.dataset(digits.name, digits.sha256, digits.counts())
-                run_log.close_children(plan.uri, work.parent, "KILLED")
-                work.resume()
+            work = _prepare(plan, networks)
+            with parent_run(work, "interrupted: the same command goes on"):
                 train(work, engine)
                 courier.wait()
-                status = "FAILED" if work.failures() else "FINISHED"
-            except Interrupted:
-                status = "KILLED"
-                console.print_error("interrupted: the same command goes on")
-                raise
-            finally:
-                run_log.close_children(plan.uri, work.parent, "KILLED")
-                log.end(status, {})
     if failures := work.failures():
         raise StudyError("\n".join([f"{len(failures)} runs of the frontier failed:", *failures]))
     return work
 
 
-def _prepare(plan: StudyPlan, configs: Mapping[str, Config]) -> Confirmation:
+def _prepare(plan: StudyPlan, networks: Networks) -> Confirmation:
     """Find the parent run of the frontier on these digits again, or create it."""
     count = plan.study.frontier.seeds
     seeds = [FIRST_SEED + SEED_STEP * number for number in range(count)]
-    keys = _keys(configs)
     # further networks or seeds go beneath the same parent
     known = {"kind": "frontier", "study": plan.study.study, "dataset.sha256": str(plan.run.data.sha256)}
     parent = lookup.find_run(plan.uri, known)
     if parent is None or not run_log.reopen_run(plan.uri, parent):
-        tags = {**views.BEGUN, "kind": known["kind"], "study": known["study"]}
-        parent = run_log.create_run(plan.run, plan.uri, plan.dataset, "frontier", **tags)
-    names = {key: name for name, key in keys.items()}
-    return Confirmation(plan, names, {keys[name]: one for name, one in configs.items()}, {}, 0, seeds, count, parent)
-
-
-def _keys(configs: Mapping[str, Config]) -> dict[str, str]:
-    """What tells each network's runs from those of others, by its name; raises StudyError if two are the same."""
-    keys: dict[str, str] = {}
-    for name, one in configs.items():
-        trained = repr((one.data.sha256, one.model, replace(one.training, threads=None)))
-        key = hashlib.sha256(trained.encode()).hexdigest()[:12]
-        if twin := next((other for other, known in keys.items() if known == key), None):
-            rule = "`frontier.networks` must differ from each other"
-            raise StudyError(f"{rule}, got {twin} and {name}, which train the same: drop one")
-        keys[name] = key
-    return keys
+        parent = run_log.create_run(plan.run, plan.uri, plan.dataset, "frontier", **views.BEGUN, **known)
+    return Confirmation(plan, networks.names, networks.configs, {}, 0, seeds, count, parent)
 
 
 def table_of(work: Confirmation, evidence: Mapping[str, Mapping[str, str]]) -> pd.DataFrame:
@@ -142,21 +131,13 @@ def conclude(work: Confirmation, table: pd.DataFrame) -> None:
         asked = (
             f"Asked: how well does each of {len(table)} networks read {plan.dataset}, and which does no smaller beat"
         )
-        ranked = table.rename(columns={"mean": "val_accuracy", "low": "val_accuracy_low", "high": "val_accuracy_high"})
-        log.describe(views.Note(answer, asked, ranked, COLUMNS, figures=["figures/frontier.png"]))
-        for run in work.runs.values():
-            if run.run_id not in set(table["run_id"]):
-                run_log.drop_models(plan.uri, run.run_id)
+        figures = ["figures/frontier.png"]
+        log.describe(views.Note(answer, asked, table.rename(columns=ENDS), COLUMNS, figures=figures))
+        work.keep_models(set(table["run_id"]))
         log.end("FINISHED", {})
     terminal = console.console()
     terminal.print(_printed(table))
     terminal.print(f"next:\n  {views.address(log.client, log.uri, log.run_id, children=True)}", soft_wrap=True)
-
-
-COLUMNS = {
-    "network": "{name}", "parameters": "{parameters:,.0f}", "minutes": "{minutes:.1f}", "mean [95 %]": "{accuracy}",
-    "seeds": "{seeds}", "": "{mark}",
-}  # fmt: skip
 
 
 def _printed(table: pd.DataFrame) -> Table:

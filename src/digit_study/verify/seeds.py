@@ -1,11 +1,14 @@
 """Candidates are trained on fresh seeds, as many as their race needs, on an engine."""
 
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import takewhile
 
 import numpy as np
 
 from digit_study.config.run import Config
+from digit_study.data.digits import load_digits
 from digit_study.engine.protocol import Engine, Event, TrialResult
 from digit_study.engine.world import World
 from digit_study.evaluation.race import Standing, race
@@ -15,7 +18,7 @@ from digit_study.search.outcomes import BLAMELESS
 from digit_study.search.plan import StudyPlan
 from digit_study.terminal import console
 from digit_study.terminal.progress import RunProgress, confirmation_progress
-from digit_study.terminal.signals import raise_if_interrupted
+from digit_study.terminal.signals import Interrupted, raise_if_interrupted
 from digit_study.tracking import run_log
 
 #: Fingerprint of a candidate, and a seed.
@@ -54,6 +57,12 @@ class Confirmation:
                 found = report.candidate(self.plan, self.names[key], run_id)
                 self.runs |= {} if found is None else {(key, seed): found}
 
+    def keep_models(self, run_ids: Collection[str]) -> None:
+        """Drop the models of all other runs."""
+        for run in self.runs.values():
+            if run.run_id not in run_ids:
+                run_log.drop_models(self.plan.uri, run.run_id)
+
     def standing(self) -> Standing:
         """Where the race stands, candidates in the order of :attr:`names`."""
         runs = [self.finished(key) for key in self.names]
@@ -90,6 +99,30 @@ class Confirmation:
         """What went wrong with seeds that a candidate needed, one sentence each."""
         lost = [key for key, state in zip(self.names, self.standing().states, strict=True) if state == "lost"]
         return [text for (key, _), text in self.failed.items() if key in lost]
+
+
+@contextmanager
+def parent_run(work: Confirmation, interrupted: str) -> Iterator[run_log.RunLog]:
+    """The parent run, begun with what an earlier start has finished, and ended as the block ends.
+
+    ``interrupted`` is what a person is told who ends it.
+    """
+    plan, status = work.plan, "FAILED"
+    try:
+        log, digits = run_log.RunLog(plan.uri, work.parent), load_digits(plan.run.data)
+        log.config(plan.run)
+        log.dataset(digits.name, digits.sha256, digits.counts())
+        run_log.close_children(plan.uri, work.parent, "KILLED")
+        work.resume()
+        yield log
+        status = "FINISHED" if not work.failures() else "FAILED"
+    except Interrupted:
+        status = "KILLED"
+        console.print_error(interrupted)
+        raise
+    finally:
+        run_log.close_children(plan.uri, work.parent, "KILLED")
+        run_log.RunLog(plan.uri, work.parent).end(status, {"study": plan.study.study})
 
 
 def train(work: Confirmation, engine: Engine) -> None:
