@@ -1,7 +1,8 @@
 """Pictures of what is no digit: letters, symbols, scribbles, shapes, textures, digits turned over. All are made here.
 
 A detector learns from them what a digit is not (outlier exposure; D. Hendrycks, M. Mazeika, T. Dietterich 2019, arXiv
-1812.04606). Letters are drawn by the fonts that Matplotlib brings, as printed and, from their skeletons, as by a pen.
+1812.04606). Letters are drawn by the fonts that Matplotlib brings and by fonts after handwriting (the fontpkg packages
+of the dev extra), as the fonts have them and, from their skeletons, as by a pen.
 """
 
 import unicodedata
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import fontpkg
 import matplotlib
 import numpy as np
 import numpy.typing as npt
@@ -30,8 +32,12 @@ CHUNK = 2_000
 CATEGORIES = ("Lu", "Ll", "Lo", "Sm", "So", "Sc", "Po", "Ps", "Pe", "Sk")
 #: Words in the Unicode names of characters that show a digit, or nothing that can be told from one.
 NUMERIC = ("DIGIT", "NUMBER", "NUMERAL", "FRACTION", "ROD ", "HEXAGRAM", "BRAILLE")
-#: Two letters of three are Latin, for these are what people write. O, o, I, l and | are a zero and a one to any eye.
+#: Ends of names of characters that are a zero or a one to any eye.
+TWINS = ("OMICRON", "IOTA", "PALOCHKA", "CIRCLE", "RING", "VERTICAL LINE", "VERTICAL BAR", " O", " I", "SMALL LETTER L")
+#: O, o, I, l and | are left out: they are a zero and a one to any eye.
 LATIN = "AABBCCDDEEFFGGHHJJKKLLMMNNPPQQRRSTTUUVVWWXXYYZabcdefghijkmnpqrstuvwxyz@#$%&?!+=*{}[]<>~"
+#: How many glyphs are Latin and printed, Latin and written, and of any other kind: people write Latin letters most.
+SHARES = (0.3, 0.45, 0.25)
 Random = np.random.Generator
 
 
@@ -43,23 +49,29 @@ class Glyph:
     character: str
 
 
-def fonts() -> list[Path]:
+def printed_fonts() -> list[Path]:
     """The font files that Matplotlib brings, but for those of parts of symbols, and of boxes for what is missing."""
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     return [one for one in sorted(folder.glob("*.ttf")) if not one.name.startswith(("STIXSiz", "STIXNonUni", "Last"))]
 
 
+def handwriting_fonts() -> list[Path]:
+    """The font files of the families that fontpkg has installed."""
+    return sorted(one.path for family in fontpkg.families().values() for one in family.files)
+
+
 @cache
-def glyphs() -> tuple[list[Glyph], list[Glyph]]:
-    """Latin letters and signs of every font, and all else there is in them that is no number."""
+def glyphs() -> tuple[list[Glyph], list[Glyph], list[Glyph]]:
+    """Latin letters and signs as printed and as written, and all else in print that is no number."""
     latin, others = [], []
-    for font in fonts():
+    written = [Glyph(font, one) for font in handwriting_fonts() for one in LATIN if one in _characters(font)]
+    for font in printed_fonts():
         covered = ImageFont.truetype(str(font), GLYPH)
         # the last fonts are TeX's: their other characters are not where Unicode has them
         known = [] if font.name.startswith("cm") else _characters(font)
         latin += [Glyph(font, one) for one in LATIN]
         others += [Glyph(font, one) for one in known if covered.getmask(one).getbbox()]
-    return latin, others
+    return latin, written, others
 
 
 @cache
@@ -73,7 +85,8 @@ def _characters(font: Path) -> list[str]:
 
 def _is_numeric(character: str) -> bool:
     name = unicodedata.name(character, "")
-    return unicodedata.numeric(character, None) is not None or any(word in name for word in NUMERIC)
+    shows_one = any(word in name for word in NUMERIC) or name.endswith(TWINS)
+    return shows_one or unicodedata.numeric(character, None) is not None
 
 
 @cache
@@ -126,7 +139,7 @@ def written_letter(random: Random) -> Grey:
 
 
 def _any_glyph(random: Random) -> Glyph:
-    chosen = glyphs()[int(random.random() < 1 / 3)]
+    chosen = glyphs()[random.choice(3, p=SHARES)]
     return chosen[random.integers(len(chosen))]
 
 

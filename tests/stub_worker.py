@@ -123,6 +123,7 @@ class Stub:
                 self.log.end("KILLED", {})
                 yield "failed", "Pruned: "
         yield "done", self._finish()
+        raise TrialDied("the trial's process ended")
 
     def _finish(self) -> TrialResult:
         result = result_of(self.config, self.run_id)

@@ -6,6 +6,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
@@ -21,8 +22,8 @@ from digit_study.tracking.stores import tracking_uri
 
 #: Seconds that a trial asked to end has before it is killed.
 GRACE_S = 8.0
-#: Messages that are a trial's last, and the seconds it then has to end.
-ENDS = {"done": GRACE_S, "failed": GRACE_S, "world": GRACE_S, "died": GRACE_S, "expired": 1.0}
+#: Messages of trials without a result, their last ones, and the seconds they then have to end.
+ENDS = {"failed": GRACE_S, "world": GRACE_S, "died": GRACE_S, "expired": 1.0}
 
 
 def train_here(config: Config, run_id: str) -> TrialResult:
@@ -42,18 +43,29 @@ def train_here(config: Config, run_id: str) -> TrialResult:
         raise
 
 
-def train(config: Config, run_id: str, send: Callable[[str, Any], None], ask: Callable[..., None]) -> TrialResult:
-    """Run a trial inside a worker: progress goes out by ``send``, every epoch by ``ask``, which may end it."""
+def train(
+    config: Config, run_id: str, send: Callable[[str, Any], None], ask: Callable[..., None], aside: bool = True
+) -> TrialResult:
+    """Run a trial inside a worker: progress goes out by ``send``, every epoch by ``ask``, which may end it.
+
+    The result goes out once it is kept, so that the figures are drawn ``aside`` from the slot; else when all is done.
+    """
     with native_stderr(), signals_surface():
         from digit_study.engine.trial import run_trial
-    return run_trial(config, run_id, on_steps=lambda *where: send("steps", where), on_epoch=ask, data_figures=False)
+    tell: Callable[[TrialResult], None] = partial(send, "done") if aside else lambda result: None
+    return run_trial(config, run_id, lambda *where: send("steps", where), ask, tell, data_figures=False)
 
 
 def run(connection: Connection, target: Callable[..., Any], config: Config, run_id: str, outcome: Path) -> None:
     """Run the ``target`` of a TrialProcess and report to the supervisor; exits with a code if that is gone."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    is_told = False
 
     def send(kind: str, content: Any) -> None:
+        nonlocal is_told
+        if kind == "done":  # by a file: a trial suspended in a message of more than one piece would stop its supervisor
+            outcome.write_bytes(ForkingPickler.dumps(content))
+            is_told, content = True, None
         connection.send((kind, content))
 
     def ask(*content: Any) -> None:
@@ -63,9 +75,9 @@ def run(connection: Connection, target: Callable[..., Any], config: Config, run_
 
     try:
         with interruptible():
-            # by a file: a trial suspended in a message of more than one piece would stop its supervisor
-            outcome.write_bytes(ForkingPickler.dumps(target(config, run_id, send, ask)))
-            send("done", None)
+            result = target(config, run_id, send, ask)
+            if not is_told:
+                send("done", result)
     except Interrupted as interrupted:
         raise SystemExit(interrupted.exit_code) from None
     except (EOFError, BrokenPipeError):

@@ -29,7 +29,9 @@ from digit_study.data.sources import DataConfig
 from digit_study.engine import child
 from digit_study.engine.protocol import Event, Limits
 from digit_study.terminal import messages
+from digit_study.terminal.console import warn
 from digit_study.terminal.messages import StudyError
+from digit_study.tracking.outbox import Parcel
 from digit_study.tracking.stores import use_scratch
 
 #: What multiprocessing takes for the exit code of a process whose server died.
@@ -103,6 +105,7 @@ class TrialProcess:
     """
 
     def __init__(self, target: Callable[..., Any], config: Config, run_id: str) -> None:
+        self.run_id = run_id
         number, path = tempfile.mkstemp(prefix="result-")
         os.close(number)
         self.outcome = Path(path)
@@ -216,6 +219,7 @@ class LocalEngine:
     def __init__(self, limits: Limits, launch: Callable[[Config, str], TrialProcess] | None = None) -> None:
         self.limits, self.slots = limits, limits.slots or 1
         self.trials: dict[int, TrialProcess] = {}
+        self.drawing: list[TrialProcess] = []  # whose results are known: only their figures are missing
         self.failed_starts: list[Event] = []
         if launch is None:
             start_server(limits.data if limits.data.sha256 else None)
@@ -223,7 +227,7 @@ class LocalEngine:
 
     @property
     def free(self) -> int:
-        return self.slots - len(self.trials)
+        return self.slots - len(self.trials) - max(0, len(self.drawing) - self.slots)
 
     def submit(self, key: int, config: Config, run_id: str) -> str | None:
         try:
@@ -240,7 +244,8 @@ class LocalEngine:
     def events(self, patience: float = 0.5) -> Iterator[Event]:
         while self.failed_starts:
             yield self.failed_starts.pop()
-        wait([thing for trial in self.trials.values() for thing in trial.waitables()], patience)
+        wait([thing for trial in [*self.trials.values(), *self.drawing] for thing in trial.waitables()], patience)
+        self._see_off()
         for key in list(self.trials):
             while key in self.trials:
                 try:
@@ -249,7 +254,9 @@ class LocalEngine:
                     message = death.kind, str(death)
                 if message is None:
                     break
-                if message[0] in child.ENDS:
+                if message[0] == "done":
+                    self.drawing.append(self.trials.pop(key))
+                elif message[0] in child.ENDS:
                     self.trials.pop(key).stop(child.ENDS[message[0]])
                 yield Event(key, *message)
 
@@ -257,9 +264,23 @@ class LocalEngine:
         for trial in self.trials.values():
             trial.send_signal()
         deadline = time.monotonic() + child.GRACE_S
-        for trial in self.trials.values():
+        for trial in [*self.trials.values(), *self.drawing]:
             trial.stop(max(0.1, deadline - time.monotonic()))
         self.trials.clear()
+        self._see_off()
+
+    def _see_off(self) -> None:
+        """Let those go that have drawn all; what a killed one has left of its run is ended in its name."""
+        for trial in list(self.drawing):
+            try:
+                if (message := trial.receive()) is not None:
+                    warn(f"run {trial.run_id} has its result, but not all figures: {message[1]}")
+            except TrialDied as death:
+                with suppress(OSError):  # a full disk: it is tried again
+                    if (parcel := Parcel(trial.run_id)).is_abandoned:
+                        parcel.close(parcel.about["uri"], "FINISHED", f"while it drew its figures {death}")
+                    trial.stop()
+                    self.drawing.remove(trial)
 
     def _broken_limit(self, trial: TrialProcess) -> Message | None:
         timeout, memory = self.limits.timeout, self.limits.memory

@@ -50,14 +50,15 @@ def _draw_once() -> None:
 
     from digit_study.data.sources import CLASSES
     from digit_study.evaluation.metrics import score
-    from digit_study.training.figures import write_run_artifacts
+    from digit_study.training.figures import write_run_figures, write_run_tables
 
     labels, pixels = np.arange(CLASSES), np.zeros((CLASSES, 28, 28, 1), np.uint8)
     wrong = score(labels, np.roll(np.eye(CLASSES, dtype=np.float32), 1, axis=1))
     record = {"train_loss": 1.0, "val_loss": 1.0, "train_accuracy": 0.0, "val_accuracy": 0.0}
     digits: Any = SimpleNamespace(validation_images=pixels, name="none")
     with tempfile.TemporaryDirectory() as folder:
-        write_run_artifacts(wrong, [record, record], digits, "none", Path(folder))
+        write_run_tables(wrong, Path(folder))
+        write_run_figures(wrong, [record, record], digits, "none", Path(folder))
 
 
 collect_rarely()

@@ -134,12 +134,12 @@ class Slot:
 
 
 def train(config: Any, run_id: str, send: Callable[..., None], ask: Callable[..., None]) -> Any:
-    """The local engine's trial, whose run also says on which machine it is."""
+    """The local engine's trial, whose run also says on which machine it is; it is over when all of it can be handed."""
     from digit_study.engine import child
     from digit_study.tracking import origin, run_log, stores
 
     run_log.tag_run(stores.tracking_uri(config.tracking.uri), run_id, origin.prefixed(origin.machine_tags()))
-    return child.train(config, run_id, send, ask)
+    return child.train(config, run_id, send, ask, aside=False)
 
 
 def _send_logs(uri: str) -> None:

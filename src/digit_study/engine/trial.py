@@ -15,7 +15,7 @@ from digit_study.data.digits import Digits, load_digits
 from digit_study.data.sources import Pixels
 from digit_study.engine.protocol import Epoch, Pruned, TrialResult
 from digit_study.evaluation.metrics import Evaluation, Probabilities, score
-from digit_study.terminal.signals import Interrupted
+from digit_study.terminal.signals import Interrupted, deferred_signals
 from digit_study.tracking import origin
 from digit_study.tracking.run_log import RunLog
 from digit_study.tracking.stores import tracking_uri
@@ -27,27 +27,44 @@ Reader = Callable[[Pixels], Probabilities]
 
 
 def run_trial(
-    config: Config, run_id: str, on_steps: Listener, on_epoch: Listener, data_figures: bool = True
+    config: Config,
+    run_id: str,
+    on_steps: Listener,
+    on_epoch: Listener,
+    on_result: Callable[[TrialResult], None] = lambda result: None,
+    data_figures: bool = True,
 ) -> TrialResult:
-    """Load, look, build, train, predict, evaluate, draw, track: a resolved config to the MLflow run ``run_id``.
+    """Load, look, build, train, predict, evaluate, track, draw: a resolved config to the MLflow run ``run_id``.
 
-    What a listener raises ends the trial. ``data_figures`` are those of the digits, which a parent has for its
-    children. The run ends FAILED if training diverged or the data changed, KILLED by a signal and if Pruned.
+    What a listener raises ends the trial. ``on_result`` hears of a result that is kept whatever happens then: what is
+    left are figures. ``data_figures`` are those of the digits, which a parent has for its children. The run ends FAILED
+    if training diverged or the data changed, KILLED by a signal and if Pruned; with a result it ends FINISHED.
     """
     log = RunLog(tracking_uri(config.tracking.uri), run_id)
     try:
-        result = _walk(config, log, on_steps, on_epoch, data_figures)
+        result, draw = _walk(config, log, on_steps, on_epoch, data_figures)
     except BaseException as error:
         reason = f"{type(error).__name__}: {error}".strip()[:500]
         log.tags({"failure": reason})
         was_stopped = isinstance(error, Interrupted | KeyboardInterrupt | Pruned)
         log.end("KILLED" if was_stopped else "FAILED", {"reason": reason})
         raise
-    kept = log.end("FINISHED", {"metrics": result.metrics, "weights_sha256": result.weights_sha256})
+    with deferred_signals():
+        try:
+            on_result(result)
+            draw()
+        except Exception as error:
+            log.tags({"failure": f"it has its result, but not all figures: {type(error).__name__}: {error}"[:500]})
+            raise
+        finally:
+            kept = log.end("FINISHED", {"metrics": result.metrics, "weights_sha256": result.weights_sha256})
     return replace(result, kept=kept, fault=log.fault)
 
 
-def _walk(config: Config, log: RunLog, on_steps: Listener, on_epoch: Listener, data_figures: bool) -> TrialResult:
+def _walk(
+    config: Config, log: RunLog, on_steps: Listener, on_epoch: Listener, data_figures: bool
+) -> tuple[TrialResult, Callable[[], None]]:
+    """All but the figures, which what comes second draws."""
     started = time.perf_counter()
     log.config(config)
     digits = load_digits(config.data)
@@ -89,11 +106,12 @@ def _walk(config: Config, log: RunLog, on_steps: Listener, on_epoch: Listener, d
     }
     weights = fit.weights_sha256(final_model)
     log.tags({"weights.sha256": weights})
-    figures.write_run_artifacts(outcome, epochs, digits, config.model.name, log.folder)
-    log.metrics({**metrics, "total_seconds": time.perf_counter() - started}, step=len(epochs))
+    figures.write_run_tables(outcome, log.folder)
     if config.tracking.save_model:
         log.model(calibration.with_temperature(final_model, t))
-    return TrialResult(log.run_id, metrics, epochs, outcome, weights, origin.machine_tags())
+    log.result({**metrics, "total_seconds": time.perf_counter() - started}, step=len(epochs))
+    result = TrialResult(log.run_id, metrics, epochs, outcome, weights, origin.machine_tags())
+    return result, partial(figures.write_run_figures, outcome, epochs, digits, config.model.name, log.folder)
 
 
 def _train(config: Config, digits: Digits, on_steps: Listener, on_record: Listener) -> tuple[Model, Reader, Evaluation]:

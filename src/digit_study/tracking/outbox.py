@@ -99,8 +99,9 @@ class Parcel:
             self._write(OUTCOME, {"status": status, "time": int(time.time() * 1000), **outcome})
 
     def close(self, uri: str, status: str, reason: str) -> None:
-        """End the run in the name of a process that could not; one that has ended stays as it is."""
+        """End the run in the name of a process that could not; one that has ended, or has its result, keeps that."""
         if not self.outcome:
+            status = "FINISHED" if self.has_result else status
             self.put(uri, close={"status": status, "reason": reason})
             with _unmoved():
                 self._write(ABOUT, {"uri": without_password(uri)})
@@ -153,6 +154,11 @@ class Parcel:
             with suppress(ValueError):
                 found.append(json.loads(line))
         return found, start + len(whole)
+
+    @property
+    def has_result(self) -> bool:
+        """Whether the final metrics of the run are there, its tables and its model, whatever else is."""
+        return self.outcome.get("status") == "FINISHED" or any("result" in record for record in self.records()[0])
 
     def metrics(self) -> dict[str, list[tuple[int, int, float]]]:
         """Every value of every metric by name, as (step, time, value) in MLflow's order: the last one counts."""

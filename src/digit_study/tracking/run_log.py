@@ -211,6 +211,10 @@ class RunLog:
         """Log several metrics at one step; they wait for later ones until ``interval`` seconds after the last batch."""
         self._tell(interval, metrics={name: float(value) for name, value in values.items()}, step=step)
 
+    def result(self, values: Mapping[str, float], step: int) -> None:
+        """Log the final metrics: a run that is cut off after this is FINISHED none the less."""
+        self._tell(metrics={name: float(value) for name, value in values.items()}, step=step, result=True)
+
     def tags(self, values: Mapping[str, str]) -> None:
         """Set several tags."""
         self._tell(tags=dict(values))

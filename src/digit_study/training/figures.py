@@ -24,14 +24,18 @@ def write_data_figures(digits: Digits, folder: Path) -> None:
     charts.save(samples, folder / "figures" / "samples.png")
 
 
-def write_run_artifacts(evaluation: Evaluation, epochs: Epochs, digits: Digits, model: str, folder: Path) -> None:
-    """Draw curves, confusion matrix and mistakes; write the per-class report and the per-image predictions."""
+def write_run_tables(evaluation: Evaluation, folder: Path) -> None:
+    """Write the per-class report and the per-image predictions."""
+    charts.write_table(per_class_report(evaluation.labels, evaluation.predicted), folder, "per_class")
+    charts.write_table(predictions_table(evaluation), folder, "predictions")
+
+
+def write_run_figures(evaluation: Evaluation, epochs: Epochs, digits: Digits, model: str, folder: Path) -> None:
+    """Draw curves, confusion matrix and mistakes."""
     title = f"{model}: {len(evaluation.labels):,} validation images of {digits.name}"
     charts.save(curves(epochs, model), folder / "figures" / "curves.png")
     charts.save(confusion_matrix(evaluation, title), folder / "figures" / "confusion_matrix.png")
     charts.save(mistakes(digits.validation_images, evaluation), folder / "figures" / "mistakes.png")
-    charts.write_table(per_class_report(evaluation.labels, evaluation.predicted), folder, "per_class")
-    charts.write_table(predictions_table(evaluation), folder, "predictions")
 
 
 def class_counts(train_labels: Numbers, validation_labels: Numbers, dataset: str) -> Figure:
