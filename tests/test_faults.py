@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,12 @@ from test_tracking import CONFIG, created
 
 from digit_study.config import machine
 from digit_study.config.run import Config
-from digit_study.engine import local, world
+from digit_study.engine import child, local, world
 from digit_study.engine.local import LocalEngine, TrialProcess
 from digit_study.engine.protocol import Event, Limits
 from digit_study.engine.world import World
 from digit_study.search.outcomes import ABANDONED, INTERRUPTED, OF_WORLD, is_blameless
+from digit_study.terminal import signals
 from digit_study.terminal.messages import StudyError, of_world
 from digit_study.tracking import courier, delivery, lookup, run_log, stores
 from digit_study.tracking.outbox import Parcel
@@ -162,6 +164,47 @@ def test_an_engine_tells_the_machines_faults_from_the_trials(
     event = heard(engine)
     assert (event.key, event.kind) == (1, kind) and words in event.content
     engine.stop()
+
+
+def draw_for_long(config: Config, run_id: str, send: Any, ask: Any) -> None:
+    uri = str(config.tracking.uri)
+    stores.ARTIFACTS = Path(uri.removeprefix("sqlite:///")).parent / "mlruns"
+    stores.OUTBOX = stores.ARTIFACTS / ".outbox"
+    log = run_log.RunLog(uri, run_id)
+    log.result({"val_accuracy": 0.5}, step=1)
+    with signals.deferred_signals():
+        send("done", config.tracking.run_name)
+        time.sleep(0.5 if config.tracking.run_name == "soon" else 60)
+        log.end("FINISHED", {})
+
+
+@pytest.mark.slow
+def test_who_only_draws_holds_no_slot_and_loses_no_result(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    context = multiprocessing.get_context("forkserver")
+    monkeypatch.setattr(local, "start_server", lambda: context)
+    monkeypatch.setattr(child, "GRACE_S", 2.0)
+    engine = LocalEngine(Limits(), lambda config, run_id: TrialProcess(draw_for_long, config, run_id))
+    runs = {name: created(store) for name in ("soon", "killed", "at the end")}
+    for number, (name, run_id) in enumerate(runs.items()):
+        assert engine.free == 1
+        engine.submit(number, replace(CONFIG, tracking=replace(CONFIG.tracking, uri=store, run_name=name)), run_id)
+        assert engine.free == 0
+        event = heard(engine)
+        assert (event.key, event.kind, event.content) == (number, "done", name)
+        if name == "soon":
+            while engine.drawing:
+                assert not list(engine.events())
+        if name == "killed":
+            os.kill(engine.drawing[0].process.pid, signal.SIGKILL)
+    assert lookup.finished_metrics(store, runs["at the end"]) == {"val_accuracy": 0.5}
+    engine.stop()
+    courier.deliver(store)
+    ended = {name: mlflow.MlflowClient(store).get_run(run_id) for name, run_id in runs.items()}
+    assert {run.info.status for run in ended.values()} == {"FINISHED"}
+    assert {run.data.metrics["val_accuracy"] for run in ended.values()} == {0.5}
+    reasons = {name: run.data.tags.get("failure", "") for name, run in ended.items()}
+    assert reasons["soon"] == "" and "while it drew its figures" in reasons["killed"]
+    assert "SIGKILL" in reasons["at the end"]
 
 
 # ---------------------------------------------------------------------------------- the outbox

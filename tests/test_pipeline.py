@@ -29,8 +29,9 @@ from digit_study.engine.trial import run_trial
 from digit_study.evaluation import metrics as evaluation
 from digit_study.terminal.messages import StudyError, flatten
 from digit_study.terminal.signals import Interrupted
+from digit_study.tracking import lookup, stores
 from digit_study.tracking import run_log as tracking
-from digit_study.tracking import stores
+from digit_study.training import figures
 from digit_study.training.fit import Diverged, reader, weights_sha256
 from digit_study.training.networks import build_model
 
@@ -240,6 +241,25 @@ def test_a_trial_that_ends_early_says_how_and_keeps_its_epochs(
     assert run.info.status == status and run.info.end_time
     assert run.data.tags["failure"].startswith(type(error).__name__) and run.data.metrics["val_accuracy"] >= 0
     assert not (stores.OUTBOX / run_id).exists()
+
+
+def test_figures_that_fail_cost_no_result(small_npz: Path, store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*given: Any) -> None:
+        assert heard  # before anything is drawn
+        raise RuntimeError("no font")
+
+    monkeypatch.setattr(figures, "write_run_figures", fail)
+    config, heard = trial(small_npz), list[TrialResult]()
+    uri, run_id = begin(config)
+    with pytest.raises(RuntimeError, match="no font"):
+        run_trial(config, run_id, ignore, ignore, heard.append, data_figures=False)
+    run = mlflow.MlflowClient(uri).get_run(run_id)
+    assert run.info.status == "FINISHED" and "not all figures: RuntimeError: no font" in run.data.tags["failure"]
+    assert run.data.metrics["val_accuracy"] == pytest.approx(heard[0].metrics["val_accuracy"])
+    assert (
+        lookup.predictions(mlflow.MlflowClient(uri), run, "run")["correct"].mean() == run.data.metrics["val_accuracy"]
+    )
+    assert len(run.outputs.model_outputs) == 1
 
 
 def test_data_that_changed_since_they_were_resolved_fail_the_run(small_npz: Path, store: str) -> None:

@@ -56,6 +56,8 @@ class Limits:
 class Event:
     """News of a trial; done, failed, died (killed from outside), expired (over a limit) and world free its slot.
 
+    One that is ``done`` may still draw the figures of its run: until :meth:`Engine.stop` is through.
+
     ``world`` is a fault of the machine, not of the trial: no room, no memory, the server or the node killed.
     """
 
