@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import asdict
+from functools import partial
 from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait
 from pathlib import Path
@@ -223,7 +224,9 @@ class LocalEngine:
         self.failed_starts: list[Event] = []
         if launch is None:
             start_server(limits.data if limits.data.sha256 else None)
-        self.launch = launch or (lambda config, run_id: TrialProcess(child.train, config, run_id))
+        # a GPU's memory is taken until its process has ended, and would lack the next trial
+        train = partial(child.train, aside=not machine.gpus())
+        self.launch = launch or (lambda config, run_id: TrialProcess(train, config, run_id))
 
     @property
     def free(self) -> int:
@@ -263,24 +266,26 @@ class LocalEngine:
     def stop(self) -> None:
         for trial in self.trials.values():
             trial.send_signal()
-        deadline = time.monotonic() + child.GRACE_S
-        for trial in [*self.trials.values(), *self.drawing]:
-            trial.stop(max(0.1, deadline - time.monotonic()))
+        for trials, seconds in (self.trials.values(), child.GRACE_S), (self.drawing, child.DRAWS_S):
+            deadline = time.monotonic() + seconds
+            for trial in trials:
+                trial.stop(max(0.1, deadline - time.monotonic()))
         self.trials.clear()
-        self._see_off()
+        for trial in self.drawing:
+            Parcel(trial.run_id).close_abandoned()
+        self.drawing.clear()
 
     def _see_off(self) -> None:
-        """Let those go that have drawn all; what a killed one has left of its run is ended in its name."""
+        """Let those go that have drawn all, or died over it."""
         for trial in list(self.drawing):
             try:
                 if (message := trial.receive()) is not None:
                     warn(f"run {trial.run_id} has its result, but not all figures: {message[1]}")
-            except TrialDied as death:
-                with suppress(OSError):  # a full disk: it is tried again
-                    if (parcel := Parcel(trial.run_id)).is_abandoned:
-                        parcel.close(parcel.about["uri"], "FINISHED", f"while it drew its figures {death}")
-                    trial.stop()
-                    self.drawing.remove(trial)
+            except TrialDied:
+                self.drawing.remove(trial)
+                trial.stop()
+                with suppress(OSError):  # a full disk: the next command does it
+                    Parcel(trial.run_id).close_abandoned()
 
     def _broken_limit(self, trial: TrialProcess) -> Message | None:
         timeout, memory = self.limits.timeout, self.limits.memory

@@ -23,7 +23,7 @@ from digit_study.terminal.messages import StudyError, first_line
 from digit_study.terminal.signals import raise_if_interrupted
 from digit_study.tracking import origin, run_log, stores
 from digit_study.tracking.delivery import Call, StoreFault, courier_file, fault_of, is_served, send
-from digit_study.tracking.outbox import CUT_OFF, Parcel, file_lock, parcels
+from digit_study.tracking.outbox import Parcel, file_lock, parcels
 
 #: Runs, and half the files, that are sent to a server at a time: each waits for it, and none for another.
 AT_A_TIME = 8
@@ -47,8 +47,7 @@ def deliver(uri: str) -> None:
         if not is_told and time.monotonic() - started > 3 * QUIET_S:
             console.print_error(f"sending what earlier commands had kept: {len(left) - number} runs more", "")
             is_told = True
-        if parcel.is_abandoned:
-            parcel.close(uri, "KILLED", CUT_OFF)
+        parcel.close_abandoned()
         if (fault := send(parcel, run_log.client_of(uri))) is not None:
             console.warn(f"{len(left) - number} runs of earlier commands are still kept in mlruns/.outbox: "
                          f"{first_line(fault)}")  # fmt: skip

@@ -101,10 +101,16 @@ class Parcel:
     def close(self, uri: str, status: str, reason: str) -> None:
         """End the run in the name of a process that could not; one that has ended, or has its result, keeps that."""
         if not self.outcome:
-            status = "FINISHED" if self.has_result else status
+            if self.has_result:
+                status, reason = "FINISHED", f"it has its result, but not all figures: {reason}"
             self.put(uri, close={"status": status, "reason": reason})
             with _unmoved():
                 self._write(ABOUT, {"uri": without_password(uri)})
+
+    def close_abandoned(self) -> None:
+        """End the run if the process that wrote it is gone without doing so."""
+        if self.is_abandoned:
+            self.close(self.about["uri"], "KILLED", CUT_OFF)
 
     def _make(self, uri: str) -> None:
         self.folder.mkdir(exist_ok=True)
