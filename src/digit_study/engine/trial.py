@@ -49,16 +49,25 @@ def run_trial(
         was_stopped = isinstance(error, Interrupted | KeyboardInterrupt | Pruned)
         log.end("KILLED" if was_stopped else "FAILED", {"reason": reason})
         raise
-    with deferred_signals():
-        try:
-            on_result(result)
-            draw()
-        except Exception as error:
-            log.tags({"failure": f"it has its result, but not all figures: {type(error).__name__}: {error}"[:500]})
-            raise
-        finally:
-            kept = log.end("FINISHED", {"metrics": result.metrics, "weights_sha256": result.weights_sha256})
+    try:
+        with deferred_signals():
+            _finish(log, result, on_result, draw)
+    finally:
+        kept = log.deliver()
     return replace(result, kept=kept, fault=log.fault)
+
+
+def _finish(log: RunLog, result: TrialResult, on_result: Listener, draw: Callable[[], None]) -> None:
+    """Tell a result, draw, and end the run on disk, as FINISHED whatever happens."""
+    try:
+        on_result(result)
+        draw()
+    except Exception as error:
+        reason = f"it has its result, but not all figures: {type(error).__name__}: {error}"[:500]
+        log.parcel.put(log.uri, tags={"failure": reason})
+        raise
+    finally:
+        log.parcel.end("FINISHED", metrics=result.metrics, weights_sha256=result.weights_sha256)
 
 
 def _walk(

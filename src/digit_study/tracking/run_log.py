@@ -255,6 +255,10 @@ class RunLog:
         None where a courier sends it.
         """
         self.parcel.end(status, **outcome)
+        return self.deliver()
+
+    def deliver(self) -> Path | None:
+        """Send a run that has ended; returns what :meth:`end` does."""
         self.fault = None
         self._send()
         return None if self.fault is None else self.folder
