@@ -68,7 +68,7 @@ bench: .venv/.dev  ## the benchmarks that the README quotes (many minutes on an 
 screenshots: .venv/.dev  ## the README's, of a study that was searched, confirmed and promoted
 	$(PY) tests/screenshots.py $(ARGS)
 
-detector: .venv/.dev  ## train the detector of what is no digit anew: ARGS=<mnist.npz>, half an hour
+detector: .venv/.dev  ## train the detector of what is no digit anew: ARGS=<mnist.npz>, 50 minutes
 	PYTHONPATH=src $(PY) tests/train_detector.py $(ARGS)
 
 LOCK := uv pip compile pyproject.toml --extra joblib --universal --python-version 3.11 --generate-hashes \

@@ -6,7 +6,7 @@ of the dev extra), as the fonts have them and, from their skeletons, as by a pen
 """
 
 import unicodedata
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -36,9 +36,10 @@ NUMERIC = ("DIGIT", "NUMBER", "NUMERAL", "FRACTION", "ROD ", "HEXAGRAM", "BRAILL
 TWINS = ("OMICRON", "IOTA", "PALOCHKA", "CIRCLE", "RING", "VERTICAL LINE", "VERTICAL BAR", " O", " I", "SMALL LETTER L")
 #: O, o, I, l and | are left out: they are a zero and a one to any eye.
 LATIN = "AABBCCDDEEFFGGHHJJKKLLMMNNPPQQRRSTTUUVVWWXXYYZabcdefghijkmnpqrstuvwxyz@#$%&?!+=*{}[]<>~"
-#: How many glyphs are Latin and printed, Latin and written, and of any other kind: people write Latin letters most.
-SHARES = (0.3, 0.45, 0.25)
 Random = np.random.Generator
+#: Which share of the glyphs is Latin and printed, Latin and written, and of any other kind.
+Shares = tuple[float, float, float]
+EVEN: Shares = (1 / 3, 1 / 3, 1 / 3)
 
 
 @dataclass(frozen=True)
@@ -122,9 +123,9 @@ def _penned(ink: Grey, random: Random) -> Grey:
     return np.asarray(np.clip(width / 2 + 0.5 - away, 0, 1), np.float32)
 
 
-def printed_letter(random: Random) -> Grey:
-    """A letter or sign as print has it, light or bold, moved a little."""
-    ink = printed(_any_glyph(random))
+def font_letter(random: Random, shares: Shares) -> Grey:
+    """A letter or sign as a font has it, light or bold, moved a little."""
+    ink = printed(_any_glyph(random, shares))
     weight = random.integers(4)
     if weight == 1:
         ink = ndimage.grey_dilation(ink, (3, 3))
@@ -133,17 +134,17 @@ def printed_letter(random: Random) -> Grey:
     return _moved(ink, random, random.uniform(0, 1.5))
 
 
-def written_letter(random: Random) -> Grey:
+def pen_letter(random: Random, shares: Shares) -> Grey:
     """A letter or sign as a pen writes it."""
-    return _penned(_moved(printed(_any_glyph(random)), random, random.uniform(1, 3.5)), random)
+    return _penned(_moved(printed(_any_glyph(random, shares)), random, random.uniform(1, 3.5)), random)
 
 
-def _any_glyph(random: Random) -> Glyph:
-    chosen = glyphs()[random.choice(3, p=SHARES)]
+def _any_glyph(random: Random, shares: Shares) -> Glyph:
+    chosen = glyphs()[random.choice(3, p=shares)]
     return chosen[random.integers(len(chosen))]
 
 
-def scribble(random: Random) -> Grey:
+def scribble(random: Random, _: Shares) -> Grey:
     """One to four strokes, straight or bent."""
     canvas = Image.new("L", (CANVAS, CANVAS))
     draw, width = ImageDraw.Draw(canvas), int(random.integers(3, 8))
@@ -155,7 +156,7 @@ def scribble(random: Random) -> Grey:
     return ndimage.gaussian_filter(np.asarray(canvas, np.float32) / 255, 0.7)
 
 
-def shape(random: Random) -> Grey:
+def shape(random: Random, _: Shares) -> Grey:
     """A polygon, a star or an arrow, outlined or filled."""
     canvas = Image.new("L", (CANVAS, CANVAS))
     draw, corners = ImageDraw.Draw(canvas), int(random.integers(3, 9))
@@ -169,7 +170,7 @@ def shape(random: Random) -> Grey:
     return _moved(np.asarray(canvas, np.float32) / 255, random, 1.0)
 
 
-def texture(random: Random) -> Grey:
+def texture(random: Random, _: Shares) -> Grey:
     """Noise of any grain, as it is or cut into light and dark, or stripes."""
     if random.random() < 0.2:
         y, x = np.mgrid[:CANVAS, :CANVAS] * random.uniform(0.2, 1.2)
@@ -181,7 +182,7 @@ def texture(random: Random) -> Grey:
     return np.asarray(np.clip(noise * random.choice([1, 10]), 0, 1), np.float32)
 
 
-def picture(random: Random) -> Grey:
+def picture(random: Random, _: Shares) -> Grey:
     """A shaded thing, such as a garment: a few filled forms, the same on both sides or not, under a texture."""
     canvas = Image.new("L", (CANVAS, CANVAS))
     draw = ImageDraw.Draw(canvas)
@@ -197,8 +198,8 @@ def picture(random: Random) -> Grey:
 
 
 #: Kinds of non-digits, and how many of a hundred each gives; those of digits are made in :func:`from_digits`.
-KINDS: dict[Callable[[Random], Grey], int] = {
-    printed_letter: 34, written_letter: 34, scribble: 8, shape: 6, texture: 5, picture: 5,
+KINDS: dict[Callable[[Random, Shares], Grey], int] = {
+    font_letter: 34, pen_letter: 34, scribble: 8, shape: 6, texture: 5, picture: 5,
 }  # fmt: skip
 TURNED = 8
 #: Digits that stay digits when they are turned upside down, and in a mirror.
@@ -217,26 +218,25 @@ def from_digits(images: Pixels, labels: Labels, random: Random) -> npt.NDArray[n
     return np.asarray(np.maximum(image, other))
 
 
-def made(count: int, images: Pixels, labels: Labels, seed: int) -> Pixels:
+def made(count: int, images: Pixels, labels: Labels, seed: int, shares: Shares = EVEN) -> Pixels:
     """``count`` non-digits (count, 28, 28, 1), in MNIST's form, on all cores; the same for the same seed and digits."""
     chunks = [min(CHUNK, count - start) for start in range(0, count, CHUNK)]
     parts = Parallel(n_jobs=-1)(
-        delayed(_made)(size, images, labels, (seed, number)) for number, size in enumerate(chunks)
+        delayed(_made)(size, images, labels, (seed, number), shares) for number, size in enumerate(chunks)
     )
     return np.concatenate(list(parts))
 
 
-def _made(count: int, images: Pixels, labels: Labels, seed: tuple[int, int]) -> Pixels:
-    random = np.random.default_rng(seed)
-    kinds: Sequence[Callable[[Random], Grey]] = list(KINDS)
-    shares = np.array([*KINDS.values(), TURNED]) / (sum(KINDS.values()) + TURNED)
+def _made(count: int, images: Pixels, labels: Labels, seed: tuple[int, int], shares: Shares) -> Pixels:
+    random, kinds = np.random.default_rng(seed), list(KINDS)
+    chances = np.array([*KINDS.values(), TURNED]) / (sum(KINDS.values()) + TURNED)
     found = np.zeros((count, SIDE, SIDE, 1), np.uint8)
-    for place, kind in enumerate(random.choice(len(shares), count, p=shares)):
+    for place, kind in enumerate(random.choice(len(chances), count, p=chances)):
         if kind == len(kinds):
             found[place, ..., 0] = from_digits(images, labels, random)
             continue
-        ink = kinds[kind](random)
+        ink = kinds[kind](random, shares)
         while (ink > 0.1).sum() < 12:
-            ink = kinds[kind](random)
+            ink = kinds[kind](random, shares)
         found[place, ..., 0] = size_normalised(ink)
     return found
