@@ -171,6 +171,8 @@ def draw_for_long(config: Config, run_id: str, send: Any, ask: Any) -> None:
     stores.ARTIFACTS = Path(uri.removeprefix("sqlite:///")).parent / "mlruns"
     stores.OUTBOX = stores.ARTIFACTS / ".outbox"
     log = run_log.RunLog(uri, run_id)
+    (log.folder / "model").mkdir()
+    mlflow.models.Model().save(str(log.folder / "model" / "MLmodel"))
     log.result({"val_accuracy": 0.5}, step=1)
     with signals.deferred_signals():
         send("done", config.tracking.run_name)
@@ -202,6 +204,7 @@ def test_who_only_draws_holds_no_slot_and_loses_no_result(store: str, monkeypatc
     ended = {name: mlflow.MlflowClient(store).get_run(run_id) for name, run_id in runs.items()}
     assert {run.info.status for run in ended.values()} == {"FINISHED"}
     assert {run.data.metrics["val_accuracy"] for run in ended.values()} == {0.5}
+    assert [len(run.outputs.model_outputs) for run in ended.values()] == [1, 1, 1]
     reasons = {name: run.data.tags.get("failure", "") for name, run in ended.items()}
     killed = "it has its result, but not all figures: its process ended before it"
     assert reasons == {"soon": "", "killed": killed, "at the end": killed}

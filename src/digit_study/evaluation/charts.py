@@ -198,7 +198,9 @@ def comparison(runs: pd.DataFrame, title: str, limit: int = 40) -> Figure:
 def save(figure: Figure, path: Path) -> None:
     """Write ``figure`` as a PNG, creating its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    FigureCanvasAgg(figure).print_png(path)  # type: ignore[no-untyped-call]  # savefig draws twice
+    new = path.with_name(f".{path.name}")  # who is killed here leaves no half of a picture
+    FigureCanvasAgg(figure).print_png(new)  # type: ignore[no-untyped-call]  # savefig draws twice
+    new.replace(path)
 
 
 def write_table(table: pd.DataFrame, folder: Path, name: str) -> None:

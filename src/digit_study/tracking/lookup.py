@@ -45,10 +45,10 @@ def each(uri: str, ask: Callable[[T], U], items: Iterable[T]) -> list[U]:
 def finished_metrics(uri: str, run_id: str) -> dict[str, float] | None:
     """Final metrics of a run that has its result, whether the store has it by now or not; None of any other."""
     parcel = Parcel(run_id)
-    if parcel.outcome or parcel.is_open:
-        has_result, values = parcel.has_result, parcel.metrics()
+    if parcel.has_result:  # it may still be drawn, closed or sent at this moment
+        values = parcel.metrics()
         if parcel.folder.is_dir():  # else it has just been sent
-            return {name: all[-1][2] for name, all in values.items()} if has_result else None
+            return {name: all[-1][2] for name, all in values.items()}
     run = client_of(uri).get_run(run_id)
     return dict(run.data.metrics) if run.info.status == "FINISHED" else None
 

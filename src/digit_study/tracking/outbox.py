@@ -100,9 +100,12 @@ class Parcel:
 
     def close(self, uri: str, status: str, reason: str) -> None:
         """End the run in the name of a process that could not; one that has ended, or has its result, keeps that."""
-        if not self.outcome:
-            if self.has_result:
-                status, reason = "FINISHED", f"it has its result, but not all figures: {reason}"
+        if self.outcome:
+            return
+        if self.has_result:  # its tables and its model are sent too
+            self.put(uri, tags={"failure": f"it has its result, but not all figures: {reason}"})
+            self.end("FINISHED")
+        else:
             self.put(uri, close={"status": status, "reason": reason})
             with _unmoved():
                 self._write(ABOUT, {"uri": without_password(uri)})
