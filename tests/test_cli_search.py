@@ -94,8 +94,9 @@ def test_the_printed_line_runs_and_gives_the_same_accuracy(studied: Lab) -> None
     assert f"{100 * best:.2f} %" in done.out
 
 
-def test_confirmation_after_a_kill_runs_only_what_is_missing(studied: Lab) -> None:
-    words, total = ("confirm.top=2", "confirm.max_seeds=3"), 6
+@pytest.mark.parametrize(("word", "total"), [("confirm.seeds=2", 4), ("confirm.max_seeds=3", 6)])
+def test_confirmation_after_a_kill_runs_only_what_is_missing(word: str, total: int, studied: Lab) -> None:
+    words = ("confirm.top=2", word)
     before = Counter(studied.statuses("confirmation")), studied.statuses("confirmation-run").count("FINISHED")
     command = studied.start(*words, script=CONFIRM)
     command.wait_for(f"1/{total}")

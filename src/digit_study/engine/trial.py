@@ -58,16 +58,14 @@ def run_trial(
 
 
 def _finish(log: RunLog, result: TrialResult, on_result: Listener, draw: Callable[[], None]) -> None:
-    """Tell a result, draw, and end the run on disk, as FINISHED whatever happens."""
+    """Tell a result, draw, and end the run on disk; with its result it is FINISHED whatever happens."""
     try:
         on_result(result)
         draw()
     except Exception as error:
-        reason = f"it has its result, but not all figures: {type(error).__name__}: {error}"[:500]
-        log.parcel.put(log.uri, tags={"failure": reason})
+        log.parcel.close(log.uri, "FAILED", f"{type(error).__name__}: {error}"[:500])
         raise
-    finally:
-        log.parcel.end("FINISHED", metrics=result.metrics, weights_sha256=result.weights_sha256)
+    log.parcel.end("FINISHED", metrics=result.metrics, weights_sha256=result.weights_sha256)
 
 
 def _walk(
