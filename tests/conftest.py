@@ -119,7 +119,8 @@ def open_store(migrated: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 #: What commands import from the package index, as far as it takes long, and what they import in any case.
-LIGHT = ("hydra", "omegaconf", "rich.console", "numpy", "psutil", "filelock", "yaml")
+#: The last one is what a command knows the server of its trials by, which is forked too.
+LIGHT = ("hydra", "omegaconf", "rich.console", "numpy", "psutil", "filelock", "yaml", "multiprocessing.forkserver")
 SLOW = (*LIGHT, "mlflow.keras", "seaborn", "sklearn.metrics", "sklearn.model_selection", "optuna", "plotly")
 
 
@@ -130,11 +131,15 @@ class Project:
     root: Path
     environment: dict[str, str]
     shells: dict[tuple[str, ...], subprocess.Popen[str]] = field(default_factory=dict)
+    #: Of the processes that its commands have begun: each leads one.
+    sessions: set[int] = field(default_factory=set)
 
     def start(self, *words: str, script: str = "src/run.py", python: tuple[str, ...] = (), **more: str) -> Command:
         """Start a command as a person would type it in the project's root."""
         line = [sys.executable, *python, script, *words]
-        return Command(typed(line, self.root, {**self.environment, **more}))
+        process = typed(line, self.root, {**self.environment, **more})
+        self.sessions.add(process.pid)
+        return Command(process)
 
     def fork(self, *words: str, script: str = "src/run.py", **more: str) -> Command:
         """Start a command as :meth:`run` does, where nothing is done to it before its imports have ended."""
@@ -143,7 +148,8 @@ class Project:
 
     def run(self, *words: str, script: str = "src/run.py", warm: tuple[str, ...] = SLOW, **more: str) -> Done:
         """Run a command to its end, in a process forked from one that has imported ``warm``."""
-        return Done(**self._ask(warm, script, words, more))
+        ended = self._ask(warm, script, words, more)
+        return Done(ended["code"], ended["out"], ended["err"])
 
     def _ask(
         self, warm: tuple[str, ...], script: str, words: tuple[str, ...], more: dict[str, str], **how: str
@@ -160,7 +166,9 @@ class Project:
         request["environment"] = {**self.environment, **more}
         shell.stdin.write(json.dumps(request) + "\n")
         shell.stdin.flush()
-        return dict(json.loads(shell.stdout.readline()))
+        answer = dict(json.loads(shell.stdout.readline()))
+        self.sessions.add(answer["pid"])
+        return answer
 
     def files(self) -> set[str]:
         """Every file of the project but for byte code and git's own."""

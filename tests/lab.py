@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import time
 from collections import Counter
@@ -93,9 +94,10 @@ def of_study(lab: Lab) -> list[psutil.Process]:
     for process in psutil.process_iter():
         try:
             environment = process.environ() if process.status() != psutil.STATUS_ZOMBIE else {}
-        except (psutil.AccessDenied, psutil.NoSuchProcess):
+            session = os.getsid(process.pid)
+        except (psutil.AccessDenied, psutil.NoSuchProcess, ProcessLookupError):
             continue
-        if environment.get("MLFLOW_TRACKING_URI") == lab.uri:
+        if environment and (environment.get("MLFLOW_TRACKING_URI") == lab.uri or session in lab.project.sessions):
             found.append(process)
     return found
 

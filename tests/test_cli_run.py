@@ -15,7 +15,7 @@ import numpy as np
 import psutil
 import pytest
 from conftest import LIGHT, Command, Done, Project
-from lab import PLAIN, wait_until
+from lab import PLAIN, wait_until, workers_of
 from mlflow.entities import Run
 from world import Server
 
@@ -214,15 +214,6 @@ def test_three_at_the_same_moment_on_a_new_store(project: Project, tmp_path: Pat
 # ---------------------------------------------------------------------------------- faults
 
 
-def trial_of(command: Command) -> psutil.Process:
-    """The process that trains at this moment: a child of the fork server."""
-    for server in psutil.Process(command.process.pid).children():
-        for child in server.children():
-            if "forkserver" in " ".join(server.cmdline()):
-                return child
-    raise AssertionError("no trial is running")
-
-
 def test_children_that_fail_leave_the_others_running(project: Project, typed_store: str) -> None:
     # a decay of 0.9 times a rate of 10 makes every weight eight times as large in every step
     wild = [
@@ -237,7 +228,7 @@ def test_children_that_fail_leave_the_others_running(project: Project, typed_sto
     command.wait_for("learning_rate=0.01  epoch 1/")
     name = "training.learning_rate=0.01"
     wait_until(lambda: named(runs_of(typed_store))[name].data.metrics, 20, "an epoch is in the store")
-    trial_of(command).kill()
+    workers_of(command)[0].kill()
     done = command.finish()
     runs = named(runs_of(typed_store))
     ends = {name.removeprefix("training.learning_rate="): run.info.status for name, run in runs.items()}
