@@ -14,7 +14,7 @@ import tensorflow as tf
 from digit_study.config import compose as composition
 from digit_study.config.compose import compose_config
 from digit_study.config.run import Config
-from digit_study.training.fit import FusedBatchNormalization, reader, with_fused_batch_norm
+from digit_study.training.fit import FUSED_LAYERS, FusedBatchNormalization, reader
 from digit_study.training.networks import ACTIVATIONS, POOLINGS, ModelConfig, build_model, final_side
 from digit_study.training.recipe import TrainingConfig, build_optimizer
 
@@ -151,8 +151,8 @@ def test_a_build_that_fails_leaves_the_policy_as_it_was() -> None:
 def test_fused_batch_norm_is_kerass_own_but_for_rounding(name: str) -> None:
     # smooth: rounding would move single ReLUs of a deep network over zero, and the gradient with them
     keras.utils.set_random_seed(0)
-    stock = build_model(replace(variant(name), dropout=0.0, batch_norm=True, filters=16, activation="gelu"))
-    fast = with_fused_batch_norm(stock)
+    config = replace(variant(name), dropout=0.0, batch_norm=True, filters=16, activation="gelu")
+    stock, fast = build_model(config), build_model(config, layers=FUSED_LAYERS)
     fast.set_weights(stock.get_weights())
     assert [weight.path.split("/")[-1] for weight in fast.weights] == [w.path.split("/")[-1] for w in stock.weights]
     assert any(isinstance(layer, FusedBatchNormalization) for layer in fast.layers)
@@ -171,13 +171,8 @@ def test_fused_batch_norm_is_kerass_own_but_for_rounding(name: str) -> None:
     np.testing.assert_allclose(stock(images), fast(images), atol=1e-4)
 
 
-def test_a_network_without_batch_norm_is_fused_already() -> None:
-    model = build_model(replace(variant("tiny"), batch_norm=False))
-    assert with_fused_batch_norm(model) is model
-
-
 def test_fused_batch_norm_computes_in_bfloat16_and_keeps_its_moments_in_float32() -> None:
-    model = with_fused_batch_norm(build_model(replace(variant("tiny"), filters=16), "mixed_bfloat16"))
+    model = build_model(replace(variant("tiny"), filters=16), "mixed_bfloat16", FUSED_LAYERS)
     before = model.get_weights()
     model(np.full((8, 28, 28, 1), 200, np.uint8), training=True)
     (layer, *_) = (one for one in model.layers if isinstance(one, FusedBatchNormalization))

@@ -46,7 +46,7 @@ def trained(digits: Digits, shares: tuple[float, float, float]) -> keras.Model:
     """One network, with its weights as they are kept: the threshold is of these."""
     others = made(NON_DIGITS, digits.train_images, digits.train_labels, 0, shares)
     keras.utils.set_random_seed(0)
-    model = fit.with_fused_batch_norm(detector.build(machine.resolve_precision("auto")))
+    model = detector.build(machine.resolve_precision("auto"), fit.FUSED_LAYERS)
     images = np.concatenate([digits.train_images, others])
     labels = np.concatenate([digits.train_labels, np.full(len(others), CLASSES)])
 

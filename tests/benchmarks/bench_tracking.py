@@ -71,14 +71,13 @@ def _bare(config: object) -> None:
     from digit_study.data import digits as data
     from digit_study.evaluation import metrics as evaluation
     from digit_study.training import fit as training
-    from digit_study.training.fit import with_fused_batch_norm
     from digit_study.training.networks import build_model
 
     digits = data.load_digits(config.data)  # type: ignore[attr-defined]
     recipe = config.training  # type: ignore[attr-defined]
     keras.utils.set_random_seed(recipe.seed)
-    final, trained = build_model(config.model), build_model(config.model, recipe.precision)  # type: ignore[attr-defined]
-    model = with_fused_batch_norm(trained)
+    network = config.model  # type: ignore[attr-defined]
+    final, model = build_model(network), build_model(network, recipe.precision, training.FUSED_LAYERS)
 
     def validate() -> evaluation.Evaluation:
         final.set_weights(model.get_weights())

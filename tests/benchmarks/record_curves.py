@@ -69,7 +69,7 @@ def curve(data: str | None, point: dict[str, Any], seed: int) -> tuple[list[int]
     digits = load_digits(config.data)
     fit.use_threads(1)
     keras.utils.set_random_seed(config.training.seed)
-    model = fit.with_fused_batch_norm(build_model(config.model, config.training.precision))
+    model = build_model(config.model, config.training.precision, fit.FUSED_LAYERS)
     read, right = fit.reader(model), list[int]()
 
     def validate() -> dict[str, float]:

@@ -22,11 +22,14 @@ TINY = 1e-9
 Scores = npt.NDArray[np.float32]
 
 
-def build(precision: str = "float32") -> Any:
-    """The untrained network: pixels (n, 28, 28, 1), 0 to 255, to probabilities (n, 11), the last one of "no digit"."""
-    import keras
-    from keras import layers
+def build(precision: str = "float32", layers: Any = None) -> Any:
+    """The untrained network: pixels (n, 28, 28, 1), 0 to 255, to probabilities (n, 11), the last one of "no digit".
 
+    Of ``layers``, as :func:`digit_study.training.networks.build_model`.
+    """
+    import keras
+
+    layers = layers or keras.layers
     pixels = keras.Input((IMAGE_SIDE, IMAGE_SIDE, 1), name="pixels")
     x = layers.Rescaling(1 / 255, dtype=precision, name="normalise")(pixels)
     for width in WIDTHS:

@@ -89,7 +89,7 @@ def _walk(
     training, members = config.training, []
     for number in range(config.model.members):
         one = replace(config, training=replace(training, seed=training.seed + number))
-        member, read, outcome = _train(one, digits, partial(_after, len(epochs), on_steps), log_epoch)
+        member, read, outcome = _train(one, digits, len(epochs), on_steps, log_epoch)
         members.append(member)
     final_model, images = mean_of(members), digits.validation_images
     if len(members) > 1:  # else it can read already; to compile it again would cost every trial a tenth of a second
@@ -121,10 +121,15 @@ def _walk(
     return result, partial(figures.write_run_figures, outcome, epochs, digits, config.model.name, log.folder)
 
 
-def _train(config: Config, digits: Digits, on_steps: Listener, on_record: Listener) -> tuple[Model, Reader, Evaluation]:
-    """One network, how to read with it, and how it reads the validation images at its end."""
+def _train(
+    config: Config, digits: Digits, earlier: int, on_steps: Listener, on_record: Listener
+) -> tuple[Model, Reader, Evaluation]:
+    """One network, how to read with it, and how it reads the validation images at its end.
+
+    The steps it tells of are those after ``earlier`` epochs, of other members.
+    """
     keras.utils.set_random_seed(config.training.seed)
-    trained_model = fit.with_fused_batch_norm(build_model(config.model, config.training.precision))
+    trained_model = build_model(config.model, config.training.precision, fit.FUSED_LAYERS)
     # trained in bfloat16 or not, a network is judged and saved in float32: the same numbers on every machine
     final_model = build_model(config.model)
     read, read_finally = fit.reader(trained_model), fit.reader(final_model)
@@ -141,12 +146,12 @@ def _train(config: Config, digits: Digits, on_steps: Listener, on_record: Listen
         return readings[-1].metrics
 
     given = trained_model, digits.train_images, digits.train_labels, config.training
-    fit.fit(*given, validate=validate, on_epoch=on_record, on_steps=on_steps)
+    fit.fit(
+        *given,
+        validate=validate,
+        on_epoch=on_record,
+        on_steps=lambda epoch, *where: on_steps(earlier + epoch, *where),
+    )
     # under early stopping it may have gone back to an earlier epoch
     outcome = readings[-1] if config.training.early_stopping.patience is None else judge()
     return final_model, read_finally, outcome
-
-
-def _after(epochs: int, on_steps: Listener, epoch: int, *where: int) -> None:
-    """Tell of the steps of a member that is trained after ``epochs`` epochs of those before it."""
-    on_steps(epochs + epoch, *where)

@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from types import SimpleNamespace
 from typing import Any
 
 import keras
@@ -86,7 +87,7 @@ def reader(model: keras.Model) -> Callable[[Pixels], np.ndarray[Any, Any]]:
     Keras's own ``predict`` takes half as long again, and three times as long the first time.
     """
     pixels = tf.TensorSpec((None, *model.input_shape[1:]), tf.uint8)
-    forward = tf.function(lambda images: model(images, training=False), input_signature=[pixels])
+    forward = tf.function(lambda images: model(images, training=False), input_signature=[pixels], autograph=False)
 
     def read(images: Pixels) -> np.ndarray[Any, Any]:
         starts = range(0, len(images), READ_AT_ONCE)
@@ -115,7 +116,8 @@ def make_batches(images: Pixels, labels: Labels, config: TrainingConfig, steps: 
     # shuffling positions instead of images moves 8 bytes an image, and gathers whole batches at once
     order = tf.data.Dataset.range(len(images)).shuffle(len(images), seed=config.seed, reshuffle_each_iteration=True)
     batches = order.batch(config.batch_size, drop_remainder=True).take(steps)
-    batches = batches.map(lambda at: (tf.gather(pixels, at), tf.gather(targets, at)))
+    gather = tf.autograph.experimental.do_not_convert(lambda at: (tf.gather(pixels, at), tf.gather(targets, at)))
+    batches = batches.map(gather)  # without AutoGraph, which would write and import a file
     return AUGMENTATIONS[config.augmentation](batches, config).prefetch(2)
 
 
@@ -196,11 +198,5 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):  # type: ignore[
         return normalised
 
 
-def with_fused_batch_norm(model: keras.Model) -> keras.Model:
-    """The same network, untrained, weights in the same order, with fused batch norm; up to 1.6 times as fast."""
-    fused = {keras.layers.BatchNormalization: FusedBatchNormalization}
-    if not any(type(layer) in fused for layer in model.layers):
-        return model
-    return keras.models.clone_model(
-        model, clone_function=lambda layer: fused.get(type(layer), type(layer)).from_config(layer.get_config())
-    )
+#: Keras's layers, with batch norm fused: a network of them trains up to 1.6 times as fast, its weights are the same.
+FUSED_LAYERS = SimpleNamespace(**vars(keras.layers) | {"BatchNormalization": FusedBatchNormalization})

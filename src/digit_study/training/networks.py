@@ -38,8 +38,11 @@ class ModelConfig:
     members: int = 1
 
 
-def build_model(config: ModelConfig, precision: str = "float32") -> Model:
-    """Build an untrained network: (n, 28, 28, 1) pixels, 0 to 255, uint8 or float, to (n, 10) float32 probabilities."""
+def build_model(config: ModelConfig, precision: str = "float32", layers: Any = None) -> Model:
+    """Build an untrained network: (n, 28, 28, 1) pixels, 0 to 255, uint8 or float, to (n, 10) float32 probabilities.
+
+    Of ``layers``, which are ``keras.layers`` unless others of the same names are given.
+    """
     import keras
 
     previous = keras.config.dtype_policy()
@@ -48,7 +51,7 @@ def build_model(config: ModelConfig, precision: str = "float32") -> Model:
         pixels = keras.Input((IMAGE_SIDE, IMAGE_SIDE, 1), name="pixels")
         # a layer, so that serving cannot forget it
         scaled = keras.layers.Rescaling(1 / 255, name="normalise")(pixels)
-        features = FAMILIES[config.family](keras.layers, scaled, config)
+        features = FAMILIES[config.family](layers or keras.layers, scaled, config)
         probabilities = keras.layers.Softmax(dtype="float32", name="probabilities")(features)
         return keras.Model(pixels, probabilities, name=config.name)
     finally:

@@ -135,7 +135,7 @@ def shift_rotate(batches: Batches, shift: float, rotation: float, seed: int) -> 
 
     # the counter would restart every epoch inside enumerate(); a random source of the dataset's own goes on
     numbers = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True)
-    return tf.data.Dataset.zip(numbers, batches).map(move)
+    return tf.data.Dataset.zip(numbers, batches).map(tf.autograph.experimental.do_not_convert(move))
 
 
 #: By name: (batches, recipe) to batches, where ``recipe`` is the training config with its ``shift``, ...
