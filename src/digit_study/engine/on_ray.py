@@ -89,7 +89,9 @@ class Bridge:
                 with deferred_signals():
                     number, is_well, answer = self.socket.recv()
         except (EOFError, OSError):
-            raise StudyError(self._gone()) from None
+            self.process.wait()
+            gone = f"{self._named()} is gone ({self._said()})"
+            raise StudyError(f"{gone}: start it again; the same command then goes on") from None
         if not is_well:
             raise StudyError(f"{self._named()}: {answer}")
         return answer
@@ -107,10 +109,6 @@ class Bridge:
 
     def _named(self) -> str:
         return f"the Ray cluster at address={self.address}"
-
-    def _gone(self) -> str:
-        self.process.wait()
-        return f"{self._named()} is gone ({self._said()}): start it again; the same command then goes on"
 
     def _said(self) -> str:
         """What Ray wrote last, without time and place in its source."""

@@ -17,6 +17,7 @@ from digit_study.tracking.delivery import StoreFault
 PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
 #: What there must be room for, on the disk and in memory, before a trial starts again.
 ROOM, MEMORY = 8 * 2**20, 256 * 2**20
+SQLITE = "sqlite:///"
 
 
 class World:
@@ -29,6 +30,7 @@ class World:
     def __init__(self, uri: str, patience: float, key: str, storage: str | None = None) -> None:
         self.uri, self.patience, self.key, self.storage = uri, patience, key, storage
         self.fault: str | None = None
+        self.was_hit = False  # by any fault so far
         self.pause, self.since, self.hit_at, self.next_look = PAUSE_S, 0.0, float("-inf"), 0.0
 
     def hit(self, fault: str) -> None:
@@ -40,13 +42,8 @@ class World:
             console.warn(f"{fault}: no trial is to blame, all wait and go on when that is well, within "
                          f"{self.patience:g} min ({self.key})")  # fmt: skip
             self.next_look = now + self.pause
-        self.fault, self.hit_at = fault, now
+        self.fault, self.hit_at, self.was_hit = fault, now, True
         self._lose_patience(now)
-
-    @property
-    def was_hit(self) -> bool:
-        """Whether there was any fault so far."""
-        return self.hit_at > float("-inf")
 
     def create_run(self, config: Config, dataset: str, name: str, **tags: str) -> str | None:
         """The id of a new run, see :func:`run_log.create_run`; None, and a fault is known, while its store is gone."""
@@ -81,7 +78,8 @@ class World:
 
     def _problem(self) -> str | None:
         """What is wrong at this moment, found out by doing it."""
-        for place in {stores.ARTIFACTS, *filter(None, map(_folder_of, (self.uri, self.storage)))}:
+        databases = [uri.removeprefix(SQLITE) for uri in (self.uri, self.storage) if uri and uri.startswith(SQLITE)]
+        for place in {stores.ARTIFACTS, *(Path(database).parent for database in databases)}:
             try:
                 with tempfile.TemporaryFile(dir=place) as file:
                     file.write(bytes(ROOM))
@@ -98,8 +96,3 @@ class World:
         except StudyError as error:
             return first_line(error)
         return None
-
-
-def _folder_of(uri: str | None) -> Path | None:
-    """Where a sqlite database lies."""
-    return Path(uri.removeprefix("sqlite:///")).parent if uri and uri.startswith("sqlite:///") else None

@@ -87,9 +87,16 @@ def race(
         if look == most:
             break
         left = SIGNIFICANCE - spent(look, first, most)
-        hopeful = _hopeful([correct[one][:look] for one in going], len(resting), most, left)
-        resting += [one for one, goes_on in zip(going, hopeful, strict=True) if not goes_on]
-        going = [one for one, goes_on in zip(going, hopeful, strict=True) if goes_on]
+        # who may be told from the best with ``most`` seeds goes on, and then the best too
+        hopeful, k = [], len(going) + len(resting)
+        for rank, one in enumerate(going[1:], start=2 + len(resting)):
+            # by Holm's steps those with a lower mean are out by then
+            levels = left, SIGNIFICANCE * 2 / (rank * (rank - 1))
+            if Gap.of(correct[going[0]][:look], correct[one][:look]).chance(most, k, *levels) >= LEAST_CHANCE:
+                hopeful.append(one)
+        hopeful = [*going[: bool(hopeful)], *hopeful]
+        resting += [one for one in going if one not in hopeful]
+        going = hopeful
         if not going:
             break
     return _standing(seeds, p_values, going, resting, 0)
@@ -132,19 +139,6 @@ def _compare(seen: Sequence[Correct], factor: float) -> npt.NDArray[np.float64]:
     p_images = [1.0, *adjusted_p_values(by_images)]
     p_seeds = np.minimum(tukey(accuracies) * factor, 1.0) if len(seen) > 1 else np.ones(1)
     return np.column_stack([p_seeds, p_images])
-
-
-def _hopeful(seen: Sequence[Correct], resting: int, most: int, left: float) -> list[bool]:
-    """Who goes on: those that may be told from the best with ``most`` seeds, and the best, if there are any.
-
-    ``seen`` are k candidates, best mean first, beside those that rest; ``left`` is the level that remains.
-    """
-    found = []
-    for rank, one in enumerate(seen[1:], start=2 + resting):
-        # by Holm's steps those with a lower mean are out by then
-        levels = left, SIGNIFICANCE * 2 / (rank * (rank - 1))
-        found.append(Gap.of(seen[0], one).chance(most, len(seen) + resting, *levels) >= LEAST_CHANCE)
-    return [any(found), *found] if seen else []
 
 
 @dataclass(frozen=True)

@@ -136,11 +136,6 @@ def leaderboard(candidates: Sequence[Candidate]) -> pd.DataFrame:
     return pooled_leaderboard([Group(candidate.name, [candidate]) for candidate in candidates])
 
 
-def best_first(groups: Sequence[Group]) -> list[Group]:
-    """Order by mean validation accuracy, the smaller network first among equals."""
-    return sorted(groups, key=lambda one: (-one.mean("val_accuracy"), one.mean("parameters")))
-
-
 def pooled_leaderboard(groups: Sequence[Group]) -> pd.DataFrame:
     """Rank configurations by mean validation accuracy, the smaller network first among equals; see :data:`COLUMNS`.
 
@@ -151,7 +146,7 @@ def pooled_leaderboard(groups: Sequence[Group]) -> pd.DataFrame:
     """
     if len({run.digest for group in groups for run in group.runs}) > 1:
         raise ValueError("runs on different data are never ranked together")
-    ordered = best_first(groups)
+    ordered = sorted(groups, key=lambda one: (-one.mean("val_accuracy"), one.mean("parameters")))
     p_values = [difference_p_value(ordered[0], one) for one in ordered]
     adjusted = [1.0, *adjusted_p_values(p_values[1:])]
     rows = []

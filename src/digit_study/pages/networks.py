@@ -3,7 +3,6 @@
 import base64
 import io
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -13,7 +12,7 @@ import pandas as pd
 from PIL import Image
 
 from digit_study.data import digits, sources
-from digit_study.data.sources import DataConfig, Labels, Pixels
+from digit_study.data.sources import DataConfig
 from digit_study.evaluation.metrics import Evaluation
 from digit_study.search import report
 from digit_study.search.report import MOST_NETWORKS
@@ -39,39 +38,29 @@ def networks(uri: str, source: DataConfig, board: pd.DataFrame) -> Networks:
     top = board.head(MOST_NETWORKS)
     names, _ = short_names([str(name) for name in top["name"]])
     best = dict(zip(map(str, top["run_id"]), names, strict=True))
-    read = _evaluations(uri, best)
-    shown = sorted({int(index) for one in read.values() for index in hardest(one)})
+    # left out are those that cannot be read, or were validated on other images than the first
+    read: dict[str, Evaluation] = {}
+    mistakes: set[int] = set()
+    for run_id, one in zip(best, lookup.each(uri, partial(report.evaluation, uri), best), strict=True):
+        if one is not None and all(np.array_equal(one.index, other.index) for other in read.values()):
+            read[run_id] = one
+            wrong = np.flatnonzero(~one.correct)
+            surest = wrong[np.argsort(-one.probabilities.max(axis=1)[wrong], kind="stable")]
+            mistakes |= set(one.index[surest[:MOST_MISTAKES]].tolist())
+    shown = sorted(mistakes)
     images, note = _images(source, shown)
     if len(read) < len(best):
         note = " ".join([note, f"Of {len(best) - len(read)} networks there are no predictions that can be read."])
-    compared = [_compared(best[run_id], run_id, one, shown) for run_id, one in read.items()]
+    compared = []
+    for run_id, one in read.items():
+        places = np.searchsorted(one.index, shown)
+        sure = np.round(100 * one.probabilities.max(axis=1)[places]).astype(int)
+        says = {"says": one.predicted[places].tolist(), "sure": sure.tolist()}
+        compared.append({"name": best[run_id], "run_id": run_id, "confusion": one.confusion.tolist(), **says})
     labels = {int(i): int(label) for one in read.values() for i, label in zip(one.index, one.labels, strict=True)}
     cells = [{"index": index, "label": labels[index], "png": images.get(index)} for index in shown]
     curves = lookup.each(uri, lambda run: _curve(uri, *run), best.items())
     return Networks(curves, compared, cells, note.strip())
-
-
-def hardest(one: Evaluation) -> Labels:
-    """The index of up to :data:`MOST_MISTAKES` images that a network misread, those it was surest of first."""
-    wrong = np.flatnonzero(~one.correct)
-    surest = wrong[np.argsort(-one.probabilities.max(axis=1)[wrong], kind="stable")]
-    return np.asarray(one.index[surest[:MOST_MISTAKES]])
-
-
-def _evaluations(uri: str, run_ids: Mapping[str, str]) -> dict[str, Evaluation]:
-    """Evaluations by run id; left out are those that cannot be read, or are of other images than the first."""
-    found: dict[str, Evaluation] = {}
-    for run_id, one in zip(run_ids, lookup.each(uri, partial(report.evaluation, uri), run_ids), strict=True):
-        if one is not None and all(np.array_equal(one.index, other.index) for other in found.values()):
-            found[run_id] = one
-    return found
-
-
-def _compared(name: str, run_id: str, one: Evaluation, shown: list[int]) -> dict[str, Any]:
-    places = np.searchsorted(one.index, shown)
-    sure = np.round(100 * one.probabilities.max(axis=1)[places]).astype(int)
-    says = {"says": one.predicted[places].tolist(), "sure": sure.tolist()}
-    return {"name": name, "run_id": run_id, "confusion": one.confusion.tolist(), **says}
 
 
 def _curve(uri: str, run_id: str, name: str) -> dict[str, Any]:
@@ -102,11 +91,9 @@ def _images(source: DataConfig, shown: list[int]) -> tuple[dict[int, str], str]:
     place = {int(index): at for at, index in enumerate(loaded.validation_index)}
     if not place.keys() >= set(shown):
         return {}, "The digits are others than these networks were validated on: no mistake is shown as an image."
-    return {index: _png(loaded.validation_images[place[index]]) for index in shown}, ""
-
-
-def _png(image: Pixels) -> str:
-    """One digit (28, 28, 1), 0 (paper) to 255 (ink), as dark ink on white."""
-    file = io.BytesIO()
-    Image.fromarray(255 - image[..., 0]).save(file, format="png", optimize=True)
-    return base64.b64encode(file.getvalue()).decode()
+    drawn = {}
+    for index in shown:
+        file = io.BytesIO()
+        Image.fromarray(255 - loaded.validation_images[place[index]][..., 0]).save(file, format="png", optimize=True)
+        drawn[index] = base64.b64encode(file.getvalue()).decode()
+    return drawn, ""

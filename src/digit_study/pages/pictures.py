@@ -101,13 +101,10 @@ def _shorten(figure: dict[str, Any], keys: Sequence[str]) -> None:
         if (text := axis.get("title", {}).get("text")) in short:
             axis["title"]["text"] = short[text]
         if texts := axis.get("ticktext"):
-            axis["ticktext"] = [short.get(_whole(text, keys), text) for text in texts]
-
-
-def _whole(text: str, keys: Sequence[str]) -> str:
-    """The key that Optuna has cut off to ``text``, or else the text."""
-    cut = text.removesuffix("...")
-    return next((key for key in keys if cut != text and key.startswith(cut)), text)
+            # Optuna cuts off long keys, and puts dots there
+            cut = [text for text in texts if text.endswith("...")]
+            whole = {text: key for text in cut for key in keys if key.startswith(text.removesuffix("..."))}
+            axis["ticktext"] = [short.get(whole.get(text, text), text) for text in texts]
 
 
 def packed(text: str) -> str:

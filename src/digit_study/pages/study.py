@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,11 @@ from digit_study.terminal import console
 from digit_study.terminal.messages import StudyError, first_line
 from digit_study.tracking import delivery, lookup, origin, run_log, stores, views
 
+#: The text of a page, where every value is escaped.
+PAGES = jinja2.Environment(
+    loader=jinja2.FileSystemLoader(Path(__file__).parent), autoescape=True, undefined=jinja2.StrictUndefined,
+    trim_blocks=True, lstrip_blocks=True,
+)  # fmt: skip
 #: Tags of the parent run that say what a result came from.
 ORIGINS = {
     "code": "git.commit", "data": "dataset.name", "sha256 of the data": "dataset.sha256", "precision": "precision",
@@ -232,20 +237,13 @@ def render(page: StudyPage, version: int | None = None) -> str:
         "curves": page.networks.curves, "compared": page.networks.compared, "images": page.networks.images,
         "confirmed": confirmed, "version": version, "most": MOST_MISTAKES,
     }  # fmt: skip
-    return _template().render(page=page, data=data, packed=parts)
+    return PAGES.get_template("study.html").render(page=page, data=data, packed=parts)
 
 
 def render_fault(name: str, fault: str) -> str:
     """A page that says why there is none, and looks again by itself."""
     head = '<!doctype html><meta charset="utf-8"><meta http-equiv="refresh" content="5"><link rel="icon" href="data:,">'
     return head + str(escape(f"The page of study {name} could not be written: {fault}"))
-
-
-@cache
-def _template() -> jinja2.Template:
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    options: dict[str, Any] = {"undefined": jinja2.StrictUndefined, "trim_blocks": True, "lstrip_blocks": True}
-    return jinja2.Environment(loader=loader, autoescape=True, **options).get_template("study.html")
 
 
 def write_page(plan: StudyPlan, stored: StoredStudy) -> Path:

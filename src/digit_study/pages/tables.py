@@ -76,17 +76,14 @@ def trials_table(frame: pd.DataFrame, keys: Iterable[str], objectives: Iterable[
     for row in shown:
         values = [number(row.get(name), "{:.6g}") for name in objectives]
         seconds = (row["finished"] - row["started"]).total_seconds() if row["finished"] is not pd.NaT else None
-        chosen = [_param(row.get(key)) for key in keys]
+        chosen = []
+        for value in map(row.get, keys):
+            is_number = isinstance(value, int | float) and not isinstance(value, bool)
+            chosen.append(number(value, "{:.4g}") if is_number else Cell("–" if value is None else str(value)))
         ended = [Cell(str(row["state"]).lower()), *values, number(seconds, "{:.1f}")]
         rows.append([number(row["number"]), *ended, *chosen, Cell(str(row.get("reason") or ""))])
     note = f"The last {MOST_ROWS} of {len(frame)}." if len(frame) > len(shown) else ""
     return Table(["trial", "state", *objectives, "seconds", *keys, "reason"], rows, [], note)
-
-
-def _param(value: Any) -> Cell:
-    if isinstance(value, int | float) and not isinstance(value, bool):
-        return number(value, "{:.4g}")
-    return Cell("–" if value is None else str(value))
 
 
 def front_table(front: pd.DataFrame, objectives: Mapping[str, str]) -> Table:

@@ -75,17 +75,15 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         """Answer with the page or its version."""
         kind, text = self.server.answers.get(self.path, ("", ""))
-        if self._is_foreign():  # a site may let its own name point to this machine, and then read what it answers
+        hosts, origins = self.headers.get_all("Host", []), self.headers.get_all("Origin", [])
+        own = {f"http://{host}" for host in self.server.hosts}
+        # another site may let its own name point to this machine, and then read what it answers
+        if len(hosts) != 1 or hosts[0] not in self.server.hosts or not own.issuperset(origins):
             self._answer(HTTPStatus.FORBIDDEN, "text/plain", "this page is for browsers of this machine")
         elif not kind:
             self._answer(HTTPStatus.NOT_FOUND, "text/plain", "there is / and /version")
         else:
             self._answer(HTTPStatus.OK, kind, text)
-
-    def _is_foreign(self) -> bool:
-        hosts, origins = self.headers.get_all("Host", []), self.headers.get_all("Origin", [])
-        own = {f"http://{host}" for host in self.server.hosts}
-        return len(hosts) != 1 or hosts[0] not in self.server.hosts or not own.issuperset(origins)
 
     def _answer(self, status: HTTPStatus, kind: str, text: str) -> None:
         body = text.encode()
@@ -129,16 +127,12 @@ def serve(typed: StudyConfig) -> None:
         plan, stored = study.plan_page(typed)
         shown = -1
         while True:
-            started, ended = time.monotonic(), ended_trials(stored)
+            started = time.monotonic()
+            ended = sum(trial.state.is_finished() for trial in stored.trials())
             if ended != shown:
                 server.show(_render(plan, stored, server.version + 1))
                 shown = ended
             time.sleep(max(PAUSE_S, REST * (time.monotonic() - started)))
-
-
-def ended_trials(stored: StoredStudy) -> int:
-    """How many trials have ended; the page changes with it."""
-    return sum(trial.state.is_finished() for trial in stored.trials())
 
 
 def _render(plan: StudyPlan, stored: StoredStudy, version: int) -> str:

@@ -158,12 +158,10 @@ def make_app(
 
     @app.post("/keep")
     async def keep(request: Request) -> Response:
-        label = request.query_params.get("label", "")
-
-        def keep_it(image: bytes) -> dict[str, Any]:
-            return {"error": None, "file": kept.keep(image, label), "kept": len(kept.names())}
-
-        return await desk.with_image(request, keep_it)
+        label, done = request.query_params.get("label", ""), {"error": None}
+        return await desk.with_image(
+            request, lambda image: {**done, "file": kept.keep(image, label), "kept": len(kept.names())}
+        )
 
     return app
 

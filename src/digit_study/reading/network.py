@@ -28,18 +28,6 @@ class Look:
     attention: Map  # (28, 28), in [-1, 1]: what the answer loses, on average, when a patch over this pixel is covered
 
 
-def occluded(digit: Digit) -> tuple[npt.NDArray[np.uint8], list[tuple[int, int]]]:
-    """Copies of a digit (28, 28), each with one patch of paper: (n, 28, 28), and the n corners (top, left).
-
-    Only patches with ink beneath them: the others would change nothing.
-    """
-    inked = [(top, left) for top, left in CORNERS if digit[top : top + PATCH, left : left + PATCH].any()]
-    copies = np.repeat(digit[None], len(inked), axis=0)
-    for copy, (top, left) in zip(copies, inked, strict=True):
-        copy[top : top + PATCH, left : left + PATCH] = 0
-    return copies, inked
-
-
 def look(model: Model, digit: Digit) -> Look:
     """Read one digit (28, 28), uint8, and cover it part by part, all in one call of the model.
 
@@ -49,8 +37,12 @@ def look(model: Model, digit: Digit) -> Look:
     every number in it is a difference between two answers of the network itself, none is a gradient's promise. It says
     nothing of empty paper: to cover paper with paper changes nothing.
     """
-    copies, inked = occluded(digit)
-    answers = model(np.concatenate([digit[None], copies]))
+    # patches without ink beneath them would change nothing
+    inked = [(top, left) for top, left in CORNERS if digit[top : top + PATCH, left : left + PATCH].any()]
+    images = np.repeat(digit[None], 1 + len(inked), axis=0)
+    for copy, (top, left) in zip(images[1:], inked, strict=True):
+        copy[top : top + PATCH, left : left + PATCH] = 0
+    answers = model(images)
     drops = answers[0].max() - answers[1:, answers[0].argmax()]
     total, covered = np.zeros((SIDE, SIDE), np.float32), np.zeros((SIDE, SIDE), np.float32)
     for (top, left), drop in zip(inked, drops, strict=True):

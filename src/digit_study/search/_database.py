@@ -89,7 +89,10 @@ class Database(RDBStorage):
                 answer = call(*arguments, **named)
             except (StorageInternalError, SQLAlchemyError) as fault:
                 cause = fault.__cause__ if isinstance(fault, StorageInternalError) else fault
-                if cause is None or not _is_away(cause):
+                # could not be asked at all: what it answers to a bad question is no such fault
+                is_away = isinstance(cause, InterfaceError | OperationalError | PendingRollbackError)
+                is_away = is_away or (isinstance(cause, DBAPIError) and cause.connection_invalidated)
+                if cause is None or not is_away:
                     raise
                 self._wait(cause)
             except Exception:  # it answers, that this cannot be done
@@ -117,12 +120,6 @@ class Database(RDBStorage):
         if self.away_since is not None:
             self.away_since, self.answers_since = None, time.monotonic()
             warn("the database answers again")
-
-
-def _is_away(fault: BaseException) -> bool:
-    """Whether a database could not be asked; what it answers to a bad question is no such fault."""
-    is_broken = isinstance(fault, DBAPIError) and fault.connection_invalidated
-    return is_broken or isinstance(fault, InterfaceError | OperationalError | PendingRollbackError)
 
 
 def _settle_session(connection: Any, _: Any) -> None:

@@ -87,10 +87,6 @@ class Outcomes:
         # the best complete trials, whose models are kept
         self.best = [key for key, _ in ranked_trials(stored)[: max(1, self.search.keep_models)]]
 
-    def is_on_its_way(self, run_id: str) -> bool:
-        """Whether other machines may not hear of a result yet: until MLflow has it, it would be gone with this one."""
-        return self.stored.database is not None and run_log.is_kept_here(run_id)
-
     def record(self, trial: FrozenTrial, event: Event, pruned_after: int | None) -> None:
         """End a trial by the last event of its run; ``pruned_after`` is the epoch after which it was asked to end."""
         if trial.user_attrs.get(REASON) == ABANDONED:

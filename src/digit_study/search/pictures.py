@@ -113,9 +113,13 @@ def _write_png(
     from optuna.visualization import matplotlib as optuna_plots
 
     chosen = {key: value[:MOST_DIMENSIONS] if key == "params" else value for key, value in options.items()}
+    # of a study without anything to draw Optuna draws empty axes
+    drawn = stored.trials() if name == "timeline" else stored.trials(TrialState.COMPLETE)
+    if name == "intermediate_values":
+        drawn = [trial for trial in stored.trials() if trial.intermediate_values]
     with plt.rc_context({"backend": "agg"}):  # Optuna sets a style for all figures that follow
         try:
-            if not _has_data(name, stored):
+            if not drawn:
                 raise ValueError("No trial has finished yet.")
             axes = np.ravel(getattr(optuna_plots, function)(stored.study, **chosen))
         except (ValueError, RuntimeError) as error:  # too few trials for this picture
@@ -125,13 +129,6 @@ def _write_png(
         _fit(name, axes, next(iter(plan.objectives)), stored)
         plt.gcf().savefig(path, dpi=charts.DPI, bbox_inches="tight", pad_inches=0.2)
         plt.close("all")
-
-
-def _has_data(name: str, stored: StoredStudy) -> bool:
-    """Whether there is anything to draw; of a study without that Optuna draws empty axes."""
-    if name == "intermediate_values":
-        return any(trial.intermediate_values for trial in stored.trials())
-    return bool(stored.trials() if name == "timeline" else stored.trials(TrialState.COMPLETE))
 
 
 def _fit(name: str, axes: Any, objective: str, stored: StoredStudy) -> None:

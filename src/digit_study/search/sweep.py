@@ -26,6 +26,7 @@ from digit_study.terminal.console import warn
 from digit_study.terminal.messages import StudyError
 from digit_study.terminal.progress import SweepProgress
 from digit_study.terminal.signals import deferred_signals, raise_if_interrupted
+from digit_study.tracking import run_log
 from digit_study.tracking.courier import HURRIED_S, Courier
 from digit_study.tracking.delivery import StoreFault
 
@@ -96,10 +97,12 @@ class Sweep:
         """Handle the news and fill free slots; whether more is to come. A fault of the world delays both."""
         try:
             for _ in range(len(self.news)):
-                if self.news[0].kind == "done" and self.outcomes.is_on_its_way(self.news[0].content.run_id):
+                first, is_shared = self.news[0], self.stored.database is not None
+                # other machines hear of a result once MLflow has it: until then it would be gone with this one
+                if is_shared and first.kind == "done" and run_log.is_kept_here(first.content.run_id):
                     self.news.rotate(-1)
                 else:
-                    self._handle(self.news[0])
+                    self._handle(first)
                     self.news.popleft()
             for number in self.creating:
                 with self._starting(number):
@@ -121,19 +124,16 @@ class Sweep:
                 with suppress(*StoreFault):  # the next command finds it
                     one.trial.set_user_attr(RUN_ID, one.run_id.result(HURRIED_S))
             self.outcomes.interrupt()
-            # what this process alone has recorded is the same in both stores
-            if self._may_differ(seconds) and self.courier.wait(seconds) == 0:  # else the next command does the rest
+            # what this process alone has recorded is the same in both stores, unless it was cut off
+            others = any(one.user_attrs.get(study.SUPERVISOR) != self.me for one in self.stored.trials())
+            may_differ = seconds is not None or self.world.was_hit or others
+            if may_differ and self.courier.wait(seconds) == 0:  # else the next command does the rest
                 self.outcomes.settle_runs()
                 self.outcomes.drop_models()
         except Exception as fault:
             if not is_fault(fault):
                 raise
             warn(f"not all is told, the same command goes on with it: {told(fault)}")
-
-    def _may_differ(self, seconds: float | None) -> bool:
-        """Whether both stores may tell different things of a trial: one was cut off, or another process ended it."""
-        is_mine = all(one.user_attrs.get(study.SUPERVISOR) == self.me for one in self.stored.trials())
-        return seconds is not None or self.world.was_hit or not is_mine
 
     @property
     def creating(self) -> list[int]:

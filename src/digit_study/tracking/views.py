@@ -46,11 +46,14 @@ class Note:
     def markdown(self, experiment: str, run_id: str) -> str:
         """The whole description of the run ``run_id``."""
         links = [f"[{path.split('/')[-1]}]({run_page(experiment, run_id)}/artifacts/{path})" for path in self.figures]
+        best = list(self.ranking["run_id"][:MOST_COMPARED]) if len(self.ranking) > 1 else []
+        named = {"runs": json.dumps(best), "experiments": json.dumps([experiment])}
+        compared = urllib.parse.urlencode(named, quote_via=urllib.parse.quote)
         parts = [
             f"**{escape(self.answer)}**",
             escape(self.asked),
             self._table(experiment),
-            self._comparison(experiment),
+            f"[Compare these {len(best)} runs side by side](#/compare-runs?{compared})" if best else "",
             "\n".join(f"- {escape(one)}" for one in self.trouble),
             f"Figures: {' · '.join(links)}" if links else "",
             f"Next: `{self.command}`" if self.command else "",
@@ -73,12 +76,6 @@ class Note:
         more = len(self.ranking) - len(shown)
         notes = [f"all: {escape(shared)}" if shared else "", f"and {more} more, see the tables" if more > 0 else ""]
         return "\n\n".join([table, *filter(None, notes)])
-
-    def _comparison(self, experiment: str) -> str:
-        best = list(self.ranking["run_id"][:MOST_COMPARED]) if len(self.ranking) > 1 else []
-        ids, experiments = (urllib.parse.quote(json.dumps(one)) for one in (best, [experiment]))
-        link = f"#/compare-runs?runs={ids}&experiments={experiments}"
-        return f"[Compare these {len(best)} runs side by side]({link})" if best else ""
 
 
 def escape(text: str) -> str:

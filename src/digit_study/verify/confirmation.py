@@ -8,7 +8,6 @@ import hashlib
 import json
 import textwrap
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -207,7 +206,8 @@ def _describe(
     """Put the winner, the ranking and what failed on the parent's page; without a ranking it goes on."""
     study, keys = work.plan.study, ["training.seed", *(one.key for one in work.plan.dimensions)]
     asked = f"Asked: are the {len(work.names)} best configurations of study '{study.study}' as good on "
-    asked += f"{work.asked_seeds} fresh seeds; the winner is the {study.confirm.prefer} among ties"
+    count = f"{len(work.seeds)}" if work.first == len(work.seeds) else f"{work.first} to {len(work.seeds)}"
+    asked += f"{count} fresh seeds; the winner is the {study.confirm.prefer} among ties"
     where = address(study.study, {"tracking.uri": work.plan.run.tracking.uri})
     if ranking is None:
         log.describe(views.Note("no winner yet", asked, command=f"python sweeps/confirm.py {where}"), keys)
@@ -230,10 +230,17 @@ def confirmation_figure(seeds: pd.DataFrame, summary: pd.DataFrame, lessons: Seq
         return charts.message_figure("Confirmation over seeds", "No candidate has been confirmed yet.")
     ranked = summary.set_index("candidate")
     each, counted = ("", "candidate") if len(ranked) == 1 else (" each", "candidates")
-    title = f"{len(ranked)} {counted} on {_seeds_text(seeds)}{each}, {len(seeds)} network{'s' * (len(seeds) > 1)}"
+    counts = seeds.groupby("candidate").size()
+    count = f"{counts.min()}" if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"
+    count = f"{count} fresh seed{'s' * (count != '1')}"
+    title = f"{len(ranked)} {counted} on {count}{each}, {len(seeds)} network{'s' * (len(seeds) > 1)}"
     looks = [_look(won, tied) for won, tied in zip(ranked["winner"], ranked["tied"], strict=True)]
     ends = 100 * ranked[["mean", "low", "high"]].to_numpy(dtype=float).T
-    texts = [_margin_text(row) for row in ranked.to_dict("records")]
+    texts = []
+    for row in ranked.to_dict("records"):
+        noise = [f"{100 * row[f'sd_{name}']:.2f}" for name in ("seeds", "images", "both")]
+        noises = f"± {noise[0]} seeds, {noise[1]} images, {noise[2]} both"
+        texts.append(f"{row['parameters']:,} parameters\n{noises}")
     figure, axes, shared = charts.interval_figure(title, ranked.index, ends, looks, texts, row=0.75)
     table = seeds.pivot_table(index="candidate", columns="seed", values="val_accuracy").reindex(ranked.index)
     ring: charts.Look = {"color": charts.GREY, "lw": 0.5, "ms": 6, "mfc": "white", "mec": charts.GREY, "zorder": 1}
@@ -258,14 +265,3 @@ def _look(won: bool, tied: bool) -> charts.Look:
     if tied:
         return {"color": charts.BLUE, "marker": "D", "ms": 8, "label": "cannot be told from the best"}
     return {"color": charts.RED, "marker": "D", "ms": 8, "mfc": "white", "label": "worse than the best"}
-
-
-def _seeds_text(seeds: pd.DataFrame) -> str:
-    counts = seeds.groupby("candidate").size()
-    count = f"{counts.min()}" if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"
-    return f"{count} fresh seed{'s' * (count != '1')}"
-
-
-def _margin_text(row: dict[Any, Any]) -> str:
-    noise = [f"{100 * row[f'sd_{name}']:.2f}" for name in ("seeds", "images", "both")]
-    return f"{row['parameters']:,} parameters\n± {noise[0]} seeds, {noise[1]} images, {noise[2]} both"

@@ -40,22 +40,9 @@ class Confirmation:
     runs: dict[Job, Candidate] = field(default_factory=dict)  # finished ones
     failed: dict[Job, str] = field(default_factory=dict)  # what went wrong, one sentence each
 
-    @property
-    def asked_seeds(self) -> str:
-        """How many seeds a candidate may get, in words."""
-        return f"{len(self.seeds)}" if self.first == len(self.seeds) else f"{self.first} to {len(self.seeds)}"
-
     def name(self, job: Job) -> str:
         """Candidate and seed, for a person."""
         return f"{self.names[job[0]]} seed {job[1]}"
-
-    def resume(self) -> None:
-        """Take in what an earlier start of this confirmation has finished."""
-        for run_id, tags in run_log.children(self.plan.uri, self.parent, "attributes.status = 'FINISHED'"):
-            key, seed = tags.get("candidate", ""), int(tags.get("seed", -1))
-            if key in self.names and seed in self.seeds:
-                found = report.candidate(self.plan, self.names[key], run_id)
-                self.runs |= {} if found is None else {(key, seed): found}
 
     def keep_models(self, run_ids: Collection[str]) -> None:
         """Drop the models of all other runs."""
@@ -113,7 +100,11 @@ def parent_run(work: Confirmation, interrupted: str) -> Iterator[run_log.RunLog]
         log.config(plan.run)
         log.dataset(digits.name, digits.sha256, digits.counts())
         run_log.close_children(plan.uri, work.parent, "KILLED")
-        work.resume()
+        for run_id, tags in run_log.children(plan.uri, work.parent, "attributes.status = 'FINISHED'"):
+            key, seed = tags.get("candidate", ""), int(tags.get("seed", -1))
+            if key in work.names and seed in work.seeds:
+                found = report.candidate(plan, work.names[key], run_id)
+                work.runs |= {} if found is None else {(key, seed): found}
         yield log
         status = "FINISHED" if not work.failures() else "FAILED"
     except Interrupted:
