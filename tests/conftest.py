@@ -141,10 +141,10 @@ class Project:
         self.sessions.add(process.pid)
         return Command(process)
 
-    def fork(self, *words: str, script: str = "src/run.py", **more: str) -> Command:
+    def fork(self, *words: str, script: str = "src/run.py", warm: tuple[str, ...] = SLOW, **more: str) -> Command:
         """Start a command as :meth:`run` does, where nothing is done to it before its imports have ended."""
         folder = Path(tempfile.mkdtemp(dir=self.root.parent))
-        return Command(Forked(folder, lambda: int(self._ask(SLOW, script, words, more, folder=str(folder))["pid"])))
+        return Command(Forked(folder, lambda: int(self._ask(warm, script, words, more, folder=str(folder))["pid"])))
 
     def run(self, *words: str, script: str = "src/run.py", warm: tuple[str, ...] = SLOW, **more: str) -> Done:
         """Run a command to its end, in a process forked from one that has imported ``warm``."""

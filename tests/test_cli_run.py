@@ -316,8 +316,8 @@ def test_a_signal_ends_a_multirun_as_killed(
 
 
 @pytest.fixture(scope="module")
-def server(migrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(migrated, tmp_path_factory.mktemp("server"))
+def server(project: Project, migrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(project, migrated, tmp_path_factory.mktemp("server"))
     server.ensure()
     yield server
     server.kill()

@@ -11,6 +11,7 @@ from typing import Any
 
 import mlflow
 import pytest
+from conftest import Project
 from lab import Lab, lab
 from stub_worker import Stubs, plan
 from world import Server, SlowWay, assert_survives
@@ -47,8 +48,8 @@ def plain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def one_server(migrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    server = Server(migrated, tmp_path_factory.mktemp("server"))
+def one_server(project: Project, migrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    server = Server(project, migrated, tmp_path_factory.mktemp("server"))
     yield server
     server.kill()
 

@@ -59,7 +59,7 @@ def test_a_multirun_gives_the_same_bits_on_ray(project: Project, typed_store: st
 
 
 def test_a_study_on_ray_survives_its_server(lab: Lab, migrated: Path, tmp_path: Path) -> None:
-    server = Server(migrated, tmp_path)
+    server = Server(lab.project, migrated, tmp_path)
     server.ensure()
     try:
         lab.uri = server.uri
@@ -71,7 +71,7 @@ def test_a_study_on_ray_survives_its_server(lab: Lab, migrated: Path, tmp_path: 
 
 def test_no_slot_waits_for_a_slow_server(lab: Lab, migrated: Path, tmp_path: Path) -> None:
     """What a trial leaves is told from the supervisor, and what it says while it runs is told beside it."""
-    server = Server(migrated, tmp_path)
+    server = Server(lab.project, migrated, tmp_path)
     server.ensure()
     way = SlowWay(server.port, 1.0)
     try:

@@ -6,7 +6,6 @@ import os
 import shutil
 import socket
 import subprocess
-import sys
 import threading
 import time
 import urllib.request
@@ -15,48 +14,49 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import mlflow
-import psutil
 import pytest
-from conftest import Command
+from conftest import LIGHT, ROOT, Command, Project
 from lab import Lab, in_an_epoch, wait_until
+
+#: What a server imports that takes long; what depends on its options it imports itself.
+SERVING = (*LIGHT, "uvicorn", "fastapi", "flask", "graphene", "mlflow.cli", "mlflow.store.tracking.sqlalchemy_store")
 
 
 class Server:
     """An MLflow server on one port, over a sqlite database of its own."""
 
-    def __init__(self, migrated: Path, folder: Path) -> None:
+    def __init__(self, project: Project, migrated: Path, folder: Path) -> None:
+        self.project = project
         self.folder, self.behind = folder, f"sqlite:///{shutil.copy(migrated, folder / 'server.db')}"
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
         self.uri = f"http://127.0.0.1:{self.port}"
-        self.process: subprocess.Popen[bytes] | None = None
+        self.command: Command | None = None
 
     def start(self) -> None:
         """Start it in the background."""
-        command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", self.behind, "--workers", "1"]
-        where = ["--port", str(self.port), "--artifacts-destination", str(self.folder / "artifacts")]
-        with (self.folder / "server.log").open("a") as log:
-            self.process = subprocess.Popen([*command, *where], stdout=log, stderr=log, cwd=self.folder)
+        words = ["--backend-store-uri", self.behind, "--artifacts-destination", str(self.folder / "artifacts")]
+        words = [str(self.folder), *words, "--port", str(self.port)]
+        self.command = self.project.fork(*words, script=str(ROOT / "tests" / "serve.py"), warm=SERVING)
+        self.project.sessions.discard(self.command.process.pid)  # it outlives the tests' studies
 
     def ensure(self) -> None:
         """Start it unless it runs, and wait until it answers."""
-        if self.process is None or self.process.poll() is not None:
+        if self.command is None or self.command.process.poll() is not None:
             self.start()
         deadline = time.monotonic() + 180
         while time.monotonic() < deadline:
             with suppress(OSError), urllib.request.urlopen(f"{self.uri}/health", timeout=2):
                 return
             time.sleep(0.1)
-        raise AssertionError((self.folder / "server.log").read_text())
+        assert self.command is not None
+        raise AssertionError("".join(self.command.complaints))
 
     def kill(self) -> None:
-        if self.process is None:
-            return
-        with suppress(psutil.NoSuchProcess):
-            for one in [*psutil.Process(self.process.pid).children(recursive=True), self.process]:
-                one.kill()
-        self.process.wait()
+        if self.command is not None:
+            self.command.process.kill()
+            self.command.process.wait()
 
 
 class SlowWay:
