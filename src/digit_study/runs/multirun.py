@@ -12,7 +12,7 @@ import pandas as pd
 from digit_study.config.compose import run_hydra
 from digit_study.config.run import Config
 from digit_study.data.digits import dataset_name, load_digits
-from digit_study.engine import child, local, protocol
+from digit_study.engine import child, protocol
 from digit_study.evaluation import charts, ranking
 from digit_study.runs import elsewhere
 from digit_study.runs.plan import Plan
@@ -52,8 +52,6 @@ def run_many(plan: Plan, task: Callable[[], None]) -> None:
     first = plan.jobs[0]
     uri = stores.tracking_uri(first.config.tracking.uri)
     stores.prepare_store(uri)
-    if plan.parallel == 1 and plan.limits is None:
-        local.start_server()
     with Courier(uri, first.config.patience, "patience"):
         _run_beneath(plan, task, uri)
 
