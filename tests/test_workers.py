@@ -98,7 +98,11 @@ class Recorder:
 
 
 def follow(trial: TrialProcess, progress: Any) -> Any:
-    return run_to_end(LocalEngine(Limits(), lambda config, run_id: trial), Config(), "run", progress)
+    engine = LocalEngine(Limits(), lambda config, run_id: trial)
+    try:
+        return run_to_end(engine, Config(), "run", progress)
+    finally:
+        engine.stop()
 
 
 def heard(target: Callable[..., Any], run_id: str = "run") -> tuple[Any, list[Message]]:

@@ -99,7 +99,10 @@ OFFERS: dict[str, Callable[[EngineConfig, str], list[Node]]] = {
 
 
 def run_to_end(engine: Engine, config: Config, run_id: str, progress: EpochProgress) -> TrialResult:
-    """Run one trial on an engine that does nothing else, and show it; raises StudyError if it fails or dies."""
+    """Run one trial on an engine that does nothing else, and show it; raises StudyError if it fails or dies.
+
+    Its figures may still be drawn then, until the engine stops.
+    """
     try:
         engine.submit(0, config, run_id)
         while True:
@@ -115,5 +118,6 @@ def run_to_end(engine: Engine, config: Config, run_id: str, progress: EpochProgr
                 else:
                     result: TrialResult = event.content
                     return result
-    finally:
+    except BaseException:
         engine.stop()
+        raise

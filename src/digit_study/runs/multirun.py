@@ -5,6 +5,7 @@ import pickle
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
@@ -78,6 +79,8 @@ def _run_beneath(plan: Plan, task: Callable[[], None], uri: str) -> None:
         outcomes = _elsewhere(plan, run_id, experiment) if plan.limits else []
         if plan.limits is None:
             run_hydra(task, [*plan.resolved_overrides(), *parent])
+            if plan.parallel == 1:
+                _engine().stop()
         for number, job in enumerate(plan.jobs if plan.limits is None else []):
             path = scratch / str(number) / OUTCOME
             lost = JobOutcome(job_name(job.overrides), reason="its process ended without a message")
@@ -108,7 +111,7 @@ def run_job(config: Config, overrides: Sequence[str], folder: Path, live: bool) 
     try:
         run_id = run_log.create_run(config, uri, dataset_name(config.data), name)
         with epoch_progress(name, config.epochs, live) as progress:
-            result = protocol.run_to_end(protocol.ENGINES["local"](protocol.Limits()), config, run_id, progress)
+            result = protocol.run_to_end(_engine(), config, run_id, progress)
         outcome = _finished(name, config, result)
     except Exception as error:  # whatever it is, it is this job's alone: the others go on
         reason = str(error) if isinstance(error, StudyError) else f"{type(error).__name__}: {error}"
@@ -116,8 +119,16 @@ def run_job(config: Config, overrides: Sequence[str], folder: Path, live: bool) 
         console.print_error(f"{name}: FAILED: {reason}")
         if run_id:
             run_log.close_run(uri, run_id, "FAILED", reason)
+    if not live:  # the next job may be another process's
+        _engine().stop()
     folder.mkdir(parents=True, exist_ok=True)
     (folder / OUTCOME).write_bytes(pickle.dumps(outcome))
+
+
+@cache
+def _engine() -> protocol.Engine:
+    """The engine of the jobs that this process runs: the figures of one are drawn while the next is trained."""
+    return protocol.ENGINES["local"](protocol.Limits())
 
 
 def _elsewhere(plan: Plan, parent_run_id: str, experiment: str) -> list[JobOutcome]:
