@@ -16,12 +16,14 @@ import psutil
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState, create_trial
 from stub_worker import plan
 
 from digit_study.config import machine
 from digit_study.config.study import SearchConfig
 from digit_study.search import study as study_store
+from digit_study.search._optuna import JournalFile
 from digit_study.search.plan import address, journal_path, studies_folder
 from digit_study.search.study import StoredStudy
 from digit_study.terminal import messages as redaction
@@ -228,6 +230,23 @@ def test_processes_that_write_at_the_same_time_lose_nothing(tmp_path: Path) -> N
     ]
     assert [writer.wait(60) for writer in writers] == [0, 0, 0]
     assert len([key for key in opened().user_attrs if key[1:2] == "-"]) == 150
+
+
+def test_a_journal_is_opened_only_for_what_is_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = JournalFile(tmp_path / "one"), JournalFile(tmp_path / "one")
+    theirs.append_logs([{"op_code": 0}, {"op_code": 1}])
+    assert [log["op_code"] for log in ours.read_logs(0)] == [0, 1]
+    opened: list[int] = []
+    read = JournalFileBackend.read_logs
+    monkeypatch.setattr(JournalFileBackend, "read_logs", lambda self, at: opened.append(at) or read(self, at))
+    assert list(ours.read_logs(2)) == opened == []
+    assert len(list(ours.read_logs(1))) == len(opened) == 1
+    with (tmp_path / "one").open("ab") as file:
+        file.write(b'{"op_code"')  # half a line is nothing yet
+        file.flush()
+        assert list(ours.read_logs(2)) == []
+        file.write(b": 2}\n")
+    assert [log["op_code"] for log in ours.read_logs(2)] == [2] and opened == [1, 2, 2]
 
 
 def test_a_study_whose_creator_was_killed_is_completed(monkeypatch: pytest.MonkeyPatch) -> None:
