@@ -40,8 +40,10 @@ def search(folder: Path, trials: int, overrides: list[str]) -> list[tuple[float,
 
     from digit_study.engine.local import LocalEngine
     from digit_study.search import run as study_run
+    from digit_study.terminal.signals import collect_rarely
     from digit_study.tracking import stores
 
+    collect_rarely()  # as the commands do
     stores.use_scratch()  # before the folder that goes when the measurement ends
     stores.ARTIFACTS, stores.OUTBOX = folder / "mlruns", folder / "mlruns" / ".outbox"
     study_run._report = lambda *arguments: None  # pictures and tables are drawn once, not for every trial
