@@ -162,7 +162,8 @@ def frontier_figure(table: pd.DataFrame, dataset: str) -> Figure:
     for is_front, rows in table.groupby("front"):
         values = 100 * rows[["mean", "low", "high"]].to_numpy(float).T
         look: charts.Look = {"marker": "o", "ms": 8, "ls": "", "capsize": 4, "color": ends[bool(is_front)]}
-        label = f"mean of {rows['seeds'].max()} seeds on validation images, 95 % interval: "
+        seeds = " to ".join(str(count) for count in sorted({rows["seeds"].min(), rows["seeds"].max()}))
+        label = f"mean of {seeds} seeds on validation images, 95 % interval: "
         label += "no smaller one is as good" if is_front else "a smaller one is as good"
         axes.errorbar(rows["parameters"], values[0], yerr=np.abs(values[1:] - values[0]), label=label, **look)
     axes.plot(front["parameters"], 100 * front["mean"], drawstyle="steps-post", color=charts.BLUE, lw=1, alpha=0.6)
