@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import json
+import multiprocessing
 import os
 import shutil
 import signal
@@ -35,6 +36,10 @@ os.environ.update(MLFLOW_DISABLE_TELEMETRY="true", TF_CPP_MIN_LOG_LEVEL="3", GIT
 os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
 for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME"):
     os.environ.pop(name, None)
+
+
+# processes that tests start in this one need not import these themselves; what a command starts chooses for itself
+multiprocessing.set_forkserver_preload(["mlflow", "optuna", "pytest", "hydra", "omegaconf", "rich.console", "psutil"])
 
 
 # examples need no luck and no clock: the same ones every time, however busy the machine is

@@ -79,7 +79,7 @@ def equalising(networks: Correct) -> Numbers:
     return weights(found.x)
 
 
-def simulate(kind: str, studies: int, seed: int = 0) -> dict[str, Tally]:
+def simulate(kind: str, studies: int, seed: int = 0, with_fixed: bool = True) -> dict[str, Tally]:
     """Confirm ``studies`` times, by a race and with a fixed number of seeds, on the same draws."""
     random, population = np.random.default_rng([seed, len(kind)]), learning_results.load()
     tallies = {"race": Tally(), "fixed": Tally()}
@@ -90,7 +90,8 @@ def simulate(kind: str, studies: int, seed: int = 0) -> dict[str, Tally]:
         truth = np.average(networks.mean(axis=1), axis=1, weights=weights)
         correct = draw(random, networks, weights, MOST)
         tallies["race"].add(correct, truth.round(6), FIRST, MOST)
-        tallies["fixed"].add([one[:FIXED] for one in correct], truth.round(6), FIXED, FIXED)
+        if with_fixed:
+            tallies["fixed"].add([one[:FIXED] for one in correct], truth.round(6), FIXED, FIXED)
     return tallies
 
 
