@@ -16,7 +16,6 @@ import jinja2
 import numpy as np
 import pandas as pd
 from markupsafe import escape
-from mlflow.entities import Run
 
 from digit_study.champion.ledger import Ledger
 from digit_study.config import compose
@@ -119,6 +118,10 @@ def collect(plan: StudyPlan, stored: StoredStudy, is_watched: bool = False) -> S
     keys = [one.key for one in plan.dimensions]
     answer = _confirmed_answer(confirmation) if confirmation else _searched_answer(plan, board)
     mixed = "" if is_watched else report.machines(plan, stored, parent_id)
+    tags = origin.plain(parent.data.tags)
+    origins = {name: tags[tag] for name, tag in ORIGINS.items() if tag in tags}
+    if tags.get("git.dirty") == "true":
+        origins["code"] = f"{origins.get('code', 'unknown')}, with changes that were not committed"
     return StudyPage(
         name=plan.study.study,
         written=f"{datetime.now():%Y-%m-%d %H:%M:%S}",
@@ -131,7 +134,7 @@ def collect(plan: StudyPlan, stored: StoredStudy, is_watched: bool = False) -> S
         networks=networks(plan.uri, plan.run.data, board),
         confirmation=confirmation,
         ledger=tables.ledger_table(entries, run_ids),
-        origins=_origins(parent),
+        origins={**origins, "run of the study": str(parent.info.run_id)},
         commands=_commands(plan, stored, board),
     )
 
@@ -206,15 +209,6 @@ def _confirmation(plan: StudyPlan, stored: StoredStudy, board: pd.DataFrame) -> 
     if (optimism := run.data.metrics.get("sweep_optimism")) is not None:
         summary += f" Optimism of the sweep, what its best lost on fresh seeds: {100 * optimism:+.2f} points."
     return Confirmation(tables.confirmation_table(ranking), rows, summary)
-
-
-def _origins(parent: Run) -> dict[str, str]:
-    """Where the results come from, by what it is called."""
-    tags = origin.plain(parent.data.tags)
-    found = {name: tags[tag] for name, tag in ORIGINS.items() if tag in tags}
-    if tags.get("git.dirty") == "true":
-        found["code"] = f"{found.get('code', 'unknown')}, with changes that were not committed"
-    return {**found, "run of the study": str(parent.info.run_id)}
 
 
 def _commands(plan: StudyPlan, stored: StoredStudy, board: pd.DataFrame) -> dict[str, str]:
