@@ -171,6 +171,12 @@ def test_fused_batch_norm_is_kerass_own_but_for_rounding(name: str) -> None:
     np.testing.assert_allclose(stock(images), fast(images), atol=1e-4)
 
 
+def test_a_network_without_batch_norm_is_fused_already() -> None:
+    config = replace(variant("tiny"), batch_norm=False)
+    stock, fast = build_model(config), build_model(config, layers=FUSED_LAYERS)
+    assert [type(layer) for layer in fast.layers] == [type(layer) for layer in stock.layers]
+
+
 def test_fused_batch_norm_computes_in_bfloat16_and_keeps_its_moments_in_float32() -> None:
     model = build_model(replace(variant("tiny"), filters=16), "mixed_bfloat16", FUSED_LAYERS)
     before = model.get_weights()

@@ -78,13 +78,14 @@ def be_ready_to_serve() -> None:
     def start(path: bytes, words: list[str], files: list[int]) -> int:
         if "multiprocessing.forkserver" not in words[-1] or not waiting:
             return spawn(path, words, files)
+        server = waiting.pop()
         request = {"line": words[-1], "files": list(files), "environment": dict(os.environ)}
         with ours:
             try:
                 socket.send_fds(ours, [json.dumps(request).encode()], files)
             except BrokenPipeError:  # it was killed
                 return spawn(path, words, files)
-        return waiting.pop()
+        return server
 
     util.spawnv_passfds = start
 

@@ -30,7 +30,6 @@ class World:
     def __init__(self, uri: str, patience: float, key: str, storage: str | None = None) -> None:
         self.uri, self.patience, self.key, self.storage = uri, patience, key, storage
         self.fault: str | None = None
-        self.was_hit = False  # by any fault so far
         self.pause, self.since, self.hit_at, self.next_look = PAUSE_S, 0.0, float("-inf"), 0.0
 
     def hit(self, fault: str) -> None:
@@ -42,8 +41,13 @@ class World:
             console.warn(f"{fault}: no trial is to blame, all wait and go on when that is well, within "
                          f"{self.patience:g} min ({self.key})")  # fmt: skip
             self.next_look = now + self.pause
-        self.fault, self.hit_at, self.was_hit = fault, now, True
+        self.fault, self.hit_at = fault, now
         self._lose_patience(now)
+
+    @property
+    def was_hit(self) -> bool:
+        """Whether there was any fault so far."""
+        return self.hit_at > float("-inf")
 
     def create_run(self, config: Config, dataset: str, name: str, **tags: str) -> str | None:
         """The id of a new run, see :func:`run_log.create_run`; None, and a fault is known, while its store is gone."""

@@ -103,7 +103,7 @@ def _shorten(figure: dict[str, Any], keys: Sequence[str]) -> None:
         if texts := axis.get("ticktext"):
             # Optuna cuts off long keys, and puts dots there
             cut = [text for text in texts if text.endswith("...")]
-            whole = {text: key for text in cut for key in keys if key.startswith(text.removesuffix("..."))}
+            whole = {text: key for text in cut for key in reversed(keys) if key.startswith(text.removesuffix("..."))}
             axis["ticktext"] = [short.get(whole.get(text, text), text) for text in texts]
 
 

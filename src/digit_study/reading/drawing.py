@@ -158,9 +158,9 @@ def make_app(
 
     @app.post("/keep")
     async def keep(request: Request) -> Response:
-        label, done = request.query_params.get("label", ""), {"error": None}
+        label = request.query_params.get("label", "")
         return await desk.with_image(
-            request, lambda image: {**done, "file": kept.keep(image, label), "kept": len(kept.names())}
+            request, lambda image: {"error": None, "file": kept.keep(image, label), "kept": len(kept.names())}
         )
 
     return app

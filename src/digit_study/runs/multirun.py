@@ -78,9 +78,11 @@ def _run_beneath(plan: Plan, task: Callable[[], None], uri: str) -> None:
         parent = [f"tracking.parent_run_id={run_id}", f"tracking.experiment='{experiment}'"]
         outcomes = _elsewhere(plan, run_id, experiment) if plan.limits else []
         if plan.limits is None:
-            run_hydra(task, [*plan.resolved_overrides(), *parent])
-            if plan.parallel == 1:
-                _engine().stop()
+            try:
+                run_hydra(task, [*plan.resolved_overrides(), *parent])
+            finally:  # also if a signal came between two jobs, while figures were drawn
+                if plan.parallel == 1:
+                    _engine().stop()
         for number, job in enumerate(plan.jobs if plan.limits is None else []):
             path = scratch / str(number) / OUTCOME
             lost = JobOutcome(job_name(job.overrides), reason="its process ended without a message")
