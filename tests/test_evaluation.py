@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
 from digit_study.evaluation import metrics as evaluation
-from digit_study.evaluation.metrics import accuracy_interval, metrics_of, score
+from digit_study.evaluation.metrics import accuracy_interval, score
 
 Array = np.ndarray[Any, Any]
 
@@ -44,8 +45,8 @@ def test_rows_are_true_digits_and_columns_predicted_ones() -> None:
 
 
 def test_the_loss_is_in_nats_and_clipped_as_keras_does() -> None:
-    assert metrics_of(np.array([3, 3]), certain([3, 3], 0.25))["val_loss"] == pytest.approx(np.log(4))
-    assert metrics_of(np.array([3]), certain([4]))["val_loss"] == pytest.approx(-np.log(1e-7))
+    assert score(np.array([3, 3]), certain([3, 3], 0.25)).metrics["val_loss"] == pytest.approx(np.log(4))
+    assert score(np.array([3]), certain([4])).metrics["val_loss"] == pytest.approx(-np.log(1e-7))
 
 
 def test_the_loss_is_keras() -> None:
@@ -53,7 +54,7 @@ def test_the_loss_is_keras() -> None:
 
     labels, probabilities = np.arange(10), np.random.default_rng(0).dirichlet([1] * 10, 10).astype(np.float32)
     theirs = float(np.mean(keras.losses.sparse_categorical_crossentropy(labels, probabilities)))
-    assert metrics_of(labels, probabilities)["val_loss"] == pytest.approx(theirs, rel=1e-5)
+    assert score(labels, probabilities).metrics["val_loss"] == pytest.approx(theirs, rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -61,13 +62,15 @@ def test_the_loss_is_keras() -> None:
 )
 def test_calibration_error_of_one_bin(confidence: float, right: int, of: int, error: float) -> None:
     labels = np.array([0] * right + [1] * (of - right))
-    assert metrics_of(labels, certain([0] * of, confidence))["val_calibration_error"] == pytest.approx(error, abs=1e-6)
+    assert score(labels, certain([0] * of, confidence)).metrics["val_calibration_error"] == pytest.approx(
+        error, abs=1e-6
+    )
 
 
 def test_calibration_error_weighs_bins_by_images() -> None:
     labels = np.array([0, 0, 0, 1])
     probabilities = np.concatenate([certain([0, 0, 0], 0.5), certain([0], 0.9)])
-    assert metrics_of(labels, probabilities)["val_calibration_error"] == pytest.approx((3 * 0.5 + 0.9) / 4, abs=1e-6)
+    assert score(labels, probabilities).metrics["val_calibration_error"] == pytest.approx((3 * 0.5 + 0.9) / 4, abs=1e-6)
 
 
 @given(readings())
@@ -117,11 +120,20 @@ def test_the_interval_rises_with_what_is_right_and_narrows_with_images(images: i
 
 def test_the_report_of_every_digit() -> None:
     labels, predicted = np.array([0, 0, 0, 1, 5]), np.array([0, 0, 1, 1, 0])
-    table = evaluation.per_class_report(labels, predicted).set_index("digit")
+    counts = confusion_matrix(labels, predicted, labels=range(10))
+    table = evaluation.per_class_report(counts).set_index("digit")
     assert list(table.index) == list(range(10)) and list(table["images"]) == [3, 1, 0, 0, 0, 1, 0, 0, 0, 0]
     assert table.loc[0, "precision"] == table.loc[0, "recall"] == pytest.approx(2 / 3)
     assert table.loc[1, "precision"] == 0.5 and table.loc[1, "recall"] == 1.0
     assert table.loc[5, "f1"] == table.loc[9, "f1"] == 0.0
+
+
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=60))
+def test_the_report_is_scikit_learns(pairs: list[tuple[int, int]]) -> None:
+    labels, predicted = np.array(pairs).T
+    table = evaluation.per_class_report(confusion_matrix(labels, predicted, labels=range(10)))
+    theirs = precision_recall_fscore_support(labels, predicted, labels=range(10), zero_division=0.0)
+    assert pytest.approx(np.array(theirs)) == table[["precision", "recall", "f1", "images"]].to_numpy().T
 
 
 def test_the_table_of_predictions_tells_every_image() -> None:

@@ -20,8 +20,8 @@ from digit_study.terminal.signals import collect_rarely, native_stderr
 from digit_study.tracking.stores import quiet_mlflow
 
 SLOW = (
-    "mlflow.keras", "seaborn", "sklearn.metrics", "sklearn.model_selection", "statsmodels.stats.proportion",
-    "digit_study.engine.trial",
+    "mlflow.keras", "mlflow.pyfunc", "seaborn", "sklearn.metrics", "sklearn.model_selection",
+    "statsmodels.stats.proportion", "digit_study.engine.trial",
 )  # fmt: skip
 _imported = threading.Event()
 

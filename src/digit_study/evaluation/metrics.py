@@ -1,7 +1,7 @@
 """Predictions to numbers, in pure functions; a new metric is one line in :func:`metrics_of`."""
 
 from dataclasses import dataclass, replace
-from typing import Any, Self
+from typing import Self
 
 import numpy as np
 import numpy.typing as npt
@@ -47,24 +47,23 @@ def score(labels: Labels, probabilities: Probabilities, index: Labels | None = N
     labels = labels.astype(np.int64)
     confusion = confusion_matrix(labels, probabilities.argmax(axis=1), labels=range(CLASSES)).astype(np.int64)
     index = np.arange(len(labels)) if index is None else index
-    return Evaluation(labels, probabilities, index, metrics_of(labels, probabilities), confusion)
+    return Evaluation(labels, probabilities, index, metrics_of(labels, probabilities, confusion), confusion)
 
 
-def metrics_of(labels: Labels, probabilities: Probabilities) -> dict[str, float]:
+def metrics_of(labels: Labels, probabilities: Probabilities, confusion: Labels) -> dict[str, float]:
     """Compute all scalar metrics of a validation. An added line reaches MLflow and the tables by its name."""
-    predicted = probabilities.argmax(axis=1)
-    correct, images = predicted == labels, len(labels)
-    low, high = accuracy_interval(int(correct.sum()), images)
+    correct, images = int(np.trace(confusion)), len(labels)
+    low, high = accuracy_interval(correct, images)
     # mean negative log probability of the true digit, clipped as Keras does
     true = probabilities[np.arange(images), labels].astype(np.float64)
     loss = -np.log(np.clip(true, 1e-7, 1.0)).mean()
     return {
-        "val_accuracy": float(correct.mean()),
+        "val_accuracy": correct / images,
         "val_accuracy_low": low,
         "val_accuracy_high": high,
         "val_loss": float(loss),  # in nats
         "val_calibration_error": calibration_error(labels, probabilities),
-        "val_macro_f1": float(per_class_report(labels, predicted)["f1"].mean()),
+        "val_macro_f1": float(per_class_report(confusion)["f1"].mean()),
     }
 
 
@@ -86,13 +85,15 @@ def accuracy_interval(correct: int, images: int) -> tuple[float, float]:
     return min(float(low), correct / images), max(float(high), correct / images)
 
 
-def per_class_report(labels: Labels, predicted: npt.NDArray[Any]) -> pd.DataFrame:
-    """Ten rows of digit, precision, recall, f1, images; a digit never predicted, or without images, scores 0."""
-    from sklearn.metrics import precision_recall_fscore_support
+def per_class_report(confusion: Labels) -> pd.DataFrame:
+    """Ten rows of digit, precision, recall, f1, images; a digit never predicted, or without images, scores 0.
 
-    digits = list(range(CLASSES))
-    scores = precision_recall_fscore_support(labels, predicted, labels=digits, zero_division=0.0)
-    return pd.DataFrame(dict(zip(["digit", "precision", "recall", "f1", "images"], [digits, *scores], strict=True)))
+    From the counts (10, 10) of a confusion matrix: scikit-learn, from the labels, takes as long as reading 700 images.
+    """
+    right, images, predicted = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
+    parts = {"precision": predicted, "recall": images, "f1": (images + predicted) / 2}
+    scores = {name: right / np.maximum(whole, 0.5) for name, whole in parts.items()}  # 0 of 0 is 0
+    return pd.DataFrame({"digit": np.arange(CLASSES), **scores, "images": images})
 
 
 def predictions_table(evaluation: Evaluation) -> pd.DataFrame:

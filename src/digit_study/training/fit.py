@@ -73,12 +73,36 @@ def fit(
     optimizer.build(model.trainable_variables)
     xla = "auto" if gpus() else False  # several times slower on a CPU
     model.compile(optimizer, loss, metrics=[accuracy], steps_per_execution=per_execution, jit_compile=xla)
+    model.train_function = train_function(model)
     recorder = _Recorder(config, steps, validate, on_epoch, on_steps)
     ema = [keras.callbacks.SwapEMAWeights(swap_on_epoch=True)] if config.ema else []
     batches = make_batches(images, labels, config, steps)  # they shuffle themselves
-    model.fit(batches, epochs=config.epochs, shuffle=False, verbose=0, callbacks=[*ema, recorder])
+    # without steps_per_epoch Keras makes two iterators an epoch, each with a first batch, and one of them for nothing
+    fitted = {"epochs": config.epochs, "steps_per_epoch": steps, "shuffle": False, "verbose": 0}
+    model.fit(batches, callbacks=[*ema, recorder], **fitted)
     model.set_weights(recorder.chosen_weights)
     return recorder.epochs
+
+
+def train_function(model: keras.Model) -> Any:
+    """What ``fit`` calls with an iterator of batches: as many steps as the compiled ``model`` takes per execution.
+
+    Keras's own asks before every step whether there is a further batch, for which one step more is traced than these,
+    that know it: training starts a sixth of a second later. Returns the metrics of the epoch so far.
+    """
+    step = model.train_step
+    if model.jit_compile:
+        step = tf.function(step, autograph=False, jit_compile=True)
+
+    def execute(iterator: Any) -> dict[str, tf.Tensor]:
+        def body(done: tf.Tensor) -> tuple[tf.Tensor]:
+            step(next(iterator))
+            return (done + 1,)
+
+        tf.while_loop(lambda done: done < model.steps_per_execution, body, [0])
+        return dict(model.get_metrics_result())
+
+    return tf.function(execute, autograph=False)
 
 
 def reader(model: keras.Model) -> Callable[[Pixels], np.ndarray[Any, Any]]:
@@ -110,7 +134,7 @@ def steps_of_epoch(whole: int) -> tuple[int, int]:
 
 
 def make_batches(images: Pixels, labels: Labels, config: TrainingConfig, steps: int) -> tf.data.Dataset:
-    """``steps`` shuffled and augmented batches an epoch, one-hot labels (n, 10) where they are smoothed."""
+    """Epoch after epoch of ``steps`` shuffled and augmented batches, one-hot labels (n, 10) where they are smoothed."""
     pixels = tf.constant(images)
     targets = tf.constant(np.eye(CLASSES, dtype=np.float32)[labels] if config.label_smoothing else labels)
     # shuffling positions instead of images moves 8 bytes an image, and gathers whole batches at once
@@ -118,7 +142,10 @@ def make_batches(images: Pixels, labels: Labels, config: TrainingConfig, steps: 
     batches = order.batch(config.batch_size, drop_remainder=True).take(steps)
     gather = tf.autograph.experimental.do_not_convert(lambda at: (tf.gather(pixels, at), tf.gather(targets, at)))
     batches = batches.map(gather)  # without AutoGraph, which would write and import a file
-    return AUGMENTATIONS[config.augmentation](batches, config).prefetch(2)
+    # nothing here is tuned, and to stop the thread that would tune it takes a second in one of six trainings
+    options = tf.data.Options()
+    options.autotune.enabled = False
+    return AUGMENTATIONS[config.augmentation](batches, config).repeat().prefetch(2).with_options(options)
 
 
 @dataclass(eq=False)
