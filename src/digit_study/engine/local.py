@@ -77,7 +77,6 @@ def start_server(data: DataConfig | None = None) -> Any:
     source, paths = str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "").split(os.pathsep)
     if source not in paths:
         os.environ["PYTHONPATH"] = os.pathsep.join([source, *filter(None, paths)])
-    os.environ["LD_BIND_NOW"] = "1"  # TensorFlow's functions are looked up once in the server, not in every trial again
     context.set_forkserver_preload(["digit_study.engine.preload"])
     # a Ctrl-C in the middle of its imports would end the server with a traceback: it is born with SIGINT blocked, which
     # its preload undoes; here one that comes meanwhile is delayed. The tracker's start unblocks it, so comes first
