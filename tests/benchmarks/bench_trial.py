@@ -4,8 +4,8 @@
 
 Real trials of 20,000 images, 5,000 to validate on, three epochs, one thread each, as a sweep runs them, with all that
 they leave in MLflow; the sizes alternate, medians are printed. ``before`` is from the free slot to the first step,
-``after`` from the last step to the free slot; both hold nothing of the steps themselves. The second trial of a slot is
-what counts: the first waits for TensorFlow.
+``after`` from the last step to the free slot, the last reading of the validation images among it; both hold nothing of
+the steps themselves. The second trial of a slot is what counts: the first waits for TensorFlow.
 """
 
 from __future__ import annotations
