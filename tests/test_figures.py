@@ -5,6 +5,8 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -234,3 +236,17 @@ def test_importing_the_figures_leaves_pyplot_and_seaborn_alone() -> None:
     heavy = "{'matplotlib.pyplot', 'seaborn'} & set(sys.modules)"
     code = f"import sys, digit_study.training.figures; sys.exit(len({heavy}))"
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": "src"})
+
+
+# ---------------------------------------------------------------------------------- tables
+
+
+@pytest.mark.parametrize("rows", [0, 1, 50])
+@pytest.mark.parametrize("more", [{}, {"text": 'a, "b"'}, {"gaps": np.nan}, {"infinite": np.inf}])
+def test_a_table_is_written_as_pandas_does(rows: int, more: dict[str, Any], tmp_path: Path) -> None:
+    numbers = np.random.default_rng(0).random(rows) * 10.0 ** (np.arange(rows) - 25)
+    table = pd.DataFrame({"row": np.arange(rows), "even": np.arange(rows) % 2 == 0, "value": numbers})
+    table = table.assign(single=numbers.astype(np.float32), **more)
+    charts.write_table(table, tmp_path, "some")
+    written = (tmp_path / "tables" / "some.csv").read_text()
+    assert written == table.to_csv(index=False, float_format="%.7g")

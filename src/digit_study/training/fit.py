@@ -78,8 +78,8 @@ def fit(
     ema = [keras.callbacks.SwapEMAWeights(swap_on_epoch=True)] if config.ema else []
     batches = make_batches(images, labels, config, steps)  # they shuffle themselves
     # without steps_per_epoch Keras makes two iterators an epoch, each with a first batch, and one of them for nothing
-    fitted = {"epochs": config.epochs, "steps_per_epoch": steps, "shuffle": False, "verbose": 0}
-    model.fit(batches, callbacks=[*ema, recorder], **fitted)
+    callbacks = [*ema, recorder]
+    model.fit(batches, epochs=config.epochs, steps_per_epoch=steps, shuffle=False, verbose=0, callbacks=callbacks)
     model.set_weights(recorder.chosen_weights)
     return recorder.epochs
 
