@@ -43,9 +43,9 @@ def main() -> None:
         reproduction.reproduce(asked)
     elif (planned := plan(words)).multirun:
         if planned.parallel == 1 and planned.limits is None:
-            from digit_study.engine import local
+            from digit_study.engine import worker
 
-            local.start_server(planned.jobs[0].config.data)  # it imports TensorFlow while this process imports MLflow
+            worker.start_server(planned.jobs[0].config.data)  # it imports TensorFlow while this process imports MLflow
         from digit_study.runs import multirun
 
         multirun.run_many(planned, task)

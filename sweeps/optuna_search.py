@@ -23,9 +23,9 @@ def main() -> None:
         console().print(plan_table(plan))
         return
     if plan.study.search.engine == "local":
-        from digit_study.engine import local
+        from digit_study.engine import worker
 
-        local.start_server(plan.limits.data)  # it imports TensorFlow while this process imports MLflow
+        worker.start_server(plan.limits.data)  # it imports TensorFlow while this process imports MLflow
     from digit_study.pages.study import page_at_end
     from digit_study.pages.watch import watched
     from digit_study.search.run import run_study

@@ -12,8 +12,9 @@ import numpy as np
 import pandas as pd
 
 from digit_study.config.run import Config
-from digit_study.engine.local import LocalEngine, Message, TrialDied
+from digit_study.engine.local import LocalEngine
 from digit_study.engine.protocol import Limits, TrialResult
+from digit_study.engine.worker import Message, TrialDied
 from digit_study.evaluation import charts
 from digit_study.evaluation.metrics import Evaluation, accuracy_interval
 from digit_study.search.plan import StudyPlan, plan_study
@@ -89,7 +90,7 @@ class Stubs:
 
 
 class Stub:
-    """Does what TrialProcess does, as far as an engine asks for it."""
+    """Does what Worker does, as far as an engine asks for it."""
 
     name = handle = None
 
@@ -121,7 +122,8 @@ class Stub:
                 yield None
             if not self.answers.pop():
                 self.log.end("KILLED", {})
-                yield "failed", "Pruned: "
+                yield "pruned", "others promise more"
+                raise TrialDied("the trial's process ended")
         yield "done", self._finish()
         raise TrialDied("the trial's process ended")
 

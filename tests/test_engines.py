@@ -278,7 +278,8 @@ def test_a_trial_whose_node_goes_away_again_and_again_uses_up_no_retry(
 ) -> None:
     """Three times: a killed process of its own is run again once only."""
     from digit_study.engine import world
-    from digit_study.engine.local import LocalEngine, TrialDied
+    from digit_study.engine.local import LocalEngine
+    from digit_study.engine.worker import TrialDied
     from digit_study.search import pictures
 
     monkeypatch.setattr(world, "PAUSE_S", 0.05)

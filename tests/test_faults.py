@@ -26,9 +26,10 @@ from test_tracking import CONFIG, created
 
 from digit_study.config import machine
 from digit_study.config.run import Config
-from digit_study.engine import child, local, world
-from digit_study.engine.local import LocalEngine, TrialProcess
+from digit_study.engine import child, worker, world
+from digit_study.engine.local import LocalEngine
 from digit_study.engine.protocol import Event, Limits
+from digit_study.engine.worker import Worker
 from digit_study.engine.world import World
 from digit_study.search.outcomes import ABANDONED, INTERRUPTED, OF_WORLD, is_blameless
 from digit_study.terminal import signals
@@ -147,17 +148,17 @@ def test_an_engine_tells_the_machines_faults_from_the_trials(
     killed: str, kind: str, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     context = multiprocessing.get_context("forkserver")
-    monkeypatch.setattr(local, "start_server", lambda: context)
+    monkeypatch.setattr(worker, "start_server", lambda: context)
     engine = LocalEngine(
-        Limits(), lambda config, run_id: TrialProcess(fill if killed == "disk" else wait_in_a_trial, config, run_id)
+        Limits(), lambda config, run_id: Worker(fill if killed == "disk" else wait_in_a_trial, config, run_id)
     )
     engine.submit(1, Config(), "run")
     if killed != "disk":
         assert heard(engine, True).kind == "steps"
         trial = psutil.Process(engine.trials[1].process.pid)
         if killed == "trial for memory":
-            before = local.killed_for_memory()
-            monkeypatch.setattr(local, "killed_for_memory", lambda: before + 1)
+            before = worker.killed_for_memory()
+            monkeypatch.setattr(worker, "killed_for_memory", lambda: before + 1)
         if killed == "server and trial":
             trial.parent().kill()
         os.kill(trial.pid, signal.SIGKILL)
@@ -183,9 +184,9 @@ def draw_for_long(config: Config, run_id: str, send: Any, ask: Any) -> None:
 @pytest.mark.slow
 def test_who_only_draws_holds_no_slot_and_loses_no_result(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     context = multiprocessing.get_context("forkserver")
-    monkeypatch.setattr(local, "start_server", lambda: context)
+    monkeypatch.setattr(worker, "start_server", lambda: context)
     monkeypatch.setattr(child, "DRAWS_S", 2.0)
-    engine = LocalEngine(Limits(), lambda config, run_id: TrialProcess(draw_for_long, config, run_id))
+    engine = LocalEngine(Limits(), lambda config, run_id: Worker(draw_for_long, config, run_id))
     runs = {name: created(store) for name in ("soon", "killed", "at the end")}
     for number, (name, run_id) in enumerate(runs.items()):
         assert engine.free == 1
@@ -194,10 +195,10 @@ def test_who_only_draws_holds_no_slot_and_loses_no_result(store: str, monkeypatc
         event = heard(engine)
         assert (event.key, event.kind, event.content) == (number, "done", name)
         if name == "soon":
-            while engine.drawing:
+            while engine.finishing:
                 assert not list(engine.events())
         if name == "killed":
-            os.kill(engine.drawing[0].process.pid, signal.SIGKILL)
+            os.kill(engine.finishing[0].process.pid, signal.SIGKILL)
     assert lookup.finished_metrics(store, runs["at the end"]) == {"val_accuracy": 0.5}
     engine.stop()
     courier.deliver(store)

@@ -18,9 +18,10 @@ import psutil
 import pytest
 
 from digit_study.config.run import Config
-from digit_study.engine import local as workers
-from digit_study.engine.local import LocalEngine, Message, TrialProcess
+from digit_study.engine import worker as workers
+from digit_study.engine.local import LocalEngine
 from digit_study.engine.protocol import Limits, Pruned, run_to_end
+from digit_study.engine.worker import Message, Worker
 from digit_study.terminal.messages import StudyError
 from digit_study.terminal.signals import Interrupted, deferred_signals, interruptible, signals_surface
 
@@ -97,7 +98,7 @@ class Recorder:
         self.messages.append(("epoch", what))
 
 
-def follow(trial: TrialProcess, progress: Any) -> Any:
+def follow(trial: Worker, progress: Any) -> Any:
     engine = LocalEngine(Limits(), lambda config, run_id: trial)
     try:
         return run_to_end(engine, Config(), "run", progress)
@@ -107,11 +108,11 @@ def follow(trial: TrialProcess, progress: Any) -> Any:
 
 def heard(target: Callable[..., Any], run_id: str = "run") -> tuple[Any, list[Message]]:
     recorder = Recorder()
-    return follow(TrialProcess(target, Config(), run_id), recorder), recorder.messages
+    return follow(Worker(target, Config(), run_id), recorder), recorder.messages
 
 
-def begun(target: Callable[..., Any], run_id: str = "run") -> Iterator[TrialProcess]:
-    trial = TrialProcess(target, Config(), run_id)
+def begun(target: Callable[..., Any], run_id: str = "run") -> Iterator[Worker]:
+    trial = Worker(target, Config(), run_id)
     while trial.receive() is None:
         multiprocessing.connection.wait(trial.waitables())
     yield trial
@@ -119,7 +120,7 @@ def begun(target: Callable[..., Any], run_id: str = "run") -> Iterator[TrialProc
 
 
 @pytest.fixture
-def hanging(tmp_path: Path) -> Iterator[TrialProcess]:
+def hanging(tmp_path: Path) -> Iterator[Worker]:
     yield from begun(hang, str(tmp_path / "note"))
 
 
@@ -147,7 +148,7 @@ def test_a_trial_that_fails_says_why(target: Callable[..., Any], kind: type[Exce
 
 
 def test_a_trial_that_is_stopped_while_it_sends_its_result_does_not_stop_its_supervisor() -> None:
-    trial = TrialProcess(flood, Config(), "r")
+    trial = Worker(flood, Config(), "r")
     multiprocessing.connection.wait([trial.connection])
     time.sleep(0.5)  # it sends on as far as the pipe takes it
     with suppress(psutil.NoSuchProcess):  # it may have sent all by now, which is as good
@@ -161,7 +162,7 @@ def test_a_trial_that_is_stopped_while_it_sends_its_result_does_not_stop_its_sup
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
-def test_a_trial_that_is_killed_is_known_at_once(number: signal.Signals, hanging: TrialProcess) -> None:
+def test_a_trial_that_is_killed_is_known_at_once(number: signal.Signals, hanging: Worker) -> None:
     os.kill(hanging.process.pid, number)
     started = time.monotonic()
     with pytest.raises(StudyError, match=f"was killed by {number.name}"):
@@ -171,7 +172,7 @@ def test_a_trial_that_is_killed_is_known_at_once(number: signal.Signals, hanging
 
 @pytest.mark.parametrize(("go_on", "end"), [(True, "went on"), (False, "pruned")])
 def test_the_answer_to_an_epoch_decides(go_on: bool, end: str) -> None:
-    trial = TrialProcess(note_pruning, Config(), "run")
+    trial = Worker(note_pruning, Config(), "run")
     messages: list[Message] = []
     while not messages or messages[-1][0] != "done":
         message = trial.receive()
@@ -185,7 +186,7 @@ def test_the_answer_to_an_epoch_decides(go_on: bool, end: str) -> None:
     assert messages[-1][1] == end
 
 
-def test_stopping_lets_a_trial_end_itself(hanging: TrialProcess, tmp_path: Path) -> None:
+def test_stopping_lets_a_trial_end_itself(hanging: Worker, tmp_path: Path) -> None:
     hanging.stop()
     assert (tmp_path / "note").read_text() == "ended truthfully"
     assert hanging.process.exitcode == 128 + signal.SIGTERM
@@ -198,7 +199,7 @@ def test_a_trial_that_does_not_listen_is_killed() -> None:
 
 
 def test_what_the_supervisor_raises_ends_the_trial(tmp_path: Path) -> None:
-    trial = TrialProcess(hang, Config(), str(tmp_path / "note"))
+    trial = Worker(hang, Config(), str(tmp_path / "note"))
 
     class Impatient(Recorder):
         def steps(self, *where: int) -> None:
@@ -211,7 +212,7 @@ def test_what_the_supervisor_raises_ends_the_trial(tmp_path: Path) -> None:
 
 def supervise(folder: Path) -> None:
     """Start a trial, write down its process, and never answer it."""
-    trial = TrialProcess(hang, Config(), str(folder / "note"))
+    trial = Worker(hang, Config(), str(folder / "note"))
     multiprocessing.connection.wait(trial.waitables())
     (folder / "pid.new").write_text(str(trial.process.pid))
     (folder / "pid.new").rename(folder / "pid")
@@ -235,7 +236,7 @@ def test_a_trial_does_not_outlive_its_supervisor(tmp_path: Path) -> None:
 
 
 def test_a_ctrl_c_during_the_imports_of_the_server_leaves_no_traceback() -> None:
-    lines = ("import time", "from digit_study.engine import local", "local.start_server()")
+    lines = ("import time", "from digit_study.engine import worker", "worker.start_server()")
     code = "; ".join([*lines, "print('up', flush=True)", "time.sleep(30)"])
     environment = os.environ | {"PYTHONPATH": str(Path(workers.__file__).parents[2])}
     process = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=-1, stderr=-1, text=True)
@@ -253,8 +254,8 @@ def test_a_ctrl_c_during_the_imports_of_the_server_leaves_no_traceback() -> None
 
 def test_the_server_starts_however_long_the_path_of_the_project_is_and_leaves_nothing(tmp_path: Path) -> None:
     """The kernel takes at most 107 bytes as the path of a socket."""
-    lines = ("import pathlib, sys", "from digit_study.engine import local", "from digit_study.tracking import stores")
-    code = "; ".join([*lines, "stores.ARTIFACTS = pathlib.Path(sys.argv[1])", "local.start_server()"])
+    lines = ("import pathlib, sys", "from digit_study.engine import worker", "from digit_study.tracking import stores")
+    code = "; ".join([*lines, "stores.ARTIFACTS = pathlib.Path(sys.argv[1])", "worker.start_server()"])
     (artifacts := tmp_path / ("long" * 30)).mkdir()
     (temporary := tmp_path / "temporary").mkdir()
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "TMPDIR": str(temporary)}

@@ -1,4 +1,4 @@
-"""What runs in the process of a trial: the trial, its messages to the supervisor, and that it does not outlive it."""
+"""What runs in a worker: its trials, their messages to the supervisor, and that it does not outlive that."""
 
 import multiprocessing
 import os
@@ -53,14 +53,26 @@ def train(
     The result goes out once it is kept, so that the figures are drawn ``aside`` from the slot; else when all is done.
     """
     with native_stderr(), signals_surface():
-        from digit_study.engine.trial import run_trial
+        from digit_study.engine.trial import forget_networks, run_trial
     tell: Callable[[TrialResult], None] = partial(send, "done") if aside else lambda result: None
-    return run_trial(config, run_id, lambda *where: send("steps", where), ask, tell, data_figures=False)
+    try:
+        return run_trial(config, run_id, lambda *where: send("steps", where), ask, tell, data_figures=False)
+    finally:
+        forget_networks()
 
 
-def run(connection: Connection, target: Callable[..., Any], config: Config, run_id: str, outcome: Path) -> None:
-    """Run the ``target`` of a TrialProcess and report to the supervisor; exits with a code if that is gone."""
+def serve(connection: Connection, target: Callable[..., Any], outcome: Path) -> None:
+    """Run the ``target`` of a Worker on trial after trial, until one fails or the supervisor is gone."""
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    try:
+        while _run(connection, target, outcome, *connection.recv()):
+            pass
+    except (EOFError, OSError):
+        raise SystemExit(1) from None  # the supervisor is gone; the run has been ended on the way here
+
+
+def _run(connection: Connection, target: Callable[..., Any], outcome: Path, config: Config, run_id: str) -> bool:
+    """Run one trial and report on it; whether the process is fit for another."""
     is_told = False
 
     def send(kind: str, content: Any) -> None:
@@ -77,16 +89,22 @@ def run(connection: Connection, target: Callable[..., Any], config: Config, run_
 
     try:
         with interruptible():
-            result = target(config, run_id, send, ask)
-            if not is_told:
-                send("done", result)
+            try:
+                result = target(config, run_id, send, ask)
+                if not is_told:
+                    send("done", result)
+            except Pruned:
+                send("pruned", "others promise more")
+            send("idle", None)
     except Interrupted as interrupted:
         raise SystemExit(interrupted.exit_code) from None
     except (EOFError, BrokenPipeError):
-        raise SystemExit(1) from None  # the supervisor is gone; the run has been ended on the way here
+        raise
     except Exception as error:
         reason = str(error) if isinstance(error, StudyError) else f"{type(error).__name__}: {error}"
         send("world" if of_world(error) else "failed", reason[:2000])  # 16 KiB and more would be sent in two pieces
+        return False
+    return True
 
 
 def _end_with_parent() -> None:

@@ -1,204 +1,25 @@
 # ruff: noqa: D102  the calls of an engine are described in protocol.Engine
-"""The engine of one machine: a process per trial, forked from a server that has TensorFlow loaded, and its limits."""
+"""The engine of one machine: workers that run trial after trial, and their limits."""
 
-import atexit
-import json
-import multiprocessing
-import os
-import pickle
 import platform
-import signal
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import asdict
 from functools import partial
-from multiprocessing import forkserver, resource_tracker
 from multiprocessing.connection import wait
-from pathlib import Path
-from typing import Any
 
 import psutil
 
 from digit_study.config import machine
 from digit_study.config.engine import EngineConfig, Node, fitting
-from digit_study.config.machine import process_name
 from digit_study.config.run import Config
-from digit_study.data.digits import PRELOADED
-from digit_study.data.sources import DataConfig
 from digit_study.engine import child
 from digit_study.engine.protocol import Event, Limits
+from digit_study.engine.worker import Message, TrialDied, Worker, start_server
 from digit_study.terminal import messages
 from digit_study.terminal.console import warn
 from digit_study.terminal.messages import StudyError
 from digit_study.tracking.outbox import Parcel
-from digit_study.tracking.stores import use_scratch
-
-#: What multiprocessing takes for the exit code of a process whose server died.
-SERVER_DIED = 255
-#: What a trial reports: steps, epoch, done or failed, and the content as :class:`Event` has it.
-Message = tuple[str, Any]
-
-
-class TrialDied(StudyError):
-    """The process of a trial ended without a result; the message says by which signal or code.
-
-    ``kind`` is that of its :class:`Event`: world where the machine is to blame, else died.
-    """
-
-    def __init__(self, message: str, kind: str = "died") -> None:
-        super().__init__(message)
-        self.kind = kind
-
-
-def killed_for_memory() -> int:
-    """How many processes the kernel has killed since it started because no memory was left; 0 where it does not tell.
-
-    A kill -9 by a person looks the same to a parent, but is not counted there.
-    """
-    for listing in (Path("/sys/fs/cgroup/memory.events"), Path("/proc/vmstat")):  # of this container, else of all
-        with suppress(OSError):
-            lines = [line.split() for line in listing.read_text().splitlines()]
-            return sum(int(words[1]) for words in lines if words[0] == "oom_kill")
-    return 0
-
-
-def start_server(data: DataConfig | None = None) -> Any:
-    """Start the server that imports TensorFlow, in the background; the first trial waits for it.
-
-    Trials on ``data`` have them from there; they need not be the only ones.
-    """
-    use_scratch()
-    if data is not None:
-        os.environ[PRELOADED] = json.dumps(asdict(data))
-    context = multiprocessing.get_context("forkserver")
-    # Python 3.11 starts the server without this process's sys.path: in a bare clone it would preload nothing
-    source, paths = str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    if source not in paths:
-        os.environ["PYTHONPATH"] = os.pathsep.join([source, *filter(None, paths)])
-    context.set_forkserver_preload(["digit_study.engine.preload"])
-    # a Ctrl-C in the middle of its imports would end the server with a traceback: it is born with SIGINT blocked, which
-    # its preload undoes; here one that comes meanwhile is delayed. The tracker's start unblocks it, so comes first
-    resource_tracker.ensure_running()
-    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        forkserver.ensure_running()
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, previous)
-    return context
-
-
-@atexit.register
-def _stop_server() -> None:
-    """Else one that is still importing outlives this process by seconds."""
-    for process in psutil.Process().children():
-        with suppress(psutil.Error):
-            if any("multiprocessing.forkserver" in word for word in process.cmdline()):
-                process.kill()
-
-
-class TrialProcess:
-    """One trial in a process of its own; raises TrialDied if that cannot be started.
-
-    ``target(config, run_id, send, ask)`` is called there, and what it returns is the content of ``done``:
-    ``send(kind, content)`` reports, ``ask(number, record)`` reports an epoch and raises Pruned if that is the answer.
-    """
-
-    def __init__(self, target: Callable[..., Any], config: Config, run_id: str) -> None:
-        self.run_id = run_id
-        number, path = tempfile.mkstemp(prefix="result-")
-        os.close(number)
-        self.outcome = Path(path)
-        for _ in range(3):  # a server that was killed meanwhile is started again
-            context = start_server()
-            self.connection, theirs = context.Pipe()
-            self.process = context.Process(target=child.run, args=(theirs, target, config, run_id, self.outcome))
-            try:
-                self.process.start()
-                break
-            except (EOFError, OSError):
-                self.connection.close()
-            finally:
-                theirs.close()
-        else:
-            self.outcome.unlink()
-            raise TrialDied(
-                "the trial's process could not be started: the server it is forked from was killed", "world"
-            )
-        self.started, self.killed_before = time.monotonic(), killed_for_memory()
-        self.handle: psutil.Process | None = None
-        self.name: str | None = None
-        with suppress(psutil.NoSuchProcess):  # dead already, as the next message says
-            self.handle = psutil.Process(self.process.pid)
-            self.name = process_name(self.process.pid)
-
-    def waitables(self) -> list[Any]:
-        """What :func:`multiprocessing.connection.wait` wakes up on when there is news."""
-        # the sentinel of a server that died says so for ever; its trials live on, and their own end is the pipe's
-        server_died = self.process.exitcode == SERVER_DIED
-        return [self.connection] if server_died else [self.connection, self.process.sentinel]
-
-    def receive(self) -> Message | None:
-        """The next message, None if there is none yet; raises TrialDied if the process left nothing more to read."""
-        try:
-            if self.connection.poll():
-                kind, content = self.connection.recv()
-                return kind, pickle.loads(self.outcome.read_bytes()) if kind == "done" else content
-        except (EOFError, OSError):
-            has_ended = True  # a pipe at its end has something to read for ever
-            self._wait(child.GRACE_S)
-        else:
-            has_ended = False
-        if self._is_alive():
-            return None
-        code, kind = self.process.exitcode, "died"
-        with suppress(EOFError, OSError):
-            if not has_ended and self.connection.poll() and code in (0, SERVER_DIED):
-                return None  # its last words have come since
-        if code == SERVER_DIED:
-            how, kind = "ended without a result, after the server that it was forked from was killed", "world"
-        elif code == -signal.SIGKILL and killed_for_memory() > self.killed_before:
-            how, kind = "was killed by the kernel, for no memory was left", "world"
-        elif code is not None and code < 0:
-            hint = " (out of memory, or somebody's kill -9)" if -code == signal.SIGKILL else ""
-            how = f"was killed by {signal.Signals(-code).name}{hint}"
-        else:
-            how = f"ended with exit code {code} and no result"
-        raise TrialDied(f"the trial's process {how}", kind)
-
-    def answer(self, go_on: bool) -> None:
-        """Reply to an epoch: go on, or stop there."""
-        with suppress(OSError):  # it died meanwhile; receive() will say so
-            self.connection.send(go_on)
-
-    def send_signal(self, number: int = signal.SIGTERM) -> None:
-        """Send a signal to the trial, if it lives: by default one that asks it to end itself as KILLED."""
-        if self._is_alive() and self.handle is not None:
-            with suppress(psutil.NoSuchProcess):
-                self.handle.send_signal(number)
-
-    def stop(self, grace: float = child.GRACE_S) -> None:
-        """Ask the trial to end, kill it if it does not within ``grace`` seconds, and wait for it."""
-        for number, seconds in ((signal.SIGTERM, grace), (signal.SIGKILL, child.GRACE_S)):
-            self.send_signal(number)
-            self._wait(seconds)
-        self.connection.close()
-        self.outcome.unlink(missing_ok=True)
-
-    def _is_alive(self) -> bool:
-        if self.process.exitcode != SERVER_DIED:
-            return bool(self.process.is_alive())
-        with suppress(psutil.NoSuchProcess):  # multiprocessing knows no more of it than that its server is gone
-            handle = self.handle
-            return handle is not None and handle.is_running() and handle.status() != psutil.STATUS_ZOMBIE
-        return False
-
-    def _wait(self, seconds: float) -> None:
-        self.process.join(seconds)
-        deadline = time.monotonic() + seconds
-        while self._is_alive() and time.monotonic() < deadline:
-            time.sleep(0.02)
 
 
 def offer(place: EngineConfig, uri: str) -> list[Node]:
@@ -215,26 +36,27 @@ def offer(place: EngineConfig, uri: str) -> list[Node]:
 
 
 class LocalEngine:
-    """An :class:`Engine` that ``launch`` starts the trials of, by default forked from a server that starts now."""
+    """An :class:`Engine` that ``launch`` starts the workers of, by default forked from a server that starts now."""
 
-    def __init__(self, limits: Limits, launch: Callable[[Config, str], TrialProcess] | None = None) -> None:
+    def __init__(self, limits: Limits, launch: Callable[[Config, str], Worker] | None = None) -> None:
         self.limits, self.slots = limits, limits.slots or 1
-        self.trials: dict[int, TrialProcess] = {}
-        self.drawing: list[TrialProcess] = []  # whose results are known: only their figures are missing
+        self.trials: dict[int, Worker] = {}
+        self.finishing: list[Worker] = []  # whose results are known: only their figures are missing
+        self.idle: list[Worker] = []
         self.failed_starts: list[Event] = []
         if launch is None:
             start_server(limits.data if limits.data.sha256 else None)
         # a GPU's memory is taken until its process has ended, and would lack the next trial
         train = partial(child.train, aside=not machine.gpus())
-        self.launch = launch or (lambda config, run_id: TrialProcess(train, config, run_id))
+        self.launch = launch or (lambda config, run_id: Worker(train, config, run_id))
 
     @property
     def free(self) -> int:
-        return self.slots - len(self.trials) - max(0, len(self.drawing) - self.slots)
+        return self.slots - len(self.trials) - max(0, len(self.finishing) - self.slots)
 
     def submit(self, key: int, config: Config, run_id: str) -> str | None:
         try:
-            self.trials[key] = self.launch(config, run_id)
+            self.trials[key] = self._take(config, run_id) or self.launch(config, run_id)
         except TrialDied as death:
             self.failed_starts.append(Event(key, death.kind, str(death)))
             return None
@@ -247,7 +69,7 @@ class LocalEngine:
     def events(self, patience: float = 0.5) -> Iterator[Event]:
         while self.failed_starts:
             yield self.failed_starts.pop()
-        wait([thing for trial in [*self.trials.values(), *self.drawing] for thing in trial.waitables()], patience)
+        wait([thing for trial in [*self.trials.values(), *self.finishing] for thing in trial.waitables()], patience)
         self._see_off()
         for key in list(self.trials):
             while key in self.trials:
@@ -257,42 +79,60 @@ class LocalEngine:
                     message = death.kind, str(death)
                 if message is None:
                     break
-                if message[0] == "done":
-                    self.drawing.append(self.trials.pop(key))
+                if message[0] in ("done", "pruned"):
+                    self.finishing.append(self.trials.pop(key))
                 elif message[0] in child.ENDS:
                     self.trials.pop(key).stop(child.ENDS[message[0]])
                 yield Event(key, *message)
 
     def stop(self) -> None:
-        for trial in self.trials.values():
-            trial.send_signal()
-        for trials, seconds in (self.trials.values(), child.GRACE_S), (self.drawing, child.DRAWS_S):
+        for worker in [*self.trials.values(), *self.idle]:
+            worker.send_signal()
+        ending = [*self.trials.values(), *self.idle]
+        for workers, seconds in (ending, child.GRACE_S), (self.finishing, child.DRAWS_S):
             deadline = time.monotonic() + seconds
-            for trial in trials:
-                trial.stop(max(0.1, deadline - time.monotonic()))
-        self.trials.clear()
-        for trial in self.drawing:
-            Parcel(trial.run_id).close_abandoned()
-        self.drawing.clear()
+            for worker in workers:
+                worker.stop(max(0.1, deadline - time.monotonic()))
+        for worker in self.finishing:
+            Parcel(worker.run_id).close_abandoned()
+        for held in self.trials, self.idle, self.finishing:
+            held.clear()
+
+    def _take(self, config: Config, run_id: str) -> Worker | None:
+        """The idle worker that has begun a trial, None if there is none that can; the others go."""
+        while self.idle:
+            worker = self.idle.pop()
+            if worker.take(config, run_id):
+                return worker
+            worker.stop()
+        return None
 
     def _see_off(self) -> None:
-        """Let those go that have drawn all, or died over it."""
-        for trial in list(self.drawing):
+        """Let workers be idle that have drawn all, and those go that died over it."""
+        for worker in list(self.finishing):
             try:
-                if (message := trial.receive()) is not None:
-                    warn(f"run {trial.run_id} has its result, but not all figures: {message[1]}")
+                message = worker.receive()
             except TrialDied:
-                self.drawing.remove(trial)
-                trial.stop()
+                self.finishing.remove(worker)
+                worker.stop()
                 with suppress(OSError):  # a full disk: the next command does it
-                    Parcel(trial.run_id).close_abandoned()
+                    Parcel(worker.run_id).close_abandoned()
+                continue
+            if message is not None and message[0] == "idle":
+                self.finishing.remove(worker)
+                if self.limits.memory is None:
+                    self.idle.append(worker)
+                else:  # what is left of this trial would count as the next one's
+                    worker.stop()
+            elif message is not None:
+                warn(f"run {worker.run_id} has its result, but not all figures: {message[1]}")
 
-    def _broken_limit(self, trial: TrialProcess) -> Message | None:
+    def _broken_limit(self, worker: Worker) -> Message | None:
         timeout, memory = self.limits.timeout, self.limits.memory
-        if timeout is not None and time.monotonic() - trial.started > timeout:
+        if timeout is not None and time.monotonic() - worker.started > timeout:
             return "expired", f"it took longer than search.trial_timeout={timeout:g} s"
-        if memory is not None and trial.handle is not None:
+        if memory is not None and worker.handle is not None:
             with suppress(psutil.NoSuchProcess):  # it has just ended
-                if (used := trial.handle.memory_info().rss / 2**30) > memory:
+                if (used := worker.handle.memory_info().rss / 2**30) > memory:
                     return "expired", f"it used {used:.2f} GiB, more than search.trial_memory={memory:g}"
         return None

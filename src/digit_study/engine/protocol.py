@@ -54,7 +54,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Event:
-    """News of a trial; done, failed, died (killed from outside), expired (over a limit) and world free its slot.
+    """News of a trial; done, pruned, failed, died (killed from outside), expired (over a limit) and world free its slot.
 
     One that is ``done`` may still draw the figures of its run: until :meth:`Engine.stop` is through.
 
@@ -62,7 +62,7 @@ class Event:
     """
 
     key: int  # under which it was submitted
-    kind: str  # steps, epoch (which waits for an answer), done, failed, died, expired or world
+    kind: str  # steps, epoch (which waits for an answer), done, pruned, failed, died, expired or world
     content: Any  # in this order: (epoch, step, steps), (number, record), a TrialResult, and for the others why
 
 

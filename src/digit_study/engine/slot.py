@@ -19,7 +19,7 @@ from typing import Any
 #: Seconds that a node waits for the port of the tracking server.
 REACH_S = 5.0
 #: Events that free a slot, as in :mod:`digit_study.engine.child`, whose import takes a second.
-ENDS = ("done", "failed", "died", "expired", "world")
+ENDS = ("done", "pruned", "failed", "died", "expired", "world")
 
 
 @dataclass(frozen=True)
@@ -99,10 +99,10 @@ class Slot:
 
     def launcher(self, data: Any) -> Callable[..., Any]:
         """What starts a trial; most are on ``data``."""
-        from digit_study.engine.local import TrialProcess, start_server
+        from digit_study.engine.worker import Worker, start_server
 
         start_server(data)
-        return lambda config, run_id: TrialProcess(train, config, run_id)
+        return lambda config, run_id: Worker(train, config, run_id)
 
     def turn(self, number: int, command: bytes | None, heard: int, patience: float) -> list[tuple[int, str, bytes]]:
         """Do a command, unless it was done already, and wait for news; returns all that came after ``heard``.

@@ -57,6 +57,11 @@ def run_trial(
     return replace(result, kept=kept, fault=log.fault)
 
 
+def forget_networks() -> None:
+    """Let go of what Keras and TensorFlow keep of the networks so far, and let the names of layers start anew."""
+    keras.utils.clear_session()
+
+
 def _finish(log: RunLog, result: TrialResult, on_result: Listener, draw: Callable[[], None]) -> None:
     """Tell a result, draw, and end the run on disk; with its result it is FINISHED whatever happens."""
     try:
