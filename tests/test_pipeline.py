@@ -24,8 +24,9 @@ from digit_study.config.compose import compose_config
 from digit_study.config.run import Config, resolve_config
 from digit_study.data import digits as data
 from digit_study.data import sources
+from digit_study.engine import child
 from digit_study.engine.protocol import Pruned, TrialResult
-from digit_study.engine.trial import run_trial
+from digit_study.engine.trial import forget_networks, run_trial
 from digit_study.evaluation import metrics as evaluation
 from digit_study.terminal.messages import StudyError, flatten
 from digit_study.terminal.signals import Interrupted
@@ -211,6 +212,24 @@ def test_the_same_config_gives_the_same_bits(finished: Finished, store: str) -> 
     for name, value in finished.result.metrics.items():
         assert name.endswith(clocks) or result.metrics[name] == value, name
     assert run.data.tags["weights.sha256"] == finished.run.data.tags["weights.sha256"]
+
+
+@pytest.mark.slow
+def test_a_worker_that_has_trained_other_networks_gives_the_same_bits_and_names(
+    finished: Finished, small_npz: Path, store: str
+) -> None:
+    seed = finished.config.training.seed + 1
+    others = [f"training.seed={seed}", "model.dropout=0.3", "training.ema=true", "training.augmentation=shift_rotate"]
+    layers = []
+    for config in (trial(small_npz, *others), finished.config, finished.config):
+        uri, run_id = begin(config)
+        result = child.train(config, run_id, ignore, ignore)
+        (logged,) = mlflow.MlflowClient(uri).get_run(run_id).outputs.model_outputs
+        mlflow.set_tracking_uri(uri)
+        layers.append([layer.name for layer in mlflow.keras.load_model(f"models:/{logged.model_id}").layers])
+        forget_networks()  # the names of what was loaded
+    assert result.weights_sha256 == finished.result.weights_sha256
+    assert layers[1] == layers[2]
 
 
 # ---------------------------------------------------------------------------------- ends

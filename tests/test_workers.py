@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -184,6 +185,76 @@ def test_the_answer_to_an_epoch_decides(go_on: bool, end: str) -> None:
             trial.answer(go_on)
     trial.stop()
     assert messages[-1][1] == end
+
+
+def ends(engine: LocalEngine, threads: int = 1) -> Any:
+    """The content of the last event of a trial, which is let go on, and is idle after it if it can be."""
+    engine.submit(1, replace(Config(), training=replace(Config().training, threads=threads)), "run")
+    for _ in range(400):
+        for event in engine.events(0.05):
+            if event.kind == "epoch":
+                engine.answer(event.key, event.content[1].get("promise", True))
+            elif event.kind != "steps":
+                last = event
+        if not engine.trials and not engine.finishing:
+            return last.content
+    raise AssertionError("nothing has been heard")
+
+
+def name_itself(config: Config, run_id: str, send: Send, ask: Ask) -> int:
+    return os.getpid()
+
+
+def prune_itself(config: Config, run_id: str, send: Send, ask: Ask) -> None:
+    send("steps", (1, os.getpid(), 1))
+    ask(1, {"promise": False})
+
+
+def engine_of(target: Callable[..., Any], limits: Limits | None = None) -> LocalEngine:
+    return LocalEngine(limits or Limits(), lambda config, run_id: Worker(target, config, run_id))
+
+
+def test_a_worker_runs_trial_after_trial_and_a_new_one_what_it_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = engine_of(name_itself)
+    first = ends(engine)
+    assert ends(engine) == first != os.getpid()
+    other = ends(engine, threads=2)  # TensorFlow's threads are those of its first trial
+    assert other != first and ends(engine, threads=2) == other and not psutil.pid_exists(first)
+    waits = psutil.Process(other)
+    waits.kill()  # it is no trial that died
+    waits.wait(10)
+    third = ends(engine, threads=2)
+    assert third != other
+    monkeypatch.setattr(workers, "MOST_TRIALS", 2)
+    assert [ends(engine, threads=2) == third for _ in range(2)] == [True, False]
+    engine.stop()
+    assert not psutil.pid_exists(third) and not engine.idle
+
+
+def test_a_worker_whose_trial_was_pruned_takes_another_and_one_whose_trial_failed_none() -> None:
+    for target, is_left in ((prune_itself, 1), (refuse, 0), (stumble, 0), (leave, 0)):
+        engine = engine_of(target)
+        ends(engine)
+        assert len(engine.idle) == is_left
+        engine.stop()
+
+
+def test_memory_that_is_limited_is_that_of_one_trial() -> None:
+    engine = engine_of(name_itself, Limits(memory=4.0))
+    assert ends(engine) != ends(engine)
+    engine.stop()
+
+
+def test_an_idle_worker_does_not_outlive_its_supervisor(tmp_path: Path) -> None:
+    lines = f"import sys, time; sys.path[:0] = {[str(ROOT / 'src'), str(ROOT / 'tests')]}; import test_workers as t"
+    bare = "t.workers.start_server = lambda: t.multiprocessing.get_context('forkserver')"
+    command = f"{lines}; {bare}; print(t.ends(t.engine_of(t.name_itself)), flush=True); time.sleep(60)"
+    supervisor = subprocess.Popen([sys.executable, "-c", command], stdout=-1, stderr=-1, text=True)
+    assert supervisor.stdout
+    idle = psutil.Process(int(supervisor.stdout.readline()))
+    supervisor.kill()
+    idle.wait(10)
+    assert supervisor.communicate(timeout=10)[1] == ""
 
 
 def test_stopping_lets_a_trial_end_itself(hanging: Worker, tmp_path: Path) -> None:

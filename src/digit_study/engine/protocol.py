@@ -54,7 +54,7 @@ class Limits:
 
 @dataclass(frozen=True)
 class Event:
-    """News of a trial; done, pruned, failed, died (killed from outside), expired (over a limit) and world free its slot.
+    """News of a trial; done, pruned, failed, died (killed from outside), expired (over a limit), world free its slot.
 
     One that is ``done`` may still draw the figures of its run: until :meth:`Engine.stop` is through.
 
