@@ -206,8 +206,9 @@ def name_itself(config: Config, run_id: str, send: Send, ask: Ask) -> int:
 
 
 def prune_itself(config: Config, run_id: str, send: Send, ask: Ask) -> None:
-    send("steps", (1, os.getpid(), 1))
-    ask(1, {"promise": False})
+    with suppress(Pruned):
+        ask(1, {"promise": False})
+    send("pruned", "others promise more")
 
 
 def engine_of(target: Callable[..., Any], limits: Limits | None = None) -> LocalEngine:
@@ -237,6 +238,18 @@ def test_a_worker_whose_trial_was_pruned_takes_another_and_one_whose_trial_faile
         ends(engine)
         assert len(engine.idle) == is_left
         engine.stop()
+
+
+def test_where_nothing_is_done_aside_the_next_trial_takes_the_same_worker() -> None:
+    """As on a GPU, whose memory a second process would lack; it is submitted as soon as the first has its result."""
+    engine = LocalEngine(Limits(), lambda config, run_id: Worker(name_itself, config, run_id), aside=False)
+    found = []
+    for number in range(20):
+        engine.submit(number, Config(), "run")
+        while engine.trials:
+            found += [event.content for event in engine.events()]
+    engine.stop()
+    assert len(found) == 20 and len(set(found)) == 1
 
 
 def test_memory_that_is_limited_is_that_of_one_trial() -> None:

@@ -47,7 +47,7 @@ def train_here(config: Config, run_id: str) -> TrialResult:
 
 def train(
     config: Config, run_id: str, send: Callable[[str, Any], None], ask: Callable[..., None], aside: bool = True
-) -> TrialResult:
+) -> TrialResult | None:
     """Run a trial inside a worker: progress goes out by ``send``, every epoch by ``ask``, which may end it.
 
     The result goes out once it is kept, so that the figures are drawn ``aside`` from the slot; else when all is done.
@@ -57,6 +57,9 @@ def train(
     tell: Callable[[TrialResult], None] = partial(send, "done") if aside else lambda result: None
     try:
         return run_trial(config, run_id, lambda *where: send("steps", where), ask, tell, data_figures=False)
+    except Pruned:
+        send("pruned", "others promise more")
+        return None
     finally:
         forget_networks()
 
@@ -77,9 +80,10 @@ def _run(connection: Connection, target: Callable[..., Any], outcome: Path, conf
 
     def send(kind: str, content: Any) -> None:
         nonlocal is_told
+        is_told = is_told or kind in ("done", "pruned")
         if kind == "done":  # by a file: a trial suspended in a message of more than one piece would stop its supervisor
             outcome.write_bytes(ForkingPickler.dumps(content))
-            is_told, content = True, None
+            content = None
         connection.send((kind, content))
 
     def ask(*content: Any) -> None:
@@ -89,12 +93,9 @@ def _run(connection: Connection, target: Callable[..., Any], outcome: Path, conf
 
     try:
         with interruptible():
-            try:
-                result = target(config, run_id, send, ask)
-                if not is_told:
-                    send("done", result)
-            except Pruned:
-                send("pruned", "others promise more")
+            result = target(config, run_id, send, ask)
+            if not is_told:
+                send("done", result)
             send("idle", None)
     except Interrupted as interrupted:
         raise SystemExit(interrupted.exit_code) from None

@@ -36,9 +36,14 @@ def offer(place: EngineConfig, uri: str) -> list[Node]:
 
 
 class LocalEngine:
-    """An :class:`Engine` that ``launch`` starts the workers of, by default forked from a server that starts now."""
+    """An :class:`Engine` that ``launch`` starts the workers of, by default forked from a server that starts now.
 
-    def __init__(self, limits: Limits, launch: Callable[[Config, str], Worker] | None = None) -> None:
+    What these still do when the result of a trial is known is done ``aside`` from its slot.
+    """
+
+    def __init__(
+        self, limits: Limits, launch: Callable[[Config, str], Worker] | None = None, aside: bool = True
+    ) -> None:
         self.limits, self.slots = limits, limits.slots or 1
         self.trials: dict[int, Worker] = {}
         self.finishing: list[Worker] = []  # whose results are known: only their figures are missing
@@ -46,8 +51,9 @@ class LocalEngine:
         self.failed_starts: list[Event] = []
         if launch is None:
             start_server(limits.data if limits.data.sha256 else None)
-        # a GPU's memory is taken until its process has ended, and would lack the next trial
-        train = partial(child.train, aside=not machine.gpus())
+        # a GPU's memory is a worker's for as long as it lives: the next trial needs the same one
+        self.aside = aside and not (launch is None and machine.gpus())
+        train = partial(child.train, aside=self.aside)
         self.launch = launch or (lambda config, run_id: Worker(train, config, run_id))
 
     @property
@@ -86,9 +92,9 @@ class LocalEngine:
                 yield Event(key, *message)
 
     def stop(self) -> None:
-        for worker in [*self.trials.values(), *self.idle]:
-            worker.send_signal()
         ending = [*self.trials.values(), *self.idle]
+        for worker in ending:
+            worker.send_signal()
         for workers, seconds in (ending, child.GRACE_S), (self.finishing, child.DRAWS_S):
             deadline = time.monotonic() + seconds
             for worker in workers:
@@ -100,6 +106,10 @@ class LocalEngine:
 
     def _take(self, config: Config, run_id: str) -> Worker | None:
         """The idle worker that has begun a trial, None if there is none that can; the others go."""
+        while self.finishing and not self.aside:  # it is about to say that it is idle
+            if not wait([thing for worker in self.finishing for thing in worker.waitables()], child.GRACE_S):
+                break
+            self._see_off()
         while self.idle:
             worker = self.idle.pop()
             if worker.take(config, run_id):

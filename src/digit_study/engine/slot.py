@@ -89,7 +89,7 @@ class Slot:
             raise ValueError(f"the digits that arrived on {platform.node()} are not those of sha256 {sha256}")
         sources.hand_over(stores.use_scratch() / "digits", sha256, images, labels)
         here = pickle.loads(limits)
-        self.engine = LocalEngine(here, self.launcher(here.data))
+        self.engine = LocalEngine(here, self.launcher(here.data), aside=False)
         threading.Thread(target=_send_logs, args=(stores.tracking_uri(None),), daemon=True).start()
         self.number = self.told = 0
         self.run_ids: dict[int, str] = {}
