@@ -175,7 +175,7 @@ def frontier_figure(table: pd.DataFrame, dataset: str) -> Figure:
     # at equal distances beside the axes, by accuracy: beside their points names would cover each other
     ordered = table.sort_values("mean").to_dict("records")
     for row, height in zip(ordered, np.linspace(0.04, 0.8, len(ordered)), strict=True):
-        line = {"arrowstyle": "-", "color": charts.GREY, "lw": 0.7}
+        line = {"arrowstyle": "-", "color": charts.GREY, "lw": 0.7, "relpos": (0, 0.5)}
         text, at = f"{row['name']}  {100 * row['mean']:.2f} %", (row["parameters"], 100 * row["mean"])
         axes.annotate(text, at, (1.02, height), "data", "axes fraction", line, fontsize=charts.TICK, va="center")
     for name, accuracy in PUBLISHED.items():
