@@ -35,6 +35,11 @@ def offer(place: EngineConfig, uri: str) -> list[Node]:
     return [Node(platform.node(), cores, len(gpus), memory, machine.processor(), precision, room)]
 
 
+def _wait_for(workers: list[Worker], seconds: float) -> bool:
+    """Whether one of the workers has news, or gets some within so many seconds."""
+    return bool(wait([thing for worker in workers for thing in worker.waitables()], seconds))
+
+
 class LocalEngine:
     """An :class:`Engine` that ``launch`` starts the workers of, by default forked from a server that starts now.
 
@@ -46,7 +51,7 @@ class LocalEngine:
     ) -> None:
         self.limits, self.slots = limits, limits.slots or 1
         self.trials: dict[int, Worker] = {}
-        self.finishing: list[Worker] = []  # whose results are known: only their figures are missing
+        self.finishing: list[Worker] = []  # whose trials have ended: they draw figures and tidy up
         self.idle: list[Worker] = []
         self.failed_starts: list[Event] = []
         if launch is None:
@@ -75,7 +80,7 @@ class LocalEngine:
     def events(self, patience: float = 0.5) -> Iterator[Event]:
         while self.failed_starts:
             yield self.failed_starts.pop()
-        wait([thing for trial in [*self.trials.values(), *self.finishing] for thing in trial.waitables()], patience)
+        _wait_for([*self.trials.values(), *self.finishing], patience)
         self._see_off()
         for key in list(self.trials):
             while key in self.trials:
@@ -107,7 +112,7 @@ class LocalEngine:
     def _take(self, config: Config, run_id: str) -> Worker | None:
         """The idle worker that has begun a trial, None if there is none that can; the others go."""
         while self.finishing and not self.aside:  # it is about to say that it is idle
-            if not wait([thing for worker in self.finishing for thing in worker.waitables()], child.GRACE_S):
+            if not _wait_for(self.finishing, child.GRACE_S):
                 break
             self._see_off()
         while self.idle:
