@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,7 +30,7 @@ from digit_study.engine.protocol import Pruned, TrialResult
 from digit_study.engine.trial import forget_networks, run_trial
 from digit_study.evaluation import metrics as evaluation
 from digit_study.terminal.messages import StudyError, flatten
-from digit_study.terminal.signals import Interrupted
+from digit_study.terminal.signals import Interrupted, interruptible
 from digit_study.tracking import lookup, stores
 from digit_study.tracking import run_log as tracking
 from digit_study.training import figures
@@ -230,6 +231,21 @@ def test_a_worker_that_has_trained_other_networks_gives_the_same_bits_and_names(
         forget_networks()  # the names of what was loaded
     assert result.weights_sha256 == finished.result.weights_sha256
     assert layers[1] == layers[2]
+
+
+def test_a_worker_is_asked_to_end_while_it_lets_networks_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In one of the finalisers that this runs, whose exceptions are only printed."""
+
+    class Finalised:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGTERM)
+
+    went_on = []
+    monkeypatch.setattr(keras.utils, "clear_session", Finalised)
+    with pytest.raises(Interrupted, match="SIGTERM"), interruptible():
+        forget_networks()
+        went_on.append(True)
+    assert not went_on
 
 
 # ---------------------------------------------------------------------------------- ends

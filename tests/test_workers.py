@@ -385,6 +385,22 @@ def test_a_signal_that_an_import_turns_into_a_fault_of_its_own_is_a_signal_all_t
         signal.raise_signal(signal.SIGTERM)
 
 
+class Finalised:
+    """Gets a signal in its finaliser, out of which no exception comes."""
+
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_signal_that_is_lost_in_a_finaliser_is_heard_at_the_end() -> None:
+    done = []
+    with pytest.raises(Interrupted, match="SIGTERM"), interruptible():
+        Finalised()
+        done.append("the rest")
+    assert done == ["the rest"]
+
+
 def test_this_module_needs_no_tensorflow() -> None:
     """Workers are supervised by a process that never imports it."""
     modules = "digit_study.engine.local, digit_study.engine.protocol"

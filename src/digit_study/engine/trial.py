@@ -59,7 +59,8 @@ def run_trial(
 
 def forget_networks() -> None:
     """Let go of what Keras and TensorFlow keep of the networks so far, and let the names of layers start anew."""
-    keras.utils.clear_session()
+    with deferred_signals():  # in one of the many finalisers that this runs a signal would be lost
+        keras.utils.clear_session()
 
 
 def _finish(log: RunLog, result: TrialResult, on_result: Listener, draw: Callable[[], None]) -> None:

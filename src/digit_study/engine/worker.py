@@ -200,7 +200,7 @@ class Worker:
         return False
 
     def _wait(self, seconds: float) -> None:
-        self.process.join(seconds)
         deadline = time.monotonic() + seconds
+        self.process.join(seconds)
         while self._is_alive() and time.monotonic() < deadline:
             time.sleep(0.02)

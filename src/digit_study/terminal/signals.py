@@ -50,7 +50,7 @@ def signals_surface() -> Iterator[None]:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Raise :class:`Interrupted` in the main thread on the first SIGINT or SIGTERM inside the block."""
+    """Raise :class:`Interrupted` in the main thread on the first SIGINT or SIGTERM in the block, at its end at last."""
 
     def interrupt(number: int, _: FrameType | None) -> None:
         _received.append(number)
@@ -62,6 +62,7 @@ def interruptible() -> Iterator[None]:
     previous = {one: signal.signal(one, interrupt) for one in STOPPING}
     try:
         yield
+        raise_if_interrupted()  # what it raised was lost: one that comes in a finaliser is only printed
     except Exception:  # it may be the consequence of a signal
         raise_if_interrupted()
         raise
