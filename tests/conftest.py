@@ -126,7 +126,17 @@ def open_store(migrated: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) ->
 #: What commands import from the package index, as far as it takes long, and what they import in any case.
 #: The last one is what a command knows the server of its trials by, which is forked too.
 LIGHT = ("hydra", "omegaconf", "rich.console", "numpy", "psutil", "filelock", "yaml", "multiprocessing.forkserver")
-SLOW = (*LIGHT, "tensorflow", "keras", "mlflow.keras", "seaborn", "sklearn.metrics", "sklearn.model_selection", "optuna", "plotly")
+SLOW = (
+    *LIGHT,
+    "tensorflow",
+    "keras",
+    "mlflow.keras",
+    "seaborn",
+    "sklearn.metrics",
+    "sklearn.model_selection",
+    "optuna",
+    "plotly",
+)
 
 
 @dataclass

@@ -233,21 +233,6 @@ def test_a_worker_that_has_trained_other_networks_gives_the_same_bits_and_names(
     assert layers[1] == layers[2]
 
 
-def test_a_worker_is_asked_to_end_while_it_lets_networks_go(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In one of the finalisers that this runs, whose exceptions are only printed."""
-
-    class Finalised:
-        def __del__(self) -> None:
-            signal.raise_signal(signal.SIGTERM)
-
-    went_on = []
-    monkeypatch.setattr(keras.utils, "clear_session", Finalised)
-    with pytest.raises(Interrupted, match="SIGTERM"), interruptible():
-        forget_networks()
-        went_on.append(True)
-    assert not went_on
-
-
 # ---------------------------------------------------------------------------------- ends
 
 
@@ -276,6 +261,33 @@ def test_a_trial_that_ends_early_says_how_and_keeps_its_epochs(
     assert run.info.status == status and run.info.end_time
     assert run.data.tags["failure"].startswith(type(error).__name__) and run.data.metrics["val_accuracy"] >= 0
     assert not (stores.OUTBOX / run_id).exists()
+
+
+class Finalised:
+    """Gets a signal in its finaliser, whose exceptions are only printed."""
+
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+
+def test_a_worker_is_asked_to_end_while_it_lets_networks_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    went_on = []
+    monkeypatch.setattr(keras.utils, "clear_session", Finalised)
+    with pytest.raises(Interrupted, match="SIGTERM"), interruptible():
+        forget_networks()
+        went_on.append(True)
+    assert not went_on
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_signal_that_is_lost_in_a_finaliser_ends_a_trial_all_the_same(small_npz: Path, store: str) -> None:
+    epochs: list[int] = []
+    config = trial(small_npz, "training.epochs=5")
+    with pytest.raises(Interrupted, match="SIGTERM"), interruptible():
+        uri, run_id = begin(config)
+        listener = {"on_steps": ignore, "on_epoch": lambda number, _: (epochs.append(number), Finalised())[0]}
+        run_trial(config, run_id, **listener)
+    assert epochs == [1] and mlflow.MlflowClient(uri).get_run(run_id).info.status == "KILLED"
 
 
 def test_figures_that_fail_cost_no_result(small_npz: Path, store: str, monkeypatch: pytest.MonkeyPatch) -> None:

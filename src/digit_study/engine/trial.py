@@ -15,7 +15,7 @@ from digit_study.data.digits import Digits, load_digits
 from digit_study.data.sources import Pixels
 from digit_study.engine.protocol import Epoch, Pruned, TrialResult
 from digit_study.evaluation.metrics import Evaluation, Probabilities, score
-from digit_study.terminal.signals import Interrupted, deferred_signals
+from digit_study.terminal.signals import Interrupted, deferred_signals, raise_if_interrupted
 from digit_study.tracking import origin
 from digit_study.tracking.run_log import RunLog
 from digit_study.tracking.stores import tracking_uri
@@ -150,13 +150,12 @@ def _train(
         readings.append(judge() if is_last else score(truth[0], read(images), truth[1]))
         return readings[-1].metrics
 
+    def tell(epoch: int, *where: int) -> None:
+        raise_if_interrupted()  # graphs have many finalisers, and a signal that comes in one is lost there
+        on_steps(earlier + epoch, *where)
+
     given = trained_model, digits.train_images, digits.train_labels, config.training
-    fit.fit(
-        *given,
-        validate=validate,
-        on_epoch=on_record,
-        on_steps=lambda epoch, *where: on_steps(earlier + epoch, *where),
-    )
+    fit.fit(*given, validate=validate, on_epoch=on_record, on_steps=tell)
     # under early stopping it may have gone back to an earlier epoch
     outcome = readings[-1] if config.training.early_stopping.patience is None else judge()
     return final_model, read_finally, outcome
