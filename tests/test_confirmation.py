@@ -73,7 +73,7 @@ def test_the_best_are_trained_on_the_same_fresh_seeds_and_one_wins(store: str, s
 @pytest.mark.slow
 def test_what_was_finished_is_not_run_again(store: str, study: Any) -> None:
     stubs = Stubs(store, lambda config, n: "signal" if n == 3 else "done", lambda: os.kill(os.getpid(), signal.SIGTERM))
-    with interruptible(), pytest.raises(Interrupted):
+    with pytest.raises(Interrupted), interruptible():
         confirm(plan(*WORDS), study, stubs.engine)
     [parent] = runs(store, "confirmation")
     assert parent.info.status == "KILLED"
@@ -200,7 +200,7 @@ def test_the_outcome_of_a_race_does_not_depend_on_who_trains_it(store: str, race
 @pytest.mark.parametrize("stop", [1, 9, 11])
 def test_an_interrupted_race_goes_on_with_what_was_trained(stop: int, store: str, raced: Any) -> None:
     behaviour = {"behaviour": lambda config, n: "signal" if n == stop else "done"}
-    with interruptible(), pytest.raises(Interrupted):
+    with pytest.raises(Interrupted), interruptible():
         race(store, raced, **behaviour, on_signal=lambda: os.kill(os.getpid(), signal.SIGTERM))
     _, stubs = race(store, raced)
     _, ranking, seeds = outcome(store)

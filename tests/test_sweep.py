@@ -267,7 +267,7 @@ def test_a_combination_that_breaks_a_rule_costs_one_trial_and_is_told(store: str
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_leaves_nothing_running_and_loses_nothing(number: signal.Signals, store: str) -> None:
     stubs = Stubs(store, lambda config, n: "signal" if n == 3 else "done", lambda: os.kill(os.getpid(), number))
-    with interruptible(), pytest.raises(Interrupted):
+    with pytest.raises(Interrupted), interruptible():
         run_study(plan("search.trials=4", "search.pruner=none"), stubs.engine)
     assert {run.info.status for run in runs(store).values()} == {"FINISHED", "KILLED"}
     view, again = search(store, "search.trials=4", "search.pruner=none")
