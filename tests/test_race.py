@@ -29,7 +29,7 @@ def networks(random: np.random.Generator, accuracies: list[float], seeds: int = 
     return found
 
 
-def stand(correct: list[Correct], first: int = 3, most: int = 8, **more: Any) -> races.Standing:
+def stand(correct: list[Correct], first: int = 3, most: int = 8, **more: Any) -> races.InterimAnalysis:
     return race(correct, [1.0] * len(correct), first, most, **more)
 
 

@@ -44,10 +44,10 @@ class Tally:
 
     def add(self, correct: list[Correct], truth: Numbers, first: int, most: int) -> None:
         """Run one confirmation of candidates whose true accuracies are ``truth``."""
-        standing = race(correct, [0.0] * len(correct), first, most)
-        is_out, behind = np.array(standing.states) == "out", truth.max() - truth
+        interim = race(correct, [0.0] * len(correct), first, most)
+        is_out, behind = np.array(interim.states) == "out", truth.max() - truth
         self.studies += 1
-        self.networks += sum(standing.seeds)
+        self.networks += sum(interim.seeds)
         self.errors += bool(is_out[behind < 1e-6].any())
         self.clear += int((behind >= CLEAR).sum())
         self.told += int(is_out[behind >= CLEAR].sum())

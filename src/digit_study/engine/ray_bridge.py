@@ -45,7 +45,7 @@ class Slot:
     key: int | None = None
     command: bytes | None = None
     number: int = 0
-    heard: int = 0
+    acknowledged: int = 0
     broken_since: float | None = None
     is_refused: bool = False
 
@@ -174,7 +174,7 @@ class Cluster:
             raise ConnectionError(f"no slot has opened for {SLOT_WITHIN_S:.0f} s on the {len(nodes)} nodes there are")
 
     def _turn(self, slot: Slot) -> None:
-        slot.pending = slot.actor.turn.remote(slot.number, slot.command, slot.heard, PATIENCE_S)
+        slot.pending = slot.actor.turn.remote(slot.number, slot.command, slot.acknowledged, PATIENCE_S)
 
     def _take(self, slot: Slot, reference: Any) -> None:
         """Take what a slot answered, and call it again while its trial runs."""
@@ -202,7 +202,7 @@ class Cluster:
             self.last_slot = time.monotonic()
             return None
         slot.command = None
-        for slot.heard, _, event in answer:
+        for slot.acknowledged, _, event in answer:
             self.news.append(("event", slot.key, event))
         last = answer[-1][1] if answer else ""
         if last in on_node.ENDS:

@@ -104,8 +104,10 @@ class Slot:
         start_server(data)
         return lambda config, run_id: Worker(train, config, run_id)
 
-    def turn(self, number: int, command: bytes | None, heard: int, patience: float) -> list[tuple[int, str, bytes]]:
-        """Do a command, unless it was done already, and wait for news; returns all that came after ``heard``.
+    def turn(
+        self, number: int, command: bytes | None, acknowledged: int, patience: float
+    ) -> list[tuple[int, str, bytes]]:
+        """Do a command, unless it was done already, and wait for news; returns all that came after ``acknowledged``.
 
         Commands and news are numbered: where a call or its answer got lost on the way, the same call is made again.
         """
@@ -115,7 +117,7 @@ class Slot:
                 self.run_ids[arguments[0]] = arguments[2]
             getattr(self.engine, name)(*arguments)
             self.number = number
-        self.unread = [one for one in self.unread if one[0] > heard]
+        self.unread = [one for one in self.unread if one[0] > acknowledged]
         if not self.unread:
             for event in self.engine.events(patience):
                 self.told += 1

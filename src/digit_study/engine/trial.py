@@ -141,13 +141,13 @@ def _train(
     images, truth = digits.validation_images, (digits.validation_labels, digits.validation_index)
     readings: list[Evaluation] = []
 
-    def judge() -> Evaluation:
+    def read_exactly() -> Evaluation:
         final_model.set_weights(trained_model.get_weights())
         return score(truth[0], read_finally(images), truth[1])
 
     def validate() -> dict[str, float]:
         is_last = len(readings) + 1 == config.training.epochs
-        readings.append(judge() if is_last else score(truth[0], read(images), truth[1]))
+        readings.append(read_exactly() if is_last else score(truth[0], read(images), truth[1]))
         return readings[-1].metrics
 
     def tell(epoch: int, *where: int) -> None:
@@ -157,5 +157,5 @@ def _train(
     given = trained_model, digits.train_images, digits.train_labels, config.training
     fit.fit(*given, validate=validate, on_epoch=on_record, on_steps=tell)
     # under early stopping it may have gone back to an earlier epoch
-    outcome = readings[-1] if config.training.early_stopping.patience is None else judge()
+    outcome = readings[-1] if config.training.early_stopping.patience is None else read_exactly()
     return final_model, read_finally, outcome

@@ -29,8 +29,8 @@ Correct = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
-class Standing:
-    """Where a race stands; lists have an entry a candidate, in the order in which they were given."""
+class InterimAnalysis:
+    """What a look at a race, a group sequential test, has found; lists have an entry a candidate, in their order."""
 
     seeds: list[int]  # how many of its seeds count
     states: list[str]  # in: it can still be the best; out: it cannot; lost: a seed that it needed has failed
@@ -55,7 +55,7 @@ class Noise:
 
 def race(
     correct: Sequence[Correct], parameters: Sequence[float], first: int, most: int, lost: Collection[int] = ()
-) -> Standing:
+) -> InterimAnalysis:
     """Replay a race from its first look, with ``first`` seeds each, to what has been trained; at most ``most`` seeds.
 
     Those at the places ``lost`` have no more seeds, for their next one has failed, and leave at the look that wants it.
@@ -75,7 +75,7 @@ def race(
     for look in range(first, most + 1):
         going = [one for one in going if one not in lost or len(correct[one]) >= look]
         if any(len(correct[one]) < look for one in going):
-            return _standing(seeds, p_values, going, resting, look)
+            return _interim_analysis(seeds, p_values, going, resting, look)
         if not going:
             break
         going.sort(key=lambda one: (-float(np.mean(correct[one][:look])), parameters[one]))
@@ -99,16 +99,16 @@ def race(
         going = hopeful
         if not going:
             break
-    return _standing(seeds, p_values, going, resting, 0)
+    return _interim_analysis(seeds, p_values, going, resting, 0)
 
 
-def _standing(
+def _interim_analysis(
     seeds: list[int], p_values: npt.NDArray[np.float64], going: list[int], resting: list[int], wanted: int
-) -> Standing:
+) -> InterimAnalysis:
     everyone, out = range(len(seeds)), p_values.max(axis=1) <= SIGNIFICANCE
     states = ["in" if one in {*going, *resting} else "out" if out[one] else "lost" for one in everyone]
     goes_on = [wanted > 0 and one in going for one in everyone]
-    return Standing(seeds, states, goes_on, p_values[:, 0].tolist(), p_values[:, 1].tolist(), wanted)
+    return InterimAnalysis(seeds, states, goes_on, p_values[:, 0].tolist(), p_values[:, 1].tolist(), wanted)
 
 
 def spent(look: int, first: int, most: int) -> float:
@@ -219,7 +219,7 @@ def _critical(k: int, seeds: int, level_: float) -> float:
     return float(studentized_range.isf(level_, k, (k - 1) * (seeds - 1)))
 
 
-def confirmed_ranking(groups: Sequence[Group], standing: Standing, prefer: str) -> pd.DataFrame:
+def confirmed_ranking(groups: Sequence[Group], interim: InterimAnalysis, prefer: str) -> pd.DataFrame:
     """Rank the candidates of a race that are not lost; ``groups`` are all of them, each with the runs that count.
 
     With equally many seeds the best mean comes first. Else those that are not out do, ``tied``; of these, and of the
@@ -228,7 +228,7 @@ def confirmed_ranking(groups: Sequence[Group], standing: Standing, prefer: str) 
     the mean over seeds; ``sd_seeds``, ``sd_images`` and ``sd_both`` are those of :class:`Noise`.
     """
     rows = []
-    for one, state, p_seeds, p_images in zip(groups, standing.states, standing.p_seeds, standing.p_images, strict=True):
+    for one, state, p_seeds, p_images in zip(groups, interim.states, interim.p_seeds, interim.p_images, strict=True):
         if state == "lost":
             continue
         _, low, high = t_test(np.array([run.metrics["val_accuracy"] for run in one.runs]))

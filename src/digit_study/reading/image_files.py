@@ -46,8 +46,8 @@ def _open(source: Path | bytes) -> Image.Image:
     except PermissionError:
         raise ImageError("may not be read; give yourself permission (chmod u+r)") from None
     except Exception:  # Pillow's readers raise whatever a damaged header makes them raise
-        with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as begun:
-            is_svg = b"<svg" in begun.read(512)
+        with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as contents:
+            is_svg = b"<svg" in contents.read(512)
         why = "is not an image that can be read (PNG, JPEG, GIF, BMP, TIFF, WebP …); save it as PNG"
         raise ImageError("is an SVG drawing, not pixels; export it as PNG" if is_svg else why) from None
 

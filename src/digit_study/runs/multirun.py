@@ -62,7 +62,7 @@ def _run_beneath(plan: Plan, task: Callable[[], None], uri: str) -> None:
     first = plan.jobs[0]
     swept = [text for text in plan.typed if "tracking." not in text and not text.startswith("hydra")]
     name = f"{len(plan.jobs)} runs: {' '.join(swept)}"[:200]
-    run_id = run_log.create_run(first.config, uri, first.dataset, name, kind="multirun", **views.BEGUN)
+    run_id = run_log.create_run(first.config, uri, first.dataset, name, kind="multirun", **views.INITIAL)
     log = run_log.RunLog(uri, run_id)
     scratch = stores.use_scratch() / "jobs"
     shared = set.intersection(*(set(job.overrides) for job in plan.jobs))

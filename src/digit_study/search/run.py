@@ -137,7 +137,7 @@ def _parent_run(plan: StudyPlan, stored: StoredStudy, courier: Courier) -> str:
         if any(RUN_ID in trial.user_attrs for trial in stored.trials()):
             raise kept_elsewhere(plan)
         tags = {
-            **views.BEGUN,
+            **views.INITIAL,
             "study": plan.study.study,
             "kind": "study",
             "study.uid": place[1],

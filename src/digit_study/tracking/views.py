@@ -19,7 +19,7 @@ from digit_study.tracking.stores import ARTIFACTS, SERVERS, version_named, view_
 #: Tag of a parent run: what it found, in a sentence.
 ANSWER = "answer"
 #: Tags of a parent that has only begun; there from the start, the answer stands before all others.
-BEGUN = {ANSWER: "nothing has finished yet"}
+INITIAL = {ANSWER: "nothing has finished yet"}
 #: Tags of an experiment that MLflow 3.17's page reads a view from, as JSON, when its address has ``viewStateShareKey``.
 SHARED_VIEW = "mlflow.sharedViewState."
 #: Where a bare ``mlflow ui`` listens, and what lets its pages show runs and metrics instead of what is for GenAI.

@@ -102,19 +102,19 @@ def _prepare(plan: StudyPlan, stored: StoredStudy) -> Confirmation:
     known = {"kind": KIND, "confirmation.key": hashlib.sha256(content.encode()).hexdigest()[:16]}
     parent = lookup.find_run(plan.uri, known)
     if parent is None or not run_log.reopen_run(plan.uri, parent):
-        tags = {**views.BEGUN, "study": name, **known}
+        tags = {**views.INITIAL, "study": name, **known}
         parent = run_log.create_run(plan.run, plan.uri, plan.dataset, f"confirmation of {name}", **tags)
     return Confirmation(plan, names, configs, searched, len(board), seeds, wanted.fixed or FIRST, parent)
 
 
 def _conclude(work: Confirmation) -> str:
     """Rank the candidates, track and print the ranking, keep the winner's model alone; returns the winner's run id."""
-    log, standing = run_log.RunLog(work.plan.uri, work.parent), work.standing()
-    if "in" not in standing.states:
+    log, interim = run_log.RunLog(work.plan.uri, work.parent), work.interim()
+    if "in" not in interim.states:
         raise StudyError("\n".join(["no candidate finished on all seeds:", *work.failures()]))
-    counted = [work.finished(key)[:count] for key, count in zip(work.names, standing.seeds, strict=True)]
+    counted = [work.finished(key)[:count] for key, count in zip(work.names, interim.seeds, strict=True)]
     groups = [Group(name, runs) for name, runs in zip(work.names.values(), counted, strict=True)]
-    ranking = confirmed_ranking(groups, standing, work.plan.study.confirm.prefer)
+    ranking = confirmed_ranking(groups, interim, work.plan.study.confirm.prefer)
     searched = ranking["name"].map({name: work.searched[key] for key, name in work.names.items()})
     ranking = ranking.assign(sweep_val_accuracy=searched, optimism=searched - ranking["mean"])
     winner = ranking[ranking["winner"]].iloc[0]

@@ -95,7 +95,7 @@ def _prepare(plan: StudyPlan, networks: Networks) -> Confirmation:
     known = {"kind": "frontier", "study": plan.study.study, "dataset.sha256": str(plan.run.data.sha256)}
     parent = lookup.find_run(plan.uri, known)
     if parent is None or not run_log.reopen_run(plan.uri, parent):
-        parent = run_log.create_run(plan.run, plan.uri, plan.dataset, "frontier", **views.BEGUN, **known)
+        parent = run_log.create_run(plan.run, plan.uri, plan.dataset, "frontier", **views.INITIAL, **known)
     return Confirmation(plan, networks.names, networks.configs, {}, 0, seeds, count, parent)
 
 
@@ -106,7 +106,7 @@ def table_of(work: Confirmation, evidence: Mapping[str, Mapping[str, str]]) -> p
     and its ends are those on the sealed images, NaN unless ``evidence`` has them by the id of the run.
     """
     groups = [Group(name, work.finished(key)) for key, name in work.names.items()]
-    ranking = confirmed_ranking(groups, work.standing(), "accuracy").set_index("name")
+    ranking = confirmed_ranking(groups, work.interim(), "accuracy").set_index("name")
     ranking["run_id"] = {one.name: one.runs[0].run_id for one in groups}
     ranking["minutes"] = {one.name: one.mean("training_seconds") / 60 for one in groups}
     table = ranking.sort_values(["parameters", "mean"], ascending=[True, False]).reset_index()

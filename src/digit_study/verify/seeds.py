@@ -11,7 +11,7 @@ from digit_study.config.run import Config
 from digit_study.data.digits import load_digits
 from digit_study.engine.protocol import Engine, Event, TrialResult
 from digit_study.engine.world import World
-from digit_study.evaluation.race import Standing, race
+from digit_study.evaluation.race import InterimAnalysis, race
 from digit_study.evaluation.ranking import Candidate
 from digit_study.search import report
 from digit_study.search.outcomes import BLAMELESS
@@ -50,7 +50,7 @@ class Confirmation:
             if run.run_id not in run_ids:
                 run_log.drop_models(self.plan.uri, run.run_id)
 
-    def standing(self) -> Standing:
+    def interim(self) -> InterimAnalysis:
         """Where the race stands, candidates in the order of :attr:`names`."""
         runs = [self.finished(key) for key in self.names]
         following = [(key, *self.seeds[len(own) :][:1]) for key, own in zip(self.names, runs, strict=True)]
@@ -63,20 +63,20 @@ class Confirmation:
         """Runs of a candidate with its first seeds, up to one that has not finished."""
         return [self.runs[key, seed] for seed in takewhile(lambda seed: (key, seed) in self.runs, self.seeds)]
 
-    def needed(self, standing: Standing) -> list[Job]:
+    def needed(self, interim: InterimAnalysis) -> list[Job]:
         """What must still finish for the next look, seed by seed; nothing when the race is over."""
         jobs = [(key, seed) for seed in self.seeds[: self.first] for key in self.names]
-        jobs += [job for job in self._further(standing) if job[1] in self.seeds[: standing.wanted]]
+        jobs += [job for job in self._further(interim) if job[1] in self.seeds[: interim.wanted]]
         return self._left(jobs)
 
-    def spare(self, standing: Standing) -> list[Job]:
+    def spare(self, interim: InterimAnalysis) -> list[Job]:
         """What slots do that would be idle until the next look: later seeds, of the best so far first."""
         means = {key: np.mean([run.metrics["val_accuracy"] for run in self.finished(key)] or [0]) for key in self.names}
-        return self._left(sorted(self._further(standing), key=lambda job: (job[1], -means[job[0]])))
+        return self._left(sorted(self._further(interim), key=lambda job: (job[1], -means[job[0]])))
 
-    def _further(self, standing: Standing) -> list[Job]:
+    def _further(self, interim: InterimAnalysis) -> list[Job]:
         """Beyond the seeds that all have, whatever those that go on may need."""
-        going = [key for key, goes_on in zip(self.names, standing.goes_on, strict=True) if goes_on]
+        going = [key for key, goes_on in zip(self.names, interim.goes_on, strict=True) if goes_on]
         return [(key, seed) for seed in self.seeds[self.first :] for key in going]
 
     def _left(self, jobs: list[Job]) -> list[Job]:
@@ -84,7 +84,7 @@ class Confirmation:
 
     def failures(self) -> list[str]:
         """What went wrong with seeds that a candidate needed, one sentence each."""
-        lost = [key for key, state in zip(self.names, self.standing().states, strict=True) if state == "lost"]
+        lost = [key for key, state in zip(self.names, self.interim().states, strict=True) if state == "lost"]
         return [text for (key, _), text in self.failed.items() if key in lost]
 
 
@@ -120,8 +120,8 @@ def train(work: Confirmation, engine: Engine) -> None:
     """Run what is needed until the race is over; a run whose process was killed from outside runs once more."""
     with confirmation_progress() as progress:
         try:
-            training = _Training(work, engine, progress, work.standing(), work.plan.world())
-            while work.needed(training.standing):
+            training = _Training(work, engine, progress, work.interim(), work.plan.world())
+            while work.needed(training.interim):
                 raise_if_interrupted()
                 training.fill()
                 for event in engine.events():
@@ -135,7 +135,7 @@ class _Training:
     work: Confirmation
     engine: Engine
     progress: RunProgress
-    standing: Standing
+    interim: InterimAnalysis
     world: World
     number: int = 0
     jobs: dict[int, tuple[Job, str]] = field(default_factory=dict)  # and the id of the run, by number
@@ -145,7 +145,7 @@ class _Training:
     def fill(self) -> None:
         """Give every free slot something to do."""
         work, running = self.work, [job for job, _ in self.jobs.values()]
-        waiting = dict.fromkeys([*work.needed(self.standing), *work.spare(self.standing)])
+        waiting = dict.fromkeys([*work.needed(self.interim), *work.spare(self.interim)])
         for job in [job for job in waiting if job not in running][: self.engine.free]:
             key, seed = job
             config = work.plan.beneath(work.parent, work.configs[key], seed, save_model=True)
@@ -165,7 +165,7 @@ class _Training:
         if event.kind in ("steps", "epoch"):
             self.progress.follow(event.key, event.kind, event.content)
             if event.kind == "epoch":
-                is_useful = job in {*self.work.needed(self.standing), *self.work.spare(self.standing)}
+                is_useful = job in {*self.work.needed(self.interim), *self.work.spare(self.interim)}
                 self.dropped |= set() if is_useful else {job}
                 self.engine.answer(event.key, is_useful)
             return
@@ -191,17 +191,17 @@ class _Training:
                 work.failed[job], text = f"{work.name(job)}: {result}", f"FAILED ({event.kind})"
             else:
                 self.died.add(job)
-        before, self.standing = self.standing, work.standing()
+        before, self.interim = self.interim, work.interim()
         ended = len(work.runs) + len(work.failed)
-        total = ended + len(work.needed(self.standing))
+        total = ended + len(work.needed(self.interim))
         self.progress.count(ended, total)
         self.progress.say(f"{ended}/{total}  {work.name(job)}: {text}")
-        if before.wanted != self.standing.wanted and self.standing.wanted != work.first < len(work.seeds):
+        if before.wanted != self.interim.wanted and self.interim.wanted != work.first < len(work.seeds):
             self.progress.say(self._news(before))
 
-    def _news(self, before: Standing) -> str:
+    def _news(self, before: InterimAnalysis) -> str:
         """What a look has found."""
-        now, names = self.standing, [name.split(":")[0] for name in self.work.names.values()]
+        now, names = self.interim, [name.split(":")[0] for name in self.work.names.values()]
         changed = zip(names, before.states, now.states, strict=True)
         out = [name for name, was, state in changed if state == "out" != was]
         going = [name for name, goes_on in zip(names, now.goes_on, strict=True) if goes_on]
