@@ -279,7 +279,6 @@ def test_a_worker_is_asked_to_end_while_it_lets_networks_go(monkeypatch: pytest.
     assert not went_on
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_signal_that_is_lost_in_a_finaliser_ends_a_trial_all_the_same(small_npz: Path, store: str) -> None:
     epochs: list[int] = []
     config = trial(small_npz, "training.epochs=5")

@@ -385,6 +385,13 @@ def test_a_signal_that_an_import_turns_into_a_fault_of_its_own_is_a_signal_all_t
         signal.raise_signal(signal.SIGTERM)
 
 
+class Broken:
+    """Has another fault in its finaliser."""
+
+    def __del__(self) -> None:
+        _ = 1 / 0
+
+
 class Finalised:
     """Gets a signal in its finaliser, out of which no exception comes."""
 
@@ -392,13 +399,18 @@ class Finalised:
         signal.raise_signal(signal.SIGTERM)
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_a_signal_that_is_lost_in_a_finaliser_is_heard_at_the_end() -> None:
-    done = []
+def test_a_signal_that_is_lost_in_a_finaliser_is_raised_at_the_end_and_told_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    done, told = [], list[Any]()
+    monkeypatch.setattr(sys, "unraisablehook", lambda lost: told.append(lost.exc_type))
     with pytest.raises(Interrupted, match="SIGTERM"), interruptible():
         Finalised()
         done.append("the rest")
-    assert done == ["the rest"]
+        Broken()
+    assert done == ["the rest"] and told == [ZeroDivisionError]
+    Broken()
+    assert told == [ZeroDivisionError] * 2
 
 
 def test_this_module_needs_no_tensorflow() -> None:

@@ -59,10 +59,13 @@ def interruptible() -> Iterator[None]:
             signal.signal(one, lambda number, frame: None)
         raise Interrupted(number)
 
+    # out of a finaliser no exception comes: Python would print it, and what is received is raised later
+    told = sys.unraisablehook
+    sys.unraisablehook = lambda lost: None if issubclass(lost.exc_type, Interrupted) else told(lost)
     previous = {one: signal.signal(one, interrupt) for one in STOPPING}
     try:
         yield
-        raise_if_interrupted()  # what it raised was lost: one that comes in a finaliser is only printed
+        raise_if_interrupted()
     except Exception:  # it may be the consequence of a signal
         raise_if_interrupted()
         raise
@@ -70,6 +73,7 @@ def interruptible() -> Iterator[None]:
         _received.clear()
         for one, handler in previous.items():
             signal.signal(one, handler)
+        sys.unraisablehook = told
 
 
 @contextmanager
