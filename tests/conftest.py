@@ -127,16 +127,9 @@ def open_store(migrated: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) ->
 #: The last one is what a command knows the server of its trials by, which is forked too.
 LIGHT = ("hydra", "omegaconf", "rich.console", "numpy", "psutil", "filelock", "yaml", "multiprocessing.forkserver")
 SLOW = (
-    *LIGHT,
-    "tensorflow",
-    "keras",
-    "mlflow.keras",
-    "seaborn",
-    "sklearn.metrics",
-    "sklearn.model_selection",
-    "optuna",
+    *LIGHT, "tensorflow", "keras", "mlflow.keras", "seaborn", "sklearn.metrics", "sklearn.model_selection", "optuna",
     "plotly",
-)
+)  # fmt: skip
 
 
 @dataclass
