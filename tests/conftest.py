@@ -120,6 +120,16 @@ def open_store(migrated: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) ->
     return uri
 
 
+# ---------------------------------------------------------------------------------- signals
+
+
+class Finalised:
+    """Gets a signal in its finaliser, out of which no exception comes."""
+
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGTERM)
+
+
 # ---------------------------------------------------------------------------------- commands
 
 

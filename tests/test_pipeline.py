@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import signal
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from conftest import open_store
+from conftest import Finalised, open_store
 from mlflow.entities import Run
 
 from digit_study.config import compose as composition
@@ -261,13 +260,6 @@ def test_a_trial_that_ends_early_says_how_and_keeps_its_epochs(
     assert run.info.status == status and run.info.end_time
     assert run.data.tags["failure"].startswith(type(error).__name__) and run.data.metrics["val_accuracy"] >= 0
     assert not (stores.OUTBOX / run_id).exists()
-
-
-class Finalised:
-    """Gets a signal in its finaliser, whose exceptions are only printed."""
-
-    def __del__(self) -> None:
-        signal.raise_signal(signal.SIGTERM)
 
 
 def test_a_worker_is_asked_to_end_while_it_lets_networks_go(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -17,6 +17,7 @@ from typing import Any
 
 import psutil
 import pytest
+from conftest import Finalised
 
 from digit_study.config.run import Config
 from digit_study.engine import worker as workers
@@ -390,13 +391,6 @@ class Broken:
 
     def __del__(self) -> None:
         _ = 1 / 0
-
-
-class Finalised:
-    """Gets a signal in its finaliser, out of which no exception comes."""
-
-    def __del__(self) -> None:
-        signal.raise_signal(signal.SIGTERM)
 
 
 def test_a_signal_that_is_lost_in_a_finaliser_is_raised_at_the_end_and_told_once(
