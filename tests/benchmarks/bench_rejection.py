@@ -10,10 +10,11 @@ refuses is refused. O, I, l and o are counted apart: drawn by hand they are a ze
 
 from __future__ import annotations
 
+import argparse
 import io
 import string
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -75,11 +76,11 @@ def pictures(random: np.random.Generator) -> Iterator[tuple[str, bytes]]:
         yield "noise", png(Image.fromarray(grain[:84, :84]))
 
 
-def main(mnist: str, folders: list[str]) -> None:
+def main(mnist: Path, folders: Sequence[Path]) -> None:
     """Draw, read, and print a line a kind."""
     accepts, read, refused, kinds = detector.load(), list[np.ndarray](), dict[str, int](), list[str]()
     fonts = sorted(
-        path for folder in folders for ending in ("ttf", "otf") for path in Path(folder).rglob(f"*.{ending}")
+        path for folder in folders for ending in ("ttf", "otf") for path in folder.rglob(f"*.{ending}")
     )
     fonts = [font for font in fonts if not font.name.startswith(("DejaVu", "STIX", "cm"))]
     letters = ((kind, drawn(font, one)) for font in fonts for kind, some in SETS.items() for one in some)
@@ -104,4 +105,8 @@ def main(mnist: str, folders: list[str]) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2:] or ["/usr/share/fonts"])
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("mnist", type=Path, help="Keras's mnist.npz")
+    parser.add_argument("fonts", type=Path, nargs="*", default=[Path("/usr/share/fonts")])
+    options = parser.parse_args()
+    main(options.mnist, options.fonts)

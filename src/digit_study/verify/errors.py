@@ -45,6 +45,6 @@ def unread_figure(table: pd.DataFrame, images: Pixels, index: Labels, networks: 
         agree = "all" if row["label_looks_wrong"] else f"{100 * row['agree']:.0f} %"
         captions.append((f"label {row['label']}\n{agree} say {row['says']}", look))
     wrong = int(table["label_looks_wrong"].sum())
-    note = f"orange: all networks read the same other digit, so that the label looks wrong ({wrong} of them)"
+    note = f"orange: all networks read the same other digit, the label looks wrong ({wrong})"
     pixels = images[[place[int(one)] for one in shown["index"]]]
     return charts.image_grid(pixels, title, note, 6, captions)
