@@ -1,6 +1,6 @@
 """Everything slow that a trial needs, made ready once in the server that trials are forked from.
 
-Imports, fonts and what else a first figure loads; no operation of TensorFlow, whose threads no fork would have.
+Imports and the digits; no operation of TensorFlow, whose threads no fork would have.
 """
 
 import gc
@@ -13,8 +13,6 @@ import threading
 from contextlib import suppress
 from importlib.metadata import version
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 from digit_study.terminal.signals import collect_rarely, native_stderr
 from digit_study.tracking.stores import quiet_mlflow
@@ -44,23 +42,6 @@ def _load_digits() -> None:
             load_digits(DataConfig(**json.loads(wanted)))
 
 
-def _draw_once() -> None:
-    """Draw and write what every trial leaves, of nothing: the second time takes two thirds as long."""
-    import numpy as np
-
-    from digit_study.data.sources import CLASSES
-    from digit_study.evaluation.metrics import score
-    from digit_study.training.figures import write_run_figures, write_run_tables
-
-    labels, pixels = np.arange(CLASSES), np.zeros((CLASSES, 28, 28, 1), np.uint8)
-    wrong = score(labels, np.roll(np.eye(CLASSES, dtype=np.float32), 1, axis=1))
-    record = {"train_loss": 1.0, "val_loss": 1.0, "train_accuracy": 0.0, "val_accuracy": 0.0}
-    digits: Any = SimpleNamespace(validation_images=pixels, name="none")
-    with tempfile.TemporaryDirectory() as folder:
-        write_run_tables(wrong, Path(folder))
-        write_run_figures(wrong, [record, record], digits, "none", Path(folder))
-
-
 collect_rarely()
 _guard = threading.Thread(target=_end_with_parent)
 _guard.start()
@@ -72,7 +53,6 @@ try:
     # MLflow asks which package every module is of when it saves a model: half a second, of which it keeps the answer
     requirements = importlib.import_module("mlflow.utils.requirements_utils")
     requirements.warn_dependency_requirement_mismatches([f"numpy=={version('numpy')}"])
-    _draw_once()
     _load_digits()
     gc.freeze()  # and every trial shares these pages
 finally:  # no thread may be there when the first trial is forked

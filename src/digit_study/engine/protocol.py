@@ -3,19 +3,23 @@
 Sampling, pruning and stores are the supervisor's. A new engine is a module and a line in :data:`ENGINES`.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from digit_study.config.engine import EngineConfig, Node
 from digit_study.config.run import Config
 from digit_study.data.sources import DataConfig
-from digit_study.evaluation.metrics import Evaluation
 from digit_study.terminal.messages import StudyError
 from digit_study.terminal.progress import EpochProgress
 from digit_study.terminal.signals import raise_if_interrupted
+
+if TYPE_CHECKING:  # it needs pandas, which no plan waits for
+    from digit_study.evaluation.metrics import Evaluation
 
 Epoch = dict[str, float]
 #: Why a trial died with its node or its slot: no fault of the trial, which runs again however often it happens.

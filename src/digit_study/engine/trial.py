@@ -1,5 +1,6 @@
 """One function walks the whole way from a config to a tracked run: the one file that knows all the stages."""
 
+import gc
 import time
 import timeit
 from collections.abc import Callable
@@ -61,6 +62,7 @@ def forget_networks() -> None:
     """Let go of what Keras and TensorFlow keep of the networks so far, and let the names of layers start anew."""
     with deferred_signals():  # in one of the many finalisers that this runs a signal would be lost
         keras.utils.clear_session()
+        gc.freeze()  # what is left by now stays, and would be gone through after every trial, and in each
 
 
 def _finish(log: RunLog, result: TrialResult, on_result: Listener, draw: Callable[[], None]) -> None:

@@ -1,4 +1,7 @@
-"""Whether the world is well enough for trials to start; after a fault they wait, and only patience ends that."""
+"""Whether the world is well enough for trials to start; after a fault they wait, and only patience ends that.
+
+A command is planned with it, so that it imports MLflow late.
+"""
 
 import os
 import tempfile
@@ -10,8 +13,7 @@ import psutil
 from digit_study.config.run import Config
 from digit_study.terminal import console
 from digit_study.terminal.messages import StudyError, first_line
-from digit_study.tracking import run_log, stores
-from digit_study.tracking.delivery import StoreFault
+from digit_study.tracking import stores
 
 #: Seconds until the world is looked at again: at first, and at most; without a fault for longer than that it is well.
 PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
@@ -50,10 +52,12 @@ class World:
         return self.hit_at > float("-inf")
 
     def create_run(self, config: Config, dataset: str, name: str, **tags: str) -> str | None:
-        """The id of a new run, see :func:`run_log.create_run`; None, and a fault is known, while its store is gone."""
+        """The id of a new run, see :func:`digit_study.tracking.run_log.create_run`; None, and a fault is known, while its store is gone."""
+        from digit_study.tracking import run_log
+
         try:
             return run_log.create_run(config, self.uri, dataset, name, **tags)
-        except StoreFault as fault:
+        except run_log.StoreFault as fault:
             self.hit(first_line(fault))
             return None
 
