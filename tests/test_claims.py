@@ -114,20 +114,20 @@ def test_an_honest_network_is_found_honest() -> None:
 def test_the_model_with_a_temperature_gives_what_was_logged(tmp_path: object) -> None:
     import keras
 
-    from digit_study.training.fit import reader, weights_sha256
+    from digit_study.training.fit import Reader, weights_sha256
     from digit_study.training.networks import ModelConfig, build_model, mean_of
 
     images = mnist_data()[0].reshape(-1, 28, 28, 1)[::50].astype(np.uint8)
     members = [build_model(ModelConfig(filters=4)) for _ in range(3)]
-    single = [reader(one)(images) for one in members]
+    single = [Reader(one)(images) for one in members]
     ensemble = mean_of(members)
-    assert np.allclose(reader(ensemble)(images), np.mean(single, axis=0), atol=1e-6)
+    assert np.allclose(Reader(ensemble)(images), np.mean(single, axis=0), atol=1e-6)
     hot = calibration.with_temperature(ensemble, 1.7)
     hot.save(f"{tmp_path}/hot.keras")
     again = keras.models.load_model(f"{tmp_path}/hot.keras")  # in safe mode
     assert weights_sha256(again) == weights_sha256(ensemble)
     expected = calibration.tempered(np.mean(single, axis=0), 1.7)
-    assert np.allclose(reader(again)(images), expected, atol=1e-5)
+    assert np.allclose(Reader(again)(images), expected, atol=1e-5)
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ import tensorflow as tf
 from digit_study.config import compose as composition
 from digit_study.config.compose import compose_config
 from digit_study.config.run import Config
-from digit_study.training.fit import FUSED_LAYERS, FusedBatchNormalization, reader
+from digit_study.training.fit import FUSED_LAYERS, FusedBatchNormalization, Reader
 from digit_study.training.networks import ACTIVATIONS, POOLINGS, ModelConfig, build_model, final_side
 from digit_study.training.recipe import TrainingConfig, build_optimizer
 
@@ -190,7 +190,7 @@ def test_fused_batch_norm_computes_in_bfloat16_and_keeps_its_moments_in_float32(
 def test_images_are_read_in_their_order_as_keras_reads_them(count: int) -> None:
     model = build_model(variant("tiny"))
     images = np.random.default_rng(0).integers(0, 256, (count, 28, 28, 1)).astype(np.uint8)
-    read = reader(model)
+    read = Reader(model)
     np.testing.assert_allclose(read(images), model.predict(images, verbose=0), atol=1e-5)
     model.set_weights([0 * weight for weight in model.get_weights()])
     assert np.ptp(read(images)) == 0.0  # the weights of now, not those that it was compiled with

@@ -33,7 +33,7 @@ from digit_study.terminal.signals import Interrupted, interruptible
 from digit_study.tracking import lookup, stores
 from digit_study.tracking import run_log as tracking
 from digit_study.training import figures
-from digit_study.training.fit import Diverged, reader, weights_sha256
+from digit_study.training.fit import Diverged, Reader, weights_sha256
 from digit_study.training.networks import build_model
 
 composition.register()
@@ -161,7 +161,7 @@ def test_the_model_loads_and_gives_exactly_what_was_logged(finished: Finished) -
     assert logged.name == "model" and logged.source_run_id == finished.run.info.run_id
     model = mlflow.keras.load_model(f"models:/{logged.model_id}")
     assert weights_sha256(model) == finished.result.weights_sha256
-    read = reader(model)(digits.validation_images)
+    read = Reader(model)(digits.validation_images)
     again = evaluation.score(digits.validation_labels, read, digits.validation_index)
     # the metrics are those before, the model gives probabilities at its temperature
     assert np.allclose(read, finished.result.evaluation.probabilities, atol=1e-6)
@@ -197,7 +197,7 @@ def test_what_is_reported_is_read_by_the_weights_that_are_kept(words: list[str],
     (logged,) = mlflow.MlflowClient(store).search_logged_models([run.info.experiment_id])
     digits = data.load_digits(config.data)
     model = mlflow.keras.load_model(f"models:/{logged.model_id}")
-    read = reader(model)(digits.validation_images)
+    read = Reader(model)(digits.validation_images)
     again = evaluation.score(digits.validation_labels, read, digits.validation_index)
     assert np.allclose(read, result.evaluation.probabilities, atol=1e-6)
     for name in ("val_accuracy", "val_macro_f1"):

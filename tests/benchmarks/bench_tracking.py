@@ -81,7 +81,7 @@ def _bare(config: object) -> None:
 
     def validate() -> evaluation.Evaluation:
         final.set_weights(model.get_weights())
-        read = training.reader(final)(digits.validation_images)
+        read = training.Reader(final)(digits.validation_images)
         return evaluation.score(digits.validation_labels, read, digits.validation_index)
 
     training.fit(

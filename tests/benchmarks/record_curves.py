@@ -70,7 +70,7 @@ def curve(data: str | None, point: dict[str, Any], seed: int) -> tuple[list[int]
     fit.use_threads(1)
     keras.utils.set_random_seed(config.training.seed)
     model = build_model(config.model, config.training.precision, fit.FUSED_LAYERS)
-    read, right = fit.reader(model), list[int]()
+    read, right = fit.Reader(model), list[int]()
 
     def validate() -> dict[str, float]:
         right.append(int((read(digits.validation_images).argmax(axis=1) == digits.validation_labels).sum()))

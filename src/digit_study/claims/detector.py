@@ -44,9 +44,9 @@ def build(precision: str = "float32", layers: Any = None) -> Any:
 
 def scorer(models: Sequence[Any]) -> Callable[[Pixels], Scores]:
     """A function: images (n, 28, 28, 1), uint8, to the mean of the models' log-odds that each shows a digit, (n,)."""
-    from digit_study.training.fit import reader
+    from digit_study.training.fit import Reader
 
-    readers = [reader(model) for model in models]
+    readers = [Reader(model) for model in models]
 
     def score(images: Pixels) -> Scores:
         no_digit = np.stack([read(images)[:, CLASSES] for read in readers])

@@ -2,7 +2,6 @@
 
 import gc
 import time
-import timeit
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -13,9 +12,8 @@ from digit_study.claims import calibration
 from digit_study.config import machine
 from digit_study.config.run import Config
 from digit_study.data.digits import Digits, load_digits
-from digit_study.data.sources import Pixels
 from digit_study.engine.protocol import Epoch, Pruned, TrialResult
-from digit_study.evaluation.metrics import Evaluation, Probabilities, score
+from digit_study.evaluation.metrics import Evaluation, score
 from digit_study.terminal.signals import Interrupted, deferred_signals, raise_if_interrupted
 from digit_study.tracking import origin
 from digit_study.tracking.run_log import RunLog
@@ -24,7 +22,6 @@ from digit_study.training import figures, fit
 from digit_study.training.networks import Model, build_model, mean_of
 
 Listener = Callable[..., None]  # of (epoch, step, steps) or of (number, record)
-Reader = Callable[[Pixels], Probabilities]
 
 
 def run_trial(
@@ -101,13 +98,11 @@ def _walk(
         members.append(member)
     final_model, images = mean_of(members), digits.validation_images
     if len(members) > 1:  # else it can read already; to compile it again would cost every trial a tenth of a second
-        read = fit.reader(final_model)
+        read = fit.Reader(final_model)
         outcome = score(digits.validation_labels, read(images), digits.validation_index)
     t, claims = calibration.calibrated(outcome.labels, outcome.probabilities)
     outcome = replace(outcome, probabilities=calibration.tempered(outcome.probabilities, t))
-    # the milliseconds an image of a warm forward pass over 256, the fastest of three
-    batch = images[:256]
-    seconds = min(timeit.repeat(lambda: read(batch), number=1, repeat=3))
+    read(images[: fit.READ_AT_ONCE])  # once more, for what it takes: there may have been but one batch, the first
     losses = [record["val_loss"] for record in epochs]
     metrics = {
         **outcome.metrics,
@@ -115,7 +110,7 @@ def _walk(
         **digits.counts(),
         "parameters": float(final_model.count_params()),
         "training_seconds": sum(record["epoch_seconds"] for record in epochs),
-        "inference_milliseconds": 1000 * seconds / len(batch),
+        "inference_milliseconds": 1000 * read.seconds_an_image,
         "best_epoch": losses.index(min(losses)) + 1.0,
     }
     weights = fit.weights_sha256(final_model)
@@ -130,7 +125,7 @@ def _walk(
 
 def _train(
     config: Config, digits: Digits, earlier: int, on_steps: Listener, on_record: Listener
-) -> tuple[Model, Reader, Evaluation]:
+) -> tuple[Model, fit.Reader, Evaluation]:
     """One network, how to read with it, and how it reads the validation images at its end.
 
     The steps it tells of are those after ``earlier`` epochs, of other members.
@@ -139,7 +134,7 @@ def _train(
     trained_model = build_model(config.model, config.training.precision, fit.FUSED_LAYERS)
     # trained in bfloat16 or not, a network is judged and saved in float32: the same numbers on every machine
     final_model = build_model(config.model)
-    read, read_finally = fit.reader(trained_model), fit.reader(final_model)
+    read, read_finally = fit.Reader(trained_model), fit.Reader(final_model)
     images, truth = digits.validation_images, (digits.validation_labels, digits.validation_index)
     readings: list[Evaluation] = []
 

@@ -89,9 +89,9 @@ def load_model(file: Path) -> Model:
         if (taken, given) != ((28, 28, 1), (10,)):
             raise StudyError(f"a model must take (28, 28, 1) and give (10,), got {taken} and {given}: '{file}'")
 
-        from digit_study.training.fit import reader
+        from digit_study.training.fit import Reader
 
-        read = reader(model)  # a single image takes a seventh of the time of Keras's own call
+        read = Reader(model)  # a single image takes a seventh of the time of Keras's own call
         read(np.zeros((1, 28, 28, 1), np.uint8))  # the first call sets TensorFlow up, which may print
     return lambda images: np.asarray(read(images[..., None]), np.float32)
 
