@@ -79,9 +79,7 @@ def pictures(random: np.random.Generator) -> Iterator[tuple[str, bytes]]:
 def main(mnist: Path, folders: Sequence[Path]) -> None:
     """Draw, read, and print a line a kind."""
     accepts, read, refused, kinds = detector.load(), list[np.ndarray](), dict[str, int](), list[str]()
-    fonts = sorted(
-        path for folder in folders for ending in ("ttf", "otf") for path in folder.rglob(f"*.{ending}")
-    )
+    fonts = sorted(path for folder in folders for ending in ("ttf", "otf") for path in folder.rglob(f"*.{ending}"))
     fonts = [font for font in fonts if not font.name.startswith(("DejaVu", "STIX", "cm"))]
     letters = ((kind, drawn(font, one)) for font in fonts for kind, some in SETS.items() for one in some)
     for kind, image in [*letters, *pictures(np.random.default_rng(0))]:
