@@ -5,7 +5,8 @@
 Real trials of 20,000 images, 5,000 to validate on, three epochs, one thread each, as a sweep runs them, with all that
 they leave in MLflow; the sizes alternate, medians are printed. ``before`` is from the free slot to the first step,
 ``after`` from the last step to the free slot; both hold nothing of the steps themselves. ``reading`` is the part of
-``after`` that reads the validation images for the last time, exactly, in float32. The second trial of a slot is what counts: the first waits for TensorFlow.
+``after`` that reads the validation images for the last time, exactly, in float32. The second trial of a slot is what
+counts: the first waits for TensorFlow.
 """
 
 from __future__ import annotations

@@ -8,11 +8,9 @@ import importlib
 import json
 import os
 import signal
-import tempfile
 import threading
 from contextlib import suppress
 from importlib.metadata import version
-from pathlib import Path
 
 from digit_study.terminal.signals import collect_rarely, native_stderr
 from digit_study.tracking.stores import quiet_mlflow

@@ -52,12 +52,15 @@ class World:
         return self.hit_at > float("-inf")
 
     def create_run(self, config: Config, dataset: str, name: str, **tags: str) -> str | None:
-        """The id of a new run, see :func:`digit_study.tracking.run_log.create_run`; None, and a fault is known, while its store is gone."""
-        from digit_study.tracking import run_log
+        """The id of a new run, as :func:`digit_study.tracking.run_log.create_run` says.
+
+        None, and a fault is known, while its store is gone.
+        """
+        from digit_study.tracking import delivery, run_log
 
         try:
             return run_log.create_run(config, self.uri, dataset, name, **tags)
-        except run_log.StoreFault as fault:
+        except delivery.StoreFault as fault:
             self.hit(first_line(fault))
             return None
 

@@ -118,6 +118,7 @@ class Reader:
         self.seconds_an_image = math.inf  # in the fastest batch so far; the first one is compiled
 
     def __call__(self, images: Pixels) -> np.ndarray[Any, Any]:
+        """Read n ≥ 1 images, READ_AT_ONCE at a time."""
         parts = []
         for start in range(0, len(images), READ_AT_ONCE):
             batch, began = images[start : start + READ_AT_ONCE], time.perf_counter()
