@@ -334,6 +334,7 @@ def test_a_champion_without_files_is_named(store: rs.Store) -> None:
         ("failed", "which is FAILED"),
         ("deleted", "not deleted"),
         ("bare", "with a model"),
+        ("let go", r"still there, got '\w+' \(Logged model with ID 'm-\w+' not found\): train it again"),
         ("parent", "take the run it names, abc"),
     ],
 )
@@ -344,11 +345,15 @@ def test_runs_that_cannot_be_promoted(store: rs.Store, kind: str, word: str) -> 
         "failed": lambda: rs.add_run(store, status="FAILED"),
         "deleted": lambda: rs.add_run(store),
         "bare": lambda: rs.add_run(store, model=False),
+        "let go": lambda: rs.add_run(store),
         "parent": lambda: rs.add_confirmation(store, "default", "abc"),
     }
     run_id = make[kind]()
     if kind == "deleted":
         store.client.delete_run(run_id)
+    if kind == "let go":  # as a confirmation does with those of all but its winner
+        (model,) = store.client.get_run(run_id).outputs.model_outputs
+        store.client.delete_logged_model(model.model_id)
     with pytest.raises(StudyError, match=word):
         promotion.serve(store.ask(run_id))
     assert not store.registry.ledger.path.parent.exists()

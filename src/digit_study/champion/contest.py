@@ -25,7 +25,7 @@ from digit_study.evaluation.metrics import (
 )
 from digit_study.evaluation.ranking import paired_test
 from digit_study.terminal.console import percent, with_interval
-from digit_study.terminal.messages import StudyError
+from digit_study.terminal.messages import StudyError, first_line
 from digit_study.terminal.signals import native_stderr, signals_surface
 from digit_study.tracking import lookup, origin, views
 from digit_study.tracking.stores import model_file
@@ -72,8 +72,8 @@ def find_challenger(client: mlflow.MlflowClient, uri: str, config: PromoteConfig
     try:
         file = model_file(f"models:/{model_id}", uri)
     except StudyError as fault:
-        rule = "`run_id` must be a run whose model is still there"
-        raise StudyError(f"{rule}, got '{run_id}' ({fault}): {remedy}") from None
+        rule, why = "`run_id` must be a run whose model is still there", first_line(fault.__cause__ or fault)
+        raise StudyError(f"{rule}, got '{run_id}' ({why.rstrip('.')}): {remedy}") from None
     source = lookup.recorded_config(run).data
     source = replace(source, path=source.path if config.data.path is None else config.data.path)
     return Challenger(run, run_id, model_id, file, sources.resolve(source).config)

@@ -255,7 +255,8 @@ def use_scratch() -> Path:
 def model_file(uri: str, tracking: str | None = None) -> Path:
     """Path of the Keras file of a model, named as in ``NAMED``, downloaded from ``tracking`` or the usual store.
 
-    Raises StudyError if there is no such store, alias, version or run, or the model is not one of Keras.
+    Raises StudyError if there is no such store, alias, version or run, or the model is not one of Keras; its cause is
+    what MLflow said.
     """
     if uri.endswith(".keras") and Path(uri).is_file():
         return Path(uri)
@@ -267,6 +268,7 @@ def model_file(uri: str, tracking: str | None = None) -> Path:
     import mlflow
 
     mlflow.set_tracking_uri(store)  # the registry follows it; download_artifacts(tracking_uri=) asks another
+    cause: Exception | None = None
     try:
         folder = Path(mlflow.artifacts.download_artifacts(uri))
         file = folder / "data" / "model.keras"
@@ -274,6 +276,7 @@ def model_file(uri: str, tracking: str | None = None) -> Path:
             return file
         problem = f"be a Keras model, got '{uri}' without data/model.keras"
     except (mlflow.exceptions.MlflowException, OSError) as fault:
+        cause = fault
         problem = f"name a model that MLflow holds, got '{uri}' ({first_line(fault).rstrip('.')})"
     if not uri.startswith("models:/"):
         remedy = "see the runs with `mlflow ui`, or leave `model` out for the champion"
@@ -283,7 +286,7 @@ def model_file(uri: str, tracking: str | None = None) -> Path:
         remedy = f"take one of the versions there are ({known}), as {example}, or promote one with sweeps/promote.py"
     else:
         remedy = f"no version of {REGISTERED_NAME} is registered yet; run `python sweeps/promote.py`"
-    raise StudyError(f"`model` must {problem}: {remedy}")
+    raise StudyError(f"`model` must {problem}: {remedy}") from cause
 
 
 def version_named(uri: str, tracking: str | None = None) -> str | None:
