@@ -40,6 +40,15 @@ def test_no_arrow_points_upwards_and_stages_do_not_know_each_other() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.parametrize("module", ["digit_study.search.plan", "digit_study.runs.plan"])
+def test_a_plan_waits_for_neither_mlflow_nor_pandas(module: str) -> None:
+    """They and TensorFlow cost seconds, and a wrong key is told by a plan alone."""
+    code = f"import sys, {module}; print([name for name in ('mlflow', 'pandas', 'tensorflow') if name in sys.modules])"
+    environment = {"PYTHONPATH": str(ROOT / "src"), "PATH": "/usr/bin:/bin"}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
 def private_uses(path: Path) -> list[str]:
     """Private names that a file imports from a library, or reads from what is not its own."""
     found = []

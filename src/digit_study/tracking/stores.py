@@ -255,8 +255,7 @@ def use_scratch() -> Path:
 def model_file(uri: str, tracking: str | None = None) -> Path:
     """Path of the Keras file of a model, named as in ``NAMED``, downloaded from ``tracking`` or the usual store.
 
-    Raises StudyError if there is no such store, alias, version or run, or the model is not one of Keras; its cause is
-    what MLflow said.
+    Raises StudyError if there is no such store, alias, version, run or Keras model; its cause is what MLflow said.
     """
     if uri.endswith(".keras") and Path(uri).is_file():
         return Path(uri)
@@ -276,8 +275,7 @@ def model_file(uri: str, tracking: str | None = None) -> Path:
             return file
         problem = f"be a Keras model, got '{uri}' without data/model.keras"
     except (mlflow.exceptions.MlflowException, OSError) as fault:
-        cause = fault
-        problem = f"name a model that MLflow holds, got '{uri}' ({first_line(fault).rstrip('.')})"
+        cause, problem = fault, f"name a model that MLflow holds, got '{uri}' ({first_line(fault).rstrip('.')})"
     if not uri.startswith("models:/"):
         remedy = "see the runs with `mlflow ui`, or leave `model` out for the champion"
     elif versions := mlflow.MlflowClient().search_model_versions(f"name = '{REGISTERED_NAME}'", max_results=200):

@@ -113,8 +113,9 @@ class Reader:
 
     def __init__(self, model: keras.Model) -> None:
         pixels = tf.TensorSpec((None, *model.input_shape[1:]), tf.uint8)
-        forward = tf.function(lambda images: model(images, training=False), input_signature=[pixels], autograph=False)
-        self.forward = forward
+        self.forward = tf.function(
+            lambda images: model(images, training=False), input_signature=[pixels], autograph=False
+        )
         self.seconds_an_image = math.inf  # in the fastest batch so far; the first one is compiled
 
     def __call__(self, images: Pixels) -> np.ndarray[Any, Any]:
