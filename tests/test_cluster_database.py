@@ -21,6 +21,8 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial
 from sqlalchemy import NullPool
 
+from digit_study.search.study import SURPLUS
+
 BINARIES = max(Path("/usr/lib/postgresql").glob("*/bin"), default=Path("/usr/lib/postgresql"))
 NO_DATABASE = not (BINARIES / "initdb").exists() or find_spec("psycopg") is None
 pytestmark = [
@@ -190,7 +192,8 @@ def test_hosts_that_die_or_are_cut_off_are_replaced(shared: Shared) -> None:
     shared.assert_whole(7)
     assert results.items() <= shared.results_of(*machines).items()
     trials = shared.trials()
-    taken_over = [one.user_attrs["reason"] for one in trials if one.state.name == "FAIL"]
+    failed = [one.user_attrs["reason"] for one in trials if one.state.name == "FAIL"]
+    taken_over = [reason for reason in failed if reason != SURPLUS]  # two may have asked for the last one
     assert len(taken_over) in (3, 4) and set(taken_over) == {"its supervisor ended before it"}
     message = told(commands[cut], 1)
     assert "search.storage" in message and "the same command goes on" in message

@@ -157,7 +157,7 @@ def test_a_full_disk_of_a_node_costs_no_trial(rays: RayHosts) -> None:
 def test_a_study_outlives_a_trial_a_slot_a_node_and_a_link(rays: RayHosts) -> None:
     """kill -9 of a trial, of its slot, of a whole node; a host that joins; a link cut for 30 s, and one for good."""
     _, two, three, four = rays.hosts
-    command, known = rays.search("chaos", "search.trials=24", "training.epochs=60"), set[int]()
+    command, known = rays.search("chaos", "search.trials=36", "training.epochs=60"), set[int]()
     number = trial_on(rays, "chaos", two, known)
     forked = processes(two, "multiprocessing.forkserver")
     trials = [str(pid) for pid, _ in forked if pid not in {parent for _, parent in forked}]
@@ -188,7 +188,7 @@ def test_a_study_outlives_a_trial_a_slot_a_node_and_a_link(rays: RayHosts) -> No
     known_as_ended(command, number, 60)
     done = command.finish(400)
     assert (done.code, done.err) == (0, "")
-    assert_ended(rays, "chaos", 24)
+    assert_ended(rays, "chaos", 36)
     reasons = Counter(one.user_attrs.get("reason") for one in rays.trials("chaos"))
     assert reasons["its slot was killed"] >= 1 and reasons["its node went away"] >= 2
     assert rays.actors() == []

@@ -354,6 +354,18 @@ def test_orphans_are_those_whose_supervisor_is_gone(storage: str) -> None:
     assert [trial.number for trial in study_store.orphans(found)] == ([1] if storage.endswith("db") else [1, 2])
 
 
+def test_of_two_machines_that_ask_for_the_last_trial_one_gets_none(storage: str) -> None:
+    found = stored(storage)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        first, second = found.study.ask(), found.study.ask()
+    is_shared = storage.endswith("db")  # a journal's supervisors ask in turn
+    assert not found.drop_surplus(first, 1) and found.drop_surplus(second, 1) == is_shared
+    ended = [(trial.state.name, trial.user_attrs.get("reason")) for trial in found.trials()]
+    assert ended == [("RUNNING", None), ("FAIL", study_store.SURPLUS) if is_shared else ("RUNNING", None)]
+    assert len(study_store.counted(found.trials())) == 2 - is_shared
+
+
 @given(st.lists(st.tuples(st.sampled_from(["WAITING", "RUNNING", "COMPLETE", "FAIL"]), st.booleans())))
 def test_what_was_put_back_does_not_count(kinds: list[tuple[str, bool]]) -> None:
     trials = [

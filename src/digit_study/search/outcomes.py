@@ -16,13 +16,13 @@ from digit_study.config import machine
 from digit_study.config.study import constraints_of
 from digit_study.engine.protocol import LOST, Event
 from digit_study.search.plan import StudyPlan
-from digit_study.search.study import SUPERSEDED, SUPERVISOR, WORKER, StoredStudy, orphans
+from digit_study.search.study import REASON, SUPERSEDED, SUPERVISOR, WORKER, StoredStudy, orphans
 from digit_study.terminal.messages import StudyError, first_line, of_world
 from digit_study.tracking import lookup, run_log
 from digit_study.tracking.courier import KEEPER, SPARE
 
 #: Attributes of a trial.
-RUN_ID, REASON, RETRY_OF, REPLICATE_OF = "run_id", "reason", "retry_of", "replicate_of"
+RUN_ID, RETRY_OF, REPLICATE_OF = "run_id", "retry_of", "replicate_of"
 SEED, BASELINE = "training.seed", "baseline"
 ABANDONED, INTERRUPTED = "its supervisor ended before it", "interrupted"
 #: How often a configuration runs again because its process died; these reasons are no fault of it.

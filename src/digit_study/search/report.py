@@ -19,9 +19,9 @@ from digit_study.evaluation import charts
 from digit_study.evaluation.metrics import Evaluation, accuracy_interval, evaluation_of
 from digit_study.evaluation.ranking import Candidate, Group, pooled_leaderboard, sentence
 from digit_study.search import pictures, space
-from digit_study.search.outcomes import REASON, REPLICATE_OF, RUN_ID, SEED, RankKey, rank_key, ranked_trials
+from digit_study.search.outcomes import REPLICATE_OF, RUN_ID, SEED, RankKey, rank_key, ranked_trials
 from digit_study.search.plan import StudyPlan, address
-from digit_study.search.study import StoredStudy
+from digit_study.search.study import REASON, SURPLUS, StoredStudy
 from digit_study.terminal.console import CONFIGURATIONS, warn, with_interval
 from digit_study.terminal.messages import first_line
 from digit_study.tracking import delivery, lookup, origin, run_log, views
@@ -120,7 +120,7 @@ def trials_frame(plan: StudyPlan, stored: StoredStudy) -> pd.DataFrame:
             "finished": pd.Timestamp(trial.datetime_complete) if trial.datetime_complete else pd.NaT,
             "seed": trial.user_attrs.get(SEED),
             "replicate_of": trial.user_attrs.get(REPLICATE_OF),
-            "reason": trial.user_attrs.get("reason", ""),
+            "reason": trial.user_attrs.get(REASON, ""),
             "run_id": trial.user_attrs.get(RUN_ID, ""),
             **(dict(zip(plan.objectives, values, strict=True)) if trial.values else {}),
             **{one.key: trial.params.get(one.key) for one in plan.dimensions},
@@ -156,7 +156,8 @@ def note(plan: StudyPlan, stored: StoredStudy, board: pd.DataFrame | None = None
     states = ", ".join(f"{count} {state.lower()}" for state, count in Counter(one.state.name for one in trials).items())
     asked = f"Asked: which of {', '.join(keys)} reads {plan.dataset} best, in {search.trials} trials "
     asked += f"({search.sampler}, {pruner_of(search)}); {states or 'none has begun'}"
-    failed = [f"trial {one.number}: {one.user_attrs[REASON]}"[:300] for one in trials if REASON in one.user_attrs]
+    reasons = {one.number: one.user_attrs.get(REASON, SURPLUS) for one in trials}
+    failed = [f"trial {number}: {reason}"[:300] for number, reason in reasons.items() if reason != SURPLUS]
     where = address(plan.study.study, {"search.storage": search.storage, "tracking.uri": plan.run.tracking.uri})
     if board is None or board.empty:
         answer = f"not at its end; best so far: {BestSoFar(plan, stored)()}"

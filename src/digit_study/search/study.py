@@ -33,8 +33,10 @@ from digit_study.tracking import stores
 #: Attributes of a study; the definition is set last. ``supervised by`` precedes the name of every supervisor it had.
 DEFINITION, UID, OVERRIDES, DATA_PATH, CREATED = "definition", "uid", "overrides", "data_path", "created"
 CREATOR, SUPERVISED = "creator", "supervised by "
-#: Attributes of a trial; ``superseded`` is set on a failed one whose configuration was enqueued again.
-SUPERVISOR, WORKER, SUPERSEDED = "supervisor", "worker", "superseded"
+#: Attributes of a trial; ``superseded`` is set on a failed one that does not count: its configuration runs again, or is
+#: one too many.
+SUPERVISOR, WORKER, REASON, SUPERSEDED = "supervisor", "worker", "reason", "superseded"
+SURPLUS = "one too many: another machine had begun the last one"
 #: Seconds within which another machine has a study whole that it has just created, and has signed a trial.
 WHOLE_WITHIN_S, SIGNED_WITHIN_S, HEARTBEAT_S = 10.0, 60, 15
 #: Overrides that do not describe the study: its name, its place, and what one call of the command wants.
@@ -90,6 +92,7 @@ class StoredStudy:
         is_surplus = sum(one.number <= trial.number for one in counted(self.trials())) > total
         if is_surplus:
             trial.set_user_attr(SUPERSEDED, True)
+            trial.set_user_attr(REASON, SURPLUS)
             self.study.tell(trial.number, state=TrialState.FAIL)
         return is_surplus
 
