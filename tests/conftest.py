@@ -50,6 +50,7 @@ hypothesis.settings.load_profile("here")
 
 def pytest_collection_finish() -> None:
     """Pin TensorFlow to one thread before any test's first operation: afterwards the number cannot change."""
+    gc.freeze()  # else every collection that a library asks for goes through all imports, for half a second
     if "tensorflow" in sys.modules:
         from digit_study.training import fit as training
 
@@ -95,11 +96,17 @@ def small_npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def migrated(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An empty MLflow database; its migrations take seconds, a copy takes none."""
+    """An empty MLflow database; its migrations take seconds, a copy takes none. All processes of the tests share it."""
     import mlflow
+    from filelock import FileLock
 
-    path = tmp_path_factory.mktemp("migrated") / "mlflow.db"
-    mlflow.MlflowClient(f"sqlite:///{path}").search_experiments(max_results=1)
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+    path, new = folder / "migrated.db", folder / "migrating.db"
+    with FileLock(folder / "migrated.lock"):
+        if not path.exists():
+            mlflow.MlflowClient(f"sqlite:///{new}").search_experiments(max_results=1)
+            new.rename(path)
     return path
 
 

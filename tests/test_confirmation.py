@@ -93,6 +93,7 @@ def test_a_killed_run_is_repeated_once_and_a_failed_one_told(store: str, study: 
     assert "RUNNING" not in {run.info.status for run in runs(store, "confirmation-run")}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefer", ["smallest", "accuracy"])
 def test_the_winner_is_as_preferred(prefer: str, store: str, study: Any) -> None:
     winner, stubs = again(store, study, f"confirm.prefer={prefer}")

@@ -273,6 +273,7 @@ def test_what_a_node_did_not_tell_the_store_is_told_from_here(
     assert [one.path for one in client.list_artifacts(run_id, "tables")] == ["tables/a.csv"]
 
 
+@pytest.mark.slow
 def test_a_trial_whose_node_goes_away_again_and_again_uses_up_no_retry(
     store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -8,6 +8,7 @@ import re
 import socket
 import time
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -269,9 +270,13 @@ def test_digits_that_are_gone_or_others_are_told(source: DataConfig, board: tupl
 # --------------------------------------------------------------------------- watched
 
 
-@pytest.fixture
+def new_server() -> AbstractContextManager[watch.PageServer]:
+    return watch.serving(socket.create_server(("127.0.0.1", 0)))
+
+
+@pytest.fixture(scope="module")
 def server() -> Iterator[watch.PageServer]:
-    with watch.serving(socket.create_server(("127.0.0.1", 0))) as serving:
+    with new_server() as serving:
         yield serving
 
 
@@ -289,15 +294,16 @@ def ask(server: watch.PageServer, path: str, host: str | None = None, method: st
     return found
 
 
-def test_the_newest_page_is_served_and_its_version_counts(server: watch.PageServer) -> None:
-    assert "being written" in ask(server, "/")[1] and ask(server, "/version") == (200, "0")
-    server.show("one")
-    server.show("two")
-    assert ask(server, "/") == (200, "two") and ask(server, "/version") == (200, "2")
-    port = server.socket.getsockname()[1]
-    assert ask(server, "/", f"localhost:{port}")[0] == 200
-    assert ask(server, "/version", Origin=f"http://127.0.0.1:{port}")[0] == 200
-    assert server.socket.getsockname()[0] == "127.0.0.1"
+def test_the_newest_page_is_served_and_its_version_counts() -> None:
+    with new_server() as server:
+        assert "being written" in ask(server, "/")[1] and ask(server, "/version") == (200, "0")
+        server.show("one")
+        server.show("two")
+        assert ask(server, "/") == (200, "two") and ask(server, "/version") == (200, "2")
+        port = server.socket.getsockname()[1]
+        assert ask(server, "/", f"localhost:{port}")[0] == 200
+        assert ask(server, "/version", Origin=f"http://127.0.0.1:{port}")[0] == 200
+        assert server.socket.getsockname()[0] == "127.0.0.1"
 
 
 @pytest.mark.parametrize(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import optuna
@@ -74,8 +75,11 @@ def test_private_names_of_libraries_stand_in_one_marked_file_each() -> None:
 def test_a_private_name_that_is_used_is_still_there(file: str) -> None:
     for name in PRIVATE[file]:
         module, _, attribute = name.rpartition(".")
-        code = f"import importlib; getattr(importlib.import_module({module!r}), {attribute!r})"
-        assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0, MOVED.format(file)
+        try:
+            is_there = hasattr(import_module(module), attribute)
+        except ImportError:
+            is_there = False
+        assert is_there, MOVED.format(file)
 
 
 @pytest.mark.parametrize(

@@ -141,6 +141,11 @@ def _base(choices: tuple[str, ...], root: str) -> DictConfig:
         raise StudyError(f"`{where}`: {first_line(error, 1000)}") from error
 
 
+@cache
+def _known_names(root: str) -> list[str]:
+    return list(_names(OmegaConf.to_container(_base((), root))))
+
+
 def _names(node: Any, prefix: str = "") -> Iterator[str]:
     """Every dotted key of a nested dict, leaves and the dicts above them."""
     for key, value in node.items():
@@ -162,7 +167,6 @@ def _check_name(override: Override, root: str) -> None:
             listed = ", ".join(available) or "none yet"
             raise StudyError(f"`{key}` must be one of {listed}, got {option!r}{nearest(str(option), available)}")
         return
-    known = list(_names(OmegaConf.to_container(_base((), root))))
-    if key not in known:
+    if key not in (known := _known_names(root)):
         near = nearest(key, [*known, *config_groups()])
         raise StudyError(f"unknown key `{key}` in {line!r}{near} (--cfg job lists all)")
