@@ -110,7 +110,7 @@ def test_a_killed_trial_is_known_at_once_and_runs_again(lab: Lab) -> None:
 
 
 def test_a_trial_outlives_its_server_but_not_its_time_limit(lab: Lab) -> None:
-    words = "training.epochs=5", "search.workers=1", "search.trials=2", "search.trial_timeout=15"
+    words = "training.epochs=5", "search.workers=1", "search.trials=2", "search.trial_timeout=10"
     command = lab.start(*words)
     wait_until(lambda: in_an_epoch(lab, command) and workers_of(command), 60, "an epoch")
     trial = workers_of(command)[0]
@@ -121,7 +121,7 @@ def test_a_trial_outlives_its_server_but_not_its_time_limit(lab: Lab) -> None:
     done = command.finish()
     assert done.code == 0, done.err
     assert Counter(trial.state.name for trial in counted(lab.trials())) == {"FAIL": 1, "COMPLETE": 1}
-    assert "search.trial_timeout=15" in done.out
+    assert "search.trial_timeout=10" in done.out
 
 
 def test_a_trial_that_takes_too_much_memory_costs_only_itself(lab: Lab) -> None:
