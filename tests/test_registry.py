@@ -334,7 +334,8 @@ def test_a_champion_without_files_is_named(store: rs.Store) -> None:
         ("failed", "which is FAILED"),
         ("deleted", "not deleted"),
         ("bare", "with a model"),
-        ("let go", r"still there, got '\w+' \(Logged model with ID 'm-\w+' not found\): train it again"),
+        ("let go", r"still there, got '\w+' with m-\w+ \(Logged model with ID 'm-\w+' not found\): train it again"),
+        ("emptied", r"still there, got '\w+' with m-\w+ \(it has no data/model.keras\): train it again"),
         ("parent", "take the run it names, abc"),
     ],
 )
@@ -346,6 +347,7 @@ def test_runs_that_cannot_be_promoted(store: rs.Store, kind: str, word: str) -> 
         "deleted": lambda: rs.add_run(store),
         "bare": lambda: rs.add_run(store, model=False),
         "let go": lambda: rs.add_run(store),
+        "emptied": lambda: rs.add_run(store),
         "parent": lambda: rs.add_confirmation(store, "default", "abc"),
     }
     run_id = make[kind]()
@@ -354,6 +356,10 @@ def test_runs_that_cannot_be_promoted(store: rs.Store, kind: str, word: str) -> 
     if kind == "let go":  # as a confirmation does with those of all but its winner
         (model,) = store.client.get_run(run_id).outputs.model_outputs
         store.client.delete_logged_model(model.model_id)
+    if kind == "emptied":
+        (model,) = store.client.get_run(run_id).outputs.model_outputs
+        place = store.client.get_logged_model(model.model_id).artifact_location
+        (Path(place.removeprefix("file://")) / "data" / "model.keras").unlink()
     with pytest.raises(StudyError, match=word):
         promotion.serve(store.ask(run_id))
     assert not store.registry.ledger.path.parent.exists()

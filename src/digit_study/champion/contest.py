@@ -72,8 +72,9 @@ def find_challenger(client: mlflow.MlflowClient, uri: str, config: PromoteConfig
     try:
         file = model_file(f"models:/{model_id}", uri)
     except StudyError as fault:
-        rule, why = "`run_id` must be a run whose model is still there", first_line(fault.__cause__ or fault)
-        raise StudyError(f"{rule}, got '{run_id}' ({why.rstrip('.')}): {remedy}") from None
+        why = first_line(fault.__cause__ or fault).rstrip(".")
+        got = f"got '{run_id}' with {model_id} ({why})"
+        raise StudyError(f"`run_id` must be a run whose model is still there, {got}: {remedy}") from None
     source = lookup.recorded_config(run).data
     source = replace(source, path=source.path if config.data.path is None else config.data.path)
     return Challenger(run, run_id, model_id, file, sources.resolve(source).config)

@@ -102,7 +102,9 @@ def _walk(
         outcome = score(digits.validation_labels, read(images), digits.validation_index)
     t, claims = calibration.calibrated(outcome.labels, outcome.probabilities)
     outcome = replace(outcome, probabilities=calibration.tempered(outcome.probabilities, t))
-    read(images[: fit.READ_AT_ONCE])  # once more, for what it takes: there may have been but one batch, the first
+    if len(images) <= fit.READ_AT_ONCE:  # the first batch, in which TensorFlow prepares, was the only one
+        for _ in range(3):
+            read(images)
     losses = [record["val_loss"] for record in epochs]
     metrics = {
         **outcome.metrics,

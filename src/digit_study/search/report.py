@@ -156,8 +156,8 @@ def note(plan: StudyPlan, stored: StoredStudy, board: pd.DataFrame | None = None
     states = ", ".join(f"{count} {state.lower()}" for state, count in Counter(one.state.name for one in trials).items())
     asked = f"Asked: which of {', '.join(keys)} reads {plan.dataset} best, in {search.trials} trials "
     asked += f"({search.sampler}, {pruner_of(search)}); {states or 'none has begun'}"
-    reasons = {one.number: one.user_attrs.get(REASON, SURPLUS) for one in trials}
-    failed = [f"trial {number}: {reason}"[:300] for number, reason in reasons.items() if reason != SURPLUS]
+    reasons = [(one.number, one.user_attrs.get(REASON)) for one in trials]
+    failed = [f"trial {number}: {reason}"[:300] for number, reason in reasons if reason not in (None, SURPLUS)]
     where = address(plan.study.study, {"search.storage": search.storage, "tracking.uri": plan.run.tracking.uri})
     if board is None or board.empty:
         answer = f"not at its end; best so far: {BestSoFar(plan, stored)()}"

@@ -255,7 +255,7 @@ def use_scratch() -> Path:
 def model_file(uri: str, tracking: str | None = None) -> Path:
     """Path of the Keras file of a model, named as in ``NAMED``, downloaded from ``tracking`` or the usual store.
 
-    Raises StudyError if there is no such store, alias, version, run or Keras model; its cause is what MLflow said.
+    Raises StudyError if there is no such store, alias, version, run or Keras model; what was found is its cause.
     """
     if uri.endswith(".keras") and Path(uri).is_file():
         return Path(uri)
@@ -267,15 +267,13 @@ def model_file(uri: str, tracking: str | None = None) -> Path:
     import mlflow
 
     mlflow.set_tracking_uri(store)  # the registry follows it; download_artifacts(tracking_uri=) asks another
-    cause: Exception | None = None
     try:
-        folder = Path(mlflow.artifacts.download_artifacts(uri))
-        file = folder / "data" / "model.keras"
+        file = Path(mlflow.artifacts.download_artifacts(uri)) / "data" / "model.keras"
         if file.is_file():
             return file
-        problem = f"be a Keras model, got '{uri}' without data/model.keras"
+        cause: Exception = FileNotFoundError("it has no data/model.keras")
     except (mlflow.exceptions.MlflowException, OSError) as fault:
-        cause, problem = fault, f"name a model that MLflow holds, got '{uri}' ({first_line(fault).rstrip('.')})"
+        cause = fault
     if not uri.startswith("models:/"):
         remedy = "see the runs with `mlflow ui`, or leave `model` out for the champion"
     elif versions := mlflow.MlflowClient().search_model_versions(f"name = '{REGISTERED_NAME}'", max_results=200):
@@ -284,7 +282,8 @@ def model_file(uri: str, tracking: str | None = None) -> Path:
         remedy = f"take one of the versions there are ({known}), as {example}, or promote one with sweeps/promote.py"
     else:
         remedy = f"no version of {REGISTERED_NAME} is registered yet; run `python sweeps/promote.py`"
-    raise StudyError(f"`model` must {problem}: {remedy}") from cause
+    why = first_line(cause).rstrip(".")
+    raise StudyError(f"`model` must name a Keras model that MLflow holds, got '{uri}' ({why}): {remedy}") from cause
 
 
 def version_named(uri: str, tracking: str | None = None) -> str | None:
