@@ -36,7 +36,7 @@ def parsed(words: Sequence[str]) -> argparse.Namespace:
         epilog=f"Settings: model={NAMED}; abstain=false, to read also what is no digit; tracking.uri=….",
     )
     images = "of an animation or a multi-page file the first picture; of a folder the images directly in it"
-    picture = f"draw what the network saw into PATH, without PATH into {SHOWN}"
+    picture = f"draw what the network saw into PATH, written --show=PATH, or --show alone into {SHOWN}"
     parser.add_argument("given", nargs="*", metavar="FILE|FOLDER|SETTING=VALUE", help=images)
     parser.add_argument("--json", action="store_true", help="an array of objects on standard output")
     parser.add_argument("--show", metavar="PATH", help=picture)

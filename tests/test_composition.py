@@ -129,7 +129,7 @@ def test_a_sweep_expands_as_hydra_does(typed: list[str], jobs: list[list[str]]) 
     assert expand(typed) == jobs
 
 
-@pytest.mark.parametrize("typed", ["model.filters", "model.filters=interval(0,1)", "a=range("])
+@pytest.mark.parametrize("typed", ["model.filters", "model.filters=interval(0,1)", "a=range(", "a=range(0,0)"])
 def test_a_sweep_that_cannot_be_expanded_is_refused(typed: str) -> None:
     with pytest.raises(StudyError, match=r"\w+"):
         expand([typed])
@@ -199,14 +199,20 @@ def test_a_message_ends_the_command_with_one(capsys: pytest.CaptureFixture[str])
         ("postgresql://me:secret@127.0.0.1:9/x", "me:***@"),
     ],
 )
-def test_a_store_that_cannot_be_used_is_refused(uri: str, words: str, tmp_path: Path) -> None:
+def test_a_store_that_cannot_be_used_is_refused(
+    uri: str, words: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "text.db").write_text("no database, however long this text may be " * 50)
     (tmp_path / "taken").mkdir()
     before = sorted(tmp_path.rglob("*"))
-    with pytest.raises(StudyError) as caught:
-        stores.check_store(uri.format(tmp=tmp_path))
-    message = str(caught.value)
-    assert words in message and message.startswith("`tracking.uri` must be") and "secret" not in message
+    for key in ("tracking.uri", "MLFLOW_TRACKING_URI"):
+        monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+        if key == "MLFLOW_TRACKING_URI":
+            monkeypatch.setenv(key, uri.format(tmp=tmp_path))
+        with pytest.raises(StudyError) as caught:
+            stores.check_store(uri.format(tmp=tmp_path))
+        message = str(caught.value)
+        assert words in message and message.startswith(f"`{key}` must be") and "secret" not in message
     assert sorted(tmp_path.rglob("*")) == before
 
 

@@ -127,6 +127,13 @@ def test_formats_and_modes(name: str, mode: str, tmp_path: Path) -> None:
     assert likeness(read_digit(tmp_path / name), SOME[33]) > 0.85
 
 
+@pytest.mark.parametrize(("top", "least"), [(255.0, 0.0), (1.0, 0.0), (1.04, -0.03)])
+def test_a_tiff_of_floats_is_read_whatever_they_range_over(top: float, least: float, tmp_path: Path) -> None:
+    """As numpy, matplotlib and scikit-image make them; a resampled one may overshoot."""
+    Image.fromarray(enlarged(SOME[33]).astype(np.float32) / 255 * (top - least) + least).save(tmp_path / "d.tif")
+    assert likeness(read_digit(tmp_path / "d.tif"), SOME[33]) > 0.85
+
+
 def test_the_orientation_tag_is_applied(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x0112] = 6  # shown turned by 90 degrees clockwise

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import pairwise
@@ -22,6 +23,7 @@ from digit_study.champion.gate import Score, budget, decide
 from digit_study.config.promote import FileConfig, GateConfig, PromoteConfig
 from digit_study.evaluation.ranking import PairedTest, paired_test
 from digit_study.terminal.messages import StudyError
+from digit_study.tracking import lookup
 
 N = 10_000
 
@@ -249,9 +251,14 @@ def test_evidence_is_on_the_version(store: rs.Store) -> None:
     assert f"[version 1](#/models/{rs.NAME}/versions/1)" in version.description
 
 
-def test_below_the_floor_becomes_challenger_and_nobody_champion(store: rs.Store) -> None:
+def test_below_the_floor_becomes_challenger_and_nobody_champion(
+    store: rs.Store, capsys: pytest.CaptureFixture[str]
+) -> None:
     promotion.serve(store.ask(rs.add_run(store, range(100))))
     assert store.registry.aliases() == {"challenger": "1"}
+    told = printed(capsys)
+    assert "'champion' names none; 'challenger' is version 1" in told
+    assert "predict.py <images> model=models:/digit-recognizer/1" in told
 
 
 def test_the_champion_itself_is_not_compared(store: rs.Store, capsys: pytest.CaptureFixture[str]) -> None:
@@ -363,6 +370,16 @@ def test_runs_that_cannot_be_promoted(store: rs.Store, kind: str, word: str) -> 
     with pytest.raises(StudyError, match=word):
         promotion.serve(store.ask(run_id))
     assert not store.registry.ledger.path.parent.exists()
+
+
+def test_a_study_that_was_begun_anew_has_no_winner_of_the_one_before(store: rs.Store) -> None:
+    winner = rs.add_run(store)
+    rs.add_confirmation(store, "digits", winner)
+    assert lookup.confirmed_winner(store.client, "digits") == winner
+    time.sleep(0.01)  # MLflow's times are in milliseconds
+    store.client.create_run(store.experiment, tags={"kind": "study", "study": "digits"})
+    with pytest.raises(StudyError, match=r"no finished confirmation: .*sweeps/confirm.py study=digits"):
+        lookup.confirmed_winner(store.client, "digits")
 
 
 def test_studies_that_cannot_be_promoted(store: rs.Store) -> None:

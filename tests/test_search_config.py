@@ -44,6 +44,7 @@ def test_the_defaults_are_sound() -> None:
         ("search.objectives=[]", "search.objectives"),
         ("search.objectives=[val_accuracy]", "search.objectives"),
         ("search.objectives=[{val_acuracy: maximize}]", "did you mean 'val_accuracy'"),
+        ("search.objectives=[{val_accuracy: maximize}, {val_accuracy: minimize}]", "every metric once"),
         ("search.objectives=[{val_accuracy: maximise}]", "did you mean 'maximize'"),
         ("search.constraints=['parameters < 10']", "metric <= number"),
         ("search.constraints=['params <= 10']", "metric <= number"),

@@ -29,7 +29,7 @@ from digit_study.evaluation import charts
 from digit_study.search import outcomes, pictures
 from digit_study.search._optuna import JournalFile
 from digit_study.search.plan import SAMPLERS, journal_path
-from digit_study.search.report import trials_frame
+from digit_study.search.report import best_command, trials_frame
 from digit_study.search.run import run_study
 from digit_study.search.space import suggest
 from digit_study.search.study import SUPERVISOR, StoredStudy, counted
@@ -93,6 +93,21 @@ def test_the_baseline_comes_first_and_seeds_differ(store: str) -> None:
     assert first.user_attrs["baseline"] is True
     assert first.params == {"model.filters": 8, "model.dropout": 0.0, "training.optimizer": "adam"}
     assert [config.training.seed for config in stubs.started] == [1, 2, 3, 4, 5]
+
+
+def test_the_best_config_names_the_seed_and_the_threads_that_were_trained_with(store: str) -> None:
+    """Whatever today's command would give a trial."""
+    view, _ = search(store, "search.trials=1", "training.threads=1")
+    assert "training.seed=1 training.threads=1 " in best_command(plan("training.threads=2"), view)
+    seeds = "search.space={training.seed: {choices: [11, 12]}, training.threads: {choices: [2]}}"
+    view, stubs = search(store, "study=seeds", "search.trials=1", space=seeds)
+    assert f"training.seed={stubs.started[0].training.seed} training.threads=2 " in best_command(plan(), view)
+    assert stubs.started[0].training.seed in (11, 12)
+
+
+def test_a_batch_of_more_than_all_digits_is_refused_before_a_trial_draws_it() -> None:
+    with pytest.raises(StudyError, match="`training.batch_size` is at most the 3000 digits .* got 5000"):
+        plan(space="search.space={training.batch_size: {choices: [32, 5000]}}")
 
 
 def test_the_same_command_continues_to_the_total(store: str) -> None:

@@ -116,11 +116,13 @@ def _compare(registry: Registry, challenger: Challenger, champion: ModelVersion 
         if key != "reason":
             table.add_row(key, value)
     console.console().print(table)
-    verb = "moves to" if decision.promoted else "stays; 'challenger' is"
+    is_served = decision.promoted or champion is not None
+    verb = "moves to" if decision.promoted else f"{'stays' if is_served else 'names none'}; 'challenger' is"
+    model = "" if is_served else f" model=models:/{registry.name}/{version}"
     console.console().print(f"The alias 'champion' {verb} version {version}: {decision.reason}.")
     console.console().print(f"The sealed test set has been opened {times(registry.ledger.openings())}.")
     where = views.open_at(registry.uri, views.model_page(registry.name))
-    console.console().print(f"next:\n  python src/predict.py <images>\n  {where}", soft_wrap=True)
+    console.console().print(f"next:\n  python src/predict.py <images>{model}\n  {where}", soft_wrap=True)
 
 
 def _roll_back(registry: Registry, dry_run: bool) -> None:

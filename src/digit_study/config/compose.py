@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import hydra
+import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -85,6 +86,8 @@ def expand(overrides: Sequence[str]) -> list[list[str]]:
                 raise StudyError(f"a sweep must list its values, got {override.input_line!r}: write {key}=a,b,c")
             values = override.sweep_string_iterator() if is_sweep else [override.get_value_element_as_str()]
             choices.append([f"{key}={value}" for value in values])
+            if not choices[-1]:
+                raise StudyError(f"a sweep must list a value or more, got {override.input_line!r}: write {key}=a,b,c")
     except HydraException as error:
         raise StudyError(first_line(error, 1000)) from error
     return [list(job) for job in product(*choices)]
@@ -136,6 +139,8 @@ def _base(choices: tuple[str, ...], root: str) -> DictConfig:
     try:
         with hydra.initialize_config_dir(str(CONF), version_base=VERSION):
             return hydra.compose(root, overrides=list(choices))
+    except yaml.YAMLError as error:  # the file and the line stand in the next lines of what it says
+        raise StudyError(f"`{', '.join(choices)}` must name YAML: {' '.join(str(error).split())}") from error
     except (HydraException, errors.OmegaConfBaseException) as error:
         where = getattr(error, "full_key", None) or ", ".join(choices) or f"conf/{root}.yaml"
         raise StudyError(f"`{where}`: {first_line(error, 1000)}") from error

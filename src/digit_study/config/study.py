@@ -167,6 +167,8 @@ def _objective_violations(search: SearchConfig) -> Iterator[str]:
         yield f"{rule}, got {search.objectives!r}"
         return
     objectives = objectives_of(search)
+    if len(objectives) < sum(map(len, search.objectives)):
+        yield f"`search.objectives` must name every metric once, got {search.objectives!r}: drop the repetition"
     for metric, direction in objectives.items():
         if metric not in OBJECTIVES:
             yield f"{rule}, got {metric!r}{nearest(str(metric), OBJECTIVES)}"

@@ -70,7 +70,7 @@ def _decode(image: Image.Image) -> Image.Image:
         raise ImageError(f"is damaged or cut short ({fault}); save or copy the image again") from None
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         deep, low, factor = np.nan_to_num(np.asarray(image, np.float32)), 0.0, 1.0
-        if deep.min() < 0 or deep.max() > 65535 or (deep.max() <= 1 and not np.array_equal(deep, deep.round())):
+        if deep.min() < 0 or deep.max() > 65535 or (deep.max() < 2 and not np.array_equal(deep, deep.round())):
             low, factor = float(deep.min()), 255 / max(float(np.ptp(deep)), 1e-9)
         else:  # the smallest usual depth that holds the brightest pixel: 8, 12 or 16 bits
             factor = 255 / next(top for top in (255, 4095, 65535) if deep.max() <= top)

@@ -23,7 +23,7 @@ from digit_study.tracking.courier import KEEPER, SPARE
 
 #: Attributes of a trial.
 RUN_ID, RETRY_OF, REPLICATE_OF = "run_id", "retry_of", "replicate_of"
-SEED, BASELINE = "training.seed", "baseline"
+SEED, THREADS, BASELINE = "training.seed", "training.threads", "baseline"
 ABANDONED, INTERRUPTED = "its supervisor ended before it", "interrupted"
 #: How often a configuration runs again because its process died; these reasons are no fault of it.
 RETRIES, BLAMELESS = 1, (INTERRUPTED, ABANDONED, *LOST)

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from digit_study.config import compose
 from digit_study.config.engine import Node, common_precision, settle
-from digit_study.config.run import Config, resolve_config
+from digit_study.config.run import Config, resolve_config, with_values
 from digit_study.config.study import SearchConfig, StudyConfig, objectives_of, pruner_of
 from digit_study.engine.protocol import ENGINES, OFFERS, Limits
 from digit_study.engine.world import World
@@ -136,6 +136,10 @@ def plan_study(arguments: Sequence[str]) -> StudyPlan:
     study = replace(study, search=replace(study.search, resources=place.resources))
     nodes = OFFERS[place.engine](place, uri)
     workers = place.workers or min(sum(node.room for node in nodes), study.search.trials)
+    for one in dimensions:
+        if one.key == "training.batch_size":  # more than all digits is refused now, not by the trial that draws it
+            largest = max(one.choices or (one.high,))
+            resolve_config(with_values(study.run, {one.key: largest}), workers, common_precision(nodes))
     run, source = resolve_config(study.run, workers, common_precision(nodes))
     if source.warning:
         warn(source.warning)

@@ -19,7 +19,7 @@ from digit_study.evaluation import charts
 from digit_study.evaluation.metrics import Evaluation, accuracy_interval, evaluation_of
 from digit_study.evaluation.ranking import Candidate, Group, pooled_leaderboard, sentence
 from digit_study.search import pictures, space
-from digit_study.search.outcomes import REPLICATE_OF, RUN_ID, SEED, RankKey, rank_key, ranked_trials
+from digit_study.search.outcomes import REPLICATE_OF, RUN_ID, SEED, THREADS, RankKey, rank_key, ranked_trials
 from digit_study.search.plan import StudyPlan, address
 from digit_study.search.study import REASON, SURPLUS, StoredStudy
 from digit_study.terminal.console import CONFIGURATIONS, warn, with_interval
@@ -216,12 +216,12 @@ class BestSoFar:
 
 
 def best_command(plan: StudyPlan, stored: StoredStudy) -> str:
-    """The command that trains the best trial's configuration again, with its seed."""
-    best = feasible_trials(stored)[0]
-    training = plan.run.training
-    chosen = {**best.params, "training.seed": best.user_attrs[SEED], "training.threads": training.threads}
-    chosen.setdefault("training.precision", training.precision)
-
+    """The command that trains the best trial's configuration again, with its seed, on as many threads."""
+    best, training = feasible_trials(stored)[0], plan.run.training
+    # another number of workers leaves this command other threads than that trial had; what is searched is a param
+    threads = best.user_attrs.get(THREADS, training.threads)
+    chosen = {SEED: best.user_attrs[SEED], THREADS: threads, "training.precision": training.precision}
+    chosen = {**best.params, **{key: value for key, value in chosen.items() if key not in best.params}}
     words = []
     for text in plan.overrides:
         key = text.lstrip("+~").split("=")[0]

@@ -20,7 +20,7 @@ from digit_study.config import machine
 from digit_study.config.run import Config
 from digit_study.engine.protocol import Engine, Epoch, Event
 from digit_study.search import outcomes, report, space, study
-from digit_study.search.outcomes import RUN_ID, SEED, is_fault, told
+from digit_study.search.outcomes import RUN_ID, SEED, THREADS, is_fault, told
 from digit_study.search.plan import StudyPlan, make_sampler_and_pruner
 from digit_study.terminal.console import warn
 from digit_study.terminal.messages import StudyError
@@ -65,9 +65,8 @@ class Sweep:
         self.durations: list[float] = []
         points = space.grid(plan.dimensions) if self.search.sampler == "grid" else None
         self.total = min(self.search.trials, len(points)) if points else self.search.trials
-        self.finished, self.finished_counted = 0, 0
+        self.finished, self.finished_counted, self.step_seconds = 0, 0, 0.0
         self.began = self.last_heartbeat = time.monotonic()
-        self.step_seconds = 0.0
         self.me = machine.process_name()
 
     def run(self) -> None:
@@ -236,6 +235,7 @@ class Sweep:
             trial.set_user_attr(outcomes.REPLICATE_OF, earlier)
             tags["trial.replicate_of"] = str(earlier)
         config, problem = self.plan.trial_config(params, seed, self.parent_run_id)
+        trial.set_user_attr(THREADS, config.training.threads)
         name = f"trial {number}: {space.short_name(params)}"[:250]
         ahead = 0 if self.stored.database else self.left  # of runs made ahead only this machine knows whose they are
         run_id = self.courier.create_run(config, self.plan.dataset, name, ahead, **tags)

@@ -176,11 +176,16 @@ def finished_run(client: mlflow.MlflowClient, uri: str, run_id: str, key: str) -
 
 def confirmed_winner(client: mlflow.MlflowClient, study: str) -> str:
     """Run id of the winner of the latest finished confirmation of ``study``; raises StudyError if there is none."""
-    for run in _confirmations(client, study, "attributes.status = 'FINISHED'", "attributes.start_time DESC"):
-        return str(run.data.tags["winner.run_id"])
     experiments = [found.experiment_id for found in client.search_experiments()]
+    studies = client.search_runs(experiments, "tags.kind = 'study'", max_results=5_000)
+    # one that was begun anew, with search.fresh, has nothing of the one before it
+    since = max((run.info.start_time for run in studies if run.data.tags.get("study") == study), default=0)
+    finished = f"attributes.status = 'FINISHED' and attributes.start_time >= {since}"
+    for run in _confirmations(client, study, finished, "attributes.start_time DESC"):
+        return str(run.data.tags["winner.run_id"])
     runs = client.search_runs(experiments, "tags.study LIKE '%'", max_results=5_000)
-    names, own = {run.data.tags["study"] for run in runs}, [run for run in runs if run.data.tags["study"] == study]
+    names = {run.data.tags["study"] for run in runs}
+    own = [run for run in runs if run.data.tags["study"] == study and run.info.start_time >= since]
     done = sum(run.info.status == "FINISHED" and "weights.sha256" in run.data.tags for run in own)
     found, first = f" with {done} finished runs and no finished confirmation", "let it finish a trial, then "
     if study not in names:

@@ -67,7 +67,7 @@ def check_store(uri: str, key: str = "tracking.uri") -> None:
     """Make sure that results can be kept at ``uri``, without creating anything; raises StudyError if they cannot."""
     scheme = uri.partition(":")[0] if "://" in uri else ""  # urlsplit raises on what is no host
     if scheme in ("http", "https"):
-        rule, why, remedy = "an MLflow server that answers", None, "start it, or leave the key null for ./mlflow.db"
+        rule, why, remedy = "an MLflow server that answers", None, "start it, or leave it out for ./mlflow.db"
         # urllib: one request that is not repeated needs no session, and `requests` takes 0.15 s to import
         try:
             urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=ANSWERS_WITHIN_S).close()
@@ -95,9 +95,10 @@ def check_store(uri: str, key: str = "tracking.uri") -> None:
     elif scheme == "databricks":
         return
     else:
-        rule, why = "a sqlite:///, http(s):// or database URI", "leave it null for ./mlflow.db"
+        rule, why = "a sqlite:///, http(s):// or database URI", "leave it out for ./mlflow.db"
     if why:
-        raise StudyError(f"`{key}` must be {rule}, got '{without_password(uri)}': {why}")
+        named = "MLFLOW_TRACKING_URI" if (key, uri) == ("tracking.uri", os.environ.get("MLFLOW_TRACKING_URI")) else key
+        raise StudyError(f"`{named}` must be {rule}, got '{without_password(uri)}': {why}")
 
 
 def _sqlite_problem(uri: str) -> str | None:
