@@ -140,7 +140,7 @@ def _base(choices: tuple[str, ...], root: str) -> DictConfig:
         with hydra.initialize_config_dir(str(CONF), version_base=VERSION):
             return hydra.compose(root, overrides=list(choices))
     except yaml.YAMLError as error:  # the file and the line stand in the next lines of what it says
-        raise StudyError(f"`{', '.join(choices)}` must name YAML: {' '.join(str(error).split())}") from error
+        raise StudyError(f"`{', '.join(choices)}` must be valid YAML: {' '.join(str(error).split())}") from error
     except (HydraException, errors.OmegaConfBaseException) as error:
         where = getattr(error, "full_key", None) or ", ".join(choices) or f"conf/{root}.yaml"
         raise StudyError(f"`{where}`: {first_line(error, 1000)}") from error
