@@ -407,6 +407,24 @@ def test_a_signal_that_is_lost_in_a_finaliser_is_raised_at_the_end_and_told_once
     assert told == [ZeroDivisionError] * 2
 
 
+class Native:
+    """In its finaliser TensorFlow's native code makes a SystemError of a signal,."""
+
+    def __del__(self) -> None:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except BaseException as error:
+            raise SystemError("returned a result with an exception set") from error
+
+
+def test_a_signal_that_native_code_makes_an_error_of_is_not_told_besides(monkeypatch: pytest.MonkeyPatch) -> None:
+    told = list[Any]()
+    monkeypatch.setattr(sys, "unraisablehook", lambda lost: told.append(lost.exc_type))
+    with pytest.raises(Interrupted, match="SIGTERM"), interruptible():
+        Native()
+    assert told == []
+
+
 def test_this_module_needs_no_tensorflow() -> None:
     """Workers are supervised by a process that never imports it."""
     modules = "digit_study.engine.local, digit_study.engine.protocol"

@@ -9,6 +9,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 from digit_study.terminal.console import print_error
 from digit_study.terminal.messages import StudyError, first_line, of_world, unwritable
@@ -59,9 +60,16 @@ def interruptible() -> Iterator[None]:
             signal.signal(one, lambda number, frame: None)
         raise Interrupted(number)
 
-    # out of a finaliser no exception comes: Python would print it, and what is received is raised later
     told = sys.unraisablehook
-    sys.unraisablehook = lambda lost: None if issubclass(lost.exc_type, Interrupted) else told(lost)
+
+    def tell(lost: Any) -> None:
+        # out of a finaliser no exception comes, nor out of some native code, which makes a SystemError of it: Python
+        # would print it, and what is received is raised later
+        cause = getattr(lost.exc_value, "__cause__", None)
+        if not (issubclass(lost.exc_type, Interrupted) or isinstance(cause, Interrupted)):
+            told(lost)
+
+    sys.unraisablehook = tell
     previous = {one: signal.signal(one, interrupt) for one in STOPPING}
     try:
         yield
