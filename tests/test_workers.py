@@ -408,7 +408,7 @@ def test_a_signal_that_is_lost_in_a_finaliser_is_raised_at_the_end_and_told_once
 
 
 class Native:
-    """In its finaliser TensorFlow's native code makes a SystemError of a signal,."""
+    """Its finaliser is what TensorFlow's native code is to a signal: it makes a SystemError of it."""
 
     def __del__(self) -> None:
         try:
