@@ -220,8 +220,8 @@ def best_command(plan: StudyPlan, stored: StoredStudy) -> str:
     best, training = feasible_trials(stored)[0], plan.run.training
     # another number of workers leaves this command other threads than that trial had; what is searched is a param
     threads = best.user_attrs.get(THREADS, training.threads)
-    chosen = {SEED: best.user_attrs[SEED], THREADS: threads, "training.precision": training.precision}
-    chosen = {**best.params, **{key: value for key, value in chosen.items() if key not in best.params}}
+    used = {SEED: best.user_attrs[SEED], THREADS: threads, "training.precision": training.precision}
+    chosen = best.params | used | best.params  # what was searched comes first, and counts
     words = []
     for text in plan.overrides:
         key = text.lstrip("+~").split("=")[0]

@@ -67,7 +67,7 @@ def check_store(uri: str, key: str = "tracking.uri") -> None:
     """Make sure that results can be kept at ``uri``, without creating anything; raises StudyError if they cannot."""
     scheme = uri.partition(":")[0] if "://" in uri else ""  # urlsplit raises on what is no host
     if scheme in ("http", "https"):
-        rule, why, remedy = "an MLflow server that answers", None, "start it, or leave it out for ./mlflow.db"
+        rule, why, remedy = "an MLflow server that answers", None, "start it, or leave the address out for ./mlflow.db"
         # urllib: one request that is not repeated needs no session, and `requests` takes 0.15 s to import
         try:
             urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=ANSWERS_WITHIN_S).close()
