@@ -42,7 +42,7 @@ HOLD = """
 import sys, time
 sys.path.insert(0, "src")
 from sqlalchemy import text
-from digit_study.search._database import Database
+from digit_study.search._optuna import Database
 with Database(sys.argv[1], 0.0).engine.connect() as connection:
     connection.execute(text("SELECT * FROM studies WHERE study_name = :name FOR UPDATE"), {"name": sys.argv[2]}).all()
     print("held", flush=True)

@@ -17,8 +17,8 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState
 from sqlalchemy.exc import OperationalError
 
-from digit_study.search import _database
-from digit_study.search._database import CALLS, Database, stale_trial_ids
+from digit_study.search import _optuna
+from digit_study.search._optuna import CALLS, Database, stale_trial_ids
 from digit_study.terminal.messages import StudyError
 from digit_study.terminal.signals import Interrupted, deferred_signals, interruptible
 
@@ -27,7 +27,7 @@ GONE = OperationalError("SELECT 1", {}, Exception("server closed the connection 
 
 @pytest.fixture
 def database(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Database:
-    monkeypatch.setattr(_database, "PAUSE_S", 0.0)
+    monkeypatch.setattr(_optuna, "PAUSE_S", 0.0)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ExperimentalWarning)
         made = Database(f"sqlite:///{tmp_path}/o.db", 10.0, heartbeat_interval=15, grace_period=60)
@@ -69,7 +69,7 @@ def test_a_call_is_made_again_until_the_database_answers(
     assert told.count("no answer from") == told.count("answers again") == 1 and "search.patience" in told
     # whoever else was out of reach has had no time to show that it lives
     assert database.was_away() and stale_trial_ids(database, "s") == set()
-    monkeypatch.setattr(_database.time, "monotonic", lambda: float("inf"))
+    monkeypatch.setattr(_optuna.time, "monotonic", lambda: float("inf"))
     assert not database.was_away()
 
 

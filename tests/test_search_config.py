@@ -102,9 +102,9 @@ def test_a_constraint_is_kept_exactly_where_it_reads_so(metric: str, sign: str, 
 
 
 def test_every_sampler_and_pruner_that_may_be_named_exists() -> None:
-    from digit_study.search import plan
+    from digit_study.search import _optuna
 
-    assert set(plan.SAMPLERS) == set(SAMPLERS) and set(plan.PRUNERS) == set(PRUNERS)
+    assert set(_optuna.SAMPLERS) == set(SAMPLERS) and set(_optuna.PRUNERS) == set(PRUNERS)
 
 
 def test_a_sampler_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -27,8 +27,8 @@ from digit_study.config.study import PRUNERS
 from digit_study.engine.local import LocalEngine
 from digit_study.evaluation import charts
 from digit_study.search import outcomes, pictures
-from digit_study.search._optuna import JournalFile
-from digit_study.search.plan import SAMPLERS, journal_path
+from digit_study.search._optuna import SAMPLERS, JournalFile
+from digit_study.search.plan import journal_path
 from digit_study.search.report import best_command, trials_frame
 from digit_study.search.run import run_study
 from digit_study.search.space import suggest

@@ -29,7 +29,8 @@ from optuna.trial import TrialState
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
 
 from digit_study.config.study import SearchConfig
-from digit_study.search.plan import NEEDS, PRUNERS, SAMPLERS, make_sampler_and_pruner
+from digit_study.search._optuna import PRUNERS, SAMPLERS, make_sampler_and_pruner
+from digit_study.search.plan import NEEDS
 
 WORKERS, BESIDE_S, VALIDATING = 2, 0.6, 0.1
 NEAR, IMAGES = 0.001, 5_000

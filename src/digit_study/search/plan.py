@@ -2,24 +2,19 @@
 
 import math
 import shlex
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
-import optuna
-from optuna.pruners import BasePruner
-from optuna.samplers import BaseSampler
 from rich.table import Table
 
 from digit_study.config import compose
 from digit_study.config.engine import Node, common_precision, settle
 from digit_study.config.run import Config, resolve_config, with_values
-from digit_study.config.study import SearchConfig, StudyConfig, objectives_of, pruner_of
+from digit_study.config.study import StudyConfig, objectives_of, pruner_of
 from digit_study.engine.protocol import ENGINES, OFFERS, Limits
 from digit_study.engine.world import World
-from digit_study.search._optuna import TPE, Hyperband
 from digit_study.search.space import Dimension, Params, apply, parse_space
 from digit_study.terminal.console import warn
 from digit_study.terminal.messages import StudyError, check, choice, listed, without_password
@@ -31,29 +26,6 @@ ROOT = "study"
 LARGEST_GRID = 100_000
 #: Samplers that need a library of their own, and how to get it.
 NEEDS = {"gp": ("torch", "pip install -e '.[gp]'"), "cmaes": ("cmaes", "pip install cmaes")}
-
-SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
-    "tpe": TPE,
-    "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
-    "qmc": lambda seed: optuna.samplers.QMCSampler(
-        seed=seed, scramble=True, warn_asynchronous_seeding=False, warn_independent_sampling=False
-    ),
-    "cmaes": lambda seed: optuna.samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False),
-    # every grid point is enqueued; what is asked for beyond them is drawn at random
-    "grid": lambda seed: optuna.samplers.RandomSampler(seed=seed),
-    "nsga2": lambda seed: optuna.samplers.NSGAIISampler(seed=seed),
-    "gp": lambda seed: optuna.samplers.GPSampler(seed=seed, warn_independent_sampling=False),
-}
-#: After one epoch, instead of two, Hyperband stops a fifth of the best configurations, see bench_search.py.
-GRACE_EPOCHS = 2
-PRUNERS: dict[str, Callable[[int], BasePruner]] = {
-    "hyperband": lambda epochs: Hyperband(min_resource=min(GRACE_EPOCHS, epochs), max_resource=epochs),
-    "successive_halving": lambda epochs: optuna.pruners.SuccessiveHalvingPruner(min_resource=GRACE_EPOCHS),
-    "median": lambda epochs: optuna.pruners.MedianPruner(n_startup_trials=5),
-    "percentile": lambda epochs: optuna.pruners.PercentilePruner(25.0, n_startup_trials=5),
-    "patient": lambda epochs: optuna.pruners.PatientPruner(optuna.pruners.MedianPruner(), patience=1),
-    "none": lambda epochs: optuna.pruners.NopPruner(),
-}
 
 
 @dataclass(frozen=True)
@@ -152,17 +124,6 @@ def grid_size(dimensions: Sequence[Dimension]) -> int | None:
     """How many combinations there are, conditions not counted; None where a range is continuous."""
     sizes = [len(values) if (values := one.grid()) is not None else None for one in dimensions]
     return None if None in sizes else math.prod(size for size in sizes if size is not None)
-
-
-def make_sampler_and_pruner(search: SearchConfig, epochs: int, started_before: int) -> tuple[BaseSampler, BasePruner]:
-    """Build both for trials of at most ``epochs`` epochs.
-
-    A supervisor that joins or resumes a study after others draws other start-up trials than they did.
-    """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        seed = search.seed + 7919 * started_before
-        return SAMPLERS[search.sampler](seed), PRUNERS[pruner_of(search)](epochs)
 
 
 def studies_folder() -> Path:

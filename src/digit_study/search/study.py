@@ -23,8 +23,7 @@ from digit_study.config import machine
 from digit_study.config.engine import PLACE_KEYS
 from digit_study.config.run import Config
 from digit_study.config.study import StudyConfig, objectives_of
-from digit_study.search._database import Database, stale_trial_ids
-from digit_study.search._optuna import JournalFile
+from digit_study.search._optuna import Database, JournalFile, stale_trial_ids
 from digit_study.search.plan import journal_path, studies_folder
 from digit_study.search.space import Params, fingerprint
 from digit_study.terminal.messages import StudyError, flatten, nearest, without_password, without_secrets

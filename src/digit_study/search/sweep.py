@@ -19,9 +19,9 @@ from optuna.trial import Trial, TrialState
 from digit_study.config import machine
 from digit_study.config.run import Config
 from digit_study.engine.protocol import Engine, Epoch, Event
-from digit_study.search import outcomes, report, space, study
+from digit_study.search import _optuna, outcomes, report, space, study
 from digit_study.search.outcomes import RUN_ID, SEED, THREADS, is_fault, told
-from digit_study.search.plan import StudyPlan, make_sampler_and_pruner
+from digit_study.search.plan import StudyPlan
 from digit_study.terminal.console import warn
 from digit_study.terminal.messages import StudyError
 from digit_study.terminal.progress import SweepProgress
@@ -172,7 +172,7 @@ class Sweep:
             before = sum(key.startswith(study.SUPERVISED) for key in self.study.user_attrs)
             epochs = run.model.members * int(longest[0] if longest else run.training.epochs)
             self.study.set_user_attr(f"{study.SUPERVISED}{self.me}", True)
-            self.study.sampler, self.study.pruner = make_sampler_and_pruner(self.search, epochs, before)
+            self.study.sampler, self.study.pruner = _optuna.make_sampler_and_pruner(self.search, epochs, before)
             if self.stored.trials():
                 self.outcomes.adopt_orphans()
                 self.outcomes.settle_runs()
