@@ -19,7 +19,7 @@ from stub_worker import SPACE, Stubs, plan
 from digit_study.config.run import Config
 from digit_study.data import digits as data
 from digit_study.engine.protocol import ENGINES
-from digit_study.search import pictures
+from digit_study.evaluation import study_pictures
 from digit_study.search.run import run_study
 from digit_study.terminal.messages import StudyError
 from digit_study.terminal.signals import Interrupted, interruptible
@@ -32,7 +32,7 @@ WORDS = ("search.trials=4", "search.pruner=none", "confirm.top=2", "confirm.seed
 
 @pytest.fixture(autouse=True)
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pictures, "write", lambda plan, stored, folder: None)
+    monkeypatch.setattr(study_pictures, "write", lambda *drawn: None)
     monkeypatch.setattr(figures, "write_data_figures", lambda digits, folder: None)
     for name in ("open_sealed_test_set",):
         monkeypatch.setattr(data, name, lambda *arguments, **more: pytest.fail("the test set was opened"))

@@ -281,10 +281,10 @@ def test_a_trial_whose_node_goes_away_again_and_again_uses_up_no_retry(
     from digit_study.engine import world
     from digit_study.engine.local import LocalEngine
     from digit_study.engine.worker import TrialDied
-    from digit_study.search import pictures
+    from digit_study.evaluation import study_pictures
 
     monkeypatch.setattr(world, "PAUSE_S", 0.05)
-    monkeypatch.setattr(pictures, "write", lambda plan, stored, folder: None)
+    monkeypatch.setattr(study_pictures, "write", lambda *drawn: None)
     stubs, times = Stubs(store), iter(range(3))
 
     def launch(config: Config, run_id: str) -> Any:

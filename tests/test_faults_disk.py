@@ -17,8 +17,8 @@ from world import Disk, mounted, small_disk
 from digit_study.config import machine
 from digit_study.config.run import Config
 from digit_study.engine import world
-from digit_study.evaluation import charts
-from digit_study.search import pictures, report
+from digit_study.evaluation import charts, study_pictures
+from digit_study.search import report
 from digit_study.search.run import run_study
 from digit_study.search.study import StoredStudy, counted, find_study
 from digit_study.terminal.messages import StudyError, of_world
@@ -31,7 +31,7 @@ WORDS = ("search.trials=4", "search.pruner=none", "search.sampler=random")
 
 @pytest.fixture(autouse=True)
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pictures, "write", lambda plan, stored, folder: None)
+    monkeypatch.setattr(study_pictures, "write", lambda *drawn: None)
     monkeypatch.setattr(charts, "comparison", lambda board, title: charts.message_figure("", ""))
     monkeypatch.setattr(figures, "write_data_figures", lambda digits, folder: None)
     monkeypatch.setattr(world, "PAUSE_S", 0.2)

@@ -28,9 +28,8 @@ from digit_study.config import compose
 from digit_study.config.study import StudyConfig
 from digit_study.data.digits import load_digits
 from digit_study.data.sources import SAMPLE_SHA256, DataConfig
-from digit_study.evaluation import charts
+from digit_study.evaluation import charts, study_pictures
 from digit_study.pages import networks, pictures, study, tables, watch
-from digit_study.search import pictures as optunas
 from digit_study.search import report
 from digit_study.search.run import run_study
 from digit_study.search.study import CREATED, OVERRIDES, StoredStudy, refuse_changes
@@ -48,7 +47,7 @@ compose.register("study", StudyConfig)
 @pytest.fixture(autouse=True)
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw no PNGs: they take a second a study."""
-    monkeypatch.setattr(optunas, "write", lambda plan, stored, folder: None)
+    monkeypatch.setattr(study_pictures, "write", lambda *drawn: None)
     monkeypatch.setattr(charts, "comparison", lambda board, title: charts.message_figure("", ""))
     monkeypatch.setattr(figures, "write_data_figures", lambda digits, folder: None)
 

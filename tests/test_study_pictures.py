@@ -14,7 +14,7 @@ import pytest
 from optuna.trial import TrialState
 from PIL import Image
 
-from digit_study.search import pictures
+from digit_study.evaluation import study_pictures
 from digit_study.search.space import Dimension
 from digit_study.search.study import StoredStudy
 
@@ -47,6 +47,11 @@ def study_of(count: int, keys: int = 4, objectives: int = 1, name: str = "s") ->
     return plan, StoredStudy(study, storage)
 
 
+def write(plan: Any, stored: StoredStudy, folder: Path) -> None:
+    keys = [one.key for one in plan.dimensions]
+    study_pictures.write(stored.study, plan.objectives, keys, stored.hosts(), folder)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("count", "keys", "objectives"),
@@ -54,7 +59,7 @@ def study_of(count: int, keys: int = 4, objectives: int = 1, name: str = "s") ->
 )
 def test_every_picture_that_applies_is_drawn(count: int, keys: int, objectives: int, tmp_path: Path) -> None:
     before = dict(matplotlib.rcParams)
-    pictures.write(*study_of(count, keys, objectives), tmp_path)
+    write(*study_of(count, keys, objectives), tmp_path)
     last = "intermediate_values" if objectives == 1 else "pareto"
     names = {"optimisation_history", "importances", "slices", "parallel_coordinates", "timeline", last}
     assert {path.name for path in tmp_path.iterdir()} == {*(f"{name}.png" for name in names), "study.html"}
@@ -67,7 +72,7 @@ def test_every_picture_that_applies_is_drawn(count: int, keys: int, objectives: 
 
 @pytest.mark.slow
 def test_the_page_needs_no_network_and_runs_no_name(tmp_path: Path) -> None:
-    pictures.write(*study_of(6, name="<img src=x onerror=alert(1)>"), tmp_path)
+    write(*study_of(6, name="<img src=x onerror=alert(1)>"), tmp_path)
     page = (tmp_path / "study.html").read_text()
     head, figures = page.split("</script>", 1)
     assert "<img" not in head.split("<script>")[0] and "&lt;img" in head

@@ -25,8 +25,8 @@ from digit_study.config import machine
 from digit_study.config.run import Config
 from digit_study.config.study import PRUNERS
 from digit_study.engine.local import LocalEngine
-from digit_study.evaluation import charts
-from digit_study.search import outcomes, pictures
+from digit_study.evaluation import charts, study_pictures
+from digit_study.search import outcomes
 from digit_study.search._optuna import SAMPLERS, JournalFile
 from digit_study.search.plan import journal_path
 from digit_study.search.report import best_command, trials_frame
@@ -45,7 +45,7 @@ SMALL = "search.space={model.filters: {choices: [8, 16]}, training.optimizer: {c
 def plain(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw nothing but where a test is about pictures: they take a second a study."""
     if "picture" not in request.node.name:
-        monkeypatch.setattr(pictures, "write", lambda plan, stored, folder: None)
+        monkeypatch.setattr(study_pictures, "write", lambda *drawn: None)
         monkeypatch.setattr(charts, "comparison", lambda board, title: charts.message_figure("", ""))
         monkeypatch.setattr(figures, "write_data_figures", lambda digits, folder: None)
 

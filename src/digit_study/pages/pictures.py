@@ -10,8 +10,7 @@ from typing import Any
 
 from optuna.trial import TrialState
 
-from digit_study.evaluation import charts
-from digit_study.search import pictures as optunas
+from digit_study.evaluation import charts, study_pictures
 from digit_study.search.plan import StudyPlan
 from digit_study.search.study import StoredStudy
 
@@ -49,20 +48,21 @@ class Picture:
 
 def pictures(plan: StudyPlan, stored: StoredStudy) -> list[Picture]:
     """All of Optuna's pictures that apply to the study, in the order in which they are read."""
-    with optunas.quiet_optuna():
+    with study_pictures.quiet_optuna():
         return list(_pictures(plan, stored))
 
 
 def _pictures(plan: StudyPlan, stored: StoredStudy) -> Iterator[Picture]:
     complete = len(stored.trials(TrialState.COMPLETE))
     paired = MOST_PAIRED if complete <= MANY_TRIALS else PAIRED_OF_MANY
-    for name, (function, options) in optunas.picture_options(plan, stored).items():
+    study, all_keys, hosts = stored.study, [one.key for one in plan.dimensions], stored.hosts()
+    for name, (function, options) in study_pictures.picture_options(study, plan.objectives, all_keys).items():
         title, caption = CAPTIONS[name]
         keys, limit = options.get("params", []), paired if name in ("contour", "rank") else MOST_KEYS
-        if len(keys) > limit or name in ("contour", "rank") and len(plan.dimensions) > limit:
+        if len(keys) > limit or name in ("contour", "rank") and len(all_keys) > limit:
             caption += f" Shown are the {limit} most important keys."
         chosen = {key: value[:limit] if key == "params" else value for key, value in options.items()}
-        drawn = optunas.interactive(stored, name, function, chosen)
+        drawn = study_pictures.interactive(study, name, function, chosen, hosts)
         if isinstance(drawn, str):
             yield Picture(name, title, caption, None, drawn)
         elif not drawn.data:  # Optuna draws empty axes where no trial has a result

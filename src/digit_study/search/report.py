@@ -15,10 +15,10 @@ from optuna.trial import FrozenTrial, TrialState
 
 from digit_study.config.study import pruner_of
 from digit_study.engine.protocol import TrialResult
-from digit_study.evaluation import charts
+from digit_study.evaluation import charts, study_pictures
 from digit_study.evaluation.metrics import Evaluation, accuracy_interval, evaluation_of
 from digit_study.evaluation.ranking import Candidate, Group, pooled_leaderboard, sentence
-from digit_study.search import pictures, space
+from digit_study.search import space
 from digit_study.search.outcomes import REPLICATE_OF, RUN_ID, SEED, THREADS, RankKey, rank_key, ranked_trials
 from digit_study.search.plan import StudyPlan, address
 from digit_study.search.study import REASON, SURPLUS, StoredStudy
@@ -147,7 +147,8 @@ def write(plan: StudyPlan, stored: StoredStudy, board: pd.DataFrame, folder: Pat
         charts.write_table(pareto_front(plan, stored), folder, "pareto")
     if len(board):
         charts.save(charts.comparison(board, "Leaderboard, validation"), folder / "figures" / "leaderboard.png")
-    pictures.write(plan, stored, folder / "figures")
+    keys = [one.key for one in plan.dimensions]
+    study_pictures.write(stored.study, plan.objectives, keys, stored.hosts(), folder / "figures")
 
 
 def note(plan: StudyPlan, stored: StoredStudy, board: pd.DataFrame | None = None) -> views.Note:

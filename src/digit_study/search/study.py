@@ -69,6 +69,10 @@ class StoredStudy:
         """Trials in ``states``, or all."""
         return self.study.get_trials(deepcopy=False, states=states or None)
 
+    def hosts(self) -> dict[int, str]:
+        """The host of each trial's worker by the trial's number, empty where it had none."""
+        return {one.number: str(one.user_attrs.get(WORKER, "")).rsplit(":", 2)[0] for one in self.trials()}
+
     def trial_id(self, number: int) -> int:
         """Id in the storage of a trial of the study."""
         study_id = self.storage.get_study_id_from_name(self.study.study_name)

@@ -2,7 +2,7 @@
 
 import html
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 import optuna
 from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter, StrMethodFormatter
+from optuna.study import Study
 from optuna.trial import TrialState
 
 from digit_study.evaluation import charts
-from digit_study.search.plan import StudyPlan
-from digit_study.search.study import WORKER, StoredStudy
 from digit_study.terminal.messages import first_line
 
 MOST_DIMENSIONS, MOST_CONTOURS, LONGEST_CHOICE, MOST_TICKS = 6, 4, 14, 5
@@ -27,22 +26,27 @@ AS_PNG = (
 )  # fmt: skip
 
 
-def write(plan: StudyPlan, stored: StoredStudy, folder: Path) -> None:
-    """Draw Optuna's pictures: PNGs, and all as interactive figures in ``study.html``, which needs no network."""
+def write(
+    study: Study, objectives: Mapping[str, str], keys: Sequence[str], hosts: Mapping[int, str], folder: Path
+) -> None:
+    """Draw Optuna's pictures: PNGs, and all as interactive figures in ``study.html``, which needs no network.
+
+    ``objectives`` are metric to direction, ``keys`` what is searched, ``hosts`` where each trial ran, by its number.
+    """
     from plotly.offline import get_plotlyjs
 
-    title = html.escape(f"Study {plan.study.study}: {', '.join(plan.objectives)}")
+    title = html.escape(f"Study {study.study_name}: {', '.join(objectives)}")
     figures = [f"<script>{get_plotlyjs()}</script>"]  # once: it is nearly five megabytes
     with quiet_optuna():
-        for name, (function, options) in picture_options(plan, stored).items():
-            figure = interactive(stored, name, function, options)
+        for name, (function, options) in picture_options(study, objectives, keys).items():
+            figure = interactive(study, name, function, options, hosts)
             if isinstance(figure, str):
                 figures.append(f"<p>{name.replace('_', ' ')}: {html.escape(figure)}</p>")
             else:
                 drawn = figure.to_html(full_html=False, include_plotlyjs=False, config={"displaylogo": False})
                 figures.append(f'<div style="overflow-x: auto">{drawn}</div>')
             if name in AS_PNG:
-                _write_png(name, function, options, plan, stored, folder / f"{name}.png")
+                _write_png(name, function, options, study, next(iter(objectives)), hosts, folder / f"{name}.png")
     (folder / "study.html").write_text(PAGE.format(title=title, figures="\n".join(figures)))
 
 
@@ -59,22 +63,24 @@ def quiet_optuna() -> Iterator[None]:
         optuna.logging.set_verbosity(verbosity)
 
 
-def interactive(stored: StoredStudy, name: str, function: str, options: Mapping[str, Any]) -> Any:
+def interactive(study: Study, name: str, function: str, options: Mapping[str, Any], hosts: Mapping[int, str]) -> Any:
     """One of :func:`picture_options` as a Plotly figure; a text that says why where there are too few trials for it."""
     try:
-        figure = getattr(optuna.visualization, function)(stored.study, **options)
+        figure = getattr(optuna.visualization, function)(study, **options)
     except (ValueError, RuntimeError) as error:
         return first_line(error)
     if name == "timeline":
-        _group_page(figure, stored)
+        _group_page(figure, hosts)
     if name in ("contour", "rank"):  # a grid of panels
         figure.update_layout(height=900)
     return figure
 
 
-def picture_options(plan: StudyPlan, stored: StoredStudy) -> dict[str, tuple[str, dict[str, Any]]]:
+def picture_options(
+    study: Study, objectives: Mapping[str, str], keys: Sequence[str]
+) -> dict[str, tuple[str, dict[str, Any]]]:
     """Optuna's pictures that apply to this study: by file name, the name of the function and its options."""
-    objectives, complete = plan.objectives, stored.trials(TrialState.COMPLETE)
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     first, direction = next(iter(objectives.items()))
     target: dict[str, Any] = {"target_name": first}
     low_is_good: dict[str, Any] = {}  # importances of one of several objectives are for low values
@@ -82,10 +88,10 @@ def picture_options(plan: StudyPlan, stored: StoredStudy) -> dict[str, tuple[str
         sign = -1 if direction == "maximize" else 1
         target["target"], low_is_good["target"] = lambda trial: trial.values[0], lambda trial: sign * trial.values[0]
     try:
-        shares = optuna.importance.get_param_importances(stored.study, **low_is_good)
+        shares = optuna.importance.get_param_importances(study, **low_is_good)
     except (ValueError, RuntimeError):  # too few trials, or all values are equal
         shares = {}
-    used = [one.key for one in plan.dimensions if any(one.key in trial.params for trial in complete)]
+    used = [key for key in keys if any(key in trial.params for trial in complete)]
     keys = sorted(used, key=lambda key: -shares.get(key, 0.0))
     pictures = {
         "optimisation_history": ("plot_optimization_history", target),
@@ -106,32 +112,35 @@ def picture_options(plan: StudyPlan, stored: StoredStudy) -> dict[str, tuple[str
 
 
 def _write_png(
-    name: str, function: str, options: Mapping[str, Any], plan: StudyPlan, stored: StoredStudy, path: Path
-) -> None:
+    name: str, function: str, options: Mapping[str, Any], study: Study, objective: str, hosts: Mapping[int, str],
+    path: Path,
+) -> None:  # fmt: skip
     """Draw a picture by Optuna, or say in words why there is none."""
     import matplotlib.pyplot as plt
     from optuna.visualization import matplotlib as optuna_plots
 
     chosen = {key: value[:MOST_DIMENSIONS] if key == "params" else value for key, value in options.items()}
     # of a study without anything to draw Optuna draws empty axes
-    drawn = stored.trials() if name == "timeline" else stored.trials(TrialState.COMPLETE)
+    drawn = study.get_trials(deepcopy=False)
     if name == "intermediate_values":
-        drawn = [trial for trial in stored.trials() if trial.intermediate_values]
+        drawn = [trial for trial in drawn if trial.intermediate_values]
+    elif name != "timeline":
+        drawn = [trial for trial in drawn if trial.state == TrialState.COMPLETE]
     with plt.rc_context({"backend": "agg"}):  # Optuna sets a style for all figures that follow
         try:
             if not drawn:
                 raise ValueError("No trial has finished yet.")
-            axes = np.ravel(getattr(optuna_plots, function)(stored.study, **chosen))
+            axes = np.ravel(getattr(optuna_plots, function)(study, **chosen))
         except (ValueError, RuntimeError) as error:  # too few trials for this picture
             plt.close("all")
             charts.save(charts.message_figure(name.replace("_", " ").capitalize(), first_line(error)), path)
             return
-        _fit(name, axes, next(iter(plan.objectives)), stored)
+        _fit(name, axes, objective, hosts)
         plt.gcf().savefig(path, dpi=charts.DPI, bbox_inches="tight", pad_inches=0.2)
         plt.close("all")
 
 
-def _fit(name: str, axes: Any, objective: str, stored: StoredStudy) -> None:
+def _fit(name: str, axes: Any, objective: str, hosts: Mapping[int, str]) -> None:
     """Give a picture by Optuna a size that fits its content, and labels that do not lie on each other."""
     figure, width = axes[0].figure, {"slices": 2.6 * len(axes), "parallel_coordinates": 11.0}.get(name, 9.0)
     figure.set_size_inches(max(width, 9.0), 5.0)
@@ -147,7 +156,7 @@ def _fit(name: str, axes: Any, objective: str, stored: StoredStudy) -> None:
     if name in ("optimisation_history", "timeline"):
         charts.integer_ticks(axes[0].xaxis if name == "optimisation_history" else axes[0].yaxis)
     if name == "timeline":
-        _group_axes(axes[0], stored)
+        _group_axes(axes[0], hosts)
     if name == "slices":
         _space_ticks(axes)
     for panel in figure.axes if name == "parallel_coordinates" else []:
@@ -178,23 +187,21 @@ def _shorten_choices(axis: Any) -> None:
         axis.set_ticks(axis.get_ticklocs(), [charts.shorten(label, LONGEST_CHOICE) for label in labels])
 
 
-def _rows_by_host(stored: StoredStudy) -> tuple[dict[int, int], dict[str, float]]:
+def _rows_by_host(hosts: Mapping[int, str]) -> tuple[dict[int, int], dict[str, float]]:
     """A row for every trial, host after host, and the middle of every host's rows; nothing where there is one host."""
-    hosts: dict[str, list[int]] = {}
-    for trial in stored.trials():
-        hosts.setdefault(str(trial.user_attrs.get(WORKER, "")).rsplit(":", 2)[0], []).append(trial.number)
-    if len(hosts.keys() - {""}) < 2:
+    if len({*hosts.values()} - {""}) < 2:
         return {}, {}
     rows, middles = dict[int, int](), dict[str, float]()
-    for host, numbers in sorted(hosts.items()):
+    for host in sorted({*hosts.values()}):
+        numbers = [number for number, where in hosts.items() if where == host]
         middles[host or "nowhere"] = len(rows) + (len(numbers) - 1) / 2
         rows |= {number: row for row, number in enumerate(numbers, start=len(rows))}
     return rows, middles
 
 
-def _group_page(figure: Any, stored: StoredStudy) -> None:
+def _group_page(figure: Any, hosts: Mapping[int, str]) -> None:
     """Put the bars of Optuna's interactive timeline host after host."""
-    rows, middles = _rows_by_host(stored)
+    rows, middles = _rows_by_host(hosts)
     if rows:
         for trace in figure.data:
             trace.y = [rows[number] for number in trace.y]
@@ -203,9 +210,9 @@ def _group_page(figure: Any, stored: StoredStudy) -> None:
         )
 
 
-def _group_axes(axes: Any, stored: StoredStudy) -> None:
+def _group_axes(axes: Any, hosts: Mapping[int, str]) -> None:
     """Put the bars of Optuna's timeline host after host."""
-    rows, middles = _rows_by_host(stored)
+    rows, middles = _rows_by_host(hosts)
     if rows:
         for bar in axes.patches:
             middle = bar.get_height() / 2
