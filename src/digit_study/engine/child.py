@@ -25,7 +25,7 @@ GRACE_S = 8.0
 #: Seconds that one has to draw its figures when all else has ended.
 DRAWS_S = 60.0
 #: Messages of trials without a result, their last ones, and the seconds they then have to end.
-ENDS = {"failed": GRACE_S, "world": GRACE_S, "died": GRACE_S, "expired": 1.0}
+END_GRACE_S = {"failed": GRACE_S, "world": GRACE_S, "died": GRACE_S, "expired": 1.0}
 
 
 def train_here(config: Config, run_id: str) -> TrialResult:

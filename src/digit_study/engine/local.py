@@ -92,8 +92,8 @@ class LocalEngine:
                     break
                 if message[0] in ("done", "pruned"):
                     self.finishing.append(self.trials.pop(key))
-                elif message[0] in child.ENDS:
-                    self.trials.pop(key).stop(child.ENDS[message[0]])
+                elif message[0] in child.END_GRACE_S:
+                    self.trials.pop(key).stop(child.END_GRACE_S[message[0]])
                 yield Event(key, *message)
 
     def stop(self) -> None:

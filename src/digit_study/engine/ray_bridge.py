@@ -205,7 +205,7 @@ class Cluster:
         for slot.acknowledged, _, event in answer:
             self.news.append(("event", slot.key, event))
         last = answer[-1][1] if answer else ""
-        if last in on_node.ENDS:
+        if last in on_node.FINAL_KINDS:
             slot.key = None
         elif last != "epoch":  # which waits for an answer
             self._turn(slot)

@@ -19,7 +19,7 @@ from typing import Any
 #: Seconds that a node waits for the port of the tracking server.
 REACH_S = 5.0
 #: Events that free a slot, as in :mod:`digit_study.engine.child`, whose import takes a second.
-ENDS = ("done", "pruned", "failed", "died", "expired", "world")
+FINAL_KINDS = ("done", "pruned", "failed", "died", "expired", "world")
 
 
 @dataclass(frozen=True)
@@ -121,7 +121,7 @@ class Slot:
         if not self.unread:
             for event in self.engine.events(patience):
                 self.told += 1
-                rest = unsent(self.run_ids.pop(event.key)) if event.kind in ENDS else None
+                rest = unsent(self.run_ids.pop(event.key)) if event.kind in FINAL_KINDS else None
                 content = pickle.dumps((event.kind, event.content, rest))
                 self.unread.append((self.told, event.kind, content))
         return self.unread

@@ -23,7 +23,7 @@ POWER = 0.8
 #: More seeds than this nobody trains to tell two candidates apart.
 MOST_SEEDS = 1_000
 #: Columns of a confirmed ranking as tables of accuracies name them.
-ENDS = {"mean": "val_accuracy", "low": "val_accuracy_low", "high": "val_accuracy_high"}
+ACCURACY_COLUMNS = {"mean": "val_accuracy", "low": "val_accuracy_low", "high": "val_accuracy_high"}
 
 Correct = npt.NDArray[np.bool_]
 

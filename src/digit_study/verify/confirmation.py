@@ -18,7 +18,7 @@ from digit_study.config.study import StudyConfig
 from digit_study.data.digits import load_digits
 from digit_study.engine.protocol import ENGINES, Engine, Limits
 from digit_study.evaluation import charts
-from digit_study.evaluation.race import ENDS, FIRST, MOST_SEEDS, POWER, Gap, confirmed_ranking
+from digit_study.evaluation.race import ACCURACY_COLUMNS, FIRST, MOST_SEEDS, POWER, Gap, confirmed_ranking
 from digit_study.evaluation.ranking import Group
 from digit_study.search import report, space
 from digit_study.search.outcomes import RUN_ID
@@ -132,11 +132,11 @@ def _conclude(work: Confirmation) -> str:
     figure = confirmation_figure(seeds, ranking.rename(columns={"name": "candidate"}), lessons)
     charts.save(figure, log.folder / "figures" / "confirmation.png")
     _write_errors(work, [run.run_id for one in groups for run in one.runs], log)
-    _describe(work, log, ranking.rename(columns=ENDS), lessons)
+    _describe(work, log, ranking.rename(columns=ACCURACY_COLUMNS), lessons)
     log.tags({"winner.run_id": str(winner["run_id"]), "winner.name": str(winner["name"])})
     optimism = {"sweep_optimism": selected["optimism"].iloc[0]} if len(selected) else {}
-    log.best_of(f"{len(ranking)} candidates", dict(winner.rename(ENDS)))
-    log.metrics({f"winner_{name}": winner[end] for end, name in ENDS.items()} | optimism)
+    log.best_of(f"{len(ranking)} candidates", dict(winner.rename(ACCURACY_COLUMNS)))
+    log.metrics({f"winner_{name}": winner[end] for end, name in ACCURACY_COLUMNS.items()} | optimism)
     work.keep_models([str(winner["run_id"])])
     _print(work, log, ranking, lessons)
     return str(winner["run_id"])
@@ -187,7 +187,7 @@ def _print(work: Confirmation, log: run_log.RunLog, ranking: pd.DataFrame, lesso
     title, note = f"Confirmation of study '{study.study}'", " (Tukey over seeds, or Holm over images); * the winner"
     is_even = ranking["seeds"].nunique() == 1
     note += "" if is_even else "; those with more seeds first"
-    terminal.print(console.ranked_table(title, ranking.rename(columns=ENDS), console.CANDIDATES, note))
+    terminal.print(console.ranked_table(title, ranking.rename(columns=ACCURACY_COLUMNS), console.CANDIDATES, note))
     is_smallest = study.confirm.prefer == "smallest"
     why = f"the highest mean{'' if is_even else ' of those with the most seeds'}"
     why = "the smallest of those that cannot be told from the best" if is_smallest else why

@@ -14,7 +14,7 @@ from digit_study.config import compose
 from digit_study.config.run import Config
 from digit_study.engine.protocol import ENGINES
 from digit_study.evaluation import charts
-from digit_study.evaluation.race import ENDS, confirmed_ranking
+from digit_study.evaluation.race import ACCURACY_COLUMNS, confirmed_ranking
 from digit_study.evaluation.ranking import Group
 from digit_study.search.plan import StudyPlan, plan_study
 from digit_study.search.study import exclusive
@@ -132,7 +132,7 @@ def conclude(work: Confirmation, table: pd.DataFrame) -> None:
             f"Asked: how well does each of {len(table)} networks read {plan.dataset}, and which does no smaller beat"
         )
         figures = ["figures/frontier.png"]
-        log.describe(views.Note(answer, asked, table.rename(columns=ENDS), COLUMNS, figures=figures))
+        log.describe(views.Note(answer, asked, table.rename(columns=ACCURACY_COLUMNS), COLUMNS, figures=figures))
         work.keep_models(set(table["run_id"]))
         log.end("FINISHED", {})
     terminal = console.console()
