@@ -11,9 +11,9 @@ import pytest
 from conftest import Done, Project
 
 from digit_study.data.sources import sample_arrays
-from digit_study.evaluation.metrics import score
+from digit_study.evaluation.charts import unread_figure
+from digit_study.evaluation.metrics import score, unread
 from digit_study.tracking.lookup import artifact_table
-from digit_study.verify.errors import unread, unread_figure
 from digit_study.verify.frontier import frontier_figure
 
 SCRIPT = "sweeps/frontier.py"

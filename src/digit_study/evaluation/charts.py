@@ -15,6 +15,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
 from digit_study.data.sources import IMAGE_SIDE as SIDE
+from digit_study.data.sources import Labels, Pixels
 from digit_study.terminal.messages import short_names
 
 DPI = 110
@@ -193,6 +194,23 @@ def comparison(runs: pd.DataFrame, title: str, limit: int = 40) -> Figure:
     style_axes(axes, label, "run", "\n".join([*notes, shared]).strip())
     legend_below(figure, axes)
     return figure
+
+
+def unread_figure(table: pd.DataFrame, images: Pixels, index: Labels, networks: int, limit: int = 36) -> Figure:
+    """Draw the first rows of ``metrics.unread``; ``images`` (n, 28, 28, 1) stand at ``index`` (n,) of the source."""
+    title = f"{len(table)} of {len(images):,} validation images are read by none of {networks} networks"
+    if table.empty:
+        return message_figure("Images that no network reads", f"None: each of {len(images):,} is read by one.")
+    shown, place = table.head(limit), {int(one): at for at, one in enumerate(index)}
+    captions = []
+    for row in shown.to_dict("records"):
+        look = RED if row["label_looks_wrong"] else "black"
+        agree = "all" if row["label_looks_wrong"] else f"{100 * row['agree']:.0f} %"
+        captions.append((f"label {row['label']}\n{agree} say {row['says']}", look))
+    wrong = int(table["label_looks_wrong"].sum())
+    note = f"orange: all networks read the same other digit, the label looks wrong ({wrong})"
+    pixels = images[[place[int(one)] for one in shown["index"]]]
+    return image_grid(pixels, title, note, 6, captions)
 
 
 def save(figure: Figure, path: Path) -> None:

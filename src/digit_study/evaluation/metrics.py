@@ -1,5 +1,6 @@
 """Predictions to numbers, in pure functions; a new metric is one line in :func:`metrics_of`."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Self
 
@@ -112,3 +113,23 @@ def evaluation_of(table: pd.DataFrame) -> Evaluation:
     rows = np.flatnonzero(probabilities.argmax(axis=1) != predicted)
     probabilities[rows, predicted[rows]] = np.nextafter(probabilities[rows].max(axis=1), np.float32(2))
     return score(table["label"].to_numpy(np.int64), probabilities, table["index"].to_numpy(np.int64))
+
+
+def unread(evaluations: Sequence[Evaluation]) -> pd.DataFrame:
+    """One row for each image that no network reads as its label, the surest first; all have the same images, in order.
+
+    Columns are index, label, says (what most networks read), agree (the share of them that do, in [0, 1]), confidence
+    (the mean probability of it), and label_looks_wrong: all networks read the same other digit.
+    """
+    first = evaluations[0]
+    predicted = np.stack([one.predicted for one in evaluations])
+    at = np.flatnonzero((predicted != first.labels).all(axis=0))
+    votes = np.stack([(predicted[:, at] == digit).mean(axis=0) for digit in range(CLASSES)], axis=-1)
+    says = votes.argmax(axis=1)
+    mean = np.mean([one.probabilities[at] for one in evaluations], axis=0)
+    found = pd.DataFrame({
+        "index": first.index[at], "label": first.labels[at], "says": says,
+        "agree": votes[np.arange(len(at)), says], "confidence": mean[np.arange(len(at)), says],
+    })  # fmt: skip
+    found["label_looks_wrong"] = found["agree"] == 1
+    return found.sort_values(["agree", "confidence"], ascending=False, ignore_index=True)

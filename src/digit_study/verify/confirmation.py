@@ -18,6 +18,7 @@ from digit_study.config.study import StudyConfig
 from digit_study.data.digits import load_digits
 from digit_study.engine.protocol import ENGINES, Engine, Limits
 from digit_study.evaluation import charts
+from digit_study.evaluation.metrics import unread
 from digit_study.evaluation.race import ACCURACY_COLUMNS, FIRST, MOST_SEEDS, POWER, Gap, confirmed_ranking
 from digit_study.evaluation.ranking import Group
 from digit_study.search import report, space
@@ -29,7 +30,6 @@ from digit_study.terminal import console
 from digit_study.terminal.messages import StudyError
 from digit_study.tracking import lookup, run_log, stores, views
 from digit_study.tracking.courier import Courier
-from digit_study.verify import errors
 from digit_study.verify.seeds import Confirmation, parent_run, train
 
 #: Far from the seeds of a sweep's trials, so that a confirmation never meets one that was selected on.
@@ -147,9 +147,9 @@ def _write_errors(work: Confirmation, run_ids: Sequence[str], log: run_log.RunLo
     uri = work.plan.uri
     read = lookup.each(uri, lambda run_id: report.evaluation(uri, run_id), run_ids)
     if known := [one for one in read if one is not None]:
-        digits, table = load_digits(work.plan.run.data), errors.unread(known)
+        digits, table = load_digits(work.plan.run.data), unread(known)
         charts.write_table(table, log.folder, "unread")
-        figure = errors.unread_figure(table, digits.validation_images, digits.validation_index, len(known))
+        figure = charts.unread_figure(table, digits.validation_images, digits.validation_index, len(known))
         charts.save(figure, log.folder / "figures" / "unread.png")
 
 
