@@ -176,7 +176,8 @@ def told(command: Command, code: int) -> str:
 
 def test_hosts_that_die_or_are_cut_off_are_replaced(shared: Shared) -> None:
     killed, cut, away, left, done = machines = shared.site.machines
-    words, patience = ("search.trials=7", "training.epochs=60"), {cut: "search.patience=0.3"}
+    # long enough that none has ended its trial, and begun another, when the hosts die
+    words, patience = ("search.trials=7", "training.epochs=150"), {cut: "search.patience=0.3"}
     commands = {host: shared.begin(host, *words, patience.get(host, "search.patience=10")) for host in machines}
     wait_until(lambda: shared.in_mid_trial(*machines), 180, "all are in mid-trial")
     # the server would keep for hours what one had locked whose link was cut
