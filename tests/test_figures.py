@@ -250,3 +250,17 @@ def test_a_table_is_written_as_pandas_does(rows: int, more: dict[str, Any], tmp_
     charts.write_table(table, tmp_path, "some")
     written = (tmp_path / "tables" / "some.csv").read_text()
     assert written == table.to_csv(index=False, float_format="%.7g")
+
+
+def test_two_processes_may_draw_the_same_picture_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, draw, processes = tmp_path / "same.png", charts.FigureCanvasAgg.print_png, iter([1, 2])
+
+    def draw_while_another_does(canvas: Any, place: Path) -> None:
+        draw(canvas, place)
+        monkeypatch.setattr(charts.FigureCanvasAgg, "print_png", draw)
+        charts.save(charts.message_figure("second", "whole"), path)
+
+    monkeypatch.setattr(charts.os, "getpid", lambda: next(processes))
+    monkeypatch.setattr(charts.FigureCanvasAgg, "print_png", draw_while_another_does)
+    charts.save(charts.message_figure("first", "whole"), path)
+    assert [one.name for one in tmp_path.iterdir()] == ["same.png"]

@@ -1,5 +1,6 @@
 """What all figures share; no pyplot, which keeps every one alive and is not thread-safe, and no ``rcParams``."""
 
+import os
 import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -216,7 +217,8 @@ def unread_figure(table: pd.DataFrame, images: Pixels, index: Labels, networks: 
 def save(figure: Figure, path: Path) -> None:
     """Write ``figure`` as a PNG, creating its folder."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    new = path.with_name(f".{path.name}")  # who is killed here leaves no half of a picture
+    # who is killed here leaves no half of a picture, and supervisors of one study may draw the same one at once
+    new = path.with_name(f".{os.getpid()}-{path.name}")
     FigureCanvasAgg(figure).print_png(new)  # type: ignore[no-untyped-call]  # savefig draws twice
     new.replace(path)
 
