@@ -43,13 +43,13 @@ def study_of(count: int, keys: int = 4, objectives: int = 1, name: str = "s") ->
         state = {4: TrialState.FAIL, 2: TrialState.PRUNED}.get(number % 5, TrialState.COMPLETE)
         study.tell(trial, values if state == TrialState.COMPLETE else None, state=state)
     metrics = dict(zip(("val_accuracy", "parameters", "val_loss"), directions, strict=False))
-    plan = SimpleNamespace(dimensions=dimensions, objectives=metrics, study=SimpleNamespace(study=name))
+    names = [one.key for one in dimensions]
+    plan = SimpleNamespace(dimensions=dimensions, keys=names, objectives=metrics, study=SimpleNamespace(study=name))
     return plan, StoredStudy(study, storage)
 
 
 def write(plan: Any, stored: StoredStudy, folder: Path) -> None:
-    keys = [one.key for one in plan.dimensions]
-    study_pictures.write(stored.study, plan.objectives, keys, stored.hosts(), folder)
+    study_pictures.write(stored.study, plan.objectives, plan.keys, stored.hosts(), folder)
 
 
 @pytest.mark.slow

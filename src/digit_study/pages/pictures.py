@@ -55,11 +55,11 @@ def pictures(plan: StudyPlan, stored: StoredStudy) -> list[Picture]:
 def _pictures(plan: StudyPlan, stored: StoredStudy) -> Iterator[Picture]:
     complete = len(stored.trials(TrialState.COMPLETE))
     paired = MOST_PAIRED if complete <= MANY_TRIALS else PAIRED_OF_MANY
-    study, all_keys, hosts = stored.study, [one.key for one in plan.dimensions], stored.hosts()
-    for name, (function, options) in study_pictures.picture_options(study, plan.objectives, all_keys).items():
+    study, hosts = stored.study, stored.hosts()
+    for name, (function, options) in study_pictures.picture_options(study, plan.objectives, plan.keys).items():
         title, caption = CAPTIONS[name]
         keys, limit = options.get("params", []), paired if name in ("contour", "rank") else MOST_KEYS
-        if len(keys) > limit or name in ("contour", "rank") and len(all_keys) > limit:
+        if len(keys) > limit or name in ("contour", "rank") and len(plan.keys) > limit:
             caption += f" Shown are the {limit} most important keys."
         chosen = {key: value[:limit] if key == "params" else value for key, value in options.items()}
         drawn = study_pictures.interactive(study, name, function, chosen, hosts)

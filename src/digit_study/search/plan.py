@@ -58,6 +58,11 @@ class StudyPlan:
         """Metric to direction; the first one ranks."""
         return objectives_of(self.study.search)
 
+    @property
+    def keys(self) -> list[str]:
+        """What is searched, in the order of the dimensions."""
+        return [one.key for one in self.dimensions]
+
     def trial_config(self, params: Params, seed: int, parent_run_id: str) -> tuple[Config, str | None]:
         """What a trial runs; where no rule of a single key could exclude a bad combination, the baseline and why."""
         problem, config = None, self.run

@@ -147,15 +147,14 @@ def write(plan: StudyPlan, stored: StoredStudy, board: pd.DataFrame, folder: Pat
         charts.write_table(pareto_front(plan, stored), folder, "pareto")
     if len(board):
         charts.save(charts.comparison(board, "Leaderboard, validation"), folder / "figures" / "leaderboard.png")
-    keys = [one.key for one in plan.dimensions]
-    study_pictures.write(stored.study, plan.objectives, keys, stored.hosts(), folder / "figures")
+    study_pictures.write(stored.study, plan.objectives, plan.keys, stored.hosts(), folder / "figures")
 
 
 def note(plan: StudyPlan, stored: StoredStudy, board: pd.DataFrame | None = None) -> views.Note:
     """The description of the study's run: the answer, the first ten, what failed; without a ``board`` it goes on."""
-    trials, search, keys = stored.trials(), plan.study.search, [one.key for one in plan.dimensions]
+    trials, search = stored.trials(), plan.study.search
     states = ", ".join(f"{count} {state.lower()}" for state, count in Counter(one.state.name for one in trials).items())
-    asked = f"Asked: which of {', '.join(keys)} reads {plan.dataset} best, in {search.trials} trials "
+    asked = f"Asked: which of {', '.join(plan.keys)} reads {plan.dataset} best, in {search.trials} trials "
     asked += f"({search.sampler}, {pruner_of(search)}); {states or 'none has begun'}"
     reasons = [(one.number, one.user_attrs.get(REASON)) for one in trials]
     failed = [f"trial {number}: {reason}"[:300] for number, reason in reasons if reason not in (None, SURPLUS)]

@@ -73,7 +73,7 @@ def _search(
     try:
         log = RunLog(plan.uri, parent)
         log.config(plan.run)
-        log.describe(report.note(plan, stored), [one.key for one in plan.dimensions])
+        log.describe(report.note(plan, stored), plan.keys)
         shown = {**flatten(plan.study), "search.storage": describe_storage(plan.study)}  # the URI may hold a password
         (log.folder / "study.yaml").write_text(yaml.safe_dump(json.loads(json.dumps(shown, default=str))))
         digits = load_digits(plan.run.data)
@@ -152,7 +152,7 @@ def _end(plan: StudyPlan, stored: StoredStudy, parent: str, status: str) -> None
         log = RunLog(plan.uri, parent)
         try:
             if status == "KILLED":
-                log.describe(report.note(plan, stored), [one.key for one in plan.dimensions])
+                log.describe(report.note(plan, stored), plan.keys)
             else:
                 _report(plan, stored, log, status)
         except BaseException as error:
@@ -166,7 +166,7 @@ def _report(plan: StudyPlan, stored: StoredStudy, log: RunLog, status: str) -> N
     board, name = report.leaderboard(plan, stored), plan.study.study
     board.attrs["machines"] = report.machines(plan, stored, log.run_id)
     report.write(plan, stored, board, log.folder)
-    log.describe(report.note(plan, stored, board), [one.key for one in plan.dimensions])
+    log.describe(report.note(plan, stored, board), plan.keys)
     if board.empty:
         if status == "FAILED":  # and that says why
             return
