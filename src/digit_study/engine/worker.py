@@ -111,6 +111,7 @@ class Worker:
                 break
             except (EOFError, OSError):
                 self.connection.close()
+                time.sleep(0.1)  # while it dies, multiprocessing takes it for alive
             finally:
                 theirs.close()
         else:
