@@ -143,8 +143,9 @@ class Finalised:
 #: The last one is what a command knows the server of its trials by, which is forked too.
 LIGHT = ("hydra", "omegaconf", "rich.console", "numpy", "psutil", "filelock", "yaml", "multiprocessing.forkserver")
 SLOW = (
-    *LIGHT, "tensorflow", "keras", "mlflow.keras", "seaborn", "sklearn.metrics", "sklearn.model_selection", "optuna",
-    "plotly",
+    *LIGHT, "tensorflow", "keras", "mlflow.keras", "mlflow.pyfunc", "mlflow.artifacts", "seaborn", "sklearn.metrics",
+    "sklearn.model_selection", "statsmodels.stats.proportion", "optuna", "plotly", "sqlalchemy.dialects.sqlite",
+    "alembic.context", "mlflow.store.tracking.sqlalchemy_store", "mlflow.store.model_registry.sqlalchemy_store",
 )  # fmt: skip
 
 

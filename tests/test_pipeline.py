@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -279,6 +280,26 @@ def test_a_signal_that_is_lost_in_a_finaliser_ends_a_trial_all_the_same(small_np
         listener = {"on_steps": ignore, "on_epoch": lambda number, _: (epochs.append(number), Finalised())[0]}
         run_trial(config, run_id, **listener)
     assert epochs == [1] and mlflow.MlflowClient(uri).get_run(run_id).info.status == "KILLED"
+
+
+def test_a_signal_while_tensorflow_traces_ends_the_trial_after_its_first_steps(
+    small_npz: Path, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An exception there would leave TensorFlow's locks behind, for which its own clean-up then waits for ever."""
+    told, epochs, call = list[str](), list[int](), keras.losses.SparseCategoricalCrossentropy.call
+
+    def traced(*given: Any) -> Any:
+        signal.raise_signal(signal.SIGTERM)
+        told.append("not cut short")
+        return call(*given)
+
+    monkeypatch.setattr(keras.losses.SparseCategoricalCrossentropy, "call", traced)
+    config = trial(small_npz)
+    uri, run_id = begin(config)
+    with pytest.raises(Interrupted, match="SIGTERM"), interruptible():
+        run_trial(config, run_id, ignore, lambda number, _: epochs.append(number))
+    assert told == ["not cut short"] and not epochs
+    assert mlflow.MlflowClient(uri).get_run(run_id).info.status == "KILLED"
 
 
 def test_figures_that_fail_cost_no_result(small_npz: Path, store: str, monkeypatch: pytest.MonkeyPatch) -> None:

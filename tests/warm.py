@@ -14,11 +14,23 @@ import signal
 import socket
 import sys
 import tempfile
+from importlib.metadata import version
 from multiprocessing import util
 
 gc.set_threshold(100_000, 20, 20)
 for name in sys.argv[1:]:
     importlib.import_module(name)
+if "mlflow.pyfunc" in sys.modules:  # what the server that trials are forked from asks as well: half a second
+    from mlflow.utils.requirements_utils import warn_dependency_requirement_mismatches
+
+    warn_dependency_requirement_mismatches([f"numpy=={version('numpy')}"])
+if "seaborn" in sys.modules:  # fonts are looked for and opened once
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(layout="constrained")
+    figure.subplots().set(xlabel="x", title="0123456789")
+    FigureCanvasAgg(figure).draw()
 gc.freeze()  # what the imports left need not be gone through again in every child
 answers = os.fdopen(os.dup(1), "w")
 

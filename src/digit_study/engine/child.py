@@ -16,7 +16,13 @@ from digit_study.config.run import Config
 from digit_study.engine.protocol import Pruned, TrialResult
 from digit_study.terminal.messages import StudyError, of_world
 from digit_study.terminal.progress import epoch_progress
-from digit_study.terminal.signals import Interrupted, interruptible, native_stderr, signals_surface
+from digit_study.terminal.signals import (
+    Interrupted,
+    interruptible,
+    native_stderr,
+    raise_if_interrupted,
+    signals_surface,
+)
 from digit_study.tracking.outbox import Parcel
 from digit_study.tracking.stores import tracking_uri
 
@@ -88,6 +94,8 @@ def _run(connection: Connection, target: Callable[..., Any], outcome: Path, conf
 
     def ask(*content: Any) -> None:
         send("epoch", content)
+        while not connection.poll(0.1):
+            raise_if_interrupted()
         if not connection.recv():
             raise Pruned
 

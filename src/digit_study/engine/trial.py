@@ -94,7 +94,8 @@ def _walk(
     training, members = config.training, []
     for number in range(config.model.members):
         one = replace(config, training=replace(training, seed=training.seed + number))
-        member, read, outcome = _train(one, digits, len(epochs), on_steps, log_epoch)
+        with deferred_signals():  # an exception of ours in the middle of TensorFlow leaves it waiting for its own locks
+            member, read, outcome = _train(one, digits, len(epochs), on_steps, log_epoch)
         members.append(member)
     final_model, images = mean_of(members), digits.validation_images
     if len(members) > 1:  # else it can read already; to compile it again would cost every trial a tenth of a second
@@ -150,7 +151,7 @@ def _train(
         return readings[-1].metrics
 
     def tell(epoch: int, *where: int) -> None:
-        raise_if_interrupted()  # graphs have many finalisers, and a signal that comes in one is lost there
+        raise_if_interrupted()
         on_steps(earlier + epoch, *where)
 
     given = trained_model, digits.train_images, digits.train_labels, config.training

@@ -23,6 +23,7 @@ DPI = 110
 TITLE, LABEL, TICK = 14, 12, 11  # points; still legible when the figure is shown at half its size
 # seaborn's "colorblind" palette by name; importing seaborn for it would cost a second.
 BLUE, ORANGE, GREEN, RED, GREY, MUTED = "#0173b2", "#de8f05", "#029e73", "#d55e00", "#949494", "#e4e4e4"
+LUMINANCE = np.array([0.299, 0.587, 0.114])  # of red, green and blue, ITU-R BT.601
 
 Numbers = npt.NDArray[Any]
 Look = dict[str, Any]  # keywords of a plotting method
@@ -121,23 +122,22 @@ def confusion_heatmap(axes: Axes, values: Numbers, form: str, label: str, title:
     import seaborn
 
     # the diagonal is grey: it is a hundred times larger, and would leave no colour for the mistakes
-    diagonal, size = np.eye(len(values), dtype=bool), TICK - 0.5
-    texts = np.array([[format(cell, form) if cell else "" for cell in row] for row in values])
+    diagonal = np.eye(len(values), dtype=bool)
     diverging, top = form.startswith("+"), float(np.abs(values[~diagonal]).max()) or 1.0
     ticks = MaxNLocator(nbins=6, integer=values.dtype.kind == "i", min_n_ticks=1)
     seaborn.heatmap(
-        values, mask=diagonal, annot=texts, fmt="", annot_kws={"fontsize": size}, ax=axes, square=True, linewidths=0.5,
-        cmap="vlag" if diverging else "Blues", vmin=-top if diverging else 0, vmax=top,
-        cbar_kws={"shrink": 0.8, "ticks": ticks}, xticklabels=False, yticklabels=False,
+        values, mask=diagonal, ax=axes, square=True, linewidths=0.5, cmap="vlag" if diverging else "Blues",
+        vmin=-top if diverging else 0, vmax=top, cbar_kws={"shrink": 0.8, "ticks": ticks}, xticklabels=False,
+        yticklabels=False,
     )  # fmt: skip
     places, names = np.arange(len(values)) + 0.5, [str(digit) for digit in range(len(values))]
     axes.set(xticks=places, xticklabels=names, yticks=places, yticklabels=names)
-    for text in axes.texts:  # seaborn's are white on colours that are too bright for it
-        red, green, blue = axes.collections[0].to_rgba(np.array(float(text.get_text() or 0)))[:3]
-        text.set_color("white" if 0.299 * red + 0.587 * green + 0.114 * blue < 0.5 else "black")
     axes.set_facecolor(MUTED)
-    for digit, text in enumerate(texts[diagonal]):
-        axes.text(digit + 0.5, digit + 0.5, text, ha="center", va="center", fontsize=size)
+    # seaborn's own annotations are white on colours that are too bright for it, and take a text for every zero
+    dark = (axes.collections[0].to_rgba(values)[..., :3] @ LUMINANCE < 0.5) & ~diagonal
+    for row, column in np.argwhere(values):
+        text, colour = format(values[row, column], form), "white" if dark[row, column] else "black"
+        axes.text(column + 0.5, row + 0.5, text, ha="center", va="center", fontsize=TICK - 0.5, color=colour)
     _leave_to_axes(axes)
     style_axes(axes, "predicted digit", "true digit", title)
     axes.tick_params(rotation=0, length=0)

@@ -8,6 +8,7 @@ import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from types import FrameType
 from typing import Any
 
@@ -30,9 +31,9 @@ class Interrupted(BaseException):
 
 
 def raise_if_interrupted() -> None:
-    """Raise :class:`Interrupted` again where the first one was lost, as in a finaliser that lets nothing out."""
-    if _received:
-        raise Interrupted(_received[0])
+    """Raise :class:`Interrupted` where a deferred signal may do so, or the first one was lost, as in a finaliser."""
+    for number in chain(_received, *_deferred):
+        raise Interrupted(number)
 
 
 def is_stopping() -> bool:

@@ -14,7 +14,7 @@ import tensorflow as tf
 
 from digit_study.data.sources import CLASSES, Labels, Pixels
 from digit_study.terminal.messages import StudyError
-from digit_study.terminal.signals import native_stderr
+from digit_study.terminal.signals import deferred_signals, native_stderr, raise_if_interrupted
 from digit_study.training.recipe import AUGMENTATIONS, TrainingConfig, build_optimizer
 
 Epoch = dict[str, float]
@@ -123,7 +123,9 @@ class Reader:
         parts = []
         for start in range(0, len(images), READ_AT_ONCE):
             batch, began = images[start : start + READ_AT_ONCE], time.perf_counter()
-            parts.append(self.forward(batch).numpy())
+            with deferred_signals():  # out of TensorFlow, where it would leave locks behind
+                parts.append(self.forward(batch).numpy())
+            raise_if_interrupted()
             self.seconds_an_image = min(self.seconds_an_image, (time.perf_counter() - began) / len(batch))
         return np.concatenate(parts)
 
