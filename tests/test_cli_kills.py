@@ -84,9 +84,9 @@ def test_a_signal_ends_everything_cleanly_and_says_how_to_go_on(
 
 def test_a_killed_trial_is_known_at_once_and_runs_again(lab: Lab) -> None:
     """In the middle of an epoch of one trial, and in the last epoch of another."""
-    command = lab.start()
+    command = lab.start("training.epochs=5")
     killed: set[int] = set()
-    for epochs in (1, 3):
+    for epochs in (1, 4):
 
         def victims(least: int = epochs) -> list[tuple[int, psutil.Process]]:
             running = [trial for trial in lab.trials() if trial.state.name == "RUNNING"]

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import Done, Project
+from lab import PLAIN
 
 from digit_study.data.sources import sample_arrays
 from digit_study.evaluation.charts import unread_figure
@@ -17,7 +18,8 @@ from digit_study.tracking.lookup import artifact_table
 from digit_study.verify.frontier import frontier_figure
 
 SCRIPT = "sweeps/frontier.py"
-NETWORKS = "frontier.networks={small: 'model=tiny training=smoke', two: 'model=tiny training=smoke model.members=2'}"
+SMALL = " ".join(["model=tiny training=smoke", *PLAIN])
+NETWORKS = f"frontier.networks={{small: '{SMALL}', two: '{SMALL} model.members=2'}}"
 
 
 def table(*rows: tuple[str, int, float, bool, float]) -> pd.DataFrame:
@@ -57,10 +59,10 @@ def test_images_that_no_network_reads_and_labels_that_look_wrong() -> None:
 
 @pytest.mark.slow
 def test_a_frontier_goes_on_with_more_seeds_and_opens_the_seal_once_for_each_on_it(
-    project: Project, typed_store: str
+    project: Project, typed_store: str, small_npz: Path
 ) -> None:
     def frontier(*words: str) -> Done:
-        given = ("data=mnist_sample", NETWORKS, *words)
+        given = (f"data.path={small_npz}", "data.validation=100", NETWORKS, *words)
         return project.run(*given, script=SCRIPT, MLFLOW_TRACKING_URI=typed_store)
 
     first = frontier("frontier.seeds=2", "frontier.sealed=false")
