@@ -25,6 +25,7 @@ from lab import (
     warming_up,
     workers_of,
 )
+from optuna.trial import FrozenTrial
 
 from digit_study.search.study import counted
 
@@ -82,23 +83,33 @@ def test_a_signal_ends_everything_cleanly_and_says_how_to_go_on(
     assert_no_process_is_left(lab, 5)
 
 
+def is_running(trial: FrozenTrial) -> bool:
+    return trial.state.name == "RUNNING"
+
+
 def test_a_killed_trial_is_known_at_once_and_runs_again(lab: Lab) -> None:
     """In the middle of an epoch of one trial, and in the last epoch of another."""
-    command = lab.start("training.epochs=5")
+    command = lab.start("training.epochs=12")
     killed: set[int] = set()
-    for epochs in (1, 4):
 
-        def victims(least: int = epochs) -> list[tuple[int, psutil.Process]]:
-            running = [trial for trial in lab.trials() if trial.state.name == "RUNNING"]
-            chosen = [one for one in running if len(one.intermediate_values) >= least and one.number not in killed]
-            workers = {process.pid: process for process in workers_of(command)}
-            names = {one.number: one.user_attrs.get("worker", "::").split(":")[1] for one in chosen}
-            retried = {one.number for one in running if "retry_of" in one.user_attrs}
-            found = [(number, workers.get(int(pid or 0))) for number, pid in names.items() if number not in retried]
-            return [(number, process) for number, process in found if process is not None]
+    def caught(least: int) -> tuple[int, psutil.Process] | None:
+        """A worker that is stopped in a trial of so many epochs, whose result the command does not have."""
+        workers = {process.pid: process for process in workers_of(command)}
+        for trial in lab.trials():
+            pid = int(trial.user_attrs.get("worker", "::").split(":")[1] or 0)
+            is_wanted = trial.number not in killed and "retry_of" not in trial.user_attrs
+            if is_wanted and is_running(trial) and len(trial.intermediate_values) >= least and pid in workers:
+                workers[pid].suspend()
+                time.sleep(0.5)  # what it has said is heard
+                if is_running(lab.trials()[trial.number]):
+                    return trial.number, workers[pid]
+                workers[pid].resume()
+        return None
 
-        wait_until(victims, 60, f"a trial in epoch {epochs}")
-        number, process = victims()[0]
+    for least in (1, 11):
+        found = list[tuple[int, psutil.Process]]()
+        wait_until(lambda: found.extend(filter(None, [caught(least)])) or found, 60, f"a trial in epoch {least}")  # noqa: B023
+        number, process = found[0]
         process.kill()
         killed.add(number)
         wait_until(lambda: sum("SIGKILL" in line for line in command.lines) == len(killed), 15, "the death is known")
