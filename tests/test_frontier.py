@@ -9,7 +9,6 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import Done, Project
-from lab import PLAIN
 
 from digit_study.data.sources import sample_arrays
 from digit_study.evaluation.charts import unread_figure
@@ -18,8 +17,7 @@ from digit_study.tracking.lookup import artifact_table
 from digit_study.verify.frontier import frontier_figure
 
 SCRIPT = "sweeps/frontier.py"
-SMALL = " ".join(["model=tiny training=smoke", *PLAIN])
-NETWORKS = f"frontier.networks={{small: '{SMALL}', two: '{SMALL} model.members=2'}}"
+NETWORKS = "frontier.networks={small: 'model=tiny training=smoke', two: 'model=tiny training=smoke model.members=2'}"
 
 
 def table(*rows: tuple[str, int, float, bool, float]) -> pd.DataFrame:
@@ -59,10 +57,10 @@ def test_images_that_no_network_reads_and_labels_that_look_wrong() -> None:
 
 @pytest.mark.slow
 def test_a_frontier_goes_on_with_more_seeds_and_opens_the_seal_once_for_each_on_it(
-    project: Project, typed_store: str, small_npz: Path
+    project: Project, typed_store: str
 ) -> None:
     def frontier(*words: str) -> Done:
-        given = (f"data.path={small_npz}", "data.validation=100", NETWORKS, *words)
+        given = ("data=mnist_sample", NETWORKS, *words)
         return project.run(*given, script=SCRIPT, MLFLOW_TRACKING_URI=typed_store)
 
     first = frontier("frontier.seeds=2", "frontier.sealed=false")
