@@ -98,15 +98,16 @@ class Site:
         reached = ["--host", "0.0.0.0", "--port", "5000", "--allowed-hosts", "*", "--workers", "1"]
         line = [sys.executable, "-m", "mlflow", "server", *places, *reached]
         self.mlflow = self.head.start(line, cwd=folder, MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false")
-        wait_until(self._answers, 120, "MLflow answers")
+        wait_until(lambda: self.answers(self.head), 120, "MLflow answers")
 
     def stop_mlflow(self) -> None:
         self.head.run(["pkill", "-KILL", "-f", "mlflow|uvicorn"], cwd=self.head.folder)
         self.mlflow.finish(20)
 
-    def _answers(self) -> bool:
+    def answers(self, host: Host) -> bool:
+        """Whether MLflow answers that host."""
         try:
-            with self.head.network():
+            with host.network():
                 return bool(urllib.request.urlopen(f"http://{self.head.address}:5000/health", timeout=2).status == 200)
         except OSError:
             return False
@@ -177,7 +178,7 @@ def told(command: Command, code: int) -> str:
 def test_hosts_that_die_or_are_cut_off_are_replaced(shared: Shared) -> None:
     killed, cut, away, left, done = machines = shared.site.machines
     # long enough that none has ended its trial, and begun another, when the hosts die
-    words, patience = ("search.trials=7", "training.epochs=150"), {cut: "search.patience=0.3"}
+    words, patience = ("search.trials=7", "training.epochs=400"), {cut: "search.patience=0.3"}
     commands = {host: shared.begin(host, *words, patience.get(host, "search.patience=10")) for host in machines}
     wait_until(lambda: shared.in_mid_trial(*machines), 180, "all are in mid-trial")
     # the server would keep for hours what one had locked whose link was cut
@@ -203,6 +204,7 @@ def test_hosts_that_die_or_are_cut_off_are_replaced(shared: Shared) -> None:
     # the others come back, and find everything done
     cut.restore()
     killed.boot()
+    wait_until(lambda: shared.site.answers(killed) and shared.site.answers(cut), 60, "their links are up")
     for command in [shared.begin(host, *words) for host in (killed, cut)]:
         told(command, 0)
     assert len(shared.trials()) == len(trials)
