@@ -9,14 +9,12 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
-import numpy as np
-import numpy.typing as npt
 from rich.console import Console, RenderableType
 from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table
 from rich.text import Text
 
-from digit_study.data.sources import Pixels
+from digit_study.claims.detector import are_digits
 from digit_study.reading.prediction import image_files, load_model, read_files, readings_figure
 from digit_study.terminal.messages import StudyError, nearest
 from digit_study.terminal.signals import collect_rarely
@@ -92,13 +90,6 @@ def least_probability(coverage: float, named: str, tracking: str | None) -> floa
 
     found = lookup.evaluation_of_model(named, tracking)
     return calibration.least_probability(found.labels, found.probabilities, coverage)
-
-
-def are_digits(images: Pixels) -> npt.NDArray[np.bool_]:
-    """Whether each image shows a digit, by the shipped detector, which is loaded when the first is read."""
-    from digit_study.claims.detector import load
-
-    return load()(images)
 
 
 def predict(arguments: argparse.Namespace) -> int:

@@ -72,3 +72,11 @@ def load(path: Path = WEIGHTS) -> Callable[[Pixels], npt.NDArray[np.bool_]]:
     scores = scorer(models)
     scores(np.zeros((1, IMAGE_SIDE, IMAGE_SIDE, 1), np.uint8))  # compiles it, before anybody waits for an answer
     return lambda images: scores(images) >= threshold
+
+
+def are_digits(images: Pixels) -> npt.NDArray[np.bool_]:
+    """Whether each of the images (n, 28, 28, 1), uint8, passes for a digit, (n,).
+
+    The shipped detector says so, which the first call loads: a second of TensorFlow.
+    """
+    return load()(images)
