@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import mlflow
 import optuna
@@ -21,6 +21,7 @@ from optuna.trial import FrozenTrial
 
 from digit_study.search.study import counted
 
+T = TypeVar("T")
 SEARCH, CONFIRM = "sweeps/optuna_search.py", "sweeps/confirm.py"
 RATE = "training.learning_rate: {type: float, low: 0.001, high: 0.01}"
 SPACE = f"search.space={{model.filters: {{low: 4, high: 12, step: 4}}, {RATE}}}"
@@ -115,11 +116,13 @@ def assert_no_process_is_left(lab: Lab, within: float = 10) -> None:
     wait_until(lambda: not of_study(lab), within, "no process of the study is left")
 
 
-def wait_until(holds: Callable[[], object], seconds: float, what: str) -> None:
+def wait_until(holds: Callable[[], T | None], seconds: float, what: str) -> T:
+    """What ``holds`` returns as soon as it is true."""
     deadline = time.monotonic() + seconds
-    while not holds():
+    while not (found := holds()):
         assert time.monotonic() < deadline, f"not within {seconds} s: {what}"
         time.sleep(0.02)
+    return found
 
 
 # --------------------------------------------------------------------------- moments

@@ -46,8 +46,7 @@ def test_a_study_that_is_killed_again_and_again_goes_on_with_the_same_command(la
         wait_until(lambda: moment(lab, command), 60, moment.__name__)  # noqa: B023
         reported |= {trial.number: trial.values for trial in lab.trials() if trial.state.name == "COMPLETE"}
         if moment is in_an_epoch:  # a trial that is stopped besides must not outlive its supervisor
-            wait_until(lambda: workers_of(command), 60, "a trial")  # noqa: B023
-            stopped = workers_of(command)[0]
+            stopped = wait_until(lambda: workers_of(command), 60, "a trial")[0]  # noqa: B023
             stopped.suspend()
         (os.killpg if whole_group else os.kill)(command.process.pid, signal.SIGKILL)
         command.process.wait()
@@ -107,9 +106,7 @@ def test_a_killed_trial_is_known_at_once_and_runs_again(lab: Lab) -> None:
         return None
 
     for least in (1, 11):
-        found = list[tuple[int, psutil.Process]]()
-        wait_until(lambda: found.extend(filter(None, [caught(least)])) or found, 60, f"a trial in epoch {least}")  # noqa: B023
-        number, process = found[0]
+        number, process = wait_until(lambda: caught(least), 60, f"a trial in epoch {least}")  # noqa: B023
         process.kill()
         killed.add(number)
         wait_until(lambda: sum("SIGKILL" in line for line in command.lines) == len(killed), 15, "the death is known")
