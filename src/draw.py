@@ -8,13 +8,20 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
-from digit_study.reading.kept import Kept
-from digit_study.reading.loopback import ADDRESS, listening_socket
-from digit_study.reading.network import Loaded, Network, Place
-from digit_study.reading.prediction import load_model
-from digit_study.terminal.messages import StudyError, nearest
-from digit_study.terminal.signals import Interrupted, collect_rarely, interruptible
-from digit_study.tracking.stores import ARTIFACTS, CHAMPION_URI, NAMED, model_file, quiet_mlflow, version_named
+from digit_study.apps.draw.drawing_store import Kept
+from digit_study.apps.draw.network_view import Loaded, Network, Place
+from digit_study.apps.draw.same_origin import ADDRESS, listening_socket
+from digit_study.inference.prediction import load_model
+from digit_study.support.messages import StudyError, nearest
+from digit_study.support.signals import Interrupted, collect_rarely, interruptible
+from digit_study.tracking.database import (
+    ARTIFACTS,
+    CHAMPION_URI,
+    NAMED,
+    model_file,
+    quiet_mlflow,
+    version_named,
+)
 
 SETTINGS, PORT = ("model", "compare", "keep", "tracking.uri"), 8765
 KEPT = ARTIFACTS / "drawings"
@@ -31,7 +38,9 @@ def parsed(words: Sequence[str]) -> argparse.Namespace:
         f"({KEPT.parent.name}/{KEPT.name}); tracking.uri=….",
     )
     parser.add_argument("given", nargs="*", metavar="SETTING=VALUE")
-    parser.add_argument("--port", type=int, default=PORT, help=f"of the page's address; 0 for any free one ({PORT})")
+    parser.add_argument(
+        "--port", type=int, default=PORT, help=f"of the page's address; 0 for any free one ({PORT})"
+    )
     return parser.parse_args(words)
 
 
@@ -52,12 +61,19 @@ def networks_of(settings: Mapping[str, str]) -> list[Network]:
     tracking, found = settings.get("tracking.uri"), []
     for key, uri in {"model": CHAMPION_URI, **settings}.items():
         if key in ("model", "compare"):
-            place = Place(uri, partial(version_named, uri, tracking), partial(model_file, uri, tracking), load_model)
+            place = Place(
+                uri,
+                partial(version_named, uri, tracking),
+                partial(model_file, uri, tracking),
+                load_model,
+            )
             try:
                 place.file()  # it says in words what is missing
             except StudyError as fault:
                 raise StudyError(str(fault).replace("`model`", f"`{key}`")) from None
-            found.append((place, place.version(), place.file()))  # in this order: an alias may move in between
+            found.append(
+                (place, place.version(), place.file())
+            )  # in this order: an alias may move in between
     return [Network(place, Loaded(load_model(file), version)) for place, version, file in found]
 
 
@@ -66,13 +82,17 @@ def draw(arguments: argparse.Namespace) -> None:
     settings = settings_of(arguments.given)
     keep = Path(settings.get("keep", KEPT)).expanduser().resolve()
     if keep.exists() and not keep.is_dir():
-        raise StudyError(f"`keep` must be a folder, or a path where one can be made, got '{keep}': name another")
+        raise StudyError(
+            f"`keep` must be a folder, or a path where one can be made, got '{keep}': name another"
+        )
     if not 0 <= arguments.port < 2**16:
-        raise StudyError(f"`--port` must be in [0, 65535], got {arguments.port}: leave it out for {PORT}")
+        raise StudyError(
+            f"`--port` must be in [0, 65535], got {arguments.port}: leave it out for {PORT}"
+        )
     with listening_socket(arguments.port) as listener:
         networks = networks_of(settings)
-        from digit_study.claims import detector
-        from digit_study.reading import drawing  # a second of imports that no mistake has to wait for
+        from digit_study.apps.draw import server as drawing
+        from digit_study.inference import detector
 
         port = listener.getsockname()[1]
         app = drawing.make_app(networks, Kept(keep), port, accepts=detector.load())

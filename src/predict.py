@@ -14,11 +14,17 @@ from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table
 from rich.text import Text
 
-from digit_study.claims.detector import are_digits
-from digit_study.reading.prediction import image_files, load_model, read_files, readings_figure
-from digit_study.terminal.messages import StudyError, nearest
-from digit_study.terminal.signals import collect_rarely
-from digit_study.tracking.stores import CHAMPION_URI, NAMED, model_file, quiet_mlflow, tracking_uri
+from digit_study.inference.detector import are_digits
+from digit_study.inference.prediction import image_files, load_model, read_files, readings_figure
+from digit_study.support.messages import StudyError, nearest
+from digit_study.support.signals import collect_rarely
+from digit_study.tracking.database import (
+    CHAMPION_URI,
+    NAMED,
+    model_file,
+    quiet_mlflow,
+    tracking_uri,
+)
 
 SETTINGS, SHOWN = ("model", "abstain", "tracking.uri"), "predicted.png"
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg", ".tif", ".tiff")
@@ -34,14 +40,20 @@ def parsed(words: Sequence[str]) -> argparse.Namespace:
         epilog=f"Settings: model={NAMED}; abstain=false, to read also what is no digit; tracking.uri=….",
     )
     images = "of an animation or a multi-page file the first picture; of a folder the images directly in it"
-    picture = f"draw what the network saw into PATH, written --show=PATH, or --show alone into {SHOWN}"
+    picture = (
+        f"draw what the network saw into PATH, written --show=PATH, or --show alone into {SHOWN}"
+    )
     parser.add_argument("given", nargs="*", metavar="FILE|FOLDER|SETTING=VALUE", help=images)
-    parser.add_argument("--json", action="store_true", help="an array of objects on standard output")
+    parser.add_argument(
+        "--json", action="store_true", help="an array of objects on standard output"
+    )
     parser.add_argument("--show", metavar="PATH", help=picture)
     sets = "print the digits that hold the true one with this probability, by the model's own validation images: 0.99"
     parser.add_argument("--coverage", type=float, metavar="P", help=sets)
     # --show alone never takes the next path as its own
-    return parser.parse_intermixed_args([f"--show={SHOWN}" if word == "--show" else word for word in words])
+    return parser.parse_intermixed_args(
+        [f"--show={SHOWN}" if word == "--show" else word for word in words]
+    )
 
 
 def split_settings(given: Sequence[str]) -> tuple[dict[str, str], list[str]]:
@@ -49,7 +61,11 @@ def split_settings(given: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     settings, paths = {}, []
     for word in given:
         key, equals, value = word.partition("=")
-        if not equals or os.path.exists(word) or (key not in SETTINGS and ("/" in key or "." in value)):
+        if (
+            not equals
+            or os.path.exists(word)
+            or (key not in SETTINGS and ("/" in key or "." in value))
+        ):
             paths.append(word)
         elif key in SETTINGS:
             settings[key] = value
@@ -63,18 +79,24 @@ def check_show(path: str, files: Sequence[Path]) -> None:
     """Raise StudyError for a picture that cannot be written, or would overwrite one of ``files``."""
     target = Path(path)
     if target.suffix.lower() not in PICTURES:
-        raise StudyError(f"`--show` must end in one of {', '.join(PICTURES)}, got '{path}': --show={SHOWN}")
+        raise StudyError(
+            f"`--show` must end in one of {', '.join(PICTURES)}, got '{path}': --show={SHOWN}"
+        )
     if not target.parent.is_dir():
-        raise StudyError(f"`--show` must lie in a folder that exists, got '{path}': mkdir -p '{target.parent}'")
+        raise StudyError(
+            f"`--show` must lie in a folder that exists, got '{path}': mkdir -p '{target.parent}'"
+        )
     if target.resolve() in [file.resolve() for file in files]:
-        raise StudyError(f"`--show` must not overwrite an image to be read, got '{path}': name another file")
+        raise StudyError(
+            f"`--show` must not overwrite an image to be read, got '{path}': name another file"
+        )
 
 
 def model_place(named: str, tracking: str | None) -> str:
     """The address of the model's page in MLflow, which is asked now, before an alias moves; empty for a file."""
     if not named.startswith(("models:/", "runs:/")):
         return ""
-    from digit_study.tracking import views  # it imports MLflow, which no mistake has to wait for
+    from digit_study.tracking import views
 
     return views.model_place(tracking_uri(tracking), named)
 
@@ -84,9 +106,11 @@ def least_probability(coverage: float, named: str, tracking: str | None) -> floa
     if not 0 < coverage < 1:
         raise StudyError(f"`--coverage` must be in (0, 1), got {coverage:g}: --coverage 0.99")
     if not named.startswith(("models:/", "runs:/")):
-        raise StudyError(f"`--coverage` needs the run of a model, got the file '{named}': name it as {NAMED}")
-    from digit_study.claims import calibration
-    from digit_study.tracking import lookup
+        raise StudyError(
+            f"`--coverage` needs the run of a model, got the file '{named}': name it as {NAMED}"
+        )
+    from digit_study.model import calibration
+    from digit_study.tracking import queries as lookup
 
     found = lookup.evaluation_of_model(named, tracking)
     return calibration.least_probability(found.labels, found.probabilities, coverage)
@@ -100,14 +124,18 @@ def predict(arguments: argparse.Namespace) -> int:
         check_show(arguments.show, files)
     named, tracking = settings.get("model", CHAMPION_URI), settings.get("tracking.uri")
     if (abstain := settings.get("abstain", "true")) not in ("true", "false"):
-        raise StudyError(f"`abstain` must be true or false, got '{abstain}': abstain=false reads what is no digit too")
+        raise StudyError(
+            f"`abstain` must be true or false, got '{abstain}': abstain=false reads what is no digit too"
+        )
     keras_file = model_file(named, tracking)
     coverage = arguments.coverage
     least = None if coverage is None else least_probability(coverage, named, tracking)
     where = "" if arguments.json else model_place(named, tracking)
     load = cache(load_model)  # called when the first image that can be read needs it
     columns = (*Progress.get_default_columns(), MofNCompleteColumn())
-    with Progress(*columns, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True) as bar:
+    with Progress(
+        *columns, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True
+    ) as bar:
         accepts = are_digits if abstain == "true" else None
         results = read_files(files, lambda images: load(keras_file)(images), accepts, least)
         readings = list(bar.track(results, total=len(files), description="reading"))

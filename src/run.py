@@ -11,14 +11,14 @@ from omegaconf import DictConfig, OmegaConf
 
 from digit_study.config import compose
 from digit_study.config.run import Config, resolve_config
-from digit_study.runs.plan import plan, plan_reproduction
-from digit_study.terminal.signals import readable_errors
+from digit_study.study.run_plan import plan, plan_reproduction
+from digit_study.support.signals import readable_errors
 
 
 @hydra.main(version_base="1.3", config_path="../conf", config_name="config")
 def task(composed: DictConfig) -> None:
     """Run one job that Hydra composed."""
-    from digit_study.runs import multirun
+    from digit_study.study import multirun
 
     config, source = resolve_config(cast(Config, OmegaConf.to_object(composed)))
     around = HydraConfig.get()
@@ -38,15 +38,17 @@ def main() -> None:
         task()
     elif any(word.startswith("reproduce=") and word != "reproduce=null" for word in words):
         asked = plan_reproduction(words)
-        from digit_study.verify import reproduction
+        from digit_study.study import reproduction
 
         reproduction.reproduce(asked)
     elif (planned := plan(words)).multirun:
-        if planned.parallel == 1 and planned.limits is None:
-            from digit_study.engine import worker
+        if planned.parallel == 1 and planned.context is None:
+            from digit_study.trial.local import worker
 
-            worker.start_server(planned.jobs[0].config.data)  # it imports TensorFlow while this process imports MLflow
-        from digit_study.runs import multirun
+            worker.start_server(
+                planned.jobs[0].config.data
+            )  # it imports TensorFlow while this process imports MLflow
+        from digit_study.study import multirun
 
         multirun.run_many(planned, task)
     else:

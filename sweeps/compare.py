@@ -6,12 +6,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from digit_study.config.promote import CompareConfig
-from digit_study.runs.plan import plan_task
-from digit_study.terminal.signals import readable_errors
+from digit_study.study.run_plan import plan_task
+from digit_study.support.signals import readable_errors
 
 if __name__ == "__main__":
     with readable_errors():
         config = plan_task(sys.argv[1:], "compare", CompareConfig)
-        from digit_study.verify import comparison
+        from digit_study.study import comparison
 
         comparison.serve(config)

@@ -7,16 +7,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from digit_study.config import compose
 from digit_study.config.study import StudyConfig
-from digit_study.terminal.signals import readable_errors
+from digit_study.support.signals import readable_errors
 
 if __name__ == "__main__":
     with readable_errors():
         typed: StudyConfig = compose.checked(sys.argv[1:], "study", StudyConfig)
-        from digit_study.search.study import find_study
+        from digit_study.study.storage import find_study
 
         find_study(typed)  # a name that is not there is answered before MLflow is imported
-        from digit_study.pages.study import page_at_end
-        from digit_study.verify.confirmation import confirm, plan_confirmation
+        from digit_study.study.confirmation import confirm, plan_confirmation
+        from digit_study.study.study_page import page_at_end
 
         plan, stored = plan_confirmation(sys.argv[1:], typed)
         with page_at_end(plan):

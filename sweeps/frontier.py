@@ -9,17 +9,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 from digit_study.config import compose
 from digit_study.config.promote import PromoteConfig, StoreConfig
 from digit_study.config.study import StudyConfig
-from digit_study.terminal.signals import readable_errors
+from digit_study.support.signals import readable_errors
 
 
 def main() -> None:
     """Train all, then open the sealed test set once for each network that no smaller one beats."""
     compose.answer(sys.argv[1:], "study", StudyConfig)
-    from digit_study.verify import frontier
+    from digit_study.study import frontier
 
     plan, networks = frontier.plan_frontier(sys.argv[1:])
     work = frontier.measure(plan, networks)
-    from digit_study.champion import promotion
+    from digit_study.registry import promotion
 
     asked = PromoteConfig(tracking=StoreConfig(plan.uri))
     known = promotion.evidence_by_run(asked)

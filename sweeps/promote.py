@@ -6,17 +6,21 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from digit_study.config.promote import PromoteConfig
-from digit_study.runs.plan import plan_task
-from digit_study.terminal.signals import readable_errors
+from digit_study.study.run_plan import plan_task
+from digit_study.support.signals import readable_errors
 
 #: Options a person may type, and the keys they stand for.
-OPTIONS = {"--dry-run": "promote.dry_run=true", "--rollback": "rollback=true", "--history": "history=true"}
+OPTIONS = {
+    "--dry-run": "promote.dry_run=true",
+    "--rollback": "rollback=true",
+    "--history": "history=true",
+}
 
 
 if __name__ == "__main__":
     with readable_errors():
         sys.argv[1:] = [OPTIONS.get(word, word) for word in sys.argv[1:]]
         config = plan_task(sys.argv[1:], "promote", PromoteConfig)
-        from digit_study.champion import promotion
+        from digit_study.registry import promotion
 
         promotion.serve(config)

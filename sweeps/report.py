@@ -7,15 +7,16 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from digit_study.config import compose
 from digit_study.config.study import StudyConfig
-from digit_study.terminal.signals import readable_errors
+from digit_study.support.signals import readable_errors
 
 if __name__ == "__main__":
     with readable_errors():
         typed: StudyConfig = compose.checked(sys.argv[1:], "study", StudyConfig)
-        from digit_study.search.study import find_study
+        from digit_study.study.storage import find_study
 
         find_study(typed)  # a name that is not there is answered before MLflow is imported
-        from digit_study.pages import study, watch
+        from digit_study.study import study_page as study
+        from digit_study.study import watch
 
         if typed.search.watch:
             watch.serve(typed)

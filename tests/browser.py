@@ -32,12 +32,22 @@ def chrome(*flags: str, width: int = 1200, height: int = 900, dark: bool = False
     with tempfile.TemporaryDirectory() as profile:
         options = webdriver.ChromeOptions()
         options.binary_location = str(BINARY)
-        for flag in (*FLAGS, f"--user-data-dir={profile}", f"--window-size={width},{height}", *flags):
+        for flag in (
+            *FLAGS,
+            f"--user-data-dir={profile}",
+            f"--window-size={width},{height}",
+            *flags,
+        ):
             options.add_argument(flag)
         options.set_capability("goog:loggingPrefs", {"browser": "ALL", "performance": "ALL"})
         driver = webdriver.Chrome(options=options, service=Service(DRIVER))
         try:
-            metrics = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 600}
+            metrics = {
+                "width": width,
+                "height": height,
+                "deviceScaleFactor": 1,
+                "mobile": width < 600,
+            }
             driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", metrics)
             scheme = [{"name": "prefers-color-scheme", "value": "dark" if dark else "light"}]
             driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": scheme})
@@ -48,7 +58,11 @@ def chrome(*flags: str, width: int = 1200, height: int = 900, dark: bool = False
 
 def console_errors(driver: Any) -> list[str]:
     """What the page complained of since it was last asked."""
-    return [entry["message"] for entry in driver.get_log("browser") if entry["level"] in ("SEVERE", "WARNING")]
+    return [
+        entry["message"]
+        for entry in driver.get_log("browser")
+        if entry["level"] in ("SEVERE", "WARNING")
+    ]
 
 
 def foreign_requests(driver: Any, *own: str) -> list[str]:
@@ -58,4 +72,6 @@ def foreign_requests(driver: Any, *own: str) -> list[str]:
         message = json.loads(entry["message"])["message"]
         if message["method"] == "Network.requestWillBeSent":
             found.append(str(message["params"]["request"]["url"]))
-    return [url for url in found if not url.startswith((*own, "data:", "blob:", "about:", "chrome"))]
+    return [
+        url for url in found if not url.startswith((*own, "data:", "blob:", "about:", "chrome"))
+    ]

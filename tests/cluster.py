@@ -68,12 +68,16 @@ class Machine:
         quiet, pipe = subprocess.DEVNULL, subprocess.PIPE
         self.holder = subprocess.Popen(line, stdin=quiet, stdout=pipe, stderr=pipe, text=True)
         assert self.holder.stdout is not None
-        assert self.holder.stdout.readline() == "up\n", f"not started: {line}: {self.holder.communicate()[1]}"
+        assert self.holder.stdout.readline() == "up\n", (
+            f"not started: {line}: {self.holder.communicate()[1]}"
+        )
         self.init = psutil.Process(self.holder.pid).children()[0].pid
 
     def ip(self, words: str) -> None:
         """Configure its network."""
-        subprocess.run(["nsenter", f"--net=/proc/{self.init}/ns/net", "ip", *words.split()], check=True)
+        subprocess.run(
+            ["nsenter", f"--net=/proc/{self.init}/ns/net", "ip", *words.split()], check=True
+        )
 
     def end(self) -> None:
         """SIGKILL to all its processes, at once: the kernel ends those of a namespace with its first."""
@@ -85,8 +89,16 @@ class Machine:
 class Host:
     """A host that is up. Its ``folder`` has the same path inside and outside."""
 
-    def __init__(self, name: str, address: str, folder: Path, switch: Machine, ports: Iterator[int]) -> None:
-        self.name, self.address, self.folder, self.switch, self.ports = name, address, folder, switch, ports
+    def __init__(
+        self, name: str, address: str, folder: Path, switch: Machine, ports: Iterator[int]
+    ) -> None:
+        self.name, self.address, self.folder, self.switch, self.ports = (
+            name,
+            address,
+            folder,
+            switch,
+            ports,
+        )
         self.commands: list[Command] = []
         self.boot()
 
@@ -100,10 +112,14 @@ class Host:
         """Start it, after :meth:`kill_all` again: with its files as they were left, and its link."""
         seen = [path for path in (*SYSTEM, sys.base_prefix, sys.prefix) if Path(path).exists()]
         within = [path for path in seen if not any(Path(one) in Path(path).parents for one in seen)]
-        self.machine = Machine(*HOST, "sh", "-c", BOOT, "sh", self.name, str(self.folder), *dict.fromkeys(within))
+        self.machine = Machine(
+            *HOST, "sh", "-c", BOOT, "sh", self.name, str(self.folder), *dict.fromkeys(within)
+        )
         self.port = f"port{next(self.ports)}"
         card = f"name eth0 address 02:00:00:00:00:{int(self.address.split('.')[-1]):02x}"
-        self.switch.ip(f"link add name {self.port} up type veth peer {card} netns {self.machine.init}")
+        self.switch.ip(
+            f"link add name {self.port} up type veth peer {card} netns {self.machine.init}"
+        )
         for words in ("link set lo up", f"addr add {self.address}/24 dev eth0", "link set eth0 up"):
             self.machine.ip(words)
         self.restore()
@@ -111,14 +127,33 @@ class Host:
     def start(self, words: Sequence[str], cwd: Path | None = None, **environment: str) -> Command:
         """Start a command in the project, or in ``cwd``."""
         # without PYTHONDONTWRITEBYTECODE imports are three times as fast from the second command on
-        inherited = {name: os.environ[name] for name in os.environ if name not in ("TMPDIR", "PYTHONDONTWRITEBYTECODE")}
+        inherited = {
+            name: os.environ[name]
+            for name in os.environ
+            if name not in ("TMPDIR", "PYTHONDONTWRITEBYTECODE")
+        }
         own = {"HOME": str(self.folder), "KERAS_HOME": str(self.folder / ".keras")}
-        enter = ["nsenter", f"--target={self.machine.init}", "--mount", "--uts", "--ipc", "--net", "--pid", "--"]
+        enter = [
+            "nsenter",
+            f"--target={self.machine.init}",
+            "--mount",
+            "--uts",
+            "--ipc",
+            "--net",
+            "--pid",
+            "--",
+        ]
         line = [*enter, "env", f"--chdir={cwd or self.project}", *words]
         self.commands.append(Command(typed(line, ROOT, {**inherited, **own, **environment})))
         return self.commands[-1]
 
-    def run(self, words: Sequence[str], cwd: Path | None = None, timeout: float = 180, **environment: str) -> Done:
+    def run(
+        self,
+        words: Sequence[str],
+        cwd: Path | None = None,
+        timeout: float = 180,
+        **environment: str,
+    ) -> Done:
         """Run a command to its end."""
         return self.start(words, cwd, **environment).finish(timeout)
 
@@ -140,7 +175,10 @@ class Host:
     def network(self) -> Iterator[None]:
         """Let this thread open sockets as if it were on that host."""
         libc: Any = ctypes.CDLL(None, use_errno=True)
-        with open("/proc/thread-self/ns/net") as home, open(f"/proc/{self.machine.init}/ns/net") as there:
+        with (
+            open("/proc/thread-self/ns/net") as home,
+            open(f"/proc/{self.machine.init}/ns/net") as there,
+        ):
             _enter(libc, there.fileno())
             try:
                 yield

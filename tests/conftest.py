@@ -32,8 +32,15 @@ KERAS_HOME = tempfile.TemporaryDirectory(prefix="keras-home-")
 #: A proxy on a port where nobody answers: what would go to the network is refused at once.
 OFFLINE = "http://127.0.0.1:9"
 gc.set_threshold(100_000, 20, 20)  # as the commands do, for their imports
-os.environ.update(KERAS_HOME=KERAS_HOME.name, https_proxy=OFFLINE, HTTPS_PROXY=OFFLINE, no_proxy="127.0.0.1,localhost")
-os.environ.update(MLFLOW_DISABLE_TELEMETRY="true", TF_CPP_MIN_LOG_LEVEL="3", GIT_PYTHON_REFRESH="quiet")
+os.environ.update(
+    KERAS_HOME=KERAS_HOME.name,
+    https_proxy=OFFLINE,
+    HTTPS_PROXY=OFFLINE,
+    no_proxy="127.0.0.1,localhost",
+)
+os.environ.update(
+    MLFLOW_DISABLE_TELEMETRY="true", TF_CPP_MIN_LOG_LEVEL="3", GIT_PYTHON_REFRESH="quiet"
+)
 # else a server starts eight more processes for jobs that nobody gives it: 16 s of CPU instead of 4
 os.environ["MLFLOW_SERVER_ENABLE_JOB_EXECUTION"] = "false"
 for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME"):
@@ -41,11 +48,15 @@ for name in ("MLFLOW_TRACKING_URI", "MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_NAME"):
 
 
 # processes that tests start in this one need not import these themselves; what a command starts chooses for itself
-multiprocessing.set_forkserver_preload(["mlflow", "optuna", "pytest", "hydra", "omegaconf", "rich.console", "psutil"])
+multiprocessing.set_forkserver_preload(
+    ["mlflow", "optuna", "pytest", "hydra", "omegaconf", "rich.console", "psutil"]
+)
 
 
 # examples need no luck and no clock: the same ones every time, however busy the machine is
-hypothesis.settings.register_profile("here", max_examples=40, deadline=None, derandomize=True, database=None)
+hypothesis.settings.register_profile(
+    "here", max_examples=40, deadline=None, derandomize=True, database=None
+)
 hypothesis.settings.load_profile("here")
 
 
@@ -59,7 +70,7 @@ def pytest_collection_finish() -> None:
     """Pin TensorFlow to one thread before any test's first operation: afterwards the number cannot change."""
     gc.freeze()  # else every collection that a library asks for goes through all imports, for half a second
     if "tensorflow" in sys.modules:
-        from digit_study.training import fit as training
+        from digit_study.model import fit as training
 
         training.use_threads(1)
 
@@ -94,7 +105,9 @@ def small_npz(tmp_path_factory: pytest.TempPathFactory) -> Path:
     chosen = order // 50 * 500 + order % 50  # fifty of each of the ten blocks of 500
     train, test = chosen[order % 50 < 40], chosen[order % 50 >= 40]
     path = tmp_path_factory.mktemp("digits") / "small.npz"
-    np.savez_compressed(path, x_train=images[train], y_train=labels[train], x_test=images[test], y_test=labels[test])
+    np.savez_compressed(
+        path, x_train=images[train], y_train=labels[train], x_test=images[test], y_test=labels[test]
+    )
     return path
 
 
@@ -124,7 +137,7 @@ def store(migrated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> st
 
 
 def open_store(migrated: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    from digit_study.tracking import stores
+    from digit_study.tracking import database as stores
 
     uri = f"sqlite:///{shutil.copy(migrated, folder / 'mlflow.db')}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
@@ -148,7 +161,16 @@ class Finalised:
 
 #: What commands import from the package index, as far as it takes long, and what they import in any case.
 #: The last one is what a command knows the server of its trials by, which is forked too.
-LIGHT = ("hydra", "omegaconf", "rich.console", "numpy", "psutil", "filelock", "yaml", "multiprocessing.forkserver")
+LIGHT = (
+    "hydra",
+    "omegaconf",
+    "rich.console",
+    "numpy",
+    "psutil",
+    "filelock",
+    "yaml",
+    "multiprocessing.forkserver",
+)
 SLOW = (
     *LIGHT, "tensorflow", "keras", "mlflow.keras", "mlflow.pyfunc", "mlflow.artifacts", "seaborn", "sklearn.metrics",
     "sklearn.model_selection", "statsmodels.stats.proportion", "optuna", "plotly", "sqlalchemy.dialects.sqlite",
@@ -166,25 +188,40 @@ class Project:
     #: Of the processes that its commands have begun: each leads one.
     sessions: set[int] = field(default_factory=set)
 
-    def start(self, *words: str, script: str = "src/run.py", python: tuple[str, ...] = (), **more: str) -> Command:
+    def start(
+        self, *words: str, script: str = "src/run.py", python: tuple[str, ...] = (), **more: str
+    ) -> Command:
         """Start a command as a person would type it in the project's root."""
         line = [sys.executable, *python, script, *words]
         process = typed(line, self.root, {**self.environment, **more})
         self.sessions.add(process.pid)
         return Command(process)
 
-    def fork(self, *words: str, script: str = "src/run.py", warm: tuple[str, ...] = SLOW, **more: str) -> Command:
+    def fork(
+        self, *words: str, script: str = "src/run.py", warm: tuple[str, ...] = SLOW, **more: str
+    ) -> Command:
         """Start a command as :meth:`run` does, where nothing is done to it before its imports have ended."""
         folder = Path(tempfile.mkdtemp(dir=self.root.parent))
-        return Command(Forked(folder, lambda: int(self._ask(warm, script, words, more, folder=str(folder))["pid"])))
+        return Command(
+            Forked(
+                folder, lambda: int(self._ask(warm, script, words, more, folder=str(folder))["pid"])
+            )
+        )
 
-    def run(self, *words: str, script: str = "src/run.py", warm: tuple[str, ...] = SLOW, **more: str) -> Done:
+    def run(
+        self, *words: str, script: str = "src/run.py", warm: tuple[str, ...] = SLOW, **more: str
+    ) -> Done:
         """Run a command to its end, in a process forked from one that has imported ``warm``."""
         ended = self._ask(warm, script, words, more)
         return Done(ended["code"], ended["out"], ended["err"])
 
     def _ask(
-        self, warm: tuple[str, ...], script: str, words: tuple[str, ...], more: dict[str, str], **how: str
+        self,
+        warm: tuple[str, ...],
+        script: str,
+        words: tuple[str, ...],
+        more: dict[str, str],
+        **how: str,
     ) -> dict[str, Any]:
         if warm not in self.shells:
             command = [sys.executable, str(ROOT / "tests" / "warm.py"), *warm]
@@ -249,7 +286,9 @@ class Forked:
 def typed(line: list[str], cwd: Path, environment: dict[str, str]) -> subprocess.Popen[str]:
     """Start a command from nothing."""
     pipe = subprocess.PIPE
-    return subprocess.Popen(line, cwd=cwd, env=environment, stdout=pipe, stderr=pipe, text=True, start_new_session=True)
+    return subprocess.Popen(
+        line, cwd=cwd, env=environment, stdout=pipe, stderr=pipe, text=True, start_new_session=True
+    )
 
 
 class Command:
@@ -261,8 +300,12 @@ class Command:
         self.complaints: list[str] = []
         self.news = threading.Condition()
         self.readers = [
-            threading.Thread(target=self._read, args=(self.process.stdout, self.lines), daemon=True),
-            threading.Thread(target=self._read, args=(self.process.stderr, self.complaints), daemon=True),
+            threading.Thread(
+                target=self._read, args=(self.process.stdout, self.lines), daemon=True
+            ),
+            threading.Thread(
+                target=self._read, args=(self.process.stderr, self.complaints), daemon=True
+            ),
         ]
         for reader in self.readers:
             reader.start()
@@ -279,7 +322,9 @@ class Command:
     def wait_for(self, word: str, timeout: float = 120) -> None:
         """Wait until a line with ``word`` was printed."""
         with self.news:
-            self.news.wait_for(lambda: self.printed(word) or self.process.poll() is not None, timeout)
+            self.news.wait_for(
+                lambda: self.printed(word) or self.process.poll() is not None, timeout
+            )
         assert self.printed(word), f"{word!r} was never printed: {self.lines} {self.complaints}"
 
     def printed(self, word: str) -> bool:
@@ -308,7 +353,9 @@ def project(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Project]:
     for command in (["init", "-q"], ["add", "."], [*who, "commit", "-qm", "all"]):
         subprocess.run(["git", "-C", str(root), *command], check=True)
     # without PYTHONDONTWRITEBYTECODE imports are three times as fast from the second command on
-    environment = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    environment = {
+        name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"
+    }
     project = Project(root, environment)
     yield project
     for shell in project.shells.values():

@@ -19,7 +19,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial
 
-from digit_study.search.study import counted
+from digit_study.study.storage import counted
 
 T = TypeVar("T")
 SEARCH, CONFIRM = "sweeps/optuna_search.py", "sweeps/confirm.py"
@@ -50,11 +50,25 @@ class Lab:
 
     def line(self, *words: str, script: str = SEARCH) -> list[str]:
         """A command line of this study; what is given comes last, and so counts."""
-        usual = [f"study={self.name}", f"data.path={self.small}", "data.validation=100", "model=tiny", *PLAIN]
-        usual += ["training.epochs=3", "search.pruner=none", "search.workers=2", f"search.trials={TRIALS}", SPACE]
+        usual = [
+            f"study={self.name}",
+            f"data.path={self.small}",
+            "data.validation=100",
+            "model=tiny",
+            *PLAIN,
+        ]
+        usual += [
+            "training.epochs=3",
+            "search.pruner=none",
+            "search.workers=2",
+            f"search.trials={TRIALS}",
+            SPACE,
+        ]
         return [*usual, *words] if script == SEARCH else [f"study={self.name}", *words]
 
-    def start(self, *words: str, script: str = SEARCH, from_nothing: bool = False, **environment: str) -> Command:
+    def start(
+        self, *words: str, script: str = SEARCH, from_nothing: bool = False, **environment: str
+    ) -> Command:
         """Start a command, to be watched and killed; ``from_nothing`` if that may happen while it imports."""
         self.known = {trial.number for trial in self.trials()}
         line = self.line(*words, script=script)
@@ -83,7 +97,9 @@ class Lab:
 
 
 @pytest.fixture
-def lab(project: Project, typed_store: str, small_npz: Path, request: pytest.FixtureRequest) -> Iterator[Lab]:
+def lab(
+    project: Project, typed_store: str, small_npz: Path, request: pytest.FixtureRequest
+) -> Iterator[Lab]:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     lab = Lab(project, typed_store, re.sub(r"\W+", "-", request.node.name)[-60:], small_npz)
     yield lab
@@ -98,7 +114,9 @@ def of_study(lab: Lab) -> list[psutil.Process]:
             session = os.getsid(process.pid)
         except (psutil.AccessDenied, psutil.NoSuchProcess, ProcessLookupError):
             continue
-        if environment and (environment.get("MLFLOW_TRACKING_URI") == lab.uri or session in lab.project.sessions):
+        if environment and (
+            environment.get("MLFLOW_TRACKING_URI") == lab.uri or session in lab.project.sessions
+        ):
             found.append(process)
     return found
 

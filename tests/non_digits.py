@@ -21,8 +21,8 @@ from scipy import ndimage
 from skimage.morphology import skeletonize
 
 from digit_study.data.sources import Labels, Pixels
-from digit_study.reading.image_files import Grey
-from digit_study.reading.images import BOX, SIDE, size_normalised
+from digit_study.inference.image_files import Grey
+from digit_study.inference.images import BOX, SIDE, size_normalised
 
 #: Side of a drawing before it is size-normalised, and the size of a glyph on it, in pixels.
 CANVAS, GLYPH = 56, 40
@@ -33,7 +33,18 @@ CATEGORIES = ("Lu", "Ll", "Lo", "Sm", "So", "Sc", "Po", "Ps", "Pe", "Sk")
 #: Words in the Unicode names of characters that show a digit, or nothing that can be told from one.
 NUMERIC = ("DIGIT", "NUMBER", "NUMERAL", "FRACTION", "ROD ", "HEXAGRAM", "BRAILLE")
 #: Ends of names of characters that are a zero or a one to any eye.
-TWINS = ("OMICRON", "IOTA", "PALOCHKA", "CIRCLE", "RING", "VERTICAL LINE", "VERTICAL BAR", " O", " I", "SMALL LETTER L")
+TWINS = (
+    "OMICRON",
+    "IOTA",
+    "PALOCHKA",
+    "CIRCLE",
+    "RING",
+    "VERTICAL LINE",
+    "VERTICAL BAR",
+    " O",
+    " I",
+    "SMALL LETTER L",
+)
 #: O, o, I, l and | are left out: they are a zero and a one to any eye.
 LATIN = "AABBCCDDEEFFGGHHJJKKLLMMNNPPQQRRSTTUUVVWWXXYYZabcdefghijkmnpqrstuvwxyz@#$%&?!+=*{}[]<>~"
 Random = np.random.Generator
@@ -53,7 +64,11 @@ class Glyph:
 def printed_fonts() -> list[Path]:
     """The font files that Matplotlib brings, but for those of parts of symbols, and of boxes for what is missing."""
     folder = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
-    return [one for one in sorted(folder.glob("*.ttf")) if not one.name.startswith(("STIXSiz", "STIXNonUni", "Last"))]
+    return [
+        one
+        for one in sorted(folder.glob("*.ttf"))
+        if not one.name.startswith(("STIXSiz", "STIXNonUni", "Last"))
+    ]
 
 
 def handwriting_fonts() -> list[Path]:
@@ -65,7 +80,12 @@ def handwriting_fonts() -> list[Path]:
 def glyphs() -> tuple[list[Glyph], list[Glyph], list[Glyph]]:
     """Latin letters and signs as printed and as written, and all else in print that is no number."""
     latin, others = [], []
-    written = [Glyph(font, one) for font in handwriting_fonts() for one in LATIN if one in _characters(font)]
+    written = [
+        Glyph(font, one)
+        for font in handwriting_fonts()
+        for one in LATIN
+        if one in _characters(font)
+    ]
     for font in printed_fonts():
         covered = ImageFont.truetype(str(font), GLYPH)
         # the last fonts are TeX's: their other characters are not where Unicode has them
@@ -81,7 +101,9 @@ def _characters(font: Path) -> list[str]:
 
     with TTFont(font, lazy=True) as opened:
         found = [chr(code) for code in sorted(opened.getBestCmap())]
-    return [one for one in found if unicodedata.category(one) in CATEGORIES and not _is_numeric(one)]
+    return [
+        one for one in found if unicodedata.category(one) in CATEGORIES and not _is_numeric(one)
+    ]
 
 
 def _is_numeric(character: str) -> bool:
@@ -136,7 +158,9 @@ def font_letter(random: Random, shares: Shares) -> Grey:
 
 def pen_letter(random: Random, shares: Shares) -> Grey:
     """A letter or sign as a pen writes it."""
-    return _penned(_moved(printed(_any_glyph(random, shares)), random, random.uniform(1, 3.5)), random)
+    return _penned(
+        _moved(printed(_any_glyph(random, shares)), random, random.uniform(1, 3.5)), random
+    )
 
 
 def _any_glyph(random: Random, shares: Shares) -> Glyph:
@@ -151,7 +175,11 @@ def scribble(random: Random, _: Shares) -> Grey:
     for _ in range(random.integers(1, 5)):
         a, b, c = random.uniform(6, CANVAS - 6, (3, 2))
         t = np.linspace(0, 1, 12)[:, None]
-        curve = (1 - t) ** 2 * a + 2 * t * (1 - t) * b + t**2 * c if random.random() < 0.6 else np.stack([a, c])
+        curve = (
+            (1 - t) ** 2 * a + 2 * t * (1 - t) * b + t**2 * c
+            if random.random() < 0.6
+            else np.stack([a, c])
+        )
         draw.line([tuple(point) for point in curve], 255, width, "curve")
     return ndimage.gaussian_filter(np.asarray(canvas, np.float32) / 255, 0.7)
 
@@ -161,8 +189,13 @@ def shape(random: Random, _: Shares) -> Grey:
     canvas = Image.new("L", (CANVAS, CANVAS))
     draw, corners = ImageDraw.Draw(canvas), int(random.integers(3, 9))
     angles = np.linspace(0, 2 * np.pi, corners, endpoint=False) + random.uniform(0, 2 * np.pi)
-    radii = np.where(np.arange(corners) % 2, random.uniform(0.3, 1), 1) * 24 + random.normal(0, 2, corners)
-    points = [tuple(point) for point in CANVAS / 2 + (radii * np.array([np.cos(angles), np.sin(angles)])).T]
+    radii = np.where(np.arange(corners) % 2, random.uniform(0.3, 1), 1) * 24 + random.normal(
+        0, 2, corners
+    )
+    points = [
+        tuple(point)
+        for point in CANVAS / 2 + (radii * np.array([np.cos(angles), np.sin(angles)])).T
+    ]
     if random.random() < 0.4:
         draw.polygon(points, fill=255)
     else:
@@ -194,7 +227,9 @@ def picture(random: Random, _: Shares) -> Grey:
     if random.random() < 0.5:
         solid = np.maximum(solid, solid[:, ::-1])
     shade = ndimage.gaussian_filter(random.normal(size=(CANVAS, CANVAS)), random.uniform(1, 5))
-    return _moved(solid * np.clip(1 + 0.5 * shade / shade.std(), 0.15, 1).astype(np.float32), random, 1.0)
+    return _moved(
+        solid * np.clip(1 + 0.5 * shade / shade.std(), 0.15, 1).astype(np.float32), random, 1.0
+    )
 
 
 #: Kinds of non-digits, and how many of a hundred each gives; those of digits are made in :func:`from_digits`.
@@ -222,12 +257,15 @@ def made(count: int, images: Pixels, labels: Labels, seed: int, shares: Shares =
     """``count`` non-digits (count, 28, 28, 1), in MNIST's form, on all cores; the same for the same seed and digits."""
     chunks = [min(CHUNK, count - start) for start in range(0, count, CHUNK)]
     parts = Parallel(n_jobs=-1)(
-        delayed(_made)(size, images, labels, (seed, number), shares) for number, size in enumerate(chunks)
+        delayed(_made)(size, images, labels, (seed, number), shares)
+        for number, size in enumerate(chunks)
     )
     return np.concatenate(list(parts))
 
 
-def _made(count: int, images: Pixels, labels: Labels, seed: tuple[int, int], shares: Shares) -> Pixels:
+def _made(
+    count: int, images: Pixels, labels: Labels, seed: tuple[int, int], shares: Shares
+) -> Pixels:
     random, kinds = np.random.default_rng(seed), list(KINDS)
     chances = np.array([*KINDS.values(), TURNED]) / (sum(KINDS.values()) + TURNED)
     found = np.zeros((count, SIDE, SIDE, 1), np.uint8)

@@ -16,7 +16,13 @@ from conftest import Command
 from lab import PLAIN, SEARCH, SPACE, trials_of, wait_until
 from optuna.trial import FrozenTrial
 
-WHY = REASON if MISSING else "" if find_spec("ray") else "the package ray is not installed: make cluster installs it"
+WHY = (
+    REASON
+    if MISSING
+    else ""
+    if find_spec("ray")
+    else "the package ray is not installed: make cluster installs it"
+)
 WHY = WHY or ("Ray starts no Python in a path with a space" if " " in sys.executable else "")
 BIN = Path(sys.executable).parent
 PORT, SERVER_PORT = 6379, 5000
@@ -35,13 +41,26 @@ class RayHosts:
 
     def serve(self) -> None:
         """Start the tracking server on the head."""
-        line = [str(BIN / "mlflow"), "server", "--host", "0.0.0.0", "--port", str(SERVER_PORT), "--allowed-hosts", "*"]
+        line = [
+            str(BIN / "mlflow"),
+            "server",
+            "--host",
+            "0.0.0.0",
+            "--port",
+            str(SERVER_PORT),
+            "--allowed-hosts",
+            "*",
+        ]
         self.head.start([*line, "--workers", "1"], MLFLOW_TRACKING_URI="")
 
     def await_server(self) -> None:
         """Wait until the tracking server answers."""
         ask = f"import urllib.request; urllib.request.urlopen('{self.uri}/health')"
-        wait_until(lambda: self.head.run([sys.executable, "-c", ask]).code == 0, 60, "the tracking server answers")
+        wait_until(
+            lambda: self.head.run([sys.executable, "-c", ask]).code == 0,
+            60,
+            "the tracking server answers",
+        )
 
     def join(self, host: Host, cores: int = 1, **environment: str) -> None:
         """Start Ray on a host: as the head on the first one."""
@@ -55,13 +74,27 @@ class RayHosts:
 
     def line(self, study: str, *words: str) -> list[str]:
         """A search on the cluster; later words win."""
-        usual = [f"study={study}", f"data.path={self.digits}", "data.validation=100", "model=tiny", *PLAIN, SPACE]
-        usual += ["training.epochs=3", "search.pruner=none", "search.engine=ray", "search.address=auto"]
+        usual = [
+            f"study={study}",
+            f"data.path={self.digits}",
+            "data.validation=100",
+            "model=tiny",
+            *PLAIN,
+            SPACE,
+        ]
+        usual += [
+            "training.epochs=3",
+            "search.pruner=none",
+            "search.engine=ray",
+            "search.address=auto",
+        ]
         return [sys.executable, SEARCH, *usual, *words]
 
     def search(self, study: str, *words: str, **environment: str) -> Command:
         """Start :meth:`line` on the head."""
-        return self.head.start(self.line(study, *words), MLFLOW_TRACKING_URI=self.uri, **environment)
+        return self.head.start(
+            self.line(study, *words), MLFLOW_TRACKING_URI=self.uri, **environment
+        )
 
     def trials(self, study: str) -> list[FrozenTrial]:
         """All trials of a study, from the head's journal."""
@@ -76,18 +109,22 @@ class RayHosts:
 
     def state(self, what: str) -> str:
         """What Ray knows of all ``actors`` or ``jobs``; `ray list` tells the same, with the dashboard's packages."""
-        ask = (
-            "import ray; from ray._private import state; ray.init('auto', log_to_driver=False, logging_level='ERROR'); "
-        )
+        ask = "import ray; from ray._private import state; ray.init('auto', log_to_driver=False, logging_level='ERROR'); "
         return self.head.run([sys.executable, "-c", f"{ask}print(state.{what}())"]).out
 
     def actors(self) -> list[str]:
         """States of the actors that are not dead."""
-        return [state for state in re.findall(r"'State': '(\w+)'", self.state("actors")) if state != "DEAD"]
+        return [
+            state
+            for state in re.findall(r"'State': '(\w+)'", self.state("actors"))
+            if state != "DEAD"
+        ]
 
 
 @contextmanager
-def ray_hosts(number: int, folder: Path, digits: Path, running: Sequence[int]) -> Iterator[RayHosts]:
+def ray_hosts(
+    number: int, folder: Path, digits: Path, running: Sequence[int]
+) -> Iterator[RayHosts]:
     """``number`` hosts, a tracking server, and Ray on the head and those hosts that ``running`` counts from 1."""
     with hosts(number, folder) as made:
         found = RayHosts(made, digits)

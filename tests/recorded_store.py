@@ -18,13 +18,13 @@ import numpy as np
 import pandas as pd
 from mlflow.entities import LoggedModelOutput, Metric, Param, RunTag
 
-from digit_study.champion.contest import SealedResult
-from digit_study.champion.registry import Registry
 from digit_study.config.promote import GateConfig, PromoteConfig, StoreConfig
 from digit_study.config.run import Config
 from digit_study.data.sources import SAMPLE_SHA256, DataConfig
-from digit_study.terminal.messages import flatten
-from digit_study.tracking import stores
+from digit_study.registry.contest import SealedResult
+from digit_study.registry.registry import Registry
+from digit_study.support.messages import flatten
+from digit_study.tracking import database as stores
 
 SEALED = 1_000
 NAME = "digit-recognizer"
@@ -41,8 +41,14 @@ class Store:
         return Registry(self.client, self.uri, NAME)
 
     def ask(self, run_id: str | None = None, **given: Any) -> PromoteConfig:
-        gate = {key: given.pop(key) for key in ("margin", "floor", "significance", "dry_run") if key in given}
-        return PromoteConfig(run_id=run_id, tracking=StoreConfig(self.uri), promote=GateConfig(**gate), **given)
+        gate = {
+            key: given.pop(key)
+            for key in ("margin", "floor", "significance", "dry_run")
+            if key in given
+        }
+        return PromoteConfig(
+            run_id=run_id, tracking=StoreConfig(self.uri), promote=GateConfig(**gate), **given
+        )
 
 
 def make_store(migrated: Path, folder: Path) -> Store:
@@ -51,7 +57,11 @@ def make_store(migrated: Path, folder: Path) -> Store:
     uri = f"sqlite:///{shutil.copy(migrated, folder / 'mlflow.db')}"
     mlflow.set_tracking_uri(uri)
     client = mlflow.MlflowClient()
-    return Store(uri, client, client.create_experiment("digits", artifact_location=(folder / "artifacts").as_uri()))
+    return Store(
+        uri,
+        client,
+        client.create_experiment("digits", artifact_location=(folder / "artifacts").as_uri()),
+    )
 
 
 def open_copy(store: Store, folder: Path) -> Store:
@@ -78,7 +88,12 @@ def add_run(
     """A run whose model reads every sealed image but ``wrong``."""
     client = store.client
     digest = (tags or {}).get("dataset.sha256", SAMPLE_SHA256)
-    all_tags = {"dataset.name": "mnist_sample", "dataset.sha256": digest, "weights.sha256": "w", **(tags or {})}
+    all_tags = {
+        "dataset.name": "mnist_sample",
+        "dataset.sha256": digest,
+        "weights.sha256": "w",
+        **(tags or {}),
+    }
     run_id = client.create_run(store.experiment, tags=all_tags).info.run_id
     metrics = [Metric("parameters", parameters, 0, 0), Metric("val_accuracy", 0.97, 0, 0)]
     config = Config(data=DataConfig(source="mnist_sample", sha256=SAMPLE_SHA256))
@@ -114,20 +129,31 @@ def add_confirmation(store: Store, study: str, winner: str, status: str = "FINIS
 
 
 def read_sealed(
-    networks: Sequence[tuple[Path, Any]], source: DataConfig, record: Callable[[], None], least: Any = None
+    networks: Sequence[tuple[Path, Any]],
+    source: DataConfig,
+    record: Callable[[], None],
+    least: Any = None,
 ) -> SealedResult:
-    """Stands in for :func:`digit_study.champion.contest.read_sealed`."""
+    """Stands in for :func:`digit_study.registry.contest.read_sealed`."""
     record()
     contents = [json.loads(file.read_text()) for file, _ in networks]
     correct = [~np.isin(np.arange(SEALED), content["wrong"]) for content in contents]
     return SealedResult(correct, [content["parameters"] for content in contents], "sealed", {})
 
 
-def predictions(predicted: Sequence[int], labels: Sequence[int], index: Sequence[int]) -> pd.DataFrame:
+def predictions(
+    predicted: Sequence[int], labels: Sequence[int], index: Sequence[int]
+) -> pd.DataFrame:
     """tables/predictions.csv of a run that is 91 % sure of everything."""
     rows = np.full((len(labels), 10), 0.01)
     rows[np.arange(len(labels)), predicted] = 0.91
     columns = {f"p{digit}": rows[:, digit] for digit in range(10)}
     correct = np.asarray(predicted) == np.asarray(labels)
-    named = {"index": index, "label": labels, "predicted": predicted, "correct": correct, "confidence": 0.91}
+    named = {
+        "index": index,
+        "label": labels,
+        "predicted": predicted,
+        "correct": correct,
+        "confidence": 0.91,
+    }
     return pd.DataFrame({**named, **columns})

@@ -27,7 +27,9 @@ SEVEN = ([(90, 80), (170, 68), (246, 82), (196, 190), (160, 300)], [(140, 190), 
 @contextmanager
 def serving(*command: str, says: str) -> Iterator[str]:
     """Run a command as long as the block; yields the line that says it is ready."""
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    process = subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
     try:
         assert process.stdout is not None
         yield next(line for line in process.stdout if says in line)
@@ -54,7 +56,9 @@ def draw(driver: Any) -> None:
     scale, actions = sheet.rect["width"] / 336, ActionChains(driver, duration=10)
     for stroke in SEVEN:
         for number, (x, y) in enumerate(stroke):
-            actions.move_to_element_with_offset(sheet, round((x - 168) * scale), round((y - 168) * scale))
+            actions.move_to_element_with_offset(
+                sheet, round((x - 168) * scale), round((y - 168) * scale)
+            )
             if number == 0:
                 actions.click_and_hold()
         actions.release()
@@ -63,14 +67,20 @@ def draw(driver: Any) -> None:
 
 def main(study: str) -> None:
     """Take all three."""
-    from digit_study.tracking import lookup
+    from digit_study.tracking import queries as lookup
 
     client, uri = lookup.open_store(None)
     run_id = lookup.find_run(uri, {"kind": "study", "study": study})
     if MISSING or run_id is None:
-        sys.exit(REASON if MISSING else f"study '{study}' must have been searched: python sweeps/optuna_search.py")
+        sys.exit(
+            REASON
+            if MISSING
+            else f"study '{study}' must have been searched: python sweeps/optuna_search.py"
+        )
     experiment = client.get_run(run_id).info.experiment_id
-    view = f"#/experiments/{experiment}/runs?viewStateShareKey={run_id}&workflowType=machine_learning"
+    view = (
+        f"#/experiments/{experiment}/runs?viewStateShareKey={run_id}&workflowType=machine_learning"
+    )
     with (
         serving(str(Path(sys.executable).with_name("mlflow")), "ui", says="startup complete"),
         chrome(width=1500, height=700) as driver,
@@ -78,7 +88,9 @@ def main(study: str) -> None:
         driver.get(f"{MLFLOW}/{view}")
         time.sleep(8)
         for label in ("Close", "close"):  # the assistant beside the page
-            for button in driver.find_elements("css selector", f"button[aria-label='{label}']")[-1:]:
+            for button in driver.find_elements("css selector", f"button[aria-label='{label}']")[
+                -1:
+            ]:
                 driver.execute_script("arguments[0].click()", button)
         time.sleep(2)
         shoot(driver, "mlflow")

@@ -12,13 +12,13 @@ import numpy as np
 import pandas as pd
 
 from digit_study.config.run import Config
-from digit_study.engine.local import LocalEngine
-from digit_study.engine.protocol import Limits, TrialResult
-from digit_study.engine.worker import Message, TrialDied
-from digit_study.evaluation import charts
-from digit_study.evaluation.metrics import Evaluation, accuracy_interval
-from digit_study.search.plan import StudyPlan, plan_study
-from digit_study.tracking import run_log as tracking
+from digit_study.report.figures import charts
+from digit_study.stats.metrics import Evaluation, accuracy_interval
+from digit_study.study.study_plan import StudyPlan, plan_study
+from digit_study.tracking import runs as tracking
+from digit_study.trial.local.pool import LocalEngine
+from digit_study.trial.local.worker import Message, TrialDied
+from digit_study.trial.protocol import EngineContext, TrialResult
 
 IMAGES = 200
 SPACE = (
@@ -30,7 +30,15 @@ SPACE = (
 def plan(*words: str, space: str = SPACE) -> StudyPlan:
     """A study on the sample with one worker; later words win."""
     return plan_study(
-        ["study=s", "data=mnist_sample", "model=tiny", "training.epochs=3", "search.workers=1", space, *words]
+        [
+            "study=s",
+            "data=mnist_sample",
+            "model=tiny",
+            "training.epochs=3",
+            "search.workers=1",
+            space,
+            *words,
+        ]
     )
 
 
@@ -45,17 +53,38 @@ def result_of(config: Config, run_id: str) -> TrialResult:
     labels = np.arange(IMAGES) % 10
     predicted = np.where(np.arange(IMAGES) < right, labels, (labels + 1) % 10)
     probabilities = np.eye(10)[predicted]
-    metrics = dict(zip(("val_accuracy_low", "val_accuracy_high"), accuracy_interval(right, IMAGES), strict=True))
-    metrics |= {"val_accuracy": right / IMAGES, "val_loss": 1 - right / IMAGES, "training_seconds": 1.0}
-    metrics |= {"parameters": 100.0 * config.model.filters, "inference_milliseconds": 0.1, "validation_images": IMAGES}
-    evaluation = Evaluation(labels, probabilities, np.arange(IMAGES), metrics, np.zeros((10, 10), dtype=np.int64))
+    metrics = dict(
+        zip(
+            ("val_accuracy_low", "val_accuracy_high"), accuracy_interval(right, IMAGES), strict=True
+        )
+    )
+    metrics |= {
+        "val_accuracy": right / IMAGES,
+        "val_loss": 1 - right / IMAGES,
+        "training_seconds": 1.0,
+    }
+    metrics |= {
+        "parameters": 100.0 * config.model.filters,
+        "inference_milliseconds": 0.1,
+        "validation_images": IMAGES,
+    }
+    evaluation = Evaluation(
+        labels, probabilities, np.arange(IMAGES), metrics, np.zeros((10, 10), dtype=np.int64)
+    )
     epochs = [epoch(config, number + 1) for number in range(config.training.epochs)]
     return TrialResult(run_id, metrics, epochs, evaluation, "0" * 64)
 
 
 def epoch(config: Config, number: int) -> dict[str, float]:
     value = accuracy(config) * number / config.training.epochs
-    names = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "learning_rate", "images_per_second")
+    names = (
+        "train_loss",
+        "train_accuracy",
+        "val_loss",
+        "val_accuracy",
+        "learning_rate",
+        "images_per_second",
+    )
     return {**dict.fromkeys(names, value), "val_loss": 1 - value, "epoch_seconds": 0.1}
 
 
@@ -80,7 +109,7 @@ class Stubs:
     started: list[Config] = field(default_factory=list)
     stopped: int = 0
 
-    def engine(self, limits: Limits) -> LocalEngine:
+    def engine(self, limits: EngineContext) -> LocalEngine:
         """The local engine, with stubs instead of processes."""
         return LocalEngine(limits, self)  # type: ignore[arg-type]  # of the same methods
 

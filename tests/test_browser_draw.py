@@ -21,12 +21,18 @@ from browser import MISSING, REASON, chrome, console_errors, foreign_requests
 from conftest import Command, Project
 from PIL import Image, ImageDraw
 
-pytestmark = [pytest.mark.slow, pytest.mark.browser, pytest.mark.skipif(bool(MISSING), reason=REASON)]
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.browser,
+    pytest.mark.skipif(bool(MISSING), reason=REASON),
+]
 
 Points = list[tuple[float, float]]
 ONE: Points = [(168, 60), (168, 280)]
 SEVEN: Points = [(95, 80), (240, 80), (200, 160), (150, 280)]
-ZERO: Points = [(168 + 70 * np.sin(turn), 168 - 105 * np.cos(turn)) for turn in np.linspace(0, 2 * np.pi, 15)]
+ZERO: Points = [
+    (168 + 70 * np.sin(turn), 168 - 105 * np.cos(turn)) for turn in np.linspace(0, 2 * np.pi, 15)
+]
 #: What a browser does with a file that a person drops or pastes.
 GIVE = """
 const [name, type, base64, how] = arguments, bytes = Uint8Array.from(atob(base64), c => c.charCodeAt(0))
@@ -46,23 +52,35 @@ class Page:
     kept: Path
 
     def text(self, name: str) -> str:
-        return str(self.driver.execute_script("return document.getElementById(arguments[0]).textContent", name))
+        return str(
+            self.driver.execute_script(
+                "return document.getElementById(arguments[0]).textContent", name
+            )
+        )
 
     def pixels(self, name: str) -> Any:
         """Grey levels of a canvas, shape (h, w), uint8."""
-        url = self.driver.execute_script("return document.getElementById(arguments[0]).toDataURL()", name)
-        return np.asarray(Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))).convert("L"))
+        url = self.driver.execute_script(
+            "return document.getElementById(arguments[0]).toDataURL()", name
+        )
+        return np.asarray(
+            Image.open(io.BytesIO(base64.b64decode(url.partition(",")[2]))).convert("L")
+        )
 
     def wait_for(self, holds: Callable[[], object], what: str, seconds: float = 10) -> None:
         deadline = time.monotonic() + seconds
         while not holds():
-            assert time.monotonic() < deadline, f"not within {seconds} s: {what}; the page says {self.text('notice')!r}"
+            assert time.monotonic() < deadline, (
+                f"not within {seconds} s: {what}; the page says {self.text('notice')!r}"
+            )
             time.sleep(0.02)
 
     def says(self, *words: str) -> None:
         """Wait until the page says all of ``words``, to those who see it and to those who hear it."""
         for name in ("notice", "live"):
-            self.wait_for(lambda name=name: all(word in self.text(name) for word in words), " ".join(words))
+            self.wait_for(
+                lambda name=name: all(word in self.text(name) for word in words), " ".join(words)
+            )
 
     def draw(self, *strokes: Points, pointer: str = "mouse") -> None:
         """Draw with a ``mouse``, a finger (``touch``) or a ``pen``; points are those of a sheet of 336x336."""
@@ -73,7 +91,9 @@ class Page:
         scale = sheet.rect["width"] / 336
         actions = ActionChains(self.driver, duration=10, devices=[PointerInput(pointer, pointer)])
         for stroke in strokes:
-            (x, y), *rest = [(round((x - 168) * scale), round((y - 168) * scale)) for x, y in stroke]
+            (x, y), *rest = [
+                (round((x - 168) * scale), round((y - 168) * scale)) for x, y in stroke
+            ]
             actions.move_to_element_with_offset(sheet, x, y).click_and_hold()
             for x, y in rest:
                 actions.move_to_element_with_offset(sheet, x, y)
@@ -86,7 +106,9 @@ class Page:
         ActionChains(self.driver).send_keys(*keys).perform()
 
     def click(self, label: str) -> None:
-        self.driver.find_element("xpath", f"//button[.='{label}' or starts-with(@aria-label, '{label}')]").click()
+        self.driver.find_element(
+            "xpath", f"//button[.='{label}' or starts-with(@aria-label, '{label}')]"
+        ).click()
 
     def give(self, name: str, kind: str, content: bytes, how: str = "drop") -> None:
         self.driver.execute_script(GIVE, name, kind, base64.b64encode(content).decode(), how)
@@ -106,12 +128,20 @@ def drawn(stroke: Points, scale: float = 1.0, **save: Any) -> bytes:
 
 
 @pytest.fixture(scope="module")
-def network(project: Project, migrated: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, str]:
+def network(
+    project: Project, migrated: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, str]:
     """URI of a store, and of a network in it that reads plain drawings: two seconds on the sample."""
     import mlflow
 
     store = f"sqlite:///{shutil.copy(migrated, tmp_path_factory.mktemp('store') / 'mlflow.db')}"
-    words = ("data=mnist_sample", "model.filters=16", "training.epochs=5", "training.seed=1", f"tracking.uri={store}")
+    words = (
+        "data=mnist_sample",
+        "model.filters=16",
+        "training.epochs=5",
+        "training.seed=1",
+        f"tracking.uri={store}",
+    )
     done = project.run(*words)
     assert done.code == 0, done.err
     client = mlflow.MlflowClient(store)
@@ -126,7 +156,13 @@ def server(
     """Address of the page, and the folder of kept drawings; ends with Ctrl-C, silently."""
     store, model = network
     kept = tmp_path_factory.mktemp("kept")
-    words = ("--port=0", f"model={model}", f"compare={model}", f"keep={kept}", f"tracking.uri={store}")
+    words = (
+        "--port=0",
+        f"model={model}",
+        f"compare={model}",
+        f"keep={kept}",
+        f"tracking.uri={store}",
+    )
     command: Command = project.start(*words, script="src/draw.py")
     command.wait_for("Draw at http://127.0.0.1:")
     yield command.lines[0].split()[2], kept
@@ -155,7 +191,9 @@ def page(opened: Page, server: tuple[str, Path]) -> Iterator[Page]:
 
 @pytest.mark.parametrize("pointer", ["mouse", "touch", "pen"])
 @pytest.mark.parametrize(("stroke", "digit"), [(ONE, 1), (SEVEN, 7), (ZERO, 0)])
-def test_a_digit_is_read_as_it_is_drawn(page: Page, stroke: Points, digit: int, pointer: str) -> None:
+def test_a_digit_is_read_as_it_is_drawn(
+    page: Page, stroke: Points, digit: int, pointer: str
+) -> None:
     page.draw(stroke, pointer=pointer)
     page.says(f"Both read {digit}, ")
     (first, second) = page.driver.find_elements("css selector", ".answer")
@@ -168,7 +206,10 @@ def test_a_digit_is_read_as_it_is_drawn(page: Page, stroke: Points, digit: int, 
     assert [int(bar[0]) for bar in bars] == list(range(10))
     assert abs(sum(float(bar[1]) for bar in bars) - 100) < 1
     assert 0 < page.pixels("seen").mean() < 128
-    assert all("covering costs" in one.text for one in page.driver.find_elements("css selector", ".map figcaption"))
+    assert all(
+        "covering costs" in one.text
+        for one in page.driver.find_elements("css selector", ".map figcaption")
+    )
 
 
 def test_the_answer_changes_before_the_pen_is_lifted(page: Page) -> None:
@@ -176,9 +217,9 @@ def test_the_answer_changes_before_the_pen_is_lifted(page: Page) -> None:
 
     sheet = page.driver.find_element("id", "sheet")
     actions = ActionChains(page.driver, duration=10)
-    actions.move_to_element_with_offset(sheet, 0, -110).click_and_hold().move_to_element_with_offset(
-        sheet, 0, 110
-    ).perform()
+    actions.move_to_element_with_offset(
+        sheet, 0, -110
+    ).click_and_hold().move_to_element_with_offset(sheet, 0, 110).perform()
     page.wait_for(lambda: "1, " in page.text("notice"), "a 1 while the pen is down")
     ActionChains(page.driver).release().perform()
 
@@ -186,11 +227,16 @@ def test_the_answer_changes_before_the_pen_is_lifted(page: Page) -> None:
 @pytest.mark.parametrize(
     ("strokes", "words"),
     [
-        ([[(40, 60), (40, 290)], [(290, 60), (290, 290)]], ("The drawing holds 2 marks", "one digit per image")),
+        (
+            [[(40, 60), (40, 290)], [(290, 60), (290, 290)]],
+            ("The drawing holds 2 marks", "one digit per image"),
+        ),
         ([[(168, 168)]], ("The drawing shows a solid shape",)),
     ],
 )
-def test_what_is_no_digit_is_refused_in_words(page: Page, strokes: list[Points], words: tuple[str, ...]) -> None:
+def test_what_is_no_digit_is_refused_in_words(
+    page: Page, strokes: list[Points], words: tuple[str, ...]
+) -> None:
     page.draw(*strokes)
     page.says(*words)
     assert {one.text for one in page.driver.find_elements("css selector", ".digit")} == {"–"}
@@ -238,7 +284,9 @@ def test_a_digit_is_drawn_with_the_keyboard_alone(page: Page) -> None:
         ("huge.png", "image/png", bytes(17 * 2**20), ("“huge.png” is too large", "16 MB")),
     ],
 )
-def test_a_file_that_is_dropped(page: Page, name: str, kind: str, content: bytes, words: tuple[str, ...]) -> None:
+def test_a_file_that_is_dropped(
+    page: Page, name: str, kind: str, content: bytes, words: tuple[str, ...]
+) -> None:
     page.give(name, kind, content)
     page.says(*words)
 
@@ -259,19 +307,28 @@ def test_an_example_is_read(page: Page) -> None:
     assert page.pixels("seen").max() > 200  # its ink, whichever was drawn
 
 
-def test_a_labelled_drawing_is_kept_and_trained_on(page: Page, project: Project, typed_store: str) -> None:
+def test_a_labelled_drawing_is_kept_and_trained_on(
+    page: Page, project: Project, typed_store: str
+) -> None:
     page.draw(SEVEN)
     page.says("Both read 7")
     page.click("That was a 7")
     page.wait_for(lambda: "Kept as a 7" in page.text("kept"), "that it is kept")
     (file,) = page.kept.glob("7-*.png")
     assert file.name in page.text("kept") and str(page.kept / "drawings.npz") in page.text("kept")
-    words = (f"data.path={page.kept / 'drawings.npz'}", "training=smoke", "training.epochs=1", "model=tiny")
+    words = (
+        f"data.path={page.kept / 'drawings.npz'}",
+        "training=smoke",
+        "training.epochs=1",
+        "model=tiny",
+    )
     done = project.run(*words, f"tracking.uri={typed_store}")
     assert done.code == 0, done.err
 
 
-def test_another_site_and_a_name_of_its_own_for_this_machine_are_refused(server: tuple[str, Path]) -> None:
+def test_another_site_and_a_name_of_its_own_for_this_machine_are_refused(
+    server: tuple[str, Path],
+) -> None:
     address, kept = server
     port = address.rstrip("/").rpartition(":")[2]
     drawing = base64.b64encode(drawn(SEVEN)).decode()
@@ -282,7 +339,10 @@ def test_another_site_and_a_name_of_its_own_for_this_machine_are_refused(server:
     Promise.all([post("keep?label=3", "no-cors"), post("read?look=0", "cors")]).then(done)
     """
     rebinding = f"--host-resolver-rules=MAP evil.test 127.0.0.1:{port}"
-    with chrome(rebinding) as driver, http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hostile) as site:
+    with (
+        chrome(rebinding) as driver,
+        http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hostile) as site,
+    ):
         threading.Thread(target=site.serve_forever, daemon=True).start()
         driver.get(address)
         assert driver.execute_async_script(attack, address, drawing) == ["sent", "sent"]
@@ -314,12 +374,19 @@ def test_it_is_usable_on_a_phone_and_in_the_dark(page: Page) -> None:
     dark = {"features": [{"name": "prefers-color-scheme", "value": "dark"}]}
     page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", dark)
     assert page.driver.execute_script("return document.documentElement.scrollWidth") <= 390
-    assert page.driver.execute_script("return getComputedStyle(document.body).backgroundColor") == "rgb(20, 22, 26)"
+    assert (
+        page.driver.execute_script("return getComputedStyle(document.body).backgroundColor")
+        == "rgb(20, 22, 26)"
+    )
     page.driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     page.driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
 
 
 def test_everything_that_can_be_pressed_has_a_name(page: Page) -> None:
     tree = page.driver.execute_cdp_cmd("Accessibility.getFullAXTree", {})["nodes"]
-    pressed = [node for node in tree if node.get("role", {}).get("value") in ("button", "application", "image")]
+    pressed = [
+        node
+        for node in tree
+        if node.get("role", {}).get("value") in ("button", "application", "image")
+    ]
     assert len(pressed) > 20 and all(node["name"]["value"] for node in pressed), json.dumps(pressed)

@@ -17,15 +17,30 @@ from browser import MISSING, REASON, chrome, console_errors, foreign_requests
 from conftest import Project
 from lab import CONFIRM, Lab, wait_until
 
-pytestmark = [pytest.mark.slow, pytest.mark.browser, pytest.mark.skipif(bool(MISSING), reason=REASON)]
-WORDS = ("data=mnist_sample", "data.path=null", "data.validation=200", "data.limit=300", "training.epochs=2")
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.browser,
+    pytest.mark.skipif(bool(MISSING), reason=REASON),
+]
+WORDS = (
+    "data=mnist_sample",
+    "data.path=null",
+    "data.validation=200",
+    "data.limit=300",
+    "training.epochs=2",
+)
 
 
 @pytest.fixture(scope="module")
 def lab(project: Project, migrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Lab:
     """A small study that was searched and confirmed, with its page."""
     folder = tmp_path_factory.mktemp("browser")
-    made = Lab(project, f"sqlite:///{shutil.copy(migrated, folder / 'mlflow.db')}", "looked-at", folder / "none.npz")
+    made = Lab(
+        project,
+        f"sqlite:///{shutil.copy(migrated, folder / 'mlflow.db')}",
+        "looked-at",
+        folder / "none.npz",
+    )
     searched = made.run(*WORDS)
     assert searched.code == 0 and "the study in one page: " in searched.out, searched.err
     confirmed = made.run("confirm.top=2", "confirm.seeds=2", script=CONFIRM)
@@ -65,7 +80,14 @@ def test_every_picture_is_drawn(driver: Any) -> None:
     names = driver.execute_script(
         """return [...document.querySelectorAll("[data-plot]")].map((one) => one.dataset.plot)"""
     )
-    assert {"optimisation_history", "slices", "contour", "parallel_coordinates", "timeline", "confirmed"} <= set(names)
+    assert {
+        "optimisation_history",
+        "slices",
+        "contour",
+        "parallel_coordinates",
+        "timeline",
+        "confirmed",
+    } <= set(names)
     for name in names:
         drawn(driver, name)
     assert driver.execute_script("""return document.getElementById("problem").textContent""") == ""
@@ -81,7 +103,10 @@ def test_a_table_is_sorted_by_a_click_and_by_a_key(driver: Any) -> None:
     assert [int(text.replace(",", "")) for text in texts(driver, parameters)] == numbers[::-1]
     buttons[parameters].send_keys(Keys.ENTER)
     assert [int(text.replace(",", "")) for text in texts(driver, parameters)] == numbers
-    states = [one.get_attribute("aria-sort") for one in driver.find_elements("css selector", "#leaderboard th")]
+    states = [
+        one.get_attribute("aria-sort")
+        for one in driver.find_elements("css selector", "#leaderboard th")
+    ]
     assert states[parameters] == "ascending" and states.count("none") == len(states) - 1
 
 
@@ -89,8 +114,14 @@ def test_a_point_says_what_it_is(driver: Any) -> None:
     from selenium.webdriver import ActionChains
 
     place = drawn(driver, "val_accuracy")
-    ActionChains(driver).move_to_element(place.find_element("css selector", ".scatterlayer .point")).perform()
-    wait_until(lambda: place.find_elements("css selector", ".hoverlayer .hovertext"), 10, "the point is told")
+    ActionChains(driver).move_to_element(
+        place.find_element("css selector", ".scatterlayer .point")
+    ).perform()
+    wait_until(
+        lambda: place.find_elements("css selector", ".hoverlayer .hovertext"),
+        10,
+        "the point is told",
+    )
     assert "epoch" in place.find_element("css selector", ".hoverlayer").text
 
 
@@ -144,24 +175,36 @@ def test_mlflow_shows_the_page_as_an_artifact(lab: Lab, ui: str) -> None:
     with chrome(width=1600) as driver:
         run = f"{ui}/#/experiments/{parent.info.experiment_id}/runs/{parent.info.run_id}/artifacts/study.html"
         driver.get(run)
-        wait_until(lambda: driver.find_elements("css selector", "iframe"), 60, "the artifact is shown")
+        wait_until(
+            lambda: driver.find_elements("css selector", "iframe"), 60, "the artifact is shown"
+        )
         driver.switch_to.frame(driver.find_element("css selector", "iframe"))
         wait_until(lambda: driver.find_elements("css selector", "p.value"), 30, "the page is in it")
         assert "%" in driver.find_element("css selector", "p.value").text
-        wait_until(lambda: driver.find_elements("css selector", "#matrices td"), 30, "its scripts run")
+        wait_until(
+            lambda: driver.find_elements("css selector", "#matrices td"), 30, "its scripts run"
+        )
 
 
 def test_the_printed_address_opens_on_the_best_trial_and_the_answer(lab: Lab, ui: str) -> None:
     runs = lab.runs()
     [parent] = [run for run in runs if run.data.tags["kind"] == "study"]
-    trials = [run for run in runs if run.data.tags["kind"] == "trial" and "val_accuracy" in run.data.metrics]
+    trials = [
+        run
+        for run in runs
+        if run.data.tags["kind"] == "trial" and "val_accuracy" in run.data.metrics
+    ]
     ranked = sorted(trials, key=lambda run: -run.data.metrics["val_accuracy"])
     page = f"runs?viewStateShareKey={parent.info.run_id}&workflowType=machine_learning"
     with chrome(width=1600) as driver:
         driver.get(f"{ui}/#/experiments/{parent.info.experiment_id}/{page}")
         names = [run.info.run_name for run in ranked]
         links = "//a[starts-with(., 'trial ')]"
-        wait_until(lambda: len(driver.find_elements("xpath", links)) >= len(names), 60, "the trials are listed")
+        wait_until(
+            lambda: len(driver.find_elements("xpath", links)) >= len(names),
+            60,
+            "the trials are listed",
+        )
         shown = driver.find_element("css selector", "body").text
         assert driver.find_elements("xpath", links)[0].text.startswith(names[0][:20])
         assert all(word in shown for word in ("val_accuracy", "parameters", "model.filters", "% ["))

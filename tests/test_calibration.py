@@ -7,7 +7,7 @@ import pytest
 from benchmarks.bench_calibration import covered, told_apart
 from statsmodels.stats.multitest import multipletests
 
-from digit_study.evaluation.ranking import adjusted_p_values
+from digit_study.stats.ranking import adjusted_p_values
 
 
 @pytest.mark.slow
@@ -33,7 +33,11 @@ def test_replicates_are_covered_too() -> None:
 def test_adjusted_p_values_lie_between_holms_and_bonferronis(number: int) -> None:
     """Above those for k - 1 comparisons chosen beforehand, and never above those for all pairs at once."""
     random = np.random.default_rng(number)
-    for p_values in (random.random(number), random.random(number) ** 9, np.round(random.random(number), 1)):
+    for p_values in (
+        random.random(number),
+        random.random(number) ** 9,
+        np.round(random.random(number), 1),
+    ):
         adjusted = adjusted_p_values(p_values)
         holm = multipletests(p_values, method="holm")[1] if number else p_values
         assert (adjusted >= holm - 1e-9).all()

@@ -12,11 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from non_digits import LATIN, Glyph, made, printed
 
-from digit_study.champion import contest
-from digit_study.claims import calibration, detector
-from digit_study.evaluation.metrics import calibration_error
-from digit_study.evaluation.ranking import SIGNIFICANCE
-from digit_study.terminal.messages import StudyError
+from digit_study.inference import detector
+from digit_study.model import calibration
+from digit_study.registry import contest
+from digit_study.stats.metrics import calibration_error
+from digit_study.stats.ranking import SIGNIFICANCE
+from digit_study.support.messages import StudyError
 
 Drawn = tuple[np.ndarray, np.ndarray]
 
@@ -43,7 +44,10 @@ def test_the_halves_are_kept_apart() -> None:
     labels, probabilities = honest(1, 400)
     other = labels.copy()
     other[1::2] = (other[1::2] + 1) % 10
-    assert calibration.calibrated(other, probabilities)[0] == calibration.calibrated(labels, probabilities)[0]
+    assert (
+        calibration.calibrated(other, probabilities)[0]
+        == calibration.calibrated(labels, probabilities)[0]
+    )
     other = labels.copy()
     other[::2] = (other[::2] + 1) % 10
     least = [calibration.least_probability(one, probabilities, 0.9) for one in (labels, other)]
@@ -62,7 +66,10 @@ def test_a_temperature_changes_no_reading_and_keeps_sums(seed: int, t: float) ->
 def test_probabilities_of_nought_do_no_harm() -> None:
     certain = np.eye(10, dtype=np.float32)
     t, metrics = calibration.calibrated(np.arange(10), certain)
-    assert calibration.COLDEST <= t <= calibration.HOTTEST and np.isfinite(list(metrics.values())).all()
+    assert (
+        calibration.COLDEST <= t <= calibration.HOTTEST
+        and np.isfinite(list(metrics.values())).all()
+    )
 
 
 @pytest.mark.parametrize("coverage", [0.8, 0.95, 0.99])
@@ -100,10 +107,18 @@ def test_the_evidence_of_a_version_says_how_its_claims_hold() -> None:
     least = calibration.least_probability(labels[:1000], probabilities[:1000], contest.COVERAGE)
     refused = np.arange(1000) < 4
     found = contest.claims_of(labels[1000:], probabilities[1000:], refused, least)
-    assert found["test_refused"] == 0.004 and found["test_refused_low"] < 0.004 < found["test_refused_high"]
-    assert found["test_coverage_low"] < found["test_coverage"] and found["test_coverage_high"] > contest.COVERAGE
+    assert (
+        found["test_refused"] == 0.004
+        and found["test_refused_low"] < 0.004 < found["test_refused_high"]
+    )
+    assert (
+        found["test_coverage_low"] < found["test_coverage"]
+        and found["test_coverage_high"] > contest.COVERAGE
+    )
     assert 1 < found["test_set_size"] < 10 and found["claimed_coverage"] == contest.COVERAGE
-    assert "test_coverage" not in contest.claims_of(labels[1000:], probabilities[1000:], refused, None)
+    assert "test_coverage" not in contest.claims_of(
+        labels[1000:], probabilities[1000:], refused, None
+    )
 
 
 def test_an_honest_network_is_found_honest() -> None:
@@ -114,31 +129,38 @@ def test_an_honest_network_is_found_honest() -> None:
 def test_the_model_with_a_temperature_gives_what_was_logged(tmp_path: object) -> None:
     import keras
 
-    from digit_study.training.fit import Reader, weights_sha256
-    from digit_study.training.networks import ModelConfig, build_model, mean_of
+    from digit_study.model.fit import Predictor, weights_sha256
+    from digit_study.model.networks import ModelConfig, build_model, mean_of
 
     images = sample()[0][::50, ..., np.newaxis]
     members = [build_model(ModelConfig(filters=4)) for _ in range(3)]
-    single = [Reader(one)(images) for one in members]
+    single = [Predictor(one)(images) for one in members]
     ensemble = mean_of(members)
-    assert np.allclose(Reader(ensemble)(images), np.mean(single, axis=0), atol=1e-6)
+    assert np.allclose(Predictor(ensemble)(images), np.mean(single, axis=0), atol=1e-6)
     hot = calibration.with_temperature(ensemble, 1.7)
     hot.save(f"{tmp_path}/hot.keras")
     again = keras.models.load_model(f"{tmp_path}/hot.keras")  # in safe mode
     assert weights_sha256(again) == weights_sha256(ensemble)
     expected = calibration.tempered(np.mean(single, axis=0), 1.7)
-    assert np.allclose(Reader(again)(images), expected, atol=1e-5)
+    assert np.allclose(Predictor(again)(images), expected, atol=1e-5)
 
 
 @pytest.mark.slow
 def test_the_shipped_detector_takes_digits_and_refuses_letters() -> None:
-    from digit_study.reading.images import size_normalised
+    from digit_study.inference.images import size_normalised
 
     accepts = detector.load()
     images, labels = (one[::5] for one in sample())
     digits = images[..., np.newaxis]
     assert accepts(digits).mean() > 0.985
     fonts = Path(matplotlib.get_data_path()) / "fonts" / "ttf"
-    letters = [Glyph(fonts / name, one) for name in ("DejaVuSans.ttf", "STIXGeneral.ttf") for one in set(LATIN)]
-    assert accepts(np.stack([size_normalised(printed(one)) for one in letters])[..., None]).mean() <= 0.05
+    letters = [
+        Glyph(fonts / name, one)
+        for name in ("DejaVuSans.ttf", "STIXGeneral.ttf")
+        for one in set(LATIN)
+    ]
+    assert (
+        accepts(np.stack([size_normalised(printed(one)) for one in letters])[..., None]).mean()
+        <= 0.05
+    )
     assert accepts(made(300, digits, labels, seed=7)).mean() <= 0.05

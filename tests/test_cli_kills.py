@@ -27,15 +27,23 @@ from lab import (
 )
 from optuna.trial import FrozenTrial
 
-from digit_study.search.study import counted
+from digit_study.study.storage import counted
 
 __all__ = ["lab"]
 pytestmark = pytest.mark.slow
 
 
-def test_a_study_that_is_killed_again_and_again_goes_on_with_the_same_command(lab: Lab, tmp_path: Path) -> None:
+def test_a_study_that_is_killed_again_and_again_goes_on_with_the_same_command(
+    lab: Lab, tmp_path: Path
+) -> None:
     (temporary := tmp_path / "temporary").mkdir()
-    moments = [(at_once, False), (warming_up, True), (has_run, True), (in_an_epoch, False), (one_ended, True)]
+    moments = [
+        (at_once, False),
+        (warming_up, True),
+        (has_run, True),
+        (in_an_epoch, False),
+        (one_ended, True),
+    ]
     # another study goes on beside the kills
     beside = Lab(lab.project, lab.uri, "beside", lab.small)
     undisturbed = beside.start("search.trials=1")
@@ -44,7 +52,9 @@ def test_a_study_that_is_killed_again_and_again_goes_on_with_the_same_command(la
         is_early = moment in (at_once, warming_up)
         command = lab.start("training.epochs=6", from_nothing=is_early, TMPDIR=str(temporary))
         wait_until(lambda: moment(lab, command), 60, moment.__name__)  # noqa: B023
-        reported |= {trial.number: trial.values for trial in lab.trials() if trial.state.name == "COMPLETE"}
+        reported |= {
+            trial.number: trial.values for trial in lab.trials() if trial.state.name == "COMPLETE"
+        }
         if moment is in_an_epoch:  # a trial that is stopped besides must not outlive its supervisor
             stopped = wait_until(lambda: workers_of(command), 60, "a trial")[0]  # noqa: B023
             stopped.suspend()
@@ -56,13 +66,20 @@ def test_a_study_that_is_killed_again_and_again_goes_on_with_the_same_command(la
     assert not stopped.is_running() or stopped.status() == psutil.STATUS_ZOMBIE
     assert undisturbed.finish().code == 0
     assert [trial.state.name for trial in beside.trials()] == ["COMPLETE"]
-    assert reported and reported.items() <= {trial.number: trial.values for trial in lab.trials()}.items()
+    assert (
+        reported
+        and reported.items() <= {trial.number: trial.values for trial in lab.trials()}.items()
+    )
     # what was killed leaves nothing: not in the system's folder, nor in the project's once the next command has ended
     assert list(temporary.iterdir()) == []
-    assert [path for path in (lab.project.root / "mlruns" / ".scratch").iterdir() if path.is_dir()] == []
+    assert [
+        path for path in (lab.project.root / "mlruns" / ".scratch").iterdir() if path.is_dir()
+    ] == []
 
 
-@pytest.mark.parametrize("moment", [at_once, warming_up, has_run, in_an_epoch], ids=lambda moment: moment.__name__)
+@pytest.mark.parametrize(
+    "moment", [at_once, warming_up, has_run, in_an_epoch], ids=lambda moment: moment.__name__
+)
 def test_a_signal_ends_everything_cleanly_and_says_how_to_go_on(
     moment: Callable[[Lab, Command], bool], lab: Lab
 ) -> None:
@@ -71,7 +88,9 @@ def test_a_signal_ends_everything_cleanly_and_says_how_to_go_on(
     if moment is at_once:
         time.sleep(1.0)  # before it has read its command line it can say nothing
     is_group = moment in (warming_up, in_an_epoch)
-    (os.killpg if is_group else os.kill)(command.process.pid, signal.SIGINT if is_group else signal.SIGTERM)
+    (os.killpg if is_group else os.kill)(
+        command.process.pid, signal.SIGINT if is_group else signal.SIGTERM
+    )
     done = command.finish(timeout=60)
     assert done.code == (130 if is_group else 143)
     assert "Traceback" not in done.err
@@ -97,7 +116,12 @@ def test_a_killed_trial_is_known_at_once_and_runs_again(lab: Lab) -> None:
         for trial in lab.trials():
             pid = int(trial.user_attrs.get("worker", "::").split(":")[1] or 0)
             is_wanted = trial.number not in killed and "retry_of" not in trial.user_attrs
-            if is_wanted and is_running(trial) and len(trial.intermediate_values) >= least and pid in workers:
+            if (
+                is_wanted
+                and is_running(trial)
+                and len(trial.intermediate_values) >= least
+                and pid in workers
+            ):
                 workers[pid].suspend()
                 time.sleep(0.5)  # what it has said is heard
                 if is_running(lab.trials()[trial.number]):
@@ -109,7 +133,11 @@ def test_a_killed_trial_is_known_at_once_and_runs_again(lab: Lab) -> None:
         number, process = wait_until(lambda: caught(least), 60, f"a trial in epoch {least}")  # noqa: B023
         process.kill()
         killed.add(number)
-        wait_until(lambda: sum("SIGKILL" in line for line in command.lines) == len(killed), 15, "the death is known")
+        wait_until(
+            lambda: sum("SIGKILL" in line for line in command.lines) == len(killed),
+            15,
+            "the death is known",
+        )
     done = command.finish()
     assert done.code == 0, done.err
     assert_whole(lab)
@@ -128,11 +156,16 @@ def test_a_trial_outlives_its_server_but_not_its_time_limit(lab: Lab) -> None:
     trial.suspend()
     done = command.finish()
     assert done.code == 0, done.err
-    assert Counter(trial.state.name for trial in counted(lab.trials())) == {"FAIL": 1, "COMPLETE": 1}
+    assert Counter(trial.state.name for trial in counted(lab.trials())) == {
+        "FAIL": 1,
+        "COMPLETE": 1,
+    }
     assert "search.trial_timeout=10" in done.out
 
 
 def test_a_trial_that_takes_too_much_memory_costs_only_itself(lab: Lab) -> None:
     done = lab.run("search.trial_memory=0.05", "search.trials=1")
     assert done.code == 1 and "more than search.trial_memory=0.05" in done.out
-    assert lab.statuses() != ["RUNNING"] and "RUNNING" not in {trial.state.name for trial in lab.trials()}
+    assert lab.statuses() != ["RUNNING"] and "RUNNING" not in {
+        trial.state.name for trial in lab.trials()
+    }

@@ -15,9 +15,9 @@ from conftest import sample
 from PIL import Image
 
 import predict
-from digit_study.reading.prediction import image_files, read_files, readings_figure
-from digit_study.terminal.messages import StudyError
-from digit_study.tracking.stores import model_file, version_named
+from digit_study.inference.prediction import image_files, read_files, readings_figure
+from digit_study.support.messages import StudyError
+from digit_study.tracking.database import model_file, version_named
 
 ROOT = Path(__file__).parents[1]
 DIGITS, _ = sample()
@@ -46,7 +46,9 @@ def test_a_folder_means_its_images_in_natural_order(tmp_path: Path) -> None:
     assert [file.name for file in image_files([str(tmp_path)])] == ["d2.png", "d10.png"]
 
 
-@pytest.mark.parametrize(("paths", "word"), [([], "must be named"), (["gone.png"], "got 'gone.png'")])
+@pytest.mark.parametrize(
+    ("paths", "word"), [([], "must be named"), (["gone.png"], "got 'gone.png'")]
+)
 def test_paths_are_checked(paths: list[str], word: str) -> None:
     with pytest.raises(StudyError, match=word):
         image_files(paths)
@@ -64,11 +66,20 @@ def test_batches_keep_the_order_and_errors_stop_nothing(tmp_path: Path) -> None:
 def test_what_the_detector_does_not_accept_is_an_error_and_sets_are_told(tmp_path: Path) -> None:
     files = save(tmp_path, a=DIGITS[0], b=DIGITS[9], c=BLANK)
     unsure = np.array([[0.6, 0.3, *[0.0125] * 8]], np.float32)
-    given = {"accepts": lambda images: images.sum(axis=(1, 2, 3)) != DIGITS[9].sum(dtype=np.int64), "least": 0.25}
-    first, second, third = read_files(files, lambda images: unsure.repeat(len(images), axis=0), **given)
+    given = {
+        "accepts": lambda images: images.sum(axis=(1, 2, 3)) != DIGITS[9].sum(dtype=np.int64),
+        "least": 0.25,
+    }
+    first, second, third = read_files(
+        files, lambda images: unsure.repeat(len(images), axis=0), **given
+    )
     assert (first.digit, first.digits, first.error) == (0, [0, 1], None)
     assert first.as_json()["digits"] == [0, 1]
-    assert second.digit is None and second.probabilities is None and "abstain=false" in str(second.error)
+    assert (
+        second.digit is None
+        and second.probabilities is None
+        and "abstain=false" in str(second.error)
+    )
     assert "blank" in str(third.error)
 
 
@@ -81,7 +92,11 @@ def test_what_the_detector_does_not_accept_is_an_error_and_sets_are_told(tmp_pat
     ],
 )
 def test_what_is_asked_for_is_checked_before_anything_is_read(
-    words: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    words: list[str],
+    message: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     save(tmp_path, a=DIGITS[0])
@@ -103,7 +118,9 @@ def test_a_store_that_is_not_there_is_not_created(tmp_path: Path) -> None:
     assert not (tmp_path / "none.db").exists()
 
 
-def test_a_file_with_an_equals_sign_is_a_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_with_an_equals_sign_is_a_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     save(tmp_path, **{"model=x": DIGITS[0]})
     assert predict.split_settings(["model=x.png", "model=models:/m/3"]) == (
@@ -119,7 +136,11 @@ def test_a_file_with_an_equals_sign_is_a_file(tmp_path: Path, monkeypatch: pytes
     [("a.txt", "must end in"), ("gone/a.png", "folder that"), ("d.png", "not overwrite")],
 )
 def test_show_is_checked_before_anything_is_read(
-    show: str, word: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    show: str,
+    word: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     monkeypatch.chdir(tmp_path)
     save(tmp_path, d=DIGITS[0])
@@ -153,7 +174,9 @@ def store(migrated: Path, tmp_path_factory: pytest.TempPathFactory) -> str:
     made.client.log_model_artifacts(logged.model_id, str(folder / "model"))
     made.client.finalize_logged_model(logged.model_id, "READY")
     made.client.create_registered_model(rs.NAME)
-    made.client.create_model_version(rs.NAME, f"models:/{logged.model_id}", model_id=logged.model_id)
+    made.client.create_model_version(
+        rs.NAME, f"models:/{logged.model_id}", model_id=logged.model_id
+    )
     made.client.set_registered_model_alias(rs.NAME, "champion", "1")
     return made.uri
 
@@ -190,7 +213,9 @@ def test_the_table_and_the_picture(
     assert predict.main(["--show", "a photo ü=1.png", f"tracking.uri={store}", *VERSION]) == 0
     printed = capsys.readouterr()
     assert "a photo ü=1.png" in printed.out and "%" in printed.out
-    address = "http://127.0.0.1:5000/#/models/digit-recognizer/versions/1?workflowType=machine_learning"
+    address = (
+        "http://127.0.0.1:5000/#/models/digit-recognizer/versions/1?workflowType=machine_learning"
+    )
     last = printed.out.splitlines()[-1]
     assert last == f"model: mlflow ui --backend-store-uri '{store}', then {address}"
     assert (tmp_path / "predicted.png").is_file() and "predicted.png" in printed.err
@@ -206,7 +231,9 @@ def test_the_table_and_the_picture(
         (["d.png", "--jsn"], 2, "--jsn"),
     ],
 )
-def test_a_mistake_gets_one_message(words: list[str], code: int, message: str, tmp_path: Path) -> None:
+def test_a_mistake_gets_one_message(
+    words: list[str], code: int, message: str, tmp_path: Path
+) -> None:
     save(tmp_path, d=DIGITS[0])
     done = typed(tmp_path, *words, f"tracking.uri=sqlite:///{tmp_path}/none.db")
     assert done.returncode == code and message in done.stderr and done.stdout == ""
@@ -214,7 +241,9 @@ def test_a_mistake_gets_one_message(words: list[str], code: int, message: str, t
 
 
 @pytest.mark.slow
-def test_what_mlflow_must_be_asked_for_is_found_before_tensorflow_is_imported(store: str, tmp_path: Path) -> None:
+def test_what_mlflow_must_be_asked_for_is_found_before_tensorflow_is_imported(
+    store: str, tmp_path: Path
+) -> None:
     save(tmp_path, d=DIGITS[0], blank=BLANK)
     mistakes = {
         "model=models:/digit-recognizer@nobody": "promote.py",
@@ -231,11 +260,15 @@ print("no more mistakes", flush=True)
 assert predict.main(["blank.png", "tracking.uri={store}"]) == 1
 assert "tensorflow" not in sys.modules and "keras" not in sys.modules
 """
-    done = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, cwd=tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", lines], capture_output=True, text=True, cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.startswith("no more mistakes")
     answers = done.stderr.splitlines()
-    assert len(answers) == 3 and all(word in answer for word, answer in zip(mistakes.values(), answers, strict=True))
+    assert len(answers) == 3 and all(
+        word in answer for word, answer in zip(mistakes.values(), answers, strict=True)
+    )
 
 
 def test_a_model_that_is_a_file_has_no_address_and_needs_no_mlflow(tmp_path: Path) -> None:
@@ -248,7 +281,9 @@ import predict
 assert predict.main(["blank.png", "model=own.keras"]) == 1
 assert "mlflow" not in sys.modules
 """
-    done = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, cwd=tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", lines], capture_output=True, text=True, cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
     assert "blank" in done.stdout and "model:" not in done.stdout
 
@@ -256,4 +291,7 @@ assert "mlflow" not in sys.modules
 @pytest.mark.slow
 def test_the_version_that_an_alias_names_at_this_moment(store: str) -> None:
     assert version_named("models:/digit-recognizer@champion", store) == "1"
-    assert version_named("models:/digit-recognizer/1", store) is None and version_named("a@b.keras", store) is None
+    assert (
+        version_named("models:/digit-recognizer/1", store) is None
+        and version_named("a@b.keras", store) is None
+    )

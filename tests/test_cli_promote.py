@@ -19,8 +19,8 @@ import pytest
 from conftest import LIGHT, Project
 from lab import PLAIN
 
-from digit_study.champion import promotion
 from digit_study.config.promote import PromoteConfig, StoreConfig
+from digit_study.registry import promotion
 
 PROMOTE, COMPARE = "sweeps/promote.py", "sweeps/compare.py"
 NAME = "digit-recognizer"
@@ -49,7 +49,9 @@ def sealed_npz(small_npz: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
 class Study:
     """Two networks of different size, trained by the real command on digits whose test images are garbage."""
 
-    def __init__(self, project: Project, folder: Path, database: Path, sealed: Path, good: Path) -> None:
+    def __init__(
+        self, project: Project, folder: Path, database: Path, sealed: Path, good: Path
+    ) -> None:
         self.project, self.folder, self.digits = project, folder, folder / "digits.npz"
         self.sealed, self.good = sealed, good
         shutil.copy(sealed, self.digits)
@@ -58,11 +60,18 @@ class Study:
         done = project.run("-m", *words, MLFLOW_TRACKING_URI=self.uri)
         assert done.code == 0, done.err
         trained = [run for run in self.search() if "weights.sha256" in run.data.tags]
-        self.runs = [run.info.run_id for run in sorted(trained, key=lambda run: run.data.params["model.filters"])]
+        self.runs = [
+            run.info.run_id
+            for run in sorted(trained, key=lambda run: run.data.params["model.filters"])
+        ]
 
     def search(self, query: str = "", **more: Any) -> list[Any]:
         client = mlflow.MlflowClient(self.uri, self.uri)
-        return list(client.search_runs([one.experiment_id for one in client.search_experiments()], query, **more))
+        return list(
+            client.search_runs(
+                [one.experiment_id for one in client.search_experiments()], query, **more
+            )
+        )
 
     def run(self, *words: str, script: str, uri: str | None = None) -> Any:
         return self.project.run(*words, script=script, MLFLOW_TRACKING_URI=uri or self.uri)
@@ -85,7 +94,11 @@ def copied(uri: str, folder: Path) -> str:
 
 @pytest.fixture(scope="module")
 def study(
-    project: Project, migrated: Path, sealed_npz: Path, small_npz: Path, tmp_path_factory: pytest.TempPathFactory
+    project: Project,
+    migrated: Path,
+    sealed_npz: Path,
+    small_npz: Path,
+    tmp_path_factory: pytest.TempPathFactory,
 ) -> Study:
     return Study(project, tmp_path_factory.mktemp("study"), migrated, sealed_npz, small_npz)
 
@@ -120,7 +133,10 @@ def test_run_compare_and_reproduce_never_read_the_sealed_images(study: Study) ->
     assert "McNemar p" in done.out
     done = study.run(f"reproduce={a}", script="src/run.py")
     assert done.code == 0, done.err
-    assert f"bit-identical: run {study.search('', max_results=1)[0].info.run_id} against run {a}" in done.out
+    assert (
+        f"bit-identical: run {study.search('', max_results=1)[0].info.run_id} against run {a}"
+        in done.out
+    )
     (again,) = study.search("tags.kind = 'reproduction'")
     assert again.data.tags["reproduction.verdict"] == "bit-identical"
 
@@ -136,7 +152,9 @@ def test_only_promotion_reads_them_and_records_it_first(study: Study, tmp_path: 
     assert champion(uri) is None
 
 
-def test_the_registered_model_gives_the_accuracy_in_its_evidence(promoted: str, small_npz: Path) -> None:
+def test_the_registered_model_gives_the_accuracy_in_its_evidence(
+    promoted: str, small_npz: Path
+) -> None:
     import keras
 
     version = champion(promoted)
@@ -147,7 +165,9 @@ def test_the_registered_model_gives_the_accuracy_in_its_evidence(promoted: str, 
     (file,) = Path(mlflow.artifacts.download_artifacts(f"models:/{NAME}@champion")).rglob("*.keras")
     plain = keras.models.load_model(file, safe_mode=True).predict(images, verbose=0)
     for probabilities in (served, plain):
-        assert float(version.tags["test_accuracy"]) == np.mean(probabilities.argmax(axis=1) == labels)
+        assert float(version.tags["test_accuracy"]) == np.mean(
+            probabilities.argmax(axis=1) == labels
+        )
     assert version.tags["test_images"] == "100"
     # its 100 validation images cannot tell of sets at 99 %
     assert 0 <= float(version.tags["test_refused"]) <= 0.05 and "test_coverage" not in version.tags
@@ -157,9 +177,13 @@ def test_two_promotions_at_once_are_both_in_the_ledger(study: Study, tmp_path: P
     uri = copied(study.uri, tmp_path)
     words = [[f"run_id={run}", "promote.floor=0"] for run in study.runs]
     with study.unsealed():
-        both = [study.project.fork(*each, script=PROMOTE, MLFLOW_TRACKING_URI=uri) for each in words]
+        both = [
+            study.project.fork(*each, script=PROMOTE, MLFLOW_TRACKING_URI=uri) for each in words
+        ]
         assert [one.finish().code for one in both] == [0, 0]
-    assert {event["run_id"] for event in ledger(uri) if event["event"] == "begun"} == set(study.runs)
+    assert {event["run_id"] for event in ledger(uri) if event["event"] == "begun"} == set(
+        study.runs
+    )
     assert champion(uri) is not None
     done = study.run("history=true", script=PROMOTE, uri=uri)
     assert "opened 2 times" in done.out
@@ -184,7 +208,9 @@ def test_kill_9_leaves_a_champion_and_the_next_call_recovers(
     promotion.serve(PromoteConfig(history=True, tracking=StoreConfig(uri)))
     assert champion(uri).version == left.version
     events = ledger(uri)
-    assert {e["id"] for e in events if e["event"] == "begun"} == {e["id"] for e in events if e["event"] == "ended"}
+    assert {e["id"] for e in events if e["event"] == "begun"} == {
+        e["id"] for e in events if e["event"] == "ended"
+    }
     assert len(events) >= 4
 
 

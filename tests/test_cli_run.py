@@ -21,7 +21,13 @@ from world import Server
 
 pytestmark = pytest.mark.slow
 
-SMALL = ["model=tiny", "data=mnist_sample", "data.limit=500", "training.epochs=2", "training.threads=1"]
+SMALL = [
+    "model=tiny",
+    "data=mnist_sample",
+    "data.limit=500",
+    "training.epochs=2",
+    "training.threads=1",
+]
 #: Long enough to be interrupted at any moment.
 LONG = [*SMALL[:3], *PLAIN, "training.epochs=500", "training.threads=1"]
 
@@ -42,8 +48,14 @@ def artifacts_of(uri: str, run: Run, folder: str) -> set[str]:
 
 
 def without_times(metrics: dict[str, float]) -> dict[str, float]:
-    clocks = ("second", "millisecond", "system/")  # of a slow run also what its machine was busy with
-    return {name: value for name, value in metrics.items() if not any(clock in name for clock in clocks)}
+    clocks = (
+        "second",
+        "millisecond",
+        "system/",
+    )  # of a slow run also what its machine was busy with
+    return {
+        name: value for name, value in metrics.items() if not any(clock in name for clock in clocks)
+    }
 
 
 # ---------------------------------------------------------------------------------- refused
@@ -54,7 +66,9 @@ def tripwire(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Packages that stand in for the slow ones and leave a mark when they are imported."""
     folder = tmp_path_factory.mktemp("tripwire")
     for package in ("tensorflow", "keras", "mlflow"):
-        (folder / f"{package}.py").write_text(f"open({str(folder / 'imported')!r}, 'a').write('{package}')\n")
+        (folder / f"{package}.py").write_text(
+            f"open({str(folder / 'imported')!r}, 'a').write('{package}')\n"
+        )
     return folder
 
 
@@ -91,7 +105,9 @@ REFUSED = [
 ]
 
 
-@pytest.mark.parametrize(("words", "answer"), REFUSED, ids=[" ".join(words) for words, _ in REFUSED])
+@pytest.mark.parametrize(
+    ("words", "answer"), REFUSED, ids=[" ".join(words) for words, _ in REFUSED]
+)
 def test_a_mistake_costs_a_second_and_leaves_nothing(
     words: list[str], answer: str, project: Project, tripwire: Path, small_npz: Path
 ) -> None:
@@ -99,9 +115,13 @@ def test_a_mistake_costs_a_second_and_leaves_nothing(
     np.savez(f"{small_npz}.pickled.npz", x_train=np.array([{}]), y_train=np.arange(1))
     os.replace(f"{small_npz}.pickled.npz", f"{small_npz}.pickled")
     before = project.files()
-    done = project.run(*[word.format(small=small_npz) for word in words], warm=LIGHT, PYTHONPATH=str(tripwire))
+    done = project.run(
+        *[word.format(small=small_npz) for word in words], warm=LIGHT, PYTHONPATH=str(tripwire)
+    )
     assert done.code == 1 and done.out == ""
-    complaint = [line for line in done.err.splitlines() if not line.startswith("WARNING: Full MNIST")]
+    complaint = [
+        line for line in done.err.splitlines() if not line.startswith("WARNING: Full MNIST")
+    ]
     assert len(complaint) == 1 and answer in complaint[0], done.err
     assert "Traceback" not in done.err
     assert not (tripwire / "imported").exists() and project.files() == before
@@ -123,7 +143,9 @@ def test_the_tripwire_trips(project: Project, tripwire: Path) -> None:
         (["--info", "defaults"], "model"),
     ],
 )
-def test_questions_are_answered(words: list[str], answer: str, project: Project, tripwire: Path) -> None:
+def test_questions_are_answered(
+    words: list[str], answer: str, project: Project, tripwire: Path
+) -> None:
     before = project.files()
     done = project.run(*words, warm=LIGHT, PYTHONPATH=str(tripwire))
     assert done.code == 0 and answer in done.out and done.err == ""
@@ -137,7 +159,9 @@ RECIPE = [*SMALL, "training.augmentation=shift_rotate", "training.early_stopping
 
 
 @pytest.fixture(scope="module")
-def single(project: Project, migrated: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Done]:
+def single(
+    project: Project, migrated: Path, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[str, Done]:
     """One run, with the data left to find and a store of its own."""
     uri = f"sqlite:///{tmp_path_factory.mktemp('single')}/new.db"
     words = [word for word in RECIPE if word != "data=mnist_sample"]
@@ -151,22 +175,35 @@ def test_a_run_is_kept_whole(single: tuple[str, Done], project: Project) -> None
     assert run.info.status == "FINISHED" and run.info.run_id in done.out and uri in done.out
     assert "WARNING: Full MNIST is neither cached nor reachable: using the SAMPLE" in done.err
     assert len(done.err.splitlines()) == 1, done.err
-    commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=project.root, capture_output=True, text=True).stdout
+    commit = subprocess.run(
+        ["git", "rev-parse", "HEAD"], cwd=project.root, capture_output=True, text=True
+    ).stdout
     assert run.data.tags["technical.git.commit"] == commit.strip()
     assert run.data.tags["technical.git.dirty"] == "false"
-    assert run.data.tags["dataset.name"] == "mnist_sample" and len(run.data.tags["weights.sha256"]) == 64
-    assert run.data.params["training.threads"] == "1" and run.data.params["training.precision"] != "auto"
+    assert (
+        run.data.tags["dataset.name"] == "mnist_sample"
+        and len(run.data.tags["weights.sha256"]) == 64
+    )
+    assert (
+        run.data.params["training.threads"] == "1"
+        and run.data.params["training.precision"] != "auto"
+    )
     assert not (project.root / "mlruns" / ".outbox" / run.info.run_id).exists()
 
 
-def test_the_same_command_gives_the_same_bits(single: tuple[str, Done], project: Project, typed_store: str) -> None:
+def test_the_same_command_gives_the_same_bits(
+    single: tuple[str, Done], project: Project, typed_store: str
+) -> None:
     assert project.run(*RECIPE, MLFLOW_TRACKING_URI=typed_store).code == 0
     (first,), (second,) = runs_of(single[0]), runs_of(typed_store)
     assert first.data.tags["weights.sha256"] == second.data.tags["weights.sha256"]
     assert without_times(first.data.metrics) == without_times(second.data.metrics)
     for metric in ("train_loss", "val_loss", "val_accuracy", "learning_rate"):
         one, two = (
-            [point.value for point in mlflow.MlflowClient(uri).get_metric_history(run.info.run_id, metric)]
+            [
+                point.value
+                for point in mlflow.MlflowClient(uri).get_metric_history(run.info.run_id, metric)
+            ]
             for uri, run in ((single[0], first), (typed_store, second))
         )
         assert one == two and len(one) >= 2
@@ -179,7 +216,9 @@ def several(project: Project, tmp_path_factory: pytest.TempPathFactory) -> tuple
     return uri, project.run("-m", *RECIPE, "training.seed=0,1", MLFLOW_TRACKING_URI=uri)
 
 
-def test_a_multirun_is_a_parent_with_ranked_children(several: tuple[str, Done], project: Project) -> None:
+def test_a_multirun_is_a_parent_with_ranked_children(
+    several: tuple[str, Done], project: Project
+) -> None:
     uri, done = several
     assert done.code == 0 and done.err == "", done.err
     runs = named(runs_of(uri))
@@ -188,15 +227,24 @@ def test_a_multirun_is_a_parent_with_ranked_children(several: tuple[str, Done], 
     assert {run.info.status for run in runs.values()} == {"FINISHED"}
     assert {run.data.tags["mlflow.parentRunId"] for run in children} == {parent.info.run_id}
     assert len({run.info.experiment_id for run in runs.values()}) == 1
-    assert artifacts_of(uri, parent, "figures") == {"comparison.png", "class_counts.png", "samples.png"}
+    assert artifacts_of(uri, parent, "figures") == {
+        "comparison.png",
+        "class_counts.png",
+        "samples.png",
+    }
     assert artifacts_of(uri, parent, "tables") == {"comparison.csv"}
     best = max(run.data.metrics["val_accuracy"] for run in children)
     assert parent.data.metrics["best_val_accuracy"] == best
-    assert [word in done.out for word in ("Comparison", "training.seed=0", "training.seed=1", parent.info.run_id)]
+    assert [
+        word in done.out
+        for word in ("Comparison", "training.seed=0", "training.seed=1", parent.info.run_id)
+    ]
     assert not [path for path in (project.root / "mlruns" / ".scratch").iterdir() if path.is_dir()]
 
 
-def test_a_child_gives_the_bits_of_a_single_run(several: tuple[str, Done], single: tuple[str, Done]) -> None:
+def test_a_child_gives_the_bits_of_a_single_run(
+    several: tuple[str, Done], single: tuple[str, Done]
+) -> None:
     (alone,), child = runs_of(single[0]), named(runs_of(several[0]))["training.seed=0"]
     assert alone.data.tags["weights.sha256"] == child.data.tags["weights.sha256"]
     assert without_times(alone.data.metrics) == without_times(child.data.metrics)
@@ -204,8 +252,16 @@ def test_a_child_gives_the_bits_of_a_single_run(several: tuple[str, Done], singl
 
 def test_three_at_the_same_moment_on_a_new_store(project: Project, tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/new.db"
-    words = [*SMALL[:3], *PLAIN, "training.epochs=1", "training.threads=1", "tracking.save_model=false"]
-    commands = [project.fork(*words, f"training.seed={seed}", MLFLOW_TRACKING_URI=uri) for seed in range(3)]
+    words = [
+        *SMALL[:3],
+        *PLAIN,
+        "training.epochs=1",
+        "training.threads=1",
+        "tracking.save_model=false",
+    ]
+    commands = [
+        project.fork(*words, f"training.seed={seed}", MLFLOW_TRACKING_URI=uri) for seed in range(3)
+    ]
     ends = [command.finish() for command in commands]
     assert [end.code for end in ends] == [0] * 3, [end.err for end in ends]
     assert [run.info.status for run in runs_of(uri)] == ["FINISHED"] * 3
@@ -227,17 +283,24 @@ def test_children_that_fail_leave_the_others_running(project: Project, typed_sto
     command = project.fork("-m", *words, *wild, rates, MLFLOW_TRACKING_URI=typed_store)
     command.wait_for("learning_rate=0.01  epoch 1/")
     name = "training.learning_rate=0.01"
-    wait_until(lambda: named(runs_of(typed_store))[name].data.metrics, 20, "an epoch is in the store")
+    wait_until(
+        lambda: named(runs_of(typed_store))[name].data.metrics, 20, "an epoch is in the store"
+    )
     workers_of(command)[0].kill()
     done = command.finish()
     runs = named(runs_of(typed_store))
-    ends = {name.removeprefix("training.learning_rate="): run.info.status for name, run in runs.items()}
+    ends = {
+        name.removeprefix("training.learning_rate="): run.info.status for name, run in runs.items()
+    }
     parent = next(name for name in ends if "3 runs" in name)
     assert ends == {"10": "FAILED", "0.01": "FAILED", "0.001": "FINISHED", parent: "FAILED"}
     assert done.code == 1 and "Traceback" not in done.err
     *_, summary, diverged, killed = done.err.splitlines()
     assert summary == "2 of 3 runs FAILED:"
-    assert "learning_rate=10: training diverged: `train_loss` is nan in epoch" in diverged and "in steps" in diverged
+    assert (
+        "learning_rate=10: training diverged: `train_loss` is nan in epoch" in diverged
+        and "in steps" in diverged
+    )
     assert "learning_rate=0.01: the trial's process was killed by SIGKILL" in killed
     wild_run = runs["training.learning_rate=10"]
     assert "`train_loss` is nan in epoch" in wild_run.data.tags["failure"]
@@ -248,9 +311,19 @@ def test_children_that_fail_leave_the_others_running(project: Project, typed_sto
 
 def test_a_single_run_that_diverges_says_so_in_a_line(project: Project, typed_store: str) -> None:
     wild = ["training.optimizer=sgd", "training.learning_rate=10", "training.weight_decay=0.9"]
-    words = [*SMALL[:3], "training.epochs=30", *wild, "model.batch_norm=false", "training.schedule=constant"]
+    words = [
+        *SMALL[:3],
+        "training.epochs=30",
+        *wild,
+        "model.batch_norm=false",
+        "training.schedule=constant",
+    ]
     done = project.run(*words, MLFLOW_TRACKING_URI=typed_store)
-    assert done.code == 1 and "training diverged: `train_loss` is" in done.err and len(done.err.splitlines()) == 1
+    assert (
+        done.code == 1
+        and "training diverged: `train_loss` is" in done.err
+        and len(done.err.splitlines()) == 1
+    )
     (run,) = runs_of(typed_store)
     assert run.info.status == "FAILED" and "training diverged" in run.data.tags["failure"]
 
@@ -278,7 +351,9 @@ def stop(command: Command, number: int, everyone: bool) -> Done:
     ("number", "moment"),
     [(signal.SIGINT, "created"), (signal.SIGTERM, "created"), (signal.SIGTERM, "epoch 3/")],
 )
-def test_a_signal_ends_a_run_as_killed(number: int, moment: str, project: Project, typed_store: str) -> None:
+def test_a_signal_ends_a_run_as_killed(
+    number: int, moment: str, project: Project, typed_store: str
+) -> None:
     command = project.fork(*LONG, MLFLOW_TRACKING_URI=typed_store)
     (wait_for_run(typed_store) if moment == "created" else lambda c: c.wait_for(moment))(command)
     done = stop(command, number, everyone=False)
@@ -303,7 +378,10 @@ def test_a_signal_ends_a_multirun_as_killed(
 ) -> None:
     command = project.fork("-m", *LONG, "training.seed=0,1", MLFLOW_TRACKING_URI=typed_store)
     (wait_for_run(typed_store) if moment == "created" else lambda c: c.wait_for(moment))(command)
-    family = [psutil.Process(command.process.pid), *psutil.Process(command.process.pid).children(recursive=True)]
+    family = [
+        psutil.Process(command.process.pid),
+        *psutil.Process(command.process.pid).children(recursive=True),
+    ]
     done = stop(command, number, everyone)
     assert done.code == 128 + number and "Traceback" not in done.err, done.err
     runs = runs_of(typed_store)
@@ -316,7 +394,9 @@ def test_a_signal_ends_a_multirun_as_killed(
 
 
 @pytest.fixture(scope="module")
-def server(project: Project, migrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def server(
+    project: Project, migrated: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
     server = Server(project, migrated, tmp_path_factory.mktemp("server"))
     server.ensure()
     yield server
@@ -328,13 +408,25 @@ def test_a_run_on_a_server_is_kept_there(server: Server, project: Project) -> No
     assert done.code == 0 and server.uri in done.out, done.err
     (run,) = runs_of(server.uri)
     assert run.info.status == "FINISHED"
-    assert artifacts_of(server.uri, run, "figures") >= {"curves.png", "confusion_matrix.png", "mistakes.png"}
+    assert artifacts_of(server.uri, run, "figures") >= {
+        "curves.png",
+        "confusion_matrix.png",
+        "mistakes.png",
+    }
 
 
 def test_a_server_that_goes_away_loses_no_result(server: Server, project: Project) -> None:
     """The last test of the file: it takes the server away."""
-    words = [*SMALL[:3], *PLAIN, "training.threads=1", "training.epochs=6", f"tracking.uri={server.uri}"]
-    at_once = {f"MLFLOW_HTTP_REQUEST_BACKOFF_{name}": "0" for name in ("FACTOR", "JITTER")}  # else 5 s before each
+    words = [
+        *SMALL[:3],
+        *PLAIN,
+        "training.threads=1",
+        "training.epochs=6",
+        f"tracking.uri={server.uri}",
+    ]
+    at_once = {
+        f"MLFLOW_HTTP_REQUEST_BACKOFF_{name}": "0" for name in ("FACTOR", "JITTER")
+    }  # else 5 s before each
     command = project.fork(*words, "data.limit=3000", **at_once)
     command.wait_for("epoch 1/6")
     server.kill()
@@ -344,8 +436,21 @@ def test_a_server_that_goes_away_loses_no_result(server: Server, project: Projec
     folder = project.root / "mlruns" / ".outbox" / run.info.run_id
     assert str(folder) in done.err and "the tracking store did not take the result" in done.err
     kept = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
-    wanted = {"outcome.json", "log.jsonl", "config.yaml", "model/data/model.keras", "figures/curves.png"}
+    wanted = {
+        "outcome.json",
+        "log.jsonl",
+        "config.yaml",
+        "model/data/model.keras",
+        "figures/curves.png",
+    }
     assert wanted | {"tables/predictions.csv"} <= kept
     records = [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
-    assert [one["step"] for one in records if "train_loss" in one.get("metrics", {})] == [1, 2, 3, 4, 5, 6]
+    assert [one["step"] for one in records if "train_loss" in one.get("metrics", {})] == [
+        1,
+        2,
+        3,
+        4,
+        5,
+        6,
+    ]
     assert '"status": "FINISHED"' in (folder / "outcome.json").read_text()

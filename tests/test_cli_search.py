@@ -14,7 +14,7 @@ import pytest
 from conftest import LIGHT, Project
 from lab import CONFIRM, Lab, lab, of_study, wait_until
 
-from digit_study.search.study import counted
+from digit_study.study.storage import counted
 
 __all__ = ["lab"]
 pytestmark = pytest.mark.slow
@@ -24,10 +24,15 @@ pytestmark = pytest.mark.slow
 
 def test_two_processes_join_one_study_in_a_database(lab: Lab, tmp_path: Path) -> None:
     storage = f"search.storage=sqlite:///{tmp_path}/optuna.db"
-    both = [lab.start(storage, "search.workers=1", "search.trials=3", "training.epochs=1") for _ in range(2)]
+    both = [
+        lab.start(storage, "search.workers=1", "search.trials=3", "training.epochs=1")
+        for _ in range(2)
+    ]
     for done in [command.finish() for command in both]:
         assert done.code == 0, done.err
-    trials = optuna.load_study(study_name=lab.name, storage=f"sqlite:///{tmp_path}/optuna.db").trials
+    trials = optuna.load_study(
+        study_name=lab.name, storage=f"sqlite:///{tmp_path}/optuna.db"
+    ).trials
     assert Counter(trial.state.name for trial in trials) == {"COMPLETE": 3}
     assert len({trial.user_attrs["supervisor"] for trial in trials}) == 2
     assert lab.statuses("study") == ["FINISHED"]
@@ -49,7 +54,9 @@ def test_two_starts_at_once_make_one_study(lab: Lab) -> None:
 
 
 @pytest.fixture(scope="module")
-def studied(project: Project, migrated: Path, small_npz: Path, tmp_path_factory: pytest.TempPathFactory) -> Lab:
+def studied(
+    project: Project, migrated: Path, small_npz: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Lab:
     """A finished study on digits whose test images nobody can read."""
     folder = tmp_path_factory.mktemp("studied")
     whole = dict(np.load(small_npz))
@@ -92,9 +99,14 @@ def test_the_printed_line_runs_and_gives_the_same_accuracy(studied: Lab) -> None
 
 
 @pytest.mark.parametrize(("word", "total"), [("confirm.seeds=2", 4), ("confirm.max_seeds=3", 6)])
-def test_confirmation_after_a_kill_runs_only_what_is_missing(word: str, total: int, studied: Lab) -> None:
+def test_confirmation_after_a_kill_runs_only_what_is_missing(
+    word: str, total: int, studied: Lab
+) -> None:
     words = ("confirm.top=2", word)
-    before = Counter(studied.statuses("confirmation")), studied.statuses("confirmation-run").count("FINISHED")
+    before = (
+        Counter(studied.statuses("confirmation")),
+        studied.statuses("confirmation-run").count("FINISHED"),
+    )
     command = studied.start(*words, script=CONFIRM)
     command.wait_for(f"1/{total}")
     command.process.kill()
@@ -110,7 +122,9 @@ def test_confirmation_after_a_kill_runs_only_what_is_missing(word: str, total: i
     assert done.code == 0, done.err
     assert Counter(studied.statuses("confirmation")) == before[0] + Counter(["FINISHED"])
     assert studied.statuses("confirmation-run").count("FINISHED") == before[1] + total
-    assert f"1/{total}" not in done.out  # what had been printed was kept, whether the store had it by then or not
+    assert (
+        f"1/{total}" not in done.out
+    )  # what had been printed was kept, whether the store had it by then or not
     parents = [run for run in studied.runs() if run.data.tags.get("kind") == "confirmation"]
     newest = max(parents, key=lambda run: run.info.start_time)
     assert newest.data.tags["study"] == "studied" and newest.data.tags["winner.run_id"] in done.out
@@ -136,7 +150,12 @@ def test_a_changed_study_is_refused_and_an_unknown_one_has_a_remedy(studied: Lab
 def test_bad_input_is_one_message_and_nothing_is_written(word: str, told: str, lab: Lab) -> None:
     before = lab.project.files()
     done = lab.run(word, warm=(*LIGHT, "optuna"))
-    assert done.code == 1 and told in done.err and "Traceback" not in done.err and "hush" not in done.err
+    assert (
+        done.code == 1
+        and told in done.err
+        and "Traceback" not in done.err
+        and "hush" not in done.err
+    )
     assert lab.project.files() == before
 
 

@@ -63,19 +63,35 @@ def serve(*those: Host) -> None:
 def test_hosts_have_nothing_in_common_but_the_link(three: list[Host]) -> None:
     for n, host in enumerate(three, start=1):
         (host.folder / "mine").write_text(f"of {host.name}\n")
-        seen = host.run(["sh", "-c", "hostname; hostname -i; cat mine; ls -m ..; cd /proc; ls -dm [0-9]*"], host.folder)
+        seen = host.run(
+            ["sh", "-c", "hostname; hostname -i; cat mine; ls -m ..; cd /proc; ls -dm [0-9]*"],
+            host.folder,
+        )
         name, address, mine, beside, pids = seen.out.splitlines()
-        assert (name, address, mine, beside) == (host.name, f"10.0.0.{n}", f"of {host.name}", host.name)
+        assert (name, address, mine, beside) == (
+            host.name,
+            f"10.0.0.{n}",
+            f"of {host.name}",
+            host.name,
+        )
         assert pids.startswith("1, ") and pids.count(",") < 5
-        told = host.run(["sh", "-c", 'ls src/digit_study/search; touch "$0/new" /usr/new', sys.prefix])
+        told = host.run(
+            ["sh", "-c", 'ls src/digit_study/study; touch "$0/new" /usr/new', sys.prefix]
+        )
         assert "sweep.py" in told.out and told.err.count("Read-only file system") == 2
     serve(*three)
-    assert [asked(one, f"10.0.0.{n}") for one in three for n in (1, 2, 3)] == ["host1", "host2", "host3"] * 3
+    assert [asked(one, f"10.0.0.{n}") for one in three for n in (1, 2, 3)] == [
+        "host1",
+        "host2",
+        "host3",
+    ] * 3
     assert [asked(one, "127.0.0.1") for one in three] == ["host1", "host2", "host3"]
     assert "default" not in three[0].run(["ip", "route"]).out
 
 
-def test_a_link_that_is_cut_loses_everything_in_silence_until_it_is_restored(three: list[Host]) -> None:
+def test_a_link_that_is_cut_loses_everything_in_silence_until_it_is_restored(
+    three: list[Host],
+) -> None:
     one, two, third = three
     serve(one, two)
     for cut in (one, two):
@@ -88,13 +104,21 @@ def test_a_link_that_is_cut_loses_everything_in_silence_until_it_is_restored(thr
         wait_until(lambda: asked(two, one.address) == "host1", 5, "they meet again")
 
 
-def test_a_host_that_is_killed_takes_all_its_processes_along_and_boots_with_its_files(three: list[Host]) -> None:
+def test_a_host_that_is_killed_takes_all_its_processes_along_and_boots_with_its_files(
+    three: list[Host],
+) -> None:
     one, two, _ = three
     serve(one, two)
-    command = one.start(["sh", "-c", "setsid sleep 100 & echo begun > /tmp/lost; echo begun > kept; exec sleep 100"])
+    command = one.start(
+        ["sh", "-c", "setsid sleep 100 & echo begun > /tmp/lost; echo begun > kept; exec sleep 100"]
+    )
     kept = one.project / "kept"
     home = namespace_of(one.machine.init)
-    wait_until(lambda: [name_of(pid) for pid in pids_in(home)].count("sleep") == 3, 5, "PID 1 and both have begun")
+    wait_until(
+        lambda: [name_of(pid) for pid in pids_in(home)].count("sleep") == 3,
+        5,
+        "PID 1 and both have begun",
+    )
     one.kill_all()
     assert not pids_in(home)
     assert command.finish(5).code == -signal.SIGKILL
@@ -129,7 +153,9 @@ def namespace_of(pid: int) -> str | None:
 def test_nothing_is_left_whatever_ends_a_test(end: str, tmp_path: Path) -> None:
     links = subprocess.check_output(["ip", "-oneline", "link"])
     line = [sys.executable, "-c", HELD, str(tmp_path), end]
-    with subprocess.Popen(line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as test:
+    with subprocess.Popen(
+        line, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    ) as test:
         assert test.stdout is not None
         told = test.stdout.readline()
         assert told, test.communicate()[1]

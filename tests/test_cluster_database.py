@@ -21,7 +21,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial
 from sqlalchemy import NullPool
 
-from digit_study.search.study import SURPLUS
+from digit_study.study.storage import SURPLUS
 
 BINARIES = max(Path("/usr/lib/postgresql").glob("*/bin"), default=Path("/usr/lib/postgresql"))
 NO_DATABASE = not (BINARIES / "initdb").exists() or find_spec("psycopg") is None
@@ -29,7 +29,9 @@ pytestmark = [
     pytest.mark.slow,
     pytest.mark.cluster,
     pytest.mark.skipif(bool(MISSING), reason=REASON),
-    pytest.mark.skipif(NO_DATABASE, reason="PostgreSQL's server (Debian: postgresql) or psycopg is not installed"),
+    pytest.mark.skipif(
+        NO_DATABASE, reason="PostgreSQL's server (Debian: postgresql) or psycopg is not installed"
+    ),
 ]
 PASSWORD, TRIALS = "hush-hush", 6
 #: PostgreSQL does not run as root.
@@ -42,7 +44,7 @@ HOLD = """
 import sys, time
 sys.path.insert(0, "src")
 from sqlalchemy import text
-from digit_study.search._optuna import Database
+from digit_study.study._optuna import Database
 with Database(sys.argv[1], 0.0).engine.connect() as connection:
     connection.execute(text("SELECT * FROM studies WHERE study_name = :name FOR UPDATE"), {"name": sys.argv[2]}).all()
     print("held", flush=True)
@@ -77,7 +79,9 @@ class Site:
         return RDBStorage(self.storage, {"poolclass": NullPool})
 
     def postgres(self, program: str, *words: str) -> None:
-        done = self.head.run([*AS_POSTGRES, str(BINARIES / program), "-D", str(self.data), *words], cwd=self.data)
+        done = self.head.run(
+            [*AS_POSTGRES, str(BINARIES / program), "-D", str(self.data), *words], cwd=self.data
+        )
         assert done.code == 0, done
 
     def start_postgresql(self) -> None:
@@ -108,7 +112,12 @@ class Site:
         """Whether MLflow answers that host."""
         try:
             with host.network():
-                return bool(urllib.request.urlopen(f"http://{self.head.address}:5000/health", timeout=2).status == 200)
+                return bool(
+                    urllib.request.urlopen(
+                        f"http://{self.head.address}:5000/health", timeout=2
+                    ).status
+                    == 200
+                )
         except OSError:
             return False
 
@@ -121,14 +130,26 @@ class Shared(Lab):
 
     def begin(self, host: Host, *words: str) -> Command:
         """The same command on every host."""
-        usual = ["search.workers=1", f"search.trials={TRIALS}", "training.epochs=30", f"tracking.uri={self.uri}"]
-        line = self.line(*usual, f"search.storage={self.site.storage}", f"data.path={host.folder}/small.npz", *words)
+        usual = [
+            "search.workers=1",
+            f"search.trials={TRIALS}",
+            "training.epochs=30",
+            f"tracking.uri={self.uri}",
+        ]
+        line = self.line(
+            *usual,
+            f"search.storage={self.site.storage}",
+            f"data.path={host.folder}/small.npz",
+            *words,
+        )
         return host.start([sys.executable, SEARCH, *line])
 
     def trials(self) -> list[FrozenTrial]:
         try:
             with self.site.head.network():
-                return optuna.load_study(study_name=self.name, storage=self.site.database).get_trials()
+                return optuna.load_study(
+                    study_name=self.name, storage=self.site.database
+                ).get_trials()
         except KeyError:
             return []
 
@@ -139,24 +160,34 @@ class Shared(Lab):
     def in_mid_trial(self, *machines: Host) -> bool:
         """Whether each has a trial that has finished an epoch."""
         time.sleep(0.2)  # to ask takes time from those who are asked about
-        running = [one for one in self.trials() if one.state.name == "RUNNING" and one.intermediate_values]
+        running = [
+            one for one in self.trials() if one.state.name == "RUNNING" and one.intermediate_values
+        ]
         names = {one.user_attrs["supervisor"].split(":")[0] for one in running}
         return {host.name for host in machines} <= names
 
     def results_of(self, *machines: Host) -> dict[int, float | None]:
         complete = [one for one in self.trials() if one.state.name == "COMPLETE"]
         names = {host.name for host in machines}
-        return {one.number: one.value for one in complete if one.user_attrs["supervisor"].split(":")[0] in names}
+        return {
+            one.number: one.value
+            for one in complete
+            if one.user_attrs["supervisor"].split(":")[0] in names
+        }
 
     def assert_whole(self, total: int = TRIALS) -> None:
         assert_whole(self, total)
         values = {run.info.run_id: run.data.metrics for run in self.runs()}
         complete = [one for one in self.trials() if one.state.name == "COMPLETE"]
-        assert all(values[one.user_attrs["run_id"]]["val_accuracy"] == one.value for one in complete)
+        assert all(
+            values[one.user_attrs["run_id"]]["val_accuracy"] == one.value for one in complete
+        )
 
 
 @pytest.fixture(scope="module")
-def site(tmp_path_factory: pytest.TempPathFactory, migrated: Path, small_npz: Path) -> Iterator[Site]:
+def site(
+    tmp_path_factory: pytest.TempPathFactory, migrated: Path, small_npz: Path
+) -> Iterator[Site]:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     with hosts(6, tmp_path_factory.mktemp("cluster")) as made:
         yield Site(made, migrated, small_npz)
@@ -178,8 +209,11 @@ def told(command: Command, code: int) -> str:
 def test_hosts_that_die_or_are_cut_off_are_replaced(shared: Shared) -> None:
     killed, cut, away, left, done = machines = shared.site.machines
     # long enough that none has ended its trial, and begun another, when the hosts die
-    words, patience = ("search.trials=7", "training.epochs=400"), {cut: "search.patience=0.3"}
-    commands = {host: shared.begin(host, *words, patience.get(host, "search.patience=10")) for host in machines}
+    words, patience = ("search.trials=7", "training.epochs=400"), {cut: "search.outage_timeout=0.3"}
+    commands = {
+        host: shared.begin(host, *words, patience.get(host, "search.outage_timeout=10"))
+        for host in machines
+    }
     wait_until(lambda: shared.in_mid_trial(*machines), 180, "all are in mid-trial")
     # the server would keep for hours what one had locked whose link was cut
     cut.start([sys.executable, "-c", HOLD, shared.site.storage, shared.name]).wait_for("held")
@@ -195,7 +229,9 @@ def test_hosts_that_die_or_are_cut_off_are_replaced(shared: Shared) -> None:
     assert results.items() <= shared.results_of(*machines).items()
     trials = shared.trials()
     failed = [one.user_attrs["reason"] for one in trials if one.state.name == "FAIL"]
-    taken_over = [reason for reason in failed if reason != SURPLUS]  # two may have asked for the last one
+    taken_over = [
+        reason for reason in failed if reason != SURPLUS
+    ]  # two may have asked for the last one
     assert len(taken_over) in (3, 4) and set(taken_over) == {"its supervisor ended before it"}
     message = told(commands[cut], 1)
     assert "search.storage" in message and "the same command goes on" in message
@@ -204,7 +240,9 @@ def test_hosts_that_die_or_are_cut_off_are_replaced(shared: Shared) -> None:
     # the others come back, and find everything done
     cut.restore()
     killed.boot()
-    wait_until(lambda: shared.site.answers(killed) and shared.site.answers(cut), 60, "their links are up")
+    wait_until(
+        lambda: shared.site.answers(killed) and shared.site.answers(cut), 60, "their links are up"
+    )
     for command in [shared.begin(host, *words) for host in (killed, cut)]:
         told(command, 0)
     assert len(shared.trials()) == len(trials)
@@ -220,9 +258,12 @@ def stop_postgresql(shared: Shared) -> None:
 def stop_mlflow(shared: Shared) -> None:
     running = {one.number for one in shared.trials() if one.state.name == "RUNNING"}
     shared.site.stop_mlflow()
-    deadline = time.monotonic() + 20  # by then a machine has ended a trial, and wants to create the next one's run
+    deadline = (
+        time.monotonic() + 20
+    )  # by then a machine has ended a trial, and wants to create the next one's run
     while (
-        running & {one.number for one in shared.trials() if one.state.name == "RUNNING"} and time.monotonic() < deadline
+        running & {one.number for one in shared.trials() if one.state.name == "RUNNING"}
+        and time.monotonic() < deadline
     ):
         time.sleep(0.5)
     time.sleep(3)
@@ -246,7 +287,11 @@ def test_a_fault_that_ends_costs_no_trial(fault: Any, shared: Shared) -> None:
         told(command, 0)
     shared.assert_whole()
     # what could not begin came again; what had begun went on
-    failed = [one for one in shared.trials() if one.state.name == "FAIL" and one.user_attrs["reason"] != SURPLUS]
+    failed = [
+        one
+        for one in shared.trials()
+        if one.state.name == "FAIL" and one.user_attrs["reason"] != SURPLUS
+    ]
     assert not begun & {trial.number for trial in failed}
     assert all(trial.user_attrs["reason"].startswith("no fault of the trial") for trial in failed)
     assert not any(trial.intermediate_values for trial in failed)

@@ -15,10 +15,10 @@ from digit_study.config.promote import CompareConfig, StoreConfig
 from digit_study.data import digits as data
 from digit_study.data import sources
 from digit_study.data.sources import DataConfig
-from digit_study.evaluation.metrics import evaluation_of
-from digit_study.terminal.messages import StudyError
-from digit_study.tracking import stores
-from digit_study.verify import comparison
+from digit_study.stats.metrics import evaluation_of
+from digit_study.study import comparison
+from digit_study.support.messages import StudyError
+from digit_study.tracking import database as stores
 
 
 @pytest.fixture
@@ -54,13 +54,23 @@ def test_a_comparison_is_shown_and_kept(
     assert "+1.00 points" in shown
     assert "Images that flipped (20)" in shown
     (run,) = store.client.search_runs([store.experiment], "tags.kind = 'comparison'")
-    assert (run.info.status, run.data.tags["compared.a"], run.data.tags["compared.b"]) == ("FINISHED", a, b)
+    assert (run.info.status, run.data.tags["compared.a"], run.data.tags["compared.b"]) == (
+        "FINISHED",
+        a,
+        b,
+    )
     numbers = run.data.metrics
-    assert (numbers["difference"], numbers["only_a_right"], numbers["only_b_right"]) == (0.01, 5, 15)
+    assert (numbers["difference"], numbers["only_a_right"], numbers["only_b_right"]) == (
+        0.01,
+        5,
+        15,
+    )
     assert numbers["difference_low"] < 0.01 < numbers["difference_high"]
     assert numbers["mcnemar_p"] == pytest.approx(0.04138946533203125)
     listed = {
-        file.path for part in ("figures", "tables") for file in store.client.list_artifacts(run.info.run_id, part)
+        file.path
+        for part in ("figures", "tables")
+        for file in store.client.list_artifacts(run.info.run_id, part)
     }
     assert listed == {
         "figures/confusion_difference.png",
@@ -70,7 +80,9 @@ def test_a_comparison_is_shown_and_kept(
     }
 
 
-def test_equal_runs_differ_in_nothing(store: rs.Store, digits: data.Digits, capsys: pytest.CaptureFixture[str]) -> None:
+def test_equal_runs_differ_in_nothing(
+    store: rs.Store, digits: data.Digits, capsys: pytest.CaptureFixture[str]
+) -> None:
     a, b = (rs.add_run(store, table=table(digits, range(5)), model=False) for _ in range(2))
     comparison.serve(ask(store, a, b))
     assert "Images that flipped (0)" in capsys.readouterr().out
@@ -107,7 +119,8 @@ def test_runs_that_cannot_be_compared(store: rs.Store, digits: data.Digits) -> N
 
 
 @pytest.mark.parametrize(
-    ("a", "b", "word"), [(None, "x", "`a`"), ("x", None, "`b`"), ("x", "x", "two runs"), (" ", "x", "`a`")]
+    ("a", "b", "word"),
+    [(None, "x", "`a`"), ("x", None, "`b`"), ("x", "x", "two runs"), (" ", "x", "`a`")],
 )
 def test_values_are_checked(a: str | None, b: str | None, word: str) -> None:
     with pytest.raises(StudyError, match=word):
@@ -121,7 +134,12 @@ def test_the_recorded_prediction_counts_where_probabilities_tie() -> None:
 
 @pytest.mark.slow
 def test_no_tensorflow_is_imported() -> None:
-    modules = "digit_study.verify.comparison, digit_study.champion.promotion"
+    modules = "digit_study.study.comparison, digit_study.registry.promotion"
     code = f"import sys, {modules}; sys.exit('tensorflow' in sys.modules)"
     source = str(Path(comparison.__file__).parents[2])
-    assert subprocess.run([sys.executable, "-c", code], env={"PYTHONPATH": source}, check=False).returncode == 0
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", code], env={"PYTHONPATH": source}, check=False
+        ).returncode
+        == 0
+    )

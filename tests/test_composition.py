@@ -16,10 +16,10 @@ import yaml
 from digit_study.config import compose as composition
 from digit_study.config.compose import compose_config, expand
 from digit_study.config.run import Config
-from digit_study.runs import plan as launch
-from digit_study.terminal.messages import StudyError, flatten, without_password
-from digit_study.terminal.signals import readable_errors
-from digit_study.tracking import stores
+from digit_study.study import run_plan as launch
+from digit_study.support.messages import StudyError, flatten, without_password
+from digit_study.support.signals import readable_errors
+from digit_study.tracking import database as stores
 
 composition.register()
 
@@ -48,7 +48,14 @@ def test_every_option_composes_and_writes_every_key(group: str) -> None:
 
 
 def test_every_leaf_can_be_overridden() -> None:
-    changed = {"str": "x", "int": 7, "float": 0.25, "bool": True, "NoneType": None, "dict": {"cpu": 2}}
+    changed = {
+        "str": "x",
+        "int": 7,
+        "float": 0.25,
+        "bool": True,
+        "NoneType": None,
+        "dict": {"cpu": 2},
+    }
     for key, value in flatten(Config()).items():
         new = changed[type(value).__name__]
         text = {"None": "null", "{'cpu': 2}": "{cpu: 2}"}.get(str(new), str(new))
@@ -121,7 +128,10 @@ def test_what_is_wrong_is_refused_in_a_line(override: str, words: str) -> None:
                 ["model.filters=16", "model=cnn"],
             ],
         ),
-        (["training.seed=range(0,3)"], [["training.seed=0"], ["training.seed=1"], ["training.seed=2"]]),
+        (
+            ["training.seed=range(0,3)"],
+            [["training.seed=0"], ["training.seed=1"], ["training.seed=2"]],
+        ),
         (["training=glob(s*)"], [["training=smoke"]]),
     ],
 )
@@ -129,7 +139,9 @@ def test_a_sweep_expands_as_hydra_does(typed: list[str], jobs: list[list[str]]) 
     assert expand(typed) == jobs
 
 
-@pytest.mark.parametrize("typed", ["model.filters", "model.filters=interval(0,1)", "a=range(", "a=range(0,0)"])
+@pytest.mark.parametrize(
+    "typed", ["model.filters", "model.filters=interval(0,1)", "a=range(", "a=range(0,0)"]
+)
 def test_a_sweep_that_cannot_be_expanded_is_refused(typed: str) -> None:
     with pytest.raises(StudyError, match=r"\w+"):
         expand([typed])
@@ -143,13 +155,21 @@ def test_a_plan_settles_data_threads_and_precision(store: str) -> None:
     assert plan.multirun and plan.typed == ["data=mnist_sample", "model.filters=8,16"]
     assert [job.config.model.filters for job in plan.jobs] == [8, 16]
     for job in plan.jobs:
-        assert job.config.data.sha256 and job.config.training.threads and job.config.training.precision != "auto"
+        assert (
+            job.config.data.sha256
+            and job.config.training.threads
+            and job.config.training.precision != "auto"
+        )
     again = compose_config([*plan.jobs[0].overrides, *plan.resolved_overrides()])
-    assert again.data == plan.jobs[0].config.data and again.training.threads == plan.jobs[0].config.training.threads
+    assert (
+        again.data == plan.jobs[0].config.data
+        and again.training.threads == plan.jobs[0].config.training.threads
+    )
 
 
 @pytest.mark.parametrize(
-    "bad", ["model.filters=8,0", "model=tiny,tinny", "training.epochs=1,x", "training.batch_size=8,3001"]
+    "bad",
+    ["model.filters=8,0", "model=tiny,tinny", "training.epochs=1,x", "training.batch_size=8,3001"],
 )
 def test_one_bad_value_in_a_sweep_refuses_all(bad: str, store: str) -> None:
     with pytest.raises(StudyError, match=bad.partition("=")[0]):
@@ -157,7 +177,8 @@ def test_one_bad_value_in_a_sweep_refuses_all(bad: str, store: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("limit", "batch", "fits"), [(100, 100, True), (100, 101, False), (2995, 128, True), (3001, 1, False)]
+    ("limit", "batch", "fits"),
+    [(100, 100, True), (100, 101, False), (2995, 128, True), (3001, 1, False)],
 )
 def test_batch_and_limit_fit_the_data(limit: int, batch: int, fits: bool, store: str) -> None:
     typed = ["data=mnist_sample", f"data.limit={limit}", f"training.batch_size={batch}"]
@@ -212,7 +233,9 @@ def test_a_store_that_cannot_be_used_is_refused(
         with pytest.raises(StudyError) as caught:
             stores.check_store(uri.format(tmp=tmp_path))
         message = str(caught.value)
-        assert words in message and message.startswith(f"`{key}` must be") and "secret" not in message
+        assert (
+            words in message and message.startswith(f"`{key}` must be") and "secret" not in message
+        )
     assert sorted(tmp_path.rglob("*")) == before
 
 
@@ -252,7 +275,9 @@ def server() -> Iterator[HTTPServer]:
         thread.join()
 
 
-@pytest.mark.parametrize(("code", "fits"), [(200, True), (401, True), (403, True), (404, False), (500, False)])
+@pytest.mark.parametrize(
+    ("code", "fits"), [(200, True), (401, True), (403, True), (404, False), (500, False)]
+)
 def test_a_server_is_asked_for_its_health(server: HTTPServer, code: int, fits: bool) -> None:
     server.code = code  # type: ignore[attr-defined]
     uri = f"http://127.0.0.1:{server.server_port}"
@@ -263,7 +288,9 @@ def test_a_server_is_asked_for_its_health(server: HTTPServer, code: int, fits: b
         stores.check_store(uri)
 
 
-def test_the_uri_is_the_configured_one_then_the_environments(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_uri_is_the_configured_one_then_the_environments(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://there")
     assert stores.tracking_uri("http://here") == "http://here"
     assert stores.tracking_uri(None) == "http://there"
@@ -284,7 +311,9 @@ def test_passwords_are_never_shown(uri: str, shown: str) -> None:
     assert without_password(uri) == shown
 
 
-@pytest.mark.parametrize("override", ["trackin.uri='{}'", "study='{}", "study={}#", "study='{}','{}'"])
+@pytest.mark.parametrize(
+    "override", ["trackin.uri='{}'", "study='{}", "study={}#", "study='{}','{}'"]
+)
 def test_a_line_that_is_quoted_back_shows_no_password(override: str) -> None:
     with pytest.raises(StudyError) as caught:
         composition.compose_config([override.format(*2 * ["postgresql://me:hush@host/x"])])

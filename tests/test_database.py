@@ -17,10 +17,10 @@ from optuna.study import StudyDirection
 from optuna.trial import TrialState
 from sqlalchemy.exc import OperationalError
 
-from digit_study.search import _optuna
-from digit_study.search._optuna import CALLS, Database, stale_trial_ids
-from digit_study.terminal.messages import StudyError
-from digit_study.terminal.signals import Interrupted, deferred_signals, interruptible
+from digit_study.study import _optuna
+from digit_study.study._optuna import CALLS, Database, stale_trial_ids
+from digit_study.support.messages import StudyError
+from digit_study.support.signals import Interrupted, deferred_signals, interruptible
 
 GONE = OperationalError("SELECT 1", {}, Exception("server closed the connection unexpectedly"))
 
@@ -66,7 +66,10 @@ def test_a_call_is_made_again_until_the_database_answers(
     assert [one.study_name for one in database.get_all_studies()] == ["s"]
     assert len(asked) == 4
     told = capsys.readouterr().err
-    assert told.count("no answer from") == told.count("answers again") == 1 and "search.patience" in told
+    assert (
+        told.count("no answer from") == told.count("answers again") == 1
+        and "search.outage_timeout" in told
+    )
     # whoever else was out of reach has had no time to show that it lives
     assert database.was_away() and stale_trial_ids(database, "s") == set()
     monkeypatch.setattr(_optuna.time, "monotonic", lambda: float("inf"))
@@ -78,8 +81,10 @@ def test_what_a_database_answers_is_no_reason_to_wait(database: Database) -> Non
         database.get_study_id_from_name("none")
 
 
-def test_after_patience_every_call_says_so_at_once(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
-    database.patience, database.url = 1e-9, "postgresql://me:hush@h/d"
+def test_after_patience_every_call_says_so_at_once(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    database.outage_timeout, database.url = 1e-9, "postgresql://me:hush@h/d"
     asked = away(monkeypatch, "get_all_studies", 9)
     for number in (1, 2):
         with pytest.raises(StudyError, match="the same command goes on") as caught:
@@ -94,7 +99,9 @@ def test_a_signal_ends_the_waiting(database: Database, monkeypatch: pytest.Monke
         database.get_all_studies()
 
 
-def test_a_commit_whose_answer_was_lost_is_not_made_twice(database: Database, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_commit_whose_answer_was_lost_is_not_made_twice(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trial = database.create_new_trial(1)
     away(monkeypatch, "set_trial_state_values", 1, after=True)
     assert database.set_trial_state_values(trial, TrialState.COMPLETE, [0.5])

@@ -23,12 +23,12 @@ import pytest
 from PIL import Image, ImageDraw
 
 import draw
+from digit_study.apps.draw.drawing_store import NPZ, Kept, sample
+from digit_study.apps.draw.network_view import CORNERS, PATCH, Loaded, Network, Place, look, name_of
+from digit_study.apps.draw.same_origin import listening_socket
+from digit_study.apps.draw.server import PAGE, Limits, answers, make_app, server_of
 from digit_study.data.sources import DataConfig, read_npz, resolve
-from digit_study.reading.drawing import PAGE, Limits, answers, make_app, server_of
-from digit_study.reading.images import read_digit
-from digit_study.reading.kept import NPZ, Kept, sample
-from digit_study.reading.loopback import listening_socket
-from digit_study.reading.network import CORNERS, PATCH, Loaded, Network, Place, look, name_of
+from digit_study.inference.images import read_digit
 
 ROOT = Path(__file__).parents[1]
 HOSTILE = "<img src=x onerror=alert(1)>"
@@ -43,11 +43,21 @@ def always(digit: int) -> Any:
     return lambda images: np.repeat(np.eye(10, dtype=np.float32)[[digit]], len(images), axis=0)
 
 
-def network(model: Any = by_brightness, uri: str = "models:/m/1", version: str | None = None) -> Network:
-    return Network(Place(uri, lambda: version, lambda: Path("a.keras"), lambda _: model), Loaded(model, version))
+def network(
+    model: Any = by_brightness, uri: str = "models:/m/1", version: str | None = None
+) -> Network:
+    return Network(
+        Place(uri, lambda: version, lambda: Path("a.keras"), lambda _: model),
+        Loaded(model, version),
+    )
 
 
-def drawn(*strokes: list[tuple[int, int]], side: tuple[int, int] = (336, 336), width: int = 24, **save: Any) -> bytes:
+def drawn(
+    *strokes: list[tuple[int, int]],
+    side: tuple[int, int] = (336, 336),
+    width: int = 24,
+    **save: Any,
+) -> bytes:
     """A picture with black strokes on white; PNG unless ``save`` says otherwise."""
     image = Image.new("L", side, 255)
     for stroke in strokes:
@@ -68,7 +78,9 @@ class Served:
     port: int
     folder: Path
 
-    def ask(self, path: str, body: bytes | Iterator[bytes] | None = None, **headers: str) -> tuple[int, str, str]:
+    def ask(
+        self, path: str, body: bytes | Iterator[bytes] | None = None, **headers: str
+    ) -> tuple[int, str, str]:
         """Status, content type and text of an answer; ``Host`` among the headers replaces the right one."""
         connection = http.client.HTTPConnection("127.0.0.1", self.port, timeout=20)
         try:
@@ -102,7 +114,9 @@ def served(networks: list[Network], folder: Path, limits: Limits | None = None) 
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
-    with served([network(), network(always(3), HOSTILE)], tmp_path_factory.mktemp("page") / "kept") as page:
+    with served(
+        [network(), network(always(3), HOSTILE)], tmp_path_factory.mktemp("page") / "kept"
+    ) as page:
         yield page
 
 
@@ -123,11 +137,16 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
         ({"Origin": "http://evil.example"}, False),
         ({"Origin": "null"}, False),
         ({"Origin": "https://127.0.0.1:{port}"}, False),
-        ({"Origin": "http://localhost:{port}"}, False),  # a page of this server under its other name is not this page
+        (
+            {"Origin": "http://localhost:{port}"},
+            False,
+        ),  # a page of this server under its other name is not this page
     ],
 )
 @pytest.mark.parametrize("path", ["/", "/state", "/read"])
-def test_only_its_own_pages_are_answered(page: Served, headers: dict[str, str], allowed: bool, path: str) -> None:
+def test_only_its_own_pages_are_answered(
+    page: Served, headers: dict[str, str], allowed: bool, path: str
+) -> None:
     given = {name: value.format(port=page.port) for name, value in headers.items()}
     status, _, text = page.ask(path, DRAWN_7 if path == "/read" else None, **given)
     assert status == (200 if allowed else 403)
@@ -140,7 +159,8 @@ def test_it_listens_on_the_loopback_address_alone(page: Served) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", ["/../../etc/passwd", "/%2e%2e/%2e%2e/etc/passwd", "/draw.html", "/docs", "/openapi.json"]
+    "path",
+    ["/../../etc/passwd", "/%2e%2e/%2e%2e/etc/passwd", "/draw.html", "/docs", "/openapi.json"],
 )
 def test_no_path_reaches_the_file_system(page: Served, path: str) -> None:
     assert page.ask(path)[0] == 404
@@ -166,8 +186,12 @@ def test_the_page_may_run_its_own_script_only(page: Served) -> None:
 
 def test_the_page_names_no_other_host_and_never_parses_text_as_html() -> None:
     html = PAGE.read_text(encoding="utf-8")
-    assert set(re.findall(r"https?://[^/'\"\s]*", html)) == {"http://www.w3.org"}  # the name of SVG, never fetched
-    assert not re.search(r"innerHTML|outerHTML|insertAdjacent|document\.write|\beval\b|\son\w+=\"|style=\"", html)
+    assert set(re.findall(r"https?://[^/'\"\s]*", html)) == {
+        "http://www.w3.org"
+    }  # the name of SVG, never fetched
+    assert not re.search(
+        r"innerHTML|outerHTML|insertAdjacent|document\.write|\beval\b|\son\w+=\"|style=\"", html
+    )
 
 
 def test_names_are_told_as_json_and_stand_nowhere_in_the_page(page: Served) -> None:
@@ -192,8 +216,14 @@ def test_a_drawing_is_read_as_predict_reads_its_file(page: Served, tmp_path: Pat
     answer = page.read(DRAWN_7)
     assert answer["error"] is None and np.array_equal(answer["pixels"], expected)
     first, second = answer["answers"]
-    assert first["probabilities"] == by_brightness(expected[None])[0].tolist() and first["attention"] is None
-    assert first["digit"] == np.argmax(first["probabilities"]) and (second["network"], second["digit"]) == (HOSTILE, 3)
+    assert (
+        first["probabilities"] == by_brightness(expected[None])[0].tolist()
+        and first["attention"] is None
+    )
+    assert first["digit"] == np.argmax(first["probabilities"]) and (
+        second["network"],
+        second["digit"],
+    ) == (HOSTILE, 3)
 
 
 @pytest.mark.parametrize(
@@ -210,7 +240,9 @@ def test_a_drawing_is_read_as_predict_reads_its_file(page: Served, tmp_path: Pat
     ],
 )
 @pytest.mark.parametrize("path", ["/read", "/keep?label=7"])
-def test_what_is_no_digit_is_refused_in_words(page: Served, image: bytes, words: str, path: str) -> None:
+def test_what_is_no_digit_is_refused_in_words(
+    page: Served, image: bytes, words: str, path: str
+) -> None:
     status, _, text = page.ask(path, image)
     answer = json.loads(text)
     assert status == 200 and words in answer["error"] and answer["pixels"] is None
@@ -218,7 +250,9 @@ def test_what_is_no_digit_is_refused_in_words(page: Served, image: bytes, words:
 
 
 def test_a_photo_of_twelve_megapixels_is_read(page: Served) -> None:
-    photo = drawn([(1300, 700), (2600, 700), (1800, 2400)], side=(4000, 3000), width=220, format="JPEG")
+    photo = drawn(
+        [(1300, 700), (2600, 700), (1800, 2400)], side=(4000, 3000), width=220, format="JPEG"
+    )
     assert page.read(photo)["error"] is None
 
 
@@ -245,7 +279,9 @@ def test_a_body_that_never_ends_is_not_waited_for(tmp_path: Path) -> None:
         served([network()], tmp_path, Limits(upload_s=0.2)) as page,
         socket.create_connection(("127.0.0.1", page.port), timeout=10) as slow,
     ):
-        slow.sendall(f"POST /read HTTP/1.1\r\nHost: 127.0.0.1:{page.port}\r\nContent-Length: 99\r\n\r\nx".encode())
+        slow.sendall(
+            f"POST /read HTTP/1.1\r\nHost: 127.0.0.1:{page.port}\r\nContent-Length: 99\r\n\r\nx".encode()
+        )
         assert b" 408 " in slow.recv(100)
 
 
@@ -271,7 +307,9 @@ def test_eight_browsers_are_served_at_once(page: Served) -> None:
 
 def looks_at_a_corner(images: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """Says 4, the surer the more ink lies in the upper left; ink in the lower right speaks against it."""
-    lit = (images[:, 4:8, 4:8] / 255).mean(axis=(1, 2)) - 0.5 * (images[:, 20:24, 20:24] / 255).mean(axis=(1, 2))
+    lit = (images[:, 4:8, 4:8] / 255).mean(axis=(1, 2)) - 0.5 * (
+        images[:, 20:24, 20:24] / 255
+    ).mean(axis=(1, 2))
     answers = np.full((len(images), 10), 0.05, np.float32)
     answers[:, 4] += 0.5 * lit
     return answers
@@ -293,7 +331,9 @@ def test_a_pixel_of_the_map_is_the_mean_cost_of_covering_it() -> None:
         if top <= row < top + PATCH and left <= column < left + PATCH:
             covered = digit.copy()
             covered[top : top + PATCH, left : left + PATCH] = 0
-            costs.append(looks_at_a_corner(digit[None])[0, 4] - looks_at_a_corner(covered[None])[0, 4])
+            costs.append(
+                looks_at_a_corner(digit[None])[0, 4] - looks_at_a_corner(covered[None])[0, 4]
+            )
     assert len(costs) == 9 and np.isclose(
         look(looks_at_a_corner, digit).attention[row, column], np.mean(costs), atol=1e-6
     )
@@ -385,7 +425,10 @@ def test_a_new_champion_answers_without_a_restart(capsys: pytest.CaptureFixture[
     assert not one.refresh()
     registry.answers = True
     assert one.refresh() and not one.refresh()
-    assert one.read(digit, False)[0] == "m 2 (champion)" and one.read(digit, False)[1].probabilities.argmax() == 2
+    assert (
+        one.read(digit, False)[0] == "m 2 (champion)"
+        and one.read(digit, False)[1].probabilities.argmax() == 2
+    )
     registry.version = "9"
     assert not one.refresh() and not one.refresh() and one.name == "m 2 (champion)"
     assert capsys.readouterr().err.count("broken weights") == 1
@@ -442,7 +485,9 @@ import draw
 assert draw.main(["--port=0", "tracking.uri=sqlite:///{tmp_path}/none.db"]) == 1
 assert "tensorflow" not in sys.modules and "keras" not in sys.modules
 """
-    done = subprocess.run([sys.executable, "-c", lines], capture_output=True, text=True, cwd=tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", lines], capture_output=True, text=True, cwd=tmp_path
+    )
     assert done.returncode == 0, done.stderr
 
 

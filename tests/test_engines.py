@@ -20,16 +20,22 @@ import numpy as np
 import pytest
 from stub_worker import Stubs, plan
 
-from digit_study.config import machine
 from digit_study.config.engine import EngineConfig, Node, common_precision, fitting, settle
 from digit_study.config.run import Config, resolve_config
 from digit_study.data import digits, sources
-from digit_study.engine import local, on_ray, slot
-from digit_study.engine.protocol import LOST, LOST_NODE, Limits
-from digit_study.runs import plan as runs_plan
-from digit_study.search.run import run_study
-from digit_study.terminal.messages import StudyError
-from digit_study.tracking import delivery, origin, outbox, run_log, stores
+from digit_study.study import run_plan as runs_plan
+from digit_study.study.search import run_study
+from digit_study.support import machine
+from digit_study.support.messages import StudyError
+from digit_study.tracking import database as stores
+from digit_study.tracking import provenance as origin
+from digit_study.tracking import runs as run_log
+from digit_study.tracking import spool as outbox
+from digit_study.tracking import upload as delivery
+from digit_study.trial.local import pool as local
+from digit_study.trial.protocol import LOST, LOST_NODE, EngineContext
+from digit_study.trial.ray import ray_actor as slot
+from digit_study.trial.ray import ray_engine as on_ray
 
 GIB = 2.0**30
 
@@ -56,10 +62,17 @@ def test_as_many_trials_fit_as_the_scarcest_resource_allows(
 
 
 def test_threads_follow_from_the_cores_of_a_trial() -> None:
-    for resources, threads, expected in [({"cpu": 4}, None, 4), ({"cpu": 4}, 2, 2), ({}, 3, 3), ({}, None, 1)]:
+    for resources, threads, expected in [
+        ({"cpu": 4}, None, 4),
+        ({"cpu": 4}, 2, 2),
+        ({}, 3, 3),
+        ({}, None, 1),
+    ]:
         place = settle(EngineConfig(engine="ray", resources=resources), threads)
         training = replace(Config().training, threads=threads)
-        config = Config(sources.DataConfig("mnist_sample"), training=training, resources=place.resources)
+        config = Config(
+            sources.DataConfig("mnist_sample"), training=training, resources=place.resources
+        )
         assert resolve_config(config)[0].training.threads == expected
         assert place.resources["cpu"] == (resources.get("cpu") or threads or 1)
     assert settle(EngineConfig(), 4) == EngineConfig()
@@ -68,13 +81,31 @@ def test_threads_follow_from_the_cores_of_a_trial() -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        ("search.resources={gpus: 1}", "`search.resources` may have cpu, gpu, memory, got 'gpus'; did you mean 'gpu'?"),
-        ("search.resources={cpu: 0.5}", "`search.resources` must give cpu as a whole number of cores, got 0.5"),
+        (
+            "search.resources={gpus: 1}",
+            "`search.resources` may have cpu, gpu, memory, got 'gpus'; did you mean 'gpu'?",
+        ),
+        (
+            "search.resources={cpu: 0.5}",
+            "`search.resources` must give cpu as a whole number of cores, got 0.5",
+        ),
         ("search.resources={gpu: 1.5}", "`search.resources` must give gpu as a whole number"),
-        ("search.resources={memory: much}", "`search.resources` must give memory as a number of GiB, got 'much'"),
-        ("search.resources={cpu: -1}", "`search.resources` must give cpu as a number of cores, got -1"),
-        ("search.address=auto", "`search.address` is of a cluster, got 'auto' with search.engine=local"),
-        ("search.engine=rai", "`search.engine` must be one of local, ray, got 'rai'; did you mean 'ray'?"),
+        (
+            "search.resources={memory: much}",
+            "`search.resources` must give memory as a number of GiB, got 'much'",
+        ),
+        (
+            "search.resources={cpu: -1}",
+            "`search.resources` must give cpu as a number of cores, got -1",
+        ),
+        (
+            "search.address=auto",
+            "`search.address` is of a cluster, got 'auto' with search.engine=local",
+        ),
+        (
+            "search.engine=rai",
+            "`search.engine` must be one of local, ray, got 'rai'; did you mean 'ray'?",
+        ),
         ("search.resources={cpu: 4096}", "asks for {cpu: 4096}, but this machine has"),
     ],
 )
@@ -88,7 +119,10 @@ def test_a_place_that_cannot_be_is_told(words: str, told: str) -> None:
     ("words", "told"),
     [
         (["engine=ray"], "is for the runs of -m, got one run, which is trained here: add -m"),
-        (["-m", "engine=ray,local", "model.filters=4,8"], "are of the whole command, got a sweep over them"),
+        (
+            ["-m", "engine=ray,local", "model.filters=4,8"],
+            "are of the whole command, got a sweep over them",
+        ),
         (["-m", "engine=rai", "model.filters=4,8"], "`engine` must be one of local, ray"),
     ],
 )
@@ -100,21 +134,31 @@ def test_a_multirun_has_one_place(words: list[str], told: str) -> None:
 
 def test_ray_that_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(on_ray, "find_spec", lambda name: None)
-    with pytest.raises(StudyError, match=r"needs the package ray, which is not installed: pip install -e '.\[ray\]'"):
+    with pytest.raises(
+        StudyError,
+        match=r"needs the package ray, which is not installed: pip install -e '.\[ray\]'",
+    ):
         plan("search.engine=ray")
 
 
 def test_an_environment_in_a_path_with_a_space_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(on_ray, "find_spec", lambda name: name)
     monkeypatch.setattr(sys, "executable", "/a b/python")
-    with pytest.raises(StudyError, match=r"whose path has no space, got '/a b/python': make one elsewhere"):
+    with pytest.raises(
+        StudyError, match=r"whose path has no space, got '/a b/python': make one elsewhere"
+    ):
         plan("search.engine=ray", "search.address=local")
 
 
-def test_a_cluster_that_does_not_answer_is_told_before_ray_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cluster_that_does_not_answer_is_told_before_ray_is_asked(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(on_ray, "find_spec", lambda name: name)
     for address in ("127.0.0.1:9", "ray://127.0.0.1:9"):
-        with pytest.raises(StudyError, match=r"must be of a Ray cluster that answers, got '.*127.0.0.1:9' \(.*refused"):
+        with pytest.raises(
+            StudyError,
+            match=r"must be of a Ray cluster that answers, got '.*127.0.0.1:9' \(.*refused",
+        ):
             plan("search.engine=ray", f"search.address={address}")
 
 
@@ -123,7 +167,14 @@ def test_a_cluster_that_does_not_answer_is_told_before_ray_is_asked(monkeypatch:
 
 def surveyed(host: str, cores: float = 4.0, gpus: float = 0.0, **facts: Any) -> dict[str, Any]:
     resources = {"CPU": cores, "GPU": gpus, "memory": 16 * GIB}
-    return {"host": host, "resources": resources, "precision": "float32", "processor": "P", "problem": None, **facts}
+    return {
+        "host": host,
+        "resources": resources,
+        "precision": "float32",
+        "processor": "P",
+        "problem": None,
+        **facts,
+    }
 
 
 @pytest.fixture
@@ -131,7 +182,11 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Stands for a cluster with these nodes."""
 
     def stand_in(*nodes: dict[str, Any]) -> None:
-        monkeypatch.setattr(on_ray, "connect", lambda address: types.SimpleNamespace(call=lambda *asked: list(nodes)))
+        monkeypatch.setattr(
+            on_ray,
+            "connect",
+            lambda address: types.SimpleNamespace(call=lambda *asked: list(nodes)),
+        )
 
     return stand_in
 
@@ -139,25 +194,46 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 def test_workers_and_precision_are_those_of_the_nodes(cluster: Callable[..., None]) -> None:
     gpu = {"precision": "mixed_bfloat16", "gpus": 1.0}
     cluster(surveyed("head", 0.0), surveyed("a", 8.0, **gpu), surveyed("b", 2.0, **gpu))
-    found = plan("search.engine=ray", "search.workers=null", "search.resources={cpu: 2, gpu: 0.25}", "search.trials=99")
-    assert (found.workers, found.run.training.threads, found.run.training.precision) == (5, 2, "mixed_bfloat16")
-    assert found.limits.slots is None and found.limits.place.resources == {"cpu": 2, "gpu": 0.25, "memory": 0}
+    found = plan(
+        "search.engine=ray",
+        "search.workers=null",
+        "search.resources={cpu: 2, gpu: 0.25}",
+        "search.trials=99",
+    )
+    assert (found.workers, found.run.training.threads, found.run.training.precision) == (
+        5,
+        2,
+        "mixed_bfloat16",
+    )
+    assert found.context.slots is None and found.context.place.resources == {
+        "cpu": 2,
+        "gpu": 0.25,
+        "memory": 0,
+    }
     cluster(surveyed("a"), surveyed("b", precision="mixed_bfloat16"))
     found = plan("search.engine=ray", "search.workers=3")
-    assert (found.workers, found.limits.slots, found.run.training.precision) == (3, 3, "float32")
+    assert (found.workers, found.context.slots, found.run.training.precision) == (3, 3, "float32")
 
 
 @pytest.mark.parametrize(
     ("words", "nodes", "told"),
     [
-        (["search.workers=9"], [surveyed("a"), surveyed("b")], "at most the 8 trials of {cpu: 1} that fit on 2 nodes"),
+        (
+            ["search.workers=9"],
+            [surveyed("a"), surveyed("b")],
+            "at most the 8 trials of {cpu: 1} that fit on 2 nodes",
+        ),
         (
             ["search.resources={gpu: 1}"],
             [surveyed("a")],
             "no node has: cores, GPUs and memory are a 4, 0 and 16.0",
         ),
         ([], [], "which no node has: cores, GPUs and memory are none"),
-        ([], [surveyed("a"), surveyed("b", problem="node b lacks keras 3.15.1")], "node b lacks keras 3.15.1"),
+        (
+            [],
+            [surveyed("a"), surveyed("b", problem="node b lacks keras 3.15.1")],
+            "node b lacks keras 3.15.1",
+        ),
     ],
 )
 def test_what_a_cluster_cannot_do_is_told(
@@ -174,9 +250,16 @@ def test_what_a_cluster_cannot_do_is_told(
 
 def test_a_node_names_the_packages_it_lacks_with_their_versions() -> None:
     found = slot.look(slot.Needs({"numpy": "1", "no-such-package": "2.5"}))
-    assert found["problem"] == f"node {platform.node()} lacks no-such-package 2.5: install requirements.lock there"
+    assert (
+        found["problem"]
+        == f"node {platform.node()} lacks no-such-package 2.5: install requirements.lock there"
+    )
     whole = slot.look(slot.Needs({"numpy": "1"}))
-    assert whole["problem"] is None and whole["versions"] == {"numpy": np.__version__} and whole["cores"] >= 1
+    assert (
+        whole["problem"] is None
+        and whole["versions"] == {"numpy": np.__version__}
+        and whole["cores"] >= 1
+    )
 
 
 @pytest.mark.parametrize(
@@ -197,11 +280,17 @@ def test_what_a_node_must_reach(uri: str, server: tuple[str, int] | None, is_fil
 
 def test_a_node_that_does_not_reach_the_store_says_what_to_do() -> None:
     elsewhere = slot.look(slot.Needs({}, only_host="another"))["problem"]
-    assert "a file on another: start `mlflow server" in elsewhere and "tracking.uri=http://another:5000" in elsewhere
+    assert (
+        "a file on another: start `mlflow server" in elsewhere
+        and "tracking.uri=http://another:5000" in elsewhere
+    )
     with socket.create_server(("127.0.0.1", 0)) as server:
         place = server.getsockname()
         assert slot.look(slot.Needs({}, server=place))["problem"] is None
-    assert "cannot reach the tracking store at 127.0.0.1" in slot.look(slot.Needs({}, server=place))["problem"]
+    assert (
+        "cannot reach the tracking store at 127.0.0.1"
+        in slot.look(slot.Needs({}, server=place))["problem"]
+    )
 
 
 def test_digits_that_are_handed_over_are_read_wherever_the_config_has_them(
@@ -212,8 +301,12 @@ def test_digits_that_are_handed_over_are_read_wherever_the_config_has_them(
     monkeypatch.setenv(sources.HANDED_OVER, "")
     sources.hand_over(tmp_path / "digits", str(config.sha256), images, labels)
     elsewhere = sources.DataConfig(path="/not/here.npz", sha256=config.sha256, source=config.source)
-    assert (digits.load_digits(elsewhere).train_images == digits.load_digits(config).train_images).all()
-    with pytest.raises(StudyError, match="there is none at /not/here.npz"):  # the sealed test set stays where it is
+    assert (
+        digits.load_digits(elsewhere).train_images == digits.load_digits(config).train_images
+    ).all()
+    with pytest.raises(
+        StudyError, match="there is none at /not/here.npz"
+    ):  # the sealed test set stays where it is
         sources.read_part(elsewhere, "test")
 
 
@@ -224,13 +317,22 @@ class Deaf(slot.Slot):
         return Stubs(os.environ["MLFLOW_TRACKING_URI"])
 
 
-def test_a_call_that_is_made_again_does_nothing_twice(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_call_that_is_made_again_does_nothing_twice(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As where the network lost an answer: the trial is not started again, and no news is lost."""
     monkeypatch.setenv(sources.HANDED_OVER, "")
     found = plan("search.trials=1")
     images, labels = sources.read_part(found.run.data, "train")
     one = Deaf()
-    one.open(slot.Needs({}), {}, pickle.dumps(Limits()), str(found.run.data.sha256), images, labels)
+    one.open(
+        slot.Needs({}),
+        {},
+        pickle.dumps(EngineContext()),
+        str(found.run.data.sha256),
+        images,
+        labels,
+    )
     run_id = run_log.create_run(found.run, store, found.dataset)
     submit = pickle.dumps(("submit", (7, found.run, run_id)))
     first = one.turn(1, submit, 0, 0.1)
@@ -239,7 +341,7 @@ def test_a_call_that_is_made_again_does_nothing_twice(store: str, monkeypatch: p
     second = one.turn(2, answer, first[-1][0], 0.1)
     assert one.turn(2, answer, first[-1][0], 0.1) == second and second[0][0] == first[-1][0] + 1
     with pytest.raises(ValueError, match="are not those of sha256 0000"):
-        Deaf().open(slot.Needs({}), {}, pickle.dumps(Limits()), "0" * 64, images, labels)
+        Deaf().open(slot.Needs({}), {}, pickle.dumps(EngineContext()), "0" * 64, images, labels)
 
 
 def test_what_a_node_did_not_tell_the_store_is_told_from_here(
@@ -257,16 +359,16 @@ def test_what_a_node_did_not_tell_the_store_is_told_from_here(
         (log.folder / "tables").mkdir()
         (log.folder / "tables" / "a.csv").write_text("a\n1\n")
         assert slot.unsent(run_id) is None  # it goes on
-        log.parcel.end("FINISHED")
+        log.spooled.end("FINISHED")
         packed = slot.unsent(run_id)
         assert packed is not None and not log.folder.exists() and slot.unsent(run_id) is None
-    parcel = outbox.Parcel(run_id)
-    parcel.put(store, tags={"trial.state": "COMPLETE"})
+    spooled = outbox.SpooledRun(run_id)
+    spooled.put(store, tags={"trial.state": "COMPLETE"})
     for _ in range(2):
         on_ray.keep_here(store, packed)
-    assert parcel.folder == here / run_id and len(parcel.records()[0]) == 3
+    assert spooled.folder == here / run_id and len(spooled.records()[0]) == 3
     client = mlflow.MlflowClient(store)
-    assert delivery.send(parcel, client) is None and not parcel.folder.exists()
+    assert delivery.send(spooled, client) is None and not spooled.folder.exists()
     run = client.get_run(run_id)
     assert (run.info.status, run.data.tags["trial.state"]) == ("FINISHED", "COMPLETE")
     assert [one.value for one in client.get_metric_history(run_id, "val_accuracy")] == [0.5, 0.6]
@@ -278,12 +380,12 @@ def test_a_trial_whose_node_goes_away_again_and_again_uses_up_no_retry(
     store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Three times: a killed process of its own is run again once only."""
-    from digit_study.engine import world
-    from digit_study.engine.local import LocalEngine
-    from digit_study.engine.worker import TrialDied
-    from digit_study.evaluation import study_pictures
+    from digit_study.report.figures import optuna_figures as study_pictures
+    from digit_study.trial import health
+    from digit_study.trial.local.pool import LocalEngine
+    from digit_study.trial.local.worker import TrialDied
 
-    monkeypatch.setattr(world, "PAUSE_S", 0.05)
+    monkeypatch.setattr(health, "PAUSE_S", 0.05)
     monkeypatch.setattr(study_pictures, "write", lambda *drawn: None)
     stubs, times = Stubs(store), iter(range(3))
 
@@ -294,14 +396,21 @@ def test_a_trial_whose_node_goes_away_again_and_again_uses_up_no_retry(
 
     view = run_study(plan("search.trials=1"), lambda limits: LocalEngine(limits, launch))
     assert [one.state.name for one in view.trials()] == ["FAIL"] * 3 + ["COMPLETE"]
-    assert {one.user_attrs.get("reason") for one in view.trials()} == {LOST_NODE, None} and LOST_NODE in LOST
+    assert {one.user_attrs.get("reason") for one in view.trials()} == {
+        LOST_NODE,
+        None,
+    } and LOST_NODE in LOST
 
 
 def test_a_comparison_over_unlike_machines_says_so() -> None:
     alike = [{"processor": "A", "cores": "2", "version.keras": "3"}] * 3
     assert origin.mixture(list(alike)) == ""
     told = origin.mixture([*alike, {"processor": "B", "cores": "2", "version.keras": "4"}])
-    assert "processor A (3) and B (1)" in told and "keras 3 (3) and 4 (1)" in told and "cores" not in told
+    assert (
+        "processor A (3) and B (1)" in told
+        and "keras 3 (3) and 4 (1)" in told
+        and "cores" not in told
+    )
 
 
 # ---------------------------------------------------------------------------------- GPUs, by stand-ins
@@ -339,7 +448,10 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     ],
 )
 def test_gpus_decide_what_precision_auto_means(
-    capabilities: tuple[float, ...], visible: str | None, precision: str, driver: Callable[..., None]
+    capabilities: tuple[float, ...],
+    visible: str | None,
+    precision: str,
+    driver: Callable[..., None],
 ) -> None:
     driver(*capabilities, visible=visible)
     assert machine.resolve_precision("auto") == precision
@@ -349,7 +461,9 @@ def test_gpus_decide_what_precision_auto_means(
 def test_trials_on_a_gpu_are_as_many_as_fit_on_it(driver: Callable[..., None]) -> None:
     driver(9.0, 9.0)
     assert [one.room for one in local.offer(EngineConfig(), "")] == [1]
-    assert [one.room for one in local.offer(EngineConfig(resources={"gpu": 0.5}), "")] == [min(2, machine.cores())]
+    assert [one.room for one in local.offer(EngineConfig(resources={"gpu": 0.5}), "")] == [
+        min(2, machine.cores())
+    ]
     driver(visible="")
     assert [one.room for one in local.offer(EngineConfig(), "")] == [machine.cores()]
 
@@ -364,19 +478,24 @@ def test_the_memory_of_gpus_grows_as_it_is_needed_and_operations_are_determined(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """On a stand-in for tf.config: no GPU is at hand."""
-    from digit_study.training import fit
+    from digit_study.model import fit
 
     called: list[tuple[str, Any]] = []
 
     def note(name: str) -> Callable[..., None]:
         return lambda *given: called.append((name, given))
 
-    experimental = types.SimpleNamespace(enable_op_determinism=note("determined"), set_memory_growth=note("grows"))
+    experimental = types.SimpleNamespace(
+        enable_op_determinism=note("determined"), set_memory_growth=note("grows")
+    )
     threading = types.SimpleNamespace(
-        set_intra_op_parallelism_threads=note("threads"), set_inter_op_parallelism_threads=note("threads")
+        set_intra_op_parallelism_threads=note("threads"),
+        set_inter_op_parallelism_threads=note("threads"),
     )
     config = types.SimpleNamespace(
-        experimental=experimental, threading=threading, list_physical_devices=lambda kind: [f"{kind}:0", f"{kind}:1"]
+        experimental=experimental,
+        threading=threading,
+        list_physical_devices=lambda kind: [f"{kind}:0", f"{kind}:1"],
     )
     monkeypatch.setattr(fit, "tf", types.SimpleNamespace(config=config))
     fit.use_threads(2)

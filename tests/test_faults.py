@@ -24,18 +24,22 @@ from mlflow.exceptions import MlflowException
 from stub_worker import plan
 from test_tracking import CONFIG, created
 
-from digit_study.config import machine
 from digit_study.config.run import Config
-from digit_study.engine import child, worker, world
-from digit_study.engine.local import LocalEngine
-from digit_study.engine.protocol import Event, Limits
-from digit_study.engine.worker import Worker
-from digit_study.engine.world import World
-from digit_study.search.outcomes import ABANDONED, INTERRUPTED, OF_WORLD, is_blameless
-from digit_study.terminal import signals
-from digit_study.terminal.messages import StudyError, of_world
-from digit_study.tracking import courier, delivery, lookup, run_log, stores
-from digit_study.tracking.outbox import Parcel
+from digit_study.study.outcomes import ABANDONED, INTERRUPTED, OF_WORLD, is_blameless
+from digit_study.support import machine, signals
+from digit_study.support.messages import StudyError, is_infrastructure_fault
+from digit_study.tracking import database as stores
+from digit_study.tracking import queries as lookup
+from digit_study.tracking import runs as run_log
+from digit_study.tracking import upload as delivery
+from digit_study.tracking import uploader
+from digit_study.tracking.spool import SpooledRun
+from digit_study.trial import health
+from digit_study.trial.health import Health
+from digit_study.trial.local import child, worker
+from digit_study.trial.local.pool import LocalEngine
+from digit_study.trial.local.worker import Worker
+from digit_study.trial.protocol import EngineContext, Event
 
 
 def caused(error: Exception, cause: Exception) -> Exception:
@@ -49,9 +53,17 @@ def caused(error: Exception, cause: Exception) -> Exception:
         (OSError(errno.ENOSPC, "No space left on device"), True),
         (OSError(errno.EROFS, "Read-only file system", "/a"), True),
         (MemoryError(), True),
-        (OSError("Can't write data (file write failed: errno = 28, error message = 'No space left on device')"), True),
+        (
+            OSError(
+                "Can't write data (file write failed: errno = 28, error message = 'No space left on device')"
+            ),
+            True,
+        ),
         (RuntimeError("(sqlite3.OperationalError) database or disk is full"), True),
-        (caused(RuntimeError("could not save"), OSError(errno.EDQUOT, "Disk quota exceeded")), True),
+        (
+            caused(RuntimeError("could not save"), OSError(errno.EDQUOT, "Disk quota exceeded")),
+            True,
+        ),
         (caused(StudyError("a"), caused(ValueError("b"), MemoryError())), True),
         (FileNotFoundError(errno.ENOENT, "No such file", "/a"), False),
         (ValueError("training diverged"), False),
@@ -59,34 +71,40 @@ def caused(error: Exception, cause: Exception) -> Exception:
     ],
 )
 def test_what_is_the_worlds_fault(error: Exception, is_of_world: bool) -> None:
-    assert of_world(error) == is_of_world
+    assert is_infrastructure_fault(error) == is_of_world
 
 
 @given(st.text())
 def test_only_what_ended_by_no_fault_of_its_own_is_blameless(reason: str) -> None:
     assert is_blameless(OF_WORLD + reason)
-    assert is_blameless(reason) == (reason in (ABANDONED, INTERRUPTED) or reason.startswith(OF_WORLD))
+    assert is_blameless(reason) == (
+        reason in (ABANDONED, INTERRUPTED) or reason.startswith(OF_WORLD)
+    )
 
 
 # ---------------------------------------------------------------------------------- the machine
 
 
 @pytest.fixture
-def a_world(store: str, monkeypatch: pytest.MonkeyPatch) -> World:
+def a_world(store: str, monkeypatch: pytest.MonkeyPatch) -> Health:
     """The world of a study, on a clock of its own that the test sets."""
     stores.ARTIFACTS.mkdir(exist_ok=True)
-    found = plan("search.patience=1").world()
+    found = plan("search.outage_timeout=1").health()
     clock = [1000.0]
-    monkeypatch.setattr(world.time, "monotonic", lambda: clock[0])
+    monkeypatch.setattr(health.time, "monotonic", lambda: clock[0])
     found.clock = clock  # type: ignore[attr-defined]
     return found
 
 
-def test_trials_wait_with_growing_pauses_and_go_on(a_world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_trials_wait_with_growing_pauses_and_go_on(
+    a_world: Health, monkeypatch: pytest.MonkeyPatch
+) -> None:
     looks: list[float] = []
     clock: list[float] = a_world.clock  # type: ignore[attr-defined]
     monkeypatch.setattr(
-        a_world, "_problem", lambda: looks.append(clock[0] - 1000) or ("full" if clock[0] < 1020 else None)
+        a_world,
+        "_problem",
+        lambda: looks.append(clock[0] - 1000) or ("full" if clock[0] < 1020 else None),
     )
     assert a_world.is_well()
     a_world.hit("full")
@@ -96,11 +114,16 @@ def test_trials_wait_with_growing_pauses_and_go_on(a_world: World, monkeypatch: 
 
 
 def test_patience_ends_a_study_that_the_world_does_not_let_go_on(
-    a_world: World, monkeypatch: pytest.MonkeyPatch
+    a_world: Health, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clock: list[float] = a_world.clock  # type: ignore[attr-defined]
-    monkeypatch.setattr(a_world, "_problem", lambda: None)  # it looks well, and every trial fails all the same
-    with pytest.raises(StudyError, match=r"for 1 min \(search.patience\) there was none: full.*same command goes on"):
+    monkeypatch.setattr(
+        a_world, "_problem", lambda: None
+    )  # it looks well, and every trial fails all the same
+    with pytest.raises(
+        StudyError,
+        match=r"for 1 min \(search.outage_timeout\) there was none: full.*same command goes on",
+    ):
         for _ in range(1000):
             if a_world.is_well():
                 a_world.hit("full")
@@ -108,9 +131,11 @@ def test_patience_ends_a_study_that_the_world_does_not_let_go_on(
     assert 60 < clock[0] - 1000 < 130
 
 
-def test_the_world_is_looked_at_by_using_it(a_world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_world_is_looked_at_by_using_it(
+    a_world: Health, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert a_world._problem() is None
-    monkeypatch.setattr(world, "MEMORY", 2**60)
+    monkeypatch.setattr(health, "MEMORY", 2**60)
     assert "of memory are left" in str(a_world._problem())
     monkeypatch.undo()
     monkeypatch.setattr(stores, "ARTIFACTS", Path("/proc"))
@@ -150,7 +175,10 @@ def test_an_engine_tells_the_machines_faults_from_the_trials(
     context = multiprocessing.get_context("forkserver")
     monkeypatch.setattr(worker, "start_server", lambda: context)
     engine = LocalEngine(
-        Limits(), lambda config, run_id: Worker(fill if killed == "disk" else wait_in_a_trial, config, run_id)
+        EngineContext(),
+        lambda config, run_id: Worker(
+            fill if killed == "disk" else wait_in_a_trial, config, run_id
+        ),
     )
     engine.submit(1, Config(), "run")
     if killed != "disk":
@@ -182,15 +210,23 @@ def draw_for_long(config: Config, run_id: str, send: Any, ask: Any) -> None:
 
 
 @pytest.mark.slow
-def test_who_only_draws_holds_no_slot_and_loses_no_result(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_only_draws_holds_no_slot_and_loses_no_result(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     context = multiprocessing.get_context("forkserver")
     monkeypatch.setattr(worker, "start_server", lambda: context)
     monkeypatch.setattr(child, "DRAWS_S", 2.0)
-    engine = LocalEngine(Limits(), lambda config, run_id: Worker(draw_for_long, config, run_id))
+    engine = LocalEngine(
+        EngineContext(), lambda config, run_id: Worker(draw_for_long, config, run_id)
+    )
     runs = {name: created(store) for name in ("soon", "killed", "at the end")}
     for number, (name, run_id) in enumerate(runs.items()):
         assert engine.free == 1
-        engine.submit(number, replace(CONFIG, tracking=replace(CONFIG.tracking, uri=store, run_name=name)), run_id)
+        engine.submit(
+            number,
+            replace(CONFIG, tracking=replace(CONFIG.tracking, uri=store, run_name=name)),
+            run_id,
+        )
         assert engine.free == 0
         event = heard(engine)
         assert (event.key, event.kind, event.content) == (number, "done", name)
@@ -201,7 +237,7 @@ def test_who_only_draws_holds_no_slot_and_loses_no_result(store: str, monkeypatc
             os.kill(engine.finishing[0].process.pid, signal.SIGKILL)
     assert lookup.finished_metrics(store, runs["at the end"]) == {"val_accuracy": 0.5}
     engine.stop()
-    courier.deliver(store)
+    uploader.deliver(store)
     ended = {name: mlflow.MlflowClient(store).get_run(run_id) for name, run_id in runs.items()}
     assert {run.info.status for run in ended.values()} == {"FINISHED"}
     assert {run.data.metrics["val_accuracy"] for run in ended.values()} == {0.5}
@@ -215,13 +251,13 @@ def test_who_only_draws_holds_no_slot_and_loses_no_result(store: str, monkeypatc
 
 
 def test_a_line_that_a_full_disk_tore_hides_no_other(store: str) -> None:
-    parcel = Parcel("a" * 32)
-    parcel.put(store, tags={"a": "1"})
-    with (parcel.folder / "log.jsonl").open("a") as log:
+    spooled = SpooledRun("a" * 32)
+    spooled.put(store, tags={"a": "1"})
+    with (spooled.folder / "log.jsonl").open("a") as log:
         log.write('{"tags": {"b"')
-    assert [one["tags"] for one in parcel.records()[0]] == [{"a": "1"}]
-    parcel.put(store, tags={"c": "3"})
-    assert [one["tags"] for one in parcel.records()[0]] == [{"a": "1"}, {"c": "3"}]
+    assert [one["tags"] for one in spooled.records()[0]] == [{"a": "1"}]
+    spooled.put(store, tags={"c": "3"})
+    assert [one["tags"] for one in spooled.records()[0]] == [{"a": "1"}, {"c": "3"}]
 
 
 def kept_run(store: str) -> run_log.RunLog:
@@ -237,7 +273,7 @@ def kept_run(store: str) -> run_log.RunLog:
     (log.folder / "model" / "data").mkdir(parents=True)
     (log.folder / "model" / "data" / "model.keras").write_bytes(b"weights")
     mlflow.models.Model().save(str(log.folder / "model" / "MLmodel"))
-    log.parcel.end("FINISHED")
+    log.spooled.end("FINISHED")
     return log
 
 
@@ -250,7 +286,7 @@ def test_a_sender_that_ends_anywhere_sends_each_thing_once(
         {"val_accuracy": 0.7, "val_loss": float("nan")}, nan_ok=True
     )
     left = [calls]
-    asked, uploads = mlflow.MlflowClient.__getattribute__, delivery.Delivery._upload
+    asked, uploads = mlflow.MlflowClient.__getattribute__, delivery.RunUpload._upload
 
     def dying(found: Callable[..., Any]) -> Callable[..., Any]:
         def call(*given: Any, **named: Any) -> Any:
@@ -268,15 +304,17 @@ def test_a_sender_that_ends_anywhere_sends_each_thing_once(
 
     with monkeypatch.context() as gone:
         gone.setattr(mlflow.MlflowClient, "__getattribute__", attribute)
-        gone.setattr(delivery.Delivery, "_upload", dying(uploads))
-        assert delivery.send(log.parcel, mlflow.MlflowClient(store)) is not None
-    courier.deliver(store)
+        gone.setattr(delivery.RunUpload, "_upload", dying(uploads))
+        assert delivery.send(log.spooled, mlflow.MlflowClient(store)) is not None
+    uploader.deliver(store)
     client = mlflow.MlflowClient(store)
     run = client.get_run(log.run_id)
     assert run.info.status == "FINISHED" and run.data.params["training.threads"] == "1"
     assert [one.step for one in client.get_metric_history(log.run_id, "val_accuracy")] == [1, 2]
     assert len(run.inputs.dataset_inputs) == 1 and len(run.outputs.model_outputs) == 1
-    [model] = client.search_logged_models([run.info.experiment_id], filter_string=f"source_run_id = '{log.run_id}'")
+    [model] = client.search_logged_models(
+        [run.info.experiment_id], filter_string=f"source_run_id = '{log.run_id}'"
+    )
     assert str(model.status) == "READY"
     assert stores.model_file(f"models:/{model.model_id}", store).read_bytes() == b"weights"
     assert lookup.artifact_table(store, log.run_id, "predictions")["correct"].tolist() == [True]
@@ -289,24 +327,31 @@ def test_a_run_that_a_living_process_writes_is_left_alone_and_one_of_a_dead_one_
     log = run_log.RunLog(store, created(store))
     log.fault = "gone"
     log.tags({"a": "1"})
-    courier.deliver(store)
+    uploader.deliver(store)
     run = mlflow.MlflowClient(store).get_run(log.run_id)
     assert run.info.status == "RUNNING" and "a" not in run.data.tags and log.folder.is_dir()
     monkeypatch.setattr(machine, "is_alive", lambda name: False)
-    courier.deliver(store)
+    uploader.deliver(store)
     run = mlflow.MlflowClient(store).get_run(log.run_id)
     assert (run.info.status, run.data.tags["failure"]) == ("KILLED", "its process ended before it")
     assert run.data.tags["a"] == "1" and not log.folder.exists()
 
 
-def test_what_the_store_will_never_take_holds_up_nothing_else(store: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_the_store_will_never_take_holds_up_nothing_else(
+    store: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     gone, log = kept_run(store), kept_run(store)
     mlflow.MlflowClient(store).delete_run(gone.run_id)
-    courier.deliver(store)
+    uploader.deliver(store)
     assert mlflow.MlflowClient(store).get_run(log.run_id).info.status == "FINISHED"
     assert f"the store does not take run {gone.run_id}, it is kept in" in capsys.readouterr().err
-    assert json.loads((stores.OUTBOX / ".refused" / gone.run_id / "outcome.json").read_text())["status"] == "FINISHED"
-    courier.deliver(store)
+    assert (
+        json.loads((stores.OUTBOX / ".refused" / gone.run_id / "outcome.json").read_text())[
+            "status"
+        ]
+        == "FINISHED"
+    )
+    uploader.deliver(store)
     assert capsys.readouterr().err == ""
 
 
@@ -319,10 +364,22 @@ def test_params_of_a_run_that_is_opened_again_stay_as_they_were(store: str) -> N
 
 
 def test_an_empty_outbox_costs_no_import(tmp_path: Path) -> None:
-    lines = ("import sys", "from digit_study.tracking import stores", "stores.OUTBOX = stores.Path(sys.argv[1])")
+    lines = (
+        "import sys",
+        "from digit_study.tracking import database as stores",
+        "stores.OUTBOX = stores.Path(sys.argv[1])",
+    )
     lines += ("stores.send_kept('sqlite:///x.db')",)
-    code = "; ".join([*lines, "sys.exit('mlflow' in sys.modules or 'digit_study.tracking.courier' in sys.modules)"])
+    code = "; ".join(
+        [
+            *lines,
+            "sys.exit('mlflow' in sys.modules or 'digit_study.tracking.uploader' in sys.modules)",
+        ]
+    )
     source = str(Path(stores.__file__).parents[2])
     assert (
-        subprocess.run([sys.executable, "-c", code, tmp_path], env={**os.environ, "PYTHONPATH": source}).returncode == 0
+        subprocess.run(
+            [sys.executable, "-c", code, tmp_path], env={**os.environ, "PYTHONPATH": source}
+        ).returncode
+        == 0
     )

@@ -14,16 +14,17 @@ from conftest import Project, open_store
 from stub_worker import Stub, Stubs, plan
 from world import Disk, mounted, small_disk
 
-from digit_study.config import machine
 from digit_study.config.run import Config
-from digit_study.engine import world
-from digit_study.evaluation import charts, study_pictures
-from digit_study.search import report
-from digit_study.search.run import run_study
-from digit_study.search.study import StoredStudy, counted, find_study
-from digit_study.terminal.messages import StudyError, of_world
-from digit_study.tracking import stores
-from digit_study.training import figures
+from digit_study.report.figures import charts
+from digit_study.report.figures import optuna_figures as study_pictures
+from digit_study.report.figures import run_figures as figures
+from digit_study.study import results as report
+from digit_study.study.search import run_study
+from digit_study.study.storage import StoredStudy, counted, find_study
+from digit_study.support import machine
+from digit_study.support.messages import StudyError, is_infrastructure_fault
+from digit_study.tracking import database as stores
+from digit_study.trial import health
 
 pytestmark = pytest.mark.slow
 WORDS = ("search.trials=4", "search.pruner=none", "search.sampler=random")
@@ -34,11 +35,13 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(study_pictures, "write", lambda *drawn: None)
     monkeypatch.setattr(charts, "comparison", lambda board, title: charts.message_figure("", ""))
     monkeypatch.setattr(figures, "write_data_figures", lambda digits, folder: None)
-    monkeypatch.setattr(world, "PAUSE_S", 0.2)
+    monkeypatch.setattr(health, "PAUSE_S", 0.2)
 
 
 @pytest.fixture
-def disk(tmp_path: Path, migrated: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[Disk, str]]:
+def disk(
+    tmp_path: Path, migrated: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[Disk, str]]:
     """A small disk that holds ``mlruns``, the tracking store and all else, and the store's URI."""
     with small_disk(tmp_path / "disk") as found:
         yield found, open_store(migrated, found.place, monkeypatch)
@@ -77,15 +80,20 @@ class CrowdedStub:
         try:
             message = self.stub.receive()
         except OSError as error:
-            assert of_world(error)
+            assert is_infrastructure_fault(error)
             return "world", str(error)
-        if self.is_second and not self.owner.hits and message is not None and message[0] == self.owner.moment:
+        if (
+            self.is_second
+            and not self.owner.hits
+            and message is not None
+            and message[0] == self.owner.moment
+        ):
             self.owner.fill()
         return message
 
 
 def search(uri: str, crowded: Crowded, *words: str) -> StoredStudy:
-    from digit_study.engine.local import LocalEngine
+    from digit_study.trial.local.pool import LocalEngine
 
     return run_study(plan(*WORDS, *words), lambda limits: LocalEngine(limits, crowded))  # type: ignore[arg-type]
 
@@ -116,7 +124,9 @@ def test_a_disk_that_is_full_for_a_while_costs_no_trial(
     assert {by_id[trial.user_attrs["run_id"]].info.status for trial in trials} == {"FINISHED"}
     assert "RUNNING" not in {run.info.status for run in by_id.values()}
     for trial in trials:
-        assert by_id[trial.user_attrs["run_id"]].data.metrics["val_accuracy"] == pytest.approx(trial.value)
+        assert by_id[trial.user_attrs["run_id"]].data.metrics["val_accuracy"] == pytest.approx(
+            trial.value
+        )
     said = capsys.readouterr().err
     # a shared database is told of a result only when MLflow has it, and by then there is room again
     paused = 0 if (moment, kept) == ("done", "database") else 1
@@ -129,14 +139,18 @@ def test_a_disk_that_stays_full_ends_the_command_and_the_same_command_goes_on(
 ) -> None:
     place, uri = disk
     with pytest.raises((StudyError, OSError)) as caught:
-        search(uri, Crowded(uri, place, "done", None), "search.patience=0.02")
-    assert isinstance(caught.value, StudyError) or of_world(caught.value)
+        search(uri, Crowded(uri, place, "done", None), "search.outage_timeout=0.02")
+    assert isinstance(caught.value, StudyError) or is_infrastructure_fault(caught.value)
     place.free()
-    monkeypatch.setattr(machine, "find_process", lambda name: None)  # that command's process is gone
+    monkeypatch.setattr(
+        machine, "find_process", lambda name: None
+    )  # that command's process is gone
     found = search(uri, Crowded(uri, place, "never", None))
     assert [trial.state.name for trial in counted(found.trials())] == ["COMPLETE"] * 4
     assert "RUNNING" not in {run.info.status for run in runs(uri)}
-    assert [run.info.status for run in runs(uri) if run.data.tags["kind"] == "study"] == ["FINISHED"]
+    assert [run.info.status for run in runs(uri) if run.data.tags["kind"] == "study"] == [
+        "FINISHED"
+    ]
 
 
 def test_artifacts_that_find_no_place_are_sent_when_they_do(disk: tuple[Disk, str]) -> None:
@@ -146,7 +160,7 @@ def test_artifacts_that_find_no_place_are_sent_when_they_do(disk: tuple[Disk, st
     with mounted(folder, "--bind", str(folder)):
         subprocess.run(["mount", "-o", "remount,bind,ro", str(folder)], check=True)
         with pytest.raises(StudyError, match="has not taken 5 runs .*Read-only file system"):
-            search(uri, Crowded(uri, place, "never", None), "search.patience=0.02")
+            search(uri, Crowded(uri, place, "never", None), "search.outage_timeout=0.02")
         found = find_study(plan().study)
         best = report.leaderboard(plan(), found)
         assert len(best) == 4 and {run.info.status for run in runs(uri)} == {"FINISHED"}
@@ -160,7 +174,13 @@ def test_artifacts_that_find_no_place_are_sent_when_they_do(disk: tuple[Disk, st
 def test_a_run_on_a_full_disk_says_so_in_one_message(
     words: tuple[str, ...], project: Project, small_npz: Path, typed_store: str
 ) -> None:
-    small = [f"data.path={small_npz}", "data.validation=100", "model=tiny", "training.epochs=1", "training.threads=1"]
+    small = [
+        f"data.path={small_npz}",
+        "data.validation=100",
+        "model=tiny",
+        "training.epochs=1",
+        "training.threads=1",
+    ]
     with small_disk(project.root / "mlruns", 8) as full:
         full.fill()
         done = project.run(*words, *small, MLFLOW_TRACKING_URI=typed_store)

@@ -16,17 +16,19 @@ from lab import Lab, lab
 from stub_worker import Stubs, plan
 from world import Server, SlowWay, assert_survives
 
-from digit_study.config import machine
 from digit_study.config.run import Config
-from digit_study.engine import world
-from digit_study.evaluation import charts, study_pictures
-from digit_study.search import report
-from digit_study.search.run import run_study
-from digit_study.search.study import StoredStudy, counted, find_study
-from digit_study.terminal.messages import StudyError
-from digit_study.terminal.signals import Interrupted
-from digit_study.tracking import courier, stores
-from digit_study.training import figures
+from digit_study.report.figures import charts
+from digit_study.report.figures import optuna_figures as study_pictures
+from digit_study.report.figures import run_figures as figures
+from digit_study.study import results as report
+from digit_study.study.search import run_study
+from digit_study.study.storage import StoredStudy, counted, find_study
+from digit_study.support import machine
+from digit_study.support.messages import StudyError
+from digit_study.support.signals import Interrupted
+from digit_study.tracking import database as stores
+from digit_study.tracking import uploader
+from digit_study.trial import health
 
 __all__ = ["lab"]
 pytestmark = pytest.mark.slow
@@ -38,9 +40,9 @@ def plain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(study_pictures, "write", lambda *drawn: None)
     monkeypatch.setattr(charts, "comparison", lambda board, title: charts.message_figure("", ""))
     monkeypatch.setattr(figures, "write_data_figures", lambda digits, folder: None)
-    monkeypatch.setattr(world, "PAUSE_S", 0.2)
-    monkeypatch.setattr(courier, "QUIET_S", 0.5)
-    monkeypatch.setattr(courier, "LONGEST_PAUSE_S", 1.0)
+    monkeypatch.setattr(health, "PAUSE_S", 0.2)
+    monkeypatch.setattr(uploader, "QUIET_S", 0.5)
+    monkeypatch.setattr(uploader, "LONGEST_PAUSE_S", 1.0)
     for name in ("FACTOR", "JITTER"):  # MLflow asks again as often as ever, but waits no 5 s before
         monkeypatch.setenv(f"MLFLOW_HTTP_REQUEST_BACKOFF_{name}", "0")
     monkeypatch.setattr(stores, "ARTIFACTS", tmp_path / "mlruns")
@@ -48,7 +50,9 @@ def plain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture(scope="module")
-def one_server(project: Project, migrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def one_server(
+    project: Project, migrated: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Server]:
     server = Server(project, migrated, tmp_path_factory.mktemp("server"))
     yield server
     server.kill()
@@ -61,7 +65,9 @@ def server(one_server: Server) -> Server:
     return one_server
 
 
-def search(server: Server, *words: str, uri: str = "", begins: Callable[[int], None] = lambda n: None) -> StoredStudy:
+def search(
+    server: Server, *words: str, uri: str = "", begins: Callable[[int], None] = lambda n: None
+) -> StoredStudy:
     """A study of stubs; ``begins`` is called with the count of trials when one starts."""
 
     def behave(config: Config, number: int) -> str:
@@ -81,7 +87,11 @@ def runs(server: Server, study: StoredStudy) -> dict[str, mlflow.entities.Run]:
 
 def assert_whole(server: Server, study: StoredStudy) -> None:
     """Every trial is complete, and its run has all, each thing once."""
-    trials, found, client = counted(study.trials()), runs(server, study), mlflow.MlflowClient(server.behind)
+    trials, found, client = (
+        counted(study.trials()),
+        runs(server, study),
+        mlflow.MlflowClient(server.behind),
+    )
     assert [trial.state.name for trial in trials] == ["COMPLETE"] * 4
     assert "RUNNING" not in {run.info.status for run in found.values()}
     for trial in trials:
@@ -93,7 +103,9 @@ def assert_whole(server: Server, study: StoredStudy) -> None:
     assert not [path for path in stores.OUTBOX.iterdir() if path.is_dir()]
 
 
-def test_a_server_that_comes_and_goes_costs_no_trial(server: Server, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_server_that_comes_and_goes_costs_no_trial(
+    server: Server, capsys: pytest.CaptureFixture[str]
+) -> None:
     """It is killed while a trial starts, so before the next one's run is created, and again while the last one runs."""
 
     def begins(number: int) -> None:
@@ -104,17 +116,28 @@ def test_a_server_that_comes_and_goes_costs_no_trial(server: Server, capsys: pyt
     study = search(server, "study=comes-and-goes", begins=begins)
     assert_whole(server, study)
     said = capsys.readouterr()
-    assert "no trial is to blame, all wait" in said.err and "the tracking store takes results again" in said.err
+    assert (
+        "no trial is to blame, all wait" in said.err
+        and "the tracking store takes results again" in said.err
+    )
     assert "waiting for the tracking store" in said.err
-    assert len(report.leaderboard(plan(f"tracking.uri={server.uri}", "study=comes-and-goes"), study)) == 4
+    assert (
+        len(report.leaderboard(plan(f"tracking.uri={server.uri}", "study=comes-and-goes"), study))
+        == 4
+    )
     assert "UserWarning" not in said.err
 
 
 def test_a_server_that_stays_away_is_told_by_the_next_command(
     server: Server, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    words, asked = ("study=stays-away", "search.patience=0.02"), plan(f"tracking.uri={server.uri}", "study=stays-away")
-    with pytest.raises(StudyError, match=r"has not taken \d runs .* are kept in .*sent by the next command"):
+    words, asked = (
+        ("study=stays-away", "search.outage_timeout=0.02"),
+        plan(f"tracking.uri={server.uri}", "study=stays-away"),
+    )
+    with pytest.raises(
+        StudyError, match=r"has not taken \d runs .* are kept in .*sent by the next command"
+    ):
         search(server, *words, begins=lambda number: server.kill() if number == 4 else None)
     study = find_study(asked.study)
     board = report.leaderboard(asked, study)
@@ -129,8 +152,10 @@ def test_a_server_that_stays_away_is_told_by_the_next_command(
 def test_a_server_that_is_away_for_good_ends_a_study_that_goes_on_later(
     server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    words = ("study=away", "search.patience=0.02")
-    with pytest.raises(StudyError, match=r"for 0.02 min \(search.patience\).*the same command goes on"):
+    words = ("study=away", "search.outage_timeout=0.02")
+    with pytest.raises(
+        StudyError, match=r"for 0.02 min \(search.outage_timeout\).*the same command goes on"
+    ):
         search(server, *words, begins=lambda number: server.kill() if number == 2 else None)
     server.ensure()
     assert_whole(server, search(server, "study=away"))
@@ -144,7 +169,11 @@ def test_no_trial_waits_for_a_slow_server(server: Server, monkeypatch: pytest.Mo
 
     def watched(client: Any, name: str) -> Any:
         found = asked(client, name)
-        if callable(found) and not name.startswith("_") and threading.current_thread() is threading.main_thread():
+        if (
+            callable(found)
+            and not name.startswith("_")
+            and threading.current_thread() is threading.main_thread()
+        ):
             waited.append(name)
         return found
 
@@ -157,7 +186,7 @@ def test_no_trial_waits_for_a_slow_server(server: Server, monkeypatch: pytest.Mo
     study = search(server, "study=slow", uri=way.uri, begins=begins)
     monkeypatch.undo()
     assert waited[at[0] : at[-1]] == []
-    assert len(way.asked) > 30  # the courier's
+    assert len(way.asked) > 30  # the uploader's
     monkeypatch.setattr(stores, "OUTBOX", stores.OUTBOX.with_name("none"))
     assert len(runs(server, study)) == 4
 
@@ -167,14 +196,19 @@ def beneath(server: Server, study: StoredStudy) -> list[mlflow.entities.Run]:
     client = mlflow.MlflowClient(server.behind)
     experiments = [one.experiment_id for one in client.search_experiments()]
     found = client.search_runs(experiments, order_by=["attributes.start_time ASC"])
-    [parent] = [one for one in found if one.data.tags.get("study.uid") == study.study.user_attrs["uid"]]
-    return [parent, *(one for one in found if one.data.tags.get("mlflow.parentRunId") == parent.info.run_id)]
+    [parent] = [
+        one for one in found if one.data.tags.get("study.uid") == study.study.user_attrs["uid"]
+    ]
+    return [
+        parent,
+        *(one for one in found if one.data.tags.get("mlflow.parentRunId") == parent.info.run_id),
+    ]
 
 
 @pytest.fixture
 def slow(server: Server, monkeypatch: pytest.MonkeyPatch) -> SlowWay:
     """A way to a server that counts as slow."""
-    monkeypatch.setattr(courier, "SLOW_S", 0.1)
+    monkeypatch.setattr(uploader, "SLOW_S", 0.1)
     return SlowWay(server.port, 0.15)
 
 
@@ -186,8 +220,10 @@ def test_a_run_that_was_made_ahead_is_its_trials(server: Server, slow: SlowWay) 
     for run in trials:
         number = int(run.data.tags["trial.number"])
         assert study.trials()[number].user_attrs["run_id"] == run.info.run_id
-        assert run.info.run_name.startswith(f"trial {number}: ") and run.data.tags["kind"] == "trial"
-    assert any(courier.KEEPER in run.data.tags for run in trials)  # else none was made ahead
+        assert (
+            run.info.run_name.startswith(f"trial {number}: ") and run.data.tags["kind"] == "trial"
+        )
+    assert any(uploader.KEEPER in run.data.tags for run in trials)  # else none was made ahead
 
 
 def test_runs_that_were_made_ahead_for_nothing_go(server: Server, slow: SlowWay) -> None:
@@ -202,15 +238,24 @@ def test_runs_that_were_made_ahead_for_nothing_go(server: Server, slow: SlowWay)
     study = find_study(plan(f"tracking.uri={slow.uri}", "study=for-nothing").study)
     parent, *trials = beneath(server, study)
     assert {run.data.tags["kind"] for run in trials} == {"trial"}
-    client, tags = mlflow.MlflowClient(server.behind), {"mlflow.parentRunId": parent.info.run_id, "kind": courier.SPARE}
+    client, tags = (
+        mlflow.MlflowClient(server.behind),
+        {"mlflow.parentRunId": parent.info.run_id, "kind": uploader.SPARE},
+    )
     for keeper in (machine.process_name(), f"{platform.node()}:1:0.0"):
-        client.create_run(parent.info.experiment_id, tags={**tags, courier.KEEPER: keeper})
+        client.create_run(parent.info.experiment_id, tags={**tags, uploader.KEEPER: keeper})
     assert_whole(server, search(server, "study=for-nothing", uri=slow.uri))
-    spares = [run.data.tags for run in beneath(server, study)[1:] if run.data.tags["kind"] == courier.SPARE]
-    assert [one[courier.KEEPER] for one in spares] == [machine.process_name()]
+    spares = [
+        run.data.tags
+        for run in beneath(server, study)[1:]
+        if run.data.tags["kind"] == uploader.SPARE
+    ]
+    assert [one[uploader.KEEPER] for one in spares] == [machine.process_name()]
 
 
 def test_a_real_study_survives_its_server(lab: Lab, server: Server) -> None:
     lab.uri = server.uri
-    command = lab.start("training.epochs=3", "search.trials=3", "search.workers=3", "training.threads=1")
+    command = lab.start(
+        "training.epochs=3", "search.trials=3", "search.workers=3", "training.threads=1"
+    )
     assert_survives(lab, server, command)

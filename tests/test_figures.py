@@ -15,11 +15,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from digit_study.evaluation import charts
-from digit_study.evaluation.metrics import Evaluation, score
-from digit_study.training import figures as run_figures
-from digit_study.verify import comparison
-from digit_study.verify.confirmation import confirmation_figure
+from digit_study.report.figures import charts, run_figures
+from digit_study.stats.metrics import Evaluation, score
+from digit_study.study import comparison
+from digit_study.study.confirmation import confirmation_figure
 
 LONG = "model.filters=128 training.learning_rate=0.0001234567 " * 4
 N = 300
@@ -32,7 +31,10 @@ def evaluation(wrong: int, labels: np.ndarray = LABELS) -> Evaluation:
     """A model that takes the first ``wrong`` images for the next digit."""
     read = labels.copy()
     read[:wrong] = (read[:wrong] + 1) % 10
-    return score(labels, np.full((len(labels), 10), 0.01, np.float32) + 0.9 * np.eye(10, dtype=np.float32)[read])
+    return score(
+        labels,
+        np.full((len(labels), 10), 0.01, np.float32) + 0.9 * np.eye(10, dtype=np.float32)[read],
+    )
 
 
 def epochs(count: int) -> list[dict[str, float]]:
@@ -62,13 +64,21 @@ def runs(count: int, name: str = "run") -> pd.DataFrame:
 
 
 def seeds(candidates: int, count: int) -> tuple[pd.DataFrame, pd.DataFrame]:
-    rows = [(f"{LONG}{c}", s, 0.99 - 0.001 * c + 0.0003 * s) for c in range(candidates) for s in range(count)]
+    rows = [
+        (f"{LONG}{c}", s, 0.99 - 0.001 * c + 0.0003 * s)
+        for c in range(candidates)
+        for s in range(count)
+    ]
     table = pd.DataFrame(rows, columns=["candidate", "seed", "val_accuracy"])
     summary = table.groupby("candidate", as_index=False).agg(mean=("val_accuracy", "mean"))
     blank = np.nan if count == 1 else 0.001
-    summary = summary.assign(low=summary["mean"] - blank, high=summary["mean"] + blank, parameters=123456)
+    summary = summary.assign(
+        low=summary["mean"] - blank, high=summary["mean"] + blank, parameters=123456
+    )
     noise = {"sd_seeds": 0.0008, "sd_images": 0.0012, "sd_both": 0.00144}
-    summary = summary.assign(**noise, sweep_val_accuracy=summary["mean"] + 0.001, tied=summary.index < 2)
+    summary = summary.assign(
+        **noise, sweep_val_accuracy=summary["mean"] + 0.001, tied=summary.index < 2
+    )
     return table, summary.assign(winner=summary.index == 0)
 
 
@@ -80,25 +90,39 @@ DRAWN: dict[str, Callable[[], Figure]] = {
     "class_counts": lambda: run_figures.class_counts(LABELS, LABELS[:50], "the sample"),
     "class_counts, no sevens": lambda: run_figures.class_counts(NO_SEVENS, NO_SEVENS[:0], LONG),
     "sample_grid": lambda: run_figures.sample_grid(IMAGES, LABELS, "the sample"),
-    "sample_grid, few and no sevens": lambda: run_figures.sample_grid(IMAGES[:15], NO_SEVENS[:15], "the sample"),
+    "sample_grid, few and no sevens": lambda: run_figures.sample_grid(
+        IMAGES[:15], NO_SEVENS[:15], "the sample"
+    ),
     "curves": lambda: run_figures.curves(epochs(12), "a run"),
     "curves, one epoch": lambda: run_figures.curves(epochs(1), LONG),
     "curves, 60 epochs": lambda: run_figures.curves(epochs(60), "a run"),
-    "curves, NaN": lambda: run_figures.curves([*epochs(2), dict.fromkeys(epochs(1)[0], np.nan)], "a run"),
-    "curves, partial": lambda: run_figures.curves([{"train_loss": 1.0}, {"train_loss": 0.5}], "a run"),
+    "curves, NaN": lambda: run_figures.curves(
+        [*epochs(2), dict.fromkeys(epochs(1)[0], np.nan)], "a run"
+    ),
+    "curves, partial": lambda: run_figures.curves(
+        [{"train_loss": 1.0}, {"train_loss": 0.5}], "a run"
+    ),
     "confusion_matrix": lambda: run_figures.confusion_matrix(evaluation(40), "a run"),
     "confusion_matrix, perfect": lambda: run_figures.confusion_matrix(evaluation(0), LONG),
-    "confusion_matrix, no sevens": lambda: run_figures.confusion_matrix(evaluation(9, NO_SEVENS), "a run"),
+    "confusion_matrix, no sevens": lambda: run_figures.confusion_matrix(
+        evaluation(9, NO_SEVENS), "a run"
+    ),
     "mistakes": lambda: run_figures.mistakes(IMAGES, evaluation(80)),
     "mistakes, one": lambda: run_figures.mistakes(IMAGES, evaluation(1)),
     "comparison": lambda: charts.comparison(runs(12), "widths"),
     "comparison, one run": lambda: charts.comparison(runs(1, LONG), LONG),
     "comparison, 60 runs": lambda: charts.comparison(runs(60, LONG), "widths"),
-    "comparison, NaN": lambda: charts.comparison(runs(4).assign(val_accuracy=[0.9, np.nan, 0.8, 0.7]), "widths"),
+    "comparison, NaN": lambda: charts.comparison(
+        runs(4).assign(val_accuracy=[0.9, np.nan, 0.8, 0.7]), "widths"
+    ),
     "confirmation": lambda: confirmation_figure(*seeds(4, 5), LESSONS),
     "confirmation, one seed": lambda: confirmation_figure(*seeds(1, 1)),
-    "confusion_difference": lambda: comparison.confusion_difference(evaluation(50), evaluation(9), NAMES),
-    "confusion_difference, none": lambda: comparison.confusion_difference(evaluation(5), evaluation(5), NAMES),
+    "confusion_difference": lambda: comparison.confusion_difference(
+        evaluation(50), evaluation(9), NAMES
+    ),
+    "confusion_difference, none": lambda: comparison.confusion_difference(
+        evaluation(5), evaluation(5), NAMES
+    ),
     "flipped": lambda: comparison.flipped(IMAGES, evaluation(50), evaluation(9), NAMES),
 }
 NOTHING: dict[str, Callable[[], Figure]] = {
@@ -115,7 +139,9 @@ def cut_off(figure: Figure) -> list[str]:
     renderer = FigureCanvasAgg(figure).get_renderer()
     figure.draw(renderer)
     page, found = figure.bbox, []
-    shown = {id(text) for axes in figure.axes for text in visible_texts(axes)} | {id(t) for t in figure.texts}
+    shown = {id(text) for axes in figure.axes for text in visible_texts(axes)} | {
+        id(t) for t in figure.texts
+    }
     for text in figure.findobj(Text):
         box = text.get_window_extent(renderer)
         inside = box.x0 >= -1 and box.y0 >= -1 and box.x1 <= page.x1 + 1 and box.y1 <= page.y1 + 1
@@ -173,7 +199,9 @@ def test_one_run_that_did_not_learn_leaves_room_for_the_others() -> None:
     low, high = axes.get_xlim()
     assert 95 < low < high < 101
     (beyond,) = [line for line in axes.lines if line.get_label() == "off the axis"]
-    assert beyond.get_ydata().tolist() == [11] and "10.00" in [text.get_text() for text in axes.texts]
+    assert beyond.get_ydata().tolist() == [11] and "10.00" in [
+        text.get_text() for text in axes.texts
+    ]
 
 
 def test_curves_say_what_is_beyond_their_axes_and_ring_the_last_epoch_whole() -> None:
@@ -181,8 +209,16 @@ def test_curves_say_what_is_beyond_their_axes_and_ring_the_last_epoch_whole() ->
     assert "highest 1.1)" in loss.get_xlabel() and "lowest 50)" in accuracy.get_xlabel()
     rings = [line for axes in (loss, accuracy) for line in axes.lines if line.get_mew() == 2.5]
     assert [ring.get_clip_on() for ring in rings] == [False, False]
-    spike = [*epochs(30), dict(epochs(1)[0], val_accuracy=1.0, val_loss=50.0)]  # its ring would lie outside the figure
-    rings = [line for axes in run_figures.curves(spike, "a run").axes for line in axes.lines if line.get_mew() == 2.5]
+    spike = [
+        *epochs(30),
+        dict(epochs(1)[0], val_accuracy=1.0, val_loss=50.0),
+    ]  # its ring would lie outside the figure
+    rings = [
+        line
+        for axes in run_figures.curves(spike, "a run").axes
+        for line in axes.lines
+        if line.get_mew() == 2.5
+    ]
     assert [ring.get_clip_on() for ring in rings] == [True, False]
 
 
@@ -197,7 +233,10 @@ def test_numbers_on_a_heatmap_stand_out_from_their_cells() -> None:
 
 @pytest.mark.parametrize(
     ("candidates", "count", "title"),
-    [(1, 1, "1 candidate on 1 fresh seed, 1 network"), (2, 3, "2 candidates on 3 fresh seeds each, 6 networks")],
+    [
+        (1, 1, "1 candidate on 1 fresh seed, 1 network"),
+        (2, 3, "2 candidates on 3 fresh seeds each, 6 networks"),
+    ],
 )
 def test_a_confirmation_counts_in_words(candidates: int, count: int, title: str) -> None:
     assert confirmation_figure(*seeds(candidates, count)).get_suptitle() == title
@@ -213,11 +252,17 @@ def test_a_long_name_is_shown_whole() -> None:
     figure = charts.comparison(board, "widths")
     names = [label.get_text().replace("\n", " ") for label in figure.axes[0].get_yticklabels()]
     assert "[...]" not in "".join(names) and "…" not in "".join(names) and cut_off(figure) == []
-    assert all(f"shift=1.2{i}" in name for i, name in zip((3, 2, 1, 0), sorted(names, reverse=True), strict=True))
+    assert all(
+        f"shift=1.2{i}" in name
+        for i, name in zip((3, 2, 1, 0), sorted(names, reverse=True), strict=True)
+    )
 
 
 def test_confusion_counts_stand_in_their_cells() -> None:
-    texts = [text.get_text() for text in run_figures.confusion_matrix(evaluation(1), "a run").axes[0].texts]
+    texts = [
+        text.get_text()
+        for text in run_figures.confusion_matrix(evaluation(1), "a run").axes[0].texts
+    ]
     assert sorted(filter(None, texts)) == sorted(["29", "1", *["30"] * 9])
 
 
@@ -234,7 +279,7 @@ def test_save_makes_folders_and_a_png(tmp_path) -> None:
 
 def test_importing_the_figures_leaves_pyplot_and_seaborn_alone() -> None:
     heavy = "{'matplotlib.pyplot', 'seaborn'} & set(sys.modules)"
-    code = f"import sys, digit_study.training.figures; sys.exit(len({heavy}))"
+    code = f"import sys, digit_study.report.figures.run_figures; sys.exit(len({heavy}))"
     subprocess.run([sys.executable, "-c", code], check=True, env={"PYTHONPATH": "src"})
 
 
@@ -245,14 +290,18 @@ def test_importing_the_figures_leaves_pyplot_and_seaborn_alone() -> None:
 @pytest.mark.parametrize("more", [{}, {"text": 'a, "b"'}, {"gaps": np.nan}, {"infinite": np.inf}])
 def test_a_table_is_written_as_pandas_does(rows: int, more: dict[str, Any], tmp_path: Path) -> None:
     numbers = np.random.default_rng(0).random(rows) * 10.0 ** (np.arange(rows) - 25)
-    table = pd.DataFrame({"row": np.arange(rows), "even": np.arange(rows) % 2 == 0, "value": numbers})
+    table = pd.DataFrame(
+        {"row": np.arange(rows), "even": np.arange(rows) % 2 == 0, "value": numbers}
+    )
     table = table.assign(single=numbers.astype(np.float32), **more)
     charts.write_table(table, tmp_path, "some")
     written = (tmp_path / "tables" / "some.csv").read_text()
     assert written == table.to_csv(index=False, float_format="%.7g")
 
 
-def test_two_processes_may_draw_the_same_picture_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_two_processes_may_draw_the_same_picture_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path, draw, processes = tmp_path / "same.png", charts.FigureCanvasAgg.print_png, iter([1, 2])
 
     def draw_while_another_does(canvas: Any, place: Path) -> None:

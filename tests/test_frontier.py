@@ -11,10 +11,10 @@ import pytest
 from conftest import Done, Project
 
 from digit_study.data.sources import sample_arrays
-from digit_study.evaluation.charts import unread_figure
-from digit_study.evaluation.metrics import score, unread
-from digit_study.tracking.lookup import artifact_table
-from digit_study.verify.frontier import frontier_figure
+from digit_study.report.figures.charts import unread_figure
+from digit_study.stats.metrics import score, unread
+from digit_study.study.frontier import frontier_figure
+from digit_study.tracking.queries import artifact_table
 
 SCRIPT = "sweeps/frontier.py"
 NETWORKS = "frontier.networks={small: 'model=tiny training=smoke', two: 'model=tiny training=smoke model.members=2'}"
@@ -32,7 +32,8 @@ def test_the_picture_shows_networks_front_sealed_readings_and_what_is_published(
     assert axes.get_xscale() == "log"
     texts = [text.get_text() for text in axes.texts]
     assert (
-        texts[:2] == ["wide  99.10 %", "tiny  99.20 %"] and sum("chosen on the test set" in text for text in texts) == 2
+        texts[:2] == ["wide  99.10 %", "tiny  99.20 %"]
+        and sum("chosen on the test set" in text for text in texts) == 2
     )
     assert any("sealed" in label for label in axes.get_legend_handles_labels()[1])
 
@@ -70,7 +71,9 @@ def test_a_frontier_goes_on_with_more_seeds_and_opens_the_seal_once_for_each_on_
     client = mlflow.MlflowClient(typed_store)
     runs = client.search_runs([one.experiment_id for one in client.search_experiments()])
     (parent,) = [run for run in runs if run.data.tags["kind"] == "frontier"]
-    children = [run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id]
+    children = [
+        run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id
+    ]
     assert len(children) == 6 and {run.info.status for run in children} == {"FINISHED"}
     small, two = sorted({run.data.metrics["parameters"] for run in children})
     assert two == 2 * small
@@ -93,6 +96,8 @@ def test_mistakes_are_told_before_anything_starts(
     networks: str, words: tuple[str, ...], project: Project, tmp_path: Path
 ) -> None:
     uri = f"sqlite:///{tmp_path / 'none.db'}"
-    done = project.run(f"frontier.networks={networks}", "data=mnist_sample", script=SCRIPT, MLFLOW_TRACKING_URI=uri)
+    done = project.run(
+        f"frontier.networks={networks}", "data=mnist_sample", script=SCRIPT, MLFLOW_TRACKING_URI=uri
+    )
     assert done.code != 0 and all(word in done.err for word in words)
     assert not (tmp_path / "none.db").exists()

@@ -14,8 +14,8 @@ from conftest import sample
 from PIL import Image
 from scipy import ndimage
 
-from digit_study.reading.image_files import ImageError, read_grey
-from digit_study.reading.images import is_mnist_form, read_digit, to_mnist
+from digit_study.inference.image_files import ImageError, read_grey
+from digit_study.inference.images import is_mnist_form, read_digit, to_mnist
 
 Bitmap = npt.NDArray[np.uint8]
 DIGITS: Bitmap = sample()[0]
@@ -80,7 +80,9 @@ def test_a_digit_comes_back_as_mnist_holds_it(way: str) -> None:
     back = [to_mnist(WAYS[way](image).astype(np.float32)) for image in SOME]
     alike = [likeness(*pair) for pair in zip(back, SOME, strict=True)]
     assert np.median(alike) > 0.9 and np.quantile(alike, 0.05) > 0.7
-    assert all(image.shape == (28, 28) and image.dtype == np.uint8 and image.max() == 255 for image in back)
+    assert all(
+        image.shape == (28, 28) and image.dtype == np.uint8 and image.max() == 255 for image in back
+    )
 
 
 def test_the_result_has_mnists_form_whatever_came_in() -> None:
@@ -104,8 +106,12 @@ MODES: dict[str, Callable[[Image.Image], Image.Image]] = {
     "I;16": lambda grey: Image.fromarray(np.asarray(grey).astype(np.uint16) * 257),
     "16 bits holding 8": lambda grey: Image.fromarray(np.asarray(grey).astype(np.uint16)),
     "LA, opaque": lambda grey: grey.convert("LA"),
-    "drawn in the alpha, black": lambda grey: Image.merge("LA", (Image.new("L", grey.size, 0), grey)),
-    "drawn in the alpha, white": lambda grey: Image.merge("LA", (Image.new("L", grey.size, 255), grey)),
+    "drawn in the alpha, black": lambda grey: Image.merge(
+        "LA", (Image.new("L", grey.size, 0), grey)
+    ),
+    "drawn in the alpha, white": lambda grey: Image.merge(
+        "LA", (Image.new("L", grey.size, 255), grey)
+    ),
 }
 
 
@@ -128,9 +134,13 @@ def test_formats_and_modes(name: str, mode: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("top", "least"), [(255.0, 0.0), (1.0, 0.0), (1.04, -0.03)])
-def test_a_tiff_of_floats_is_read_whatever_they_range_over(top: float, least: float, tmp_path: Path) -> None:
+def test_a_tiff_of_floats_is_read_whatever_they_range_over(
+    top: float, least: float, tmp_path: Path
+) -> None:
     """As numpy, matplotlib and scikit-image make them; a resampled one may overshoot."""
-    Image.fromarray(enlarged(SOME[33]).astype(np.float32) / 255 * (top - least) + least).save(tmp_path / "d.tif")
+    Image.fromarray(enlarged(SOME[33]).astype(np.float32) / 255 * (top - least) + least).save(
+        tmp_path / "d.tif"
+    )
     assert likeness(read_digit(tmp_path / "d.tif"), SOME[33]) > 0.85
 
 
@@ -172,7 +182,10 @@ NO_DIGIT: dict[str, tuple[Bitmap, str]] = {
     ),
     "stacked": (np.vstack([DIGITS[1000], DIGITS[2600]]), "2 marks"),
     "three": (np.hstack(DIGITS[[3, 700, 4000]]), "3 marks"),
-    "a sheet": (np.vstack([np.hstack(row) for row in DIGITS[:4800:100].reshape(6, 8, 28, 28)]), "marks"),
+    "a sheet": (
+        np.vstack([np.hstack(row) for row in DIGITS[:4800:100].reshape(6, 8, 28, 28)]),
+        "marks",
+    ),
 }
 
 
@@ -207,7 +220,12 @@ def damaged(name: str, folder: Path) -> Path:
 
 @pytest.mark.parametrize(
     ("name", "word"),
-    [("text.png", "not an image"), ("empty.png", "empty"), ("drawing.svg", "SVG"), ("cut.png", "damaged")],
+    [
+        ("text.png", "not an image"),
+        ("empty.png", "empty"),
+        ("drawing.svg", "SVG"),
+        ("cut.png", "damaged"),
+    ],
 )
 def test_files_that_cannot_be_read(name: str, word: str, tmp_path: Path) -> None:
     with pytest.raises(ImageError, match=word):

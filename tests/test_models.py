@@ -14,9 +14,9 @@ import tensorflow as tf
 from digit_study.config import compose as composition
 from digit_study.config.compose import compose_config
 from digit_study.config.run import Config
-from digit_study.training.fit import FUSED_LAYERS, FusedBatchNormalization, Reader
-from digit_study.training.networks import ACTIVATIONS, POOLINGS, ModelConfig, build_model, final_side
-from digit_study.training.recipe import TrainingConfig, build_optimizer
+from digit_study.model.fit import FUSED_LAYERS, FusedBatchNormalization, Predictor
+from digit_study.model.networks import ACTIVATIONS, POOLINGS, ModelConfig, build_model, final_side
+from digit_study.model.recipe import TrainingConfig, build_optimizer
 
 composition.register()
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 28, 28, 1), dtype=np.uint8)
@@ -86,12 +86,16 @@ def test_simple_is_ans(name: str, kernel: int, widths: list[int]) -> None:
     ("pooling", "blocks", "batch_norm"), list(product(POOLINGS, [1, 2, 3, 4], [True, False]))
 )  # fmt: skip
 def test_every_pooling_depth_and_norm_builds(pooling: str, blocks: int, batch_norm: bool) -> None:
-    config = replace(variant("tiny"), filters=2, pooling=pooling, blocks=blocks, batch_norm=batch_norm)
+    config = replace(
+        variant("tiny"), filters=2, pooling=pooling, blocks=blocks, batch_norm=batch_norm
+    )
     Config(model=config).validate()
     model = build_model(config)
     convolutions = layers_of(model, keras.layers.Conv2D)
     assert [layer.filters for layer in convolutions] == [2 * 2**block for block in range(blocks)]
-    pools = layers_of(model, keras.layers.MaxPooling2D) + layers_of(model, keras.layers.AveragePooling2D)
+    pools = layers_of(model, keras.layers.MaxPooling2D) + layers_of(
+        model, keras.layers.AveragePooling2D
+    )
     assert len(pools) == (blocks if pooling in ("max", "average") else 0)
     assert {layer.strides for layer in convolutions} == {(2, 2) if pooling == "stride" else (1, 1)}
     assert bool(layers_of(model, keras.layers.BatchNormalization)) == batch_norm
@@ -107,9 +111,17 @@ def test_every_pooling_depth_and_norm_builds(pooling: str, blocks: int, batch_no
         *product(["simple"], ["none"], [2, 3], [3, 10]),
     ],
 )
-def test_the_rule_knows_the_side_that_is_built(family: str, pooling: str, blocks: int, kernel: int) -> None:
+def test_the_rule_knows_the_side_that_is_built(
+    family: str, pooling: str, blocks: int, kernel: int
+) -> None:
     config = ModelConfig(
-        family=family, pooling=pooling, blocks=blocks, kernel_size=kernel, filters=1, filters_step=1, dense_units=0
+        family=family,
+        pooling=pooling,
+        blocks=blocks,
+        kernel_size=kernel,
+        filters=1,
+        filters_step=1,
+        dense_units=0,
     )
     Config(model=config).validate()
     (flat,) = layers_of(build_model(config), keras.layers.Flatten)
@@ -137,7 +149,9 @@ def test_bfloat16_keeps_weights_and_output_in_float32_and_shares_them() -> None:
     assert layers_of(half, keras.layers.Conv2D)[0].compute_dtype == "bfloat16"
     single.set_weights(half.get_weights())
     assert read(half).dtype == np.float32
-    assert np.allclose(read(half), read(single), atol=0.02) and not np.array_equal(read(half), read(single))
+    assert np.allclose(read(half), read(single), atol=0.02) and not np.array_equal(
+        read(half), read(single)
+    )
 
 
 def test_a_build_that_fails_leaves_the_policy_as_it_was() -> None:
@@ -154,7 +168,9 @@ def test_fused_batch_norm_is_kerass_own_but_for_rounding(name: str) -> None:
     config = replace(variant(name), dropout=0.0, batch_norm=True, filters=16, activation="gelu")
     stock, fast = build_model(config), build_model(config, layers=FUSED_LAYERS)
     fast.set_weights(stock.get_weights())
-    assert [weight.path.split("/")[-1] for weight in fast.weights] == [w.path.split("/")[-1] for w in stock.weights]
+    assert [weight.path.split("/")[-1] for weight in fast.weights] == [
+        w.path.split("/")[-1] for w in stock.weights
+    ]
     assert any(isinstance(layer, FusedBatchNormalization) for layer in fast.layers)
     images = np.random.default_rng(0).integers(0, 256, (64, 28, 28, 1)).astype(np.uint8)
     labels = np.arange(64) % 10
@@ -162,12 +178,16 @@ def test_fused_batch_norm_is_kerass_own_but_for_rounding(name: str) -> None:
     for model in (stock, fast):
         with tf.GradientTape() as tape:
             probabilities = model(images, training=True)
-            loss = tf.reduce_mean(keras.losses.sparse_categorical_crossentropy(labels, probabilities))
+            loss = tf.reduce_mean(
+                keras.losses.sparse_categorical_crossentropy(labels, probabilities)
+            )
         gradients.append([np.asarray(one) for one in tape.gradient(loss, model.trainable_weights)])
     for one, other in zip(*gradients, strict=True):
         assert np.linalg.norm(one - other) <= 0.002 * np.linalg.norm(one) + 1e-4
     for one, other in zip(stock.get_weights(), fast.get_weights(), strict=True):
-        np.testing.assert_allclose(one, other, rtol=1e-3, atol=1e-6)  # 1/1,600: the variance of a batch is unbiased
+        np.testing.assert_allclose(
+            one, other, rtol=1e-3, atol=1e-6
+        )  # 1/1,600: the variance of a batch is unbiased
     np.testing.assert_allclose(stock(images), fast(images), atol=1e-4)
 
 
@@ -183,14 +203,16 @@ def test_fused_batch_norm_computes_in_bfloat16_and_keeps_its_moments_in_float32(
     model(np.full((8, 28, 28, 1), 200, np.uint8), training=True)
     (layer, *_) = (one for one in model.layers if isinstance(one, FusedBatchNormalization))
     assert layer.compute_dtype == "bfloat16" and layer.moving_mean.dtype == "float32"
-    assert any(not np.array_equal(old, new) for old, new in zip(before, model.get_weights(), strict=True))
+    assert any(
+        not np.array_equal(old, new) for old, new in zip(before, model.get_weights(), strict=True)
+    )
 
 
 @pytest.mark.parametrize("count", [1, 256, 300])
 def test_images_are_read_in_their_order_as_keras_reads_them(count: int) -> None:
     model = build_model(variant("tiny"))
     images = np.random.default_rng(0).integers(0, 256, (count, 28, 28, 1)).astype(np.uint8)
-    read = Reader(model)
+    read = Predictor(model)
     np.testing.assert_allclose(read(images), model.predict(images, verbose=0), atol=1e-5)
     model.set_weights([0 * weight for weight in model.get_weights()])
     assert np.ptp(read(images)) == 0.0  # the weights of now, not those that it was compiled with
@@ -198,9 +220,13 @@ def test_images_are_read_in_their_order_as_keras_reads_them(count: int) -> None:
 
 @pytest.mark.parametrize("name", ["adam", "adamw"])
 def test_fused_adam_is_kerass_own_but_for_rounding(name: str) -> None:
-    recipe = TrainingConfig(optimizer=name, weight_decay=0.01, schedule="cosine", learning_rate=0.01, ema=True)
+    recipe = TrainingConfig(
+        optimizer=name, weight_decay=0.01, schedule="cosine", learning_rate=0.01, ema=True
+    )
     fused = build_optimizer(recipe, 20)
-    stock = {"adam": keras.optimizers.Adam, "adamw": keras.optimizers.AdamW}[name].from_config(fused.get_config())
+    stock = {"adam": keras.optimizers.Adam, "adamw": keras.optimizers.AdamW}[name].from_config(
+        fused.get_config()
+    )
     random, updated = np.random.default_rng(0), []
     values, gradients = random.normal(size=(2, 3, 50)), random.normal(size=(20, 2, 3, 50))
     for optimizer in (fused, stock):
@@ -208,6 +234,13 @@ def test_fused_adam_is_kerass_own_but_for_rounding(name: str) -> None:
         optimizer.build(variables)
         for step in gradients:
             optimizer.apply([tf.constant(one, tf.float32) for one in step])
-        updated.append(np.array([np.asarray(one) for one in [*variables, *optimizer._model_variables_moving_average]]))
+        updated.append(
+            np.array(
+                [
+                    np.asarray(one)
+                    for one in [*variables, *optimizer._model_variables_moving_average]
+                ]
+            )
+        )
     np.testing.assert_allclose(*updated, rtol=1e-4, atol=1e-6)
     assert np.abs(updated[0][:2] - values).max() > 0.01

@@ -23,20 +23,26 @@ from recorded_store import add_run, make_store, predictions
 from stub_worker import SPACE, Stubs, plan
 from test_study_pictures import study_of
 
-from digit_study.champion.ledger import Ledger
 from digit_study.config import compose
 from digit_study.config.study import StudyConfig
 from digit_study.data.digits import load_digits
 from digit_study.data.sources import SAMPLE_SHA256, DataConfig
-from digit_study.evaluation import charts, study_pictures
-from digit_study.pages import networks, pictures, study, tables, watch
-from digit_study.search import report
-from digit_study.search.run import run_study
-from digit_study.search.study import CREATED, OVERRIDES, StoredStudy, refuse_changes
-from digit_study.terminal.messages import StudyError
-from digit_study.tracking import lookup, stores
-from digit_study.training import figures
-from digit_study.verify.confirmation import confirm
+from digit_study.registry.ledger import Ledger
+from digit_study.report.figures import charts
+from digit_study.report.figures import optuna_figures as study_pictures
+from digit_study.report.figures import run_figures as figures
+from digit_study.study import page_networks as networks
+from digit_study.study import page_pictures as pictures
+from digit_study.study import page_tables as tables
+from digit_study.study import results as report
+from digit_study.study import study_page as study
+from digit_study.study import watch
+from digit_study.study.confirmation import confirm
+from digit_study.study.search import run_study
+from digit_study.study.storage import CREATED, OVERRIDES, StoredStudy, refuse_changes
+from digit_study.support.messages import StudyError
+from digit_study.tracking import database as stores
+from digit_study.tracking import queries as lookup
 
 HOSTILE = "<img src=x onerror=alert(1)>'\"</script>"
 MOST_BYTES = 5_000_000
@@ -65,8 +71,14 @@ def page_of(wanted: Any, stored: StoredStudy) -> tuple[study.StudyPage, str]:
 def assert_safe(text: str) -> None:
     """Small enough, loads nothing, and no name has become markup."""
     assert len(text.encode()) < MOST_BYTES
-    assert "<img" not in text and "<script src" not in text and 'http-equiv="Content-Security-Policy"' in text
-    resources = re.findall(r"<(?:script|link|img|iframe|source)\b[^>]*(?:src|href)=\"([^\"]*)\"", text)
+    assert (
+        "<img" not in text
+        and "<script src" not in text
+        and 'http-equiv="Content-Security-Policy"' in text
+    )
+    resources = re.findall(
+        r"<(?:script|link|img|iframe|source)\b[^>]*(?:src|href)=\"([^\"]*)\"", text
+    )
     assert resources == ["data:,"]
     assert not re.search(r"https?://", text), "an address that could be loaded"
 
@@ -83,8 +95,14 @@ def test_a_page_is_on_the_disk_and_beside_the_studys_run(store: str) -> None:
     parent = study.parent_of(wanted, stored)
     copy = mlflow.MlflowClient(store).download_artifacts(str(parent), "study.html")
     assert Path(copy).read_text() == text
-    assert [one.path for one in mlflow.MlflowClient(store).list_artifacts(str(parent))].count("study.html") == 1
-    for word in (SAMPLE_SHA256, "python sweeps/optuna_search.py study=s-again", "python src/run.py data=mnist_sample"):
+    assert [one.path for one in mlflow.MlflowClient(store).list_artifacts(str(parent))].count(
+        "study.html"
+    ) == 1
+    for word in (
+        SAMPLE_SHA256,
+        "python sweeps/optuna_search.py study=s-again",
+        "python src/run.py data=mnist_sample",
+    ):
         assert word in text
 
 
@@ -93,14 +111,19 @@ def test_the_answer_of_a_search_says_what_it_rests_on(store: str) -> None:
     board = page.leaderboard
     assert page.answer.value == board.rows[0][1].text
     assert "200 validation images" in page.answer.basis[0]
-    assert f"{len(board.marked)} configuration" in page.answer.basis[1] and "partly luck" in page.answer.basis[2]
+    assert (
+        f"{len(board.marked)} configuration" in page.answer.basis[1]
+        and "partly luck" in page.answer.basis[2]
+    )
     assert page.facts["trials"] == "4" and page.confirmation is None and page.ledger.rows == []
 
 
 def test_one_trial_makes_a_page(store: str) -> None:
     page, text = page_of(*search(store, "search.trials=1"))
     assert_safe(text)
-    assert len(page.leaderboard.rows) == 1 and all(one.figure or one.problem for one in page.pictures)
+    assert len(page.leaderboard.rows) == 1 and all(
+        one.figure or one.problem for one in page.pictures
+    )
 
 
 def test_a_study_without_a_result_has_its_page_before_its_message(store: str, capsys: Any) -> None:
@@ -129,16 +152,25 @@ def test_a_confirmed_study_answers_with_fresh_seeds_and_both_kinds_of_noise(stor
     assert page.confirmation is not None and "3 fresh seeds" in page.answer.basis[0]
     for row, shown in zip(page.confirmation.rows, page.confirmation.table.rows, strict=True):
         assert shown[3].number == pytest.approx(100 * np.std(row["values"], ddof=1))
-        assert shown[5].number == pytest.approx(np.hypot(shown[3].number, shown[4].number), rel=1e-5)
+        assert shown[5].number == pytest.approx(
+            np.hypot(shown[3].number, shown[4].number), rel=1e-5
+        )
     assert "Optimism of the sweep" in page.confirmation.summary
 
 
 @pytest.mark.slow
-def test_a_confirmation_from_before_noise_was_split_is_still_shown(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_confirmation_from_before_noise_was_split_is_still_shown(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     wanted, stored = search(store, "confirm.top=2", "confirm.seeds=2")
     confirm(wanted, stored, Stubs(store).engine)
-    added, read = ["sd_seeds", "sd_images", "sd_both", "sweep_val_accuracy", "optimism"], lookup.artifact_table
-    monkeypatch.setattr(lookup, "artifact_table", lambda *where: read(*where).drop(columns=added, errors="ignore"))
+    added, read = (
+        ["sd_seeds", "sd_images", "sd_both", "sweep_val_accuracy", "optimism"],
+        lookup.artifact_table,
+    )
+    monkeypatch.setattr(
+        lookup, "artifact_table", lambda *where: read(*where).drop(columns=added, errors="ignore")
+    )
     page, text = page_of(wanted, stored)
     assert_safe(text)
     assert page.confirmation is not None
@@ -163,7 +195,9 @@ def test_promotions_stand_on_the_page_with_their_evidence(store: str) -> None:
     ledger = Ledger(mlflow.MlflowClient(store), store, stores.REGISTERED_NAME)
     for run_id in ("another", own):
         begun = ledger.record("begun", run_id, kind="promotion", study="s")
-        ledger.append(begun["id"], "ended", outcome="promoted", reason=f"better {HOSTILE}", version="7")
+        ledger.append(
+            begun["id"], "ended", outcome="promoted", reason=f"better {HOSTILE}", version="7"
+        )
     page, text = page_of(wanted, stored)
     assert_safe(text)
     assert [row[1].text for row in page.ledger.rows] == ["promotion: promoted as version 7"] * 2
@@ -173,7 +207,11 @@ def test_promotions_stand_on_the_page_with_their_evidence(store: str) -> None:
 def test_a_stored_study_is_found_again_without_its_command_line(store: str) -> None:
     wanted, stored = search(store)
     found, again = study.plan_page(compose.compose_config(["study=s"], "study"))
-    assert (found.dataset, found.run.model, found.objectives) == (wanted.dataset, wanted.run.model, wanted.objectives)
+    assert (found.dataset, found.run.model, found.objectives) == (
+        wanted.dataset,
+        wanted.run.model,
+        wanted.objectives,
+    )
     ignored = {"written", "commands"}
     one, other = (vars(study.collect(*pair)) for pair in ((wanted, stored), (found, again)))
     assert {key for key in one if one[key] != other[key]} <= ignored
@@ -181,13 +219,17 @@ def test_a_stored_study_is_found_again_without_its_command_line(store: str) -> N
         study.plan_page(compose.compose_config(["study=ss"], "study"))
 
 
-def test_a_fault_of_the_page_is_told_in_a_line_and_raises_nothing(store: str, capsys: Any, monkeypatch: Any) -> None:
+def test_a_fault_of_the_page_is_told_in_a_line_and_raises_nothing(
+    store: str, capsys: Any, monkeypatch: Any
+) -> None:
     wanted, _ = search(store)
     monkeypatch.setattr(study, "collect", lambda plan, stored: 1 / 0)
     with study.page_at_end(wanted):
         pass
     said = capsys.readouterr().err
-    assert "the page of study 's' was not written: division by zero" in said and said.count("\n") == 1
+    assert (
+        "the page of study 's' was not written: division by zero" in said and said.count("\n") == 1
+    )
 
 
 # --------------------------------------------------------------------------- names, sizes, numbers
@@ -196,7 +238,10 @@ def test_a_fault_of_the_page_is_told_in_a_line_and_raises_nothing(store: str, ca
 def test_names_are_text_wherever_they_stand(store: str) -> None:
     wanted, stored = search(store)
     page = study.collect(wanted, stored)
-    cell, compared = tables.Cell(HOSTILE), [{"name": HOSTILE, "run_id": "r", "confusion": [], "says": [], "sure": []}]
+    cell, compared = (
+        tables.Cell(HOSTILE),
+        [{"name": HOSTILE, "run_id": "r", "confusion": [], "says": [], "sure": []}],
+    )
     board = replace(page.leaderboard, rows=[[cell] * 10], note=HOSTILE)
     bad = replace(
         page, name=HOSTILE, answer=study.Answer(HOSTILE, HOSTILE, [HOSTILE]), facts={HOSTILE: HOSTILE},
@@ -208,7 +253,9 @@ def test_names_are_text_wherever_they_stand(store: str) -> None:
     assert_safe(text)
     assert text.count("&lt;img src=x onerror=alert(1)&gt;") >= 10 and "\\u003cimg" in text
     assert text.count("</script>") == 4
-    assert "&lt;img" in study.render_fault(HOSTILE, HOSTILE) and "<img" not in study.render_fault(HOSTILE, HOSTILE)
+    assert "&lt;img" in study.render_fault(HOSTILE, HOSTILE) and "<img" not in study.render_fault(
+        HOSTILE, HOSTILE
+    )
 
 
 @pytest.mark.slow
@@ -224,10 +271,14 @@ def test_four_hundred_trials_of_twelve_keys_stay_small(store: str) -> None:
 
 
 def test_columns_of_numbers_sort_as_numbers() -> None:
-    frame = pd.DataFrame({"number": [1, 2], "val_accuracy": [0.5, np.nan], "parameters": [1200, 90]})
+    frame = pd.DataFrame(
+        {"number": [1, 2], "val_accuracy": [0.5, np.nan], "parameters": [1200, 90]}
+    )
     table = tables.front_table(frame, {"val_accuracy": "maximize", "parameters": "minimize"})
     assert table.numeric == [True, True, True]
-    assert [cell.text for cell in table.rows[1]] == ["2", "–", "90"] and table.rows[1][1].number == float("-inf")
+    assert [cell.text for cell in table.rows[1]] == ["2", "–", "90"] and table.rows[1][
+        1
+    ].number == float("-inf")
 
 
 # --------------------------------------------------------------------------- two networks
@@ -242,25 +293,40 @@ def board(migrated: Path, tmp_path: Path) -> tuple[str, pd.DataFrame]:
     runs = []
     for wrong in (3, 60):
         says = np.where(np.arange(len(labels)) < wrong, (labels + 1) % 10, labels)
-        runs.append(add_run(held, model=False, table=predictions(list(says), list(labels), list(index))))
+        runs.append(
+            add_run(held, model=False, table=predictions(list(says), list(labels), list(index)))
+        )
     runs.append(add_run(held, model=False))
     return held.uri, pd.DataFrame({"run_id": runs, "name": ["1: a=1", "2: a=2", "3: a=3"]})
 
 
 def test_the_mistakes_of_two_networks_are_there_as_images(board: tuple[str, pd.DataFrame]) -> None:
-    found = networks.networks(board[0], DataConfig(source="mnist_sample", sha256=SAMPLE_SHA256), board[1])
-    assert [one["name"] for one in found.compared] == ["1: a=1", "2: a=2"] and "Of 1 networks" in found.note
+    found = networks.networks(
+        board[0], DataConfig(source="mnist_sample", sha256=SAMPLE_SHA256), board[1]
+    )
+    assert [one["name"] for one in found.compared] == [
+        "1: a=1",
+        "2: a=2",
+    ] and "Of 1 networks" in found.note
     wrong = [np.array(one["confusion"]) for one in found.compared]
     assert [int(one.sum() - np.trace(one)) for one in wrong] == [3, 60]
     assert 40 <= len(found.images) <= 43 and all(one["png"] for one in found.images)
     for one, most in zip(found.compared, (3, 43), strict=True):
-        misread = [says for says, image in zip(one["says"], found.images, strict=True) if says != image["label"]]
+        misread = [
+            says
+            for says, image in zip(one["says"], found.images, strict=True)
+            if says != image["label"]
+        ]
         assert len(misread) <= most
     json.dumps(found.compared)
 
 
-@pytest.mark.parametrize("source", [DataConfig(path="gone.npz"), DataConfig(source="mnist_sample", seed=5)])
-def test_digits_that_are_gone_or_others_are_told(source: DataConfig, board: tuple[str, pd.DataFrame]) -> None:
+@pytest.mark.parametrize(
+    "source", [DataConfig(path="gone.npz"), DataConfig(source="mnist_sample", seed=5)]
+)
+def test_digits_that_are_gone_or_others_are_told(
+    source: DataConfig, board: tuple[str, pd.DataFrame]
+) -> None:
     found = networks.networks(board[0], source, board[1])
     assert len(found.compared) == 2 and not any(one["png"] for one in found.images)
     assert "not there any more" in found.note or "others than" in found.note
@@ -279,7 +345,13 @@ def server() -> Iterator[watch.PageServer]:
         yield serving
 
 
-def ask(server: watch.PageServer, path: str, host: str | None = None, method: str = "GET", **headers: str) -> Any:
+def ask(
+    server: watch.PageServer,
+    path: str,
+    host: str | None = None,
+    method: str = "GET",
+    **headers: str,
+) -> Any:
     """Status and text of an answer; ``host`` is what the browser says that it asked."""
     port = server.socket.getsockname()[1]
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
@@ -311,7 +383,9 @@ def test_the_newest_page_is_served_and_its_version_counts() -> None:
      ("127.0.0.1:{port}", "http://evil.example"), ("127.0.0.1:{port}", "null"),
      ("127.0.0.1:{port}.evil.example", None)],
 )  # fmt: skip
-def test_a_foreign_host_or_origin_is_refused(host: str, origin: str | None, server: watch.PageServer) -> None:
+def test_a_foreign_host_or_origin_is_refused(
+    host: str, origin: str | None, server: watch.PageServer
+) -> None:
     server.show("secret")
     port = server.socket.getsockname()[1]
     headers = {"Origin": origin} if origin else {}
@@ -321,7 +395,17 @@ def test_a_foreign_host_or_origin_is_refused(host: str, origin: str | None, serv
 
 
 @pytest.mark.parametrize(
-    "path", ["/etc/passwd", "/../../../../etc/passwd", "/?", "/version/", "/%2e%2e/", "/study.html", "*", "."]
+    "path",
+    [
+        "/etc/passwd",
+        "/../../../../etc/passwd",
+        "/?",
+        "/version/",
+        "/%2e%2e/",
+        "/study.html",
+        "*",
+        ".",
+    ],
 )
 def test_no_path_reaches_the_file_system(path: str, server: watch.PageServer) -> None:
     assert ask(server, path) == (404, "there is / and /version")
@@ -332,7 +416,9 @@ def test_only_reading_is_answered(method: str, server: watch.PageServer) -> None
     assert ask(server, "/", method=method)[0] == 501
 
 
-def test_a_page_that_cannot_be_drawn_says_so_where_it_is_watched(store: str, monkeypatch: Any) -> None:
+def test_a_page_that_cannot_be_drawn_says_so_where_it_is_watched(
+    store: str, monkeypatch: Any
+) -> None:
     wanted, stored = search(store)
     monkeypatch.setattr(study, "collect", lambda plan, stored, is_watched: 1 / 0)
     assert "could not be written: division by zero" in watch._render(wanted, stored, 1)

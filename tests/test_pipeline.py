@@ -20,28 +20,35 @@ from conftest import Finalised, open_store
 from mlflow.entities import Run
 
 from digit_study.config import compose as composition
-from digit_study.config import machine as hardware
 from digit_study.config.compose import compose_config
 from digit_study.config.run import Config, resolve_config
 from digit_study.data import digits as data
 from digit_study.data import sources
-from digit_study.engine import child
-from digit_study.engine.protocol import Pruned, TrialResult
-from digit_study.engine.trial import forget_networks, run_trial
-from digit_study.evaluation import metrics as evaluation
-from digit_study.terminal.messages import StudyError, flatten
-from digit_study.terminal.signals import Interrupted, interruptible
-from digit_study.tracking import lookup, stores
-from digit_study.tracking import run_log as tracking
-from digit_study.training import figures
-from digit_study.training.fit import Diverged, Reader, weights_sha256
-from digit_study.training.networks import build_model
+from digit_study.model.fit import Diverged, Predictor, weights_sha256
+from digit_study.model.networks import build_model
+from digit_study.report.figures import run_figures as figures
+from digit_study.stats import metrics as evaluation
+from digit_study.support import machine as hardware
+from digit_study.support.messages import StudyError, flatten
+from digit_study.support.signals import Interrupted, interruptible
+from digit_study.tracking import database as stores
+from digit_study.tracking import queries as lookup
+from digit_study.tracking import runs as tracking
+from digit_study.trial.local import child
+from digit_study.trial.protocol import Pruned, TrialResult
+from digit_study.trial.run_trial import forget_networks, run_trial
 
 composition.register()
 
 
 def trial(npz: Path, *overrides: str) -> Config:
-    small = [f"data.path='{npz}'", "model=tiny", "model.blocks=2", "training.epochs=2", "training.batch_size=50"]
+    small = [
+        f"data.path='{npz}'",
+        "model=tiny",
+        "model.blocks=2",
+        "training.epochs=2",
+        "training.batch_size=50",
+    ]
     return resolve_config(compose_config([*small, "training.threads=1", *overrides]))[0]
 
 
@@ -70,13 +77,18 @@ class Finished:
 
 
 @pytest.fixture(scope="module")
-def finished(small_npz: Path, migrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Finished]:
+def finished(
+    small_npz: Path, migrated: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Finished]:
     """One run with a model, trained in bfloat16 for two epochs; the store stays open for the tests that look at it."""
     with pytest.MonkeyPatch.context() as patch:
         uri = open_store(migrated, tmp_path_factory.mktemp("run"), patch)
         patch.setattr(mlflow, "_tracking_uri", None, raising=False)
         config, heard = trial(small_npz, "training.precision=mixed_bfloat16"), []
-        listener = {"on_steps": lambda *where: heard.append(where), "on_epoch": lambda number, _: heard.append(number)}
+        listener = {
+            "on_steps": lambda *where: heard.append(where),
+            "on_epoch": lambda number, _: heard.append(number),
+        }
         result, run = walk(config, **listener)
         mlflow.set_tracking_uri(uri)
         yield Finished(config, result, run, mlflow.MlflowClient(uri), heard)
@@ -101,7 +113,9 @@ def test_it_is_finished_and_nothing_is_left_in_the_outbox(finished: Finished) ->
 
 
 def test_every_leaf_of_the_config_is_a_param_and_the_whole_a_file(finished: Finished) -> None:
-    assert finished.run.data.params == {key: str(value) for key, value in flatten(finished.config).items()}
+    assert finished.run.data.params == {
+        key: str(value) for key, value in flatten(finished.config).items()
+    }
     assert yaml.safe_load(fetched(finished, "config.yaml").read_text()) == asdict(finished.config)
 
 
@@ -109,7 +123,9 @@ def test_the_tags_say_code_data_machine_and_weights(finished: Finished) -> None:
     tags = finished.run.data.tags
     technical = {"git.commit", "git.dirty", "host", "os", "processor"}
     assert {"weights.sha256", *(f"technical.{name}" for name in technical)} <= set(tags)
-    assert {f"technical.version.{name}" for name in ("tensorflow", "keras", "numpy", "mlflow", "optuna")} <= set(tags)
+    assert {
+        f"technical.version.{name}" for name in ("tensorflow", "keras", "numpy", "mlflow", "optuna")
+    } <= set(tags)
     assert tags["dataset.name"] == "small" and tags["dataset.sha256"] == finished.config.data.sha256
     assert tags["technical.precision"] == "mixed_bfloat16" and tags["technical.threads"] == "1"
     assert tags["technical.version.keras"] == keras.__version__
@@ -118,16 +134,24 @@ def test_the_tags_say_code_data_machine_and_weights(finished: Finished) -> None:
 
 def test_the_digits_are_its_input(finished: Finished) -> None:
     (given,) = finished.run.inputs.dataset_inputs
-    assert given.dataset.name == "small" and str(finished.config.data.sha256).startswith(given.dataset.digest)
+    assert given.dataset.name == "small" and str(finished.config.data.sha256).startswith(
+        given.dataset.digest
+    )
     profile = json.loads(given.dataset.profile)
-    assert profile == {"sha256": finished.config.data.sha256, "train_images": 300, "validation_images": 100}
+    assert profile == {
+        "sha256": finished.config.data.sha256,
+        "train_images": 300,
+        "validation_images": 100,
+    }
 
 
 @pytest.mark.parametrize("metric", tracking.EPOCH_METRICS)
 def test_every_epoch_has_its_point(finished: Finished, metric: str) -> None:
     history = finished.client.get_metric_history(finished.run.info.run_id, metric)
     by_step = {point.step: point.value for point in history}
-    assert by_step == {number: record[metric] for number, record in enumerate(finished.result.epochs, start=1)}
+    assert by_step == {
+        number: record[metric] for number, record in enumerate(finished.result.epochs, start=1)
+    }
 
 
 def test_the_final_metrics_are_those_of_the_kept_weights(finished: Finished) -> None:
@@ -135,9 +159,14 @@ def test_the_final_metrics_are_those_of_the_kept_weights(finished: Finished) -> 
     assert {name: metrics[name] for name in result.metrics} == result.metrics
     assert result.metrics["val_accuracy"] == result.epochs[-1]["val_accuracy"]
     assert metrics["train_images"] == 300 and metrics["validation_images"] == 100
-    assert metrics["total_seconds"] >= metrics["training_seconds"] > 0 and metrics["inference_milliseconds"] > 0
+    assert (
+        metrics["total_seconds"] >= metrics["training_seconds"] > 0
+        and metrics["inference_milliseconds"] > 0
+    )
     assert metrics["parameters"] == build_model(finished.config.model).count_params()
-    assert metrics["best_epoch"] == 1 + int(np.argmin([record["val_loss"] for record in result.epochs]))
+    assert metrics["best_epoch"] == 1 + int(
+        np.argmin([record["val_loss"] for record in result.epochs])
+    )
 
 
 def test_figures_and_tables_are_there_and_pictures_are_pictures(finished: Finished) -> None:
@@ -162,7 +191,7 @@ def test_the_model_loads_and_gives_exactly_what_was_logged(finished: Finished) -
     assert logged.name == "model" and logged.source_run_id == finished.run.info.run_id
     model = mlflow.keras.load_model(f"models:/{logged.model_id}")
     assert weights_sha256(model) == finished.result.weights_sha256
-    read = Reader(model)(digits.validation_images)
+    read = Predictor(model)(digits.validation_images)
     again = evaluation.score(digits.validation_labels, read, digits.validation_index)
     # the metrics are those before, the model gives probabilities at its temperature
     assert np.allclose(read, finished.result.evaluation.probabilities, atol=1e-6)
@@ -171,9 +200,9 @@ def test_the_model_loads_and_gives_exactly_what_was_logged(finished: Finished) -
     probabilities = served.predict(digits.validation_images.astype(np.float32))
     score = evaluation.score(digits.validation_labels, np.asarray(probabilities))
     assert score.metrics["val_accuracy"] == finished.run.data.metrics["val_accuracy"]
-    assert {spec.name: (str(spec.type), spec.shape) for spec in served.metadata.signature.inputs} == {
-        "pixels": ("float32", (-1, 28, 28, 1))
-    }
+    assert {
+        spec.name: (str(spec.type), spec.shape) for spec in served.metadata.signature.inputs
+    } == {"pixels": ("float32", (-1, 28, 28, 1))}
 
 
 @pytest.mark.slow
@@ -191,14 +220,16 @@ def test_the_model_loads_and_gives_exactly_what_was_logged(finished: Finished) -
     ],
     ids=["averaged weights", "early stopping", "an ensemble"],
 )
-def test_what_is_reported_is_read_by_the_weights_that_are_kept(words: list[str], small_npz: Path, store: str) -> None:
+def test_what_is_reported_is_read_by_the_weights_that_are_kept(
+    words: list[str], small_npz: Path, store: str
+) -> None:
     config = trial(small_npz, *words)
     result, run = walk(config)
     mlflow.set_tracking_uri(store)
     (logged,) = mlflow.MlflowClient(store).search_logged_models([run.info.experiment_id])
     digits = data.load_digits(config.data)
     model = mlflow.keras.load_model(f"models:/{logged.model_id}")
-    read = Reader(model)(digits.validation_images)
+    read = Predictor(model)(digits.validation_images)
     again = evaluation.score(digits.validation_labels, read, digits.validation_index)
     assert np.allclose(read, result.evaluation.probabilities, atol=1e-6)
     for name in ("val_accuracy", "val_macro_f1"):
@@ -220,14 +251,21 @@ def test_a_worker_that_has_trained_other_networks_gives_the_same_bits_and_names(
     finished: Finished, small_npz: Path, store: str
 ) -> None:
     seed = finished.config.training.seed + 1
-    others = [f"training.seed={seed}", "model.dropout=0.3", "training.ema=true", "training.augmentation=shift_rotate"]
+    others = [
+        f"training.seed={seed}",
+        "model.dropout=0.3",
+        "training.ema=true",
+        "training.augmentation=shift_rotate",
+    ]
     layers = []
     for config in (trial(small_npz, *others), finished.config, finished.config):
         uri, run_id = begin(config)
         result = child.train(config, run_id, ignore, ignore)
         (logged,) = mlflow.MlflowClient(uri).get_run(run_id).outputs.model_outputs
         mlflow.set_tracking_uri(uri)
-        layers.append([layer.name for layer in mlflow.keras.load_model(f"models:/{logged.model_id}").layers])
+        layers.append(
+            [layer.name for layer in mlflow.keras.load_model(f"models:/{logged.model_id}").layers]
+        )
         forget_networks()  # the names of what was loaded
     assert result.weights_sha256 == finished.result.weights_sha256
     assert layers[1] == layers[2]
@@ -259,11 +297,16 @@ def test_a_trial_that_ends_early_says_how_and_keeps_its_epochs(
         run_trial(config, run_id, ignore, stop, data_figures=False)
     run = mlflow.MlflowClient(uri).get_run(run_id)
     assert run.info.status == status and run.info.end_time
-    assert run.data.tags["failure"].startswith(type(error).__name__) and run.data.metrics["val_accuracy"] >= 0
+    assert (
+        run.data.tags["failure"].startswith(type(error).__name__)
+        and run.data.metrics["val_accuracy"] >= 0
+    )
     assert not (stores.OUTBOX / run_id).exists()
 
 
-def test_a_worker_is_asked_to_end_while_it_lets_networks_go(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_is_asked_to_end_while_it_lets_networks_go(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     went_on = []
     monkeypatch.setattr(keras.utils, "clear_session", Finalised)
     with pytest.raises(Interrupted, match="SIGTERM"), interruptible():
@@ -272,12 +315,17 @@ def test_a_worker_is_asked_to_end_while_it_lets_networks_go(monkeypatch: pytest.
     assert not went_on
 
 
-def test_a_signal_that_is_lost_in_a_finaliser_ends_a_trial_all_the_same(small_npz: Path, store: str) -> None:
+def test_a_signal_that_is_lost_in_a_finaliser_ends_a_trial_all_the_same(
+    small_npz: Path, store: str
+) -> None:
     epochs: list[int] = []
     config = trial(small_npz, "training.epochs=5")
     with pytest.raises(Interrupted, match="SIGTERM"), interruptible():
         uri, run_id = begin(config)
-        listener = {"on_steps": ignore, "on_epoch": lambda number, _: (epochs.append(number), Finalised())[0]}
+        listener = {
+            "on_steps": ignore,
+            "on_epoch": lambda number, _: (epochs.append(number), Finalised())[0],
+        }
         run_trial(config, run_id, **listener)
     assert epochs == [1] and mlflow.MlflowClient(uri).get_run(run_id).info.status == "KILLED"
 
@@ -302,7 +350,9 @@ def test_a_signal_while_tensorflow_traces_ends_the_trial_after_its_first_steps(
     assert mlflow.MlflowClient(uri).get_run(run_id).info.status == "KILLED"
 
 
-def test_figures_that_fail_cost_no_result(small_npz: Path, store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_figures_that_fail_cost_no_result(
+    small_npz: Path, store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(*given: Any) -> None:
         assert heard  # before anything is drawn
         raise RuntimeError("no font")
@@ -313,15 +363,21 @@ def test_figures_that_fail_cost_no_result(small_npz: Path, store: str, monkeypat
     with pytest.raises(RuntimeError, match="no font"):
         run_trial(config, run_id, ignore, ignore, heard.append, data_figures=False)
     run = mlflow.MlflowClient(uri).get_run(run_id)
-    assert run.info.status == "FINISHED" and "not all figures: RuntimeError: no font" in run.data.tags["failure"]
+    assert (
+        run.info.status == "FINISHED"
+        and "not all figures: RuntimeError: no font" in run.data.tags["failure"]
+    )
     assert run.data.metrics["val_accuracy"] == pytest.approx(heard[0].metrics["val_accuracy"])
     assert (
-        lookup.predictions(mlflow.MlflowClient(uri), run, "run")["correct"].mean() == run.data.metrics["val_accuracy"]
+        lookup.predictions(mlflow.MlflowClient(uri), run, "run")["correct"].mean()
+        == run.data.metrics["val_accuracy"]
     )
     assert len(run.outputs.model_outputs) == 1
 
 
-def test_data_that_changed_since_they_were_resolved_fail_the_run(small_npz: Path, store: str) -> None:
+def test_data_that_changed_since_they_were_resolved_fail_the_run(
+    small_npz: Path, store: str
+) -> None:
     config = trial(small_npz)
     uri, run_id = begin(config)
     object.__setattr__(config.data, "sha256", "0" * 64)
@@ -333,7 +389,13 @@ def test_data_that_changed_since_they_were_resolved_fail_the_run(small_npz: Path
 def test_divergence_fails_the_run_with_its_reason(small_npz: Path, store: str) -> None:
     # a decay of 0.9 times a rate of 10 makes every weight eight times as large in every step
     wild = ["training.optimizer=sgd", "training.learning_rate=10", "training.weight_decay=0.9"]
-    config = trial(small_npz, *wild, "training.schedule=constant", "model.batch_norm=false", "training.epochs=30")
+    config = trial(
+        small_npz,
+        *wild,
+        "training.schedule=constant",
+        "model.batch_norm=false",
+        "training.epochs=30",
+    )
     uri, run_id = begin(config)
     with pytest.raises(Diverged, match=r"`train_loss` is (nan|inf) in epoch \d+, in steps"):
         run_trial(config, run_id, ignore, ignore)

@@ -12,14 +12,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import norm
 
-from digit_study.evaluation import race as races
-from digit_study.evaluation.race import Gap, components, noise_of, race
-from digit_study.evaluation.ranking import adjusted_p_values, t_test, tukey
+from digit_study.stats import race as races
+from digit_study.stats.race import Gap, components, noise_of, race
+from digit_study.stats.ranking import adjusted_p_values, t_test, tukey
 
 Correct = npt.NDArray[np.bool_]
 
 
-def networks(random: np.random.Generator, accuracies: list[float], seeds: int = 8, images: int = 400) -> list[Correct]:
+def networks(
+    random: np.random.Generator, accuracies: list[float], seeds: int = 8, images: int = 400
+) -> list[Correct]:
     """Candidates whose seeds and images both scatter; the images are equally hard for all."""
     hard = random.normal(size=images)
     found = []
@@ -29,11 +31,16 @@ def networks(random: np.random.Generator, accuracies: list[float], seeds: int = 
     return found
 
 
-def stand(correct: list[Correct], first: int = 3, most: int = 8, **more: Any) -> races.InterimAnalysis:
+def stand(
+    correct: list[Correct], first: int = 3, most: int = 8, **more: Any
+) -> races.InterimAnalysis:
     return race(correct, [1.0] * len(correct), first, most, **more)
 
 
-fields = st.tuples(st.integers(0, 10_000), st.lists(st.sampled_from([0.8, 0.9, 0.93, 0.95]), min_size=1, max_size=5))
+fields = st.tuples(
+    st.integers(0, 10_000),
+    st.lists(st.sampled_from([0.8, 0.9, 0.93, 0.95]), min_size=1, max_size=5),
+)
 
 
 @settings(deadline=None, max_examples=20)
@@ -64,7 +71,9 @@ def test_a_race_is_of_one_opinion_however_it_is_run(drawn: Any, most: int) -> No
     assert "in" in end.states
     # seed by seed, and with candidates in another order
     have = [0] * len(everything)
-    while (now := stand([one[:n] for one, n in zip(everything, have, strict=True)], most=most)).wanted:
+    while (
+        now := stand([one[:n] for one, n in zip(everything, have, strict=True)], most=most)
+    ).wanted:
         assert now.wanted <= most
         have = [now.wanted if goes_on else n for goes_on, n in zip(now.goes_on, have, strict=True)]
     assert (now, have) == (end, end.seeds)
@@ -95,7 +104,9 @@ HALF = np.tile(np.arange(50) % 2 == 0, (8, 1))
         ([RIGHT, HALF, RIGHT], ["in", "out", "in"], [3, 3, 3]),
     ],
 )
-def test_extremes_are_decided_at_the_first_look(correct: list[Correct], states: list[str], seeds: list[int]) -> None:
+def test_extremes_are_decided_at_the_first_look(
+    correct: list[Correct], states: list[str], seeds: list[int]
+) -> None:
     found = stand(correct)
     assert (found.states, found.seeds, found.wanted) == (states, seeds, 0)
 
@@ -110,14 +121,18 @@ def test_extremes_are_decided_at_the_first_look(correct: list[Correct], states: 
         ([0, 0, 0], [], ["in", "in", "in"], 3),
     ],
 )
-def test_a_candidate_whose_seed_failed_leaves(have: list[int], lost: list[int], states: list[str], wanted: int) -> None:
+def test_a_candidate_whose_seed_failed_leaves(
+    have: list[int], lost: list[int], states: list[str], wanted: int
+) -> None:
     found = stand([HALF[:count] for count in have], lost=lost)
     assert (found.states, found.wanted) == (states, wanted)
 
 
 def test_the_leader_among_equals_is_the_smallest() -> None:
     shifted = np.roll(HALF, 1, axis=1)
-    found = [race([HALF, shifted, WRONG], sizes, 3, 8) for sizes in ([2.0, 1.0, 1.0], [1.0, 2.0, 1.0])]
+    found = [
+        race([HALF, shifted, WRONG], sizes, 3, 8) for sizes in ([2.0, 1.0, 1.0], [1.0, 2.0, 1.0])
+    ]
     assert [one.p_images[:2] for one in found] == [[1.0, 1.0]] * 2
     assert all(one.states == ["in", "in", "out"] for one in found)
 
@@ -127,9 +142,13 @@ def test_the_leader_among_equals_is_the_smallest() -> None:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["equally good", "same network"])
-def test_of_recorded_networks_that_are_equally_good_none_is_out_in_19_of_20_races(kind: str) -> None:
+def test_of_recorded_networks_that_are_equally_good_none_is_out_in_19_of_20_races(
+    kind: str,
+) -> None:
     found = simulate(kind, 120, seed=1, with_fixed=False)["race"]
-    assert found.errors <= 0.05 * found.studies + 3  # a standard deviation and a quarter of what 5 % would give
+    assert (
+        found.errors <= 0.05 * found.studies + 3
+    )  # a standard deviation and a quarter of what 5 % would give
 
 
 @pytest.mark.slow
@@ -158,8 +177,12 @@ def test_noise_is_that_of_new_seeds_and_new_images() -> None:
     random = np.random.default_rng(1)
     fresh = [networks(random, [0.9], seeds=1)[0].mean() for _ in range(4_000)]
     found = [noise_of(networks(random, [0.9])[0]) for _ in range(100)]
-    assert np.sqrt(np.mean([one.both**2 for one in found])) == pytest.approx(np.std(fresh), rel=0.08)
-    assert np.sqrt(np.mean([one.seeds**2 + one.images**2 for one in found])) == pytest.approx(np.std(fresh), rel=0.08)
+    assert np.sqrt(np.mean([one.both**2 for one in found])) == pytest.approx(
+        np.std(fresh), rel=0.08
+    )
+    assert np.sqrt(np.mean([one.seeds**2 + one.images**2 for one in found])) == pytest.approx(
+        np.std(fresh), rel=0.08
+    )
 
 
 @settings(deadline=None)

@@ -15,11 +15,14 @@ from lab import CONFIRM, Lab, in_an_epoch, wait_until
 from lab import lab as lab  # a fixture
 from world import Server, SlowWay, assert_survives, small_disk
 
-from digit_study.search.study import counted
+from digit_study.study.storage import counted
 
 pytestmark = [
     pytest.mark.cluster,
-    pytest.mark.skipif(find_spec("ray") is None, reason="the package ray is not installed: make cluster installs it"),
+    pytest.mark.skipif(
+        find_spec("ray") is None,
+        reason="the package ray is not installed: make cluster installs it",
+    ),
     pytest.mark.skipif(" " in sys.executable, reason="Ray starts no Python in a path with a space"),
 ]
 HERE = ("search.engine=ray", "search.address=local")
@@ -28,7 +31,10 @@ HERE = ("search.engine=ray", "search.address=local")
 def weights(lab: Lab, kind: str) -> dict[str, str]:
     """sha256 of the weights of every run of a study, by its trial's number or its candidate and seed."""
     found = [run.data.tags for run in lab.runs() if run.data.tags.get("kind") == kind]
-    return {tags.get("trial.number") or f"{tags['candidate']} {tags['seed']}": tags["weights.sha256"] for tags in found}
+    return {
+        tags.get("trial.number") or f"{tags['candidate']} {tags['seed']}": tags["weights.sha256"]
+        for tags in found
+    }
 
 
 def test_a_study_and_its_confirmation_give_the_same_bits_on_ray(lab: Lab) -> None:
@@ -39,22 +45,35 @@ def test_a_study_and_its_confirmation_give_the_same_bits_on_ray(lab: Lab) -> Non
         assert (done.code, done.err) == (0, "")
         done = one.run(*confirmed, *(HERE if one is beside else ()), script=CONFIRM)
         assert (done.code, done.err) == (0, "")
-    chosen = [[(trial.params, trial.values, trial.state) for trial in one.trials()] for one in (lab, beside)]
+    chosen = [
+        [(trial.params, trial.values, trial.state) for trial in one.trials()]
+        for one in (lab, beside)
+    ]
     assert chosen[0] == chosen[1]
     for kind, number in (("trial", 3), ("confirmation-run", 4)):
         assert weights(lab, kind) == weights(beside, kind) and len(weights(lab, kind)) == number
     assert {run.data.tags["technical.engine"] for run in beside.runs()} == {"ray"}
 
 
-def test_a_multirun_gives_the_same_bits_on_ray(project: Project, typed_store: str, small_npz: Path) -> None:
-    words = ["-m", "model=tiny", "model.filters=4,8", f"data.path={small_npz}", "data.validation=100"]
+def test_a_multirun_gives_the_same_bits_on_ray(
+    project: Project, typed_store: str, small_npz: Path
+) -> None:
+    words = [
+        "-m",
+        "model=tiny",
+        "model.filters=4,8",
+        f"data.path={small_npz}",
+        "data.validation=100",
+    ]
     words += ["training.epochs=1", "training.threads=1"]
     client, found = mlflow.MlflowClient(typed_store), []
     for place in ([], ["engine=ray", "address=local"]):
         done = project.run(*words, *place, MLFLOW_TRACKING_URI=typed_store)
         assert done.code == 0 and "Comparison" in done.out, done.err
         runs = client.search_runs(["1"], "tags.`weights.sha256` != ''")
-        found.append({run.data.params["model.filters"]: run.data.tags["weights.sha256"] for run in runs[:2]})
+        found.append(
+            {run.data.params["model.filters"]: run.data.tags["weights.sha256"] for run in runs[:2]}
+        )
     assert found[0] == found[1] and len(found[0]) == 2 and sys.modules.get("ray") is None
 
 
@@ -83,9 +102,16 @@ def test_no_slot_waits_for_a_slow_server(lab: Lab, migrated: Path, tmp_path: Pat
         client = mlflow.MlflowClient(server.uri)
         for run in trials:
             assert len(client.get_metric_history(run.info.run_id, "train_loss")) == 30
-            assert {one.path for one in client.list_artifacts(run.info.run_id)} >= {"figures", "tables", "config.yaml"}
+            assert {one.path for one in client.list_artifacts(run.info.run_id)} >= {
+                "figures",
+                "tables",
+                "config.yaml",
+            }
         took = [(trial.datetime_complete, trial.datetime_start) for trial in lab.trials()]
-        print("seconds of the trials:", [(end - start).total_seconds() for end, start in took if end and start])
+        print(
+            "seconds of the trials:",
+            [(end - start).total_seconds() for end, start in took if end and start],
+        )
     finally:
         server.kill()
 
@@ -102,5 +128,7 @@ def test_a_full_disk_of_the_supervisor_costs_no_trial_on_ray(lab: Lab, migrated:
         assert done.code == 0 and "Traceback" not in done.err, done.err
         assert "no trial is to blame" in done.err and "the machine is well again" in done.err
         assert [trial.state.name for trial in counted(lab.trials())] == ["COMPLETE"] * 3
-        assert "RUNNING" not in {run.info.status for run in lab.runs()} and lab.statuses("study") == ["FINISHED"]
+        assert "RUNNING" not in {run.info.status for run in lab.runs()} and lab.statuses(
+            "study"
+        ) == ["FINISHED"]
         assert not [path for path in (disk.place / ".outbox").iterdir() if path.is_dir()]

@@ -18,8 +18,8 @@ from conftest import Command
 from lab import wait_until
 from ray_hosts import BIN, PORT, WHY, RayHosts, ray_hosts
 
-from digit_study.search.outcomes import is_blameless
-from digit_study.search.study import counted
+from digit_study.study.outcomes import is_blameless
+from digit_study.study.storage import counted
 
 pytestmark = [pytest.mark.cluster, pytest.mark.skipif(bool(WHY), reason=WHY)]
 SECRET = "hush-hush"
@@ -39,7 +39,11 @@ def assert_ended(rays: RayHosts, study: str, total: int) -> None:
     runs = rays.runs(study)
     assert {run.info.status for run in runs} <= {"FINISHED", "FAILED", "KILLED"}
     assert [run.info.status for run in runs if run.data.tags["kind"] == "study"] == ["FINISHED"]
-    done = [run.data.tags for run in runs if run.info.status == "FINISHED" and run.data.tags["kind"] == "trial"]
+    done = [
+        run.data.tags
+        for run in runs
+        if run.info.status == "FINISHED" and run.data.tags["kind"] == "trial"
+    ]
     assert {tags["technical.engine"] for tags in done} == {"ray"} and "host1" not in {
         tags["technical.host"] for tags in done
     }
@@ -48,7 +52,9 @@ def assert_ended(rays: RayHosts, study: str, total: int) -> None:
 
 def test_a_plan_says_what_the_cluster_offers_and_starts_nothing(rays: RayHosts) -> None:
     done = rays.head.run([*rays.line("plan"), "--plan"], MLFLOW_TRACKING_URI=rays.uri)
-    assert "ray at auto: 3 nodes, 2 cores, 0 GPUs, room for 2 trials of {cpu: 1} at a time" in done.out, done.err
+    assert (
+        "ray at auto: 3 nodes, 2 cores, 0 GPUs, room for 2 trials of {cpu: 1} at a time" in done.out
+    ), done.err
     assert re.search(r"host2: 1 cores, .*: room for 1", done.out) and re.search(
         r"host1: 0 cores, .*: room for 0", done.out
     )
@@ -58,15 +64,27 @@ def test_a_plan_says_what_the_cluster_offers_and_starts_nothing(rays: RayHosts) 
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["search.workers=5"], "`workers` is at most the 2 trials of {cpu: 1} that fit on 3 nodes, got 5: lower it"),
+        (
+            ["search.workers=5"],
+            "`workers` is at most the 2 trials of {cpu: 1} that fit on 3 nodes, got 5: lower it",
+        ),
         (
             ["search.resources={gpu: 0.25}"],
             "asks for {cpu: 1, gpu: 0.25}, which no node has: cores, GPUs and memory are",
         ),
         (["search.resources={cpu: 2}"], "asks for {cpu: 2}, which no node has"),
-        (["search.address=10.0.0.9:6379"], "`address` must be of a Ray cluster that answers, got '10.0.0.9:6379'"),
-        (["tracking.uri=sqlite:///mlflow.db"], "which is a file on host1: start `mlflow server --host 0.0.0.0"),
-        (["tracking.uri=http://127.0.0.1:5000"], "cannot reach the tracking store at 127.0.0.1:5000"),
+        (
+            ["search.address=10.0.0.9:6379"],
+            "`address` must be of a Ray cluster that answers, got '10.0.0.9:6379'",
+        ),
+        (
+            ["tracking.uri=sqlite:///mlflow.db"],
+            "which is a file on host1: start `mlflow server --host 0.0.0.0",
+        ),
+        (
+            ["tracking.uri=http://127.0.0.1:5000"],
+            "cannot reach the tracking store at 127.0.0.1:5000",
+        ),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
@@ -83,24 +101,48 @@ def test_a_cluster_of_another_ray_is_told(rays: RayHosts) -> None:
     older = "import sys, ray; ray.__version__ = '2.0.0'; from ray.scripts.scripts import main; sys.exit(main())"
     words = ["start", "--head", f"--port={PORT}", "--num-cpus=1", "--include-dashboard=false"]
     four = rays.hosts[3]
-    assert four.run([sys.executable, "-c", older, *words, f"--node-ip-address={four.address}"]).code == 0
-    done = four.run(rays.line("none", "data.path=null", "data=mnist_sample"), MLFLOW_TRACKING_URI=rays.uri)
-    assert done.code == 1 and "Version mismatch: The cluster was started with: Ray: 2.0.0" in done.err, done.err
+    assert (
+        four.run([sys.executable, "-c", older, *words, f"--node-ip-address={four.address}"]).code
+        == 0
+    )
+    done = four.run(
+        rays.line("none", "data.path=null", "data=mnist_sample"), MLFLOW_TRACKING_URI=rays.uri
+    )
+    assert (
+        done.code == 1 and "Version mismatch: The cluster was started with: Ray: 2.0.0" in done.err
+    ), done.err
     four.run([str(BIN / "ray"), "stop", "--force"])
 
 
-def test_a_ctrl_c_leaves_no_actor_within_ten_seconds_and_no_password_was_shown(rays: RayHosts) -> None:
-    command = rays.search("stopped", "search.trials=50", "training.epochs=50", MLFLOW_TRACKING_PASSWORD=SECRET)
-    wait_until(lambda: any(one.intermediate_values for one in rays.trials("stopped")), 90, "an epoch")
+def test_a_ctrl_c_leaves_no_actor_within_ten_seconds_and_no_password_was_shown(
+    rays: RayHosts,
+) -> None:
+    command = rays.search(
+        "stopped", "search.trials=50", "training.epochs=50", MLFLOW_TRACKING_PASSWORD=SECRET
+    )
+    wait_until(
+        lambda: any(one.intermediate_values for one in rays.trials("stopped")), 90, "an epoch"
+    )
     pattern = SECRET.replace("-", "[-]")  # which does not match itself
     for host in rays.hosts[:3]:
-        shown = host.run(["sh", "-c", f"grep -la '{pattern}' /proc/[0-9]*/cmdline; grep -rl '{pattern}' /tmp/ray"])
+        shown = host.run(
+            [
+                "sh",
+                "-c",
+                f"grep -la '{pattern}' /proc/[0-9]*/cmdline; grep -rl '{pattern}' /tmp/ray",
+            ]
+        )
         assert shown.out == ""
-    assert "/environ" in rays.hosts[1].run(["sh", "-c", f"grep -la '{pattern}' /proc/[0-9]*/environ"]).out
+    assert (
+        "/environ"
+        in rays.hosts[1].run(["sh", "-c", f"grep -la '{pattern}' /proc/[0-9]*/environ"]).out
+    )
     jobs = rays.state("jobs")
     assert "ray_bridge" in jobs and "optuna_search" not in jobs and SECRET not in jobs
     stopped = time.monotonic()
-    psutil.Process(command.process.pid).children()[0].send_signal(signal.SIGINT)  # the process in the namespaces
+    psutil.Process(command.process.pid).children()[0].send_signal(
+        signal.SIGINT
+    )  # the process in the namespaces
     assert command.finish(60).code == 130
     assert time.monotonic() - stopped < 15
     assert rays.actors() == []
@@ -112,14 +154,21 @@ def running_on(rays: RayHosts, study: str, host: Host, known: set[int]) -> int |
     """A trial on that host, in or after its first epoch, that is not among the known ones."""
     for one in rays.trials(study):
         is_there = one.user_attrs.get("worker", "").startswith(f"{host.name}:")
-        if is_there and one.state.name == "RUNNING" and one.intermediate_values and one.number not in known:
+        if (
+            is_there
+            and one.state.name == "RUNNING"
+            and one.intermediate_values
+            and one.number not in known
+        ):
             return one.number
     return None
 
 
 def trial_on(rays: RayHosts, study: str, host: Host, known: set[int]) -> int:
     """:func:`running_on`, as soon as there is one; it is known then."""
-    wait_until(lambda: running_on(rays, study, host, known) is not None, 120, f"a trial on {host.name}")
+    wait_until(
+        lambda: running_on(rays, study, host, known) is not None, 120, f"a trial on {host.name}"
+    )
     number = running_on(rays, study, host, known)
     assert number is not None
     known.add(number)
@@ -127,7 +176,11 @@ def trial_on(rays: RayHosts, study: str, host: Host, known: set[int]) -> int:
 
 
 def known_as_ended(command: Command, number: int, seconds: float) -> None:
-    wait_until(lambda: any(line.startswith(f"trial {number} ") for line in command.lines), seconds, f"{number}'s end")
+    wait_until(
+        lambda: any(line.startswith(f"trial {number} ") for line in command.lines),
+        seconds,
+        f"{number}'s end",
+    )
 
 
 def processes(host: Host, words: str) -> list[tuple[int, int]]:
@@ -143,14 +196,22 @@ def test_a_full_disk_of_a_node_costs_no_trial(rays: RayHosts) -> None:
     used = "$(df -k --output=used / | tail -1)"
     assert two.run(["sh", "-c", f"mount -o remount,size=$(({used} + 16))k /"]).code == 0
     filled = two.run(["sh", "-c", "head -c 16k /dev/zero > /full"])
-    assert filled.code == 0 or "No space left on device" in filled.err  # the trials there write as well
-    wait_until(lambda: any("no fault of the trial" in line for line in command.lines), 60, "a fault of the world")
+    assert (
+        filled.code == 0 or "No space left on device" in filled.err
+    )  # the trials there write as well
+    wait_until(
+        lambda: any("no fault of the trial" in line for line in command.lines),
+        60,
+        "a fault of the world",
+    )
     assert two.run(["mount", "-o", "remount,size=50%", "/"]).code == 0
     done = command.finish(300)
     assert done.code == 0 and "Traceback" not in done.err, done.err
     assert "No space left on device" in done.err and "the machine is well again" in done.err
     assert_ended(rays, "crowded", 10)
-    reasons = [one.user_attrs["reason"] for one in rays.trials("crowded") if one.state.name == "FAIL"]
+    reasons = [
+        one.user_attrs["reason"] for one in rays.trials("crowded") if one.state.name == "FAIL"
+    ]
     assert reasons and all(is_blameless(reason) for reason in reasons)
 
 
@@ -165,7 +226,11 @@ def test_a_study_outlives_a_trial_a_slot_a_node_and_a_link(rays: RayHosts) -> No
     known_as_ended(command, number, 15)
 
     number = trial_on(rays, "chaos", two, known)
-    [slot] = [one.user_attrs["worker"].split(":")[1] for one in rays.trials("chaos") if one.number == number]
+    [slot] = [
+        one.user_attrs["worker"].split(":")[1]
+        for one in rays.trials("chaos")
+        if one.number == number
+    ]
     assert two.run(["kill", "-9", slot]).code == 0
     known_as_ended(command, number, 15)
 
@@ -200,16 +265,25 @@ def two_rays(small_npz: Path, tmp_path: Path) -> Iterator[RayHosts]:
         yield found
 
 
-def test_without_its_head_a_command_ends_with_one_message_and_goes_on_later(two_rays: RayHosts) -> None:
+def test_without_its_head_a_command_ends_with_one_message_and_goes_on_later(
+    two_rays: RayHosts,
+) -> None:
     rays = two_rays
     words = "search.trials=10", "training.epochs=60"
     command = rays.search("headless", *words)
-    wait_until(lambda: any(one.intermediate_values for one in rays.trials("headless")), 120, "an epoch")
-    ends = [pid for word in ("gcs_server", "raylet/raylet") for pid, _ in processes(rays.head, word)]
+    wait_until(
+        lambda: any(one.intermediate_values for one in rays.trials("headless")), 120, "an epoch"
+    )
+    ends = [
+        pid for word in ("gcs_server", "raylet/raylet") for pid, _ in processes(rays.head, word)
+    ]
     assert rays.head.run(["kill", "-9", *map(str, ends)]).code == 0
     done = command.finish(60)
     assert done.code == 1 and done.err.count("\n") == 1, done.err
-    assert "the Ray cluster at address=auto is gone" in done.err and "the same command then goes on" in done.err
+    assert (
+        "the Ray cluster at address=auto is gone" in done.err
+        and "the same command then goes on" in done.err
+    )
     assert "RUNNING" not in {one.state.name for one in rays.trials("headless")}
     assert "RUNNING" not in {run.info.status for run in rays.runs("headless")}
     for host in rays.hosts:

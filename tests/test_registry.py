@@ -18,12 +18,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom, norm, poisson
 
-from digit_study.champion import contest, promotion
-from digit_study.champion.gate import Score, budget, decide
 from digit_study.config.promote import FileConfig, GateConfig, PromoteConfig
-from digit_study.evaluation.ranking import PairedTest, paired_test
-from digit_study.terminal.messages import StudyError
-from digit_study.tracking import lookup
+from digit_study.registry import contest, promotion
+from digit_study.stats.gate import Score, budget, decide
+from digit_study.stats.ranking import PairedTest, paired_test
+from digit_study.support.messages import StudyError
+from digit_study.tracking import queries as lookup
 
 N = 10_000
 
@@ -52,7 +52,9 @@ def contest_of_counts(b: int, c: int, sizes: tuple[int, int]) -> tuple[Score, Sc
     return *scores, PairedTest(b, c, N, (c - b) / N, -1.0, 1.0, p_value)
 
 
-def contest_of(only_champion: int, only_challenger: int, sizes: tuple[int, int]) -> tuple[Score, Score, PairedTest]:
+def contest_of(
+    only_champion: int, only_challenger: int, sizes: tuple[int, int]
+) -> tuple[Score, Score, PairedTest]:
     """A champion that reads 9,900 of 10,000, and a challenger with the given flips; sizes of challenger, champion."""
     champion = np.arange(N) < 9_900
     challenger = champion.copy()
@@ -83,18 +85,32 @@ def contest_of(only_champion: int, only_challenger: int, sizes: tuple[int, int])
         ((20, 25), (200, 100), False, "not_better"),  # more, but not significantly
         ((20, 25), (99, 100), True, "smaller"),
         ((0, 6), (200, 100), False, "not_better"),  # p = 0.03125
-        ((0, 7), (200, 100), True, "better"),  # p = 0.0156, and the first comparison may spend 0.0304
-        ((20, 40), (200, 100), True, "better"),  # twenty images more among sixty that flip, p = 0.0135
+        (
+            (0, 7),
+            (200, 100),
+            True,
+            "better",
+        ),  # p = 0.0156, and the first comparison may spend 0.0304
+        (
+            (20, 40),
+            (200, 100),
+            True,
+            "better",
+        ),  # twenty images more among sixty that flip, p = 0.0135
     ],
 )
-def test_the_gate(flips: tuple[int, int], sizes: tuple[int, int], promoted: bool, rule: str) -> None:
+def test_the_gate(
+    flips: tuple[int, int], sizes: tuple[int, int], promoted: bool, rule: str
+) -> None:
     decision = decide(*contest_of(*flips, sizes), GateConfig())
     assert (decision.promoted, decision.rule) == (promoted, rule)
     assert "p = " in decision.reason
     assert "new (" in decision.reason
 
 
-@pytest.mark.parametrize(("correct", "promoted"), [(9_500, True), (9_499, False), (10_000, True), (0, False)])
+@pytest.mark.parametrize(
+    ("correct", "promoted"), [(9_500, True), (9_499, False), (10_000, True), (0, False)]
+)
 def test_the_first_must_pass_the_floor(correct: int, promoted: bool) -> None:
     decision = decide(Score("new", correct, N, 5), None, None, GateConfig())
     assert (decision.promoted, decision.rule) == (promoted, "first" if promoted else "below_floor")
@@ -113,7 +129,9 @@ def test_the_gate_is_what_it_says(
     b: int, c: int, sizes: tuple[int, int], margin: float, alpha: float, before: int
 ) -> None:
     challenger, champion, test = contest_of(b, c, sizes)
-    decision = decide(challenger, champion, test, GateConfig(margin=margin, significance=alpha), before)
+    decision = decide(
+        challenger, champion, test, GateConfig(margin=margin, significance=alpha), before
+    )
     level = alpha * 6 / (np.pi * (before + 1)) ** 2
     better = test.p_value < level and challenger.accuracy > champion.accuracy
     least = test.lower_end(level)
@@ -124,7 +142,9 @@ def test_the_gate_is_what_it_says(
 
 
 @given(st.integers(0, 100), st.integers(0, 100), st.integers(1, 9), st.integers(1, 9))
-def test_no_two_networks_replace_each_other_by_being_better(b: int, c: int, one: int, other: int) -> None:
+def test_no_two_networks_replace_each_other_by_being_better(
+    b: int, c: int, one: int, other: int
+) -> None:
     there = decide(*contest_of(b, c, (one, other)), GateConfig())
     back = decide(*contest_of(c, b, (other, one)), GateConfig())
     assert not (there.rule == back.rule == "better")
@@ -134,7 +154,9 @@ def test_no_two_networks_replace_each_other_by_being_better(b: int, c: int, one:
 def test_all_comparisons_together_spend_what_they_share() -> None:
     spent = [budget(0.05, before) for before in range(2_000)]
     assert [one.comparison for one in spent] == list(range(1, 2_001))
-    assert spent[0].level == pytest.approx(0.0304, abs=1e-4) and sum(one.level for one in spent) < 0.05
+    assert (
+        spent[0].level == pytest.approx(0.0304, abs=1e-4) and sum(one.level for one in spent) < 0.05
+    )
     assert all(one.level > later.level > 0 for one, later in pairwise(spent))
     assert spent[-1].left == pytest.approx(0.05 - sum(one.level for one in spent), abs=1e-12)
 
@@ -144,18 +166,29 @@ def test_fifty_equally_good_challengers_move_the_alias_wrongly_in_one_history_of
     random, histories, wrong = np.random.default_rng(0), 100, 0
     for _ in range(histories):
         flips = random.poisson(60, 50)
-        decided = [contest_of_counts(f - c, c, (1, 1)) for f, c in zip(flips, random.binomial(flips, 0.5), strict=True)]
-        wrong += any(decide(*one, GateConfig(), before).promoted for before, one in enumerate(decided))
+        decided = [
+            contest_of_counts(f - c, c, (1, 1))
+            for f, c in zip(flips, random.binomial(flips, 0.5), strict=True)
+        ]
+        wrong += any(
+            decide(*one, GateConfig(), before).promoted for before, one in enumerate(decided)
+        )
     assert wrong / histories <= 0.05
 
 
 @pytest.mark.parametrize("flips", [30, 60, 120])
-def test_fifty_smaller_challengers_that_lose_the_margin_pass_in_one_history_of_twenty(flips: int) -> None:
+def test_fifty_smaller_challengers_that_lose_the_margin_pass_in_one_history_of_twenty(
+    flips: int,
+) -> None:
     """Exactly: over all ways in which images can flip between networks of which one reads 20 of 10,000 less."""
     counts = np.arange(220)
     chance = np.outer(poisson.pmf(counts, flips / 2 + 10), poisson.pmf(counts, flips / 2 - 10))
-    scores = np.array([[PairedTest(b, c, N, 0.0, 0.0, 0.0, 1.0).score(-0.002) for c in counts] for b in counts])
-    passed = [float(chance[scores >= norm.isf(budget(0.05, before).level)].sum()) for before in range(50)]
+    scores = np.array(
+        [[PairedTest(b, c, N, 0.0, 0.0, 0.0, 1.0).score(-0.002) for c in counts] for b in counts]
+    )
+    passed = [
+        float(chance[scores >= norm.isf(budget(0.05, before).level)].sum()) for before in range(50)
+    ]
     assert sum(passed) <= 0.05
 
 
@@ -163,14 +196,19 @@ def test_fifty_smaller_challengers_that_lose_the_margin_pass_in_one_history_of_t
 def test_a_smaller_network_that_is_as_good_passes_this_often(flips: int, share: float) -> None:
     """The shares that :func:`decide` names, exactly: over all ways in which ``flips`` images can fall."""
     chances = binom.pmf(np.arange(flips + 1), flips, 0.5)
-    passes = [decide(*contest_of_counts(flips - c, c, (1, 2)), GateConfig()).promoted for c in range(flips + 1)]
+    passes = [
+        decide(*contest_of_counts(flips - c, c, (1, 2)), GateConfig()).promoted
+        for c in range(flips + 1)
+    ]
     assert share <= float(chances @ np.array(passes)) <= share + 0.01
 
 
 @pytest.mark.parametrize(("one", "other"), [("x", "y"), ("x", None), (None, "y"), (None, None)])
 def test_other_digits_are_refused(one: str | None, other: str | None) -> None:
     tags = [{} if digest is None else {"dataset.sha256": digest} for digest in (one, other)]
-    challenger: Any = SimpleNamespace(run_id="a", run=SimpleNamespace(data=SimpleNamespace(tags=tags[0])))
+    challenger: Any = SimpleNamespace(
+        run_id="a", run=SimpleNamespace(data=SimpleNamespace(tags=tags[0]))
+    )
     champion: Any = SimpleNamespace(run_id=None, tags=tags[1], version="1", name="m")
     with pytest.raises(StudyError, match="promote.model_name=m-2"):
         contest.require_same_data(challenger, champion, None)  # type: ignore[arg-type]
@@ -209,7 +247,11 @@ def test_first_better_worse_and_back(store: rs.Store, capsys: pytest.CaptureFixt
     assert store.registry.aliases() == {"champion": "2", "previous": "1", "challenger": "3"}
     promotion.serve(store.ask(rollback=True))
     assert store.registry.aliases() == {"champion": "1", "challenger": "3"}
-    assert printed(capsys).splitlines()[-1].endswith(f"#/models/{rs.NAME}?workflowType=machine_learning")
+    assert (
+        printed(capsys)
+        .splitlines()[-1]
+        .endswith(f"#/models/{rs.NAME}?workflowType=machine_learning")
+    )
     with pytest.raises(StudyError, match="alias 'previous'"):
         promotion.serve(store.ask(rollback=True))
     printed(capsys)
@@ -247,7 +289,9 @@ def test_evidence_is_on_the_version(store: rs.Store) -> None:
     assert "opened 2 times" in model.description and version.description in model.description
     page = f"#/experiments/{store.experiment}/runs/{run_id}"
     assert version.description.startswith("**") and f"]({page})" in version.description
-    assert "| right of 1,000 sealed images | 99.00 % [98.17, 99.46] | 96.00 % |" in version.description
+    assert (
+        "| right of 1,000 sealed images | 99.00 % [98.17, 99.46] | 96.00 % |" in version.description
+    )
     assert f"[version 1](#/models/{rs.NAME}/versions/1)" in version.description
 
 
@@ -261,7 +305,9 @@ def test_below_the_floor_becomes_challenger_and_nobody_champion(
     assert "predict.py <images> model=models:/digit-recognizer/1" in told
 
 
-def test_the_champion_itself_is_not_compared(store: rs.Store, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_champion_itself_is_not_compared(
+    store: rs.Store, capsys: pytest.CaptureFixture[str]
+) -> None:
     run_id = rs.add_run(store)
     promotion.serve(store.ask(run_id))
     before = store.registry.ledger.path.read_text()
@@ -341,8 +387,14 @@ def test_a_champion_without_files_is_named(store: rs.Store) -> None:
         ("failed", "which is FAILED"),
         ("deleted", "not deleted"),
         ("bare", "with a model"),
-        ("let go", r"still there, got '\w+' with m-\w+ \(Logged model with ID 'm-\w+' not found\): train it again"),
-        ("emptied", r"still there, got '\w+' with m-\w+ \(it has no data/model.keras\): train it again"),
+        (
+            "let go",
+            r"still there, got '\w+' with m-\w+ \(Logged model with ID 'm-\w+' not found\): train it again",
+        ),
+        (
+            "emptied",
+            r"still there, got '\w+' with m-\w+ \(it has no data/model.keras\): train it again",
+        ),
         ("parent", "take the run it names, abc"),
     ],
 )
@@ -378,7 +430,9 @@ def test_a_study_that_was_begun_anew_has_no_winner_of_the_one_before(store: rs.S
     assert lookup.confirmed_winner(store.client, "digits") == winner
     time.sleep(0.01)  # MLflow's times are in milliseconds
     store.client.create_run(store.experiment, tags={"kind": "study", "study": "digits"})
-    with pytest.raises(StudyError, match=r"no finished confirmation: .*sweeps/confirm.py study=digits"):
+    with pytest.raises(
+        StudyError, match=r"no finished confirmation: .*sweeps/confirm.py study=digits"
+    ):
         lookup.confirmed_winner(store.client, "digits")
 
 
@@ -392,14 +446,22 @@ def test_studies_that_cannot_be_promoted(store: rs.Store) -> None:
 
 def test_no_store_is_made(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match="no database"):
-        promotion.serve(replace(PromoteConfig(), tracking=rs.StoreConfig(f"sqlite:///{tmp_path}/none.db")))
+        promotion.serve(
+            replace(PromoteConfig(), tracking=rs.StoreConfig(f"sqlite:///{tmp_path}/none.db"))
+        )
     assert list(tmp_path.iterdir()) == []
 
 
 def test_moved_digits_must_be_the_same(store: rs.Store, tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
-    arrays = {"x": rng.integers(0, 255, (50, 28, 28), np.uint8), "y": np.arange(50, dtype=np.uint8) % 10}
-    np.savez(tmp_path / "x.npz", **{f"{k}_{part}": v for k, v in arrays.items() for part in ("train", "test")})
+    arrays = {
+        "x": rng.integers(0, 255, (50, 28, 28), np.uint8),
+        "y": np.arange(50, dtype=np.uint8) % 10,
+    }
+    np.savez(
+        tmp_path / "x.npz",
+        **{f"{k}_{part}": v for k, v in arrays.items() for part in ("train", "test")},
+    )
     ask = replace(store.ask(rs.add_run(store)), data=FileConfig(str(tmp_path / "x.npz")))
     with pytest.raises(StudyError, match="data.sha256"):
         promotion.serve(ask)
@@ -410,9 +472,15 @@ def test_moved_digits_must_be_the_same(store: rs.Store, tmp_path: Path) -> None:
 
 def test_only_promotion_names_the_sealed_set() -> None:
     source = Path(contest.__file__).parents[1]
-    files = [*source.rglob("*.py"), *source.parents[1].glob("sweeps/*.py"), *source.parent.glob("*.py")]
+    files = [
+        *source.rglob("*.py"),
+        *source.parents[1].glob("sweeps/*.py"),
+        *source.parent.glob("*.py"),
+    ]
     named = {
-        file.name for file in files if re.search(r"open_sealed_test_set|\b_sealed\b|x_test|y_test", file.read_text())
+        file.name
+        for file in files
+        if re.search(r"open_sealed_test_set|\b_sealed\b|x_test|y_test", file.read_text())
     }
     assert named == {"digits.py", "sources.py", "contest.py"}
     readers = {file.name for file in files if re.search(r'"test"\)|sealed=True', file.read_text())}
@@ -421,10 +489,14 @@ def test_only_promotion_names_the_sealed_set() -> None:
     assert openers == {"contest.py", "promotion.py"}
 
 
-def test_every_comparison_spends_and_says_so(store: rs.Store, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_comparison_spends_and_says_so(
+    store: rs.Store, capsys: pytest.CaptureFixture[str]
+) -> None:
     first, *others = (rs.add_run(store, range(40 + n, 80 + n)) for n in range(3))
     promotion.serve(store.ask(first))
-    assert store.registry.ledger.openings(with_champion=True) == 0  # nothing was compared, and nothing spent
+    assert (
+        store.registry.ledger.openings(with_champion=True) == 0
+    )  # nothing was compared, and nothing spent
     for number, run_id in enumerate(others, start=1):
         capsys.readouterr()
         promotion.serve(store.ask(run_id, dry_run=True))
@@ -433,7 +505,9 @@ def test_every_comparison_spends_and_says_so(store: rs.Store, capsys: pytest.Cap
         assert f"This is comparison {number} on them" in told and f"spends {level:.3g}" in told
         promotion.serve(store.ask(run_id, margin=0.004))
         evidence = store.registry.ledger.entries()[-1].end["evidence"]
-        assert float(evidence["gate.level"]) == pytest.approx(level) and evidence["gate.comparison"] == str(number)
+        assert float(evidence["gate.level"]) == pytest.approx(level) and evidence[
+            "gate.comparison"
+        ] == str(number)
         rules = {key: evidence[f"gate.{key}"] for key in ("floor", "margin", "significance")}
         assert rules == {"floor": "0.95", "margin": "0.004", "significance": "0.05"}
         assert f"comparison {number} on these images, which leaves" in evidence["reason"]

@@ -18,11 +18,11 @@ import pytest
 import recorded_store as rs
 from filelock import FileLock
 
-from digit_study.champion import contest, promotion
-from digit_study.champion.ledger import Ledger, ledger_path
-from digit_study.champion.registry import LOCK_TAG
 from digit_study.config.promote import PromoteConfig
-from digit_study.terminal.messages import StudyError
+from digit_study.registry import contest, promotion
+from digit_study.registry.ledger import Ledger, ledger_path
+from digit_study.registry.registry import LOCK_TAG
+from digit_study.support.messages import StudyError
 
 
 @pytest.fixture(autouse=True)
@@ -35,7 +35,9 @@ def store(migrated: Path, tmp_path: Path) -> rs.Store:
     return rs.make_store(migrated, tmp_path)
 
 
-def test_a_fault_while_reading_counts_as_an_opening(store: rs.Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_fault_while_reading_counts_as_an_opening(
+    store: rs.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def fail(networks: Any, source: Any, record: Callable[[], None], least: Any) -> None:
         record()
         raise StudyError("x_test is garbage")
@@ -55,7 +57,10 @@ def test_a_torn_line_loses_only_itself(store: rs.Store) -> None:
     with path.open("a") as file:
         file.write('{"id": "torn", "ev')
     promotion.serve(store.ask(rs.add_run(store)))
-    assert [entry.end["outcome"] for entry in store.registry.ledger.entries()] == ["promoted", "promoted"]
+    assert [entry.end["outcome"] for entry in store.registry.ledger.entries()] == [
+        "promoted",
+        "promoted",
+    ]
     lines = [line for line in path.read_text().splitlines() if not line.startswith('{"id": "torn')]
     assert all(json.loads(line) for line in lines)
 
@@ -81,10 +86,12 @@ def test_ledgers_lie_in_mlruns() -> None:
     assert "secret" not in remote.name
 
 
-def test_a_second_promotion_is_refused_after_a_while(store: rs.Store, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_promotion_is_refused_after_a_while(
+    store: rs.Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run_id = rs.add_run(store)
     promotion.serve(store.ask(run_id))
-    monkeypatch.setattr("digit_study.champion.registry.WAIT_S", 0.1)
+    monkeypatch.setattr("digit_study.registry.registry.WAIT_S", 0.1)
     with (
         FileLock(store.registry.ledger.path.with_suffix(".lock")),
         pytest.raises(StudyError, match="one promotion"),
@@ -115,7 +122,7 @@ def test_a_tag_locks_a_store_that_machines_share(
     shared = store.registry
     shared.ledger.remote = True
     store.client.set_registered_model_tag(rs.NAME, LOCK_TAG, holder)
-    monkeypatch.setattr("digit_study.champion.registry.WAIT_S", 0.1)
+    monkeypatch.setattr("digit_study.registry.registry.WAIT_S", 0.1)
     if is_free:
         with shared.lock("x") as waited:
             assert not waited and f" {os.getpid()} " in lock_tag(store)
@@ -206,7 +213,11 @@ def test_kill_9_at_any_write(store: rs.Store, tmp_path: Path, kind: str) -> None
     if kind != "first":
         promotion.serve(store.ask(rs.add_run(store, range(40))))
         promotion.serve(store.ask(rs.add_run(store, range(20))))
-    asked = store.ask(rollback=True) if kind == "rollback" else store.ask(rs.add_run(store, range(45), 2_000))
+    asked = (
+        store.ask(rollback=True)
+        if kind == "rollback"
+        else store.ask(rs.add_run(store, range(45), 2_000))
+    )
     if kind == "promoted":
         asked = store.ask(rs.add_run(store))
     before = store.registry.aliases()
@@ -226,7 +237,9 @@ def test_kill_9_at_any_write(store: rs.Store, tmp_path: Path, kind: str) -> None
     assert moment > 8
 
 
-def check_clean(store: rs.Store, champion: str | None, allowed: tuple[dict[str, str], dict[str, str]]) -> None:
+def check_clean(
+    store: rs.Store, champion: str | None, allowed: tuple[dict[str, str], dict[str, str]]
+) -> None:
     """Nothing is unfinished, and recovery did not move the champion."""
     registry = store.registry
     assert registry.aliases() in allowed

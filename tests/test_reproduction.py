@@ -11,13 +11,13 @@ from mlflow.entities import Param, Run
 
 from digit_study.config.run import Config
 from digit_study.data.sources import DataConfig
-from digit_study.evaluation.ranking import PairedTest
-from digit_study.runs import plan as launch
-from digit_study.terminal.messages import StudyError, flatten
-from digit_study.tracking import lookup as recorded
-from digit_study.training.networks import ModelConfig
-from digit_study.training.recipe import TrainingConfig
-from digit_study.verify import reproduction
+from digit_study.model.networks import ModelConfig
+from digit_study.model.recipe import TrainingConfig
+from digit_study.stats.ranking import PairedTest
+from digit_study.study import reproduction
+from digit_study.study import run_plan as launch
+from digit_study.support.messages import StudyError, flatten
+from digit_study.tracking import queries as recorded
 
 
 @pytest.fixture
@@ -46,16 +46,31 @@ def test_verdicts(store: rs.Store, weights: str, p_value: float, kind: str) -> N
 
 
 def test_what_differs_is_named() -> None:
-    old = {"git.commit": "a", "git.dirty": "false", "version.keras": "3.14", "threads": "1", "host": "x"}
+    old = {
+        "git.commit": "a",
+        "git.dirty": "false",
+        "version.keras": "3.14",
+        "threads": "1",
+        "host": "x",
+    }
     new = {**old, "git.commit": "b", "version.keras": "3.15"}
-    assert reproduction.differences(old, new) == ["git.commit was a, is b", "version.keras was 3.14, is 3.15"]
-    assert reproduction.differences(old, {**old, "git.dirty": "true"}) == ["git.dirty was false, is true"]
-    assert "uncommitted" in reproduction.differences({"git.dirty": "true"}, {"git.dirty": "true"})[0]
+    assert reproduction.differences(old, new) == [
+        "git.commit was a, is b",
+        "version.keras was 3.14, is 3.15",
+    ]
+    assert reproduction.differences(old, {**old, "git.dirty": "true"}) == [
+        "git.dirty was false, is true"
+    ]
+    assert (
+        "uncommitted" in reproduction.differences({"git.dirty": "true"}, {"git.dirty": "true"})[0]
+    )
     assert reproduction.differences(old, old) == []
 
 
 CONFIG = Config(
-    data=DataConfig(source="mnist_sample", path="/a b/it's, [odd]=\\x.npz", sha256="f" * 64, seed=3),
+    data=DataConfig(
+        source="mnist_sample", path="/a b/it's, [odd]=\\x.npz", sha256="f" * 64, seed=3
+    ),
     model=ModelConfig(name="1e5", filters=7, batch_norm=False, dropout=0.0),
     training=TrainingConfig(learning_rate=1e-05, precision="float32", threads=1, seed=9),
 )
@@ -65,11 +80,15 @@ def test_a_config_comes_back_as_it_was(store: rs.Store) -> None:
     # a path beside data=mnist_sample breaks a rule, so one of the two must go
     wanted = replace(CONFIG, data=replace(CONFIG.data, source="auto"))
     run_id = store.client.create_run(store.experiment).info.run_id
-    store.client.log_batch(run_id, params=[Param(key, str(value)) for key, value in flatten(wanted).items()])
+    store.client.log_batch(
+        run_id, params=[Param(key, str(value)) for key, value in flatten(wanted).items()]
+    )
     assert recorded.recorded_config(store.client.get_run(run_id)) == wanted
 
 
-@pytest.mark.parametrize("tag", ["technical.git.commit", "git.commit"])  # as now, and as of earlier code
+@pytest.mark.parametrize(
+    "tag", ["technical.git.commit", "git.commit"]
+)  # as now, and as of earlier code
 def test_a_config_of_other_code_is_named(store: rs.Store, tag: str) -> None:
     run_id = store.client.create_run(store.experiment, tags={tag: "abc"}).info.run_id
     store.client.log_batch(run_id, params=[Param("model.wings", "2")])

@@ -18,7 +18,10 @@ PACKAGE = ROOT / "src" / "digit_study"
 PRIVATE = {
     "config/_hydra.py": ["hydra._internal.utils.get_args_parser"],
     "tracking/_mlflow.py": ["mlflow.store.db.utils._initialize_tables"],
-    "search/_optuna.py": ["optuna.storages.journal._storage.JournalOperation", "optuna.storages.RDBStorage"],
+    "study/_optuna.py": [
+        "optuna.storages.journal._storage.JournalOperation",
+        "optuna.storages.RDBStorage",
+    ],
 }
 MOVED = "an upgrade has moved a private name that {} uses: look for a public one first"
 
@@ -28,25 +31,35 @@ def test_the_package_holds_rooms_and_nothing_else() -> None:
     assert all(path.is_dir() and (path / "__init__.py").is_file() for path in held)
     for room in held:
         said = ast.get_docstring(ast.parse((room / "__init__.py").read_text()))
-        assert said and "import" in said.lower(), f"{room.name}/__init__.py says what the room answers and imports"
+        assert said and "import" in said.lower(), (
+            f"{room.name}/__init__.py says what the room answers and imports"
+        )
         assert len((room / "__init__.py").read_text().splitlines()) <= 8
 
 
 def test_no_arrow_points_upwards_and_stages_do_not_know_each_other() -> None:
     """The table of who may import whom stands in pyproject.toml."""
-    command = [sys.executable, "-c", "from importlinter.cli import lint_imports_command; lint_imports_command()"]
+    command = [
+        sys.executable,
+        "-c",
+        "from importlinter.cli import lint_imports_command; lint_imports_command()",
+    ]
     environment = {"PYTHONPATH": str(ROOT / "src"), "PATH": "/usr/bin:/bin"}
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("module", ["digit_study.search.plan", "digit_study.runs.plan"])
+@pytest.mark.parametrize("module", ["digit_study.study.study_plan", "digit_study.study.run_plan"])
 def test_a_plan_waits_for_no_slow_import(module: str) -> None:
     """They and TensorFlow cost seconds, and a wrong key is told by a plan alone."""
     slow = {"mlflow", "optuna", "pandas", "sqlalchemy", "tensorflow"}
     code = f"import sys, {module}; print(*{slow} & sys.modules.keys())"
     environment = {"PYTHONPATH": str(ROOT / "src"), "PATH": "/usr/bin:/bin"}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True
+    )
     assert done.stdout == "\n"
 
 
@@ -54,10 +67,16 @@ def private_uses(path: Path) -> list[str]:
     """Private names that a file imports from a library, or reads from what is not its own."""
     found = []
     for node in ast.walk(ast.parse(path.read_text())):
-        if isinstance(node, ast.ImportFrom) and not str(node.module).startswith(("digit_study", "__future__")):
+        if isinstance(node, ast.ImportFrom) and not str(node.module).startswith(
+            ("digit_study", "__future__")
+        ):
             names = [*str(node.module).split("."), *(one.name for one in node.names)]
             found += [f"{node.module}: {name}" for name in names if name.startswith("_")]
-        elif isinstance(node, ast.Attribute) and node.attr.startswith("_") and not node.attr.endswith("__"):
+        elif (
+            isinstance(node, ast.Attribute)
+            and node.attr.startswith("_")
+            and not node.attr.endswith("__")
+        ):
             owner = node.value
             is_own = isinstance(owner, ast.Name) and owner.id in ("self", "cls", "os")
             if not is_own and not isinstance(owner, ast.Call):  # super()
@@ -93,4 +112,4 @@ def test_a_private_name_that_is_used_is_still_there(file: str) -> None:
     ],
 )
 def test_what_is_changed_of_optuna_is_still_there(owner: type, name: str) -> None:
-    assert hasattr(owner, name), MOVED.format("search/_optuna.py")
+    assert hasattr(owner, name), MOVED.format("study/_optuna.py")

@@ -15,7 +15,7 @@ from digit_study.config.study import (
     objectives_of,
     pruner_of,
 )
-from digit_study.terminal.messages import StudyError
+from digit_study.support.messages import StudyError
 
 composition.register("study", StudyConfig)
 
@@ -27,7 +27,9 @@ def study(*words: str) -> StudyConfig:
 
 def test_the_defaults_are_sound() -> None:
     study().validate()
-    assert study().search.trials == 20 and objectives_of(study().search) == {"val_accuracy": "maximize"}
+    assert study().search.trials == 20 and objectives_of(study().search) == {
+        "val_accuracy": "maximize"
+    }
 
 
 @pytest.mark.parametrize(
@@ -44,7 +46,10 @@ def test_the_defaults_are_sound() -> None:
         ("search.objectives=[]", "search.objectives"),
         ("search.objectives=[val_accuracy]", "search.objectives"),
         ("search.objectives=[{val_acuracy: maximize}]", "did you mean 'val_accuracy'"),
-        ("search.objectives=[{val_accuracy: maximize}, {val_accuracy: minimize}]", "every metric once"),
+        (
+            "search.objectives=[{val_accuracy: maximize}, {val_accuracy: minimize}]",
+            "every metric once",
+        ),
         ("search.objectives=[{val_accuracy: maximise}]", "did you mean 'maximize'"),
         ("search.constraints=['parameters < 10']", "metric <= number"),
         ("search.constraints=['params <= 10']", "metric <= number"),
@@ -78,7 +83,9 @@ TWO = "search.objectives=[{val_accuracy: maximize},{parameters: minimize}]"
     ("objectives", "told"),
     [(TWO, "several objectives"), ("search.objectives=[{parameters: minimize}]", "end of a trial")],
 )
-def test_a_pruner_needs_one_objective_that_is_known_on_the_way(pruner: str, objectives: str, told: str) -> None:
+def test_a_pruner_needs_one_objective_that_is_known_on_the_way(
+    pruner: str, objectives: str, told: str
+) -> None:
     with pytest.raises(StudyError, match=told):
         study(f"search.pruner={pruner}", objectives).validate()
 
@@ -93,8 +100,15 @@ def test_the_pruner_is_chosen_where_none_is_named(words: tuple[str, ...], pruner
     assert pruner_of(study(*words).search) == pruner
 
 
-@given(st.sampled_from(sorted(OBJECTIVES)), st.sampled_from(["<=", ">="]), st.floats(-1e6, 1e6), st.floats(-1e6, 1e6))
-def test_a_constraint_is_kept_exactly_where_it_reads_so(metric: str, sign: str, bound: float, value: float) -> None:
+@given(
+    st.sampled_from(sorted(OBJECTIVES)),
+    st.sampled_from(["<=", ">="]),
+    st.floats(-1e6, 1e6),
+    st.floats(-1e6, 1e6),
+)
+def test_a_constraint_is_kept_exactly_where_it_reads_so(
+    metric: str, sign: str, bound: float, value: float
+) -> None:
     [found] = constraints_of(study(f"search.constraints=['{metric}{sign} {bound!r}']").search)
     kept = value <= bound if sign == "<=" else value >= bound
     assert (found.violation({metric: value}) <= 0) == kept
@@ -102,13 +116,13 @@ def test_a_constraint_is_kept_exactly_where_it_reads_so(metric: str, sign: str, 
 
 
 def test_every_sampler_and_pruner_that_may_be_named_exists() -> None:
-    from digit_study.search import _optuna
+    from digit_study.study import _optuna
 
     assert set(_optuna.SAMPLERS) == set(SAMPLERS) and set(_optuna.PRUNERS) == set(PRUNERS)
 
 
 def test_a_sampler_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
-    from digit_study.search import plan
+    from digit_study.study import study_plan as plan
 
     monkeypatch.setattr(plan, "find_spec", lambda name: None if name == "torch" else object())
     with pytest.raises(StudyError, match=r"torch.*pip install -e '\.\[gp\]'"):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from digit_study.evaluation.metrics import accuracy_interval
-from digit_study.evaluation.ranking import Candidate, Group, pooled_leaderboard
+from digit_study.stats.metrics import accuracy_interval
+from digit_study.stats.ranking import Candidate, Group, pooled_leaderboard
 
 N = 1_000
 
@@ -37,11 +37,27 @@ def candidate(name: str, wrong: range, parameters: int = 100, digest: str = "d")
         ([candidate("a", range(5)), candidate("b", range(11))], ["a", "b"], [True, False]),
         ([candidate("a", range(5)), candidate("b", range(10))], ["a", "b"], [True, True]),
         # among equals the smaller network first, whatever the order it came in
-        ([candidate("big", range(5), 900), candidate("small", range(5), 9)], ["small", "big"], [True, True]),
-        ([candidate("small", range(5), 9), candidate("big", range(5), 900)], ["small", "big"], [True, True]),
+        (
+            [candidate("big", range(5), 900), candidate("small", range(5), 9)],
+            ["small", "big"],
+            [True, True],
+        ),
+        (
+            [candidate("small", range(5), 9), candidate("big", range(5), 900)],
+            ["small", "big"],
+            [True, True],
+        ),
         # accuracy goes before size, and the same accuracy on other images is a tie
-        ([candidate("small", range(6), 9), candidate("big", range(5), 900)], ["big", "small"], [True, True]),
-        ([candidate("a", range(0, 9), 1), candidate("b", range(500, 509), 2)], ["a", "b"], [True, True]),
+        (
+            [candidate("small", range(6), 9), candidate("big", range(5), 900)],
+            ["big", "small"],
+            [True, True],
+        ),
+        (
+            [candidate("a", range(0, 9), 1), candidate("b", range(500, 509), 2)],
+            ["a", "b"],
+            [True, True],
+        ),
     ],
 )
 def test_rank_and_ties(candidates: list[Candidate], order: list[str], tied: list[bool]) -> None:
@@ -56,7 +72,10 @@ def test_rank_and_ties(candidates: list[Candidate], order: list[str], tied: list
 def test_different_data_are_never_ranked_together() -> None:
     with pytest.raises(ValueError, match="different data"):
         pooled_leaderboard(
-            [Group("a", [candidate("a", range(5))]), Group("b", [candidate("b", range(5), digest="other")])]
+            [
+                Group("a", [candidate("a", range(5))]),
+                Group("b", [candidate("b", range(5), digest="other")]),
+            ]
         )
 
 

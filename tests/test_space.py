@@ -11,9 +11,17 @@ from optuna.trial import FixedTrial
 from digit_study.config import compose as composition
 from digit_study.config.run import Config, with_values
 from digit_study.config.study import StudyConfig
-from digit_study.search.plan import grid_size
-from digit_study.search.space import Dimension, apply, baseline, fingerprint, grid, parse_space, suggest
-from digit_study.terminal.messages import StudyError, flatten
+from digit_study.study.space import (
+    Dimension,
+    apply,
+    baseline,
+    fingerprint,
+    grid,
+    parse_space,
+    suggest,
+)
+from digit_study.study.study_plan import grid_size
+from digit_study.support.messages import StudyError, flatten
 
 composition.register("study", StudyConfig)
 BASE = Config()
@@ -26,7 +34,9 @@ def parse(base: Config = BASE, **space: Any) -> list[Dimension]:
 @pytest.mark.parametrize("name", composition.config_groups()["search/space"])
 def test_every_space_that_is_shipped_is_sound(name: str) -> None:
     study = composition.compose_config([f"search/space={name}"], "study")
-    assert {one.key for one in parse_space(study.search.space, study.run)} == set(study.search.space)
+    assert {one.key for one in parse_space(study.search.space, study.run)} == set(
+        study.search.space
+    )
 
 
 @pytest.mark.parametrize(
@@ -79,7 +89,9 @@ def test_every_space_that_is_shipped_is_sound(name: str) -> None:
         ),
     ],
 )  # fmt: skip
-def test_a_space_that_is_not_sound_is_refused_with_a_reason(space: dict[str, Any], told: str) -> None:
+def test_a_space_that_is_not_sound_is_refused_with_a_reason(
+    space: dict[str, Any], told: str
+) -> None:
     with pytest.raises(StudyError) as caught:
         parse(**space)
     assert told in str(caught.value)
@@ -93,31 +105,51 @@ def test_all_flaws_are_told_at_once() -> None:
 
 def test_conditions_come_first_and_one_that_holds_anyway_is_dropped() -> None:
     dimensions = parse(
-        training__shift={"type": "float", "low": 1, "high": 2, "when": {"training.augmentation": ["shift_rotate"]}},
+        training__shift={
+            "type": "float",
+            "low": 1,
+            "high": 2,
+            "when": {"training.augmentation": ["shift_rotate"]},
+        },
         training__augmentation={"choices": ["none", "shift_rotate"]},
         model__filters={"low": 8, "high": 16, "when": {"model.pooling": ["max"]}},
     )
-    assert [one.key for one in dimensions] == ["training.augmentation", "training.shift", "model.filters"]
+    assert [one.key for one in dimensions] == [
+        "training.augmentation",
+        "training.shift",
+        "model.filters",
+    ]
     assert dimensions[2].when == {}
 
 
 def test_an_option_is_checked_only_where_it_is_used() -> None:
     [_, blocks] = parse(
-        model={"choices": ["lenet", "cnn"]}, model__blocks={"low": 1, "high": 3, "when": {"model": ["cnn"]}}
+        model={"choices": ["lenet", "cnn"]},
+        model__blocks={"low": 1, "high": 3, "when": {"model": ["cnn"]}},
     )
     assert blocks.when == {"model": ("cnn",)}
 
 
 def test_a_group_brings_its_own_values_and_keeps_what_was_resolved() -> None:
     base = with_values(BASE, {"training.precision": "float32", "training.threads": 1})
-    config = apply({"model": "lenet", "training": "smoke", "model.dropout": 0.1}, ["model.filters=20"], base)
+    config = apply(
+        {"model": "lenet", "training": "smoke", "model.dropout": 0.1}, ["model.filters=20"], base
+    )
     assert (config.model.family, config.model.filters, config.model.dropout) == ("lenet", 20, 0.1)
-    assert (config.training.epochs, config.training.precision, config.training.threads) == (1, "float32", 1)
+    assert (config.training.epochs, config.training.precision, config.training.threads) == (
+        1,
+        "float32",
+        1,
+    )
 
 
 @pytest.mark.parametrize(
     ("value", "key"),
-    [(None, "training.early_stopping.patience"), (3, "training.early_stopping.patience"), (5, "training.rotation")],
+    [
+        (None, "training.early_stopping.patience"),
+        (3, "training.early_stopping.patience"),
+        (5, "training.rotation"),
+    ],
 )
 def test_values_take_the_type_of_their_key(value: Any, key: str) -> None:
     placed = flatten(with_values(BASE, {key: value}))[key]
@@ -135,7 +167,9 @@ def test_a_stepped_range_lists_what_it_contains_and_nothing_else(entry: dict[str
     values = one.grid()
     assert values == tuple(range(entry["low"], entry["high"] + 1, entry["step"]))
     assert one.high == values[-1]
-    assert [v for v in range(entry["low"] - 1, entry["high"] + 2) if one.contains(v)] == list(values)
+    assert [v for v in range(entry["low"] - 1, entry["high"] + 2) if one.contains(v)] == list(
+        values
+    )
     assert one.high == values[-1]
 
 
@@ -145,18 +179,28 @@ def test_every_point_of_a_float_grid_can_be_suggested(count: int, step: float) -
     one = Dimension("model.dropout", "float", low=0.0, high=round(count * step, 12), step=step)
     values = one.grid()
     assert values is not None and len(values) == count + 1
-    assert all(one.contains(value) and one.suggest(FixedTrial({one.key: value})) == value for value in values)
+    assert all(
+        one.contains(value) and one.suggest(FixedTrial({one.key: value})) == value
+        for value in values
+    )
 
 
 @given(st.lists(st.sampled_from(["max", "average", "stride"]), min_size=1, unique=True), ranges)
-def test_a_grid_has_distinct_points_and_no_inactive_keys(poolings: list[str], entry: dict[str, int]) -> None:
+def test_a_grid_has_distinct_points_and_no_inactive_keys(
+    poolings: list[str], entry: dict[str, int]
+) -> None:
     dimensions = parse(
-        model__pooling={"choices": poolings}, model__filters={**entry, "when": {"model.pooling": poolings[:1]}}
+        model__pooling={"choices": poolings},
+        model__filters={**entry, "when": {"model.pooling": poolings[:1]}},
     )
     points = grid(dimensions)
     assert points is not None
-    assert len({fingerprint(point) for point in points}) == len(points) <= (grid_size(dimensions) or 0)
-    assert all(("model.filters" in point) == (point["model.pooling"] == poolings[0]) for point in points)
+    assert (
+        len({fingerprint(point) for point in points}) == len(points) <= (grid_size(dimensions) or 0)
+    )
+    assert all(
+        ("model.filters" in point) == (point["model.pooling"] == poolings[0]) for point in points
+    )
 
 
 def test_what_is_continuous_has_no_grid() -> None:

@@ -11,8 +11,8 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.proportion import proportion_confint
 from statsmodels.stats.weightstats import DescrStatsW
 
-from digit_study.evaluation.metrics import accuracy_interval
-from digit_study.evaluation.ranking import paired_test
+from digit_study.stats.metrics import accuracy_interval
+from digit_study.stats.ranking import paired_test
 
 #: both right, only the first, only the second, neither
 TABLES = [
@@ -29,7 +29,9 @@ TABLES = [
 
 def answers(both: int, first: int, second: int, neither: int) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
     counts = (both, first, second, neither)
-    return np.repeat([True, True, False, False], counts), np.repeat([True, False, True, False], counts)
+    return np.repeat([True, True, False, False], counts), np.repeat(
+        [True, False, True, False], counts
+    )
 
 
 @pytest.mark.parametrize("table", TABLES)
@@ -37,7 +39,9 @@ def test_mcnemar_is_the_exact_one(table: tuple[int, int, int, int]) -> None:
     both, b, c, neither = table
     found = paired_test(*answers(*table))
     assert (found.only_first, found.only_second, found.images) == (b, c, sum(table))
-    assert found.p_value == pytest.approx(min(1, mcnemar([[both, b], [c, neither]], exact=True).pvalue), rel=1e-12)
+    assert found.p_value == pytest.approx(
+        min(1, mcnemar([[both, b], [c, neither]], exact=True).pvalue), rel=1e-12
+    )
     assert found.p_value == pytest.approx(binomtest(b, b + c).pvalue, rel=1e-9)
 
 
@@ -55,9 +59,13 @@ def test_the_paired_interval_is_scipys(table: tuple[int, int, int, int]) -> None
     assert (found.low, found.high) == pytest.approx(with_statsmodels, rel=1e-9)
 
 
-@pytest.mark.parametrize(("right", "n"), [(0, 10), (10, 10), (1, 10), (994, 1_000), (9_987, 10_000)])
+@pytest.mark.parametrize(
+    ("right", "n"), [(0, 10), (10, 10), (1, 10), (994, 1_000), (9_987, 10_000)]
+)
 def test_wilson_is_statsmodels_and_scipys(right: int, n: int) -> None:
-    assert accuracy_interval(right, n) == pytest.approx(proportion_confint(right, n, 0.05, "wilson"), abs=1e-15)
+    assert accuracy_interval(right, n) == pytest.approx(
+        proportion_confint(right, n, 0.05, "wilson"), abs=1e-15
+    )
     scipys = binomtest(right, n).proportion_ci(0.95, "wilson")
     assert accuracy_interval(right, n) == pytest.approx((scipys.low, scipys.high), abs=1e-9)
 
@@ -84,7 +92,10 @@ def test_other_images_are_refused() -> None:
 def test_swapping_the_two_mirrors_the_answer(both: int, b: int, c: int, neither: int) -> None:
     if both + b + c + neither == 0:
         return
-    there, back = paired_test(*answers(both, b, c, neither)), paired_test(*answers(both, c, b, neither))
+    there, back = (
+        paired_test(*answers(both, b, c, neither)),
+        paired_test(*answers(both, c, b, neither)),
+    )
     assert there.p_value == back.p_value
     assert (there.low, there.high) == pytest.approx((-back.high, -back.low), abs=1e-12)
     assert there.low <= there.difference <= there.high

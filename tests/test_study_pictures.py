@@ -14,19 +14,25 @@ import pytest
 from optuna.trial import TrialState
 from PIL import Image
 
-from digit_study.evaluation import study_pictures
-from digit_study.search.space import Dimension
-from digit_study.search.study import StoredStudy
+from digit_study.report.figures import optuna_figures as study_pictures
+from digit_study.study.space import Dimension
+from digit_study.study.storage import StoredStudy
 
 KEYS = {
-    "training.learning_rate": Dimension("training.learning_rate", "float", low=1e-4, high=1e-2, log=True),
+    "training.learning_rate": Dimension(
+        "training.learning_rate", "float", low=1e-4, high=1e-2, log=True
+    ),
     "model.filters": Dimension("model.filters", "int", low=8, high=64, step=8),
-    "model.pooling": Dimension("model.pooling", "categorical", choices=("max", "average", "a long name " * 5)),
+    "model.pooling": Dimension(
+        "model.pooling", "categorical", choices=("max", "average", "a long name " * 5)
+    ),
     "model.dropout": Dimension("model.dropout", "float", low=0.0, high=0.6),
 } | {f"model.key_{n}": Dimension(f"model.key_{n}", "float", low=0.0, high=1.0) for n in range(8)}
 
 
-def study_of(count: int, keys: int = 4, objectives: int = 1, name: str = "s") -> tuple[Any, StoredStudy]:
+def study_of(
+    count: int, keys: int = 4, objectives: int = 1, name: str = "s"
+) -> tuple[Any, StoredStudy]:
     """A study with ``count`` trials, every fifth of which failed and every third pruned."""
     storage, chance = optuna.storages.InMemoryStorage(), random.Random(0)
     directions = ["maximize", "minimize", "minimize"][:objectives]
@@ -39,12 +45,17 @@ def study_of(count: int, keys: int = 4, objectives: int = 1, name: str = "s") ->
         if objectives == 1:
             for epoch in range(1, 4):
                 trial.report(0.9 + chance.random() / 20 + epoch / 100, epoch)
-        values = [0.9 + chance.random() / 10, *(chance.random() * 1e5 for _ in range(objectives - 1))]
+        values = [
+            0.9 + chance.random() / 10,
+            *(chance.random() * 1e5 for _ in range(objectives - 1)),
+        ]
         state = {4: TrialState.FAIL, 2: TrialState.PRUNED}.get(number % 5, TrialState.COMPLETE)
         study.tell(trial, values if state == TrialState.COMPLETE else None, state=state)
     metrics = dict(zip(("val_accuracy", "parameters", "val_loss"), directions, strict=False))
     names = [one.key for one in dimensions]
-    plan = SimpleNamespace(dimensions=dimensions, keys=names, objectives=metrics, study=SimpleNamespace(study=name))
+    plan = SimpleNamespace(
+        dimensions=dimensions, keys=names, objectives=metrics, study=SimpleNamespace(study=name)
+    )
     return plan, StoredStudy(study, storage)
 
 
@@ -57,16 +68,30 @@ def write(plan: Any, stored: StoredStudy, folder: Path) -> None:
     ("count", "keys", "objectives"),
     [(0, 2, 1), (1, 2, 1), (2, 2, 1), (40, 12, 1), (12, 1, 1), (0, 4, 2), (12, 4, 2), (12, 4, 3)],
 )
-def test_every_picture_that_applies_is_drawn(count: int, keys: int, objectives: int, tmp_path: Path) -> None:
+def test_every_picture_that_applies_is_drawn(
+    count: int, keys: int, objectives: int, tmp_path: Path
+) -> None:
     before = dict(matplotlib.rcParams)
     write(*study_of(count, keys, objectives), tmp_path)
     last = "intermediate_values" if objectives == 1 else "pareto"
-    names = {"optimisation_history", "importances", "slices", "parallel_coordinates", "timeline", last}
-    assert {path.name for path in tmp_path.iterdir()} == {*(f"{name}.png" for name in names), "study.html"}
+    names = {
+        "optimisation_history",
+        "importances",
+        "slices",
+        "parallel_coordinates",
+        "timeline",
+        last,
+    }
+    assert {path.name for path in tmp_path.iterdir()} == {
+        *(f"{name}.png" for name in names),
+        "study.html",
+    }
     for name in names:
         with Image.open(tmp_path / f"{name}.png") as picture:
             assert 400 <= picture.width <= 2200 and 200 <= picture.height <= 1400, name
-            assert count or picture.size == (880, 275), f"{name} must say that there is nothing to draw"
+            assert count or picture.size == (880, 275), (
+                f"{name} must say that there is nothing to draw"
+            )
     assert dict(matplotlib.rcParams) == before
 
 

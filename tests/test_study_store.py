@@ -20,15 +20,15 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState, create_trial
 from stub_worker import plan
 
-from digit_study.config import machine
 from digit_study.config.study import SearchConfig
-from digit_study.search import study as study_store
-from digit_study.search._optuna import JournalFile
-from digit_study.search.plan import address, journal_path, studies_folder
-from digit_study.search.study import StoredStudy
-from digit_study.terminal import messages as redaction
-from digit_study.terminal.messages import StudyError
-from digit_study.tracking import stores
+from digit_study.study import storage as study_store
+from digit_study.study._optuna import JournalFile
+from digit_study.study.storage import StoredStudy
+from digit_study.study.study_plan import address, journal_path, studies_folder
+from digit_study.support import machine
+from digit_study.support import messages as redaction
+from digit_study.support.messages import StudyError
+from digit_study.tracking import database as stores
 
 
 @pytest.fixture(autouse=True)
@@ -47,7 +47,9 @@ def opened(*words: str) -> optuna.Study:
 
 @pytest.fixture(params=["journal", "database"])
 def storage(request: pytest.FixtureRequest, tmp_path: Path) -> str:
-    return "search.storage=" + ("null" if request.param == "journal" else f"sqlite:///{tmp_path}/o.db")
+    return "search.storage=" + (
+        "null" if request.param == "journal" else f"sqlite:///{tmp_path}/o.db"
+    )
 
 
 def test_a_study_is_found_again_with_its_trials(storage: str) -> None:
@@ -60,7 +62,10 @@ def test_a_study_is_found_again_with_its_trials(storage: str) -> None:
     [
         ("model.batch_norm=false", "`model.batch_norm` was True, is now False"),
         ("search.space={model.filters: {choices: [8]}}", "`search.space.model.filters` was"),
-        ("search.objectives=[{val_loss: minimize}]", "`search.objectives` was {'val_accuracy': 'maximize'}"),
+        (
+            "search.objectives=[{val_loss: minimize}]",
+            "`search.objectives` was {'val_accuracy': 'maximize'}",
+        ),
         ("search.constraints=['parameters <= 9']", "`search.constraints` was []"),
         ("data.limit=1000", "`data.limit` was None, is now 1000"),
         ("data.seed=7", "`data.seed` was 0, is now 7"),
@@ -83,7 +88,9 @@ def test_another_precision_or_other_data_are_refused(key: str) -> None:
         opened()
 
 
-def test_a_study_of_an_earlier_version_goes_on_where_a_key_that_it_does_not_know_has_its_default() -> None:
+def test_a_study_of_an_earlier_version_goes_on_where_a_key_that_it_does_not_know_has_its_default() -> (
+    None
+):
     study = opened()
     was = dict(study.user_attrs[study_store.DEFINITION])
     del was["model.members"]
@@ -93,7 +100,9 @@ def test_a_study_of_an_earlier_version_goes_on_where_a_key_that_it_does_not_know
         opened("model.members=2")
 
 
-@pytest.mark.parametrize("word", ["search.trials=50", "search.sampler=random", "search.seed=3", "training.threads=1"])
+@pytest.mark.parametrize(
+    "word", ["search.trials=50", "search.sampler=random", "search.seed=3", "training.threads=1"]
+)
 def test_what_decides_no_result_may_change(word: str) -> None:
     uid = opened().user_attrs[study_store.UID]
     assert opened(word).user_attrs[study_store.UID] == uid
@@ -111,9 +120,15 @@ def test_a_fresh_study_keeps_the_old_one(storage: str) -> None:
     assert new.trials == [] and new.study_name == "s"
     kept = [path.stem for path in studies_folder().glob("s-until-*.journal")]
     if storage.endswith("db"):
-        kept = [name for name in optuna.get_all_study_names(storage.removeprefix("search.storage=")) if name != "s"]
+        kept = [
+            name
+            for name in optuna.get_all_study_names(storage.removeprefix("search.storage="))
+            if name != "s"
+        ]
     asked = plan(storage, f"study={kept[0]}")
-    assert len(kept) == 1 and [one.value for one in study_store.find_study(asked.study).trials()] == [0.5]
+    assert len(kept) == 1 and [
+        one.value for one in study_store.find_study(asked.study).trials()
+    ] == [0.5]
 
 
 def test_fresh_starts_of_the_same_moment_join() -> None:
@@ -153,7 +168,11 @@ def test_a_study_that_another_machine_begins_at_the_same_moment_is_joined(
 
     def look_too_early(*arguments: Any) -> None:
         begun = optuna.create_study(study_name="s", storage=uri, direction="maximize")
-        others.append(threading.Timer(0.5, study_store._define, (begun, asked.study, asked.run, asked.overrides)))
+        others.append(
+            threading.Timer(
+                0.5, study_store._define, (begun, asked.study, asked.run, asked.overrides)
+            )
+        )
         others[0].start()
 
     monkeypatch.setattr(SearchConfig, "is_shared", property(lambda search: True))
@@ -163,7 +182,9 @@ def test_a_study_that_another_machine_begins_at_the_same_moment_is_joined(
     assert uid == optuna.load_study(study_name="s", storage=uri).user_attrs[study_store.UID]
 
 
-@pytest.mark.parametrize(("faults", "is_shared", "opens"), [(2, True, True), (1, False, False), (99, True, False)])
+@pytest.mark.parametrize(
+    ("faults", "is_shared", "opens"), [(2, True, True), (1, False, False), (99, True, False)]
+)
 def test_tables_that_other_machines_create_meanwhile_are_waited_for(
     faults: int, is_shared: bool, opens: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -185,7 +206,9 @@ def test_tables_that_other_machines_create_meanwhile_are_waited_for(
 @pytest.mark.parametrize(
     ("scheme", "package"), [("postgresql+psycopg", r"psycopg\[binary\]"), ("mysql", "mysqlclient")]
 )
-def test_a_missing_database_driver_has_a_remedy(scheme: str, package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_database_driver_has_a_remedy(
+    scheme: str, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for module in ("psycopg", "MySQLdb"):
         monkeypatch.setitem(sys.modules, module, None)
     with pytest.raises(StudyError, match=f"python -m pip install '{package}'") as caught:
@@ -216,7 +239,7 @@ def test_half_a_line_that_another_one_leaves_behind_does_not_spoil_the_next() ->
 def test_processes_that_write_at_the_same_time_lose_nothing(tmp_path: Path) -> None:
     opened()
     code = (
-        "import sys, pathlib; from digit_study.search._optuna import JournalFile; import optuna\n"
+        "import sys, pathlib; from digit_study.study._optuna import JournalFile; import optuna\n"
         "storage = optuna.storages.JournalStorage(JournalFile(pathlib.Path(sys.argv[1])))\n"
         "study = optuna.load_study(study_name='s', storage=storage)\n"
         "for number in range(50): study.set_user_attr(f'{sys.argv[2]}-{number}', number)\n"
@@ -224,7 +247,8 @@ def test_processes_that_write_at_the_same_time_lose_nothing(tmp_path: Path) -> N
     source = Path(__file__).parents[1] / "src"
     writers = [
         subprocess.Popen(
-            [sys.executable, "-c", code, str(journal_path("s")), name], env={**os.environ, "PYTHONPATH": str(source)}
+            [sys.executable, "-c", code, str(journal_path("s")), name],
+            env={**os.environ, "PYTHONPATH": str(source)},
         )
         for name in "abc"
     ]
@@ -232,13 +256,17 @@ def test_processes_that_write_at_the_same_time_lose_nothing(tmp_path: Path) -> N
     assert len([key for key in opened().user_attrs if key[1:2] == "-"]) == 150
 
 
-def test_a_journal_is_opened_only_for_what_is_new(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_journal_is_opened_only_for_what_is_new(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     ours, theirs = JournalFile(tmp_path / "one"), JournalFile(tmp_path / "one")
     theirs.append_logs([{"op_code": 0}, {"op_code": 1}])
     assert [log["op_code"] for log in ours.read_logs(0)] == [0, 1]
     opened: list[int] = []
     read = JournalFileBackend.read_logs
-    monkeypatch.setattr(JournalFileBackend, "read_logs", lambda self, at: opened.append(at) or read(self, at))
+    monkeypatch.setattr(
+        JournalFileBackend, "read_logs", lambda self, at: opened.append(at) or read(self, at)
+    )
     assert list(ours.read_logs(2)) == opened == []
     assert len(list(ours.read_logs(1))) == len(opened) == 1
     with (tmp_path / "one").open("ab") as file:
@@ -251,7 +279,11 @@ def test_a_journal_is_opened_only_for_what_is_new(tmp_path: Path, monkeypatch: p
 
 def test_a_study_whose_creator_was_killed_is_completed(monkeypatch: pytest.MonkeyPatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(optuna.Study, "set_metric_names", lambda *names: (_ for _ in ()).throw(KeyboardInterrupt))
+        patch.setattr(
+            optuna.Study,
+            "set_metric_names",
+            lambda *names: (_ for _ in ()).throw(KeyboardInterrupt),
+        )
         with pytest.raises(KeyboardInterrupt):
             opened()
     with pytest.raises(StudyError, match="must name a study that exists"):
@@ -261,7 +293,9 @@ def test_a_study_whose_creator_was_killed_is_completed(monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("word", ["search.storage=null", "search.storage=sqlite:///{}/none.db"])
 def test_an_unknown_study_has_a_remedy_and_nothing_is_made(word: str, tmp_path: Path) -> None:
-    with pytest.raises(StudyError, match="search first with python sweeps/optuna_search.py study=s"):
+    with pytest.raises(
+        StudyError, match="search first with python sweeps/optuna_search.py study=s"
+    ):
         study_store.find_study(plan(word.format(tmp_path)).study)
     assert not (tmp_path / "none.db").exists()
 
@@ -271,7 +305,10 @@ def test_no_password_is_kept_or_shown() -> None:
     secrets = ["search.storage=postgresql://u:hush@h/d", "tracking.uri='postgresql://u:hush@h/d'"]
     words = [*asked.overrides, *secrets, "tracking.experiment=x"]
     study = study_store.open_study(asked.study, asked.run, words).study
-    assert "hush" not in json.dumps(study.user_attrs) and "tracking.experiment=x" in study.user_attrs["overrides"]
+    assert (
+        "hush" not in json.dumps(study.user_attrs)
+        and "tracking.experiment=x" in study.user_attrs["overrides"]
+    )
 
 
 secret = st.text("abc@#/:%?[ ", min_size=1, max_size=8).map(lambda text: f"hush{text}hush")
@@ -281,7 +318,9 @@ secret = st.text("abc@#/:%?[ ", min_size=1, max_size=8).map(lambda text: f"hush{
 def test_a_password_is_hidden_whatever_it_is_made_of(password: str) -> None:
     uri = f"postgresql://me:{password}@host:5432/db"
     assert redaction.without_password(uri) == "postgresql://me:***@host:5432/db"
-    assert "hush" not in redaction.without_secrets(f"no way in with {uri}, that is {password}\nmore", uri)
+    assert "hush" not in redaction.without_secrets(
+        f"no way in with {uri}, that is {password}\nmore", uri
+    )
 
 
 @pytest.mark.parametrize("tail", ["", "?x=1", "?password=hush", "?x=1&PASSWORD=hush"])
@@ -329,7 +368,9 @@ def test_a_process_is_known_by_more_than_its_number(monkeypatch: pytest.MonkeyPa
     host, pid, created = name.rsplit(":", 2)
     assert machine.is_alive(name) and machine.find_process(name)
     assert not machine.find_process(f"{host}:{pid}:{float(created) - 60:.2f}")
-    assert machine.is_alive(f"elsewhere:{pid}:{created}") and not machine.find_process(f"elsewhere:{pid}:{created}")
+    assert machine.is_alive(f"elsewhere:{pid}:{created}") and not machine.find_process(
+        f"elsewhere:{pid}:{created}"
+    )
     psutil.Process(child.pid).suspend()
     machine.end_process(name)
     child.communicate(timeout=5)
@@ -351,7 +392,9 @@ def test_orphans_are_those_whose_supervisor_is_gone(storage: str) -> None:
             warnings.simplefilter("ignore")
             study.ask().set_user_attr(study_store.SUPERVISOR, name)
     # a database may be shared with a machine elsewhere; a journal that names one has only been begun under that name
-    assert [trial.number for trial in study_store.orphans(found)] == ([1] if storage.endswith("db") else [1, 2])
+    assert [trial.number for trial in study_store.orphans(found)] == (
+        [1] if storage.endswith("db") else [1, 2]
+    )
 
 
 def test_of_two_machines_that_ask_for_the_last_trial_one_gets_none(storage: str) -> None:
@@ -362,11 +405,16 @@ def test_of_two_machines_that_ask_for_the_last_trial_one_gets_none(storage: str)
     is_shared = storage.endswith("db")  # a journal's supervisors ask in turn
     assert not found.drop_surplus(first, 1) and found.drop_surplus(second, 1) == is_shared
     ended = [(trial.state.name, trial.user_attrs.get("reason")) for trial in found.trials()]
-    assert ended == [("RUNNING", None), ("FAIL", study_store.SURPLUS) if is_shared else ("RUNNING", None)]
+    assert ended == [
+        ("RUNNING", None),
+        ("FAIL", study_store.SURPLUS) if is_shared else ("RUNNING", None),
+    ]
     assert len(study_store.counted(found.trials())) == 2 - is_shared
 
 
-@given(st.lists(st.tuples(st.sampled_from(["WAITING", "RUNNING", "COMPLETE", "FAIL"]), st.booleans())))
+@given(
+    st.lists(st.tuples(st.sampled_from(["WAITING", "RUNNING", "COMPLETE", "FAIL"]), st.booleans()))
+)
 def test_what_was_put_back_does_not_count(kinds: list[tuple[str, bool]]) -> None:
     trials = [
         create_trial(
@@ -375,7 +423,9 @@ def test_what_was_put_back_does_not_count(kinds: list[tuple[str, bool]]) -> None
         )
         for state, again in kinds
     ]  # fmt: skip
-    assert len(study_store.counted(trials)) == sum(state != "WAITING" and not again for state, again in kinds)
+    assert len(study_store.counted(trials)) == sum(
+        state != "WAITING" and not again for state, again in kinds
+    )
 
 
 def test_only_one_process_at_a_time_is_let_in() -> None:
@@ -390,9 +440,16 @@ def test_only_one_process_at_a_time_is_let_in() -> None:
 
 @pytest.mark.parametrize("password", ["hush", "hu$h", "hu`h", "hu h"])
 def test_an_address_is_what_a_shell_reads_and_has_no_password(password: str) -> None:
-    places = {"search.storage": f"postgresql://u:{password}@h/d$", "tracking.uri": f"postgresql://u:{password}@h/d"}
+    places = {
+        "search.storage": f"postgresql://u:{password}@h/d$",
+        "tracking.uri": f"postgresql://u:{password}@h/d",
+    }
     words = shlex.split(address("s", places))
-    assert words == ["study=s", "search.storage='postgresql://u:***@h/d$'", "tracking.uri='postgresql://u:***@h/d'"]
+    assert words == [
+        "study=s",
+        "search.storage='postgresql://u:***@h/d$'",
+        "tracking.uri='postgresql://u:***@h/d'",
+    ]
     assert (
         address("s", {"search.storage": None, "tracking.uri": "sqlite:///x.db"})
         == "study=s \"tracking.uri='sqlite:///x.db'\""

@@ -21,24 +21,27 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 from stub_worker import SPACE, Stubs, plan
 
-from digit_study.config import machine
 from digit_study.config.run import Config
 from digit_study.config.study import PRUNERS
-from digit_study.engine.local import LocalEngine
-from digit_study.evaluation import charts, study_pictures
-from digit_study.search import outcomes
-from digit_study.search._optuna import SAMPLERS, JournalFile
-from digit_study.search.plan import journal_path
-from digit_study.search.report import best_command, trials_frame
-from digit_study.search.run import run_study
-from digit_study.search.space import suggest
-from digit_study.search.study import SUPERVISOR, StoredStudy, counted
-from digit_study.terminal.messages import StudyError
-from digit_study.terminal.signals import Interrupted, interruptible
-from digit_study.tracking import run_log as tracking
-from digit_study.training import figures
+from digit_study.report.figures import charts
+from digit_study.report.figures import optuna_figures as study_pictures
+from digit_study.report.figures import run_figures as figures
+from digit_study.study import outcomes
+from digit_study.study._optuna import SAMPLERS, JournalFile
+from digit_study.study.results import best_command, trials_frame
+from digit_study.study.search import run_study
+from digit_study.study.space import suggest
+from digit_study.study.storage import SUPERVISOR, StoredStudy, counted
+from digit_study.study.study_plan import journal_path
+from digit_study.support import machine
+from digit_study.support.messages import StudyError
+from digit_study.support.signals import Interrupted, interruptible
+from digit_study.tracking import runs as tracking
+from digit_study.trial.local.pool import LocalEngine
 
-SMALL = "search.space={model.filters: {choices: [8, 16]}, training.optimizer: {choices: [adam, sgd]}}"
+SMALL = (
+    "search.space={model.filters: {choices: [8, 16]}, training.optimizer: {choices: [adam, sgd]}}"
+)
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +49,9 @@ def plain(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
     """Draw nothing but where a test is about pictures: they take a second a study."""
     if "picture" not in request.node.name:
         monkeypatch.setattr(study_pictures, "write", lambda *drawn: None)
-        monkeypatch.setattr(charts, "comparison", lambda board, title: charts.message_figure("", ""))
+        monkeypatch.setattr(
+            charts, "comparison", lambda board, title: charts.message_figure("", "")
+        )
         monkeypatch.setattr(figures, "write_data_figures", lambda digits, folder: None)
 
 
@@ -69,7 +74,9 @@ def runs(store: str) -> dict[str, mlflow.entities.Run]:
 
 
 @pytest.mark.slow
-def test_a_study_ends_with_a_board_and_pictures_on_its_parent(store: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_study_ends_with_a_board_and_pictures_on_its_parent(
+    store: str, capsys: pytest.CaptureFixture[str]
+) -> None:
     view, _ = search(store, "search.trials=6", "search.pruner=none")
     assert states(view) == ["COMPLETE"] * 6
     found = runs(store)
@@ -79,11 +86,19 @@ def test_a_study_ends_with_a_board_and_pictures_on_its_parent(store: str, capsys
     assert {run.data.tags["trial.state"] for run in found.values()} == {"COMPLETE"}
     artifacts = {one.path for name in ("figures", "tables") for one in
                  mlflow.MlflowClient(store).list_artifacts(parent.info.run_id, name)}  # fmt: skip
-    pictures = ("optimisation_history", "intermediate_values", "importances", "slices", "parallel_coordinates")
+    pictures = (
+        "optimisation_history",
+        "intermediate_values",
+        "importances",
+        "slices",
+        "parallel_coordinates",
+    )
     assert {f"figures/{name}.png" for name in (*pictures, "timeline", "leaderboard")} <= artifacts
     assert {"tables/leaderboard.csv", "tables/trials.csv"} <= artifacts
     printed = capsys.readouterr().out
-    assert "python src/run.py data=mnist_sample model=tiny training.epochs=3 model.filters=" in printed
+    assert (
+        "python src/run.py data=mnist_sample model=tiny training.epochs=3 model.filters=" in printed
+    )
     assert "python sweeps/confirm.py study=s" in printed
 
 
@@ -101,12 +116,16 @@ def test_the_best_config_names_the_seed_and_the_threads_that_were_trained_with(s
     assert "training.seed=1 training.threads=1 " in best_command(plan("training.threads=2"), view)
     seeds = "search.space={training.seed: {choices: [11, 12]}, training.threads: {choices: [2]}}"
     view, stubs = search(store, "study=seeds", "search.trials=1", space=seeds)
-    assert f"training.seed={stubs.started[0].training.seed} training.threads=2 " in best_command(plan(), view)
+    assert f"training.seed={stubs.started[0].training.seed} training.threads=2 " in best_command(
+        plan(), view
+    )
     assert stubs.started[0].training.seed in (11, 12)
 
 
 def test_a_batch_of_more_than_all_digits_is_refused_before_a_trial_draws_it() -> None:
-    with pytest.raises(StudyError, match="`training.batch_size` is at most the 3000 digits .* got 5000"):
+    with pytest.raises(
+        StudyError, match="`training.batch_size` is at most the 3000 digits .* got 5000"
+    ):
         plan(space="search.space={training.batch_size: {choices: [32, 5000]}}")
 
 
@@ -122,7 +141,9 @@ def test_the_same_command_continues_to_the_total(store: str) -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name != "gp"])
 def test_every_sampler_reaches_the_total(sampler: str, store: str) -> None:
-    view, _ = search(store, f"search.sampler={sampler}", "search.trials=4", "search.pruner=none", space=SMALL)
+    view, _ = search(
+        store, f"search.sampler={sampler}", "search.trials=4", "search.pruner=none", space=SMALL
+    )
     assert states(view) == ["COMPLETE"] * 4
 
 
@@ -133,7 +154,11 @@ def test_the_tpe_sampler_draws_what_optunas_own_draws() -> None:
         for number in range(60):
             params.append(suggest(study.ask(), dimensions))
             if number % 7 != 5:  # the others stay RUNNING
-                study.tell(number, chance.random() if number % 3 else None, None if number % 3 else TrialState.PRUNED)
+                study.tell(
+                    number,
+                    chance.random() if number % 3 else None,
+                    None if number % 3 else TrialState.PRUNED,
+                )
         return params
 
     assert drawn(SAMPLERS["tpe"](3)) == drawn(optuna.samplers.TPESampler(seed=3))
@@ -165,7 +190,9 @@ def test_one_worker_and_one_seed_give_the_same_trials_under_another_name(store: 
 
 
 def test_a_grid_is_walked_once_and_is_then_full(store: str) -> None:
-    view, _ = search(store, "search.sampler=grid", "search.trials=50", "search.pruner=none", space=SMALL)
+    view, _ = search(
+        store, "search.sampler=grid", "search.trials=50", "search.pruner=none", space=SMALL
+    )
     assert sorted(tuple(t.params.values()) for t in view.trials()) == [
         (8, "adam"), (8, "sgd"), (16, "adam"), (16, "sgd")]  # fmt: skip
 
@@ -183,7 +210,9 @@ def test_a_configuration_met_again_is_a_further_seed_of_it(store: str) -> None:
 
 def test_a_group_and_what_depends_on_it_are_searched_together(store: str) -> None:
     space = "search.space={model: {choices: [lenet, cnn]}, model.blocks: {low: 2, high: 3, when: {model: [cnn]}}}"
-    view, stubs = search(store, "search.sampler=grid", "search.trials=9", "search.pruner=none", space=space)
+    view, stubs = search(
+        store, "search.sampler=grid", "search.trials=9", "search.pruner=none", space=space
+    )
     assert {(config.model.name, config.model.blocks) for config in stubs.started} == {
         ("lenet", 2),
         ("cnn", 2),
@@ -205,7 +234,9 @@ def test_several_objectives_give_a_front_in_pictures_tables_and_on_the_terminal(
     client, parent = mlflow.MlflowClient(store), runs(store)["study"].info.run_id
     assert "figures/pareto.png" in {one.path for one in client.list_artifacts(parent, "figures")}
     rows = Path(client.download_artifacts(parent, "tables/pareto.csv")).read_text().splitlines()[1:]
-    assert {int(row.split(",")[0]) for row in rows} == {trial.number for trial in view.study.best_trials}
+    assert {int(row.split(",")[0]) for row in rows} == {
+        trial.number for trial in view.study.best_trials
+    }
 
 
 def test_what_breaks_a_constraint_is_not_ranked(store: str) -> None:
@@ -222,7 +253,9 @@ def test_what_breaks_a_constraint_is_not_ranked(store: str) -> None:
 
 
 def test_a_trial_that_raises_costs_itself_alone(store: str) -> None:
-    view, _ = search(store, "search.trials=4", behaviour=lambda config, n: "failed" if n == 2 else "done")
+    view, _ = search(
+        store, "search.trials=4", behaviour=lambda config, n: "failed" if n == 2 else "done"
+    )
     assert states(view).count("FAIL") == 1 and len(view.trials()) == 4
     assert view.trials()[1].user_attrs["reason"] == "training diverged"
     run = runs(store)["1"]
@@ -236,7 +269,10 @@ def test_a_killed_trial_runs_once_more_with_its_params_and_seed(store: str) -> N
     assert states(view) == ["FAIL", "COMPLETE", "COMPLETE", "COMPLETE"]
     assert "SIGKILL" in view.trials()[0].user_attrs["reason"]
     assert view.trials()[1].user_attrs["retry_of"] == 0
-    assert (stubs.started[0].model, stubs.started[0].training) == (stubs.started[1].model, stubs.started[1].training)
+    assert (stubs.started[0].model, stubs.started[0].training) == (
+        stubs.started[1].model,
+        stubs.started[1].training,
+    )
     assert runs(store)["0"].info.status == "FAILED"
 
 
@@ -253,7 +289,9 @@ def test_a_trial_that_hangs_is_ended_by_the_time_limit(store: str) -> None:
     assert "search.trial_timeout=0.2" in view.trials()[0].user_attrs["reason"]
 
 
-@pytest.mark.parametrize(("word", "ran"), [("search.fail_fast=true", 1), ("search.max_failures=2", 2)])
+@pytest.mark.parametrize(
+    ("word", "ran"), [("search.fail_fast=true", 1), ("search.max_failures=2", 2)]
+)
 def test_failures_stop_a_study_that_asks_for_it(word: str, ran: int, store: str) -> None:
     stubs = Stubs(store, lambda config, n: "failed")
     with pytest.raises(StudyError, match=f"stopped by {word}.*training diverged"):
@@ -270,7 +308,13 @@ def test_a_study_without_a_result_says_so(store: str) -> None:
 
 def test_a_combination_that_breaks_a_rule_costs_one_trial_and_is_told(store: str) -> None:
     space = "search.space={model.kernel_size: {choices: [3, 25]}, model.blocks: {choices: [2, 1]}}"
-    words = ("model=lenet", "model.blocks=2", "search.sampler=grid", "search.trials=4", "search.pruner=none")
+    words = (
+        "model=lenet",
+        "model.blocks=2",
+        "search.sampler=grid",
+        "search.trials=4",
+        "search.pruner=none",
+    )
     with pytest.raises(StudyError, match=r"reaches 25|reaches 1"):
         plan(*words, space=space)
 
@@ -280,14 +324,23 @@ def test_a_combination_that_breaks_a_rule_costs_one_trial_and_is_told(store: str
 
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_leaves_nothing_running_and_loses_nothing(number: signal.Signals, store: str) -> None:
-    stubs = Stubs(store, lambda config, n: "signal" if n == 3 else "done", lambda: os.kill(os.getpid(), number))
+def test_a_signal_leaves_nothing_running_and_loses_nothing(
+    number: signal.Signals, store: str
+) -> None:
+    stubs = Stubs(
+        store,
+        lambda config, n: "signal" if n == 3 else "done",
+        lambda: os.kill(os.getpid(), number),
+    )
     with pytest.raises(Interrupted), interruptible():
         run_study(plan("search.trials=4", "search.pruner=none"), stubs.engine)
     assert {run.info.status for run in runs(store).values()} == {"FINISHED", "KILLED"}
     view, again = search(store, "search.trials=4", "search.pruner=none")
     assert [t.state.name for t in counted(view.trials())] == ["COMPLETE"] * 4
-    assert again.started[0].model == stubs.started[2].model and again.started[0].training == stubs.started[2].training
+    assert (
+        again.started[0].model == stubs.started[2].model
+        and again.started[0].training == stubs.started[2].training
+    )
 
 
 @pytest.mark.slow
@@ -301,7 +354,8 @@ def test_the_last_trial_of_a_supervisor_that_then_dies_is_run_here(
     def begins(config: Config, number: int) -> str:
         if number == 1:
             trial = optuna.load_study(
-                study_name="s", storage=optuna.storages.JournalStorage(JournalFile(journal_path("s")))
+                study_name="s",
+                storage=optuna.storages.JournalStorage(JournalFile(journal_path("s"))),
             ).ask()
             trial.set_user_attr(SUPERVISOR, machine.process_name(other.pid))
             dies.start()
@@ -326,8 +380,12 @@ def test_a_supervisor_that_dies_leaves_what_the_next_one_mends(
     monkeypatch.setattr(machine, "find_process", lambda name: None)
     view, _ = search(store, "search.trials=4", "search.pruner=none")
     assert [t.state.name for t in counted(view.trials())] == ["COMPLETE"] * 4
-    by_state = {run.data.tags.get("trial.state") for key, run in runs(store).items() if key != "study"}
-    assert by_state <= {"COMPLETE", "FAIL"} and "RUNNING" not in {run.info.status for run in runs(store).values()}
+    by_state = {
+        run.data.tags.get("trial.state") for key, run in runs(store).items() if key != "study"
+    }
+    assert by_state <= {"COMPLETE", "FAIL"} and "RUNNING" not in {
+        run.info.status for run in runs(store).values()
+    }
 
 
 class Gone(BaseException):
@@ -363,7 +421,7 @@ class DiesAt:
         for name in ("interrupt", "settle_runs"):
             self.monkeypatch.setattr(outcomes.Outcomes, name, nothing)
         self.monkeypatch.setattr(tracking.RunLog, "end", nothing)
-        self.monkeypatch.setattr("digit_study.search.run._report", nothing)
+        self.monkeypatch.setattr("digit_study.study.search._report", nothing)
 
 
 # --------------------------------------------------------------------------- small parts
@@ -371,9 +429,15 @@ class DiesAt:
 
 @pytest.mark.parametrize(
     ("metrics", "end"),
-    [({"val_loss": math.nan}, TrialState.FAIL), ({"val_loss": math.inf}, TrialState.FAIL), ({}, TrialState.COMPLETE)],
+    [
+        ({"val_loss": math.nan}, TrialState.FAIL),
+        ({"val_loss": math.inf}, TrialState.FAIL),
+        ({}, TrialState.COMPLETE),
+    ],
 )
-def test_a_result_that_is_no_number_is_no_result(metrics: dict[str, float], end: TrialState, store: str) -> None:
+def test_a_result_that_is_no_number_is_no_result(
+    metrics: dict[str, float], end: TrialState, store: str
+) -> None:
     def broken(config: Config, run_id: str) -> object:
         stub = Stubs(store)(config, run_id)
         finish = stub._finish
@@ -385,7 +449,10 @@ def test_a_result_that_is_no_number_is_no_result(metrics: dict[str, float], end:
         with pytest.raises(StudyError, match="no finished trial"):
             run_study(plan(*words), lambda limits: LocalEngine(limits, broken))  # type: ignore[arg-type]
     else:
-        assert run_study(plan(*words), lambda limits: LocalEngine(limits, broken)).trials()[0].state is end  # type: ignore[arg-type]
+        assert (
+            run_study(plan(*words), lambda limits: LocalEngine(limits, broken)).trials()[0].state
+            is end
+        )  # type: ignore[arg-type]
 
 
 def test_only_the_best_models_are_kept(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -398,7 +465,13 @@ def test_only_the_best_models_are_kept(store: str, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize(
     ("reasons", "expected"),
-    [([], 0), (["killed"], 1), (["interrupted"], 0), (["killed", "interrupted"], 1), (["killed", "killed"], 2)],
+    [
+        ([], 0),
+        (["killed"], 1),
+        (["interrupted"], 0),
+        (["killed", "interrupted"], 1),
+        (["killed", "killed"], 2),
+    ],
 )
 def test_interruptions_use_up_no_retry(reasons: list[str], expected: int) -> None:
     trials: list[FrozenTrial] = []
@@ -410,7 +483,9 @@ def test_interruptions_use_up_no_retry(reasons: list[str], expected: int) -> Non
 
 
 def test_the_frame_of_a_study_has_a_row_for_every_trial(store: str) -> None:
-    view, _ = search(store, "search.trials=3", behaviour=lambda config, n: "failed" if n == 2 else "done")
+    view, _ = search(
+        store, "search.trials=3", behaviour=lambda config, n: "failed" if n == 2 else "done"
+    )
     frame = trials_frame(plan(), view)
     assert list(frame["state"]) == ["COMPLETE", "FAIL", "COMPLETE"]
     assert frame["val_accuracy"].isna().tolist() == [False, True, False]
@@ -418,6 +493,11 @@ def test_the_frame_of_a_study_has_a_row_for_every_trial(store: str) -> None:
 
 @pytest.mark.slow
 def test_no_tensorflow_is_needed_to_supervise() -> None:
-    modules = "digit_study.search.run, digit_study.verify.confirmation"
+    modules = "digit_study.study.search, digit_study.study.confirmation"
     line = f"import sys; sys.path.insert(0, 'src'); import {modules}; sys.exit('tensorflow' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", line], cwd=Path(__file__).parents[1], check=False).returncode == 0
+    assert (
+        subprocess.run(
+            [sys.executable, "-c", line], cwd=Path(__file__).parents[1], check=False
+        ).returncode
+        == 0
+    )

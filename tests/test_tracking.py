@@ -17,16 +17,18 @@ import pytest
 import sqlalchemy
 from mlflow.exceptions import MlflowException
 
-from digit_study.config import machine
 from digit_study.config.run import Config, TrackingConfig
 from digit_study.data.sources import DataConfig
-from digit_study.terminal.messages import StudyError, flatten
-from digit_study.terminal.signals import Interrupted, interruptible
-from digit_study.tracking import run_log as tracking
-from digit_study.tracking import stores
-from digit_study.training.recipe import TrainingConfig
+from digit_study.model.recipe import TrainingConfig
+from digit_study.support import machine
+from digit_study.support.messages import StudyError, flatten
+from digit_study.support.signals import Interrupted, interruptible
+from digit_study.tracking import database as stores
+from digit_study.tracking import runs as tracking
 
-CONFIG = Config(data=DataConfig(sha256="ab" * 32), training=TrainingConfig(precision="float32", threads=1))
+CONFIG = Config(
+    data=DataConfig(sha256="ab" * 32), training=TrainingConfig(precision="float32", threads=1)
+)
 RECORD = {"train_loss": 1.0, "val_loss": 2.0, "val_accuracy": 0.5, "of no interest": 3.0}
 
 
@@ -83,7 +85,9 @@ def test_digits_that_two_runs_log_at_the_same_moment_are_logged_by_both(
     def late(client: Any, *arguments: Any, **named: Any) -> Any:
         calls.append(arguments)
         if len(calls) == 1:
-            raise MlflowException("(sqlite3.IntegrityError) UNIQUE constraint failed: datasets.experiment_id, ...")
+            raise MlflowException(
+                "(sqlite3.IntegrityError) UNIQUE constraint failed: datasets.experiment_id, ..."
+            )
         return logged(client, *arguments, **named)
 
     monkeypatch.setattr(mlflow.MlflowClient, "log_inputs", late)
@@ -105,16 +109,29 @@ def test_digits_that_two_runs_log_at_the_same_moment_are_logged_by_both(
         ("mine", "mnist_sample", "mine"),
     ],
 )
-def test_other_data_go_to_an_experiment_of_their_own(experiment: str | None, dataset: str, name: str) -> None:
-    assert stores.experiment_name(Config(tracking=TrackingConfig(experiment=experiment)), dataset) == name
+def test_other_data_go_to_an_experiment_of_their_own(
+    experiment: str | None, dataset: str, name: str
+) -> None:
+    assert (
+        stores.experiment_name(Config(tracking=TrackingConfig(experiment=experiment)), dataset)
+        == name
+    )
 
 
 def test_a_new_run_says_where_it_comes_from(store: str) -> None:
     run = look_at(store, created(store))
     assert run.info.status == "RUNNING" and run.info.run_name == "filters=8"
-    assert run.data.tags["dataset.sha256"] == "ab" * 32 and run.data.tags["technical.precision"] == "float32"
-    assert all(run.data.tags[f"technical.{name}"] for name in ("host", "os", "processor", "version.keras"))
-    assert len(run.data.tags["technical.git.commit"]) == 40 or run.data.tags["technical.git.commit"] == "unknown"
+    assert (
+        run.data.tags["dataset.sha256"] == "ab" * 32
+        and run.data.tags["technical.precision"] == "float32"
+    )
+    assert all(
+        run.data.tags[f"technical.{name}"] for name in ("host", "os", "processor", "version.keras")
+    )
+    assert (
+        len(run.data.tags["technical.git.commit"]) == 40
+        or run.data.tags["technical.git.commit"] == "unknown"
+    )
     own = {name for name in run.data.tags if not name.startswith(("technical.", "mlflow."))}
     assert own == {"dataset.name", "dataset.sha256"}
     experiment = mlflow.MlflowClient(store).get_experiment(run.info.experiment_id)
@@ -148,7 +165,9 @@ class OneGpu:
 
 
 @pytest.mark.parametrize("library", [None, OneGpu(has_driver=False), OneGpu(has_driver=True)])
-def test_a_gpus_load_is_told_where_there_is_one(library: OneGpu | None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_gpus_load_is_told_where_there_is_one(
+    library: OneGpu | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "pynvml", library)  # None: its import fails
     machine._gpus.cache_clear()
     try:
@@ -157,7 +176,9 @@ def test_a_gpus_load_is_told_where_there_is_one(library: OneGpu | None, monkeypa
         machine._gpus.cache_clear()
     gpu = {name.split("/")[1]: value for name, value in metrics.items() if "gpu" in name}
     expected = {"gpu_0_utilization_percentage": 87.0, "gpu_0_memory_usage_megabytes": 2500.0}
-    assert gpu == (expected if library and library.has_driver else {}) and len(metrics) == 3 + len(gpu)
+    assert gpu == (expected if library and library.has_driver else {}) and len(metrics) == 3 + len(
+        gpu
+    )
 
 
 def test_a_name_and_a_parent_of_ones_own(store: str) -> None:
@@ -211,10 +232,14 @@ def test_the_end_sends_what_lies_there_and_clears_the_outbox(status: str, store:
     assert log.end(status, {"reason": "r"}) is None
     run = look_at(store, log.run_id)
     assert run.info.status == status and run.info.end_time and not log.folder.exists()
-    assert [one.path for one in mlflow.MlflowClient(store).list_artifacts(log.run_id)] == ["figures"]
+    assert [one.path for one in mlflow.MlflowClient(store).list_artifacts(log.run_id)] == [
+        "figures"
+    ]
 
 
-def test_of_two_values_in_one_millisecond_the_one_told_last_counts(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_two_values_in_one_millisecond_the_one_told_last_counts(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("time.time", lambda: 1.7e9)
     log = tracking.RunLog(store, created(store))
     log.metrics({"val_accuracy": 0.7117}, 3)
@@ -237,24 +262,34 @@ def test_a_store_that_goes_away_stops_nothing_and_loses_nothing(store: str) -> N
     assert kept == log.folder == stores.OUTBOX / log.run_id and log.fault == "connection refused"
     outcome = {"status": "FINISHED", "metrics": {"val_accuracy": 0.5}, "weights_sha256": "w"}
     assert outcome.items() <= json.loads((kept / "outcome.json").read_text()).items()
-    assert [(step, value) for step, _, value in log.parcel.metrics()["val_accuracy"]] == [(1, 0.5), (2, 0.5)]
+    assert [(step, value) for step, _, value in log.spooled.metrics()["val_accuracy"]] == [
+        (1, 0.5),
+        (2, 0.5),
+    ]
     assert (kept / "config.yaml").is_file()
 
 
-def test_quick_epochs_share_a_batch_and_slow_ones_are_sent_at_once(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quick_epochs_share_a_batch_and_slow_ones_are_sent_at_once(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def steps() -> list[int]:
-        return [p.step for p in mlflow.MlflowClient(store).get_metric_history(log.run_id, "val_accuracy")]
+        return [
+            p.step
+            for p in mlflow.MlflowClient(store).get_metric_history(log.run_id, "val_accuracy")
+        ]
 
     log = tracking.RunLog(store, created(store))
     log.epoch(1, RECORD)
     log.epoch(2, RECORD)
-    assert steps() == [] and len(log.parcel.metrics()["val_accuracy"]) == 2
+    assert steps() == [] and len(log.spooled.metrics()["val_accuracy"]) == 2
     monkeypatch.setattr(tracking, "SECONDS_A_BATCH", 0.0)
     log.epoch(3, RECORD)
     assert steps() == [1, 2, 3]
 
 
-def test_a_store_that_comes_back_gets_all_that_it_missed(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_store_that_comes_back_gets_all_that_it_missed(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(tracking, "SECONDS_A_BATCH", 0.0)
     log = tracking.RunLog(store, created(store))
     client, log.client = log.client, Gone()  # type: ignore[assignment]
@@ -270,7 +305,9 @@ def test_a_store_that_comes_back_gets_all_that_it_missed(store: str, monkeypatch
 # ---------------------------------------------------------------------------------- ended from outside
 
 
-@pytest.mark.parametrize(("before", "after"), [("RUNNING", "KILLED"), ("FINISHED", "FINISHED"), ("FAILED", "FAILED")])
+@pytest.mark.parametrize(
+    ("before", "after"), [("RUNNING", "KILLED"), ("FINISHED", "FINISHED"), ("FAILED", "FAILED")]
+)
 def test_only_a_run_that_could_not_end_itself_is_ended(before: str, after: str, store: str) -> None:
     run_id = created(store)
     if before != "RUNNING":
@@ -292,7 +329,9 @@ def test_children_are_ended_with_their_parent(store: str) -> None:
 def test_a_dropped_model_leaves_nothing_and_the_others_stay(store: str) -> None:
     client, places = mlflow.MlflowClient(store), {}
     for run_id in (created(store), created(store)):
-        model = client.create_logged_model(look_at(store, run_id).info.experiment_id, "model", run_id)
+        model = client.create_logged_model(
+            look_at(store, run_id).info.experiment_id, "model", run_id
+        )
         place = Path(urllib.parse.unquote(urllib.parse.urlsplit(model.artifact_location).path))
         place.mkdir(parents=True)
         (place / "model.keras").write_text("weights")
@@ -318,11 +357,17 @@ def test_what_a_store_that_is_gone_was_to_be_told_is_told_by_the_next_command(
     assert look_at(store, run_id).info.status == "RUNNING"
     stores.prepare_store(store)
     run = look_at(store, run_id)
-    assert (run.info.status, run.data.tags["failure"], run.data.tags["trial.state"]) == ("KILLED", "r", "FAIL")
+    assert (run.info.status, run.data.tags["failure"], run.data.tags["trial.state"]) == (
+        "KILLED",
+        "r",
+        "FAIL",
+    )
     assert [path for path in stores.OUTBOX.iterdir() if path.is_dir()] == []
 
 
-def test_preparing_a_store_twice_makes_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, migrated: Path) -> None:
+def test_preparing_a_store_twice_makes_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, migrated: Path
+) -> None:
     monkeypatch.setattr(stores, "ARTIFACTS", tmp_path / "mlruns")
     path = tmp_path / "mlflow.db"
     path.write_bytes(migrated.read_bytes())

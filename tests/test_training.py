@@ -17,11 +17,10 @@ from conftest import sample
 from hypothesis import given
 from hypothesis import strategies as st
 
-from digit_study.config import machine as hardware
-from digit_study.training import fit as training
-from digit_study.training.fit import STEPS_PER_EXECUTION, Diverged, fit, steps_of_epoch, weights_sha256
-from digit_study.training.networks import ModelConfig, build_model
-from digit_study.training.recipe import (
+from digit_study.model import fit as training
+from digit_study.model.fit import STEPS_PER_EXECUTION, Diverged, fit, steps_of_epoch, weights_sha256
+from digit_study.model.networks import ModelConfig, build_model
+from digit_study.model.recipe import (
     OPTIMIZERS,
     SCHEDULES,
     EarlyStoppingConfig,
@@ -29,12 +28,15 @@ from digit_study.training.recipe import (
     build_optimizer,
     shift_rotate,
 )
+from digit_study.support import machine as hardware
 
 Array = np.ndarray[Any, Any]
 Arrays = tuple[Array, Array]
 #: Few weights and sgd, for most of the time goes into tracing.
 SMALL = ModelConfig(filters=2, blocks=1, dense_units=0, dropout=0.0, batch_norm=False)
-RECIPE = TrainingConfig(epochs=1, batch_size=20, precision="float32", optimizer="sgd", learning_rate=0.01)
+RECIPE = TrainingConfig(
+    epochs=1, batch_size=20, precision="float32", optimizer="sgd", learning_rate=0.01
+)
 
 
 @pytest.fixture(scope="module")
@@ -65,8 +67,12 @@ def trained(
     return model, fit(model, *digits, recipe, **handed)
 
 
-def test_steps_are_those_of_keras_itself(plain: str, digits: Arrays, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training, "train_function", lambda model: None)  # so that Keras makes its own
+def test_steps_are_those_of_keras_itself(
+    plain: str, digits: Arrays, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        training, "train_function", lambda model: None
+    )  # so that Keras makes its own
     assert weights_sha256(trained(digits, replace(RECIPE, epochs=2))[0]) == plain
 
 
@@ -81,7 +87,9 @@ def test_every_optimizer_and_schedule_trains(optimizer: str, schedule: str, digi
     before = weights_sha256(build_model(SMALL))
     model, (record,) = trained(digits, recipe)
     assert weights_sha256(model) != before and math.isfinite(record["train_loss"])
-    assert type(model.optimizer).__name__.lower() == optimizer and model.optimizer.weight_decay == 0.01
+    assert (
+        type(model.optimizer).__name__.lower() == optimizer and model.optimizer.weight_decay == 0.01
+    )
 
 
 @pytest.mark.slow
@@ -95,7 +103,9 @@ def test_every_optimizer_and_schedule_trains(optimizer: str, schedule: str, digi
         {"ema": True, "label_smoothing": 0.1, "augmentation": "shift_rotate", "optimizer": "adamw"},
     ],
 )
-def test_every_extra_trains_and_repeats_itself(values: dict[str, Any], digits: Arrays, plain: str) -> None:
+def test_every_extra_trains_and_repeats_itself(
+    values: dict[str, Any], digits: Arrays, plain: str
+) -> None:
     recipe = replace(RECIPE, epochs=2, **values)
     model, epochs = trained(digits, recipe)
     again, epochs_again = trained(digits, recipe)
@@ -115,8 +125,13 @@ def test_another_seed_is_another_training(digits: Arrays) -> None:
 
 @pytest.mark.slow
 def test_it_learns(digits: Arrays) -> None:
-    _, epochs = trained(digits, replace(RECIPE, epochs=20), replace(SMALL, filters=4, batch_norm=True))
-    assert epochs[-1]["train_accuracy"] > 0.9 and epochs[-1]["train_loss"] < epochs[0]["train_loss"] / 2
+    _, epochs = trained(
+        digits, replace(RECIPE, epochs=20), replace(SMALL, filters=4, batch_norm=True)
+    )
+    assert (
+        epochs[-1]["train_accuracy"] > 0.9
+        and epochs[-1]["train_loss"] < epochs[0]["train_loss"] / 2
+    )
 
 
 def test_a_record_an_epoch_told_as_it_ends(digits: Arrays) -> None:
@@ -151,13 +166,18 @@ def test_what_a_listener_raises_ends_training(digits: Arrays) -> None:
 # ---------------------------------------------------------------------------------- early stopping
 
 
-def weights_after(digits: Arrays, losses: list[float], patience: int | None) -> tuple[keras.Model, list[Array], int]:
+def weights_after(
+    digits: Arrays, losses: list[float], patience: int | None
+) -> tuple[keras.Model, list[Array], int]:
     """The trained model, its weights after every epoch, and how many epochs there were."""
     seen: list[Array] = []
     keras.utils.set_random_seed(0)
     model = build_model(SMALL)
     recipe = replace(RECIPE, epochs=6, early_stopping=EarlyStoppingConfig(patience))
-    handed = {"validate": validation(losses), "on_epoch": lambda record: seen.append(weights_sha256(model))}
+    handed = {
+        "validate": validation(losses),
+        "on_epoch": lambda record: seen.append(weights_sha256(model)),
+    }
     epochs = fit(model, *digits, recipe, **handed)  # type: ignore[arg-type]
     return model, seen, len(epochs)
 
@@ -182,7 +202,9 @@ def test_early_stopping_ends_with_the_best_weights(
     assert len(set(seen)) == ran
 
 
-def test_averaged_weights_are_the_ones_that_are_validated_and_kept(digits: Arrays, plain: str) -> None:
+def test_averaged_weights_are_the_ones_that_are_validated_and_kept(
+    digits: Arrays, plain: str
+) -> None:
     judged: list[str] = []
     keras.utils.set_random_seed(0)
     model = build_model(SMALL)
@@ -191,7 +213,13 @@ def test_averaged_weights_are_the_ones_that_are_validated_and_kept(digits: Array
         judged.append(weights_sha256(model))
         return {"val_loss": 1.0, "val_accuracy": 0.5}
 
-    fit(model, *digits, replace(RECIPE, epochs=2, ema=True), validate=validate, on_epoch=lambda record: None)
+    fit(
+        model,
+        *digits,
+        replace(RECIPE, epochs=2, ema=True),
+        validate=validate,
+        on_epoch=lambda record: None,
+    )
     assert weights_sha256(model) == judged[-1] != plain
 
 
@@ -199,7 +227,9 @@ def test_averaged_weights_are_the_ones_that_are_validated_and_kept(digits: Array
 
 
 def rates(schedule: str, total: int, peak: float = 0.1) -> list[float]:
-    rate = build_optimizer(replace(RECIPE, schedule=schedule, learning_rate=peak), total)._learning_rate
+    rate = build_optimizer(
+        replace(RECIPE, schedule=schedule, learning_rate=peak), total
+    )._learning_rate
     return [float(rate(step)) if callable(rate) else float(rate) for step in range(total + 1)]
 
 
@@ -213,13 +243,19 @@ def test_the_ends_of_every_schedule(total: int) -> None:
 
 def test_one_cycle_warms_up_and_cools_down() -> None:
     cycle = rates("onecycle", 1000)
-    assert cycle[0] == pytest.approx(0.1 / 25) and cycle[-1] == pytest.approx(0.1 / 10_000, rel=1e-2)
+    assert cycle[0] == pytest.approx(0.1 / 25) and cycle[-1] == pytest.approx(
+        0.1 / 10_000, rel=1e-2
+    )
     assert max(cycle) == cycle[300] == pytest.approx(0.1)
     assert cycle[:301] == sorted(cycle[:301]) and cycle[300:] == sorted(cycle[300:], reverse=True)
 
 
-@pytest.mark.parametrize(("schedule", "last"), [("constant", 0.01), ("cosine", 0.0), ("onecycle", 1e-6)])
-def test_the_recorded_rate_ends_where_the_schedule_ends(schedule: str, last: float, digits: Arrays) -> None:
+@pytest.mark.parametrize(
+    ("schedule", "last"), [("constant", 0.01), ("cosine", 0.0), ("onecycle", 1e-6)]
+)
+def test_the_recorded_rate_ends_where_the_schedule_ends(
+    schedule: str, last: float, digits: Arrays
+) -> None:
     _, epochs = trained(digits, replace(RECIPE, epochs=2, schedule=schedule))
     assert epochs[-1]["learning_rate"] == pytest.approx(last, abs=1e-8)
 
@@ -229,8 +265,14 @@ def test_the_recorded_rate_ends_where_the_schedule_ends(schedule: str, last: flo
 
 def test_divergence_names_quantity_epoch_and_steps(digits: Arrays) -> None:
     wild = replace(RECIPE, optimizer="sgd", learning_rate=10.0, epochs=9, schedule="constant")
-    with pytest.raises(Diverged, match=r"`train_loss` is nan in epoch \d, in steps 1 to 6 of 6; a lower") as caught:
-        trained(digits, wild, ModelConfig(batch_norm=False, filters=16, pooling="none", activation="elu"))
+    with pytest.raises(
+        Diverged, match=r"`train_loss` is nan in epoch \d, in steps 1 to 6 of 6; a lower"
+    ) as caught:
+        trained(
+            digits,
+            wild,
+            ModelConfig(batch_norm=False, filters=16, pooling="none", activation="elu"),
+        )
     assert "training.learning_rate" in str(caught.value)
 
 
@@ -251,14 +293,18 @@ def test_looks_divide_the_steps_and_little_is_left_out(whole: int) -> None:
     assert whole <= STEPS_PER_EXECUTION or look > STEPS_PER_EXECUTION // 2
 
 
-@pytest.mark.parametrize(("whole", "expected"), [(1, (1, 1)), (50, (50, 50)), (429, (429, 39)), (431, (430, 43))])
+@pytest.mark.parametrize(
+    ("whole", "expected"), [(1, (1, 1)), (50, (50, 50)), (429, (429, 39)), (431, (430, 43))]
+)
 def test_known_steps(whole: int, expected: tuple[int, int]) -> None:
     assert steps_of_epoch(whole) == expected
 
 
 def test_every_epoch_is_shuffled_anew_and_takes_no_image_twice() -> None:
     images = np.arange(50, dtype=np.uint8).reshape(50, 1, 1, 1)
-    batches = training.make_batches(images, np.arange(50) % 10, replace(RECIPE, batch_size=10), steps=4)
+    batches = training.make_batches(
+        images, np.arange(50) % 10, replace(RECIPE, batch_size=10), steps=4
+    )
     pixels = [int(pixel) for batch, _ in batches.take(8) for pixel in np.ravel(batch)]
     first, second = pixels[:40], pixels[40:]
     assert len(set(first)) == len(set(second)) == len(second) == 40 and first != second
@@ -268,7 +314,9 @@ def test_labels_follow_their_images_through_the_shuffle() -> None:
     images = (np.arange(50, dtype=np.uint8) % 10).reshape(50, 1, 1, 1)
     for smoothing in (0.0, 0.1):
         recipe = replace(RECIPE, batch_size=10, label_smoothing=smoothing)
-        for batch, targets in training.make_batches(images, np.arange(50) % 10, recipe, steps=5).take(10):
+        for batch, targets in training.make_batches(
+            images, np.arange(50) % 10, recipe, steps=5
+        ).take(10):
             labels = np.argmax(targets, axis=1) if smoothing else targets.numpy()
             assert np.array_equal(np.ravel(batch), labels)
 
@@ -311,7 +359,11 @@ def test_movements_keep_their_bounds(shift: float, rotation: float) -> None:
 
 
 def test_precision_follows_the_processor(tmp_path: Path) -> None:
-    cases = [("avx2", "float32"), ("fpu amx_bf16 avx2", "mixed_bfloat16"), ("avx512_bf16", "mixed_bfloat16")]
+    cases = [
+        ("avx2", "float32"),
+        ("fpu amx_bf16 avx2", "mixed_bfloat16"),
+        ("avx512_bf16", "mixed_bfloat16"),
+    ]
     for number, (flags, precision) in enumerate(cases):
         listing = tmp_path / str(number)
         listing.write_text(f"processor\t: 0\nflags\t\t: {flags}\nbugs\t\t: amx_bf16\n")

@@ -20,12 +20,17 @@ import pytest
 from conftest import Finalised
 
 from digit_study.config.run import Config
-from digit_study.engine import worker as workers
-from digit_study.engine.local import LocalEngine
-from digit_study.engine.protocol import Limits, Pruned, run_to_end
-from digit_study.engine.worker import Message, Worker
-from digit_study.terminal.messages import StudyError
-from digit_study.terminal.signals import Interrupted, deferred_signals, interruptible, signals_surface
+from digit_study.support.messages import StudyError
+from digit_study.support.signals import (
+    Interrupted,
+    deferred_signals,
+    interruptible,
+    signals_surface,
+)
+from digit_study.trial.local import worker as workers
+from digit_study.trial.local.pool import LocalEngine
+from digit_study.trial.local.worker import Message, Worker
+from digit_study.trial.protocol import EngineContext, Pruned, run_to_end
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
@@ -101,7 +106,7 @@ class Recorder:
 
 
 def follow(trial: Worker, progress: Any) -> Any:
-    engine = LocalEngine(Limits(), lambda config, run_id: trial)
+    engine = LocalEngine(EngineContext(), lambda config, run_id: trial)
     try:
         return run_to_end(engine, Config(), "run", progress)
     finally:
@@ -144,7 +149,9 @@ def test_a_result_larger_than_a_pipe_arrives() -> None:
         (leave, StudyError, r"^the trial's process ended with exit code 3 and no result$"),
     ],
 )
-def test_a_trial_that_fails_says_why(target: Callable[..., Any], kind: type[Exception], words: str) -> None:
+def test_a_trial_that_fails_says_why(
+    target: Callable[..., Any], kind: type[Exception], words: str
+) -> None:
     with pytest.raises(kind, match=words):
         heard(target)
 
@@ -212,11 +219,15 @@ def prune_itself(config: Config, run_id: str, send: Send, ask: Ask) -> None:
     send("pruned", "others promise more")
 
 
-def engine_of(target: Callable[..., Any], limits: Limits | None = None) -> LocalEngine:
-    return LocalEngine(limits or Limits(), lambda config, run_id: Worker(target, config, run_id))
+def engine_of(target: Callable[..., Any], limits: EngineContext | None = None) -> LocalEngine:
+    return LocalEngine(
+        limits or EngineContext(), lambda config, run_id: Worker(target, config, run_id)
+    )
 
 
-def test_a_worker_runs_trial_after_trial_and_a_new_one_what_it_cannot(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_worker_runs_trial_after_trial_and_a_new_one_what_it_cannot(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     engine = engine_of(name_itself)
     first = ends(engine)
     assert ends(engine) == first != os.getpid()
@@ -243,7 +254,9 @@ def test_a_worker_whose_trial_was_pruned_takes_another_and_one_whose_trial_faile
 
 def test_where_nothing_is_done_aside_the_next_trial_takes_the_same_worker() -> None:
     """As on a GPU, whose memory a second process would lack; it is submitted as soon as the first has its result."""
-    engine = LocalEngine(Limits(), lambda config, run_id: Worker(name_itself, config, run_id), aside=False)
+    engine = LocalEngine(
+        EngineContext(), lambda config, run_id: Worker(name_itself, config, run_id), aside=False
+    )
     found = []
     for number in range(20):
         engine.submit(number, Config(), "run")
@@ -254,7 +267,7 @@ def test_where_nothing_is_done_aside_the_next_trial_takes_the_same_worker() -> N
 
 
 def test_memory_that_is_limited_is_that_of_one_trial() -> None:
-    engine = engine_of(name_itself, Limits(memory=4.0))
+    engine = engine_of(name_itself, EngineContext(memory=4.0))
     assert ends(engine) != ends(engine)
     engine.stop()
 
@@ -262,7 +275,9 @@ def test_memory_that_is_limited_is_that_of_one_trial() -> None:
 def test_an_idle_worker_does_not_outlive_its_supervisor(tmp_path: Path) -> None:
     lines = f"import sys, time; sys.path[:0] = {[str(ROOT / 'src'), str(ROOT / 'tests')]}; import test_workers as t"
     bare = "t.workers.start_server = lambda: t.multiprocessing.get_context('forkserver')"
-    command = f"{lines}; {bare}; print(t.ends(t.engine_of(t.name_itself)), flush=True); time.sleep(60)"
+    command = (
+        f"{lines}; {bare}; print(t.ends(t.engine_of(t.name_itself)), flush=True); time.sleep(60)"
+    )
     supervisor = subprocess.Popen([sys.executable, "-c", command], stdout=-1, stderr=-1, text=True)
     assert supervisor.stdout
     idle = psutil.Process(int(supervisor.stdout.readline()))
@@ -321,10 +336,12 @@ def test_a_trial_does_not_outlive_its_supervisor(tmp_path: Path) -> None:
 
 
 def test_a_ctrl_c_during_the_imports_of_the_server_leaves_no_traceback() -> None:
-    lines = ("import time", "from digit_study.engine import worker", "worker.start_server()")
+    lines = ("import time", "from digit_study.trial.local import worker", "worker.start_server()")
     code = "; ".join([*lines, "print('up', flush=True)", "time.sleep(30)"])
     environment = os.environ | {"PYTHONPATH": str(Path(workers.__file__).parents[2])}
-    process = subprocess.Popen([sys.executable, "-c", code], env=environment, stdout=-1, stderr=-1, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], env=environment, stdout=-1, stderr=-1, text=True
+    )
     assert process.stdout and process.stdout.readline() == "up\n"
     children = psutil.Process(process.pid).children()
     for _ in range(20):
@@ -337,26 +354,40 @@ def test_a_ctrl_c_during_the_imports_of_the_server_leaves_no_traceback() -> None
     psutil.wait_procs(children, timeout=10)
 
 
-def test_the_server_starts_however_long_the_path_of_the_project_is_and_leaves_nothing(tmp_path: Path) -> None:
+def test_the_server_starts_however_long_the_path_of_the_project_is_and_leaves_nothing(
+    tmp_path: Path,
+) -> None:
     """The kernel takes at most 107 bytes as the path of a socket."""
-    lines = ("import pathlib, sys", "from digit_study.engine import worker", "from digit_study.tracking import stores")
-    code = "; ".join([*lines, "stores.ARTIFACTS = pathlib.Path(sys.argv[1])", "worker.start_server()"])
+    lines = (
+        "import pathlib, sys",
+        "from digit_study.trial.local import worker",
+        "from digit_study.tracking import database as stores",
+    )
+    code = "; ".join(
+        [*lines, "stores.ARTIFACTS = pathlib.Path(sys.argv[1])", "worker.start_server()"]
+    )
     (artifacts := tmp_path / ("long" * 30)).mkdir()
     (temporary := tmp_path / "temporary").mkdir()
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "TMPDIR": str(temporary)}
     command = [sys.executable, "-c", code, str(artifacts)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    assert [path.name for path in (artifacts / ".scratch").iterdir()] == [".lock"] and not list(temporary.iterdir())
+    assert [path.name for path in (artifacts / ".scratch").iterdir()] == [".lock"] and not list(
+        temporary.iterdir()
+    )
 
 
-def test_the_real_server_finds_this_package_and_loads_tensorflow(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_real_server_finds_this_package_and_loads_tensorflow(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.undo()
     monkeypatch.delenv("PYTHONPATH", raising=False)
     workers.start_server()
     try:
         assert str(Path(workers.__file__).parents[2]) in os.environ["PYTHONPATH"].split(os.pathsep)
-        assert multiprocessing.forkserver._forkserver._preload_modules == ["digit_study.engine.preload"]
+        assert multiprocessing.forkserver._forkserver._preload_modules == [
+            "digit_study.trial.local.preload"
+        ]
     finally:
         multiprocessing.forkserver.set_forkserver_preload(["__main__"])
 
@@ -417,7 +448,9 @@ class Native:
             raise SystemError("returned a result with an exception set") from error
 
 
-def test_a_signal_that_native_code_makes_an_error_of_is_not_told_besides(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_signal_that_native_code_makes_an_error_of_is_not_told_besides(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     told = list[Any]()
     monkeypatch.setattr(sys, "unraisablehook", lambda lost: told.append(lost.exc_type))
     with pytest.raises(Interrupted, match="SIGTERM"), interruptible():
@@ -427,14 +460,18 @@ def test_a_signal_that_native_code_makes_an_error_of_is_not_told_besides(monkeyp
 
 def test_this_module_needs_no_tensorflow() -> None:
     """Workers are supervised by a process that never imports it."""
-    modules = "digit_study.engine.local, digit_study.engine.protocol"
+    modules = "digit_study.trial.local.pool, digit_study.trial.protocol"
     line = f"import sys; sys.path.insert(0, 'src'); import {modules}; sys.exit('tensorflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", line], cwd=ROOT).returncode == 0
 
 
 def test_a_signal_waits_until_what_must_be_whole_is_done() -> None:
     done = []
-    with pytest.raises(Interrupted, match="SIGTERM"), interruptible(), deferred_signals() as is_stopping:
+    with (
+        pytest.raises(Interrupted, match="SIGTERM"),
+        interruptible(),
+        deferred_signals() as is_stopping,
+    ):
         done.append(is_stopping())
         os.kill(os.getpid(), signal.SIGTERM)
         done.append(is_stopping())

@@ -12,13 +12,13 @@ import keras
 import numpy as np
 from non_digits import made
 
-from digit_study.claims import detector
-from digit_study.config import machine
 from digit_study.data import sources
 from digit_study.data.digits import Digits, load_digits
 from digit_study.data.sources import CLASSES, DataConfig
-from digit_study.training import fit
-from digit_study.training.recipe import TrainingConfig
+from digit_study.inference import detector
+from digit_study.model import fit
+from digit_study.model.recipe import TrainingConfig
+from digit_study.support import machine
 
 #: Of the validation digits so many are refused; of those by writers that it has not seen, twice as many.
 REFUSED = 0.0025
@@ -26,7 +26,13 @@ REFUSED = 0.0025
 SHARES = ((0.67, 0.0, 0.33), (0.3, 0.45, 0.25))
 NON_DIGITS = 160_000
 RECIPE = TrainingConfig(
-    epochs=16, learning_rate=0.003, schedule="onecycle", augmentation="shift_rotate", shift=1.0, rotation=5.0, ema=True
+    epochs=16,
+    learning_rate=0.003,
+    schedule="onecycle",
+    augmentation="shift_rotate",
+    shift=1.0,
+    rotation=5.0,
+    ema=True,
 )
 
 
@@ -51,7 +57,13 @@ def trained(digits: Digits, shares: tuple[float, float, float]) -> keras.Model:
     labels = np.concatenate([digits.train_labels, np.full(len(others), CLASSES)])
 
     def tell(record: dict[str, float]) -> None:
-        print({name: round(record[name], 4) for name in ("train_loss", "train_accuracy", "epoch_seconds")}, flush=True)
+        print(
+            {
+                name: round(record[name], 4)
+                for name in ("train_loss", "train_accuracy", "epoch_seconds")
+            },
+            flush=True,
+        )
 
     fit.fit(model, images, labels, RECIPE, validate=lambda: {"val_loss": 0.0}, on_epoch=tell)
     final = detector.build()

@@ -20,7 +20,9 @@ from multiprocessing import util
 gc.set_threshold(100_000, 20, 20)
 for name in sys.argv[1:]:
     importlib.import_module(name)
-if "mlflow.pyfunc" in sys.modules:  # what the server that trials are forked from asks as well: half a second
+if (
+    "mlflow.pyfunc" in sys.modules
+):  # what the server that trials are forked from asks as well: half a second
     from mlflow.utils.requirements_utils import warn_dependency_requirement_mismatches
 
     warn_dependency_requirement_mismatches([f"numpy=={version('numpy')}"])
@@ -75,7 +77,9 @@ def be_ready_to_serve() -> None:
             os._exit(0)
         told = json.loads(received)
         # out of the way first: a number may be another one's place
-        for number, place in zip([os.dup2(file, 200 + file) for file in files], told["files"], strict=True):
+        for number, place in zip(
+            [os.dup2(file, 200 + file) for file in files], told["files"], strict=True
+        ):
             os.dup2(number, place)
         os.closerange(200, 300)
         os.environ.clear()

@@ -19,7 +19,15 @@ from conftest import LIGHT, ROOT, Command, Project
 from lab import Lab, in_an_epoch, wait_until
 
 #: What a server imports that takes long; what depends on its options it imports itself.
-SERVING = (*LIGHT, "uvicorn", "fastapi", "flask", "graphene", "mlflow.cli", "mlflow.store.tracking.sqlalchemy_store")
+SERVING = (
+    *LIGHT,
+    "uvicorn",
+    "fastapi",
+    "flask",
+    "graphene",
+    "mlflow.cli",
+    "mlflow.store.tracking.sqlalchemy_store",
+)
 
 
 class Server:
@@ -27,7 +35,10 @@ class Server:
 
     def __init__(self, project: Project, migrated: Path, folder: Path) -> None:
         self.project = project
-        self.folder, self.behind = folder, f"sqlite:///{shutil.copy(migrated, folder / 'server.db')}"
+        self.folder, self.behind = (
+            folder,
+            f"sqlite:///{shutil.copy(migrated, folder / 'server.db')}",
+        )
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))
             self.port = probe.getsockname()[1]
@@ -36,9 +47,16 @@ class Server:
 
     def start(self) -> None:
         """Start it in the background."""
-        words = ["--backend-store-uri", self.behind, "--artifacts-destination", str(self.folder / "artifacts")]
+        words = [
+            "--backend-store-uri",
+            self.behind,
+            "--artifacts-destination",
+            str(self.folder / "artifacts"),
+        ]
         words = [str(self.folder), *words, "--port", str(self.port)]
-        self.command = self.project.fork(*words, script=str(ROOT / "tests" / "serve.py"), warm=SERVING)
+        self.command = self.project.fork(
+            *words, script=str(ROOT / "tests" / "serve.py"), warm=SERVING
+        )
         self.project.sessions.discard(self.command.process.pid)  # it outlives the tests' studies
 
     def ensure(self) -> None:
@@ -78,7 +96,13 @@ class SlowWay:
                 for way in ((here, there, is_asked, False), (there, here, is_asked, True)):
                     threading.Thread(target=self._pass, args=way, daemon=True).start()
 
-    def _pass(self, source: socket.socket, target: socket.socket, is_asked: threading.Event, is_answer: bool) -> None:
+    def _pass(
+        self,
+        source: socket.socket,
+        target: socket.socket,
+        is_asked: threading.Event,
+        is_answer: bool,
+    ) -> None:
         with source:
             with suppress(OSError):
                 while data := source.recv(1 << 20):
@@ -116,7 +140,9 @@ class Disk:
 def mounted(place: Path, *words: str) -> Iterator[None]:
     """A mount at ``place`` inside the block; the test is skipped where it may not be made."""
     place.mkdir(parents=True, exist_ok=True)
-    done = subprocess.run(["mount", *words, str(place)], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["mount", *words, str(place)], capture_output=True, text=True, check=False
+    )
     if done.returncode:
         pytest.skip(f"a file system cannot be mounted here: {done.stderr.strip()}")
     try:
@@ -145,7 +171,9 @@ def assert_survives(lab: Lab, server: Server, command: Command) -> None:
     assert "Traceback" not in done.err and "UserWarning" not in done.err
     client = mlflow.MlflowClient(server.uri)
     trials = [run for run in lab.runs() if run.data.tags.get("kind") == "trial"]
-    assert [run.info.status for run in trials] == ["FINISHED"] * 3 and lab.statuses("study") == ["FINISHED"]
+    assert [run.info.status for run in trials] == ["FINISHED"] * 3 and lab.statuses("study") == [
+        "FINISHED"
+    ]
     for run in trials:
         models = client.search_logged_models(
             [run.info.experiment_id], filter_string=f"source_run_id = '{run.info.run_id}'"

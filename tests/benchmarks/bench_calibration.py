@@ -18,13 +18,15 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
 
-from digit_study.evaluation.ranking import Candidate, Group, pooled_leaderboard
+from digit_study.stats.ranking import Candidate, Group, pooled_leaderboard
 
 HARD, ERROR, WORSE = 0.03, 0.018, 0.015
 Seed = np.random.Generator
 
 
-def study(random: Seed, k: int, n: int, shared: float = 0.5, seeds: int = 1, worse: float = 0.0) -> list[Group]:
+def study(
+    random: Seed, k: int, n: int, shared: float = 0.5, seeds: int = 1, worse: float = 0.0
+) -> list[Group]:
     """Configurations on the same ``n`` images; the last is ``worse`` by that accuracy, the others are equally good.
 
     A hard image is misread with a probability of its own, which all have in common to a share of ``shared``; seeds of
@@ -38,14 +40,24 @@ def study(random: Seed, k: int, n: int, shared: float = 0.5, seeds: int = 1, wor
         own = random.normal(size=n)
         runs = []
         for seed in range(seeds):
-            latent = np.sqrt(shared) * common + np.sqrt((1 - shared) / 2) * (own + random.normal(size=n))
+            latent = np.sqrt(shared) * common + np.sqrt((1 - shared) / 2) * (
+                own + random.normal(size=n)
+            )
             # the share of hard images that is misread, as a threshold of the latent difficulty
             share = min(error / HARD, 0.98)
             cut = -np.sqrt(2) * _erfinv(2 * share - 1)
             spread = max(0.0, error - 0.98 * HARD) / (1 - HARD)
             wrong = (is_hard & (latent > cut)) | (~is_hard & (random.random(n) < spread))
             metrics = {"val_accuracy": 1 - float(wrong.mean()), "val_loss": 0.1, "parameters": 1.0}
-            runs.append(Candidate(f"{number}", f"{number}-{seed}", {**metrics, "training_seconds": 1.0}, ~wrong, "d"))
+            runs.append(
+                Candidate(
+                    f"{number}",
+                    f"{number}-{seed}",
+                    {**metrics, "training_seconds": 1.0},
+                    ~wrong,
+                    "d",
+                )
+            )
         groups.append(Group(str(number), runs))
     return groups
 
@@ -68,7 +80,9 @@ def told_apart(random: Seed, k: int, **options: Any) -> bool:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--studies", type=int, default=400)
     studies = parser.parse_args().studies
     print("   k  images  shared  seeds  coverage  power")
@@ -83,7 +97,10 @@ def main() -> None:
         options = {"n": n, "shared": shared, "seeds": seeds}
         right = np.mean([covered(random, k, **options) for _ in range(times)])
         power = np.mean([told_apart(random, k, **options) for _ in range(times)])
-        print(f"{k:4}  {n:6}  {shared:6.1f}  {seeds:5}  {right:8.1%}  {power:5.1%}  ({times} studies)", flush=True)
+        print(
+            f"{k:4}  {n:6}  {shared:6.1f}  {seeds:5}  {right:8.1%}  {power:5.1%}  ({times} studies)",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import learning_results
 from scipy.optimize import minimize
 
-from digit_study.evaluation.race import FIRST, Correct, race
+from digit_study.stats.race import FIRST, Correct, race
 
 K, MOST, FIXED, CLEAR = 5, 8, 5, 0.005
 Numbers = npt.NDArray[np.float64]
@@ -57,7 +57,9 @@ class Tally:
         return f"{name:28}  {self.networks / self.studies:8.1f}  {self.errors / self.studies:6.1%}  {power}"
 
 
-def draw(random: np.random.Generator, networks: Correct, weights: Numbers | None, most: int) -> list[Correct]:
+def draw(
+    random: np.random.Generator, networks: Correct, weights: Numbers | None, most: int
+) -> list[Correct]:
     """Candidates (most, images) of ``networks`` (k, seeds, images): seeds of their own, images that all share."""
     _, seeds, images = networks.shape
     seen = random.choice(images, size=images, p=weights)
@@ -74,7 +76,9 @@ def equalising(networks: Correct) -> Numbers:
         return np.asarray(grown / grown.sum())
 
     found = minimize(
-        lambda tilt: np.log(np.exp(tilt @ gaps).mean()), np.zeros(len(gaps)), jac=lambda t: gaps @ weights(t)
+        lambda tilt: np.log(np.exp(tilt @ gaps).mean()),
+        np.zeros(len(gaps)),
+        jac=lambda t: gaps @ weights(t),
     )
     return weights(found.x)
 
@@ -96,7 +100,9 @@ def simulate(kind: str, studies: int, seed: int = 0, with_fixed: bool = True) ->
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--studies", type=int, default=300)
     studies = parser.parse_args().studies
     print(f"{'':28}  networks   error   power")

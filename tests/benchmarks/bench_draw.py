@@ -38,7 +38,13 @@ BROWSERS, ROUNDS = 8, 5
 def main(words: list[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         settings = words or [f"model={untrained(Path(folder))}"]
-        command = [sys.executable, str(SRC / "draw.py"), "--port=0", f"keep={folder}/kept", *settings]
+        command = [
+            sys.executable,
+            str(SRC / "draw.py"),
+            "--port=0",
+            f"keep={folder}/kept",
+            *settings,
+        ]
         with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as server:
             assert server.stdout is not None
             found = re.search(r":(\d+)/", server.stdout.readline())
@@ -52,7 +58,7 @@ def untrained(folder: Path) -> Path:
     """The network of the default config, as a file."""
     sys.path.insert(0, str(SRC))
     from digit_study.config.compose import compose_config, register
-    from digit_study.training.networks import build_model
+    from digit_study.model.networks import build_model
 
     register()
     file = folder / "untrained.keras"
@@ -63,7 +69,10 @@ def untrained(folder: Path) -> Path:
 def measure(port: int) -> None:
     states = [drawn(STROKE[:end]) for end in range(4, len(STROKE) + 1)]
     strokes(port, states, "/read?look=0")  # the first answers set things up
-    tell("one browser", [time for _ in range(ROUNDS) for time in strokes(port, states, "/read?look=0")])
+    tell(
+        "one browser",
+        [time for _ in range(ROUNDS) for time in strokes(port, states, "/read?look=0")],
+    )
     tell("one browser, with the map", strokes(port, states, "/read?look=1"))
     with ThreadPoolExecutor(BROWSERS) as browsers:
         each = browsers.map(lambda _: strokes(port, states, "/read?look=0"), range(BROWSERS))
@@ -93,7 +102,10 @@ def strokes(port: int, states: list[bytes], path: str) -> list[float]:
 
 def tell(what: str, times: list[float]) -> None:
     middle, late = np.percentile(times, [50, 95])
-    print(f"{what:26} median {middle:6.1f} ms, 95 % within {late:6.1f} ms, of {len(times)}", flush=True)
+    print(
+        f"{what:26} median {middle:6.1f} ms, 95 % within {late:6.1f} ms, of {len(times)}",
+        flush=True,
+    )
 
 
 if __name__ == "__main__":

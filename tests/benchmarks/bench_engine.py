@@ -29,11 +29,12 @@ sys.path[:0] = [str(HERE.parents[2] / "src"), str(HERE.parents[1]), str(HERE.par
 from stub_worker import Stub, Stubs, plan  # noqa: E402
 
 from digit_study.config.run import Config  # noqa: E402
-from digit_study.engine import on_ray  # noqa: E402
-from digit_study.engine.protocol import ENGINES, Engine, Limits  # noqa: E402
-from digit_study.engine.slot import Slot  # noqa: E402
-from digit_study.search import run as study_run  # noqa: E402
-from digit_study.tracking import run_log, stores  # noqa: E402
+from digit_study.study import search as study_run  # noqa: E402
+from digit_study.tracking import database as stores  # noqa: E402
+from digit_study.tracking import runs as run_log  # noqa: E402
+from digit_study.trial.protocol import ENGINES, Engine, EngineContext  # noqa: E402
+from digit_study.trial.ray import ray_engine as on_ray  # noqa: E402
+from digit_study.trial.ray.ray_actor import Slot  # noqa: E402
 
 TRIAL_S = 2.0
 
@@ -75,7 +76,14 @@ def cluster(slots: int, folder: str) -> Iterator[str]:
     """A Ray cluster on this machine with as many cores as ``slots``; yields its address."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    words = ["start", "--head", "--block", f"--port={port}", f"--num-cpus={slots}", "--include-dashboard=false"]
+    words = [
+        "start",
+        "--head",
+        "--block",
+        f"--port={port}",
+        f"--num-cpus={slots}",
+        "--include-dashboard=false",
+    ]
     line = [str(Path(sys.executable).with_name("ray")), *words, f"--temp-dir={folder}/r"]
     quiet = subprocess.DEVNULL
     with subprocess.Popen(line, stdout=quiet, stderr=quiet, start_new_session=True) as head:
@@ -92,11 +100,13 @@ def cluster(slots: int, folder: str) -> Iterator[str]:
             head.wait(30)
 
 
-def search(engine: Callable[[Limits], Engine], *words: str) -> list[tuple[float, str | None]]:
+def search(
+    engine: Callable[[EngineContext], Engine], *words: str
+) -> list[tuple[float, str | None]]:
     """Times, in seconds, at which the trials of a study started and the names of their slots, and of its end."""
     began: list[tuple[float, str | None]] = []
 
-    def opened(limits: Limits) -> Engine:
+    def opened(limits: EngineContext) -> Engine:
         made = engine(limits)
         submit = made.submit
 
@@ -112,7 +122,7 @@ def search(engine: Callable[[Limits], Engine], *words: str) -> list[tuple[float,
     return [*began, (time.perf_counter(), None)]
 
 
-def each(engine: Callable[[Limits], Engine], few: int, *words: str) -> float:
+def each(engine: Callable[[EngineContext], Engine], few: int, *words: str) -> float:
     """Seconds that one of a few trials takes."""
     (began, _), *_, (ended, _) = search(engine, f"search.trials={few}", *words)
     return (ended - began) / few
@@ -122,7 +132,7 @@ def first_step(*words: str) -> float:
     """Seconds from a plan to the first step of a real trial."""
     began = time.perf_counter()
     found = plan("search.trials=1", *words)
-    engine = ENGINES[found.study.search.engine](found.limits)
+    engine = ENGINES[found.study.search.engine](found.context)
     try:
         while not engine.free:
             list(engine.events())
@@ -141,14 +151,22 @@ def main(trials: int, slots: int) -> None:
         os.environ["PYTHONPATH"] = os.pathsep.join(sys.path[:3])
         stores.use_scratch()
         for module in (stores, run_log):
-            module.ARTIFACTS, module.OUTBOX = Path(folder, "mlruns"), Path(folder, "mlruns", ".outbox")
+            module.ARTIFACTS, module.OUTBOX = (
+                Path(folder, "mlruns"),
+                Path(folder, "mlruns", ".outbox"),
+            )
         stores.prepare_store(uri)
         study_run._report = lambda *arguments: None
         with cluster(slots, folder) as address:
             ray = ("search.engine=ray", f"search.address={address}")
             few = min(100, trials)
             local = each(Stubs(uri).engine, few, "study=local")
-            remote = each(lambda limits: on_ray.RayEngine(limits, "bench_engine:StubSlot"), few, *ray, "study=ray")
+            remote = each(
+                lambda limits: on_ray.RayEngine(limits, "bench_engine:StubSlot"),
+                few,
+                *ray,
+                "study=ray",
+            )
             times = f"local {1000 * local:.0f} ms, ray {1000 * remote:.0f} ms"
             print(f"a stub trial: {times}, {1000 * (remote - local):.0f} more")
             print(f"first step after: local {first_step():.1f} s, ray {first_step(*ray):.1f} s")
@@ -165,4 +183,7 @@ def main(trials: int, slots: int) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 1000, int(sys.argv[2]) if len(sys.argv) > 2 else 16)
+    main(
+        int(sys.argv[1]) if len(sys.argv) > 1 else 1000,
+        int(sys.argv[2]) if len(sys.argv) > 2 else 16,
+    )

@@ -28,7 +28,9 @@ def main(trials: int, overrides: list[str]) -> None:
         stamps = search(Path(folder), trials, overrides)
     tenth = max(1, trials // 10)
     for name, column in (("clock", 0), ("processor", 1)):
-        first, last = (1000 * mean_step(part, column) for part in (stamps[: tenth + 1], stamps[-tenth - 1 :]))
+        first, last = (
+            1000 * mean_step(part, column) for part in (stamps[: tenth + 1], stamps[-tenth - 1 :])
+        )
         every = 1000 * mean_step(stamps, column)
         told = f"{every:.1f} ms a trial; first {tenth}: {first:.1f}, last {tenth}: {last:.1f}, ratio {last / first:.2f}"
         print(f"{name:9} {told}")
@@ -38,15 +40,17 @@ def search(folder: Path, trials: int, overrides: list[str]) -> list[tuple[float,
     """Run the study; returns the clock and the processor time at the start of every trial."""
     from stub_worker import Stubs, plan
 
-    from digit_study.engine.local import LocalEngine
-    from digit_study.search import run as study_run
-    from digit_study.terminal.signals import collect_rarely
-    from digit_study.tracking import stores
+    from digit_study.study import search as study_run
+    from digit_study.support.signals import collect_rarely
+    from digit_study.tracking import database as stores
+    from digit_study.trial.local.pool import LocalEngine
 
     collect_rarely()  # as the commands do
     stores.use_scratch()  # before the folder that goes when the measurement ends
     stores.ARTIFACTS, stores.OUTBOX = folder / "mlruns", folder / "mlruns" / ".outbox"
-    study_run._report = lambda *arguments: None  # pictures and tables are drawn once, not for every trial
+    study_run._report = lambda *arguments: (
+        None
+    )  # pictures and tables are drawn once, not for every trial
     stubs, stamps = Stubs(os.environ["MLFLOW_TRACKING_URI"]), []
 
     def launch(*arguments: object) -> object:

@@ -149,7 +149,12 @@ def timed(command: list[str], folder: Path, **environment: str) -> tuple[float, 
     """Seconds of a whole command, and what it printed."""
     started = time.perf_counter()
     done = subprocess.run(
-        command, cwd=folder, env={**os.environ, **environment}, capture_output=True, text=True, check=False
+        command,
+        cwd=folder,
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     seconds = time.perf_counter() - started
     if done.returncode:
@@ -161,7 +166,9 @@ def peer(script: str, python: str) -> Callable[[Path, Path, int], Result]:
     """A round of a peer."""
 
     def one_round(digits: Path, folder: Path, seed: int) -> Result:
-        seconds, said = timed([python, "-c", COMMON + script, str(digits), str(folder), str(seed)], folder)
+        seconds, said = timed(
+            [python, "-c", COMMON + script, str(digits), str(folder), str(seed)], folder
+        )
         told = next(line for line in said.splitlines() if line.startswith("RESULT "))
         trials, epochs, best = json.loads(told.removeprefix("RESULT "))
         return seconds, trials, said.count("EPOCH\n") if epochs < 0 else epochs, best
@@ -181,9 +188,13 @@ def ours(place: list[str]) -> Callable[[Path, Path, int], Result]:
             SPACE, f"search.trials={TRIALS}", f"search.seed={seed}",
         ]  # fmt: skip
         uri = f"sqlite:///{folder}/mlflow.db"
-        seconds, _ = timed([sys.executable, "sweeps/optuna_search.py", *words], folder, MLFLOW_TRACKING_URI=uri)
+        seconds, _ = timed(
+            [sys.executable, "sweeps/optuna_search.py", *words], folder, MLFLOW_TRACKING_URI=uri
+        )
         trials = trials_of(folder, "peers")
-        best = max(one.value for one in trials if one.value is not None and one.state.name == "COMPLETE")
+        best = max(
+            one.value for one in trials if one.value is not None and one.state.name == "COMPLETE"
+        )
         return seconds, len(trials), sum(len(one.intermediate_values) for one in trials), best
 
     return one_round
@@ -196,7 +207,9 @@ def shared(place: list[str], folder: Path) -> Path:
     from digit_study.data.digits import load_digits
 
     compose.register()
-    asked = compose.compose_config(["data=mnist", *place, f"data.limit={IMAGES}", f"data.validation={VALIDATION}"])
+    asked = compose.compose_config(
+        ["data=mnist", *place, f"data.limit={IMAGES}", f"data.validation={VALIDATION}"]
+    )
     found = load_digits(sources.resolve(asked.data).config)
     np.savez(
         folder / "digits.npz",
@@ -207,7 +220,9 @@ def shared(place: list[str], folder: Path) -> Path:
 
 def main() -> None:
     """Alternate all, and print medians and ratios."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--peers", required=True, help="the Python of their environment")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--data", help="a local mnist.npz; Keras's own where not given")
@@ -223,7 +238,10 @@ def main() -> None:
                 with tempfile.TemporaryDirectory() as folder:
                     found[name].append(one_round(digits, Path(folder), seed))
                 seconds, trials, epochs, best = found[name][-1]
-                print(f"{name:13} {seconds:6.1f} s  {trials} trials  {epochs} epochs  best {best:.2%}", flush=True)
+                print(
+                    f"{name:13} {seconds:6.1f} s  {trials} trials  {epochs} epochs  best {best:.2%}",
+                    flush=True,
+                )
     own = found["this project"]
     for name, results in found.items():
         seconds, best = (statistics.median(one[part] for one in results) for part in (0, 3))

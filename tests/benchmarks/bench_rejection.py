@@ -23,9 +23,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
 
-from digit_study.claims import detector
-from digit_study.reading.image_files import ImageError
-from digit_study.reading.images import read_digit
+from digit_study.inference import detector
+from digit_study.inference.image_files import ImageError
+from digit_study.inference.images import read_digit
 
 TWINS = "OIlo"
 SETS = {
@@ -41,7 +41,9 @@ SETS = {
 def drawn(font: Path, character: str) -> bytes | None:
     """A character as a PNG, black on white; None where the font has none."""
     face, sheet = ImageFont.truetype(str(font), 120), Image.new("L", (220, 220), 255)
-    if face.getmask(character).getbbox() is None or bytes(face.getmask(character)) == bytes(face.getmask("\uffff")):
+    if face.getmask(character).getbbox() is None or bytes(face.getmask(character)) == bytes(
+        face.getmask("\uffff")
+    ):
         return None
     ImageDraw.Draw(sheet).text((110, 110), character, 0, face, "mm")
     return png(sheet)
@@ -56,7 +58,10 @@ def png(image: Image.Image) -> bytes:
 
 def pictures(random: np.random.Generator) -> Iterator[tuple[str, bytes]]:
     """Patches of photographs, whole, and cut out in a form on white; noise of three kinds; stripes."""
-    photos = [getattr(skimage.data, name)() for name in ("camera", "coins", "astronaut", "coffee", "moon", "brick")]
+    photos = [
+        getattr(skimage.data, name)()
+        for name in ("camera", "coins", "astronaut", "coffee", "moon", "brick")
+    ]
     greys = [np.asarray(Image.fromarray(photo).convert("L")) for photo in photos]
     for number in range(600):
         grey = greys[number % len(greys)]
@@ -72,16 +77,33 @@ def pictures(random: np.random.Generator) -> Iterator[tuple[str, bytes]]:
         sheet.paste(patch, mask=mask)
         yield "cut out like garments", png(sheet)
         noise = random.choice([1, 3, 9])
-        grain = random.integers(0, 256, (-(-84 // noise),) * 2).astype(np.uint8).repeat(noise, 0).repeat(noise, 1)
+        grain = (
+            random.integers(0, 256, (-(-84 // noise),) * 2)
+            .astype(np.uint8)
+            .repeat(noise, 0)
+            .repeat(noise, 1)
+        )
         yield "noise", png(Image.fromarray(grain[:84, :84]))
 
 
 def main(mnist: Path, folders: Sequence[Path]) -> None:
     """Draw, read, and print a line a kind."""
-    accepts, read, refused, kinds = detector.load(), list[np.ndarray](), dict[str, int](), list[str]()
-    fonts = sorted(path for folder in folders for ending in ("ttf", "otf") for path in folder.rglob(f"*.{ending}"))
+    accepts, read, refused, kinds = (
+        detector.load(),
+        list[np.ndarray](),
+        dict[str, int](),
+        list[str](),
+    )
+    fonts = sorted(
+        path
+        for folder in folders
+        for ending in ("ttf", "otf")
+        for path in folder.rglob(f"*.{ending}")
+    )
     fonts = [font for font in fonts if not font.name.startswith(("DejaVu", "STIX", "cm"))]
-    letters = ((kind, drawn(font, one)) for font in fonts for kind, some in SETS.items() for one in some)
+    letters = (
+        (kind, drawn(font, one)) for font in fonts for kind, some in SETS.items() for one in some
+    )
     for kind, image in [*letters, *pictures(np.random.default_rng(0))]:
         if image is None:
             continue
@@ -103,7 +125,9 @@ def main(mnist: Path, folders: Sequence[Path]) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("mnist", type=Path, help="Keras's mnist.npz")
     parser.add_argument("fonts", type=Path, nargs="*", default=[Path("/usr/share/fonts")])
     options = parser.parse_args()

@@ -29,8 +29,8 @@ from optuna.trial import TrialState
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
 
 from digit_study.config.study import SearchConfig
-from digit_study.search._optuna import PRUNERS, SAMPLERS, make_sampler_and_pruner
-from digit_study.search.plan import NEEDS
+from digit_study.study._optuna import PRUNERS, SAMPLERS, make_sampler_and_pruner
+from digit_study.study.study_plan import NEEDS
 
 WORKERS, BESIDE_S, VALIDATING = 2, 0.6, 0.1
 NEAR, IMAGES = 0.001, 5_000
@@ -67,17 +67,25 @@ def load(space: str) -> Recorded:
     held = np.load(Path(__file__).with_name("curves.npz"))
     points, right = json.loads(str(held[f"{space}.points"])), held[f"{space}.right"]
     done = np.flatnonzero(right.all(axis=(1, 2)))
-    return Recorded([points[at] for at in done], right[done] / IMAGES, held[f"{space}.seconds"][done])
+    return Recorded(
+        [points[at] for at in done], right[done] / IMAGES, held[f"{space}.seconds"][done]
+    )
 
 
 def search(space: Recorded, config: SearchConfig, trials: int) -> Search:
     """Replay one search, an event an epoch."""
-    choices = {key: sorted({point[key] for point in space.points}, key=str) for key in space.points[0]}
+    choices = {
+        key: sorted({point[key] for point in space.points}, key=str) for key in space.points[0]
+    }
     where = {json.dumps(point, sort_keys=True): at for at, point in enumerate(space.points)}
     epochs, good, result = space.accuracies.shape[2], space.good, Search()
     sampler, pruner = make_sampler_and_pruner(config, epochs, 0)
-    study = optuna.create_study(direction="maximize", sampler=sampler, pruner=pruner, study_name="replay")
-    for point in space.points if config.sampler == "grid" else []:  # in their order, as a sweep does
+    study = optuna.create_study(
+        direction="maximize", sampler=sampler, pruner=pruner, study_name="replay"
+    )
+    for point in (
+        space.points if config.sampler == "grid" else []
+    ):  # in their order, as a sweep does
         study.enqueue_trial(point)
     random, best, asked = np.random.default_rng(config.seed), (0.0, False), 0
     # when an epoch ends, and of which trial: its place in the table, its recorded seed, the epoch
@@ -92,7 +100,9 @@ def search(space: Recorded, config: SearchConfig, trials: int) -> Search:
         at = where[json.dumps(point, sort_keys=True)]
         result.good += bool(good[at])
         cost = space.seconds[at] * (1 + VALIDATING)
-        heapq.heappush(events, (now + BESIDE_S + cost, trial.number, trial, at, int(random.integers(3)), 1))
+        heapq.heappush(
+            events, (now + BESIDE_S + cost, trial.number, trial, at, int(random.integers(3)), 1)
+        )
 
     for _ in range(WORKERS):
         begin(0.0)
@@ -121,7 +131,9 @@ def search(space: Recorded, config: SearchConfig, trials: int) -> Search:
 def suggest(trial: Any, key: str, values: list[Any]) -> Any:
     """Let Optuna choose, numbers in even steps as whole ones, as the shipped spaces have them."""
     steps = (
-        {later - earlier for earlier, later in zip(values, values[1:], strict=False)} if key.endswith("filters") else ()
+        {later - earlier for earlier, later in zip(values, values[1:], strict=False)}
+        if key.endswith("filters")
+        else ()
     )
     if len(steps) == 1:
         return trial.suggest_int(key, values[0], values[-1], step=steps.pop())
@@ -142,19 +154,33 @@ def main() -> None:
     space = load(given.space)
     shown = f"{given.space}: {len(space.points)} points, {int(space.good.sum())} within 0.1 points of the best"
     print(f"{shown}; {given.seeds} searches of {given.trials} trials each")
-    print(f"{'sampler':10}{'pruner':20}{'seconds':>9}{'found':>8}{'held':>8}{'good pruned':>13}{'epochs':>8}")
+    print(
+        f"{'sampler':10}{'pruner':20}{'seconds':>9}{'found':>8}{'held':>8}{'good pruned':>13}{'epochs':>8}"
+    )
     for sampler in given.samplers:
         if find_spec(NEEDS.get(sampler, ("optuna", ""))[0]) is None:
             print(f"{sampler:10}left out: {NEEDS[sampler][0]} is not installed")
             continue
         for pruner in given.pruners:
             config = SearchConfig(sampler=sampler, pruner=pruner)
-            found = [search(space, replace(config, seed=seed), given.trials) for seed in range(given.seeds)]
-            seconds, good = statistics.median(one.seconds for one in found), sum(one.good for one in found)
-            shares = [np.isfinite([one.seconds for one in found]).mean(), np.mean([one.held for one in found])]
+            found = [
+                search(space, replace(config, seed=seed), given.trials)
+                for seed in range(given.seeds)
+            ]
+            seconds, good = (
+                statistics.median(one.seconds for one in found),
+                sum(one.good for one in found),
+            )
+            shares = [
+                np.isfinite([one.seconds for one in found]).mean(),
+                np.mean([one.held for one in found]),
+            ]
             shares.append(sum(one.good_pruned for one in found) / max(1, good))
             row = f"{seconds:9.1f}{shares[0]:8.0%}{shares[1]:8.0%}{shares[2]:13.0%}"
-            print(f"{sampler:10}{pruner:20}{row}{statistics.mean(one.epochs for one in found):8.0f}", flush=True)
+            print(
+                f"{sampler:10}{pruner:20}{row}{statistics.mean(one.epochs for one in found):8.0f}",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -44,11 +44,15 @@ def sweep(folder: Path, delay: float, words: list[str]) -> tuple[float, float]:
     finally:
         server.kill()
     times = [(one.datetime_start, one.datetime_complete) for one in trials_of(folder, "slow")]
-    return seconds, (max(end for _, end in times) - min(start for start, _ in times)).total_seconds()
+    return seconds, (
+        max(end for _, end in times) - min(start for start, _ in times)
+    ).total_seconds()
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--delay", type=float, default=2.0)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--trials", type=int, default=12)
@@ -62,10 +66,17 @@ def main() -> None:
         for delay, measured in found.items():
             with tempfile.TemporaryDirectory() as folder:
                 measured.append(sweep(Path(folder), delay, words))
-            print(f"{delay:g} s an answer: {measured[-1][0]:.1f} s in all, trials {measured[-1][1]:.1f} s", flush=True)
+            print(
+                f"{delay:g} s an answer: {measured[-1][0]:.1f} s in all, trials {measured[-1][1]:.1f} s",
+                flush=True,
+            )
     for part, name in enumerate(("the whole command", "its trials")):
-        fast, slow = (statistics.median(one[part] for one in measured) for measured in found.values())
-        print(f"{name}: {fast:.1f} s and {slow:.1f} s, {slow - fast:+.1f} s, ratio {slow / fast:.3f}")
+        fast, slow = (
+            statistics.median(one[part] for one in measured) for measured in found.values()
+        )
+        print(
+            f"{name}: {fast:.1f} s and {slow:.1f} s, {slow - fast:+.1f} s, ratio {slow / fast:.3f}"
+        )
 
 
 if __name__ == "__main__":

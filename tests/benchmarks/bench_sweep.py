@@ -74,11 +74,18 @@ def run(command: list[str], uri: str, cwd: str | Path = ROOT) -> tuple[float, fl
     """Seconds of the whole command, and the best validation accuracy it names."""
     started = time.perf_counter()
     done = subprocess.run(
-        command, cwd=cwd, env={**os.environ, "MLFLOW_TRACKING_URI": uri}, capture_output=True, text=True, check=False
+        command,
+        cwd=cwd,
+        env={**os.environ, "MLFLOW_TRACKING_URI": uri},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     seconds = time.perf_counter() - started
     if done.returncode:
-        raise SystemExit(f"{' '.join(command[:3])} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}")
+        raise SystemExit(
+            f"{' '.join(command[:3])} failed:\n{done.stdout[-2000:]}\n{done.stderr[-4000:]}"
+        )
     return seconds, best_of(done.stdout)
 
 
@@ -125,7 +132,9 @@ def one_round(data: str, name: str) -> Iterator[tuple[str, tuple[float, float]]]
 
 def main() -> None:
     """Alternate the three, and print what they took."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--data", default="", help="a local mnist.npz; Keras's own where not given")
     asked = parser.parse_args()
@@ -134,12 +143,17 @@ def main() -> None:
     for number in range(asked.rounds):
         for part, (seconds, best) in one_round(data, f"bench-{os.getpid()}-{number}"):
             taken.setdefault(part, []).append((seconds, best))
-            print(f"round {number + 1}: {part:20} {seconds:7.1f} s   best val_accuracy {best:.4f}", flush=True)
+            print(
+                f"round {number + 1}: {part:20} {seconds:7.1f} s   best val_accuracy {best:.4f}",
+                flush=True,
+            )
     plain = [seconds for seconds, _ in taken["plain loop"]]
     for part, results in taken.items():
         seconds, best = (statistics.median(values) for values in zip(*results, strict=True))
         ratio = statistics.median(p / s for p, (s, _) in zip(plain, results, strict=True))
-        print(f"{part:20} median {seconds:7.1f} s   best val_accuracy {best:.4f}   {ratio:.2f} x as fast as plain")
+        print(
+            f"{part:20} median {seconds:7.1f} s   best val_accuracy {best:.4f}   {ratio:.2f} x as fast as plain"
+        )
 
 
 if __name__ == "__main__":

@@ -23,12 +23,12 @@ def main(rounds: int) -> None:
     """Measure and print."""
     from digit_study.config import compose as composition
     from digit_study.config.run import resolve_config
-    from digit_study.terminal.signals import native_stderr
-    from digit_study.tracking import stores
+    from digit_study.support.signals import native_stderr
+    from digit_study.tracking import database as stores
 
     stores.quiet_mlflow()
     with native_stderr():
-        import digit_study.engine.trial  # noqa: F401
+        import digit_study.trial.run_trial  # noqa: F401
 
     composition.register()
     words = ["data=mnist_sample", "model=tiny", "training.epochs=1", "tracking.experiment=bench"]
@@ -45,7 +45,7 @@ def main(rounds: int) -> None:
 
 
 def _keep_artifacts_in(folder: Path) -> None:
-    from digit_study.tracking import stores
+    from digit_study.tracking import database as stores
 
     stores.use_scratch()  # before the folder that goes when the measurement ends
     stores.ARTIFACTS, stores.OUTBOX = folder / "mlruns", folder / "mlruns" / ".outbox"
@@ -58,8 +58,8 @@ def _seconds(walk: object) -> float:
 
 
 def _tracked(config: object, uri: str) -> None:
-    from digit_study.engine.trial import run_trial
-    from digit_study.tracking.run_log import create_run
+    from digit_study.tracking.runs import create_run
+    from digit_study.trial.run_trial import run_trial
 
     run_id = create_run(config, uri, "mnist_sample")  # type: ignore[arg-type]
     run_trial(config, run_id, lambda *_: None, lambda *_: None)  # type: ignore[arg-type]
@@ -69,19 +69,22 @@ def _bare(config: object) -> None:
     import keras
 
     from digit_study.data import digits as data
-    from digit_study.evaluation import metrics as evaluation
-    from digit_study.training import fit as training
-    from digit_study.training.networks import build_model
+    from digit_study.model import fit as training
+    from digit_study.model.networks import build_model
+    from digit_study.stats import metrics as evaluation
 
     digits = data.load_digits(config.data)  # type: ignore[attr-defined]
     recipe = config.training  # type: ignore[attr-defined]
     keras.utils.set_random_seed(recipe.seed)
     network = config.model  # type: ignore[attr-defined]
-    final, model = build_model(network), build_model(network, recipe.precision, training.FUSED_LAYERS)
+    final, model = (
+        build_model(network),
+        build_model(network, recipe.precision, training.FUSED_LAYERS),
+    )
 
     def validate() -> evaluation.Evaluation:
         final.set_weights(model.get_weights())
-        read = training.Reader(final)(digits.validation_images)
+        read = training.Predictor(final)(digits.validation_images)
         return evaluation.score(digits.validation_labels, read, digits.validation_index)
 
     training.fit(
@@ -106,6 +109,8 @@ def _print(tracked: list[float], bare: list[float], first: float) -> None:
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("rounds", type=int, nargs="?", default=5)
     main(parser.parse_args().rounds)

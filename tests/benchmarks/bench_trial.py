@@ -47,7 +47,9 @@ def measure(engine: Any, config: Any, run_id: str) -> dict[str, float]:
                 total, trained = now - submitted, sum(one["step_seconds"] for one in records)
                 size, in_all = steps[0][1], max(step for _, step in steps)
                 first = steps[0][0] - submitted - records[0]["step_seconds"] * size / in_all
-                validation = sum(one["epoch_seconds"] for one in records) - trained - first_trace(records)
+                validation = (
+                    sum(one["epoch_seconds"] for one in records) - trained - first_trace(records)
+                )
                 after, reading = now - steps[-1][0], read - steps[-1][0]
                 shares = {"validation": validation / trained, "steps": trained / total}
                 return {"before": first, "after": after, "reading": reading, **shares}
@@ -70,14 +72,21 @@ def main() -> None:
     given = parser.parse_args()
     from digit_study.config import compose
     from digit_study.config.run import resolve_config
-    from digit_study.engine import local, protocol
-    from digit_study.tracking import run_log, stores
-    from digit_study.tracking.courier import Courier
+    from digit_study.tracking import database as stores
+    from digit_study.tracking import runs as run_log
+    from digit_study.tracking.uploader import BackgroundUploader
+    from digit_study.trial import protocol
+    from digit_study.trial.local import pool as local
 
     compose.register()
     with tempfile.TemporaryDirectory() as folder:
         uri = os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
-        words = ["data.limit=20000", "data.validation=5000", f"training.epochs={EPOCHS}", "training.threads=1"]
+        words = [
+            "data.limit=20000",
+            "data.validation=5000",
+            f"training.epochs={EPOCHS}",
+            "training.threads=1",
+        ]
         words += ["model.batch_norm=false", "model.dense_units=0", "training.schedule=constant"]
         words += [f"data.path='{Path(given.data).resolve()}'"] if given.data else []
         configs = {
@@ -87,8 +96,8 @@ def main() -> None:
         stores.prepare_store(uri)
         found: dict[tuple[int, str], list[float]] = defaultdict(list)
         first = next(iter(configs.values()))
-        with Courier(uri, 1.0):
-            engine = local.LocalEngine(protocol.Limits(1, data=first.data))
+        with BackgroundUploader(uri, 1.0):
+            engine = local.LocalEngine(protocol.EngineContext(1, data=first.data))
             for number in range(given.rounds + 1):
                 for width, config in configs.items():
                     run_id = run_log.create_run(config, uri, "mnist", f"{width}")
@@ -99,7 +108,8 @@ def main() -> None:
     print("filters  before, s  after, s  fixed, s  reading, s  validation  steps of all")
     for width in configs:
         before, after, reading, validation, steps = (
-            statistics.median(found[width, name]) for name in ("before", "after", "reading", "validation", "steps")
+            statistics.median(found[width, name])
+            for name in ("before", "after", "reading", "validation", "steps")
         )
         seconds = f"{before:11.2f}{after:10.2f}{before + after:10.2f}{reading:12.2f}"
         print(f"{width:7}{seconds}{validation:12.1%}{steps:14.1%}")

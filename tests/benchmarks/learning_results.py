@@ -20,9 +20,19 @@ HERE = Path(__file__).resolve()
 sys.path.insert(0, str(HERE.parents[2] / "src"))
 
 FILE = HERE.with_suffix(".npz")
-NETWORKS = [f"model.filters={filters} model.kernel_size={size}" for filters in (8, 12, 16) for size in (3, 5)]
+NETWORKS = [
+    f"model.filters={filters} model.kernel_size={size}"
+    for filters in (8, 12, 16)
+    for size in (3, 5)
+]
 SEEDS = 12
-RECIPE = ("model=tiny", "data.limit=6000", "data.validation=4000", "training.epochs=4", "training.threads=1")
+RECIPE = (
+    "model=tiny",
+    "data.limit=6000",
+    "data.validation=4000",
+    "training.epochs=4",
+    "training.threads=1",
+)
 
 
 def load() -> npt.NDArray[np.bool_]:
@@ -39,9 +49,9 @@ def train(overrides: list[str]) -> npt.NDArray[np.bool_]:
     from digit_study.config import compose
     from digit_study.config.run import resolve_config
     from digit_study.data.digits import load_digits
-    from digit_study.evaluation.metrics import evaluate
-    from digit_study.training import fit
-    from digit_study.training.networks import build_model
+    from digit_study.model import fit
+    from digit_study.model.networks import build_model
+    from digit_study.stats.metrics import evaluate
 
     compose.register()
     config, _ = resolve_config(compose.compose_config(overrides))
@@ -52,17 +62,25 @@ def train(overrides: list[str]) -> npt.NDArray[np.bool_]:
     nothing: dict[str, float] = {"val_loss": 0.0, "val_accuracy": 0.0}
     given = digits.train_images, digits.train_labels, config.training
     fit.fit(model, *given, validate=lambda: nothing, on_epoch=lambda record: None)
-    return evaluate(model, digits.validation_images, digits.validation_labels, digits.validation_index).correct
+    return evaluate(
+        model, digits.validation_images, digits.validation_labels, digits.validation_index
+    ).correct
 
 
 def record(overrides: list[str]) -> None:
     """Train all, a process a network, and write :data:`FILE`."""
-    jobs = [[*overrides, *RECIPE, *one.split(), f"training.seed={seed}"] for one in NETWORKS for seed in range(SEEDS)]
+    jobs = [
+        [*overrides, *RECIPE, *one.split(), f"training.seed={seed}"]
+        for one in NETWORKS
+        for seed in range(SEEDS)
+    ]
     with ProcessPoolExecutor(2, mp_context=get_context("spawn"), max_tasks_per_child=1) as pool:
         correct = np.array(list(pool.map(train, jobs))).reshape(len(NETWORKS), SEEDS, -1)
     np.savez_compressed(FILE, correct=np.packbits(correct, axis=-1), images=correct.shape[-1])
     for name, accuracies in zip(NETWORKS, correct.mean(axis=2), strict=True):
-        print(f"{name}: {accuracies.mean():.4f}, standard deviation over seeds {accuracies.std(ddof=1):.4f}")
+        print(
+            f"{name}: {accuracies.mean():.4f}, standard deviation over seeds {accuracies.std(ddof=1):.4f}"
+        )
 
 
 if __name__ == "__main__":

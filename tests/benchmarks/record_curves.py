@@ -47,7 +47,9 @@ SPACES: dict[str, dict[str, list[Any]]] = {
 
 def points(space: str) -> list[dict[str, Any]]:
     """All combinations of a space, in its order."""
-    return [dict(zip(SPACES[space], values, strict=True)) for values in product(*SPACES[space].values())]
+    return [
+        dict(zip(SPACES[space], values, strict=True)) for values in product(*SPACES[space].values())
+    ]
 
 
 def curve(data: str | None, point: dict[str, Any], seed: int) -> tuple[list[int], float]:
@@ -57,23 +59,29 @@ def curve(data: str | None, point: dict[str, Any], seed: int) -> tuple[list[int]
     from digit_study.config import compose
     from digit_study.config.run import resolve_config
     from digit_study.data.digits import load_digits
-    from digit_study.training import fit
-    from digit_study.training.networks import build_model
+    from digit_study.model import fit
+    from digit_study.model.networks import build_model
 
     compose.register()
     words = [f"{key}={json.dumps(value)}" for key, value in point.items()]
     words += [f"data.path='{data}'"] if data else []
-    words += [f"data.limit={TRAIN + VALIDATION}", f"data.validation={VALIDATION}", "training.threads=1"]
+    words += [
+        f"data.limit={TRAIN + VALIDATION}",
+        f"data.validation={VALIDATION}",
+        "training.threads=1",
+    ]
     words += [f"training.epochs={EPOCHS}", f"training.seed={1000 + seed}"]
     config, _ = resolve_config(compose.compose_config(words))
     digits = load_digits(config.data)
     fit.use_threads(1)
     keras.utils.set_random_seed(config.training.seed)
     model = build_model(config.model, config.training.precision, fit.FUSED_LAYERS)
-    read, right = fit.Reader(model), list[int]()
+    read, right = fit.Predictor(model), list[int]()
 
     def validate() -> dict[str, float]:
-        right.append(int((read(digits.validation_images).argmax(axis=1) == digits.validation_labels).sum()))
+        right.append(
+            int((read(digits.validation_images).argmax(axis=1) == digits.validation_labels).sum())
+        )
         return {"val_loss": 0.0}
 
     given = model, digits.train_images, digits.train_labels, config.training
@@ -99,7 +107,13 @@ def record(
             right[number, seed], cost = train(point, seed)
             costs.append(cost)
         seconds[number] = min(costs)
-        save(**{f"{space}.points": json.dumps(all_points), f"{space}.right": right, f"{space}.seconds": seconds})
+        save(
+            **{
+                f"{space}.points": json.dumps(all_points),
+                f"{space}.right": right,
+                f"{space}.seconds": seconds,
+            }
+        )
         accuracy = right[number, :, -1].mean() / VALIDATION
         print(
             f"{space} {number + 1}/{len(all_points)} {accuracy:.4f} {time.monotonic() - started:.0f} s {point}",
@@ -124,7 +138,12 @@ def main() -> None:
     pool = ProcessPoolExecutor(1, get_context("spawn"), max_tasks_per_child=TRAININGS_A_PROCESS)
     with pool:
         for space in [given.only] if given.only else SPACES:
-            record(space, lambda point, seed: pool.submit(curve, given.data, point, seed).result(), save, held)
+            record(
+                space,
+                lambda point, seed: pool.submit(curve, given.data, point, seed).result(),
+                save,
+                held,
+            )
 
 
 if __name__ == "__main__":

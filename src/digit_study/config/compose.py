@@ -19,7 +19,7 @@ from omegaconf import DictConfig, OmegaConf, errors
 
 from digit_study.config._hydra import parse_arguments as parse_arguments
 from digit_study.config.run import Config
-from digit_study.terminal.messages import StudyError, first_line, nearest, without_password
+from digit_study.support.messages import StudyError, first_line, nearest, without_password
 
 ROOT = Path(__file__).resolve().parents[3]
 CONF = ROOT / "conf"
@@ -36,7 +36,9 @@ def answer(arguments: Sequence[str], root: str, schema: type) -> None:
     """Register a root config; if Hydra's answer is all that this process's ``arguments`` ask for, give it and exit."""
     register(root, schema)
     if asks_for_information(arguments):
-        hydra.main(version_base=VERSION, config_path=str(CONF), config_name=root)(lambda config: None)()
+        hydra.main(version_base=VERSION, config_path=str(CONF), config_name=root)(
+            lambda config: None
+        )()
         raise SystemExit
 
 
@@ -68,7 +70,9 @@ def run_hydra(task: Callable[[], None], extra: Sequence[str]) -> None:
 def register(root: str = "config", schema: type = Config) -> None:
     """Make ``schema`` known to Hydra as the types of ``conf/<root>.yaml``."""
     nodes: list[DictConfig] = [OmegaConf.structured(schema)]
-    for node in nodes:  # a frozen dataclass makes a read-only node, which overrides could not be merged into
+    for node in (
+        nodes
+    ):  # a frozen dataclass makes a read-only node, which overrides could not be merged into
         OmegaConf.set_readonly(node, None)
         nodes += [child for child in node.values() if isinstance(child, DictConfig)]
     ConfigStore.instance().store(name=f"{root}_schema", node=nodes[0])
@@ -78,16 +82,26 @@ def expand(overrides: Sequence[str]) -> list[list[str]]:
     """All jobs of a multirun in Hydra's order: ``a=1,2 b=3`` gives ``[[a=1, b=3], [a=2, b=3]]``."""
     choices: list[list[str]] = []
     try:
-        with hydra.initialize_config_dir(str(CONF), version_base=VERSION):  # glob(*) looks the options up
+        with hydra.initialize_config_dir(
+            str(CONF), version_base=VERSION
+        ):  # glob(*) looks the options up
             parser = OverridesParser.create(GlobalHydra.instance().config_loader())
         for override in _parse(overrides, parser):
             key, is_sweep = override.get_key_element(), override.is_sweep_override()
             if override.is_interval_sweep():
-                raise StudyError(f"a sweep must list its values, got {override.input_line!r}: write {key}=a,b,c")
-            values = override.sweep_string_iterator() if is_sweep else [override.get_value_element_as_str()]
+                raise StudyError(
+                    f"a sweep must list its values, got {override.input_line!r}: write {key}=a,b,c"
+                )
+            values = (
+                override.sweep_string_iterator()
+                if is_sweep
+                else [override.get_value_element_as_str()]
+            )
             choices.append([f"{key}={value}" for value in values])
             if not choices[-1]:
-                raise StudyError(f"a sweep must list a value or more, got {override.input_line!r}: write {key}=a,b,c")
+                raise StudyError(
+                    f"a sweep must list a value or more, got {override.input_line!r}: write {key}=a,b,c"
+                )
     except HydraException as error:
         raise StudyError(first_line(error, 1000)) from error
     return [list(job) for job in product(*choices)]
@@ -102,7 +116,9 @@ def compose_config(overrides: Sequence[str], root: str = "config") -> Any:
     for override in typed:
         if not override.is_hydra_override():
             _check_name(override, root)
-    chosen = [one for one in typed if one.is_hydra_override() or one.key_or_group in config_groups()]
+    chosen = [
+        one for one in typed if one.is_hydra_override() or one.key_or_group in config_groups()
+    ]
     config = _base(tuple(one.input_line or "" for one in chosen), root).copy()
     for key, value in ((one.key_or_group, one.value()) for one in typed if one not in chosen):
         held = OmegaConf.select(config, key)
@@ -123,7 +139,10 @@ def compose_config(overrides: Sequence[str], root: str = "config") -> Any:
 def config_groups() -> dict[str, list[str]]:
     """The config groups ``data``, ``model``, ..., ``search/space``, each with the names it can be set to."""
     folders = sorted(CONF.rglob("*/"))
-    return {str(path.relative_to(CONF)): sorted(option.stem for option in path.glob("*.yaml")) for path in folders}
+    return {
+        str(path.relative_to(CONF)): sorted(option.stem for option in path.glob("*.yaml"))
+        for path in folders
+    }
 
 
 def _parse(overrides: Sequence[str], parser: OverridesParser | None = None) -> list[Override]:
@@ -140,7 +159,9 @@ def _base(choices: tuple[str, ...], root: str) -> DictConfig:
         with hydra.initialize_config_dir(str(CONF), version_base=VERSION):
             return hydra.compose(root, overrides=list(choices))
     except yaml.YAMLError as error:  # the file and the line stand in the next lines of what it says
-        raise StudyError(f"`{', '.join(choices)}` must be valid YAML: {' '.join(str(error).split())}") from error
+        raise StudyError(
+            f"`{', '.join(choices)}` must be valid YAML: {' '.join(str(error).split())}"
+        ) from error
     except (HydraException, errors.OmegaConfBaseException) as error:
         where = getattr(error, "full_key", None) or ", ".join(choices) or f"conf/{root}.yaml"
         raise StudyError(f"`{where}`: {first_line(error, 1000)}") from error
@@ -165,12 +186,16 @@ def _check_name(override: Override, root: str) -> None:
     if override.is_sweep_override():
         raise StudyError(f"`{key}` takes one value, got the sweep {line!r}: add -m to run them all")
     if override.is_delete():
-        raise StudyError(f"every key of the config is needed, got {line!r}: set it to null where that is allowed")
+        raise StudyError(
+            f"every key of the config is needed, got {line!r}: set it to null where that is allowed"
+        )
     if (available := config_groups().get(key)) is not None:
         option = override.value()
         if option not in available and not (option is None and key == "experiment"):
             listed = ", ".join(available) or "none yet"
-            raise StudyError(f"`{key}` must be one of {listed}, got {option!r}{nearest(str(option), available)}")
+            raise StudyError(
+                f"`{key}` must be one of {listed}, got {option!r}{nearest(str(option), available)}"
+            )
         return
     if key not in (known := _known_names(root)):
         near = nearest(key, [*known, *config_groups()])

@@ -6,26 +6,26 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from digit_study.terminal.messages import Rule, between, nearest
+from digit_study.support.messages import Rule, between, nearest
 
 #: What a trial may ask of its node, each with what it counts.
 RESOURCES = {"cpu": "cores", "gpu": "GPUs, or as a share of one below 1", "memory": "GiB"}
 #: Keys of a config that say where it runs; they decide nothing of its outcome.
-PLACE_KEYS = ("engine", "address", "workers", "resources", "patience")
+PLACE_KEYS = ("engine", "address", "workers", "resources", "outage_timeout")
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineConfig:
     """Where runs are trained, how many at a time, what each takes of its node, and how long a fault is waited for.
 
-    ``patience`` are minutes that a full disk, a lack of memory, or a store that is gone may last.
+    ``outage_timeout`` are minutes that a full disk, a lack of memory, or a store that is gone may last.
     """
 
     engine: str = "local"
     address: str | None = None
     workers: int | None = None
     resources: dict[str, Any] = field(default_factory=dict)
-    patience: float = 10.0
+    outage_timeout: float = 10.0
 
     @property
     def place(self) -> EngineConfig:
@@ -49,7 +49,7 @@ class Node:
 
 def rules(prefix: str = "") -> dict[str, Rule]:
     """The rules of single values, for keys that begin with ``prefix``."""
-    return {f"{prefix}workers": between(1, 256), f"{prefix}patience": between(0, 1e6)}
+    return {f"{prefix}workers": between(1, 256), f"{prefix}outage_timeout": between(0, 1e6)}
 
 
 def relation_violations(config: EngineConfig, prefix: str = "") -> Iterator[str]:
@@ -65,7 +65,9 @@ def relation_violations(config: EngineConfig, prefix: str = "") -> Iterator[str]
         ):
             yield f"`{prefix}resources` must give {key} as a whole number of {RESOURCES[key]}, got {value!r}"
     if config.address is not None and config.engine == "local":
-        wrong = f"`{prefix}address` is of a cluster, got {config.address!r} with {prefix}engine=local"
+        wrong = (
+            f"`{prefix}address` is of a cluster, got {config.address!r} with {prefix}engine=local"
+        )
         yield f"{wrong}: set {prefix}engine=ray"
 
 
@@ -74,7 +76,10 @@ def fitting(has: Mapping[str, float], asked: Mapping[str, float]) -> int:
 
     Those of the node are as Ray tells them: its memory in bytes.
     """
-    room = [has.get("CPU", 0.0) // asked["cpu"], has.get("memory", 0.0) // max(1.0, asked["memory"] * 2**30)]
+    room = [
+        has.get("CPU", 0.0) // asked["cpu"],
+        has.get("memory", 0.0) // max(1.0, asked["memory"] * 2**30),
+    ]
     if asked["gpu"]:  # a share is of one of them
         gpus = has.get("GPU", 0.0)
         room.append(gpus * (1.0 // asked["gpu"]) if asked["gpu"] < 1 else gpus // asked["gpu"])

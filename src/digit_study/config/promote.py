@@ -3,18 +3,8 @@
 import re
 from dataclasses import dataclass, field
 
-from digit_study.terminal.messages import Rule, between, check
-
-
-@dataclass(frozen=True)
-class GateConfig:
-    """What a challenger must show before the alias ``champion`` moves."""
-
-    margin: float = 0.002  # accuracy that a smaller network may give up; 0.002 is twenty images of MNIST's 10,000
-    floor: float = 0.95  # of the first champion; nearest neighbours reach it (LeCun et al. 1998, table 2)
-    significance: float = 0.05  # the chance of a wrong move that all comparisons on the sealed images share
-    dry_run: bool = False  # say what would be compared and touch nothing
-    model_name: str = "digit-recognizer"  # of the registered model
+from digit_study.stats.gate import GateConfig as GateConfig
+from digit_study.support.messages import Rule, between, check
 
 
 @dataclass(frozen=True)
@@ -67,7 +57,9 @@ class CompareConfig:
             if getattr(self, key) is None
         ]
         if self.a is not None and self.a == self.b:
-            others.append(f"`a` and `b` must be two runs, got {self.a!r} twice: name another one as b")
+            others.append(
+                f"`a` and `b` must be two runs, got {self.a!r} twice: name another one as b"
+            )
         check(self, dict.fromkeys("ab", RUN_ID), others)
 
 

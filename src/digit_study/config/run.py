@@ -11,11 +11,12 @@ from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Any
 
-from digit_study.config import engine, machine
+from digit_study.config import engine
 from digit_study.config.engine import EngineConfig
 from digit_study.data import digits, sources
-from digit_study.terminal.messages import Rule, StudyError, check
-from digit_study.training import networks, recipe
+from digit_study.model import networks, recipe
+from digit_study.support import machine
+from digit_study.support.messages import Rule, StudyError, check
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,10 @@ class Config(EngineConfig):
 
     def validate(self) -> None:
         """Check every rule; raises StudyError with all that are broken. What passes can be built and trained."""
-        others = [*networks.relation_violations(self.model), *sources.relation_violations(self.data)]
+        others = [
+            *networks.relation_violations(self.model),
+            *sources.relation_violations(self.data),
+        ]
         check(self, RULES, [*others, *engine.relation_violations(self)])
 
 
@@ -54,7 +58,9 @@ class Config(EngineConfig):
 RULES: dict[str, Rule] = {**sources.RULES, **networks.RULES, **recipe.RULES, **engine.rules()}
 
 
-def resolve_config(config: Config, parallel: int = 1, precision: str | None = None) -> tuple[Config, sources.Source]:
+def resolve_config(
+    config: Config, parallel: int = 1, precision: str | None = None
+) -> tuple[Config, sources.Source]:
     """Decide what a validated config leaves open: data, precision, and threads where ``parallel`` runs share the cores.
 
     Threads are the cores that its resources name, where they do; ``precision`` is what ``auto`` means where it is
@@ -69,8 +75,14 @@ def resolve_config(config: Config, parallel: int = 1, precision: str | None = No
         raise StudyError(f"{rule}, got {training.batch_size}: lower it, or raise data.limit")
     if precision is None or training.precision != "auto":
         precision = machine.resolve_precision(training.precision)
-    threads = training.threads or int(config.resources.get("cpu", 0)) or max(1, machine.cores() // parallel)
-    return replace(config, data=source.config, training=replace(training, precision=precision, threads=threads)), source
+    threads = (
+        training.threads
+        or int(config.resources.get("cpu", 0))
+        or max(1, machine.cores() // parallel)
+    )
+    return replace(
+        config, data=source.config, training=replace(training, precision=precision, threads=threads)
+    ), source
 
 
 #: What Python takes for a value of a field, by its annotation; True and False are of no type but bool.
@@ -86,7 +98,9 @@ def with_values(config: Any, values: Mapping[str, Any]) -> Any:
         kind, _, optional = getattr(annotation, "__name__", str(annotation)).partition(" | ")
         if value is not None or not optional:
             if not isinstance(value, _TYPES[kind]) or isinstance(value, bool) != (kind == "bool"):
-                raise StudyError(f"`{key}` must be of type {kind}, got {value!r} of type {type(value).__name__}")
+                raise StudyError(
+                    f"`{key}` must be of type {kind}, got {value!r} of type {type(value).__name__}"
+                )
             value = float(value) if kind == "float" else value
         # they are frozen: each is replaced in the one above it
         for node, name in zip(reversed(nodes), reversed(names), strict=True):

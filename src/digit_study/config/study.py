@@ -11,8 +11,8 @@ from digit_study.config import engine
 from digit_study.config.engine import EngineConfig
 from digit_study.config.run import Config, TrackingConfig
 from digit_study.data import sources
-from digit_study.terminal.messages import Rule, at_least, between, check, choice, nearest
-from digit_study.training import networks, recipe
+from digit_study.model import networks, recipe
+from digit_study.support.messages import Rule, at_least, between, check, choice, nearest
 
 SAMPLERS = ("tpe", "random", "qmc", "cmaes", "grid", "nsga2", "gp")
 PRUNERS = ("hyperband", "successive_halving", "median", "percentile", "patient", "none")
@@ -20,7 +20,9 @@ PRUNERS = ("hyperband", "successive_halving", "median", "percentile", "patient",
 EVERY_EPOCH = ("val_accuracy", "val_loss")
 OBJECTIVES = (*EVERY_EPOCH, "parameters", "epoch_seconds", "inference_milliseconds")
 DIRECTIONS = ("maximize", "minimize")
-CONSTRAINT = re.compile(rf"\s*({'|'.join(OBJECTIVES)})\s*(<=|>=)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*")
+CONSTRAINT = re.compile(
+    rf"\s*({'|'.join(OBJECTIVES)})\s*(<=|>=)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*"
+)
 
 
 @dataclass(frozen=True)
@@ -94,14 +96,19 @@ class StudyConfig:
     @property
     def run(self) -> Config:
         """The run that every trial varies."""
-        return Config(self.data, self.model, self.training, self.tracking, **vars(self.search.place))
+        return Config(
+            self.data, self.model, self.training, self.tracking, **vars(self.search.place)
+        )
 
     def validate(self) -> None:
         """Check every rule of the study and its baseline, not of its space; raises StudyError with all broken ones."""
         Config(self.data, self.model, self.training, self.tracking).validate()
         rule = f"`search.constraints` must read 'metric <= number' or '>=' with one of {', '.join(OBJECTIVES)}"
         broken = [text for text in self.search.constraints if not CONSTRAINT.fullmatch(str(text))]
-        others = [*_objective_violations(self.search), *engine.relation_violations(self.search, "search.")]
+        others = [
+            *_objective_violations(self.search),
+            *engine.relation_violations(self.search, "search."),
+        ]
         check(self, RULES, [*others, *(f"{rule}, got {text!r}" for text in broken)])
 
 
@@ -158,12 +165,16 @@ def constraints_of(search: SearchConfig) -> list[Constraint]:
 def pruner_of(search: SearchConfig) -> str:
     """The pruner by name: as configured, else hyperband where there is something to prune on."""
     objectives = list(objectives_of(search))
-    return search.pruner or ("hyperband" if len(objectives) == 1 and objectives[0] in EVERY_EPOCH else "none")
+    return search.pruner or (
+        "hyperband" if len(objectives) == 1 and objectives[0] in EVERY_EPOCH else "none"
+    )
 
 
 def _objective_violations(search: SearchConfig) -> Iterator[str]:
     rule = f"`search.objectives` must be a list of `metric: maximize | minimize` with one of {', '.join(OBJECTIVES)}"
-    if not search.objectives or not all(isinstance(entry, dict) and entry for entry in search.objectives):
+    if not search.objectives or not all(
+        isinstance(entry, dict) and entry for entry in search.objectives
+    ):
         yield f"{rule}, got {search.objectives!r}"
         return
     objectives = objectives_of(search)

@@ -9,7 +9,7 @@ import numpy as np
 
 from digit_study.data import sources
 from digit_study.data.sources import CLASSES, Arrays, DataConfig, Labels, Pixels
-from digit_study.terminal.messages import StudyError
+from digit_study.support.messages import StudyError
 
 #: Variable of the environment: a resolved DataConfig, as JSON, of the digits that trials of this machine share.
 PRELOADED = "DIGIT_STUDY_PRELOAD"
@@ -25,11 +25,16 @@ class Digits:
     train_labels: Labels  # (n,), int64, 0 to 9
     validation_images: Pixels  # (m, 28, 28, 1), uint8
     validation_labels: Labels  # (m,), int64
-    validation_index: Labels  # (m,), int64: where each validation image stands in the unsplit source
+    validation_index: (
+        Labels  # (m,), int64: where each validation image stands in the unsplit source
+    )
 
     def counts(self) -> dict[str, int]:
         """How many digits there are to train on and to validate on."""
-        return {"train_images": len(self.train_labels), "validation_images": len(self.validation_labels)}
+        return {
+            "train_images": len(self.train_labels),
+            "validation_images": len(self.validation_labels),
+        }
 
 
 def split_sizes(available: int, config: DataConfig) -> tuple[int, int]:
@@ -56,7 +61,9 @@ def _draw(labels: Labels, index: Labels, size: int, seed: int) -> tuple[Labels, 
         drawn, rest = train_test_split(index, train_size=size, stratify=strata, random_state=seed)
     except ValueError as error:
         wanted = f"{size} of {len(index)} digits"
-        raise StudyError(f"{wanted} cannot be drawn with every digit in its share: {error}") from error
+        raise StudyError(
+            f"{wanted} cannot be drawn with every digit in its share: {error}"
+        ) from error
     return drawn, rest
 
 
@@ -73,7 +80,15 @@ def load_digits(config: DataConfig) -> Digits:
     train_size, validation_size = split_sizes(len(labels), config)
     validation, rest = _draw(labels, np.arange(len(labels)), validation_size, config.seed)
     train, _ = _draw(labels, rest, train_size, config.seed)
-    return Digits(name, found, images[train], labels[train], images[validation], labels[validation], validation)
+    return Digits(
+        name,
+        found,
+        images[train],
+        labels[train],
+        images[validation],
+        labels[validation],
+        validation,
+    )
 
 
 def dataset_name(config: DataConfig) -> str:
@@ -92,6 +107,8 @@ def open_sealed_test_set(config: DataConfig, record: Callable[[], None]) -> Arra
     images, labels = sources.read_part(config, "test")
     found = sources.digest(images[..., 0], labels)
     if config.sha256 == sources.MNIST_SHA256 and found != sources.MNIST_TEST_SHA256:
-        wrong = f"the test digits beside MNIST's training digits must be MNIST's, got sha256 {found}"
+        wrong = (
+            f"the test digits beside MNIST's training digits must be MNIST's, got sha256 {found}"
+        )
         raise StudyError(f"{wrong}: restore the file")
     return images, labels

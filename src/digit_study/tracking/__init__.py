@@ -1,1 +1,1 @@
-"""The one room that speaks to MLflow about runs. Imports config, training, evaluation, data, terminal."""
+"""Record runs in MLflow. Imports report, config, model, stats, data, support."""

@@ -13,8 +13,8 @@ from mlflow.entities import RunInfo
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
-from digit_study.terminal.console import ranked_rows
-from digit_study.tracking.stores import ARTIFACTS, SERVERS, version_named, view_command
+from digit_study.support.console import ranked_rows
+from digit_study.tracking.database import ARTIFACTS, SERVERS, version_named, view_command
 
 #: Tag of a parent run: what it found, in a sentence.
 ANSWER = "answer"
@@ -32,20 +32,27 @@ _homes: dict[str, tuple[str, str]] = {}
 
 
 @dataclass(frozen=True)
-class Note:
+class RunDescription:
     """The description of a parent run: the answer first, for MLflow shows three lines until it is asked for more."""
 
     answer: str  # one sentence, with its numbers and their interval
     asked: str  # one sentence
-    ranking: pd.DataFrame = field(default_factory=pd.DataFrame)  # rows with name, run_id and what ``columns`` names
-    columns: Mapping[str, str] = field(default_factory=dict)  # see :data:`digit_study.terminal.console.RUNS`
+    ranking: pd.DataFrame = field(
+        default_factory=pd.DataFrame
+    )  # rows with name, run_id and what ``columns`` names
+    columns: Mapping[str, str] = field(
+        default_factory=dict
+    )  # see :data:`digit_study.support.console.RUNS`
     trouble: Sequence[str] = ()  # what failed or was refused, one sentence each
     figures: Sequence[str] = ()  # paths of artifacts
     command: str = ""  # what to do next
 
     def markdown(self, experiment: str, run_id: str) -> str:
         """The whole description of the run ``run_id``."""
-        links = [f"[{path.split('/')[-1]}]({run_page(experiment, run_id)}/artifacts/{path})" for path in self.figures]
+        links = [
+            f"[{path.split('/')[-1]}]({run_page(experiment, run_id)}/artifacts/{path})"
+            for path in self.figures
+        ]
         best = list(self.ranking["run_id"][:MOST_COMPARED]) if len(self.ranking) > 1 else []
         named = {"runs": json.dumps(best), "experiments": json.dumps([experiment])}
         compared = urllib.parse.urlencode(named, quote_via=urllib.parse.quote)
@@ -53,7 +60,9 @@ class Note:
             f"**{escape(self.answer)}**",
             escape(self.asked),
             self._table(experiment),
-            f"[Compare these {len(best)} runs side by side](#/compare-runs?{compared})" if best else "",
+            f"[Compare these {len(best)} runs side by side](#/compare-runs?{compared})"
+            if best
+            else "",
             "\n".join(f"- {escape(one)}" for one in self.trouble),
             f"Figures: {' · '.join(links)}" if links else "",
             f"Next: `{self.command}`" if self.command else "",
@@ -67,14 +76,20 @@ class Note:
         rows, shared = ranked_rows(shown, self.columns)
         kept = [at for at, cell in enumerate(self.columns.values()) if cell != "{run_id}"]
         names = list(self.columns.values()).index("{name}")
-        lines = [list(self.columns), [":--" if at == names else "--:" for at in range(len(self.columns))]]
+        lines = [
+            list(self.columns),
+            [":--" if at == names else "--:" for at in range(len(self.columns))],
+        ]
         for cells, run_id in zip(rows, shown["run_id"], strict=True):
             texts = [escape(cell) for cell in cells]
             texts[names] = f"[{texts[names]}]({run_page(experiment, run_id)})"
             lines.append(texts)
         table = "\n".join(f"| {' | '.join(line[at] for at in kept)} |" for line in lines)
         more = len(self.ranking) - len(shown)
-        notes = [f"all: {escape(shared)}" if shared else "", f"and {more} more, see the tables" if more > 0 else ""]
+        notes = [
+            f"all: {escape(shared)}" if shared else "",
+            f"and {more} more, see the tables" if more > 0 else "",
+        ]
         return "\n\n".join([table, *filter(None, notes)])
 
 
@@ -83,7 +98,9 @@ def escape(text: str) -> str:
     return re.sub(r"([\\`*\[\]|<>])", r"\\\1", text.replace("\n", " "))
 
 
-def home_of(client: MlflowClient, run_id: str, known: RunInfo | None = None) -> tuple[str, str]:
+def run_location(
+    client: MlflowClient, run_id: str, known: RunInfo | None = None
+) -> tuple[str, str]:
     """Id of the experiment that a run is in, and the URI of its artifacts; ``known`` or asked for once."""
     if run_id not in _homes:
         info = known or client.get_run(run_id).info
@@ -93,7 +110,7 @@ def home_of(client: MlflowClient, run_id: str, known: RunInfo | None = None) -> 
 
 def experiment_of(client: MlflowClient, run_id: str) -> str:
     """Id of the experiment that a run is in."""
-    return home_of(client, run_id)[0]
+    return run_location(client, run_id)[0]
 
 
 def share_view(client: MlflowClient, experiment: str, run_id: str, keys: Sequence[str]) -> None:
@@ -114,7 +131,9 @@ def describe_experiment(client: MlflowClient, experiment: str, answers: Mapping[
     ``answers`` are those that the store may not have yet, by run id.
     """
     newest = ["attributes.start_time DESC"]
-    parents = client.search_runs([experiment], f"tags.{ANSWER} LIKE '%'", order_by=newest, max_results=MOST_PARENTS)
+    parents = client.search_runs(
+        [experiment], f"tags.{ANSWER} LIKE '%'", order_by=newest, max_results=MOST_PARENTS
+    )
     lines = [
         f"[{escape(run.info.run_name)}]({run_page(experiment, run.info.run_id)}): "
         + escape(answers.get(run.info.run_id, run.data.tags[ANSWER]))

@@ -1,0 +1,1 @@
+"""Apps for people: the page to draw on. Imports every package below."""

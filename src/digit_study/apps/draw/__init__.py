@@ -1,0 +1,1 @@
+"""The page to draw digits on. Imports inference, tracking, config, support."""

@@ -1,1 +1,0 @@
-"""Which registered network is champion, since when, on what evidence. May import terminal to tracking; no engine."""

@@ -1,1 +1,0 @@
-"""How good is a model, and is one better than another? Metrics, rankings, charts. Imports data, terminal."""

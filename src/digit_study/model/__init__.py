@@ -1,0 +1,1 @@
+"""Build, train and calibrate one network. Imports stats, data, support."""

@@ -1,0 +1,1 @@
+"""The registered model: contest, gate, ledger, promotion. Imports inference to support."""

@@ -1,0 +1,1 @@
+"""Render results for people: terminal, Markdown, HTML, figures. Imports config to support."""

@@ -1,4 +1,0 @@
-"""Runs as a person types them: one, or Hydra's -m beneath a parent run, checked before anything starts.
-
-Imports engine, tracking, config, training, evaluation, data, terminal.
-"""

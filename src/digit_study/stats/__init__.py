@@ -1,0 +1,1 @@
+"""Measure and compare networks: pure functions on arrays. Imports data, support."""

@@ -1,0 +1,1 @@
+"""What is trained next, and the life of a study. Imports every package below."""

@@ -1,0 +1,1 @@
+"""Train one configuration; engines and the runner. Imports tracking to support."""

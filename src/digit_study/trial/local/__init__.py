@@ -1,0 +1,1 @@
+"""The engine of one machine: forked workers. Imports as trial."""
