@@ -2,7 +2,6 @@
 
 import logging
 import os
-import shutil
 import sqlite3
 import tempfile
 import time
@@ -10,17 +9,17 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from contextlib import closing, suppress
-from functools import cache
 from http.client import HTTPException
-from multiprocessing.util import Finalize, get_temp_dir
 from pathlib import Path
 from typing import TypeVar
 
-from filelock import FileLock, Timeout
+from filelock import FileLock
 
 from digit_study.config.compose import ROOT
 from digit_study.config.run import Config
+from digit_study.support import scratch
 from digit_study.support.messages import StudyError, first_line, without_password, without_secrets
+from digit_study.support.workspace import Workspace
 
 ARTIFACTS = ROOT / "mlruns"
 OUTBOX = ARTIFACTS / ".outbox"
@@ -41,8 +40,6 @@ EXPERIMENT = REGISTERED_NAME = "digit-recognizer"
 CHAMPION_URI = f"models:/{REGISTERED_NAME}@champion"
 NAMED = f"{CHAMPION_URI}, models:/{REGISTERED_NAME}/3, runs:/<run id>/model or a .keras file"
 T = TypeVar("T")
-#: Held for as long as this process lives.
-_scratch_locks: list[FileLock] = []
 
 
 def tracking_uri(configured: str | None) -> str:
@@ -251,30 +248,9 @@ def quiet_mlflow() -> None:
         os.environ.setdefault(name, value)
 
 
-@cache
 def use_scratch() -> Path:
-    """Let temporary files of this process and its children lie in a folder under ``mlruns`` that goes with it."""
-    base = ARTIFACTS / ".scratch"
-    base.mkdir(parents=True, exist_ok=True)
-    with FileLock(base / ".lock"):
-        # of a process that was killed the next one removes it: the kernel has freed its lock
-        for left in (one for one in base.iterdir() if one.is_dir()):
-            try:
-                FileLock(left / ".lock").acquire(timeout=0).lock.release()
-            except Timeout:
-                continue
-            shutil.rmtree(left, ignore_errors=True)
-        own = Path(tempfile.mkdtemp(prefix=f"{os.getpid()}-", dir=base))
-        _scratch_locks.append(FileLock(own / ".lock"))
-        _scratch_locks[-1].acquire()
-    # after multiprocessing has removed its own folder in there, which it does with the priority -100
-    Finalize(None, shutil.rmtree, args=(own, True), exitpriority=-200)
-    # the kernel takes at most 107 bytes as the path of one of its sockets; this one is short wherever the project lies
-    if Path("/proc/self/fd").is_dir():
-        tempfile.tempdir = f"/proc/self/fd/{os.open(own, os.O_RDONLY)}"
-    get_temp_dir()
-    tempfile.tempdir = os.environ["TMPDIR"] = str(own)
-    return own
+    """Use the project's scratch folder."""
+    return scratch.use_scratch(Workspace.of_project())
 
 
 def model_file(uri: str, tracking: str | None = None) -> Path:

@@ -14,8 +14,9 @@ import pandas as pd
 from mlflow.entities import Run
 
 from digit_study.config.run import Config
+from digit_study.stats.metrics import Evaluation
 from digit_study.support.workspace import Workspace
-from digit_study.tracking import database, queries, runs
+from digit_study.tracking import database, queries, runs, views
 from digit_study.tracking.runs import RunLog
 from digit_study.tracking.uploader import BackgroundUploader
 
@@ -123,6 +124,40 @@ class Tracker:
         """Return what ``ask`` returns for every item, in order; a server is asked concurrently."""
         return queries.each(self.uri, ask, items)
 
+    def finished_run(self, run_id: str, key: str) -> Run:
+        """Return a training run that ended well.
+
+        Args:
+            run_id: What a person gave.
+            key: The config key that was set to it, for messages.
+
+        Raises:
+            StudyError: If there is no such run, or it did not end well.
+        """
+        return queries.finished_run(self.client, self.uri, run_id, key)
+
+    def confirmed_winner(self, study: str) -> str:
+        """Return the run id of the winner of a study's latest confirmation; StudyError without."""
+        return queries.confirmed_winner(self.client, study)
+
+    def predictions(self, run: Run, key: str) -> pd.DataFrame:
+        """Return the predictions.csv of a run; StudyError, which names ``key``, if it is gone."""
+        return queries.predictions(self.client, run, key)
+
+    def evaluation_of_model(self, named: str) -> Evaluation:
+        """Return how the run that made a model predicted its validation images."""
+        return queries.evaluation_of_model(named, self.uri)
+
+    @contextmanager
+    def readable_faults(self) -> Iterator[None]:
+        """Turn what the store raises inside the block into one readable message."""
+        with queries.store_faults(self.uri):
+            yield
+
+    def address(self, run_id: str, *, children: bool = False) -> str:
+        """Return the command and the address that show a run, or its children ranked, in a browser."""
+        return views.address(self.client, self.uri, run_id, children)
+
     @property
     def fault(self) -> str | None:
         """What is wrong with the store at this moment, None where nothing is."""
@@ -140,6 +175,16 @@ class Tracker:
         if self._uploader is None:
             return 0
         return self._uploader.wait(seconds)
+
+
+def open_store(configured: str | None, workspace: Workspace) -> Tracker:
+    """Open a store that exists already.
+
+    Raises:
+        StudyError: If there is none, or it does not answer.
+    """
+    _, uri = queries.open_store(configured)
+    return Tracker(uri, workspace)
 
 
 @contextmanager
