@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import shutil
+import tarfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future
 from contextlib import contextmanager
 from functools import cached_property
+from io import BytesIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import TypeVar
 
 import mlflow
@@ -16,8 +20,9 @@ from mlflow.entities import Run
 from digit_study.config.run import Config
 from digit_study.stats.metrics import Evaluation
 from digit_study.support.workspace import Workspace
-from digit_study.tracking import database, queries, runs, views
+from digit_study.tracking import database, queries, runs, upload, views
 from digit_study.tracking.runs import RunLog
+from digit_study.tracking.spool import SpooledRun
 from digit_study.tracking.uploader import BackgroundUploader
 
 T = TypeVar("T")
@@ -61,6 +66,44 @@ class Tracker:
     def close_run(self, run_id: str, status: str, reason: str) -> None:
         """End a run whose process could not; a run that has ended stays as it is."""
         runs.close_run(self.uri, run_id, status, reason)
+
+    def close_abandoned(self, run_id: str) -> None:
+        """End a run as KILLED if the process that wrote it is gone without doing so."""
+        SpooledRun(run_id).close_abandoned()
+
+    def upload(self, run_id: str) -> None:
+        """Upload now what is spooled of a run; what the store does not take stays spooled."""
+        upload.send(SpooledRun(run_id), self.client)
+
+    def pack(self, run_id: str) -> bytes | None:
+        """Take a run that has ended out of the spool of this machine.
+
+        What is being uploaded at this moment is in it too: to upload it twice changes nothing.
+
+        Returns:
+            A tar archive for :meth:`unpack`. None if the store has all of the run, or if it was
+            killed: then whoever supervises it ends it.
+        """
+        spooled = SpooledRun(run_id)
+        if not spooled.outcome:
+            return None
+        with BytesIO() as buffer:
+            with tarfile.open(fileobj=buffer, mode="w") as archive:
+                archive.add(spooled.folder, run_id)
+            shutil.rmtree(spooled.folder, ignore_errors=True)
+            return buffer.getvalue()
+
+    def unpack(self, packed: bytes) -> None:
+        """Spool what another machine has packed; done twice it changes nothing.
+
+        Args:
+            packed: What :meth:`pack` returned there.
+        """
+        with TemporaryDirectory() as folder:
+            with tarfile.open(fileobj=BytesIO(packed)) as archive:
+                archive.extractall(folder, filter="data")
+            for path in Path(folder).iterdir():
+                SpooledRun(path.name).merge(self.uri, SpooledRun(path.name, Path(folder)))
 
     def close_children(self, parent_run_id: str, status: str) -> None:
         """End every child of a run that is still RUNNING."""
@@ -205,3 +248,15 @@ def session(
     database.prepare_store(uri)
     with BackgroundUploader(uri, outage_timeout, key) as uploader:
         yield Tracker(uri, workspace, uploader)
+
+
+@contextmanager
+def upload_logs(uri: str, workspace: Workspace) -> Iterator[None]:
+    """Upload what runs log while they go on, in the background, and nothing else of them.
+
+    Args:
+        uri: URI of the tracking store.
+        workspace: Where runs are spooled.
+    """
+    with BackgroundUploader(uri, 0.0, is_log_only=True):
+        yield
