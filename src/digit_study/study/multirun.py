@@ -40,7 +40,7 @@ def run(plan: RunPlan) -> None:
         StudyError: If a run failed.
         Interrupted: After a signal.
     """
-    timeout = plan.context.place.outage_timeout
+    timeout = plan.context.options.outage_timeout
     with session.session(plan.uri, plan.workspace, timeout, "outage_timeout") as tracker:
         if plan.is_multirun:
             _run_many(plan, tracker)
@@ -134,9 +134,9 @@ def _child_jobs(plan: RunPlan, names: Sequence[str], parent_run_id: str) -> list
 
 def _train(plan: RunPlan, tracker: Tracker, jobs: Sequence[Job]) -> Outcomes:
     """Train jobs on the engine of a plan; return how they ended, by their keys."""
-    options = plan.context.place
+    options = plan.context.options
     engine = ENGINES[options.engine](plan.context)
-    health = Health(plan.uri, options.outage_timeout, "outage_timeout")
+    health = Health(plan.uri, plan.workspace, options.outage_timeout, "outage_timeout")
     with job_progress(prints_epochs=True) as progress:
         source = JobList(jobs, progress)
         Runner(engine, tracker, health).run(source)
