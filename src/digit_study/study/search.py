@@ -62,14 +62,16 @@ def run_study(
     for trial in orphans(stored):
         machine.end_process(trial.user_attrs.get(WORKER))
     engine = (open_engine or ENGINES[search.engine])(plan.context)
-    with session.session(
-        plan.uri, plan.workspace, search.outage_timeout, "search.outage_timeout"
-    ) as tracker:
-        with around(plan):
-            _search(plan, stored, engine, tracker)
-            if tracker.fault is not None:
-                # what is around this may ask the store
-                tracker.wait()
+    with (
+        session.session(
+            plan.uri, plan.workspace, search.outage_timeout, "search.outage_timeout"
+        ) as tracker,
+        around(plan),
+    ):
+        _search(plan, stored, engine, tracker)
+        if tracker.fault is not None:
+            # what is around this may ask the store
+            tracker.wait()
     return stored
 
 
