@@ -256,9 +256,7 @@ def create_store(uri: str, workspace: Workspace) -> None:
         with_tables(lambda: client.search_experiments(max_results=1), is_shared)
 
 
-def with_tables(
-    open_store: Callable[[], T], is_shared: bool, pause_s: float | None = None
-) -> T:
+def with_tables(open_store: Callable[[], T], is_shared: bool, pause_s: float | None = None) -> T:
     """Open what creates its tables where they are missing.
 
     Args:

@@ -19,7 +19,12 @@ from digit_study.stats.metrics import Evaluation, evaluation_of
 from digit_study.support import console
 from digit_study.support.messages import StudyError, first_line, nearest, without_password
 from digit_study.tracking import models, provenance
-from digit_study.tracking.database import create_store, default_workspace, require_store, unknown_run
+from digit_study.tracking.database import (
+    create_store,
+    default_workspace,
+    require_store,
+    unknown_run,
+)
 from digit_study.tracking.runs import MOST_RUNS, Runs, runs_of
 from digit_study.tracking.spool import MetricValue
 from digit_study.tracking.store import StoreFault, as_store
@@ -46,7 +51,9 @@ class Queries(Runs):
 
     # ------------------------------------------------------------------------------- found
 
-    def children_tagged(self, parent_run_id: str, tags: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    def children_tagged(
+        self, parent_run_id: str, tags: Mapping[str, str]
+    ) -> dict[str, dict[str, str]]:
         """Return the children of a run that have all of some tags.
 
         Args:

@@ -38,8 +38,6 @@ EPOCH_METRICS = (
 )
 #: Metrics of quick epochs are uploaded together: a batch costs milliseconds however small it is.
 SECONDS_A_BATCH = 1.0
-#: Seconds between two samples of system metrics, as MLflow has it.
-SYSTEM_SAMPLE_S = 10.0
 #: How the params of a parent begin that are no part of its config.
 BEST_OF = "best_of_"
 #: Characters of a digest that MLflow keeps.
@@ -193,19 +191,15 @@ class RunWriter:
             pip_requirements=[f"{name}=={version(name)}" for name in provenance.MODEL_REQUIREMENTS],
         )
 
-    def start_system_metrics(self, interval_s: float = SYSTEM_SAMPLE_S) -> None:
-        """Record what the machine is busy with, in a thread, until the run ends.
-
-        MLflow's own monitor does it, and shows it on its page "System metrics". It needs psutil;
-        of a GPU it says something where ``nvidia-ml-py`` is installed.
+    def start_system_metrics(self, interval_s: float = 10.0) -> None:
+        """Record what the machine is busy with until the run ends; see `system_metrics`.
 
         Args:
             interval_s: Seconds between two samples.
         """
-        from digit_study.tracking._mlflow import SystemMetrics
+        from digit_study.tracking.system_metrics import SystemMetrics
 
-        self._system_metrics = SystemMetrics(self.run_id, self.metrics, interval_s)
-        self._system_metrics.start()
+        self._system_metrics = SystemMetrics(self.metrics, interval_s)
 
     # ------------------------------------------------------------------------------- ended
 
@@ -272,7 +266,7 @@ class RunWriter:
 
     def _stop_system_metrics(self) -> None:
         if self._system_metrics is not None:
-            self._system_metrics.finish()
+            self._system_metrics.stop()
             self._system_metrics = None
 
 
