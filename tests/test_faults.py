@@ -22,7 +22,7 @@ from mlflow.exceptions import MlflowException
 from stub_worker import plan
 from tracked import CONFIG, again, created, is_spool_empty, tracker, workspace
 
-from digit_study.config.run import Config
+from digit_study.config.run_config import Config
 from digit_study.study.outcomes import ABANDONED, INTERRUPTED, OF_WORLD, is_blameless
 from digit_study.support import machine, signals
 from digit_study.support.messages import StudyError, is_infrastructure_fault

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from digit_study.config import compose
-from digit_study.config.engine import PLACE_KEYS, EngineConfig, Node, common_precision, settle
-from digit_study.config.run import Config, resolve_config
+from digit_study.config.engine_config import PLACE_KEYS, EngineConfig, Node, common_precision, settle
+from digit_study.config.run_config import Config, resolve_config
 from digit_study.data.digits import split_sizes
 from digit_study.model.cost import multiplications
 from digit_study.support import machine

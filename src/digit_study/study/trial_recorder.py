@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from digit_study.config.study import constraints_of
+from digit_study.config.study_config import constraints_of
 from digit_study.study.storage import StoredStudy, orphans
 from digit_study.study.study_plan import StudyPlan
 from digit_study.study.trial_attributes import (

@@ -14,7 +14,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import TypeVar
 
-from digit_study.config.run import Config
+from digit_study.config.run_config import Config
 from digit_study.support import scratch
 from digit_study.support.messages import StudyError, without_password, without_secrets
 from digit_study.support.workspace import Workspace

@@ -14,7 +14,7 @@ import mlflow
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_SOURCE_NAME, MLFLOW_USER
 
-from digit_study.config.run import Config
+from digit_study.config.run_config import Config
 from digit_study.support import machine
 from digit_study.support.console import warn
 from digit_study.support.messages import first_line

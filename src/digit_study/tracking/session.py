@@ -7,7 +7,7 @@ from pathlib import Path
 
 import mlflow
 
-from digit_study.config.run import Config
+from digit_study.config.run_config import Config
 from digit_study.support.workspace import Workspace
 from digit_study.tracking import models, pages
 from digit_study.tracking.database import create_store, require_store

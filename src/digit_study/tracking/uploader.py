@@ -13,7 +13,7 @@ from typing import Protocol, Self
 
 from mlflow.exceptions import MlflowException
 
-from digit_study.config.run import Config
+from digit_study.config.run_config import Config
 from digit_study.support import console
 from digit_study.support.messages import StudyError, first_line
 from digit_study.support.outage import Outage

@@ -18,7 +18,7 @@ import pandas as pd
 import yaml
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
-from digit_study.config.run import Config
+from digit_study.config.run_config import Config
 from digit_study.support.console import accuracy_with_interval
 from digit_study.support.messages import first_line, flatten, without_password
 from digit_study.tracking import pages, provenance
