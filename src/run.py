@@ -10,7 +10,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
 from digit_study.config import compose
-from digit_study.config.run import Config, resolve_config
+from digit_study.config.run_config import Config, resolve_config
 from digit_study.study.run_plan import plan, plan_reproduction
 from digit_study.support.signals import readable_errors
 

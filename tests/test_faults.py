@@ -24,7 +24,7 @@ from mlflow.exceptions import MlflowException
 from stub_worker import plan
 from test_tracking import CONFIG, created
 
-from digit_study.config.run import Config
+from digit_study.config.run_config import Config
 from digit_study.study.outcomes import ABANDONED, INTERRUPTED, OF_WORLD, is_blameless
 from digit_study.support import machine, signals
 from digit_study.support.messages import StudyError, is_infrastructure_fault

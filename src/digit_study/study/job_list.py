@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from digit_study.config.run import Config
+from digit_study.config.run_config import Config
 from digit_study.study.run_plan import Job
 from digit_study.support import console
 from digit_study.support.progress import RunProgress, confirmation_progress

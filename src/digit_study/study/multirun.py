@@ -11,7 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from digit_study.config.compose import run_hydra
-from digit_study.config.run import Config
+from digit_study.config.run_config import Config
 from digit_study.data.digits import dataset_name, load_digits
 from digit_study.report.figures import charts
 from digit_study.report.figures import run_figures as figures

@@ -16,8 +16,9 @@ from dataclasses import dataclass, field
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import Trial, TrialState
 
-from digit_study.config.run import Config
-from digit_study.study import _optuna, outcomes, space
+from digit_study.config import space
+from digit_study.config.run_config import Config
+from digit_study.study import _optuna, outcomes
 from digit_study.study import results as report
 from digit_study.study import storage as study
 from digit_study.study.outcomes import RUN_ID, SEED, THREADS, is_fault, told

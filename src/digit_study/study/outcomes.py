@@ -12,7 +12,7 @@ from optuna.study import Study
 from optuna.trial import FrozenTrial, Trial, TrialState
 from sqlalchemy.exc import OperationalError
 
-from digit_study.config.study import constraints_of
+from digit_study.config.study_config import constraints_of
 from digit_study.study.storage import REASON, SUPERSEDED, SUPERVISOR, WORKER, StoredStudy, orphans
 from digit_study.study.study_plan import StudyPlan
 from digit_study.support import machine

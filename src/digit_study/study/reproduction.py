@@ -6,7 +6,7 @@ from dataclasses import replace
 
 from mlflow.entities import Run
 
-from digit_study.config.run import Config, resolve_config
+from digit_study.config.run_config import Config, resolve_config
 from digit_study.stats.metrics import evaluation_of
 from digit_study.stats.ranking import SIGNIFICANCE, PairedTest, paired_test
 from digit_study.support import console

@@ -6,8 +6,8 @@ from importlib.util import find_spec
 from typing import Any
 
 from digit_study.config import compose
-from digit_study.config.engine import PLACE_KEYS, EngineConfig, common_precision, settle
-from digit_study.config.run import Config, resolve_config
+from digit_study.config.engine_config import PLACE_KEYS, EngineConfig, common_precision, settle
+from digit_study.config.run_config import Config, resolve_config
 from digit_study.support import machine
 from digit_study.support.console import warn
 from digit_study.support.messages import StudyError, check, choice

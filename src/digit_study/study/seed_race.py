@@ -7,7 +7,7 @@ from itertools import takewhile
 
 import numpy as np
 
-from digit_study.config.run import Config
+from digit_study.config.run_config import Config
 from digit_study.data.digits import load_digits
 from digit_study.stats.race import InterimAnalysis, race
 from digit_study.stats.ranking import Candidate

@@ -10,10 +10,10 @@ from pathlib import Path
 from rich.table import Table
 
 from digit_study.config import compose
-from digit_study.config.engine import Node, common_precision, settle
-from digit_study.config.run import Config, resolve_config, with_values
-from digit_study.config.study import StudyConfig, objectives_of, pruner_of
-from digit_study.study.space import Dimension, Params, apply, parse_space
+from digit_study.config.engine_config import Node, common_precision, settle
+from digit_study.config.run_config import Config, resolve_config, with_values
+from digit_study.config.space import Dimension, Params, apply, parse_space
+from digit_study.config.study_config import StudyConfig, objectives_of, pruner_of
 from digit_study.support.console import warn
 from digit_study.support.messages import StudyError, check, choice, listed, without_password
 from digit_study.tracking import database as stores

@@ -16,7 +16,7 @@ from typing import TypeVar
 from filelock import FileLock
 
 from digit_study.config.compose import ROOT
-from digit_study.config.run import Config
+from digit_study.config.run_config import Config
 from digit_study.support import scratch
 from digit_study.support.messages import StudyError, first_line, without_password, without_secrets
 from digit_study.support.workspace import Workspace

@@ -14,8 +14,8 @@ from mlflow import MlflowException
 from mlflow.entities import Run
 
 from digit_study.config import compose
-from digit_study.config.engine import PLACE_KEYS
-from digit_study.config.run import Config, TrackingConfig
+from digit_study.config.engine_config import PLACE_KEYS
+from digit_study.config.run_config import Config, TrackingConfig
 from digit_study.stats.metrics import Evaluation, evaluation_of
 from digit_study.support import console
 from digit_study.support.messages import StudyError, first_line, nearest, without_password

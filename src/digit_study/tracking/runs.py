@@ -27,7 +27,7 @@ from mlflow.utils.mlflow_tags import (
     MLFLOW_USER,
 )
 
-from digit_study.config.run import Config
+from digit_study.config.run_config import Config
 from digit_study.support import machine
 from digit_study.support.console import accuracy_with_interval, warn
 from digit_study.support.messages import StudyError, first_line, flatten, without_password

@@ -13,7 +13,7 @@ import mlflow
 import pandas as pd
 from mlflow.entities import Run
 
-from digit_study.config.run import Config
+from digit_study.config.run_config import Config
 from digit_study.stats.metrics import Evaluation
 from digit_study.support.workspace import Workspace
 from digit_study.tracking import database, queries, runs, views

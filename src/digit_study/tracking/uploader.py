@@ -16,7 +16,7 @@ from typing import Self
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME
 
-from digit_study.config.run import Config
+from digit_study.config.run_config import Config
 from digit_study.support import console, machine
 from digit_study.support.messages import StudyError, first_line
 from digit_study.support.signals import raise_if_interrupted

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import psutil
 
-from digit_study.config.run import Config
+from digit_study.config.run_config import Config
 from digit_study.support import console
 from digit_study.support.messages import StudyError, first_line
 from digit_study.tracking import database as stores

@@ -11,8 +11,8 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Any, Protocol
 
-from digit_study.config.engine import EngineConfig, Node
-from digit_study.config.run import Config
+from digit_study.config.engine_config import EngineConfig, Node
+from digit_study.config.run_config import Config
 from digit_study.data.sources import DataConfig
 from digit_study.support.messages import StudyError
 from digit_study.support.progress import EpochProgress

@@ -8,7 +8,7 @@ from functools import partial
 
 import keras
 
-from digit_study.config.run import Config
+from digit_study.config.run_config import Config
 from digit_study.data.digits import Digits, load_digits
 from digit_study.model import calibration, fit
 from digit_study.model.networks import Model, build_model, mean_of

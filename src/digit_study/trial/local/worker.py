@@ -17,7 +17,7 @@ from typing import Any
 
 import psutil
 
-from digit_study.config.run import Config
+from digit_study.config.run_config import Config
 from digit_study.data.digits import PRELOADED
 from digit_study.data.sources import DataConfig
 from digit_study.support.machine import process_name

@@ -25,7 +25,7 @@ from ray.exceptions import (
 )
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from digit_study.config.engine import fitting
+from digit_study.config.engine_config import fitting
 from digit_study.trial.ray import ray_actor as on_node
 
 ROOT = Path(__file__).resolve().parents[4]

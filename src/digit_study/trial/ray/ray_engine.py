@@ -23,9 +23,9 @@ from socket import create_connection, socketpair
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from digit_study.config import engine
-from digit_study.config.engine import EngineConfig, Node
-from digit_study.config.run import Config
+from digit_study.config import engine_config
+from digit_study.config.engine_config import EngineConfig, Node
+from digit_study.config.run_config import Config
 from digit_study.data import sources
 from digit_study.support.console import warn
 from digit_study.support.messages import StudyError, listed
@@ -195,7 +195,7 @@ def offer(place: EngineConfig, uri: str) -> list[Node]:
     """The nodes of a cluster; raises StudyError if one could run nothing, or they are too few for ``place``."""
     resources, nodes = place.resources, []
     for one in connect(place.address).call("survey", needs(uri), resources):
-        has, room = one["resources"], engine.fitting(one["resources"], resources)
+        has, room = one["resources"], engine_config.fitting(one["resources"], resources)
         given = has.get("CPU", 0.0), has.get("GPU", 0.0), has.get("memory", 0.0) / 2**30
         told = one.get("processor", "?"), one.get("precision", "float32")
         nodes.append(Node(one["host"], *given, *told, room, one.get("problem")))

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Any
 
-from digit_study.config import engine
-from digit_study.config.engine import EngineConfig
+from digit_study.config import engine_config
+from digit_study.config.engine_config import EngineConfig
 from digit_study.data import digits, sources
 from digit_study.model import networks, recipe
 from digit_study.support import machine
@@ -51,11 +51,16 @@ class Config(EngineConfig):
             *networks.relation_violations(self.model),
             *sources.relation_violations(self.data),
         ]
-        check(self, RULES, [*others, *engine.relation_violations(self)])
+        check(self, RULES, [*others, *engine_config.relation_violations(self)])
 
 
 #: Rules of single values by their key; rules between values stand beside their groups.
-RULES: dict[str, Rule] = {**sources.RULES, **networks.RULES, **recipe.RULES, **engine.rules()}
+RULES: dict[str, Rule] = {
+    **sources.RULES,
+    **networks.RULES,
+    **recipe.RULES,
+    **engine_config.rules(),
+}
 
 
 def resolve_config(

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from digit_study.config import engine
-from digit_study.config.engine import EngineConfig
-from digit_study.config.run import Config, TrackingConfig
+from digit_study.config import engine_config
+from digit_study.config.engine_config import EngineConfig
+from digit_study.config.run_config import Config, TrackingConfig
 from digit_study.data import sources
 from digit_study.model import networks, recipe
 from digit_study.support.messages import Rule, at_least, between, check, choice, nearest
@@ -107,7 +107,7 @@ class StudyConfig:
         broken = [text for text in self.search.constraints if not CONSTRAINT.fullmatch(str(text))]
         others = [
             *_objective_violations(self.search),
-            *engine.relation_violations(self.search, "search."),
+            *engine_config.relation_violations(self.search, "search."),
         ]
         check(self, RULES, [*others, *(f"{rule}, got {text!r}" for text in broken)])
 
@@ -131,7 +131,7 @@ RULES: dict[str, Rule] = {
         lambda value: bool(re.fullmatch(r"[\w-][\w.-]{0,99}", value)),
     ),
     "search.trials": at_least(1),
-    **engine.rules("search."),
+    **engine_config.rules("search."),
     "search.sampler": choice(SAMPLERS),
     "search.pruner": choice(PRUNERS),
     "search.seed": between(0, 2**31 - 1),
