@@ -1,7 +1,6 @@
 """Search the config with Optuna. See --help; --plan says what would be searched and starts nothing."""
 
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
@@ -30,11 +29,8 @@ def main() -> None:
         )  # it imports TensorFlow while this process imports MLflow
     from digit_study.study.search import run_study
     from digit_study.study.study_page import page_at_end
-    from digit_study.study.watch import watched
 
-    stored = run_study(
-        plan, alongside=watched if plan.study.search.watch else nullcontext, around=page_at_end
-    )
+    stored = run_study(plan, around=page_at_end)
     if plan.study.search.confirm:
         from digit_study.study.confirmation import confirm
 

@@ -21,7 +21,8 @@ from digit_study.config.run_config import Config, TrackingConfig
 from digit_study.data.sources import DataConfig
 from digit_study.model.recipe import TrainingConfig
 from digit_study.support import machine
-from digit_study.support.messages import StudyError, flatten
+from digit_study.support.messages import StudyError
+from digit_study.support.rules import flatten
 from digit_study.support.signals import Interrupted, interruptible
 from digit_study.tracking import database as stores
 from digit_study.tracking import runs as tracking

@@ -21,6 +21,7 @@ from digit_study.study.run_plan import Plan
 from digit_study.support import console, messages, signals
 from digit_study.support.messages import StudyError
 from digit_study.support.progress import epoch_progress
+from digit_study.support.rules import flatten
 from digit_study.tracking import database as stores
 from digit_study.tracking import runs as run_log
 from digit_study.tracking import views
@@ -214,7 +215,7 @@ def _describe(
     )
     asked = f"Asked: which of {len(plan.jobs)} runs is best: {' '.join(plan.typed)}"
     figures = [f"figures/{name}.png" for name in ("comparison", "class_counts", "samples")]
-    configs = [messages.flatten(job.config) for job in plan.jobs]
+    configs = [flatten(job.config) for job in plan.jobs]
     differing = [key for key in configs[0] if len({str(config[key]) for config in configs}) > 1]
     note = views.RunDescription(
         answer, asked, boards[0] if boards else pd.DataFrame(), console.RUNS, failed[:5], figures

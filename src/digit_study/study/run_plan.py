@@ -6,11 +6,17 @@ from importlib.util import find_spec
 from typing import Any
 
 from digit_study.config import compose
-from digit_study.config.engine_config import PLACE_KEYS, EngineConfig, common_precision, settle
+from digit_study.config.engine_config import (
+    ENGINE_KEYS,
+    EngineConfig,
+    common_precision,
+    with_defaults,
+)
 from digit_study.config.run_config import Config, resolve_config
 from digit_study.support import machine
 from digit_study.support.console import warn
-from digit_study.support.messages import StudyError, check, choice
+from digit_study.support.messages import StudyError
+from digit_study.support.rules import check, choice
 from digit_study.tracking.database import check_store, require_run, tracking_uri
 from digit_study.trial.protocol import ENGINES, OFFERS, EngineContext
 
@@ -91,20 +97,20 @@ def plan(arguments: Sequence[str]) -> Plan:
     data, uri = jobs[0].config.data, tracking_uri(configs[0].tracking.uri)
     context = EngineContext(place.workers, place=place, data=data, uri=uri)
     return Plan(
-        list(args.overrides), jobs, True, min(sum(one.room for one in nodes), len(jobs)), context
+        list(args.overrides), jobs, True, min(sum(one.capacity for one in nodes), len(jobs)), context
     )
 
 
 def _place(configs: Sequence[Config], multirun: bool) -> EngineConfig:
     """Where all runs are trained; raises StudyError if that is no engine, not the same for all, or for one run."""
-    first, places = configs[0], {str(config.place) for config in configs}
+    first, places = configs[0], {str(config.engine_options) for config in configs}
     check(first, {"engine": choice(ENGINES)}, [])
     if len(places) > 1:
         raise StudyError(
-            f"{', '.join(PLACE_KEYS)} are of the whole command, got a sweep over them: give one value"
+            f"{', '.join(ENGINE_KEYS)} are of the whole command, got a sweep over them: give one value"
         )
     if first.engine == "local":
-        return first.place
+        return first.engine_options
     if not multirun:
         raise StudyError(
             f"`engine`={first.engine} is for the runs of -m, got one run, which is trained here: add -m"
@@ -113,7 +119,7 @@ def _place(configs: Sequence[Config], multirun: bool) -> EngineConfig:
         raise StudyError(
             "`tracking.uri` is the same for all runs of -m on a cluster, got several: give one"
         )
-    return settle(first.place, max(config.training.threads or 1 for config in configs))
+    return with_defaults(first.engine_options, max(config.training.threads or 1 for config in configs))
 
 
 def plan_reproduction(arguments: Sequence[str]) -> Config:

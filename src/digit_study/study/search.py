@@ -18,8 +18,9 @@ from digit_study.study.outcomes import RUN_ID
 from digit_study.study.storage import CREATOR, UID, WORKER, StoredStudy, lock, open_study, orphans
 from digit_study.study.study_plan import StudyPlan, address, describe_storage, studies_folder
 from digit_study.support import console, machine
-from digit_study.support.messages import StudyError, flatten, without_password
+from digit_study.support.messages import StudyError, without_password
 from digit_study.support.progress import sweep_progress
+from digit_study.support.rules import flatten
 from digit_study.support.signals import Interrupted
 from digit_study.tracking import database as stores
 from digit_study.tracking import queries as lookup

@@ -19,20 +19,15 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from digit_study.config.engine_config import PLACE_KEYS
+from digit_study.config.engine_config import ENGINE_KEYS
 from digit_study.config.run_config import Config
 from digit_study.config.space import Params, fingerprint
 from digit_study.config.study_config import StudyConfig, objectives_of
 from digit_study.study._optuna import Database, JournalFile, stale_trial_ids
 from digit_study.study.study_plan import journal_path, studies_folder
 from digit_study.support import machine
-from digit_study.support.messages import (
-    StudyError,
-    flatten,
-    nearest,
-    without_password,
-    without_secrets,
-)
+from digit_study.support.messages import StudyError, nearest, without_password, without_secrets
+from digit_study.support.rules import flatten
 from digit_study.tracking import database as stores
 
 #: Attributes of a study; the definition is set last. ``supervised by`` precedes the name of every supervisor it had.
@@ -58,7 +53,7 @@ NOT_STORED = (
 )  # fmt: skip
 #: Keys that may change between a study and its resumption: where results go, and what does not decide them.
 FREE_KEYS = (
-    "tracking.", "training.threads", "training.seed", "data.path", "data.source", "reproduce", *PLACE_KEYS,
+    "tracking.", "training.threads", "training.seed", "data.path", "data.source", "reproduce", *ENGINE_KEYS,
 )  # fmt: skip
 
 

@@ -10,12 +10,13 @@ from pathlib import Path
 from rich.table import Table
 
 from digit_study.config import compose
-from digit_study.config.engine_config import Node, common_precision, settle
-from digit_study.config.run_config import Config, resolve_config, with_values
+from digit_study.config.engine_config import Node, common_precision, with_defaults
+from digit_study.config.run_config import Config, resolve_config
 from digit_study.config.space import Dimension, Params, apply, parse_space
 from digit_study.config.study_config import StudyConfig, objectives_of, pruner_of
 from digit_study.support.console import warn
-from digit_study.support.messages import StudyError, check, choice, listed, without_password
+from digit_study.support.messages import StudyError, listed, without_password
+from digit_study.support.rules import check, choice, with_values
 from digit_study.tracking import database as stores
 from digit_study.tracking.database import check_store, tracking_uri
 from digit_study.trial.health import Health
@@ -47,7 +48,7 @@ class StudyPlan:
         search = self.study.search
         slots = self.workers if search.engine == "local" else search.workers
         return EngineContext(
-            slots, search.trial_timeout, search.trial_memory, search.place, self.run.data, self.uri
+            slots, search.trial_timeout, search.trial_memory, search.engine_options, self.run.data, self.uri
         )
 
     def health(self) -> Health:
@@ -118,10 +119,10 @@ def plan_study(arguments: Sequence[str]) -> StudyPlan:
     check_store(uri)
     if study.search.storage is not None:
         check_store(study.search.storage, "search.storage")
-    place = settle(study.search.place, study.training.threads)
+    place = with_defaults(study.search.engine_options, study.training.threads)
     study = replace(study, search=replace(study.search, resources=place.resources))
     nodes = OFFERS[place.engine](place, uri)
-    workers = place.workers or min(sum(node.room for node in nodes), study.search.trials)
+    workers = place.workers or min(sum(node.capacity for node in nodes), study.search.trials)
     for one in dimensions:
         if (
             one.key == "training.batch_size"
@@ -205,7 +206,7 @@ def plan_table(plan: StudyPlan) -> Table:
         cores, gpus = (
             sum(getattr(node, name) for node in plan.nodes) for name in ("cores", "gpus")
         )
-        room = sum(node.room for node in plan.nodes)
+        room = sum(node.capacity for node in plan.nodes)
         told = f"{search.engine} at {search.address or 'auto'}: {len(plan.nodes)} nodes, {cores:g} cores, {gpus:g} GPUs, "
         table.add_row(
             "cluster", f"{told}room for {room} trials of {listed(search.resources)} at a time"
@@ -214,7 +215,7 @@ def plan_table(plan: StudyPlan) -> Table:
             has = (
                 f"{node.cores:g} cores, {node.gpus:g} GPUs, {node.memory:.1f} GiB, {node.processor}"
             )
-            table.add_row("", f"{node.host}: {has}: room for {node.room}")
+            table.add_row("", f"{node.host}: {has}: room for {node.capacity}")
     table.add_row("sampler, pruner", f"{search.sampler}, {pruner_of(search)}")
     table.add_row("objectives", ", ".join(f"{d} {m}" for m, d in plan.objectives.items()))
     table.add_row("constraints", ", ".join(search.constraints) or "none")

@@ -14,7 +14,7 @@ from mlflow import MlflowException
 from mlflow.entities import Run
 
 from digit_study.config import compose
-from digit_study.config.engine_config import PLACE_KEYS
+from digit_study.config.engine_config import ENGINE_KEYS
 from digit_study.config.run_config import Config, TrackingConfig
 from digit_study.stats.metrics import Evaluation, evaluation_of
 from digit_study.support import console
@@ -224,7 +224,7 @@ def recorded_config(run: Run) -> Config:
     overrides = [
         f"{key}={'null' if text == 'None' else QuotedString(text, Quote.single).with_quotes()}"
         for key, text in leaves.items()
-        if not key.startswith(("tracking.", "reproduce", BEST_OF, *PLACE_KEYS))
+        if not key.startswith(("tracking.", "reproduce", BEST_OF, *ENGINE_KEYS))
     ]
     try:
         config: Config = compose.compose_config(overrides)

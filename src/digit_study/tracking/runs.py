@@ -30,7 +30,8 @@ from mlflow.utils.mlflow_tags import (
 from digit_study.config.run_config import Config
 from digit_study.support import machine
 from digit_study.support.console import accuracy_with_interval, warn
-from digit_study.support.messages import StudyError, first_line, flatten, without_password
+from digit_study.support.messages import StudyError, first_line, without_password
+from digit_study.support.rules import flatten
 from digit_study.support.signals import deferred_signals
 from digit_study.tracking import database as stores
 from digit_study.tracking import provenance as origin

@@ -10,7 +10,7 @@ from multiprocessing.connection import wait
 
 import psutil
 
-from digit_study.config.engine_config import EngineConfig, Node, fitting
+from digit_study.config.engine_config import EngineConfig, Node, capacity
 from digit_study.config.run_config import Config
 from digit_study.support import machine, messages
 from digit_study.support.console import warn
@@ -26,7 +26,7 @@ def offer(place: EngineConfig, uri: str) -> list[Node]:
     cores, gpus, asked = machine.cores(), machine.gpus()[:1], place.resources
     memory = psutil.virtual_memory().total / 2**30
     has = {"CPU": cores, "GPU": len(gpus), "memory": memory * 2**30}
-    room = fitting(has, {"cpu": 1, "gpu": len(gpus), "memory": 0, **asked})
+    room = capacity(has, {"cpu": 1, "gpu": len(gpus), "memory": 0, **asked})
     if room == 0:
         wrong = f"a trial asks for {messages.listed(asked)}, but this machine has {cores} cores, {len(gpus)} GPUs and "
         raise StudyError(f"{wrong}{memory:.1f} GiB: ask for less with resources=")

@@ -25,7 +25,7 @@ from ray.exceptions import (
 )
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from digit_study.config.engine_config import fitting
+from digit_study.config.engine_config import capacity
 from digit_study.trial.ray import ray_actor as on_node
 
 ROOT = Path(__file__).resolve().parents[4]
@@ -88,7 +88,7 @@ class Cluster:
         """Every node that is alive: what Ray knows of it, and what it says itself where a trial fits."""
         asked, told = [], []
         for node in alive():
-            if not fitting(node["Resources"], resources):
+            if not capacity(node["Resources"], resources):
                 told.append({"host": node["NodeManagerHostname"], "resources": node["Resources"]})
                 continue
             here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
@@ -185,7 +185,7 @@ class Cluster:
         nodes = alive()
         if self.home is not None and self.home not in {node["NodeID"] for node in nodes}:
             raise ConnectionError("the node of this machine is gone")
-        room = sum(fitting(node["Resources"], self.resources) for node in nodes)
+        room = sum(capacity(node["Resources"], self.resources) for node in nodes)
         for _ in range(len(self.slots), room if self.wanted is None else self.wanted):
             slot = Slot(self.actor.remote())
             slot.pending = slot.actor.open.remote(*self.what)

@@ -195,13 +195,13 @@ def offer(place: EngineConfig, uri: str) -> list[Node]:
     """The nodes of a cluster; raises StudyError if one could run nothing, or they are too few for ``place``."""
     resources, nodes = place.resources, []
     for one in connect(place.address).call("survey", needs(uri), resources):
-        has, room = one["resources"], engine_config.fitting(one["resources"], resources)
+        has, room = one["resources"], engine_config.capacity(one["resources"], resources)
         given = has.get("CPU", 0.0), has.get("GPU", 0.0), has.get("memory", 0.0) / 2**30
         told = one.get("processor", "?"), one.get("precision", "float32")
         nodes.append(Node(one["host"], *given, *told, room, one.get("problem")))
     if problems := [str(node.problem) for node in nodes if node.problem]:
         raise StudyError("\n".join(dict.fromkeys(problems)))
-    room, of = sum(node.room for node in nodes), listed(resources)
+    room, of = sum(node.capacity for node in nodes), listed(resources)
     if room == 0:
         there = "; ".join(
             f"{one.host} {one.cores:g}, {one.gpus:g} and {one.memory:.1f} GiB" for one in nodes
