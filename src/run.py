@@ -32,11 +32,9 @@ def task(composed: DictConfig) -> None:
 
 def main() -> None:
     """Check the whole command line, then let Hydra launch it."""
-    compose.register()
     words = sys.argv[1:]
-    if compose.asks_for_information(words):
-        task()
-    elif any(word.startswith("reproduce=") and word != "reproduce=null" for word in words):
+    compose.answer(words, "config", Config)
+    if any(word.startswith("reproduce=") and word != "reproduce=null" for word in words):
         asked = plan_reproduction(words)
         from digit_study.study import reproduction
 

@@ -49,7 +49,7 @@ WHOLE_WITHIN_S, SIGNED_WITHIN_S, HEARTBEAT_S = 10.0, 60, 15
 NOT_STORED = (
     "study=", "data.path=", "search.plan", "search.fresh", "search.confirm", "search.workers", "search.trials",
     "search.storage=", "search.engine", "search.address", "search.resources", "search.watch", "search.outage_timeout", "search.patience",
-    "confirm.",
+    "confirm.", "confirm=",
 )  # fmt: skip
 #: Keys that may change between a study and its resumption: where results go, and what does not decide them.
 FREE_KEYS = (

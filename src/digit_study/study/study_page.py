@@ -99,7 +99,9 @@ def plan_page(typed: StudyConfig) -> tuple[StudyPlan, StoredStudy]:
     )
     stores.prepare_store(uri)
     overrides = list(found.study.user_attrs[OVERRIDES])
-    study: StudyConfig = compose.compose_config([*overrides, f"study='{typed.study}'"], "study")
+    study: StudyConfig = compose.compose_config(
+        [*overrides, f"study='{typed.study}'"], "study", recorded=True
+    )
     plan = StudyPlan(
         study, overrides, typed.run, "", space.parse_space(study.search.space, study.run), 1, uri
     )

@@ -15,6 +15,7 @@ from mlflow.entities import Run
 
 from digit_study.config import compose
 from digit_study.config.engine_config import ENGINE_KEYS
+from digit_study.config.renamed_keys import current_key
 from digit_study.config.run_config import Config, TrackingConfig
 from digit_study.stats.metrics import Evaluation, evaluation_of
 from digit_study.support import console
@@ -224,10 +225,10 @@ def recorded_config(run: Run) -> Config:
     overrides = [
         f"{key}={'null' if text == 'None' else QuotedString(text, Quote.single).with_quotes()}"
         for key, text in leaves.items()
-        if not key.startswith(("tracking.", "reproduce", BEST_OF, *ENGINE_KEYS))
+        if not current_key(key).startswith(("tracking.", "reproduce", BEST_OF, *ENGINE_KEYS))
     ]
     try:
-        config: Config = compose.compose_config(overrides)
+        config: Config = compose.compose_config(overrides, recorded=True)
         config.validate()
     except StudyError as fault:
         commit = origin.plain(run.data.tags).get("git.commit", "unknown")
