@@ -19,8 +19,8 @@ from digit_study.stats.metrics import Evaluation, score
 from digit_study.support import machine
 from digit_study.support.signals import Interrupted, deferred_signals, raise_if_interrupted
 from digit_study.tracking import provenance
-from digit_study.tracking.writer import RunWriter
 from digit_study.tracking.session import Tracker
+from digit_study.tracking.writer import RunWriter
 from digit_study.trial.events import Decision
 from digit_study.trial.protocol import Epoch, TrialResult, TrialStopped
 
@@ -100,7 +100,7 @@ def run_trial(
         with deferred_signals():
             _finish(log, result, draw, listener if result_before_figures else None)
     finally:
-        kept = log.deliver()
+        kept = log.upload()
     result = replace(result, kept=kept, fault=log.fault)
     if not result_before_figures:
         listener.on_result(result)
@@ -125,13 +125,17 @@ def _finish(
         draw()
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"[:LONGEST_REASON]
-        log.spooled.close(log.uri, "FAILED", reason)
+        log.close("FAILED", reason)
         raise
-    log.spooled.end("FINISHED", metrics=result.metrics, weights_sha256=result.weights_sha256)
+    log.finish(metrics=result.metrics, weights_sha256=result.weights_sha256)
 
 
 def _walk(
-    config: Config, log: RunWriter, listener: Listener, digits_folder: Path | None, data_figures: bool
+    config: Config,
+    log: RunWriter,
+    listener: Listener,
+    digits_folder: Path | None,
+    data_figures: bool,
 ) -> tuple[TrialResult, Callable[[], None]]:
     """Do all but the figures; return the result and what draws them."""
     started = time.perf_counter()
