@@ -18,10 +18,9 @@ from digit_study.tracking.database import (
     ARTIFACTS,
     CHAMPION_URI,
     NAMED,
-    model_file,
     quiet_mlflow,
-    version_named,
 )
+from digit_study.tracking.models import model_file, version_named
 
 SETTINGS, PORT = ("model", "compare", "keep", "tracking.uri"), 8765
 KEPT = ARTIFACTS / "drawings"

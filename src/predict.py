@@ -21,10 +21,10 @@ from digit_study.support.signals import collect_rarely
 from digit_study.tracking.database import (
     CHAMPION_URI,
     NAMED,
-    model_file,
     quiet_mlflow,
     tracking_uri,
 )
+from digit_study.tracking.models import model_file
 
 SETTINGS, SHOWN = ("model", "abstain", "tracking.uri"), "predicted.png"
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg", ".tif", ".tiff")

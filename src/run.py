@@ -3,7 +3,7 @@
 import sys
 
 from digit_study.config import compose
-from digit_study.config.run import Config
+from digit_study.config.run_config import Config
 from digit_study.study.run_plan import plan_reproduction, plan_runs
 from digit_study.support.signals import readable_errors
 from digit_study.support.workspace import Workspace
@@ -21,11 +21,11 @@ def main() -> None:
         reproduction.reproduce(asked, workspace)
         return
     plan = plan_runs(arguments, workspace)
-    if plan.context.place.engine == "local":
-        from digit_study.trial.local import worker
+    if plan.context.options.engine == "local":
+        from digit_study.trial.local.server import start_server
 
         # it imports TensorFlow while this process imports MLflow
-        worker.start_server(plan.context.data)
+        start_server(workspace, plan.context.data)
     from digit_study.study import multirun
 
     multirun.run(plan)

@@ -6,7 +6,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from digit_study.config import compose
-from digit_study.config.study import StudyConfig
+from digit_study.config.study_config import StudyConfig
 from digit_study.support.console import console
 from digit_study.support.signals import readable_errors
 from digit_study.support.workspace import Workspace
@@ -23,10 +23,10 @@ def main() -> None:
         console().print(plan_table(plan))
         return
     if plan.study.search.engine == "local":
-        from digit_study.trial.local import worker
+        from digit_study.trial.local.server import start_server
 
         # it imports TensorFlow while this process imports MLflow
-        worker.start_server(plan.context.data)
+        start_server(plan.workspace, plan.context.data)
     from digit_study.study.search import run_study
     from digit_study.study.study_page import page_at_end
 

@@ -18,8 +18,8 @@ import numpy as np
 import pandas as pd
 from mlflow.entities import LoggedModelOutput, Metric, Param, RunTag
 
-from digit_study.config.promote import GateConfig, PromoteConfig, StoreConfig
-from digit_study.config.run import Config
+from digit_study.config.promote_config import GateConfig, PromoteConfig, StoreConfig
+from digit_study.config.run_config import Config
 from digit_study.data.sources import SAMPLE_SHA256, DataConfig
 from digit_study.registry.contest import SealedResult
 from digit_study.registry.registry import Registry

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from digit_study.config.run import Config
+from digit_study.config.run_config import Config
 from digit_study.report.figures import charts
 from digit_study.stats.metrics import Evaluation, accuracy_interval
 from digit_study.study.study_plan import StudyPlan, plan_study

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from digit_study.config.run import RULES, Config
+from digit_study.config.run_config import RULES, Config
 from digit_study.model.networks import POOLINGS, WIDEST, ModelConfig, relation_violations
 from digit_study.model.recipe import EarlyStoppingConfig
 from digit_study.support.messages import StudyError, flatten, nearest, short_names

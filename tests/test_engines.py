@@ -20,8 +20,8 @@ import numpy as np
 import pytest
 from stub_worker import Stubs, plan
 
-from digit_study.config.engine import EngineConfig, Node, common_precision, fitting, settle
-from digit_study.config.run import Config, resolve_config
+from digit_study.config.engine_config import EngineConfig, Node, common_precision, fitting, settle
+from digit_study.config.run_config import Config, resolve_config
 from digit_study.data import digits, sources
 from digit_study.study import run_plan as runs_plan
 from digit_study.study.search import run_study

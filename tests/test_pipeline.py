@@ -21,7 +21,7 @@ from mlflow.entities import Run
 
 from digit_study.config import compose as composition
 from digit_study.config.compose import compose_config
-from digit_study.config.run import Config, resolve_config
+from digit_study.config.run_config import Config, resolve_config
 from digit_study.data import digits as data
 from digit_study.data import sources
 from digit_study.model.fit import Diverged, Predictor, weights_sha256

@@ -18,7 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import binom, norm, poisson
 
-from digit_study.config.promote import FileConfig, GateConfig, PromoteConfig
+from digit_study.config.promote_config import FileConfig, GateConfig, PromoteConfig
 from digit_study.registry import contest, promotion
 from digit_study.stats.gate import Score, budget, decide
 from digit_study.stats.ranking import PairedTest, paired_test

@@ -9,7 +9,7 @@ import pytest
 import recorded_store as rs
 from mlflow.entities import Param, Run
 
-from digit_study.config.run import Config
+from digit_study.config.run_config import Config
 from digit_study.data.sources import DataConfig
 from digit_study.model.networks import ModelConfig
 from digit_study.model.recipe import TrainingConfig

@@ -9,9 +9,9 @@ from hypothesis import strategies as st
 from optuna.trial import FixedTrial
 
 from digit_study.config import compose as composition
-from digit_study.config.run import Config, with_values
-from digit_study.config.study import StudyConfig
-from digit_study.study.space import (
+from digit_study.config.run_config import Config, with_values
+from digit_study.config.study_config import StudyConfig
+from digit_study.config.space import (
     Dimension,
     apply,
     baseline,

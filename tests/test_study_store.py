@@ -20,7 +20,7 @@ from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState, create_trial
 from stub_worker import plan
 
-from digit_study.config.study import SearchConfig
+from digit_study.config.study_config import SearchConfig
 from digit_study.study import storage as study_store
 from digit_study.study._optuna import JournalFile
 from digit_study.study.storage import StoredStudy

@@ -19,7 +19,7 @@ import psutil
 import pytest
 from conftest import Finalised
 
-from digit_study.config.run import Config
+from digit_study.config.run_config import Config
 from digit_study.support.messages import StudyError
 from digit_study.support.signals import (
     Interrupted,

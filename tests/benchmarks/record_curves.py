@@ -57,7 +57,7 @@ def curve(data: str | None, point: dict[str, Any], seed: int) -> tuple[list[int]
     import keras
 
     from digit_study.config import compose
-    from digit_study.config.run import resolve_config
+    from digit_study.config.run_config import resolve_config
     from digit_study.data.digits import load_digits
     from digit_study.model import fit
     from digit_study.model.networks import build_model

@@ -18,7 +18,7 @@ from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, errors
 
 from digit_study.config._hydra import parse_arguments as parse_arguments
-from digit_study.config.run import Config
+from digit_study.config.run_config import Config
 from digit_study.support.messages import StudyError, first_line, nearest, without_password
 
 ROOT = Path(__file__).resolve().parents[3]

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 
-from digit_study.config.promote import GateConfig, PromoteConfig
+from digit_study.config.promote_config import GateConfig, PromoteConfig
 from digit_study.data import digits, sources
 from digit_study.data.sources import DataConfig, Labels
 from digit_study.inference import detector
@@ -31,7 +31,7 @@ from digit_study.support.signals import native_stderr, signals_surface
 from digit_study.tracking import provenance as origin
 from digit_study.tracking import queries as lookup
 from digit_study.tracking import views
-from digit_study.tracking.database import model_file
+from digit_study.tracking.models import model_file
 
 #: Prediction sets that a version is registered with hold the true digit at least as often; predict.py takes any.
 COVERAGE = 0.99

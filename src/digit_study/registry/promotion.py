@@ -5,7 +5,7 @@ from contextlib import nullcontext
 from mlflow.entities.model_registry import ModelVersion
 from rich.table import Table
 
-from digit_study.config.promote import GateConfig, PromoteConfig
+from digit_study.config.promote_config import GateConfig, PromoteConfig
 from digit_study.data.digits import dataset_name
 from digit_study.registry import contest
 from digit_study.registry.contest import Challenger

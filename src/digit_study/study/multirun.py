@@ -18,7 +18,7 @@ from digit_study.support.job_progress import job_progress
 from digit_study.support.messages import StudyError, flatten, raise_violations
 from digit_study.tracking import session, views
 from digit_study.tracking.location import experiment_name
-from digit_study.tracking.runs import RunLog
+from digit_study.tracking.writer import RunWriter
 from digit_study.tracking.session import Tracker
 from digit_study.trial.events import Failed, Finished
 from digit_study.trial.health import Health
@@ -40,7 +40,7 @@ def run(plan: RunPlan) -> None:
         StudyError: If a run failed.
         Interrupted: After a signal.
     """
-    timeout = plan.context.place.outage_timeout
+    timeout = plan.context.options.outage_timeout
     with session.session(plan.uri, plan.workspace, timeout, "outage_timeout") as tracker:
         if plan.is_multirun:
             _run_many(plan, tracker)
@@ -134,9 +134,9 @@ def _child_jobs(plan: RunPlan, names: Sequence[str], parent_run_id: str) -> list
 
 def _train(plan: RunPlan, tracker: Tracker, jobs: Sequence[Job]) -> Outcomes:
     """Train jobs on the engine of a plan; return how they ended, by their keys."""
-    options = plan.context.place
+    options = plan.context.options
     engine = ENGINES[options.engine](plan.context)
-    health = Health(plan.uri, options.outage_timeout, "outage_timeout")
+    health = Health(plan.uri, plan.workspace, options.outage_timeout, "outage_timeout")
     with job_progress(prints_epochs=True) as progress:
         source = JobList(jobs, progress)
         Runner(engine, tracker, health).run(source)
@@ -144,7 +144,7 @@ def _train(plan: RunPlan, tracker: Tracker, jobs: Sequence[Job]) -> Outcomes:
 
 
 def _rank(
-    writer: RunLog, plan: RunPlan, names: Sequence[str], outcomes: Outcomes
+    writer: RunWriter, plan: RunPlan, names: Sequence[str], outcomes: Outcomes
 ) -> list[pd.DataFrame]:
     """Rank runs on equal data together, and put tables and figures on their parent."""
     candidates = []
@@ -171,7 +171,7 @@ def _rank(
 
 
 def _describe(
-    writer: RunLog, plan: RunPlan, boards: Sequence[pd.DataFrame], failed: Sequence[str]
+    writer: RunWriter, plan: RunPlan, boards: Sequence[pd.DataFrame], failed: Sequence[str]
 ) -> None:
     """Put the answer and the first runs on the parent's page."""
     answers = [ranking.sentence(board, "run") for board in boards]

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from mlflow.entities import Run
 
-from digit_study.config.run import Config, resolve_config
+from digit_study.config.run_config import Config, resolve_config
 from digit_study.stats.metrics import Evaluation, evaluation_of
 from digit_study.stats.ranking import SIGNIFICANCE, PairedTest, paired_test
 from digit_study.study.multirun import train_single
@@ -156,8 +156,10 @@ def _plan(asked: Config, old: Run, experiment: str, workspace: Workspace) -> Run
     tracking = replace(asked.tracking, uri=uri, experiment=asked.tracking.experiment or experiment)
     resolved = replace(resolved, tracking=tracking)
     planned = PlannedRun([], resolved, source.name, cost=0.0)
-    context = EngineContext(slots=1, place=asked.place, data=resolved.data, uri=uri)
-    return RunPlan([], [planned], False, 1, context, workspace)
+    context = EngineContext(
+        workspace=workspace, options=asked.place, data=resolved.data, tracking_uri=uri
+    )
+    return RunPlan([], [planned], False, 1, uri, context)
 
 
 def _use_onednn_of(old: Run) -> None:

@@ -7,8 +7,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from digit_study.config import compose
-from digit_study.config.engine import PLACE_KEYS, EngineConfig, Node, common_precision, settle
-from digit_study.config.run import Config, resolve_config
+from digit_study.config.engine_config import PLACE_KEYS, EngineConfig, Node, common_precision, settle
+from digit_study.config.run_config import Config, resolve_config
 from digit_study.data.digits import split_sizes
 from digit_study.model.cost import multiplications
 from digit_study.support import machine
@@ -17,7 +17,7 @@ from digit_study.support.messages import StudyError, check, choice
 from digit_study.support.workspace import Workspace
 from digit_study.tracking.database import check_store, require_run
 from digit_study.tracking.location import store_uri
-from digit_study.trial.protocol import ENGINES, OFFERS, EngineContext
+from digit_study.trial.protocol import AVAILABLE_NODES, ENGINES, EngineContext
 
 #: Keys that may stand beside ``reproduce``: where the result goes, and where the digits lie now.
 BESIDE_REPRODUCE = ("tracking.uri", "tracking.experiment", "tracking.run_name", "data.path")
@@ -56,14 +56,15 @@ class RunPlan:
     is_multirun: bool
     #: Runs at a time; workers × threads = cores.
     workers: int
+    #: URI of the tracking store.
+    uri: str
     #: What the engine may use.
     context: EngineContext
-    workspace: Workspace
 
     @property
-    def uri(self) -> str:
-        """URI of the tracking store."""
-        return self.context.uri
+    def workspace(self) -> Workspace:
+        """Where runs are kept."""
+        return self.context.workspace
 
     @property
     def longest_first(self) -> list[int]:
@@ -93,7 +94,7 @@ def plan_runs(arguments: Sequence[str], workspace: Workspace) -> RunPlan:
     uri = _common_store(configs, workspace)
     options = _engine_options(configs)
     configs = [replace(config, resources=options.resources) for config in configs]
-    nodes = OFFERS[options.engine](options, uri)
+    nodes = AVAILABLE_NODES[options.engine](options, uri, workspace)
     workers = _workers(options, configs, nodes)
     runs = _resolve(texts, configs, workers, common_precision(nodes))
     if options.engine != "local":
@@ -101,9 +102,15 @@ def plan_runs(arguments: Sequence[str], workspace: Workspace) -> RunPlan:
     slots: int | None = workers
     if options.engine != "local":
         slots = options.workers
-    context = EngineContext(slots=slots, place=options, data=runs[0].config.data, uri=uri)
+    context = EngineContext(
+        workspace=workspace,
+        slots=slots,
+        options=options,
+        data=runs[0].config.data,
+        tracking_uri=uri,
+    )
     is_multirun = bool(parsed.multirun)
-    return RunPlan(list(parsed.overrides), runs, is_multirun, workers, context, workspace)
+    return RunPlan(list(parsed.overrides), runs, is_multirun, workers, uri, context)
 
 
 def plan_reproduction(arguments: Sequence[str], workspace: Workspace) -> Config:

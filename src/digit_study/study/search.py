@@ -29,7 +29,7 @@ from digit_study.support.messages import StudyError, flatten, without_password
 from digit_study.support.progress import sweep_progress
 from digit_study.tracking import session, views
 from digit_study.tracking.location import view_command
-from digit_study.tracking.runs import RunLog
+from digit_study.tracking.writer import RunWriter
 from digit_study.tracking.session import Tracker
 from digit_study.trial.protocol import ENGINES, Engine, EngineContext
 from digit_study.trial.runner import Runner
@@ -62,14 +62,16 @@ def run_study(
     for trial in orphans(stored):
         machine.end_process(trial.user_attrs.get(WORKER))
     engine = (open_engine or ENGINES[search.engine])(plan.context)
-    with session.session(
-        plan.uri, plan.workspace, search.outage_timeout, "search.outage_timeout"
-    ) as tracker:
-        with around(plan):
-            _search(plan, stored, engine, tracker)
-            if tracker.fault is not None:
-                # what is around this may ask the store
-                tracker.wait()
+    with (
+        session.session(
+            plan.uri, plan.workspace, search.outage_timeout, "search.outage_timeout"
+        ) as tracker,
+        around(plan),
+    ):
+        _search(plan, stored, engine, tracker)
+        if tracker.fault is not None:
+            # what is around this may ask the store
+            tracker.wait()
     return stored
 
 
@@ -145,14 +147,14 @@ def _await_creator(stored: StoredStudy, tracker: Tracker) -> None:
         time.sleep(0.5)
 
 
-def _write_study_config(plan: StudyPlan, writer: RunLog) -> None:
+def _write_study_config(plan: StudyPlan, writer: RunWriter) -> None:
     """Keep the config of a study as an artifact, without any password."""
     values = {**flatten(plan.study), "search.storage": describe_storage(plan)}
     plain = json.loads(json.dumps(values, default=str))
     (writer.folder / "study.yaml").write_text(yaml.safe_dump(plain))
 
 
-def _log_efficiency(plan: StudyPlan, writer: RunLog, step_seconds: float, seconds: float) -> None:
+def _log_efficiency(plan: StudyPlan, writer: RunWriter, step_seconds: float, seconds: float) -> None:
     """Log which share of the workers' time was training steps, in [0, 1]."""
     if step_seconds == 0.0:
         # all trials had been there already
@@ -165,7 +167,7 @@ def _log_efficiency(plan: StudyPlan, writer: RunLog, step_seconds: float, second
     )
 
 
-def _report(plan: StudyPlan, stored: StoredStudy, writer: RunLog, status: str) -> None:
+def _report(plan: StudyPlan, stored: StoredStudy, writer: RunWriter, status: str) -> None:
     """Put the leaderboard on the study's run, on the terminal and on disk.
 
     Raises:
@@ -193,7 +195,7 @@ def _report(plan: StudyPlan, stored: StoredStudy, writer: RunLog, status: str) -
     _print_report(plan, stored, writer, board)
 
 
-def _print_report(plan: StudyPlan, stored: StoredStudy, writer: RunLog, board: Any) -> None:
+def _print_report(plan: StudyPlan, stored: StoredStudy, writer: RunWriter, board: Any) -> None:
     """Print the leaderboard, the best configuration as a command, and what to do next."""
     study = plan.study.study
     command = results.best_command(plan, stored)

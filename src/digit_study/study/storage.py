@@ -22,11 +22,11 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from digit_study.config.engine import PLACE_KEYS
-from digit_study.config.run import Config
-from digit_study.config.study import StudyConfig, objectives_of
+from digit_study.config.engine_config import PLACE_KEYS
+from digit_study.config.run_config import Config
+from digit_study.config.study_config import StudyConfig, objectives_of
 from digit_study.study._optuna import Database, JournalFile, stale_trial_ids
-from digit_study.study.space import Params, fingerprint
+from digit_study.config.space import Params, fingerprint
 from digit_study.study.study_plan import journal_path
 from digit_study.study.trial_attributes import (
     EXCESS,

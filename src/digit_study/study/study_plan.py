@@ -12,17 +12,17 @@ from pathlib import Path
 from rich.table import Table
 
 from digit_study.config import compose
-from digit_study.config.engine import Node, common_precision, settle
-from digit_study.config.run import Config, resolve_config, with_values
-from digit_study.config.study import StudyConfig, objectives_of, pruner_of
-from digit_study.study.space import Dimension, Params, apply, parse_space
+from digit_study.config.engine_config import Node, common_precision, settle
+from digit_study.config.run_config import Config, resolve_config, with_values
+from digit_study.config.study_config import StudyConfig, objectives_of, pruner_of
+from digit_study.config.space import Dimension, Params, apply, parse_space
 from digit_study.support.console import warn
 from digit_study.support.messages import StudyError, check, choice, listed, without_password
 from digit_study.support.workspace import Workspace
 from digit_study.tracking.database import check_store
 from digit_study.tracking.location import experiment_name, store_uri
 from digit_study.trial.health import Health
-from digit_study.trial.protocol import ENGINES, OFFERS, EngineContext
+from digit_study.trial.protocol import AVAILABLE_NODES, ENGINES, EngineContext
 
 #: Name of the root config of a study.
 ROOT_CONFIG = "study"
@@ -73,18 +73,25 @@ class StudyPlan:
         if search.engine == "local":
             slots = self.workers
         return EngineContext(
+            workspace=self.workspace,
             slots=slots,
-            timeout=search.trial_timeout,
-            memory=search.trial_memory,
-            place=search.place,
+            trial_timeout=search.trial_timeout,
+            trial_memory=search.trial_memory,
+            options=search.place,
             data=self.run.data,
-            uri=self.uri,
+            tracking_uri=self.uri,
         )
 
     def health(self) -> Health:
         """Return a watch over what trials need: disk, memory, stores."""
         search = self.study.search
-        return Health(self.uri, search.outage_timeout, "search.outage_timeout", search.storage)
+        return Health(
+            self.uri,
+            self.workspace,
+            search.outage_timeout,
+            "search.outage_timeout",
+            search.storage,
+        )
 
     @property
     def objectives(self) -> dict[str, str]:
@@ -159,7 +166,7 @@ def plan_study(arguments: Sequence[str], workspace: Workspace) -> StudyPlan:
         check_store(study.search.storage, "search.storage")
     options = settle(study.search.place, study.training.threads)
     study = replace(study, search=replace(study.search, resources=options.resources))
-    nodes = OFFERS[options.engine](options, uri)
+    nodes = AVAILABLE_NODES[options.engine](options, uri, workspace)
     capacity = sum(node.room for node in nodes)
     workers = options.workers or min(capacity, study.search.trials)
     precision = common_precision(nodes)

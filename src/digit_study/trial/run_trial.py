@@ -10,7 +10,7 @@ from typing import Protocol
 
 import keras
 
-from digit_study.config.run import Config
+from digit_study.config.run_config import Config
 from digit_study.data.digits import Digits, load_digits
 from digit_study.model import calibration, fit
 from digit_study.model.networks import Model, build_model, mean_of
@@ -19,7 +19,7 @@ from digit_study.stats.metrics import Evaluation, score
 from digit_study.support import machine
 from digit_study.support.signals import Interrupted, deferred_signals, raise_if_interrupted
 from digit_study.tracking import provenance
-from digit_study.tracking.runs import RunLog
+from digit_study.tracking.writer import RunWriter
 from digit_study.tracking.session import Tracker
 from digit_study.trial.events import Decision
 from digit_study.trial.protocol import Epoch, TrialResult, TrialStopped
@@ -116,7 +116,7 @@ def forget_networks() -> None:
 
 
 def _finish(
-    log: RunLog, result: TrialResult, draw: Callable[[], None], listener: Listener | None
+    log: RunWriter, result: TrialResult, draw: Callable[[], None], listener: Listener | None
 ) -> None:
     """Report a result, draw its figures, and end the run on disk; it is FINISHED whatever happens."""
     try:
@@ -131,11 +131,13 @@ def _finish(
 
 
 def _walk(
-    config: Config, log: RunLog, listener: Listener, digits_folder: Path | None, data_figures: bool
+    config: Config, log: RunWriter, listener: Listener, digits_folder: Path | None, data_figures: bool
 ) -> tuple[TrialResult, Callable[[], None]]:
     """Do all but the figures; return the result and what draws them."""
     started = time.perf_counter()
     log.config(config)
+    if config.tracking.system_metrics:
+        log.start_system_metrics()
     digits = load_digits(config.data, digits_folder)
     log.dataset(digits.name, digits.sha256, digits.counts())
     if data_figures:
@@ -164,7 +166,7 @@ def _walk(
 
 
 def _train_members(
-    config: Config, digits: Digits, log: RunLog, listener: Listener, epochs: list[Epoch]
+    config: Config, digits: Digits, log: RunWriter, listener: Listener, epochs: list[Epoch]
 ) -> _Trained:
     """Train every member of an ensemble, usually the only network, and append to ``epochs``."""
 

@@ -17,7 +17,7 @@ from mlflow.exceptions import MlflowException
 from optuna.exceptions import StorageInternalError
 from sqlalchemy.exc import OperationalError
 
-from digit_study.config.run import Config
+from digit_study.config.run_config import Config
 from digit_study.support.messages import StudyError, first_line, is_infrastructure_fault
 from digit_study.support.signals import deferred_signals, raise_if_interrupted
 from digit_study.tracking.session import Tracker
@@ -224,7 +224,7 @@ class Runner:
             except Exception as error:
                 if not is_outage(error):
                     raise
-                self._health.report(describe_outage(error))
+                self._health.report_fault(describe_outage(error))
                 return False
 
     def _fill_slots(self, source: JobSource) -> None:
@@ -313,7 +313,7 @@ class Runner:
         source.on_end(job, failure, runs_again=may_run_again(failure, job.deaths))
         del self._active[failure.key]
         if failure.cause is FailureCause.INFRASTRUCTURE:
-            self._health.report(failure.reason)
+            self._health.report_fault(failure.reason)
 
     def _stop(self, source: JobSource, *, is_interrupted: bool) -> None:
         """Stop the engine, and let the source record what was stopped."""
@@ -322,4 +322,4 @@ class Runner:
             # the next command ends a run whose id did not arrive
             with suppress(*StoreFault, TimeoutError):
                 source.on_created(active.job, active.run_id.result(CREATION_GRACE_S))
-        source.on_stop(is_interrupted=is_interrupted, had_outage=self._health.had_outage)
+        source.on_stop(is_interrupted=is_interrupted, had_outage=self._health.had_fault)

@@ -9,8 +9,8 @@ from multiprocessing.connection import wait
 
 import psutil
 
-from digit_study.config.engine import EngineConfig, Node, fitting
-from digit_study.config.run import Config
+from digit_study.config.engine_config import EngineConfig, Node, fitting
+from digit_study.config.run_config import Config
 from digit_study.support import machine
 from digit_study.support.console import warn
 from digit_study.support.messages import StudyError, listed

@@ -26,7 +26,7 @@ from ray.exceptions import (
 )
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from digit_study.config.engine import fitting
+from digit_study.config.engine_config import fitting
 from digit_study.trial.events import LOST_REASONS, Failed, FailureCause
 from digit_study.trial.ray.messages import (
     ActorSetup,

@@ -19,8 +19,8 @@ from pathlib import Path
 from socket import create_connection, socketpair
 from typing import Any
 
-from digit_study.config.engine import EngineConfig, Node, fitting
-from digit_study.config.run import Config
+from digit_study.config.engine_config import EngineConfig, Node, fitting
+from digit_study.config.run_config import Config
 from digit_study.data import sources
 from digit_study.support.console import warn
 from digit_study.support.messages import StudyError, listed

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from typing import Any
 
-from digit_study.config import engine
-from digit_study.config.engine import EngineConfig
+from digit_study.config import engine_config as engine
+from digit_study.config.engine_config import EngineConfig
 from digit_study.data import digits, sources
 from digit_study.model import networks, recipe
 from digit_study.support import machine
@@ -28,6 +28,7 @@ class TrackingConfig:
     run_name: str | None = None
     parent_run_id: str | None = None
     save_model: bool = True
+    system_metrics: bool = False
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from digit_study.config import engine
-from digit_study.config.engine import EngineConfig
-from digit_study.config.run import Config, TrackingConfig
+from digit_study.config import engine_config as engine
+from digit_study.config.engine_config import EngineConfig
+from digit_study.config.run_config import Config, TrackingConfig
 from digit_study.data import sources
 from digit_study.model import networks, recipe
 from digit_study.support.messages import Rule, at_least, between, check, choice, nearest

@@ -14,7 +14,7 @@ from itertools import product
 from typing import TYPE_CHECKING, Any
 
 from digit_study.config import compose
-from digit_study.config.run import RULES, Config, with_values
+from digit_study.config.run_config import RULES, Config, with_values
 from digit_study.model.recipe import TrainingConfig
 from digit_study.support.messages import StudyError, flatten, nearest, raise_violations
 
