@@ -97,7 +97,11 @@ def plan(arguments: Sequence[str]) -> Plan:
     data, uri = jobs[0].config.data, tracking_uri(configs[0].tracking.uri)
     context = EngineContext(place.workers, place=place, data=data, uri=uri)
     return Plan(
-        list(args.overrides), jobs, True, min(sum(one.capacity for one in nodes), len(jobs)), context
+        list(args.overrides),
+        jobs,
+        True,
+        min(sum(one.capacity for one in nodes), len(jobs)),
+        context,
     )
 
 
@@ -119,7 +123,9 @@ def _place(configs: Sequence[Config], multirun: bool) -> EngineConfig:
         raise StudyError(
             "`tracking.uri` is the same for all runs of -m on a cluster, got several: give one"
         )
-    return with_defaults(first.engine_options, max(config.training.threads or 1 for config in configs))
+    return with_defaults(
+        first.engine_options, max(config.training.threads or 1 for config in configs)
+    )
 
 
 def plan_reproduction(arguments: Sequence[str]) -> Config:

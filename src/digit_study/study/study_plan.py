@@ -48,7 +48,12 @@ class StudyPlan:
         search = self.study.search
         slots = self.workers if search.engine == "local" else search.workers
         return EngineContext(
-            slots, search.trial_timeout, search.trial_memory, search.engine_options, self.run.data, self.uri
+            slots,
+            search.trial_timeout,
+            search.trial_memory,
+            search.engine_options,
+            self.run.data,
+            self.uri,
         )
 
     def health(self) -> Health:
