@@ -165,11 +165,15 @@ def run_hydra(task: Callable[[], None], extra: Sequence[str]) -> None:
     Jobs, in whatever process, read from the environment which overrides nobody typed, and leave them out of names.
     """
     typed = list(sys.argv)
+    parsed = parse_arguments(typed[1:])
+    words = _words_for_hydra(parsed, parsed.overrides)
+    if parsed.multirun:
+        words = ["--multirun", *words]
     os.environ["DIGIT_STUDY_SETTLED"] = "\n".join(extra)
     # else Hydra prints a traceback of its own and exits, and the message for a person is lost in it
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        sys.argv = [*typed, *extra]
+        sys.argv = [typed[0], *words, *extra]
         task()
     finally:
         sys.argv = typed
@@ -298,7 +302,9 @@ def _make_writable(node: DictConfig) -> None:
             _make_writable(child)
 
 
-def compose_config(overrides: Sequence[str], root: str = "config", recorded: bool = False) -> Any:
+def compose_config(
+    overrides: Sequence[str], root: str = "config", *, recorded: bool = False
+) -> Any:
     """Compose a config with overrides. Names and types are checked here, rules are not.
 
     Args:
@@ -313,7 +319,7 @@ def compose_config(overrides: Sequence[str], root: str = "config", recorded: boo
         StudyError: For an unknown key, group or option, with the nearest name; for a value of a
             wrong type; for a sweep.
     """
-    typed = _parse(current_overrides(overrides, recorded))
+    typed = _parse(current_overrides(overrides, recorded=recorded))
     groups = config_groups(_folders(typed))
     chosen: list[str] = []
     values: list[Override] = []
@@ -425,13 +431,17 @@ def _base(choices: tuple[str, ...], root: str) -> DictConfig:
         return old
 
 
-def _composed(choices: tuple[str, ...], root: str, with_hydra: bool = False) -> DictConfig:
+def _composed(choices: tuple[str, ...], root: str, *, with_hydra: bool = False) -> DictConfig:
     where = ", ".join(choices) or f"conf/{root}.yaml"
     try:
         with hydra.initialize_config_dir(str(CONF), version_base=VERSION):
             return hydra.compose(root, list(choices), return_hydra_config=with_hydra)
     except (yaml.YAMLError, HydraException, errors.OmegaConfBaseException) as error:
-        raise _in_a_line(error, where) from error
+        problem = _in_a_line(error, where)
+        unknown = _origin_of(error)
+        if choices and isinstance(unknown, errors.ConfigKeyError):
+            problem = StudyError(f"{problem}{nearest(str(unknown.full_key), _known_names(root))}")
+        raise problem from error
 
 
 def _composed_with_old_names(choices: tuple[str, ...], root: str) -> DictConfig | None:
@@ -454,7 +464,7 @@ def _composed_with_old_names(choices: tuple[str, ...], root: str) -> DictConfig 
     for key in keys:
         value = OmegaConf.select(moved, key)
         parent, _, name = key.rpartition(".")
-        holder = moved
+        holder: Any = moved
         if parent:
             holder = OmegaConf.select(moved, parent)
         del holder[name]
@@ -492,8 +502,20 @@ def _in_a_line(error: Exception, where: str) -> StudyError:
     if isinstance(error, yaml.YAMLError):
         # the file and the line stand in the next lines of the message
         return StudyError(f"`{where}` must be valid YAML: {' '.join(str(error).split())}")
-    key = getattr(error, "full_key", None) or where
-    return StudyError(f"`{key}`: {without_password(first_line(error, LONGEST_MESSAGE))}")
+    message = first_line(error, LONGEST_MESSAGE)
+    origin = _origin_of(error)
+    if message.endswith(":"):  # Hydra says in which file, OmegaConf what
+        message = f"{message.split(':')[0]}: {first_line(origin, LONGEST_MESSAGE)}"
+    key = getattr(origin, "full_key", None) or where
+    return StudyError(f"`{key}`: {without_password(message)}")
+
+
+def _origin_of(error: Exception) -> BaseException:
+    """Return OmegaConf's error from which an error of Hydra's came; the error itself without."""
+    origin = error.__cause__ or error.__context__
+    if isinstance(error, HydraException) and isinstance(origin, errors.OmegaConfBaseException):
+        return origin
+    return error
 
 
 @cache

@@ -38,7 +38,7 @@ def current_key(key: str) -> str:
     return RENAMED.get(key, key)
 
 
-def current_overrides(overrides: Sequence[str], recorded: bool = False) -> list[str]:
+def current_overrides(overrides: Sequence[str], *, recorded: bool = False) -> list[str]:
     """Replace old names in overrides.
 
     Args:

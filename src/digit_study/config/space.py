@@ -285,15 +285,19 @@ def _entry_problems(key: str, entry: Any, known: Sequence[str]) -> Iterator[str]
             yield f"{where} {problem}"
     elif range_problem := _range_problem(entry):
         yield f"{where} {range_problem}"
-    conditions = entry.get("when") or {}
+    for problem in _condition_problems(entry.get("when") or {}):
+        yield f"{where}: {problem}"
+
+
+def _condition_problems(conditions: Any) -> Iterator[str]:
     if not isinstance(conditions, Mapping):
         rule = "`when` must map a key to the values under which this key matters"
-        yield f"{where}: {rule}, got {conditions!r}"
+        yield f"{rule}, got {conditions!r}"
         return
     for condition, allowed in conditions.items():
         if not isinstance(allowed, list) or not allowed:
             rule = f"`when` must list the values of `{condition}` under which it matters"
-            yield f"{where}: {rule}, got {allowed!r}"
+            yield f"{rule}, got {allowed!r}"
 
 
 def _choices_problems(entry: Mapping[str, Any]) -> Iterator[str]:

@@ -45,7 +45,7 @@ class SearchConfig(EngineConfig):
         trials: Trials that the study has at its end, however often it is resumed.
         sampler: How the next configuration is chosen.
         pruner: How bad trials are stopped early; None: see :func:`pruner_of`.
-        objectives: What is optimised: a mapping of a metric to its direction each, in order of rank.
+        objectives: What is optimised, in order of rank: mappings of a metric to its direction.
         constraints: What a configuration has to keep, such as ``parameters <= 10000``.
         seed: Seed of the sampler and of the trials.
         trial_timeout: Seconds that a trial may take.

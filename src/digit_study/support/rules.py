@@ -1,7 +1,7 @@
 """Settings as fields of frozen dataclasses, each with its rule beside it in one line.
 
-``filters: Annotated[int, between(1, 1024)] = 32`` is a setting: its name, its type, its rule and its
-default. The type is checked when a config is composed, the rule by :func:`check`.
+``filters: Annotated[int, between(1, 1024)] = 32`` is a setting: its name, its type, its rule and
+its default. The type is checked when a config is composed, the rule by :func:`check`.
 """
 
 from __future__ import annotations
