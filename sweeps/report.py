@@ -1,4 +1,4 @@
-"""Write a study as one HTML page, or serve it while it grows with search.watch=true. See --help."""
+"""Write a study as one HTML page. See --help."""
 
 import sys
 from pathlib import Path
@@ -16,9 +16,5 @@ if __name__ == "__main__":
 
         find_study(typed)  # a name that is not there is answered before MLflow is imported
         from digit_study.study import study_page as study
-        from digit_study.study import watch
 
-        if typed.search.watch:
-            watch.serve(typed)
-        else:
-            study.show(*study.plan_page(typed))
+        study.show(*study.plan_page(typed))

@@ -23,7 +23,7 @@ from digit_study.config.run_config import Config
 from digit_study.data.sources import SAMPLE_SHA256, DataConfig
 from digit_study.registry.contest import SealedResult
 from digit_study.registry.registry import Registry
-from digit_study.support.messages import flatten
+from digit_study.support.rules import flatten
 from digit_study.tracking import database as stores
 
 SEALED = 1_000

@@ -17,7 +17,8 @@ from digit_study.config import compose as composition
 from digit_study.config.compose import compose_config, expand
 from digit_study.config.run_config import Config
 from digit_study.study import run_plan as launch
-from digit_study.support.messages import StudyError, flatten, without_password
+from digit_study.support.messages import StudyError, without_password
+from digit_study.support.rules import flatten
 from digit_study.support.signals import readable_errors
 from digit_study.tracking import database as stores
 

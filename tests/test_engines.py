@@ -19,7 +19,13 @@ import numpy as np
 import pytest
 from stub_worker import Stubs, plan, workspace
 
-from digit_study.config.engine_config import EngineConfig, Node, common_precision, fitting, settle
+from digit_study.config.engine_config import (
+    EngineConfig,
+    Node,
+    common_precision,
+    fitting,
+    with_defaults,
+)
 from digit_study.config.run_config import Config, resolve_config
 from digit_study.data import digits, sources
 from digit_study.study import run_plan
@@ -84,14 +90,14 @@ def test_threads_follow_from_the_cores_of_a_trial() -> None:
         ({}, 3, 3),
         ({}, None, 1),
     ]:
-        place = settle(EngineConfig(engine="ray", resources=resources), threads)
+        place = with_defaults(EngineConfig(engine="ray", resources=resources), threads)
         training = replace(Config().training, threads=threads)
         config = Config(
             sources.DataConfig("mnist_sample"), training=training, resources=place.resources
         )
         assert resolve_config(config)[0].training.threads == expected
         assert place.resources["cpu"] == (resources.get("cpu") or threads or 1)
-    assert settle(EngineConfig(), 4) == EngineConfig()
+    assert with_defaults(EngineConfig(), 4) == EngineConfig()
 
 
 @pytest.mark.parametrize(
@@ -449,12 +455,11 @@ def test_gpus_decide_what_precision_auto_means(
 
 def test_trials_on_a_gpu_are_as_many_as_fit_on_it(driver: Callable[..., None]) -> None:
     driver(9.0, 9.0)
-    assert [one.room for one in pool.available_nodes(EngineConfig())] == [1]
-    assert [one.room for one in pool.available_nodes(EngineConfig(resources={"gpu": 0.5}))] == [
-        min(2, machine.cores())
-    ]
+    assert [node.capacity for node in pool.available_nodes(EngineConfig())] == [1]
+    shared = EngineConfig(resources={"gpu": 0.5})
+    assert [node.capacity for node in pool.available_nodes(shared)] == [min(2, machine.cores())]
     driver(visible="")
-    assert [one.room for one in pool.available_nodes(EngineConfig())] == [machine.cores()]
+    assert [node.capacity for node in pool.available_nodes(EngineConfig())] == [machine.cores()]
 
 
 def test_nodes_that_differ_train_in_float32() -> None:

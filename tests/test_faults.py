@@ -16,6 +16,7 @@ from typing import Any
 import mlflow
 import psutil
 import pytest
+from digit_study.study.outcomes import ABANDONED, INTERRUPTED, OF_WORLD, is_blameless
 from hypothesis import given
 from hypothesis import strategies as st
 from mlflow.exceptions import MlflowException
@@ -23,7 +24,6 @@ from stub_worker import plan
 from tracked import CONFIG, again, created, is_spool_empty, tracker, workspace
 
 from digit_study.config.run_config import Config
-from digit_study.study.outcomes import ABANDONED, INTERRUPTED, OF_WORLD, is_blameless
 from digit_study.support import machine, signals
 from digit_study.support.messages import StudyError, is_infrastructure_fault
 from digit_study.support.workspace import Workspace

@@ -22,6 +22,7 @@ from optuna.trial import FrozenTrial, TrialState
 from stub_worker import SPACE, Stubs, plan
 
 from digit_study.config.run_config import Config
+from digit_study.config.space import suggest
 from digit_study.config.study_config import PRUNERS
 from digit_study.report.figures import charts
 from digit_study.report.figures import optuna_figures as study_pictures
@@ -30,7 +31,6 @@ from digit_study.study import outcomes
 from digit_study.study._optuna import SAMPLERS, JournalFile
 from digit_study.study.results import best_command, trials_frame
 from digit_study.study.search import run_study
-from digit_study.config.space import suggest
 from digit_study.study.storage import SUPERVISOR, StoredStudy, counted
 from digit_study.study.study_plan import journal_path
 from digit_study.support import machine

@@ -1,27 +1,36 @@
-"""The config of one run: everything that decides its outcome, the rules it obeys, and what ``auto`` becomes.
+"""The config of a run: everything that decides its outcome, and what ``auto`` becomes.
 
-A new setting is a field and a rule where its group is declared (``data/sources.py``, ``training/networks.py``,
-``training/recipe.py``, or here), a line in its ``conf/`` group, and the stage that reads it.
+A new setting is a field with its rule where its group is declared (``data/sources.py``,
+``model/networks.py``, ``model/recipe.py``, or here), a line in its ``conf/`` group, and the stage
+that reads it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
-from itertools import accumulate
-from typing import Any
 
-from digit_study.config import engine_config as engine
+from digit_study.config import engine_config
 from digit_study.config.engine_config import EngineConfig
 from digit_study.data import digits, sources
 from digit_study.model import networks, recipe
 from digit_study.support import machine
-from digit_study.support.messages import Rule, StudyError, check
+from digit_study.support.messages import StudyError
+from digit_study.support.rules import check, rules_of
 
 
 @dataclass(frozen=True)
 class TrackingConfig:
-    """Where results go. ``experiment`` null is named after the data, ``uri`` null is the default store."""
+    """Say where results go.
+
+    Attributes:
+        uri: URI of MLflow's store; None: MLFLOW_TRACKING_URI, else ./mlflow.db.
+        experiment: Name of the MLflow experiment; None: named after the data.
+        run_name: Name of the run; None: named after its overrides.
+        parent_run_id: The run under which this run is nested.
+        save_model: Whether the trained model is kept.
+        system_metrics: Whether MLflow records the load of the machine while it trains.
+    """
 
     uri: str | None = None
     experiment: str | None = None
@@ -33,7 +42,15 @@ class TrackingConfig:
 
 @dataclass(frozen=True)
 class Config(EngineConfig):
-    """One run: everything that decides its outcome, where that outcome is kept, and where it is trained."""
+    """Describe a run: what decides its outcome, where that is kept, and where it is trained.
+
+    Attributes:
+        data: The digits.
+        model: The network.
+        training: How the network is fitted.
+        tracking: Where results go.
+        reproduce: Id of a run to train again and compare with.
+    """
 
     data: sources.DataConfig = field(default_factory=sources.DataConfig)
     model: networks.ModelConfig = field(default_factory=networks.ModelConfig)
@@ -43,30 +60,40 @@ class Config(EngineConfig):
 
     @property
     def epochs(self) -> int:
-        """Epochs at most, those of all members counted."""
+        """Return the largest number of epochs, those of all members counted."""
         return self.training.epochs * self.model.members
 
     def validate(self) -> None:
-        """Check every rule; raises StudyError with all that are broken. What passes can be built and trained."""
-        others = [
-            *networks.relation_violations(self.model),
-            *sources.relation_violations(self.data),
-        ]
-        check(self, RULES, [*others, *engine.relation_violations(self)])
+        """Check every rule. What passes can be built and trained.
 
+        Raises:
+            StudyError: With every rule that is broken.
+        """
+        check(self, rules_of(Config), self._relation_violations())
 
-#: Rules of single values by their key; rules between values stand beside their groups.
-RULES: dict[str, Rule] = {**sources.RULES, **networks.RULES, **recipe.RULES, **engine.rules()}
+    def _relation_violations(self) -> Iterator[str]:
+        yield from networks.relation_violations(self.model)
+        yield from sources.relation_violations(self.data)
+        yield from engine_config.relation_violations(self)
 
 
 def resolve_config(
     config: Config, parallel: int = 1, precision: str | None = None
 ) -> tuple[Config, sources.Source]:
-    """Decide what a validated config leaves open: data, precision, and threads where ``parallel`` runs share the cores.
+    """Decide what a validated config leaves open: data, precision and threads.
 
-    Threads are the cores that its resources name, where they do; ``precision`` is what ``auto`` means where it is
-    trained, by default here. Twice changes nothing. Raises StudyError if the data are gone or others, or if one batch
-    is more than all of them.
+    Resolving a resolved config changes nothing.
+
+    Args:
+        config: A validated config.
+        parallel: Runs that share the cores of this machine, 1 or more.
+        precision: What ``auto`` means where the run is trained; None: on this machine.
+
+    Returns:
+        The resolved config, and the digits that were found.
+
+    Raises:
+        StudyError: If the digits are gone or others, or fewer than a batch.
     """
     source = sources.resolve(config.data)
     train, _ = digits.split_sizes(source.images, source.config)
@@ -76,35 +103,8 @@ def resolve_config(
         raise StudyError(f"{rule}, got {training.batch_size}: lower it, or raise data.limit")
     if precision is None or training.precision != "auto":
         precision = machine.resolve_precision(training.precision)
-    threads = (
-        training.threads
-        or int(config.resources.get("cpu", 0))
-        or max(1, machine.cores() // parallel)
-    )
-    return replace(
-        config, data=source.config, training=replace(training, precision=precision, threads=threads)
-    ), source
-
-
-#: What Python takes for a value of a field, by its annotation; True and False are of no type but bool.
-_TYPES = {"bool": bool, "int": int, "float": int | float, "str": str}
-
-
-def with_values(config: Any, values: Mapping[str, Any]) -> Any:
-    """Copy a config dataclass with dotted leaves replaced; raises StudyError if one is not of the type of its key."""
-    for key, value in values.items():
-        names = key.split(".")
-        nodes = list(accumulate(names[:-1], getattr, initial=config))
-        annotation = type(nodes[-1]).__annotations__[names[-1]]
-        kind, _, optional = getattr(annotation, "__name__", str(annotation)).partition(" | ")
-        if value is not None or not optional:
-            if not isinstance(value, _TYPES[kind]) or isinstance(value, bool) != (kind == "bool"):
-                raise StudyError(
-                    f"`{key}` must be of type {kind}, got {value!r} of type {type(value).__name__}"
-                )
-            value = float(value) if kind == "float" else value
-        # they are frozen: each is replaced in the one above it
-        for node, name in zip(reversed(nodes), reversed(names), strict=True):
-            value = replace(node, **{name: value})
-        config = value
-    return config
+    share_of_cores = max(1, machine.cores() // parallel)
+    required_cores = int(config.resources.get("cpu", 0))
+    threads = training.threads or required_cores or share_of_cores
+    training = replace(training, precision=precision, threads=threads)
+    return replace(config, data=source.config, training=training), source

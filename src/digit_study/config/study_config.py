@@ -1,90 +1,143 @@
-"""The config of a study and its rules: what is searched, how, for how long, and what is confirmed afterwards."""
+"""The config of a study: what is searched, how, for how long, and what is confirmed afterwards."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
-from digit_study.config import engine_config as engine
+from digit_study.config import engine_config
 from digit_study.config.engine_config import EngineConfig
 from digit_study.config.run_config import Config, TrackingConfig
 from digit_study.data import sources
 from digit_study.model import networks, recipe
-from digit_study.support.messages import Rule, at_least, between, check, choice, nearest
+from digit_study.support.messages import nearest
+from digit_study.support.rules import Rule, at_least, between, check, choice, rules_of
 
 SAMPLERS = ("tpe", "random", "qmc", "cmaes", "grid", "nsga2", "gp")
 PRUNERS = ("hyperband", "successive_halving", "median", "percentile", "patient", "none")
-#: Metrics that a trial reports every epoch, so that it can be pruned on them, and all that can be optimised.
+#: Metrics that a trial reports every epoch, so that it can be pruned on them.
 EVERY_EPOCH = ("val_accuracy", "val_loss")
+#: Metrics that can be optimised.
 OBJECTIVES = (*EVERY_EPOCH, "parameters", "epoch_seconds", "inference_milliseconds")
 DIRECTIONS = ("maximize", "minimize")
+#: ``metric <= number`` or ``metric >= number``.
 CONSTRAINT = re.compile(
     rf"\s*({'|'.join(OBJECTIVES)})\s*(<=|>=)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*"
+)
+STUDY_NAME = Rule(
+    "a name of letters, digits, '-', '_' and '.', not starting with '.'",
+    lambda value: bool(re.fullmatch(r"[\w-][\w.-]{0,99}", value)),
+)
+SEEDS = Rule(
+    "auto or a whole number in [2, 100]",
+    lambda value: value == "auto" or (value.isdecimal() and 2 <= int(value) <= 100),
+    ("auto",),
 )
 
 
 @dataclass(frozen=True)
 class SearchConfig(EngineConfig):
-    """How configurations are searched. ``trials`` is the total a study has at its end, however often it is resumed."""
+    """Say how configurations are searched.
 
-    trials: int = 20
-    sampler: str = "tpe"
-    pruner: str | None = None
+    Attributes:
+        trials: Trials that the study has at its end, however often it is resumed.
+        sampler: How the next configuration is chosen.
+        pruner: How bad trials are stopped early; None: see :func:`pruner_of`.
+        objectives: What is optimised: a mapping of a metric to its direction each, in order of rank.
+        constraints: What a configuration has to keep, such as ``parameters <= 10000``.
+        seed: Seed of the sampler and of the trials.
+        trial_timeout: Seconds that a trial may take.
+        trial_memory: GiB that a trial may use.
+        max_failures: Failed trials after which the study stops.
+        fail_fast: Stop at the first failed trial.
+        fresh: Start a new study of this name; the old study is kept under a dated name.
+        keep_models: Models to keep, of the best trials.
+        storage: URL of Optuna's database; None: a journal file on this machine.
+        confirm: Confirm the best configurations at the end.
+        plan: Say what would be searched, and start nothing.
+        space: What is searched: dimensions by config key.
+    """
+
+    trials: Annotated[int, at_least(1)] = 20
+    sampler: Annotated[str, choice(SAMPLERS)] = "tpe"
+    pruner: Annotated[str | None, choice(PRUNERS)] = None
     objectives: list[Any] = field(default_factory=lambda: [{"val_accuracy": "maximize"}])
     constraints: list[str] = field(default_factory=list)
-    seed: int = 0
-    trial_timeout: float | None = None
-    trial_memory: float | None = None
-    max_failures: int | None = None
+    seed: Annotated[int, between(0, 2**31 - 1)] = 0
+    trial_timeout: Annotated[float | None, between(0, 1e7, "(]")] = None
+    trial_memory: Annotated[float | None, between(0, 1e5, "(]")] = None
+    max_failures: Annotated[int | None, at_least(1)] = None
     fail_fast: bool = False
     fresh: bool = False
-    keep_models: int = 5
+    keep_models: Annotated[int, at_least(0)] = 5
     storage: str | None = None
     confirm: bool = False
     plan: bool = False
-    watch: bool = False
     space: dict[str, Any] = field(default_factory=dict)
 
     @property
     def is_shared(self) -> bool:
-        """Whether other machines, with which no lock is shared, may work on the same study."""
+        """Return whether other machines, with which no lock is shared, may work on the study."""
         return self.storage is not None and not self.storage.startswith("sqlite:")
 
 
 @dataclass(frozen=True)
 class ConfirmConfig:
-    """How the best configurations are confirmed: ``top`` of them, on the same fresh seeds.
+    """Say how the best configurations are confirmed: all on the same fresh seeds.
 
-    As many as the number ``seeds``, or as a race needs, ``max_seeds`` at most.
+    Attributes:
+        top: Configurations that are trained again.
+        seeds: Seeds of each as text, or ``auto``: as many as a race needs.
+        max_seeds: Seeds of each, at most, in a race.
+        prefer: The winner among those that do not differ significantly from the best.
     """
 
-    top: int = 5
-    seeds: str = "auto"  # a number arrives as text too
-    max_seeds: int = 8
-    prefer: str = "smallest"
+    top: Annotated[int, between(1, 100)] = 5
+    seeds: Annotated[str, SEEDS] = "auto"
+    max_seeds: Annotated[int, between(3, 100)] = 8
+    prefer: Annotated[str, choice(("smallest", "accuracy"))] = "smallest"
 
     @property
     def fixed(self) -> int | None:
-        """The number of seeds of every candidate; None in a race."""
-        return None if self.seeds == "auto" else int(self.seeds)
+        """Return the number of seeds of every candidate; None in a race."""
+        if self.seeds == "auto":
+            return None
+        return int(self.seeds)
 
 
 @dataclass(frozen=True)
 class FrontierConfig:
-    """The networks of sweeps/frontier.py: by name, overrides of a run; all on the same ``seeds`` seeds."""
+    """Name the networks that sweeps/frontier.py measures.
 
-    seeds: int = 5
-    sealed: bool = True  # open the sealed test set once for each that no smaller one beats
+    Attributes:
+        seeds: Seeds of each network, the same for all.
+        sealed: Open the sealed test set once for each network that no smaller network beats.
+        networks: Overrides of a run by name.
+    """
+
+    seeds: Annotated[int, between(2, 100)] = 5
+    sealed: bool = True
     networks: dict[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class StudyConfig:
-    """A study: the baseline run that is varied, and how."""
+    """Describe a study: the baseline run that is varied, and how.
 
-    study: str = "default"
+    Attributes:
+        study: Its name; the same name continues the same study.
+        data: The digits of every trial.
+        model: The network that is varied.
+        training: The recipe that is varied.
+        tracking: Where results go.
+        search: How configurations are searched.
+        confirm: How the best are confirmed.
+        frontier: What sweeps/frontier.py measures.
+    """
+
+    study: Annotated[str, STUDY_NAME] = "default"
     data: sources.DataConfig = field(default_factory=sources.DataConfig)
     model: networks.ModelConfig = field(default_factory=networks.ModelConfig)
     training: recipe.TrainingConfig = field(default_factory=recipe.TrainingConfig)
@@ -95,100 +148,131 @@ class StudyConfig:
 
     @property
     def run(self) -> Config:
-        """The run that every trial varies."""
+        """Return the run that every trial varies."""
         return Config(
-            self.data, self.model, self.training, self.tracking, **vars(self.search.place)
+            data=self.data,
+            model=self.model,
+            training=self.training,
+            tracking=self.tracking,
+            **vars(self.search.engine_options),
         )
 
     def validate(self) -> None:
-        """Check every rule of the study and its baseline, not of its space; raises StudyError with all broken ones."""
-        Config(self.data, self.model, self.training, self.tracking).validate()
-        rule = f"`search.constraints` must read 'metric <= number' or '>=' with one of {', '.join(OBJECTIVES)}"
-        broken = [text for text in self.search.constraints if not CONSTRAINT.fullmatch(str(text))]
-        others = [
-            *_objective_violations(self.search),
-            *engine.relation_violations(self.search, "search."),
-        ]
-        check(self, RULES, [*others, *(f"{rule}, got {text!r}" for text in broken)])
+        """Check every rule of the study and its baseline, but not its space.
+
+        Raises:
+            StudyError: With every rule that is broken.
+        """
+        check(self, rules_of(StudyConfig), self._relation_violations())
+
+    def _relation_violations(self) -> Iterator[str]:
+        yield from networks.relation_violations(self.model)
+        yield from sources.relation_violations(self.data)
+        yield from engine_config.relation_violations(self.search, "search.")
+        yield from _objective_violations(self.search)
+        yield from _constraint_violations(self.search)
 
 
 @dataclass(frozen=True)
 class Constraint:
-    """``metric <= bound`` or ``metric >= bound``."""
+    """Bound a metric: ``metric <= bound`` or ``metric >= bound``.
+
+    Attributes:
+        metric: Name of the metric.
+        sign: 1 for ``<=``, -1 for ``>=``.
+        bound: The bound, which is included.
+    """
 
     metric: str
     sign: int
     bound: float
 
-    def violation(self, metrics: dict[str, float]) -> float:
-        """By how much ``metrics`` break it; 0 or less where they keep it, as Optuna wants it."""
+    def violation(self, metrics: Mapping[str, float]) -> float:
+        """Measure by how much metrics break the constraint.
+
+        Args:
+            metrics: Metrics of a trial by name.
+
+        Returns:
+            0 or less where they keep it, as Optuna wants it.
+        """
         return self.sign * (metrics[self.metric] - self.bound)
 
 
-RULES: dict[str, Rule] = {
-    "study": Rule(
-        "a name of letters, digits, '-', '_' and '.', not starting with '.'",
-        lambda value: bool(re.fullmatch(r"[\w-][\w.-]{0,99}", value)),
-    ),
-    "search.trials": at_least(1),
-    **engine.rules("search."),
-    "search.sampler": choice(SAMPLERS),
-    "search.pruner": choice(PRUNERS),
-    "search.seed": between(0, 2**31 - 1),
-    "search.trial_timeout": between(0, 1e7, "(]"),
-    "search.trial_memory": between(0, 1e5, "(]"),
-    "search.max_failures": at_least(1),
-    "search.keep_models": at_least(0),
-    "confirm.top": between(1, 100),
-    "confirm.seeds": Rule(
-        "auto or a whole number in [2, 100]",
-        lambda value: value == "auto" or (value.isdecimal() and 2 <= int(value) <= 100),
-        ("auto",),
-    ),
-    "confirm.max_seeds": between(3, 100),
-    "confirm.prefer": choice(("smallest", "accuracy")),
-    "frontier.seeds": between(2, 100),
-}
-
-
 def objectives_of(search: SearchConfig) -> dict[str, str]:
-    """Objectives by metric, each with its direction, in order of rank."""
+    """Return the direction of every objective by its metric, in order of rank."""
     return {metric: direction for entry in search.objectives for metric, direction in entry.items()}
 
 
 def constraints_of(search: SearchConfig) -> list[Constraint]:
-    """The parsed constraints."""
-    found = [CONSTRAINT.fullmatch(str(text)) for text in search.constraints]
-    return [Constraint(one[1], 1 if one[2] == "<=" else -1, float(one[3])) for one in found if one]
+    """Parse the constraints of a checked config."""
+    constraints: list[Constraint] = []
+    for text in search.constraints:
+        found = CONSTRAINT.fullmatch(str(text))
+        if found is None:
+            continue
+        metric, operator, bound = found.groups()
+        sign = {"<=": 1, ">=": -1}[operator]
+        constraints.append(Constraint(metric, sign, float(bound)))
+    return constraints
 
 
 def pruner_of(search: SearchConfig) -> str:
-    """The pruner by name: as configured, else hyperband where there is something to prune on."""
+    """Return the name of the pruner: as configured, else what the objectives allow.
+
+    Args:
+        search: A checked config.
+
+    Returns:
+        ``hyperband`` for a single objective that is known every epoch, otherwise ``none``, where
+        the config names no pruner.
+    """
+    if search.pruner:
+        return search.pruner
     objectives = list(objectives_of(search))
-    return search.pruner or (
-        "hyperband" if len(objectives) == 1 and objectives[0] in EVERY_EPOCH else "none"
-    )
+    if len(objectives) == 1 and objectives[0] in EVERY_EPOCH:
+        return "hyperband"
+    return "none"
+
+
+def _constraint_violations(search: SearchConfig) -> Iterator[str]:
+    metrics = ", ".join(OBJECTIVES)
+    rule = f"`search.constraints` must read 'metric <= number' or '>=' with one of {metrics}"
+    for text in search.constraints:
+        if not CONSTRAINT.fullmatch(str(text)):
+            yield f"{rule}, got {text!r}"
 
 
 def _objective_violations(search: SearchConfig) -> Iterator[str]:
-    rule = f"`search.objectives` must be a list of `metric: maximize | minimize` with one of {', '.join(OBJECTIVES)}"
-    if not search.objectives or not all(
-        isinstance(entry, dict) and entry for entry in search.objectives
-    ):
+    metrics = ", ".join(OBJECTIVES)
+    must_be = "`search.objectives` must be a list of `metric: maximize | minimize`"
+    rule = f"{must_be} with one of {metrics}"
+    are_mappings = all(isinstance(entry, dict) and entry for entry in search.objectives)
+    if not search.objectives or not are_mappings:
         yield f"{rule}, got {search.objectives!r}"
         return
     objectives = objectives_of(search)
-    if len(objectives) < sum(map(len, search.objectives)):
-        yield f"`search.objectives` must name every metric once, got {search.objectives!r}: drop the repetition"
+    if len(objectives) < sum(len(entry) for entry in search.objectives):
+        once = "`search.objectives` must name every metric once"
+        yield f"{once}, got {search.objectives!r}: drop the repetition"
     for metric, direction in objectives.items():
         if metric not in OBJECTIVES:
             yield f"{rule}, got {metric!r}{nearest(str(metric), OBJECTIVES)}"
         if direction not in DIRECTIONS:
             yield f"{rule}, got {direction!r} for {metric}{nearest(str(direction), DIRECTIONS)}"
+    yield from _pruner_violations(search, list(objectives))
+
+
+def _pruner_violations(search: SearchConfig, metrics: list[str]) -> Iterator[str]:
     if search.pruner in (None, "none"):
         return
-    must, named = "`search.pruner` must be none", ", ".join(map(str, objectives))
-    if len(objectives) > 1:
-        yield f"{must} with several objectives, got '{search.pruner}' with {named}: Optuna prunes on one value only"
-    elif named in OBJECTIVES and named not in EVERY_EPOCH:
-        yield f"{must} for the objective {named}, which is known only at the end of a trial, got '{search.pruner}'"
+    must_be = "`search.pruner` must be none"
+    if len(metrics) > 1:
+        named = ", ".join(str(metric) for metric in metrics)
+        got = f"got '{search.pruner}' with {named}"
+        yield f"{must_be} with several objectives, {got}: Optuna prunes on one value only"
+        return
+    metric = metrics[0]
+    if metric in OBJECTIVES and metric not in EVERY_EPOCH:
+        known = "which is known only at the end of a trial"
+        yield f"{must_be} for the objective {metric}, {known}, got '{search.pruner}'"

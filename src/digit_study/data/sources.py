@@ -1,5 +1,7 @@
 """Data sets by name, and files laid out like them; a new one is an entry in :data:`DATASETS` and in ``conf/data``."""
 
+from __future__ import annotations
+
 import hashlib
 import os
 import struct
@@ -12,11 +14,13 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
 
-from digit_study.support.messages import Rule, StudyError, at_least, between, choice
+from digit_study.support.messages import StudyError
+from digit_study.support.rules import at_least, between, choice
 from digit_study.support.signals import native_stderr
 
 Pixels = npt.NDArray[np.uint8]
@@ -43,14 +47,23 @@ SAMPLE_WARNING = (
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where digits come from. ``sha256`` is the content the source must have; a study writes it once for all runs."""
+    """Say where digits come from and how they are split.
 
-    source: str = "auto"
+    Attributes:
+        source: A name in :data:`DATASETS`, or ``auto``: full MNIST where it can be had.
+        path: A file laid out as Keras's mnist.npz, instead of the source.
+        sha256: Content that the digits must have; a study writes it once for all its runs.
+        validation: Images held out to select on; None: 5,000, at most a quarter of all.
+        limit: Train on this many images only; None: on all.
+        seed: Seed of the split.
+    """
+
+    source: Annotated[str, choice(("auto", *DATASETS))] = "auto"
     path: str | None = None
     sha256: str | None = None
-    validation: int | None = None
-    limit: int | None = None
-    seed: int = 0
+    validation: Annotated[int | None, at_least(10)] = None
+    limit: Annotated[int | None, at_least(10)] = None
+    seed: Annotated[int, between(0, 2**32 - 1)] = 0
 
 
 @dataclass(frozen=True)
@@ -261,16 +274,10 @@ DATASETS: dict[str, Dataset] = {
     "mnist": Dataset(MNIST_SHA256, 60_000, keras_arrays, _missing_mnist),
     "mnist_sample": Dataset(SAMPLE_SHA256, 4_000, sample_arrays),
 }
-RULES: dict[str, Rule] = {
-    "data.source": choice(("auto", *DATASETS)),
-    "data.validation": at_least(10),
-    "data.limit": at_least(10),
-    "data.seed": between(0, 2**32 - 1),
-}
 
 
 def relation_violations(config: DataConfig) -> Iterator[str]:
-    """Yield what is wrong between the values of a data config, one sentence each."""
+    """Yield a sentence for each pair of values that do not go together."""
     if config.path is not None and config.source not in ("auto", "mnist"):
         both = f"{config.path!r} together with data={config.source}, which ships with a package"
         yield f"`data.path` names a file, got {both}: drop one of the two"

@@ -126,7 +126,7 @@ def _compare(
         registry.end(opened[0], outcome, decision.reason, version=version, evidence=evidence)
     except BaseException as fault:
         for entry in opened:
-            registry.settle(entry, f"{type(fault).__name__}: {fault}"[:500])
+            registry.with_defaults(entry, f"{type(fault).__name__}: {fault}"[:500])
         raise
     table = Table(
         title=f"Version {version} of {registry.name}", show_header=False, title_justify="left"

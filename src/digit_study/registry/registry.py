@@ -187,7 +187,7 @@ class Registry:
         """Finish or undo what processes that died left behind, with a warning for each."""
         self.ledger.sync()
         for entry in [one for one in self.ledger.entries() if not one.end]:
-            self.settle(entry)
+            self.with_defaults(entry)
         if not self.is_clean():
             self.client.update_registered_model(self.name, self._description())
 
@@ -199,7 +199,7 @@ class Registry:
             if not self.ledger.remote or self._is_unclaimed():
                 self.recover()
 
-    def settle(self, entry: Entry, why: str = "its process ended") -> None:
+    def with_defaults(self, entry: Entry, why: str = "its process ended") -> None:
         """Finish an entry whose alias has moved, undo one whose alias has not, and warn of it."""
         start, done = entry.start, ""
         if start["kind"] == "rollback" and self.aliases().get(CHAMPION) == start["version"]:

@@ -15,11 +15,12 @@ from digit_study.study.parent_run import parent_run
 from digit_study.study.run_plan import PlannedRun, RunPlan
 from digit_study.support import console
 from digit_study.support.job_progress import job_progress
-from digit_study.support.messages import StudyError, flatten, raise_violations
+from digit_study.support.messages import StudyError, raise_violations
+from digit_study.support.rules import flatten
 from digit_study.tracking import session, views
 from digit_study.tracking.location import experiment_name
-from digit_study.tracking.writer import RunWriter
 from digit_study.tracking.session import Tracker
+from digit_study.tracking.writer import RunWriter
 from digit_study.trial.events import Failed, Finished
 from digit_study.trial.health import Health
 from digit_study.trial.protocol import ENGINES, TrialResult

@@ -11,8 +11,8 @@ from digit_study.data.digits import load_digits
 from digit_study.report.figures import run_figures
 from digit_study.support import console
 from digit_study.support.signals import Interrupted
-from digit_study.tracking.writer import RunWriter
 from digit_study.tracking.session import Tracker
+from digit_study.tracking.writer import RunWriter
 
 #: Reports on a parent run at its end: its writer, and the status with which it ends.
 Report = Callable[[RunWriter, str], None]

@@ -157,7 +157,7 @@ def _plan(asked: Config, old: Run, experiment: str, workspace: Workspace) -> Run
     resolved = replace(resolved, tracking=tracking)
     planned = PlannedRun([], resolved, source.name, cost=0.0)
     context = EngineContext(
-        workspace=workspace, options=asked.place, data=resolved.data, tracking_uri=uri
+        workspace=workspace, options=asked.engine_options, data=resolved.data, tracking_uri=uri
     )
     return RunPlan([], [planned], False, 1, uri, context)
 

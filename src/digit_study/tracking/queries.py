@@ -13,7 +13,7 @@ from mlflow import MlflowException
 from mlflow.entities import Run
 
 from digit_study.config import compose
-from digit_study.config.engine_config import PLACE_KEYS
+from digit_study.config.engine_config import ENGINE_KEYS
 from digit_study.config.run_config import Config, TrackingConfig
 from digit_study.stats.metrics import Evaluation, evaluation_of
 from digit_study.support import console
@@ -38,7 +38,7 @@ POINTERS = ("winner.run_id", "best.run_id")
 #: Tag of a run that has trained a network to the end.
 WEIGHTS = "weights.sha256"
 #: How the params begin that are no part of what a run was, but of where it went.
-NOT_RECORDED = ("tracking.", "reproduce", BEST_OF, *PLACE_KEYS)
+NOT_RECORDED = ("tracking.", "reproduce", BEST_OF, *ENGINE_KEYS)
 T = TypeVar("T")
 U = TypeVar("U")
 

@@ -20,7 +20,8 @@ from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
 from digit_study.config.run_config import Config
 from digit_study.support.console import accuracy_with_interval
-from digit_study.support.messages import first_line, flatten, without_password
+from digit_study.support.messages import first_line, without_password
+from digit_study.support.rules import flatten
 from digit_study.tracking import pages, provenance
 from digit_study.tracking.spool import MODEL, SpooledRun
 from digit_study.tracking.store import Store, as_store
