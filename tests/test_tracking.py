@@ -139,48 +139,6 @@ def test_a_new_run_says_where_it_comes_from(store: str) -> None:
     assert experiment.artifact_location == (stores.ARTIFACTS / experiment.name).as_uri()
 
 
-class OneGpu:
-    """What ``nvidia-ml-py`` says on a machine with one GPU."""
-
-    NVMLError = RuntimeError
-
-    def __init__(self, has_driver: bool) -> None:
-        self.has_driver = has_driver
-
-    def nvmlInit(self) -> None:
-        if not self.has_driver:
-            raise self.NVMLError("Driver Not Loaded")
-
-    def nvmlDeviceGetCount(self) -> int:
-        return 1
-
-    def nvmlDeviceGetHandleByIndex(self, number: int) -> int:
-        return number
-
-    def nvmlDeviceGetUtilizationRates(self, gpu: int) -> SimpleNamespace:
-        return SimpleNamespace(gpu=87)
-
-    def nvmlDeviceGetMemoryInfo(self, gpu: int) -> SimpleNamespace:
-        return SimpleNamespace(used=2_500_000_000)
-
-
-@pytest.mark.parametrize("library", [None, OneGpu(has_driver=False), OneGpu(has_driver=True)])
-def test_a_gpus_load_is_told_where_there_is_one(
-    library: OneGpu | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "pynvml", library)  # None: its import fails
-    machine._gpus.cache_clear()
-    try:
-        metrics = machine.system_metrics()
-    finally:
-        machine._gpus.cache_clear()
-    gpu = {name.split("/")[1]: value for name, value in metrics.items() if "gpu" in name}
-    expected = {"gpu_0_utilization_percentage": 87.0, "gpu_0_memory_usage_megabytes": 2500.0}
-    assert gpu == (expected if library and library.has_driver else {}) and len(metrics) == 3 + len(
-        gpu
-    )
-
-
 def test_a_name_and_a_parent_of_ones_own(store: str) -> None:
     parent = created(store)
     child = look_at(store, created(store, run_name="mine", parent_run_id=parent))

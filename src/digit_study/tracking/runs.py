@@ -45,8 +45,6 @@ EPOCH_METRICS = (
 )  # fmt: skip
 #: Metrics of quick epochs go to the store together: a batch costs milliseconds however little it holds.
 SECONDS_A_BATCH = 1.0
-#: Seconds from which a run also has metrics of its machine, as MLflow's page "System metrics" names them.
-SYSTEM_AFTER_S = 3.0
 #: How the params of a parent begin that are no part of its config.
 BEST_OF = "best_of_"
 #: The C one is five times as fast, where the package has it.
@@ -239,8 +237,6 @@ class RunLog:
     def epoch(self, number: int, record: Mapping[str, float]) -> None:
         """Log one epoch's metrics; ``number`` counts from 1. Those of epochs shorter than a second share a batch."""
         values = {name: record[name] for name in EPOCH_METRICS if name in record}
-        if time.monotonic() - self.opened > SYSTEM_AFTER_S:
-            values |= machine.system_metrics()
         self.metrics(values, number, SECONDS_A_BATCH)
 
     def metrics(self, values: Mapping[str, float], step: int = 0, interval: float = 0.0) -> None:

@@ -78,8 +78,10 @@ def start_server(data: DataConfig | None = None) -> Any:
     context.set_forkserver_preload(["digit_study.trial.local.preload"])
     # a Ctrl-C in the middle of its imports would end the server with a traceback: it is born with SIGINT blocked, which
     # its preload undoes; here one that comes meanwhile is delayed. The tracker's start unblocks it, so comes first
+    # a closed terminal's SIGHUP ends neither: the tracker keeps it blocked, the preload ignores it
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     resource_tracker.ensure_running()
-    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         forkserver.ensure_running()
     finally:

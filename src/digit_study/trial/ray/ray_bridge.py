@@ -271,7 +271,7 @@ def last_line(fault: BaseException) -> str:
 
 def main(descriptor: int) -> None:
     """Answer (number, name, arguments) with (number, whether it is well, result or message) until the socket closes."""
-    for one in (signal.SIGINT, signal.SIGTERM):
+    for one in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(one, signal.SIG_IGN)  # the supervisor decides
     cluster, supervisor = Cluster(), Connection(descriptor)
     try:
