@@ -5,11 +5,9 @@ from __future__ import annotations
 import json
 import os
 import signal
-import sys
 import urllib.parse
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import mlflow
@@ -20,7 +18,6 @@ from mlflow.exceptions import MlflowException
 from digit_study.config.run import Config, TrackingConfig
 from digit_study.data.sources import DataConfig
 from digit_study.model.recipe import TrainingConfig
-from digit_study.support import machine
 from digit_study.support.messages import StudyError, flatten
 from digit_study.support.signals import Interrupted, interruptible
 from digit_study.tracking import database as stores
