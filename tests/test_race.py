@@ -53,7 +53,7 @@ def test_a_fixed_number_of_seeds_has_one_look_at_all_of_them(drawn: Any, seeds: 
     means = np.array([correct[one].mean(axis=1) for one in order])
     by_seeds = tukey(means) if len(order) > 1 else np.ones(1)
     shares = [correct[one].mean(axis=0) for one in order]
-    by_images = [1.0, *adjusted_p_values([t_test(shares[0] - one)[0] for one in shares[1:]])]
+    by_images = [1.0, *adjusted_p_values([t_test(shares[0] - one).p_value for one in shares[1:]])]
     assert [found.p_seeds[one] for one in order] == pytest.approx(by_seeds.tolist())
     assert [found.p_images[one] for one in order] == pytest.approx(by_images)
     assert found.wanted == 0 and found.seeds == [seeds] * len(order)
@@ -168,7 +168,8 @@ def test_components_are_those_that_made_the_values() -> None:
     found = []
     for _ in range(200):
         by_seed, by_image = random.normal(size=(8, 1)) * 0.3, random.normal(size=(1, 60)) * 0.5
-        found.append(np.square(components(by_seed + by_image + random.normal(size=(8, 60)))))
+        parts = components(by_seed + by_image + random.normal(size=(8, 60)))
+        found.append(np.square([parts.seeds, parts.images, parts.rest]))
     assert np.mean(found, axis=0) == pytest.approx([0.3**2 + 1 / 60, 0.5**2, 1.0], rel=0.05)
 
 

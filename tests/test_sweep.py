@@ -33,7 +33,7 @@ from digit_study.study.search import run_study
 from digit_study.study.space import suggest
 from digit_study.study.storage import SUPERVISOR, StoredStudy, counted
 from digit_study.study.study_plan import journal_path
-from digit_study.support import machine
+from digit_study.support import machine, processes
 from digit_study.support.messages import StudyError
 from digit_study.support.signals import Interrupted, interruptible
 from digit_study.tracking import runs as tracking
@@ -377,7 +377,7 @@ def test_a_supervisor_that_dies_leaves_what_the_next_one_mends(
     with pytest.raises(Gone):
         run_study(plan("search.trials=4", "search.pruner=none"), Stubs(store).engine)
     gone.monkeypatch.undo()
-    monkeypatch.setattr(machine, "find_process", lambda name: None)
+    monkeypatch.setattr(processes, "find_process", lambda name: None)
     view, _ = search(store, "search.trials=4", "search.pruner=none")
     assert [t.state.name for t in counted(view.trials())] == ["COMPLETE"] * 4
     by_state = {

@@ -13,7 +13,7 @@ import pytest
 from test_tracking import created
 
 from digit_study.stats.ranking import Candidate, leaderboard, sentence
-from digit_study.support import machine
+from digit_study.support import processes
 from digit_study.support.console import RUNS
 from digit_study.tracking import runs as run_log
 from digit_study.tracking import upload as delivery
@@ -55,7 +55,7 @@ def test_a_note_begins_with_the_answer_and_links_the_first_ten() -> None:
     )
     text = note.markdown("7", "f00")
     assert text.startswith(
-        "**100.00 % \\[98.12, 100.00\\] of 200 validation images are read right by the best run"
+        "**100.00 % \\[98.12, 100.00\\] of 200 validation images are predicted correctly by the best run"
     )
     assert [text.count(f"#/experiments/7/runs/{number:032x})") for number in (0, 9, 10)] == [
         1,
@@ -201,29 +201,14 @@ def test_without_a_store_that_answers_the_command_alone_is_shown(
 
 
 def test_a_user_has_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    machine.user_name.cache_clear()
-    monkeypatch.setattr(machine.getpass, "getuser", lambda: "ada")
-    assert machine.user_name() == "ada"
-    machine.user_name.cache_clear()
+    processes.user_name.cache_clear()
+    monkeypatch.setattr(processes.getpass, "getuser", lambda: "ada")
+    assert processes.user_name() == "ada"
+    processes.user_name.cache_clear()
 
     def nameless() -> str:
         raise KeyError("uid 1234")
 
-    monkeypatch.setattr(machine.getpass, "getuser", nameless)
-    assert machine.user_name() == "unknown"
-    machine.user_name.cache_clear()
-
-
-def test_a_run_of_more_than_seconds_says_what_its_machine_did(
-    store: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(run_log, "SECONDS_A_BATCH", 0.0)
-    log = run_log.RunLog(store, created(store))
-    log.epoch(1, {"val_loss": 1.0})
-    log.opened -= run_log.SYSTEM_AFTER_S
-    log.epoch(2, {"val_loss": 0.5})
-    client = mlflow.MlflowClient(store)
-    names = ["system/cpu_utilization_percentage", "system/system_memory_usage_percentage"]
-    found = [client.get_metric_history(log.run_id, name) for name in names]
-    assert [[one.step for one in history] for history in found] == [[2], [2]]
-    assert all(0 <= history[0].value <= 100 for history in found)
+    monkeypatch.setattr(processes.getpass, "getuser", nameless)
+    assert processes.user_name() == "unknown"
+    processes.user_name.cache_clear()
