@@ -209,13 +209,17 @@ def test_fused_batch_norm_computes_in_bfloat16_and_keeps_its_moments_in_float32(
 
 
 @pytest.mark.parametrize("count", [1, 256, 300])
-def test_images_are_read_in_their_order_as_keras_reads_them(count: int) -> None:
+def test_images_are_predicted_in_their_order_as_keras_predicts_them(count: int) -> None:
     model = build_model(variant("tiny"))
     images = np.random.default_rng(0).integers(0, 256, (count, 28, 28, 1)).astype(np.uint8)
-    read = Predictor(model)
-    np.testing.assert_allclose(read(images), model.predict(images, verbose=0), atol=1e-5)
+    predict = Predictor(model)
+    np.testing.assert_allclose(predict(images), model.predict(images, verbose=0), atol=1e-5)
+    # the weights of now, not those that it was compiled with. A softmax of zeros is a tenth to the
+    # last bit or its neighbour: vector units and the rest of a batch round differently on some CPUs
     model.set_weights([0 * weight for weight in model.get_weights()])
-    assert np.ptp(read(images)) == 0.0  # the weights of now, not those that it was compiled with
+    np.testing.assert_array_max_ulp(
+        predict(images), np.full((count, 10), 0.1, np.float32), maxulp=1
+    )
 
 
 @pytest.mark.parametrize("name", ["adam", "adamw"])
