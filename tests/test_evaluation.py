@@ -115,7 +115,7 @@ def test_the_order_of_images_changes_no_metric(reading: tuple[Array, Array], ran
     assert again.metrics == pytest.approx(evaluate(labels, probabilities).metrics)
 
 
-# ---------------------------------------------------------------------------------- Wilson's interval
+# --------------------------------------------------------------------------- Wilson's interval
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Files are whole whatever happens: replaced at once, torn lines left alone, locks that die with their owner."""
+"""Files are whole whatever happens, torn lines cost themselves, locks die with their owner."""
 
 from __future__ import annotations
 

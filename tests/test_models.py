@@ -20,7 +20,8 @@ from digit_study.model.recipe import TrainingConfig, build_optimizer
 
 composition.register()
 IMAGES = np.random.default_rng(0).integers(0, 256, (3, 28, 28, 1), dtype=np.uint8)
-#: Counted by hand: convolutions without bias before batch norm (four numbers a channel), then the dense layers.
+#: Counted by hand: convolutions without bias before batch norm (four numbers a channel), then the
+#: dense layers.
 PARAMETERS = {
     "cnn": 421_930,
     "deep": 436_650,
@@ -163,7 +164,7 @@ def test_a_build_that_fails_leaves_the_policy_as_it_was() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["tiny", "lenet", "simple_m3"])
 def test_fused_batch_norm_is_kerass_own_but_for_rounding(name: str) -> None:
-    # smooth: rounding would move single ReLUs of a deep network over zero, and the gradient with them
+    # smooth: rounding would move single ReLUs of a deep network over zero, and the gradient too
     keras.utils.set_random_seed(0)
     config = replace(variant(name), dropout=0.0, batch_norm=True, filters=16, activation="gelu")
     stock, fast = build_model(config), build_model(config, layers=FUSED_LAYERS)

@@ -1,4 +1,4 @@
-"""Output that goes nowhere, terminals of another encoding, and terminals that are closed: the work goes on or ends well."""
+"""Output that goes nowhere, terminals of another encoding, terminals that are closed."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ open(sys.argv[1], "w").write("done")
 
 
 def talk(redirected: str, tmp_path: Path, **environment: str) -> tuple[int, str]:
-    """Run TALKATIVE in a shell that redirects its output; its exit code, and what the shell printed."""
+    """Run TALKATIVE in a shell that redirects its output; its exit code, and what was printed."""
     script = tmp_path / "talk.py"
     script.write_text(TALKATIVE)
     ended = tmp_path / "ended"
@@ -124,7 +124,7 @@ def runs_of(uri: str) -> list[Run]:
 
 
 def shell(project: Project, line: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a line of a shell in the project; ``$PYTHON`` is the interpreter, the exit code its own."""
+    """Run a line of a shell in the project; ``$PYTHON`` is the interpreter."""
     return subprocess.run(
         ["bash", "-c", f"{line}; exit ${{PIPESTATUS[0]}}"],
         cwd=project.root,

@@ -1,4 +1,4 @@
-"""The digits of a study: training and validation for selection, the sealed test set for promotion."""
+"""The digits of a study: training and validation to select, the sealed test set to promote."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""Compile and fit: precision, threads, batches, fused batch norm. Knows neither MLflow nor Optuna."""
+"""Compile and fit: threads, batches, fused batch norm. Knows neither MLflow nor Optuna."""
 
 import hashlib
 import math
@@ -251,7 +251,7 @@ def make_batches(
     def gather(positions: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         return tf.gather(pixels, positions), tf.gather(targets, positions)
 
-    # shuffling positions instead of images moves 8 bytes an image, and gathers whole batches at once
+    # shuffling positions instead of images moves 8 bytes an image, and gathers whole batches
     order = tf.data.Dataset.range(len(images))
     order = order.shuffle(len(images), seed=config.seed, reshuffle_each_iteration=True)
     batches = order.batch(config.batch_size, drop_remainder=True).take(steps)
@@ -329,7 +329,7 @@ class _Recorder(keras.callbacks.Callback):  # type: ignore[misc]
         self._on_record(record)
 
     def _step_seconds(self, epoch: int, now: float) -> float:
-        """Return the time of an epoch's steps, without the tracing that came with the first ones."""
+        """Return the time of an epoch's steps, without the tracing that came with the first."""
         since = self._started
         counted = self._steps
         if epoch == 0 and self._traced is not None and self._traced.steps < self._steps:
@@ -338,7 +338,7 @@ class _Recorder(keras.callbacks.Callback):  # type: ignore[misc]
         return (now - since) * self._steps / counted
 
     def _choose_weights(self, epoch: int) -> None:
-        """Keep the weights if they are the best so far, or stop when they have not been for long."""
+        """Keep the weights if they are the best so far, or stop when no better ones came for long."""
         losses = [record["val_loss"] for record in self.epochs]
         patience = self._config.early_stopping.patience
         waited = epoch - losses.index(min(losses))

@@ -1,4 +1,4 @@
-"""Output to a terminal: the console, messages and warnings, and standard streams that outlast it."""
+"""Output to a terminal: the console, messages, warnings, and streams that outlast it."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def warn(message: str) -> None:
 
 
 def protect_standard_streams() -> None:
-    """Let no output stop the work: what cannot be written is dropped, what cannot be shown replaced.
+    """Let no output stop the work: drop what cannot be written, replace what cannot be shown.
 
     A pipe whose reader has ended, a terminal that was closed, a stream that was closed by ``>&-``
     or lies on a full disk ends the output and nothing else. Characters that the encoding of a

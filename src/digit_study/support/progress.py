@@ -175,7 +175,7 @@ def sweep_progress(best: Callable[[], str]) -> Iterator[SweepProgress]:
 
 
 class RunProgress:
-    """Follows the runs of a list or a race: bars on a terminal, and a line for every run that ends."""
+    """Follows several runs: bars on a terminal, and a line for every run that ends."""
 
     def __init__(self, bars: Progress) -> None:
         self._bars = bars

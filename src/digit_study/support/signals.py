@@ -35,7 +35,10 @@ Handler = Callable[[int, FrameType | None], None]
 
 
 class Interrupted(BaseException):
-    """A signal asked this process to end. Not an Exception, so that no handler of errors stops it."""
+    """A signal asked this process to end.
+
+    It is no Exception, so that no handler of errors stops it.
+    """
 
     def __init__(self, number: int) -> None:
         super().__init__(signal.Signals(number).name)
@@ -52,7 +55,7 @@ def raise_if_interrupted() -> None:
 
 
 def is_stopping() -> bool:
-    """Return whether a signal has arrived, deferred or not, so that nothing is waited for longer."""
+    """Return whether a signal has arrived, deferred or not: nothing is waited for any longer."""
     return bool(_received) or any(_deferred)
 
 
@@ -70,7 +73,7 @@ def signals_surface() -> Iterator[None]:
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """Raise :class:`Interrupted` on the first signal of :data:`STOPPING`, at the block's end at last.
+    """Raise :class:`Interrupted` on the first signal of :data:`STOPPING` that comes in the block.
 
     A signal that this process ignores stays ignored: ``nohup`` starts it with SIGHUP ignored.
     """
@@ -158,7 +161,7 @@ def _without_interruptions(hook: Callable[[Any], Any]) -> Callable[[Any], None]:
 
 
 def collect_rarely() -> None:
-    """Collect garbage rarely: to go through all imports again takes a third of a command's start."""
+    """Collect garbage rarely: to go through all imports takes a third of a command's start."""
     gc.set_threshold(100_000, 20, 20)
 
 
