@@ -103,6 +103,7 @@ def _convolution(
     width: int,
     config: ModelConfig,
     padding: str,
+    *,
     shrink: bool = False,
 ) -> Tensor:
     """Add a convolution, pooling where it shrinks, batch norm and the activation."""

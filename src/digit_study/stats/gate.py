@@ -134,20 +134,22 @@ def decide(
     )
     if test.only_second > test.only_first and test.p_value < may.level:
         reason = f"{facts}: better, since p is below {may.level:.3g} ({spent})"
-        return GateDecision(True, "better", reason)
+        return GateDecision(promoted=True, rule="better", reason=reason)
     saved = champion.parameters - challenger.parameters
     least = test.lower_end(may.level)
     shown = f"at worst {100 * least:+.2f} points at the level {may.level:.3g} ({spent})"
     if saved > 0 and least >= -limits.margin:
         reason = f"not worse by {limits.margin:g}, with {saved:,} parameters fewer: {shown}"
-        return GateDecision(True, "smaller", f"{facts}: {reason}")
+        return GateDecision(promoted=True, rule="smaller", reason=f"{facts}: {reason}")
     if test.difference < -limits.margin:
         reason = f"worse by more than the margin of {limits.margin:g}: {shown}"
-        return GateDecision(False, "worse", f"{facts}: {reason}")
+        return GateDecision(promoted=False, rule="worse", reason=f"{facts}: {reason}")
     size = "no smaller"
     if saved > 0:
         size = f"{saved:,} parameters fewer, but not shown to be within {limits.margin:g}"
-    return GateDecision(False, "not_better", f"{facts}: not better, and {size}: {shown}")
+    return GateDecision(
+        promoted=False, rule="not_better", reason=f"{facts}: not better, and {size}: {shown}"
+    )
 
 
 def _decide_first(challenger: NetworkResult, limits: GateConfig) -> GateDecision:
@@ -155,9 +157,11 @@ def _decide_first(challenger: NetworkResult, limits: GateConfig) -> GateDecision
     facts = f"{challenger} on {challenger.images:,} test images, without a champion to compare with"
     floor = percent(limits.floor)
     if challenger.accuracy >= limits.floor:
-        return GateDecision(True, "first", f"{facts}: at least the floor of {floor}")
+        return GateDecision(
+            promoted=True, rule="first", reason=f"{facts}: at least the floor of {floor}"
+        )
     reason = f"{facts}: below the floor of {floor} that the first must pass"
-    return GateDecision(False, "below_floor", reason)
+    return GateDecision(promoted=False, rule="below_floor", reason=reason)
 
 
 #: Old names, until their callers use the new ones.

@@ -45,6 +45,10 @@ class _LastingFile(io.FileIO):
             return memoryview(data).nbytes
 
 
+class _LastingBuffer(io.BufferedWriter):
+    """The buffer of a stream that is protected, by which it is recognised."""
+
+
 def console() -> Console:
     """Return the console of standard output; plain and never wrapped where it is piped."""
     is_terminal = sys.stdout.isatty()
@@ -109,18 +113,18 @@ def _protected(stream: Any, descriptor: int) -> Any:
         return stream
     with suppress(OSError):
         stream.flush()
-    return _lasting_stream(descriptor, stream.encoding, stream.line_buffering, stream.write_through)
-
-
-class _LastingBuffer(io.BufferedWriter):
-    """The buffer of a stream that is protected, by which it is recognised."""
+    return _lasting_stream(
+        descriptor,
+        stream.encoding,
+        is_line_buffered=stream.line_buffering,
+        writes_through=stream.write_through,
+    )
 
 
 def _lasting_stream(
-    descriptor: int, encoding: str, is_line_buffered: bool, writes_through: bool
+    descriptor: int, encoding: str, *, is_line_buffered: bool, writes_through: bool
 ) -> io.TextIOWrapper:
-    mode = "w"
-    buffer = _LastingBuffer(_LastingFile(descriptor, mode, closefd=False))
+    buffer = _LastingBuffer(_LastingFile(descriptor, "w", closefd=False))
     return io.TextIOWrapper(
         buffer,
         encoding=encoding,

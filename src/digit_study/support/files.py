@@ -48,7 +48,7 @@ def ends_with_a_line(file: BinaryIO) -> bool:
     return file.read(1) in (b"", b"\n")
 
 
-def append_json_lines(path: Path, records: Iterable[Any], sync: bool = False) -> None:
+def append_json_lines(path: Path, records: Iterable[Any], *, sync: bool = False) -> None:
     """Append records to a file, a line each, in a single write.
 
     If the last line was torn, by a full disk or a power cut, it is ended first: it stays a line of
@@ -89,7 +89,7 @@ def drop_torn_line(file: BinaryIO) -> None:
 
 
 @contextmanager
-def file_lock(path: Path, exclusive: bool = True, wait: bool = True) -> Iterator[bool]:
+def file_lock(path: Path, *, exclusive: bool = True, wait: bool = True) -> Iterator[bool]:
     """Hold the kernel's lock of a file inside the block; it is freed when the process dies.
 
     Unlike filelock's, it can be shared, and it takes microseconds.
