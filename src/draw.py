@@ -12,6 +12,7 @@ from digit_study.apps.draw.drawing_store import Kept
 from digit_study.apps.draw.network_view import Loaded, Network, Place
 from digit_study.apps.draw.same_origin import ADDRESS, listening_socket
 from digit_study.inference.prediction import load_model
+from digit_study.support.console import protect_standard_streams
 from digit_study.support.messages import StudyError, nearest
 from digit_study.support.signals import Interrupted, collect_rarely, interruptible
 from digit_study.tracking.database import (
@@ -101,6 +102,7 @@ def draw(arguments: argparse.Namespace) -> None:
 
 def main(words: Sequence[str]) -> int:
     """Answer a command line; returns the exit code."""
+    protect_standard_streams()
     collect_rarely()
     quiet_mlflow()
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")

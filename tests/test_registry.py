@@ -135,7 +135,7 @@ def test_the_gate_is_what_it_says(
     level = alpha * 6 / (np.pi * (before + 1)) ** 2
     better = test.p_value < level and challenger.accuracy > champion.accuracy
     least = test.lower_end(level)
-    assert least == 0 or test.score(least) == pytest.approx(norm.isf(level), abs=1e-6)
+    assert least == 0 or test.z_statistic(least) == pytest.approx(norm.isf(level), abs=1e-6)
     smaller = test.lower_end(level) >= -margin and sizes[0] < sizes[1]
     assert decision.promoted == (better or smaller)
     assert f"comparison {before + 1} on these images" in decision.reason
@@ -184,7 +184,10 @@ def test_fifty_smaller_challengers_that_lose_the_margin_pass_in_one_history_of_t
     counts = np.arange(220)
     chance = np.outer(poisson.pmf(counts, flips / 2 + 10), poisson.pmf(counts, flips / 2 - 10))
     scores = np.array(
-        [[PairedTest(b, c, N, 0.0, 0.0, 0.0, 1.0).score(-0.002) for c in counts] for b in counts]
+        [
+            [PairedTest(b, c, N, 0.0, 0.0, 0.0, 1.0).z_statistic(-0.002) for c in counts]
+            for b in counts
+        ]
     )
     passed = [
         float(chance[scores >= norm.isf(budget(0.05, before).level)].sum()) for before in range(50)

@@ -361,8 +361,7 @@ def test_a_sqlite_store_is_whole_or_not_there(tmp_path: Path) -> None:
 # --------------------------------------------------------------------------- supervision
 
 
-def test_a_process_is_known_by_more_than_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "GRACE_S", 0.2)
+def test_a_process_is_known_by_more_than_its_number() -> None:
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     name = machine.process_name(child.pid)
     host, pid, created = name.rsplit(":", 2)
@@ -372,7 +371,7 @@ def test_a_process_is_known_by_more_than_its_number(monkeypatch: pytest.MonkeyPa
         f"elsewhere:{pid}:{created}"
     )
     psutil.Process(child.pid).suspend()
-    machine.end_process(name)
+    machine.end_process(name, grace=0.2)
     child.communicate(timeout=5)
     assert not machine.is_alive(name)
 
