@@ -8,6 +8,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 from digit_study.config.promote import PromoteConfig
 from digit_study.study.run_plan import plan_task
 from digit_study.support.signals import readable_errors
+from digit_study.support.workspace import Workspace
 
 #: Options a person may type, and the keys they stand for.
 OPTIONS = {
@@ -23,4 +24,4 @@ if __name__ == "__main__":
         config = plan_task(sys.argv[1:], "promote", PromoteConfig)
         from digit_study.registry import promotion
 
-        promotion.serve(config)
+        promotion.run(config, Workspace.of_project())

@@ -1,6 +1,6 @@
 """A tracking store with runs as ``src/run.py`` leaves them, made in a second, without TensorFlow.
 
-A model here is a JSON file that says which sealed images it gets wrong; :func:`read_sealed` reads those.
+A model here is a JSON file that says which sealed images it gets wrong; :func:`evaluate_sealed` reads those.
 """
 
 from __future__ import annotations
@@ -21,10 +21,13 @@ from mlflow.entities import LoggedModelOutput, Metric, Param, RunTag
 from digit_study.config.promote import GateConfig, PromoteConfig, StoreConfig
 from digit_study.config.run import Config
 from digit_study.data.sources import SAMPLE_SHA256, DataConfig
-from digit_study.registry.contest import SealedResult
+from digit_study.registry import promotion
+from digit_study.registry.contest import NetworkFile, SealedResult
 from digit_study.registry.registry import Registry
 from digit_study.support.messages import flatten
+from digit_study.support.workspace import Workspace
 from digit_study.tracking import database as stores
+from digit_study.tracking.session import Tracker
 
 SEALED = 1_000
 NAME = "digit-recognizer"
@@ -38,7 +41,19 @@ class Store:
 
     @property
     def registry(self) -> Registry:
-        return Registry(self.client, self.uri, NAME)
+        return Registry(self.tracker, NAME)
+
+    @property
+    def tracker(self) -> Tracker:
+        return Tracker(self.uri, self.workspace)
+
+    @property
+    def workspace(self) -> Workspace:
+        return Workspace(Path(self.uri.removeprefix("sqlite:///")).parent)
+
+    def promote(self, config: PromoteConfig, **more: Any) -> None:
+        """Do what ``config`` asks for, without TensorFlow."""
+        promotion.run(config, self.workspace, **{"evaluate": evaluate_sealed, **more})
 
     def ask(self, run_id: str | None = None, **given: Any) -> PromoteConfig:
         gate = {
@@ -128,15 +143,15 @@ def add_confirmation(store: Store, study: str, winner: str, status: str = "FINIS
     return str(run_id)
 
 
-def read_sealed(
-    networks: Sequence[tuple[Path, Any]],
+def evaluate_sealed(
+    networks: Sequence[NetworkFile],
     source: DataConfig,
     record: Callable[[], None],
-    least: Any = None,
+    threshold: float | None = None,
 ) -> SealedResult:
-    """Stands in for :func:`digit_study.registry.contest.read_sealed`."""
+    """Stand in for :func:`digit_study.registry.contest.evaluate_sealed`."""
     record()
-    contents = [json.loads(file.read_text()) for file, _ in networks]
+    contents = [json.loads(network.path.read_text()) for network in networks]
     correct = [~np.isin(np.arange(SEALED), content["wrong"]) for content in contents]
     return SealedResult(correct, [content["parameters"] for content in contents], "sealed", {})
 

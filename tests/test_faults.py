@@ -25,9 +25,11 @@ from stub_worker import plan
 from test_tracking import CONFIG, created
 
 from digit_study.config.run import Config
+from digit_study.registry.models import model_file
 from digit_study.study.outcomes import ABANDONED, INTERRUPTED, OF_WORLD, is_blameless
 from digit_study.support import machine, signals
 from digit_study.support.messages import StudyError, is_infrastructure_fault
+from digit_study.support.workspace import Workspace
 from digit_study.tracking import database as stores
 from digit_study.tracking import queries as lookup
 from digit_study.tracking import runs as run_log
@@ -316,7 +318,10 @@ def test_a_sender_that_ends_anywhere_sends_each_thing_once(
         [run.info.experiment_id], filter_string=f"source_run_id = '{log.run_id}'"
     )
     assert str(model.status) == "READY"
-    assert stores.model_file(f"models:/{model.model_id}", store).read_bytes() == b"weights"
+    assert (
+        model_file(f"models:/{model.model_id}", store, Workspace.of_project()).read_bytes()
+        == b"weights"
+    )
     assert lookup.artifact_table(store, log.run_id, "predictions")["correct"].tolist() == [True]
     assert not log.folder.exists()
 

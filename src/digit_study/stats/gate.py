@@ -25,7 +25,7 @@ class GateConfig:
 
 
 @dataclass(frozen=True)
-class Score:
+class Contestant:
     """The result of one network on the sealed images."""
 
     name: str  # in the sentence that explains the decision
@@ -44,7 +44,7 @@ class Score:
 
 
 @dataclass(frozen=True)
-class Decision:
+class GateDecision:
     """Whether the alias ``champion`` moves, by which rule, and why in one sentence."""
 
     promoted: bool
@@ -73,12 +73,12 @@ def budget(significance: float, before: int) -> Budget:
 
 
 def decide(
-    challenger: Score,
-    champion: Score | None,
+    challenger: Contestant,
+    champion: Contestant | None,
     test: PairedTest | None,
     limits: GateConfig,
     before: int = 0,
-) -> Decision:
+) -> GateDecision:
     """Apply the gate. ``test`` compares the champion (first) with the challenger (second) on the same images.
 
     The champion is replaced if McNemar's exact test shows that the challenger is better, or if it is smaller and shown
@@ -91,11 +91,11 @@ def decide(
             f"{challenger} on {challenger.images:,} test images, without a champion to compare with"
         )
         if challenger.accuracy >= limits.floor:
-            return Decision(
+            return GateDecision(
                 True, "first", f"{facts}: at least the floor of {percent(limits.floor)}"
             )
         reason = f"below the floor of {percent(limits.floor)} that the first must pass"
-        return Decision(False, "below_floor", f"{facts}: {reason}")
+        return GateDecision(False, "below_floor", f"{facts}: {reason}")
     may = budget(limits.significance, before)
     facts = (
         f"{challenger} against {champion} on {test.images:,} test images: {100 * test.difference:+.2f} points "
@@ -104,15 +104,15 @@ def decide(
     spent = f"comparison {may.comparison} on these images, which leaves {may.left:.2g} of {limits.significance:g}"
     saved, least = champion.parameters - challenger.parameters, test.lower_end(may.level)
     if test.only_second > test.only_first and test.p_value < may.level:
-        return Decision(
+        return GateDecision(
             True, "better", f"{facts}: better, since p is below {may.level:.3g} ({spent})"
         )
     shown = f"at worst {100 * least:+.2f} points at the level {may.level:.3g} ({spent})"
     if saved > 0 and least >= -limits.margin:
         reason = f"not worse by {limits.margin:g}, with {saved:,} parameters fewer: {shown}"
-        return Decision(True, "smaller", f"{facts}: {reason}")
+        return GateDecision(True, "smaller", f"{facts}: {reason}")
     if test.difference < -limits.margin:
-        return Decision(
+        return GateDecision(
             False, "worse", f"{facts}: worse by more than the margin of {limits.margin:g}: {shown}"
         )
     size = (
@@ -120,4 +120,4 @@ def decide(
         if saved > 0
         else "no smaller"
     )
-    return Decision(False, "not_better", f"{facts}: not better, and {size}: {shown}")
+    return GateDecision(False, "not_better", f"{facts}: not better, and {size}: {shown}")

@@ -18,7 +18,7 @@ from filelock import FileLock
 from digit_study.config.compose import ROOT
 from digit_study.config.run import Config
 from digit_study.support import scratch
-from digit_study.support.messages import StudyError, first_line, without_password, without_secrets
+from digit_study.support.messages import StudyError, without_password, without_secrets
 from digit_study.support.workspace import Workspace
 
 ARTIFACTS = ROOT / "mlruns"
@@ -251,63 +251,3 @@ def quiet_mlflow() -> None:
 def use_scratch() -> Path:
     """Use the project's scratch folder."""
     return scratch.use_scratch(Workspace.of_project())
-
-
-def model_file(uri: str, tracking: str | None = None) -> Path:
-    """Path of the Keras file of a model, named as in ``NAMED``, downloaded from ``tracking`` or the usual store.
-
-    Raises StudyError if there is no such store, alias, version, run or Keras model; what was found is its cause.
-    """
-    if uri.endswith(".keras") and Path(uri).is_file():
-        return Path(uri)
-    if not uri.startswith(("models:/", "runs:/")):
-        raise StudyError(f"`model` must be {NAMED}, got '{uri}'")
-    remedy = "run `python src/run.py` and `python sweeps/promote.py`"
-    store = require_store(tracking, "a model must be registered first", remedy)
-    send_kept(store)
-    import mlflow
-
-    mlflow.set_tracking_uri(
-        store
-    )  # the registry follows it; download_artifacts(tracking_uri=) asks another
-    try:
-        file = Path(mlflow.artifacts.download_artifacts(uri)) / "data" / "model.keras"
-        if file.is_file():
-            return file
-        cause: Exception = FileNotFoundError("it has no data/model.keras")
-    except (mlflow.exceptions.MlflowException, OSError) as fault:
-        cause = fault
-    if not uri.startswith("models:/"):
-        remedy = "see the runs with `mlflow ui`, or leave `model` out for the champion"
-    elif versions := mlflow.MlflowClient().search_model_versions(
-        f"name = '{REGISTERED_NAME}'", max_results=200
-    ):
-        numbers = sorted(int(version.version) for version in versions)
-        example, known = (
-            f"model=models:/{REGISTERED_NAME}/{numbers[-1]}",
-            ", ".join(map(str, numbers)),
-        )
-        remedy = f"take one of the versions there are ({known}), as {example}, or promote one with sweeps/promote.py"
-    else:
-        remedy = (
-            f"no version of {REGISTERED_NAME} is registered yet; run `python sweeps/promote.py`"
-        )
-    why = first_line(cause).rstrip(".")
-    raise StudyError(
-        f"`model` must name a Keras model that MLflow holds, got '{uri}' ({why}): {remedy}"
-    ) from cause
-
-
-def version_named(uri: str, tracking: str | None = None) -> str | None:
-    """The version that ``models:/name@alias`` names at this moment; None where ``uri`` has no alias and never moves.
-
-    Raises what MLflow raises if the store does not answer or the alias is gone.
-    """
-    name, at, alias = uri.removeprefix("models:/").partition("@")
-    if not at or not uri.startswith("models:/"):
-        return None
-    import mlflow
-
-    return str(
-        mlflow.MlflowClient(tracking_uri(tracking)).get_model_version_by_alias(name, alias).version
-    )

@@ -14,7 +14,7 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
 from digit_study.support.console import ranked_rows
-from digit_study.tracking.database import ARTIFACTS, SERVERS, version_named, view_command
+from digit_study.tracking.database import ARTIFACTS, SERVERS, view_command
 
 #: Tag of a parent run: what it found, in a sentence.
 ANSWER = "answer"
@@ -190,9 +190,13 @@ def model_place(uri: str, named: str) -> str:
 def _version(client: MlflowClient, named: str) -> tuple[str, str] | None:
     """Name and version of a registered model ``named`` as in :data:`stores.NAMED`; None of any other."""
     kind, _, rest = named.partition(":/")
+    if kind != "models":
+        return None
+    name, at, alias = rest.partition("@")
+    if at:
+        return name, str(client.get_model_version_by_alias(name, alias).version)
     name, _, number = rest.partition("/")
-    version = version_named(named, client.tracking_uri) or number
-    return (name.partition("@")[0], version) if kind == "models" and version else None
+    return (name, number) if number else None
 
 
 def run_of_model(client: MlflowClient, named: str) -> str:
