@@ -1,4 +1,4 @@
-"""A page to draw digits on: ``python src/draw.py [--port 8765] [compare=models:/digit-recognizer/2]``."""
+"""A page to draw digits on: ``python src/draw.py [--port 8765] [compare=<model>]``."""
 
 import argparse
 import gc
@@ -56,10 +56,10 @@ def parse_arguments(words: Sequence[str], workspace: Workspace) -> argparse.Name
     parser = argparse.ArgumentParser(
         prog="draw.py",
         allow_abbrev=False,
-        description="A page to draw a digit on, or to drop a picture of a digit, and what the network "
-        "predicts meanwhile. It is for this machine alone; Ctrl-C ends it.",
-        epilog=f"Settings: model={MODEL_NAMES}; compare=, a second model; keep=, a folder for drawings "
-        f"that you label ({workspace.shown(workspace.drawings)}); tracking.uri=….",
+        description="A page to draw a digit on, or to drop a picture of a digit, and what the "
+        "network predicts meanwhile. It is for this machine alone; Ctrl-C ends it.",
+        epilog=f"Settings: model={MODEL_NAMES}; compare=, a second model; keep=, a folder for "
+        f"drawings that you label ({workspace.shown(workspace.drawings)}); tracking.uri=….",
     )
     parser.add_argument("settings", nargs="*", metavar="SETTING=VALUE")
     parser.add_argument(
@@ -79,8 +79,8 @@ def parse_settings(words: Sequence[str]) -> dict[str, str]:
         key, equals, value = word.partition("=")
         if not equals or key not in SETTINGS or not value:
             raise StudyError(
-                f"a setting must be {', '.join(SETTINGS[:-1])} or {SETTINGS[-1]}, with a value, got "
-                f"'{word}'{nearest(key, SETTINGS)}"
+                f"a setting must be {', '.join(SETTINGS[:-1])} or {SETTINGS[-1]}, with a value, "
+                f"got '{word}'{nearest(key, SETTINGS)}"
             )
         settings[key] = value
     return settings
@@ -130,11 +130,13 @@ def draw(arguments: argparse.Namespace, workspace: Workspace) -> None:
     folder = Path(settings.get("keep", workspace.drawings)).expanduser().resolve()
     if folder.exists() and not folder.is_dir():
         raise StudyError(
-            f"`keep` must be a folder, or a path where one can be made, got '{folder}': name another"
+            f"`keep` must be a folder, or a path where one can be made, got '{folder}': name "
+            "another"
         )
     if not 0 <= arguments.port < PORTS_END:
         raise StudyError(
-            f"`--port` must be in [0, {PORTS_END - 1}], got {arguments.port}: leave it out for {PORT}"
+            f"`--port` must be in [0, {PORTS_END - 1}], got {arguments.port}: leave it out for "
+            f"{PORT}"
         )
     with listening_socket(arguments.port) as listener:
         networks = [found.load() for found in find_networks(settings, workspace)]

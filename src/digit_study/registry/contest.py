@@ -1,4 +1,4 @@
-"""The contest: find challenger and champion, compare them on the sealed images, collect the evidence."""
+"""The contest: find challenger and champion, compare both on sealed images, record the evidence."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -119,8 +119,8 @@ def _latest_model(run: Run) -> str:
     outputs = run.outputs.model_outputs if run.outputs else []
     if not outputs:
         raise StudyError(
-            f"`run_id` must be a run with a model, got '{run.info.run_id}', which logged none: train "
-            "it again with `tracking.save_model=true`"
+            f"`run_id` must be a run with a model, got '{run.info.run_id}', which logged none: "
+            "train it again with `tracking.save_model=true`"
         )
     return str(max(outputs, key=lambda output: int(output.step)).model_id)
 
@@ -141,8 +141,8 @@ def find_networks(
         file = model_file(named, tracker.uri, tracker.workspace)
     except StudyError as fault:
         raise StudyError(
-            f"the champion must be there to be compared with: {fault}; restore its files, or go back "
-            "to the one before with rollback=true"
+            f"the champion must be there to be compared with: {fault}; restore its files, or go "
+            "back to the one before with rollback=true"
         ) from None
     return [*networks, NetworkFile(file, champion.tags.get(WEIGHTS_TAG))]
 
@@ -160,10 +160,10 @@ def require_same_data(tracker: Tracker, challenger: Challenger, champion: ModelV
             found = tracker.client.get_run(champion.run_id).data.tags.get(DATASET_TAG)
     if digest is None or digest != found:
         raise StudyError(
-            f"challenger and champion must stem from the same digits, got {DATASET_TAG} {digest} for "
-            f"run {challenger.run_id} and {found} for the champion, version {champion.version}: train "
-            "on the champion's digits, or keep a registered model of its own for these, "
-            f"promote.model_name={champion.name}-2"
+            f"challenger and champion must stem from the same digits, got {DATASET_TAG} {digest} "
+            f"for run {challenger.run_id} and {found} for the champion, version "
+            f"{champion.version}: train on the champion's digits, or keep a registered model of "
+            f"its own for these, promote.model_name={champion.name}-2"
         )
 
 
@@ -211,8 +211,8 @@ def _load(network: NetworkFile) -> Any:
     if network.sha256 not in (None, found):
         raise StudyError(
             "a registered network must be the one that was trained, but the weights in "
-            f"{network.path} have sha256 {found}, not {network.sha256}: the file was changed; train "
-            "the run again"
+            f"{network.path} have sha256 {found}, not {network.sha256}: the file was changed; "
+            "train the run again"
         )
     return model
 

@@ -1,8 +1,8 @@
 """The ledger: who promoted what, when and why, and every opening of the sealed test set.
 
 It is append-only and durable. An event is a JSON line in ``mlruns/``, synced to the disk, and a tag
-of the registered model. For a local store, file and tags complete each other. For a remote store the
-tags are authoritative and the file is a copy.
+of the registered model. For a local store, file and tags complete each other. For a remote store
+the tags are authoritative and the file is a copy.
 """
 
 import json
@@ -247,7 +247,7 @@ class Ledger:
         return _parse(self.path.read_text(errors="replace").splitlines())
 
     def _tag(self, events: Iterable[LedgerEvent]) -> None:
-        """Tag the registered model, which is created if it is missing, with events and the count."""
+        """Tag the registered model with events and the count; it is created if it is missing."""
         if self.model() is None:
             self._client.create_registered_model(self._name)
         for event in events:

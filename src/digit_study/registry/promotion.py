@@ -117,8 +117,8 @@ def _is_champion(challenger: Challenger, champion: ModelVersion | None, registry
     if champion is None or champion.run_id != challenger.run_id:
         return False
     console().print(
-        f"run {challenger.run_id} is the champion already, as version {champion.version}: nothing to "
-        f"do\n{_page(registry, str(champion.version))}",
+        f"run {challenger.run_id} is the champion already, as version {champion.version}: nothing "
+        f"to do\n{_page(registry, str(champion.version))}",
         soft_wrap=True,
     )
     return True
@@ -234,8 +234,8 @@ def _plan_rollback(registry: Registry) -> None:
     """Say what a rollback would do; write nothing."""
     target = registry.previous()
     console().print(
-        f"Dry run: version {target.version} (run {target.run_id}) would be champion again; nothing was "
-        f"written.\n{_page(registry, str(target.version))}",
+        f"Dry run: version {target.version} (run {target.run_id}) would be champion again; nothing "
+        f"was written.\n{_page(registry, str(target.version))}",
         soft_wrap=True,
     )
 

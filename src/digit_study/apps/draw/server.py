@@ -1,7 +1,7 @@
 """The page to draw on and what it asks for: a FastAPI app, served by uvicorn to this machine alone.
 
-A drawing is predicted as ``predict.py`` predicts a file: its bytes, ``read_digit``, the model. No part
-of a request becomes a path: drawings are kept under names of their own making.
+A drawing is predicted as ``predict.py`` predicts a file: its bytes, ``read_digit``, the model. No
+part of a request becomes a path: drawings are kept under names of their own making.
 """
 
 import asyncio
@@ -78,9 +78,9 @@ def predict_image(
         accepts: The detector of what is no digit, if it is asked.
 
     Returns:
-        ``error`` in words or None, ``pixels`` (28x28), an answer of every network, and ``is_digit``. An
-        answer has ``network``, ``digit``, ten ``probabilities`` and ``attention``, which is a map
-        (28x28) or None.
+        ``error`` in words or None, ``pixels`` (28x28), an answer of every network, and
+        ``is_digit``. An answer has ``network``, ``digit``, ten ``probabilities`` and ``attention``,
+        which is a map (28x28) or None.
     """
     try:
         digit = read_digit(image)
@@ -89,12 +89,12 @@ def predict_image(
     return {
         "error": None,
         "pixels": digit.tolist(),
-        "answers": [_answer(network, digit, with_saliency) for network in networks],
+        "answers": [_answer(network, digit, with_saliency=with_saliency) for network in networks],
         "is_digit": accepts is None or bool(accepts(digit[None, ..., None])[0]),
     }
 
 
-def _answer(network: ServedNetwork, digit: Digit, with_saliency: bool) -> Json:
+def _answer(network: ServedNetwork, digit: Digit, *, with_saliency: bool) -> Json:
     """Return the answer of a network for the page."""
     name, answer = network.predict(digit, with_saliency=with_saliency)
     saliency = None
@@ -141,8 +141,8 @@ class RequestWorkers:
     async def answer_image(self, request: Request, work: Callable[[bytes], Json]) -> Response:
         """Take the image in a request's body and answer with what becomes of it.
 
-        A picture that is refused is an answer like any other, 200 with its ``error``. A body that is
-        too large is 413, a body that takes too long 408.
+        A picture that is refused is an answer like any other, 200 with its ``error``. A body that
+        is too large is 413, a body that takes too long 408.
 
         Args:
             request: The request.
