@@ -13,12 +13,12 @@ from digit_study.apps.draw.drawing_store import DrawingStore
 from digit_study.apps.draw.network_view import LoadedModel, NetworkSource, ServedNetwork
 from digit_study.apps.draw.same_origin import ADDRESS, listening_socket
 from digit_study.inference.prediction import load_model
-from digit_study.registry.models import model_file, version_named
 from digit_study.support.messages import StudyError, nearest
 from digit_study.support.signals import Interrupted, collect_rarely, interruptible
 from digit_study.support.workspace import Workspace
 from digit_study.tracking.database import quiet_mlflow
 from digit_study.tracking.location import CHAMPION_URI, MODEL_NAMES
+from digit_study.tracking.models import model_file, version_named
 
 #: Settings that name a model.
 MODEL_KEYS = ("model", "compare")

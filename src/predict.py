@@ -16,7 +16,6 @@ from rich.text import Text
 
 from digit_study.inference.detector import are_digits
 from digit_study.inference.prediction import image_files, load_model, read_files, readings_figure
-from digit_study.registry.models import model_file
 from digit_study.support.messages import StudyError, nearest
 from digit_study.support.signals import collect_rarely
 from digit_study.support.workspace import Workspace
@@ -26,6 +25,7 @@ from digit_study.tracking.database import (
     quiet_mlflow,
     tracking_uri,
 )
+from digit_study.tracking.models import model_file
 
 SETTINGS, SHOWN = ("model", "abstain", "tracking.uri"), "predicted.png"
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg", ".tif", ".tiff")

@@ -16,9 +16,9 @@ from PIL import Image
 
 import predict
 from digit_study.inference.prediction import image_files, read_files, readings_figure
-from digit_study.registry.models import model_file, version_named
 from digit_study.support.messages import StudyError
 from digit_study.support.workspace import Workspace
+from digit_study.tracking.models import model_file, version_named
 
 ROOT = Path(__file__).parents[1]
 DIGITS, _ = sample()

@@ -25,7 +25,6 @@ from stub_worker import plan
 from test_tracking import CONFIG, created
 
 from digit_study.config.run import Config
-from digit_study.registry.models import model_file
 from digit_study.study.outcomes import ABANDONED, INTERRUPTED, OF_WORLD, is_blameless
 from digit_study.support import machine, signals
 from digit_study.support.messages import StudyError, is_infrastructure_fault
@@ -35,6 +34,7 @@ from digit_study.tracking import queries as lookup
 from digit_study.tracking import runs as run_log
 from digit_study.tracking import upload as delivery
 from digit_study.tracking import uploader
+from digit_study.tracking.models import model_file
 from digit_study.tracking.spool import SpooledRun
 from digit_study.trial import health
 from digit_study.trial.health import Health

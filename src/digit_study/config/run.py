@@ -28,6 +28,7 @@ class TrackingConfig:
     run_name: str | None = None
     parent_run_id: str | None = None
     save_model: bool = True
+    system_metrics: bool = False
 
 
 @dataclass(frozen=True)

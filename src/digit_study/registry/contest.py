@@ -17,7 +17,6 @@ from digit_study.data import digits, sources
 from digit_study.data.sources import DataConfig, Labels
 from digit_study.inference import detector
 from digit_study.model import calibration
-from digit_study.registry.models import model_file
 from digit_study.stats.gate import Budget, Contestant, GateDecision, budget, decide
 from digit_study.stats.metrics import (
     Probabilities,
@@ -101,7 +100,7 @@ def find_challenger(tracker: Tracker, config: PromoteConfig) -> Challenger:
     run = tracker.finished_run(run_id, key)
     model_id = _latest_model(run)
     try:
-        file = model_file(f"models:/{model_id}", tracker.uri, tracker.workspace)
+        file = tracker.model_file(f"models:/{model_id}")
     except StudyError as fault:
         why = first_line(fault.__cause__ or fault).rstrip(".")
         raise StudyError(
@@ -138,7 +137,7 @@ def find_networks(
         return networks
     named = f"models:/{champion.name}/{champion.version}"
     try:
-        file = model_file(named, tracker.uri, tracker.workspace)
+        file = tracker.model_file(named)
     except StudyError as fault:
         raise StudyError(
             f"the champion must be there to be compared with: {fault}; restore its files, or go "

@@ -16,7 +16,7 @@ from digit_study.registry.registry import CHALLENGER, CHAMPION, Registry, outcom
 from digit_study.stats.gate import budget
 from digit_study.support.console import console
 from digit_study.support.workspace import Workspace
-from digit_study.tracking import views
+from digit_study.tracking import pages
 from digit_study.tracking.session import open_store
 
 
@@ -89,11 +89,11 @@ def _plan_promotion(registry: Registry, config: PromoteConfig) -> None:
         limits=limits,
         budget=budget(limits.significance, registry.ledger.comparisons()),
     )
-    page = views.run_page(challenger.run.info.experiment_id, challenger.run_id)
+    page = pages.run_page(challenger.run.info.experiment_id, challenger.run_id)
     terminal = console()
     terminal.print("Dry run: nothing was opened or written.")
     terminal.print(promotion_report.plan_table(plan))
-    terminal.print(views.place(registry.tracker.uri, page), soft_wrap=True)
+    terminal.print(registry.tracker.page_address(page), soft_wrap=True)
 
 
 def _promote(registry: Registry, config: PromoteConfig, evaluate: EvaluateSealed) -> None:
@@ -214,7 +214,6 @@ def _register(
 
 
 def _print_result(registry: Registry, result: PromotionResult) -> None:
-    uri = registry.tracker.uri
     model = ""
     if not result.is_promoted and result.champion is None:
         model = f" model=models:/{registry.name}/{result.version}"
@@ -225,7 +224,7 @@ def _print_result(registry: Registry, result: PromotionResult) -> None:
     terminal.print(promotion_report.closing_sentences(result))
     terminal.print(
         f"next:\n  python src/predict.py <images>{model}\n"
-        f"  {views.open_at(uri, views.model_page(registry.name))}",
+        f"  {registry.tracker.newest_address(pages.model_page(registry.name))}",
         soft_wrap=True,
     )
 
@@ -247,8 +246,8 @@ def _roll_back(registry: Registry) -> None:
         registry.recover()
         sentence = registry.roll_back()
     console().print(f"Rolled back: {sentence}.")
-    page = views.model_page(registry.name)
-    console().print(views.open_at(registry.tracker.uri, page), soft_wrap=True)
+    page = pages.model_page(registry.name)
+    console().print(registry.tracker.newest_address(page), soft_wrap=True)
 
 
 def _print_history(registry: Registry) -> None:
@@ -277,4 +276,4 @@ def _version_and_run(champion: ModelVersion | None) -> tuple[str, str] | None:
 
 def _page(registry: Registry, version: str = "") -> str:
     """Return where to look at the registered model, or at a version of it."""
-    return views.place(registry.tracker.uri, views.model_page(registry.name, version))
+    return registry.tracker.page_address(pages.model_page(registry.name, version))

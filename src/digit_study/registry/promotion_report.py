@@ -14,7 +14,7 @@ from digit_study.registry.ledger import Entry, EntryKind, LedgerEvent
 from digit_study.stats.gate import Budget
 from digit_study.stats.metrics import accuracy_interval
 from digit_study.support.console import percent, with_interval
-from digit_study.tracking import views
+from digit_study.tracking import pages
 
 #: Figures of a run that the description of its version links.
 FIGURES = ("confusion_matrix.png", "mistakes.png")
@@ -321,10 +321,10 @@ class VersionFacts:
 def version_description(facts: VersionFacts) -> str:
     """Return the description of a version, in Markdown: the decision, then both networks."""
     evidence = facts.evidence
-    page = views.run_page(facts.experiment, facts.run_id)
+    page = pages.run_page(facts.experiment, facts.run_id)
     figures = [f"[{name}]({page}/artifacts/figures/{name})" for name in FIGURES]
     paragraphs = [
-        f"**{views.escape(evidence['reason'])}**",
+        f"**{pages.escape(evidence['reason'])}**",
         "Asked: may it replace the champion, by a single comparison on test images that nothing "
         "was selected on?",
         _markdown_table(_version_rows(facts, page)),
@@ -340,7 +340,7 @@ def _version_rows(facts: VersionFacts, page: str) -> list[list[str]]:
     rows = [
         ["", "this version"],
         [":--", "--:"],
-        ["trained by", f"[{views.escape(facts.run_name)}]({page})"],
+        ["trained by", f"[{pages.escape(facts.run_name)}]({page})"],
         [
             f"correct of {int(evidence['test_images']):,} sealed images",
             _rate(evidence, "test_accuracy"),
@@ -353,7 +353,7 @@ def _version_rows(facts: VersionFacts, page: str) -> list[list[str]]:
     column = [
         "the champion then",
         "--:",
-        f"[version {version}]({views.model_page(name, version)})",
+        f"[version {version}]({pages.model_page(name, version)})",
         percent(float(evidence["compared.test_accuracy"])),
         f"{int(evidence['compared.parameters']):,}",
     ]

@@ -279,10 +279,7 @@ class Sweep:
         config, problem = self.plan.trial_config(params, seed, self.parent_run_id)
         trial.set_user_attr(THREADS, config.training.threads)
         name = f"trial {number}: {space.short_name(params)}"[:250]
-        ahead = (
-            0 if self.stored.database else self.left
-        )  # of runs made ahead only this machine knows whose they are
-        run_id = self.uploader.create_run(config, self.plan.dataset, name, ahead, **tags)
+        run_id = self.uploader.create_run(config, self.plan.dataset, name, **tags)
         self.running[number] = Running(trial, params, config, run_id, problem, replicate_of=earlier)
         self._submit(number)
 

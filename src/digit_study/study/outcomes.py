@@ -4,7 +4,6 @@ import math
 import statistics
 from bisect import insort
 from collections.abc import Callable, Mapping, Sequence
-from functools import partial
 
 from mlflow.exceptions import MlflowException
 from optuna.exceptions import StorageInternalError
@@ -19,7 +18,6 @@ from digit_study.support import machine
 from digit_study.support.messages import StudyError, first_line, is_infrastructure_fault
 from digit_study.tracking import queries as lookup
 from digit_study.tracking import runs as run_log
-from digit_study.tracking.uploader import KEEPER, SPARE
 from digit_study.trial.protocol import LOST, Event
 
 #: Attributes of a trial.
@@ -221,16 +219,7 @@ class Outcomes:
     def settle_runs(self) -> None:
         """Make MLflow agree with Optuna, where a process was killed between the two."""
         trials = {trial.number: trial for trial in self.stored.trials()}
-        marks = [RUNNING_TAG, {"kind": SPARE}]
-        running, spares = lookup.each(
-            self.uri, partial(lookup.children_tagged, self.uri, self.parent_run_id), marks
-        )
-        used = {trial.user_attrs.get(RUN_ID) for trial in trials.values()}
-        for run_id, tags in spares:
-            # that of a trial may have been told nothing of it yet
-            is_spare = run_id not in used and not run_log.is_kept_here(run_id)
-            if is_spare and machine.find_process(tags[KEEPER]) is None:
-                run_log.delete_run(self.uri, run_id)
+        running = lookup.children_tagged(self.uri, self.parent_run_id, RUNNING_TAG)
         for run_id, tags in running:
             trial = trials.get(int(tags.get("trial.number", -1)))
             if (

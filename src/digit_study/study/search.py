@@ -153,7 +153,7 @@ def _parent_run(plan: StudyPlan, stored: StoredStudy, uploader: BackgroundUpload
             "study.uid": place[1],
         }
         _parents[place] = uploader.create_run(
-            plan.run, plan.dataset, f"study {plan.study.study}", 0, **tags
+            plan.run, plan.dataset, f"study {plan.study.study}", **tags
         ).result()
         return _parents[place]
 

@@ -10,7 +10,6 @@ import time
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
-from typing import Any
 
 import psutil
 
@@ -81,41 +80,6 @@ def user_name() -> str:
         return getpass.getuser()
     except (KeyError, OSError):
         return "unknown"
-
-
-@cache
-def _gpus() -> tuple[Any, list[Any]]:
-    """NVIDIA's library and a handle for each of its GPUs; no handle where package, driver or GPU is missing."""
-    try:
-        import pynvml  # of the package nvidia-ml-py
-    except ImportError:
-        return None, []
-    try:
-        pynvml.nvmlInit()
-        return pynvml, [
-            pynvml.nvmlDeviceGetHandleByIndex(number)
-            for number in range(pynvml.nvmlDeviceGetCount())
-        ]
-    except pynvml.NVMLError:
-        return pynvml, []
-
-
-def system_metrics() -> dict[str, float]:
-    """What the machine is busy with since the last call: MLflow's own monitor would be a thread in every trial."""
-    memory, (library, gpus) = psutil.virtual_memory(), _gpus()
-    metrics = {}
-    for number, gpu in enumerate(gpus):
-        metrics[f"system/gpu_{number}_utilization_percentage"] = float(
-            library.nvmlDeviceGetUtilizationRates(gpu).gpu
-        )
-        metrics[f"system/gpu_{number}_memory_usage_megabytes"] = (
-            library.nvmlDeviceGetMemoryInfo(gpu).used / 1e6
-        )
-    return metrics | {
-        "system/cpu_utilization_percentage": psutil.cpu_percent(),
-        "system/system_memory_usage_megabytes": (memory.total - memory.available) / 1e6,
-        "system/system_memory_usage_percentage": memory.percent,
-    }
 
 
 def process_name(pid: int | None = None) -> str:

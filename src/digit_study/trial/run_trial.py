@@ -81,6 +81,8 @@ def _walk(
     """All but the figures, which what comes second draws."""
     started = time.perf_counter()
     log.config(config)
+    if config.tracking.system_metrics:
+        log.start_system_metrics()
     digits = load_digits(config.data)
     log.dataset(digits.name, digits.sha256, digits.counts())
     if data_figures:

@@ -289,4 +289,4 @@ def keep_here(uri: str, unsent: bytes) -> None:
         with tarfile.open(fileobj=BytesIO(unsent)) as archive:
             archive.extractall(folder, filter="data")
         for one in Path(folder).iterdir():
-            SpooledRun(one.name).merge(uri, SpooledRun(one.name, Path(folder)))
+            SpooledRun(one.name).merge(uri, SpooledRun(one.name, spool=Path(folder)))
