@@ -23,5 +23,8 @@ if __name__ == "__main__":
         sys.argv[1:] = [OPTIONS.get(word, word) for word in sys.argv[1:]]
         config = plan_task(sys.argv[1:], "promote", PromoteConfig)
         from digit_study.registry import promotion
+        from digit_study.study.identity import local_uid
 
-        promotion.run(config, Workspace.of_project())
+        workspace = Workspace.of_project()
+        study_uid = local_uid(config.study, workspace)
+        promotion.run(config, workspace, study_uid=study_uid)

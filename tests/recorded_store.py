@@ -1,6 +1,7 @@
 """A tracking store with runs as ``src/run.py`` leaves them, made in a second, without TensorFlow.
 
-A model here is a JSON file that says which sealed images it gets wrong; :func:`evaluate_sealed` reads those.
+A model here is a JSON file that says which sealed images it gets wrong, which
+:func:`evaluate_sealed` reads.
 """
 
 from __future__ import annotations
@@ -135,9 +136,19 @@ def _add_model(store: Store, run_id: str, content: dict[str, Any], folder: Path)
     store.client.log_outputs(run_id, [LoggedModelOutput(made.model_id, 0)])
 
 
-def add_confirmation(store: Store, study: str, winner: str, status: str = "FINISHED") -> str:
+def add_study(store: Store, study: str, uid: str) -> str:
+    """A parent run of a study, as a search leaves it."""
+    tags = {"kind": "study", "study": study, "study.uid": uid}
+    return str(store.client.create_run(store.experiment, tags=tags).info.run_id)
+
+
+def add_confirmation(
+    store: Store, study: str, winner: str, status: str = "FINISHED", uid: str | None = None
+) -> str:
     run_id = store.client.create_run(store.experiment).info.run_id
     named = {"kind": "confirmation", "study": study, "winner.run_id": winner}
+    if uid is not None:
+        named["study.uid"] = uid
     store.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in named.items()])
     store.client.set_terminated(run_id, status)
     return str(run_id)

@@ -12,16 +12,20 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import optuna
 import pytest
 import recorded_store as rs
 from hypothesis import given
 from hypothesis import strategies as st
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 from scipy.stats import binom, norm, poisson
 
 from digit_study.config.promote import FileConfig, GateConfig, PromoteConfig
 from digit_study.registry import contest, promotion
 from digit_study.stats.gate import Contestant, budget, decide
 from digit_study.stats.ranking import PairedTest, paired_test
+from digit_study.study.identity import local_uid
 from digit_study.support.messages import StudyError
 from digit_study.support.workspace import Workspace
 
@@ -52,7 +56,10 @@ def contest_of_counts(
 def contest_of(
     only_champion: int, only_challenger: int, sizes: tuple[int, int]
 ) -> tuple[Contestant, Contestant, PairedTest]:
-    """A champion that reads 9,900 of 10,000, and a challenger with the given flips; sizes of challenger, champion."""
+    """A champion with 9,900 of 10,000 correct, and a challenger with the given flips.
+
+    Sizes are of challenger and champion.
+    """
     champion = np.arange(N) < 9_900
     challenger = champion.copy()
     challenger[:only_champion] = False
@@ -177,7 +184,7 @@ def test_fifty_equally_good_challengers_move_the_alias_wrongly_in_one_history_of
 def test_fifty_smaller_challengers_that_lose_the_margin_pass_in_one_history_of_twenty(
     flips: int,
 ) -> None:
-    """Exactly: over all ways in which images can flip between networks of which one reads 20 of 10,000 less."""
+    """Exactly: over all ways in which images can flip between networks, 20 of 10,000 apart."""
     counts = np.arange(220)
     chance = np.outer(poisson.pmf(counts, flips / 2 + 10), poisson.pmf(counts, flips / 2 - 10))
     scores = np.array(
@@ -191,7 +198,7 @@ def test_fifty_smaller_challengers_that_lose_the_margin_pass_in_one_history_of_t
 
 @pytest.mark.parametrize(("flips", "share"), [(30, 0.95), (60, 0.74), (120, 0.46)])
 def test_a_smaller_network_that_is_as_good_passes_this_often(flips: int, share: float) -> None:
-    """The shares that :func:`decide` names, exactly: over all ways in which ``flips`` images can fall."""
+    """The shares that :func:`decide` names, exactly: over all ways in which images can fall."""
     chances = binom.pmf(np.arange(flips + 1), flips, 0.5)
     passes = [
         decide(*contest_of_counts(flips - c, c, (1, 2)), GateConfig()).promoted
@@ -231,7 +238,7 @@ def test_values_are_checked(config: PromoteConfig, word: str) -> None:
         config.validate()
 
 
-# ---------------------------------------------------------------------------------- aliases and ledger
+# ---------------------------------------------------------------------- aliases and ledger
 
 
 def test_first_better_worse_and_back(store: rs.Store, capsys: pytest.CaptureFixture[str]) -> None:
@@ -388,7 +395,8 @@ def test_a_champion_without_files_is_named(store: rs.Store) -> None:
         ("bare", "with a model"),
         (
             "let go",
-            r"still there, got '\w+' with m-\w+ \(Logged model with ID 'm-\w+' not found\): train it again",
+            r"still there, got '\w+' with m-\w+ \(Logged model with ID 'm-\w+' not found\): "
+            "train it again",
         ),
         (
             "emptied",
@@ -433,6 +441,34 @@ def test_a_study_that_was_begun_anew_has_no_winner_of_the_one_before(store: rs.S
         StudyError, match=r"no finished confirmation: .*sweeps/confirm.py study=digits"
     ):
         store.tracker.confirmed_winner("digits")
+
+
+def test_two_studies_of_a_name_are_told_apart_by_who_they_are(store: rs.Store) -> None:
+    first, second = rs.add_run(store), rs.add_run(store)
+    rs.add_study(store, "default", "a")
+    time.sleep(0.01)  # MLflow's times are in milliseconds
+    rs.add_study(store, "default", "b")
+    rs.add_confirmation(store, "default", second, uid="b")
+    with pytest.raises(StudyError, match=rf"winner {second} of study b of another study"):
+        store.tracker.confirmed_winner("default", "a")
+    rs.add_confirmation(store, "default", first, uid="a")
+    assert store.tracker.confirmed_winner("default", "a") == first
+    assert store.tracker.confirmed_winner("default", "b") == second
+    store.promote(store.ask(), study_uid="a")
+    champion = store.registry.at("champion")
+    assert champion is not None and champion.run_id == first
+    with pytest.raises(StudyError, match=r"run_id=<run_id>") as fault:
+        store.tracker.confirmed_winner("default")
+    assert all(f"winner {run} of study" in str(fault.value) for run in (first, second))
+
+
+def test_the_uid_of_a_study_that_is_kept_here(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    assert local_uid("default", workspace) is None
+    workspace.studies.mkdir(parents=True)
+    storage = JournalStorage(JournalFileBackend(str(workspace.studies / "default.journal")))
+    optuna.create_study(study_name="default", storage=storage).set_user_attr("uid", "a")
+    assert local_uid("default", workspace) == "a"
 
 
 def test_studies_that_cannot_be_promoted(store: rs.Store) -> None:

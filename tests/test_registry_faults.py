@@ -1,4 +1,4 @@
-"""What a promotion leaves behind when something breaks, dies or comes at the same time; a real MLflow store."""
+"""What a promotion leaves behind when something breaks, dies or comes at the same time."""
 
 from __future__ import annotations
 
@@ -152,7 +152,7 @@ WRITES = (
 
 
 def dying_at(moment: int, store: rs.Store, config: PromoteConfig) -> bool:
-    """Serve ``config`` in a fork that gets SIGKILL just before its ``moment``-th write; whether it got that far."""
+    """Promote in a fork that gets SIGKILL just before its ``moment``-th write; return whether it did."""
     pid = os.fork()
     if pid == 0:
         try:
@@ -182,7 +182,7 @@ def _arm(moment: int) -> None:
 
 
 def moments(store: rs.Store, folder: Path, config: PromoteConfig) -> Iterator[tuple[rs.Store, int]]:
-    """The store after a death at every write of what ``config`` asks for, until it lives to its end."""
+    """Yield the store after a death at every write, until the command lives to its end."""
     for moment in range(1, 40):
         copy = rs.open_copy(store, folder / str(moment))
         died = dying_at(moment, copy, replace(config, tracking=rs.StoreConfig(copy.uri)))

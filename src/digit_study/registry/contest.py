@@ -84,19 +84,22 @@ EvaluateSealed = Callable[
 ]
 
 
-def find_challenger(tracker: Tracker, config: PromoteConfig) -> Challenger:
+def find_challenger(
+    tracker: Tracker, config: PromoteConfig, study_uid: str | None = None
+) -> Challenger:
     """Find the run to promote and its model.
 
     Args:
         tracker: The store.
         config: Names the run, or a study whose confirmed winner is taken.
+        study_uid: Which study of that name is meant, where that is known.
 
     Raises:
         StudyError: If the run is unknown, unfinished or without a model, or if its digits are no
             longer where they were.
     """
     key = "run_id" if config.run_id else "study"
-    run_id = config.run_id or tracker.confirmed_winner(config.study)
+    run_id = config.run_id or tracker.confirmed_winner(config.study, study_uid)
     run = tracker.finished_run(run_id, key)
     model_id = _latest_model(run)
     try:

@@ -24,6 +24,7 @@ def run(
     config: PromoteConfig,
     workspace: Workspace,
     *,
+    study_uid: str | None = None,
     evaluate: EvaluateSealed = evaluate_sealed,
     lock_wait_s: float = WAIT_S,
 ) -> None:
@@ -32,6 +33,7 @@ def run(
     Args:
         config: What to do.
         workspace: Where the usual store lies.
+        study_uid: Which study of the name in ``config`` is meant, where that is known.
         evaluate: Opens the sealed images and evaluates networks on them.
         lock_wait_s: Seconds for which it waits for another promotion.
 
@@ -47,10 +49,12 @@ def run(
             _plan_rollback(registry)
         elif config.rollback:
             _roll_back(registry)
-        elif config.promote.dry_run:
-            _plan_promotion(registry, config)
         else:
-            _promote(registry, config, evaluate)
+            challenger = contest.find_challenger(tracker, config, study_uid)
+            if config.promote.dry_run:
+                _plan_promotion(registry, challenger, config)
+            else:
+                _promote(registry, challenger, config, evaluate)
 
 
 def evidence_by_run(config: PromoteConfig, workspace: Workspace) -> dict[str, dict[str, str]]:
@@ -69,9 +73,8 @@ def evidence_by_run(config: PromoteConfig, workspace: Workspace) -> dict[str, di
         return {str(version.run_id): dict(version.tags) for version in versions}
 
 
-def _plan_promotion(registry: Registry, config: PromoteConfig) -> None:
+def _plan_promotion(registry: Registry, challenger: Challenger, config: PromoteConfig) -> None:
     """Say what a promotion would do; write nothing and take no lock."""
-    challenger = contest.find_challenger(registry.tracker, config)
     champion = registry.at(CHAMPION)
     if _is_champion(challenger, champion, registry):
         return
@@ -96,9 +99,10 @@ def _plan_promotion(registry: Registry, config: PromoteConfig) -> None:
     terminal.print(registry.tracker.page_address(page), soft_wrap=True)
 
 
-def _promote(registry: Registry, config: PromoteConfig, evaluate: EvaluateSealed) -> None:
+def _promote(
+    registry: Registry, challenger: Challenger, config: PromoteConfig, evaluate: EvaluateSealed
+) -> None:
     """Check the challenger against the champion, then compare them."""
-    challenger = contest.find_challenger(registry.tracker, config)
     with registry.lock(challenger.run_id) as waited:
         registry.recover()
         champion = registry.at(CHAMPION)
