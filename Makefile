@@ -80,7 +80,7 @@ density: .venv/.dev  ## how densely the code is packed; nothing checks it
 detector: .venv/.dev  ## train the detector of what is no digit anew: ARGS=<mnist.npz>, 50 minutes
 	PYTHONPATH=src $(PY) tests/train_detector.py $(ARGS)
 
-LOCK := uv pip compile pyproject.toml --extra joblib --universal --python-version 3.11 --generate-hashes \
+LOCK := uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes \
     --no-emit-index-url --no-emit-find-links --no-header --quiet
 lock:  ## resolve pyproject.toml into all three locks anew (needs uv)
 	$(LOCK) --upgrade --output-file requirements.lock

@@ -1,15 +1,15 @@
 """Search the config with Optuna. See --help; --plan says what would be searched and starts nothing."""
 
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from digit_study.config import compose
-from digit_study.config.study import StudyConfig
+from digit_study.config.study_config import StudyConfig
 from digit_study.support.console import console
 from digit_study.support.signals import readable_errors
+from digit_study.support.workspace import Workspace
 
 
 def main() -> None:
@@ -18,23 +18,19 @@ def main() -> None:
     compose.answer(sys.argv[1:], "study", StudyConfig)
     from digit_study.study.study_plan import plan_study, plan_table
 
-    plan = plan_study(sys.argv[1:])
+    plan = plan_study(sys.argv[1:], Workspace.of_project())
     if plan.study.search.plan:
         console().print(plan_table(plan))
         return
     if plan.study.search.engine == "local":
-        from digit_study.trial.local import worker
+        from digit_study.trial.local.server import start_server
 
-        worker.start_server(
-            plan.context.data
-        )  # it imports TensorFlow while this process imports MLflow
+        # it imports TensorFlow while this process imports MLflow
+        start_server(plan.workspace, plan.context.data)
     from digit_study.study.search import run_study
     from digit_study.study.study_page import page_at_end
-    from digit_study.study.watch import watched
 
-    stored = run_study(
-        plan, alongside=watched if plan.study.search.watch else nullcontext, around=page_at_end
-    )
+    stored = run_study(plan, around=page_at_end)
     if plan.study.search.confirm:
         from digit_study.study.confirmation import confirm
 

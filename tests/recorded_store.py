@@ -19,13 +19,13 @@ import numpy as np
 import pandas as pd
 from mlflow.entities import LoggedModelOutput, Metric, Param, RunTag
 
-from digit_study.config.promote import GateConfig, PromoteConfig, StoreConfig
-from digit_study.config.run import Config
+from digit_study.config.promote_config import GateConfig, PromoteConfig, StoreConfig
+from digit_study.config.run_config import Config
 from digit_study.data.sources import SAMPLE_SHA256, DataConfig
 from digit_study.registry import promotion
 from digit_study.registry.contest import NetworkFile, SealedResult
 from digit_study.registry.registry import Registry
-from digit_study.support.messages import flatten
+from digit_study.support.rules import flatten
 from digit_study.support.workspace import Workspace
 from digit_study.tracking import database as stores
 from digit_study.tracking.session import Tracker

@@ -19,7 +19,7 @@ import pytest
 from conftest import LIGHT, Project
 from lab import PLAIN
 
-from digit_study.config.promote import PromoteConfig, StoreConfig
+from digit_study.config.promote_config import PromoteConfig, StoreConfig
 from digit_study.registry import promotion
 from digit_study.support.workspace import Workspace
 

@@ -20,8 +20,14 @@ import numpy as np
 import pytest
 from stub_worker import Stubs, plan
 
-from digit_study.config.engine import EngineConfig, Node, common_precision, fitting, settle
-from digit_study.config.run import Config, resolve_config
+from digit_study.config.engine_config import (
+    EngineConfig,
+    Node,
+    common_precision,
+    fitting,
+    with_defaults,
+)
+from digit_study.config.run_config import Config, resolve_config
 from digit_study.data import digits, sources
 from digit_study.study import run_plan as runs_plan
 from digit_study.study.search import run_study
@@ -68,14 +74,14 @@ def test_threads_follow_from_the_cores_of_a_trial() -> None:
         ({}, 3, 3),
         ({}, None, 1),
     ]:
-        place = settle(EngineConfig(engine="ray", resources=resources), threads)
+        place = with_defaults(EngineConfig(engine="ray", resources=resources), threads)
         training = replace(Config().training, threads=threads)
         config = Config(
             sources.DataConfig("mnist_sample"), training=training, resources=place.resources
         )
         assert resolve_config(config)[0].training.threads == expected
         assert place.resources["cpu"] == (resources.get("cpu") or threads or 1)
-    assert settle(EngineConfig(), 4) == EngineConfig()
+    assert with_defaults(EngineConfig(), 4) == EngineConfig()
 
 
 @pytest.mark.parametrize(
@@ -460,12 +466,12 @@ def test_gpus_decide_what_precision_auto_means(
 
 def test_trials_on_a_gpu_are_as_many_as_fit_on_it(driver: Callable[..., None]) -> None:
     driver(9.0, 9.0)
-    assert [one.room for one in local.offer(EngineConfig(), "")] == [1]
-    assert [one.room for one in local.offer(EngineConfig(resources={"gpu": 0.5}), "")] == [
+    assert [one.capacity for one in local.offer(EngineConfig(), "")] == [1]
+    assert [one.capacity for one in local.offer(EngineConfig(resources={"gpu": 0.5}), "")] == [
         min(2, machine.cores())
     ]
     driver(visible="")
-    assert [one.room for one in local.offer(EngineConfig(), "")] == [machine.cores()]
+    assert [one.capacity for one in local.offer(EngineConfig(), "")] == [machine.cores()]
 
 
 def test_nodes_that_differ_train_in_float32() -> None:

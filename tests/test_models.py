@@ -13,7 +13,7 @@ import tensorflow as tf
 
 from digit_study.config import compose as composition
 from digit_study.config.compose import compose_config
-from digit_study.config.run import Config
+from digit_study.config.run_config import Config
 from digit_study.model.fit import FUSED_LAYERS, FusedBatchNormalization, Predictor
 from digit_study.model.networks import ACTIVATIONS, POOLINGS, ModelConfig, build_model, final_side
 from digit_study.model.recipe import TrainingConfig, build_optimizer

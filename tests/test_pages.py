@@ -24,7 +24,7 @@ from stub_worker import SPACE, Stubs, plan
 from test_study_pictures import study_of
 
 from digit_study.config import compose
-from digit_study.config.study import StudyConfig
+from digit_study.config.study_config import StudyConfig
 from digit_study.data.digits import load_digits
 from digit_study.data.sources import SAMPLE_SHA256, DataConfig
 from digit_study.registry.ledger import Ledger

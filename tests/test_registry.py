@@ -21,7 +21,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from scipy.stats import binom, norm, poisson
 
-from digit_study.config.promote import FileConfig, GateConfig, PromoteConfig
+from digit_study.config.promote_config import FileConfig, GateConfig, PromoteConfig
 from digit_study.registry import contest, promotion
 from digit_study.stats.gate import Contestant, budget, decide
 from digit_study.stats.ranking import PairedTest, paired_test

@@ -18,7 +18,7 @@ import pytest
 import recorded_store as rs
 from filelock import FileLock
 
-from digit_study.config.promote import PromoteConfig
+from digit_study.config.promote_config import PromoteConfig
 from digit_study.registry.ledger import Ledger, ledger_path
 from digit_study.registry.promotion_lock import LOCK_TAG
 from digit_study.registry.registry import Registry

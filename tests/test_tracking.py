@@ -17,8 +17,9 @@ import sqlalchemy
 from mlflow.exceptions import MlflowException
 from tracked import CONFIG, Gone, again, created, is_spool_empty, stored_run, tracker, workspace
 
-from digit_study.config.run import Config, TrackingConfig
-from digit_study.support.messages import StudyError, flatten
+from digit_study.config.run_config import Config, TrackingConfig
+from digit_study.support.messages import StudyError
+from digit_study.support.rules import flatten
 from digit_study.support.signals import Interrupted, interruptible
 from digit_study.support.workspace import Workspace
 from digit_study.tracking.database import create_store
@@ -34,7 +35,9 @@ RECORD = {"train_loss": 1.0, "val_loss": 2.0, "val_accuracy": 0.5, "of no intere
 
 
 @pytest.mark.parametrize("statement", ["INSERT INTO params", "SELECT"])
-def test_a_signal_inside_a_transaction_leaves_the_store_usable(statement: str, tracker: Tracker) -> None:
+def test_a_signal_inside_a_transaction_leaves_the_store_usable(
+    statement: str, tracker: Tracker
+) -> None:
     log = tracker.writer(created(tracker))
     hit: list[str] = []
 
@@ -91,10 +94,7 @@ def test_digits_that_two_runs_log_at_the_same_moment_are_logged_by_both(
 def test_other_data_go_to_an_experiment_of_their_own(
     experiment: str | None, dataset: str, name: str
 ) -> None:
-    assert (
-        experiment_name(Config(tracking=TrackingConfig(experiment=experiment)), dataset)
-        == name
-    )
+    assert experiment_name(Config(tracking=TrackingConfig(experiment=experiment)), dataset) == name
 
 
 def test_a_new_run_says_where_it_comes_from(tracker: Tracker) -> None:
@@ -161,7 +161,9 @@ def test_a_password_of_the_store_is_not_recorded(tracker: Tracker) -> None:
 
 
 @pytest.mark.parametrize("status", ["FINISHED", "FAILED", "KILLED"])
-def test_the_end_uploads_what_lies_there_and_clears_the_spool(status: str, tracker: Tracker) -> None:
+def test_the_end_uploads_what_lies_there_and_clears_the_spool(
+    status: str, tracker: Tracker
+) -> None:
     log = tracker.writer(created(tracker))
     (log.folder / "figures").mkdir()
     (log.folder / "figures" / "a.png").write_bytes(b"picture")
@@ -195,7 +197,10 @@ def test_a_store_that_goes_away_stops_nothing_and_loses_nothing(tracker: Tracker
     log.epoch(2, RECORD)
     log.tags({"weights.sha256": "w"})
     kept = log.end("FINISHED", {"metrics": {"val_accuracy": 0.5}, "weights_sha256": "w"})
-    assert kept == log.folder == tracker.workspace.spool / log.run_id and log.fault == "connection refused"
+    assert (
+        kept == log.folder == tracker.workspace.spool / log.run_id
+        and log.fault == "connection refused"
+    )
     outcome = {"status": "FINISHED", "metrics": {"val_accuracy": 0.5}, "weights_sha256": "w"}
     assert outcome.items() <= json.loads((kept / "outcome.json").read_text()).items()
     assert [(step, value) for step, _, value in log.spooled.metrics()["val_accuracy"]] == [
@@ -239,7 +244,9 @@ def test_a_store_that_comes_back_gets_all_that_it_missed(tracker: Tracker) -> No
 @pytest.mark.parametrize(
     ("before", "after"), [("RUNNING", "KILLED"), ("FINISHED", "FINISHED"), ("FAILED", "FAILED")]
 )
-def test_only_a_run_that_could_not_end_itself_is_ended(before: str, after: str, tracker: Tracker) -> None:
+def test_only_a_run_that_could_not_end_itself_is_ended(
+    before: str, after: str, tracker: Tracker
+) -> None:
     run_id = created(tracker)
     if before != "RUNNING":
         mlflow.MlflowClient(tracker.uri).set_terminated(run_id, before)

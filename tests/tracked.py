@@ -10,7 +10,7 @@ import mlflow
 import pytest
 from mlflow.exceptions import MlflowException
 
-from digit_study.config.run import Config, TrackingConfig
+from digit_study.config.run_config import Config, TrackingConfig
 from digit_study.data.sources import DataConfig
 from digit_study.model.recipe import TrainingConfig
 from digit_study.support.workspace import Workspace

@@ -124,7 +124,7 @@ def train(data: str | None, point: Point, seed: int) -> Curve:
 def _config(data: str | None, point: Point, seed: int) -> Any:
     """Return the resolved config of a training."""
     from digit_study.config import compose
-    from digit_study.config.run import resolve_config
+    from digit_study.config.run_config import resolve_config
 
     compose.register()
     overrides = [f"{key}={json.dumps(value)}" for key, value in point.items()]

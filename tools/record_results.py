@@ -52,7 +52,7 @@ def train(overrides: list[str]) -> npt.NDArray[np.bool_]:
     import keras
 
     from digit_study.config import compose
-    from digit_study.config.run import resolve_config
+    from digit_study.config.run_config import resolve_config
     from digit_study.data.digits import load_digits
     from digit_study.model import fit
     from digit_study.model.networks import build_model

@@ -28,7 +28,7 @@ from optuna.trial import TrialState
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
 
-from digit_study.config.study import SearchConfig
+from digit_study.config.study_config import SearchConfig
 from digit_study.study._optuna import PRUNERS, SAMPLERS, make_sampler_and_pruner
 from digit_study.study.study_plan import NEEDS
 

@@ -11,9 +11,6 @@ from digit_study.data import sources
 from digit_study.data.sources import CLASSES, Arrays, DataConfig, Labels, Pixels
 from digit_study.support.messages import StudyError
 
-#: Variable of the environment: a resolved DataConfig, as JSON, of the digits that trials of this machine share.
-PRELOADED = "DIGIT_STUDY_PRELOAD"
-
 
 @dataclass(frozen=True)
 class Digits:
@@ -68,13 +65,14 @@ def _draw(labels: Labels, index: Labels, size: int, seed: int) -> tuple[Labels, 
 
 
 @lru_cache(maxsize=1)
-def load_digits(config: DataConfig) -> Digits:
+def load_digits(config: DataConfig, folder: Path | None = None) -> Digits:
     """Load and split what :func:`digit_study.data.sources.resolve` found; raises StudyError if it has changed.
 
+    ``folder`` is where the digits lie on a machine that was handed them by another.
     Never write to what callers share: a process that was forked from one that had loaded them has the same digits.
     """
     name = dataset_name(config)
-    images, labels = sources.read_part(config, "train")
+    images, labels = sources.read_part(config, "train", folder)
     found = sources.digest(images[..., 0], labels)
     sources.require_digest(config, name, found)
     train_size, validation_size = split_sizes(len(labels), config)

@@ -1,5 +1,7 @@
 """Data sets by name, and files laid out like them; a new one is an entry in :data:`DATASETS` and in ``conf/data``."""
 
+from __future__ import annotations
+
 import hashlib
 import os
 import struct
@@ -12,11 +14,13 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Annotated
 
 import numpy as np
 import numpy.typing as npt
 
-from digit_study.support.messages import Rule, StudyError, at_least, between, choice
+from digit_study.support.messages import StudyError
+from digit_study.support.rules import at_least, between, choice
 from digit_study.support.signals import native_stderr
 
 Pixels = npt.NDArray[np.uint8]
@@ -34,8 +38,6 @@ MNIST_TEST_SHA256 = "18489308deedfe2f7bd3a11e599a597126f161d991b1ffcffb71642aa76
 #: :func:`digest` of the 4,000 unsealed digits of the sample.
 SAMPLE_SHA256 = "72fe107571fbe80cc0652e68f168fbe04db4aca53a02441eba1825d119bf1a92"
 RAREST = 4
-#: Variable of the environment: the folder of digits by their sha256, on a machine that has them from another one.
-HANDED_OVER = "DIGIT_STUDY_DIGITS"
 SAMPLE_WARNING = (
     "Full MNIST is neither cached nor reachable: using the SAMPLE of 5,000 digits "
     "(3,000 to train, 1,000 to validate, 1,000 sealed). Accuracies are lower and noisier than on full MNIST, and go to "
@@ -45,14 +47,23 @@ SAMPLE_WARNING = (
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where digits come from. ``sha256`` is the content the source must have; a study writes it once for all runs."""
+    """Say where digits come from and how they are split.
 
-    source: str = "auto"
+    Attributes:
+        source: A name in :data:`DATASETS`, or ``auto``: full MNIST where it can be had.
+        path: A file laid out as Keras's mnist.npz, instead of the source.
+        sha256: Content that the digits must have; a study writes it once for all its runs.
+        validation: Images held out to select on; None: 5,000, at most a quarter of all.
+        limit: Train on this many images only; None: on all.
+        seed: Seed of the split.
+    """
+
+    source: Annotated[str, choice(("auto", *DATASETS))] = "auto"
     path: str | None = None
     sha256: str | None = None
-    validation: int | None = None
-    limit: int | None = None
-    seed: int = 0
+    validation: Annotated[int | None, at_least(10)] = None
+    limit: Annotated[int | None, at_least(10)] = None
+    seed: Annotated[int, between(0, 2**32 - 1)] = 0
 
 
 @dataclass(frozen=True)
@@ -125,27 +136,36 @@ def require_digest(config: DataConfig, name: str, found: str) -> None:
         )
 
 
-def read_part(config: DataConfig, part: str) -> Arrays:
-    """The part ``train`` or ``test`` of a resolved source: images (n, 28, 28, 1) uint8 and labels (n,) int64."""
-    handed = Path(os.environ.get(HANDED_OVER, ""), f"{config.sha256}.npz")
-    if HANDED_OVER in os.environ and part == "train" and handed.is_file():
-        return read_npz(handed, part)
-    return (
-        read_npz(Path(config.path), part)
-        if config.path is not None
-        else DATASETS[config.source].read(part)
-    )
+def read_part(config: DataConfig, part: str, folder: Path | None = None) -> Arrays:
+    """Read a part of a resolved source.
+
+    Args:
+        config: The source.
+        part: ``train`` or ``test``.
+        folder: Where :func:`store_train_part` has put the digits, on a machine that was handed
+            them by another. They are read there wherever ``config`` has them.
+
+    Returns:
+        Images (n, 28, 28, 1) uint8 and labels (n,) int64.
+    """
+    if folder is not None and part == "train":
+        handed_over = folder / f"{config.sha256}.npz"
+        if handed_over.is_file():
+            return read_npz(handed_over, part)
+    if config.path is not None:
+        return read_npz(Path(config.path), part)
+    return DATASETS[config.source].read(part)
 
 
-def hand_over(folder: Path, sha256: str, images: Pixels, labels: Labels) -> None:
-    """Let this process and its children read the digits of ``sha256`` from ``folder``, wherever a config has them."""
+def store_train_part(folder: Path, sha256: str, images: Pixels, labels: Labels) -> None:
+    """Put digits that another machine has handed over where :func:`read_part` finds them."""
     path = folder / f"{sha256}.npz"
     folder.mkdir(parents=True, exist_ok=True)
-    os.environ[HANDED_OVER] = str(folder)
-    if not path.is_file():  # whole or not there, for others do the same at this moment
-        new = path.with_name(f".{os.getpid()}-{path.name}")
-        np.savez(new, x_train=images[..., 0], y_train=labels)
-        new.replace(path)
+    if path.is_file():
+        return
+    new = path.with_name(f".{os.getpid()}-{path.name}")  # other processes do the same meanwhile
+    np.savez(new, x_train=images[..., 0], y_train=labels)
+    new.replace(path)
 
 
 @lru_cache(maxsize=1)
@@ -254,16 +274,10 @@ DATASETS: dict[str, Dataset] = {
     "mnist": Dataset(MNIST_SHA256, 60_000, keras_arrays, _missing_mnist),
     "mnist_sample": Dataset(SAMPLE_SHA256, 4_000, sample_arrays),
 }
-RULES: dict[str, Rule] = {
-    "data.source": choice(("auto", *DATASETS)),
-    "data.validation": at_least(10),
-    "data.limit": at_least(10),
-    "data.seed": between(0, 2**32 - 1),
-}
 
 
 def relation_violations(config: DataConfig) -> Iterator[str]:
-    """Yield what is wrong between the values of a data config, one sentence each."""
+    """Yield a sentence for each pair of values that do not go together."""
     if config.path is not None and config.source not in ("auto", "mnist"):
         both = f"{config.path!r} together with data={config.source}, which ships with a package"
         yield f"`data.path` names a file, got {both}: drop one of the two"

@@ -1,11 +1,13 @@
 """The CNN families; a new one is a builder and an entry in :data:`FAMILIES`, a new variant a file in ``conf/model``."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 from digit_study.data.sources import CLASSES, IMAGE_SIDE
-from digit_study.support.messages import Rule, at_least, between, choice
+from digit_study.support.rules import at_least, between, choice, rules_of
 
 POOLINGS = ("max", "average", "stride", "none")
 ACTIVATIONS = ("relu", "gelu", "silu", "elu", "tanh", "leaky_relu")
@@ -18,24 +20,37 @@ Model = Any  # of Keras, which is imported when one is built: names and rules ar
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """One network. ``filters`` is the width of the first block, doubled per block.
+    """Describe a network.
 
-    Of ``members`` networks, trained one after another on seeds that follow each other, it is the mean.
+    Attributes:
+        name: Name of the Keras model.
+        family: A name in :data:`FAMILIES`.
+        filters: Channels of the first block, doubled per block.
+        filters_step: Channels added per block instead, in the simple family.
+        blocks: Blocks of convolutions.
+        convs_per_block: Convolutions in each block.
+        kernel_size: Side of a convolution's kernel, in pixels.
+        pooling: How a block ends.
+        batch_norm: Whether a batch normalisation follows each convolution.
+        dense_units: Units of the hidden dense layer; 0: none.
+        dropout: Share of the hidden units that a training step leaves out.
+        activation: Activation after each convolution and hidden layer.
+        members: Networks whose mean is taken, trained on seeds that follow each other.
     """
 
     name: str = "cnn"
-    family: str = "cnn"
-    filters: int = 32
-    filters_step: int = 0
-    blocks: int = 2
-    convs_per_block: int = 1
-    kernel_size: int = 3
-    pooling: str = "max"
+    family: Annotated[str, choice(FAMILIES)] = "cnn"
+    filters: Annotated[int, between(1, 1024)] = 32
+    filters_step: Annotated[int, between(0, 1024)] = 0
+    blocks: Annotated[int, at_least(1)] = 2
+    convs_per_block: Annotated[int, between(1, 8)] = 1
+    kernel_size: Annotated[int, between(1, IMAGE_SIDE)] = 3
+    pooling: Annotated[str, choice(POOLINGS)] = "max"
     batch_norm: bool = True
-    dense_units: int = 128
-    dropout: float = 0.3
-    activation: str = "relu"
-    members: int = 1
+    dense_units: Annotated[int, between(0, WIDEST)] = 128
+    dropout: Annotated[float, between(0, 1, "[)")] = 0.3
+    activation: Annotated[str, choice(ACTIVATIONS)] = "relu"
+    members: Annotated[int, between(1, 100)] = 1
 
 
 def build_model(config: ModelConfig, precision: str = "float32", layers: Any = None) -> Model:
@@ -135,42 +150,37 @@ FAMILIES: dict[str, Callable[[Any, Tensor, ModelConfig], Tensor]] = {
     "lenet": _lenet,
     "simple": _simple,
 }
-RULES: dict[str, Rule] = {
-    "model.family": choice(FAMILIES),
-    "model.filters": between(1, 1024),
-    "model.filters_step": between(0, 1024),
-    "model.blocks": at_least(1),
-    "model.convs_per_block": between(1, 8),
-    "model.kernel_size": between(1, IMAGE_SIDE),
-    "model.pooling": choice(POOLINGS),
-    "model.dense_units": between(0, WIDEST),
-    "model.dropout": between(0, 1, "[)"),
-    "model.activation": choice(ACTIVATIONS),
-    "model.members": between(1, 100),
-}
 
 
 def relation_violations(model: ModelConfig) -> Iterator[str]:
-    """Yield what is wrong between the values of a model config, one sentence each."""
-    if not (
-        RULES["model.blocks"].holds(model.blocks) and RULES["model.filters"].holds(model.filters)
-    ):
+    """Yield a sentence for each group of values that do not go together."""
+    rules = rules_of(ModelConfig)
+    if not rules["blocks"].holds(model.blocks) or not rules["filters"].holds(model.filters):
         return
     if final_side(model) < 1:
         shape = f"`model.kernel_size`={model.kernel_size} and `model.pooling`={model.pooling}"
         nothing = f"leaves nothing of a {IMAGE_SIDE}x{IMAGE_SIDE} image"
         remedy = "take fewer blocks, a smaller kernel or `model.pooling=none`"
         yield f"`model.blocks`={model.blocks} with {shape} {nothing}: {remedy}"
-    widest = model.filters << min(model.blocks - 1, 64)  # min: shifting by 10**9 would never return
-    if model.family == "simple":
-        widest = model.filters + model.filters_step * (model.blocks - 1)
+    widest = channels_of_last_block(model)
     if widest > WIDEST:
         grown = f"{widest} channels in block {model.blocks}, at most {WIDEST} are allowed"
         yield f"`model.filters`={model.filters} grows to {grown}: take fewer filters or blocks"
     if model.family == "lenet" and model.blocks != 2:
-        yield f"`model.blocks` must be 2 in the lenet family, got {model.blocks}: use model=cnn for other depths"
+        rule = "`model.blocks` must be 2 in the lenet family"
+        yield f"{rule}, got {model.blocks}: use model=cnn for other depths"
     if model.family == "simple" and model.pooling != "none":
-        yield f"`model.pooling` must be none in the simple family, got '{model.pooling}': use model=cnn to pool"
+        rule = "`model.pooling` must be none in the simple family"
+        yield f"{rule}, got '{model.pooling}': use model=cnn to pool"
+
+
+def channels_of_last_block(model: ModelConfig) -> int:
+    """Return the channels of the last block, which is the widest."""
+    if model.family == "simple":
+        return model.filters + model.filters_step * (model.blocks - 1)
+    # shifting by 10**9 would never return
+    doublings = min(model.blocks - 1, 64)
+    return model.filters << doublings
 
 
 def final_side(model: ModelConfig) -> int:

@@ -12,7 +12,7 @@ import numpy.typing as npt
 from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 
-from digit_study.config.promote import GateConfig, PromoteConfig
+from digit_study.config.promote_config import GateConfig, PromoteConfig
 from digit_study.data import digits, sources
 from digit_study.data.sources import DataConfig, Labels
 from digit_study.inference import detector

@@ -5,7 +5,7 @@ Only then does the alias move. Rollback and the history of a registered model ar
 
 from mlflow.entities.model_registry import ModelVersion
 
-from digit_study.config.promote import PromoteConfig
+from digit_study.config.promote_config import PromoteConfig
 from digit_study.data.digits import dataset_name
 from digit_study.registry import contest, promotion_report
 from digit_study.registry.contest import Challenger, EvaluateSealed, Verdict, evaluate_sealed

@@ -9,7 +9,7 @@ from datetime import datetime
 
 from rich.table import Table
 
-from digit_study.config.promote import GateConfig
+from digit_study.config.promote_config import GateConfig
 from digit_study.registry.ledger import Entry, EntryKind, LedgerEvent
 from digit_study.stats.gate import Budget
 from digit_study.stats.metrics import accuracy_interval

@@ -1,27 +1,35 @@
 """The gate: whether a challenger becomes champion, decided from numbers alone."""
 
 import math
+import re
 from dataclasses import dataclass
+from typing import Annotated
 
 from digit_study.stats.metrics import accuracy_interval
 from digit_study.stats.ranking import PairedTest
 from digit_study.support.console import percent, with_interval
+from digit_study.support.rules import Rule, between
+
+MODEL_NAME = Rule(
+    "a letter or digit, then letters, digits, '-', '_' or '.'",
+    lambda value: re.fullmatch(r"[A-Za-z0-9][\w.-]*", value, re.ASCII) is not None,
+)
 
 
 @dataclass(frozen=True)
 class GateConfig:
-    """What a challenger must show before the alias ``champion`` moves."""
+    """Say what a challenger must show before the alias ``champion`` moves."""
 
     #: Accuracy that a smaller network may give up; 0.002 is twenty images of MNIST's 10,000.
-    margin: float = 0.002
+    margin: Annotated[float, between(0, 1, "[)")] = 0.002
     #: Accuracy of the first champion; nearest neighbours reach it (LeCun et al. 1998, table 2).
-    floor: float = 0.95
+    floor: Annotated[float, between(0, 1)] = 0.95
     #: The chance of a wrong move that all comparisons on the sealed images share.
-    significance: float = 0.05
+    significance: Annotated[float, between(0, 0.5, "(]")] = 0.05
     #: Say what would be compared and touch nothing.
     dry_run: bool = False
     #: Name of the registered model.
-    model_name: str = "digit-recognizer"
+    model_name: Annotated[str, MODEL_NAME] = "digit-recognizer"
 
 
 @dataclass(frozen=True)

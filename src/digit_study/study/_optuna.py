@@ -36,78 +36,114 @@ from sqlalchemy.exc import (
     SQLAlchemyError,
 )
 
-from digit_study.config.study import SearchConfig, pruner_of
+from digit_study.config.study_config import SearchConfig, pruner_of
 from digit_study.support.console import warn
 from digit_study.support.messages import StudyError, first_line, without_password, without_secrets
 from digit_study.support.signals import is_stopping
 
 #: Calls of a storage that ask its database: Optuna's own, and those that its cache makes past them.
 CALLS = {name for name in vars(BaseStorage) if not name.startswith("_")} | {
-    "record_heartbeat", "_create_new_trial", "_set_trial_param", "_get_best_trial_id", "_get_trials",
+    "record_heartbeat",
+    "_create_new_trial",
+    "_set_trial_param",
+    "_get_best_trial_id",
+    "_get_trials",
     "_get_stale_trial_ids",
-}  # fmt: skip
+}
 #: Seconds between two attempts to reach a database.
 PAUSE_S = 2.0
-#: For PostgreSQL: a link that was cut in silence is noticed within half a minute. The client's side, as libpq reads it
-#: (seconds, but for the milliseconds of tcp_user_timeout), and the server's, which would keep what is locked for hours.
-LINK = {
-    "connect_timeout": 5, "keepalives_idle": 5, "keepalives_interval": 5, "keepalives_count": 3,
+#: How the client of a PostgreSQL database notices within half a minute that a link was cut. In
+#: seconds as libpq reads them, but for the milliseconds of tcp_user_timeout.
+CLIENT_LINK = {
+    "connect_timeout": 5,
+    "keepalives_idle": 5,
+    "keepalives_interval": 5,
+    "keepalives_count": 3,
     "tcp_user_timeout": 15_000,
-}  # fmt: skip
-SESSION = ("idle_in_transaction_session_timeout = '20s'", "tcp_keepalives_idle = 10", "tcp_keepalives_interval = 5",
-           "tcp_keepalives_count = 2")  # fmt: skip
+}
+#: How its server notices; else it would keep for hours what a client had locked.
+SERVER_LINK = (
+    "idle_in_transaction_session_timeout = '20s'",
+    "tcp_keepalives_idle = 10",
+    "tcp_keepalives_interval = 5",
+    "tcp_keepalives_count = 2",
+)
+#: Epochs before a trial may be pruned. After one epoch Hyperband would stop a fifth of the best
+#: configurations, see bench_search.py.
+GRACE_EPOCHS = 2
+#: Trials that run to their end before median and percentile prune.
+STARTUP_TRIALS = 5
+#: A prime: supervisors that join a study draw different start-up trials.
+SEED_STEP = 7919
 
 
 class Hyperband(optuna.pruners.HyperbandPruner):
-    """Optuna draws brackets from the study's name too: two studies alike but for their names would differ."""
+    """Optuna's Hyperband, whose brackets do not depend on the name of the study."""
 
     def _get_bracket_id(self, study: Study, trial: FrozenTrial) -> int:
         return super()._get_bracket_id(cast(Study, SimpleNamespace(study_name="")), trial)
 
 
 class TPE(optuna.samplers.TPESampler):
-    """Optuna's own converts all params of all trials before every trial; here a finished one is converted once."""
+    """Optuna's TPE, which converts the parameters of a finished trial once.
+
+    Optuna's own converts those of all trials before every trial.
+    """
 
     def __init__(self, seed: int) -> None:
         super().__init__(seed=seed)
+        #: Parameters by the number of a trial and their keys; None where the trial lacks a key.
         self._rows: dict[tuple[int, tuple[str, ...]], list[float] | None] = {}
 
     def _get_internal_repr(
         self, trials: list[FrozenTrial], search_space: dict[str, BaseDistribution], study: Study
     ) -> dict[str, np.ndarray]:
-        keys, rows = tuple(search_space), []
-        for trial in trials:
-            if (trial.number, keys) in self._rows:
-                row = self._rows[trial.number, keys]
-            else:
-                params = self._get_params(trial, study)
-                whole = search_space.keys() <= params.keys()
-                row = (
-                    [one.to_internal_repr(params[key]) for key, one in search_space.items()]
-                    if whole
-                    else None
-                )
-                if trial.state.is_finished():
-                    self._rows[trial.number, keys] = row
-            rows += [] if row is None else [row]
-        columns = zip(*rows, strict=True) if rows else ([] for _ in keys)
-        return {key: np.asarray(column) for key, column in zip(keys, columns, strict=True)}
+        rows = [self._row(trial, search_space, study) for trial in trials]
+        columns: list[list[float]] = [[] for _ in search_space]
+        for row in rows:
+            if row is None:
+                continue
+            for column, value in zip(columns, row, strict=True):
+                column.append(value)
+        return {key: np.asarray(column) for key, column in zip(search_space, columns, strict=True)}
+
+    def _row(
+        self, trial: FrozenTrial, search_space: dict[str, BaseDistribution], study: Study
+    ) -> list[float] | None:
+        """Return the parameters of a trial as Optuna computes with them."""
+        known = (trial.number, tuple(search_space))
+        if known in self._rows:
+            return self._rows[known]
+        params = self._get_params(trial, study)
+        row = None
+        if search_space.keys() <= params.keys():
+            row = [
+                distribution.to_internal_repr(params[key])
+                for key, distribution in search_space.items()
+            ]
+        if trial.state.is_finished():
+            self._rows[known] = row
+        return row
 
 
+def _random(seed: int) -> BaseSampler:
+    return optuna.samplers.RandomSampler(seed=seed)
+
+
+#: Makes a sampler from a seed, by the name that ``search.sampler`` gives it.
 SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
     "tpe": TPE,
-    "random": lambda seed: optuna.samplers.RandomSampler(seed=seed),
+    "random": _random,
     "qmc": lambda seed: optuna.samplers.QMCSampler(
         seed=seed, scramble=True, warn_asynchronous_seeding=False, warn_independent_sampling=False
     ),
     "cmaes": lambda seed: optuna.samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False),
-    # every grid point is enqueued; what is asked for beyond them is drawn at random
-    "grid": lambda seed: optuna.samplers.RandomSampler(seed=seed),
+    # every point of the grid is enqueued; what is asked for beyond them is drawn at random
+    "grid": _random,
     "nsga2": lambda seed: optuna.samplers.NSGAIISampler(seed=seed),
     "gp": lambda seed: optuna.samplers.GPSampler(seed=seed, warn_independent_sampling=False),
 }
-#: After one epoch, instead of two, Hyperband stops a fifth of the best configurations, see bench_search.py.
-GRACE_EPOCHS = 2
+#: Makes a pruner from the most epochs of a trial, by the name that ``search.pruner`` gives it.
 PRUNERS: dict[str, Callable[[int], BasePruner]] = {
     "hyperband": lambda epochs: Hyperband(
         min_resource=min(GRACE_EPOCHS, epochs), max_resource=epochs
@@ -115,8 +151,10 @@ PRUNERS: dict[str, Callable[[int], BasePruner]] = {
     "successive_halving": lambda epochs: optuna.pruners.SuccessiveHalvingPruner(
         min_resource=GRACE_EPOCHS
     ),
-    "median": lambda epochs: optuna.pruners.MedianPruner(n_startup_trials=5),
-    "percentile": lambda epochs: optuna.pruners.PercentilePruner(25.0, n_startup_trials=5),
+    "median": lambda epochs: optuna.pruners.MedianPruner(n_startup_trials=STARTUP_TRIALS),
+    "percentile": lambda epochs: optuna.pruners.PercentilePruner(
+        25.0, n_startup_trials=STARTUP_TRIALS
+    ),
     "patient": lambda epochs: optuna.pruners.PatientPruner(
         optuna.pruners.MedianPruner(), patience=1
     ),
@@ -127,103 +165,139 @@ PRUNERS: dict[str, Callable[[int], BasePruner]] = {
 def make_sampler_and_pruner(
     search: SearchConfig, epochs: int, started_before: int
 ) -> tuple[BaseSampler, BasePruner]:
-    """Build both for trials of at most ``epochs`` epochs.
+    """Build the sampler and the pruner of a study.
 
-    A supervisor that joins or resumes a study after others draws other start-up trials than they did.
+    Args:
+        search: How it is searched.
+        epochs: Epochs that a trial has at most.
+        started_before: How many supervisors joined the study before: each draws other start-up
+            trials than they did.
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        seed = search.seed + 7919 * started_before
+        seed = search.seed + SEED_STEP * started_before
         return SAMPLERS[search.sampler](seed), PRUNERS[pruner_of(search)](epochs)
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[BinaryIO]:
-    """A journal file to append to, whole and for this process alone; the kernel frees the lock of one that is killed.
+    """Open a journal file to append to, whole, and for this process alone.
 
-    Optuna's own file locks outlive a killed process by 30 s; filelock's take 0.25 ms, a dozen times a trial.
+    The kernel frees the lock of a process that is killed. Optuna's own file locks outlive it by
+    30 s, and filelock's take 0.25 ms, a dozen times a trial.
     """
     with path.open("ab+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         end = file.seek(0, os.SEEK_END)
         file.seek(max(0, end - 1))
-        if file.read(1) not in (b"", b"\n"):  # a process was killed while it wrote
+        if file.read(1) not in (b"", b"\n"):
+            # a process was killed while it wrote a line
             file.seek(0)
             file.truncate(file.read().rfind(b"\n") + 1)
         yield file
 
 
 class JournalFile(JournalFileBackend):
-    """A journal file, made where it is missing, without what a killed writer left behind its last whole line.
+    """Optuna's journal file, which waits for the disk at the end of a trial alone.
 
-    Optuna's own waits for the disk after every line: milliseconds, a dozen times a trial.
-
-    A killed process loses nothing that was handed to the kernel; only the end of a trial waits, for a power cut.
+    Optuna's own waits after every line: milliseconds, a dozen times a trial. A killed process
+    loses nothing that was handed to the kernel; waiting is for a power cut.
     """
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        """Open a journal, or create it, without what a killed writer left behind its last line."""
+        self._path = path
         with _locked(path):
             super().__init__(str(path))
 
     def read_logs(self, log_number_from: int) -> Generator[dict[str, Any], None, None]:
-        """What is new; to find nothing, as two of three calls do, the file is not opened."""
-        if self._log_number_offset.get(log_number_from) != os.stat(self.path).st_size:
+        """Yield the records from a number on; the file is not opened where there is none."""
+        size = os.stat(self._path).st_size
+        if self._log_number_offset.get(log_number_from) != size:
             yield from super().read_logs(log_number_from)
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
+        """Append records."""
         text = "".join(json.dumps(log, separators=(",", ":")) + "\n" for log in logs)
-        with _locked(self.path) as file:
+        ends_trial = any(
+            log.get("op_code") == JournalOperation.SET_TRIAL_STATE_VALUES for log in logs
+        )
+        with _locked(self._path) as file:
             file.write(text.encode())
-            if any(log.get("op_code") == JournalOperation.SET_TRIAL_STATE_VALUES for log in logs):
+            if ends_trial:
                 file.flush()
                 os.fsync(file.fileno())
 
 
 def stale_trial_ids(storage: BaseStorage, study: str) -> set[int]:
-    """Ids of the RUNNING trials in a database whose heartbeat has stopped.
+    """Return the ids of RUNNING trials in a database whose heartbeat has stopped.
 
-    ``optuna.storages.fail_stale_trials`` fails them at once; here MLflow is asked first whether one has its result.
+    ``optuna.storages.fail_stale_trials`` fails them at once; here MLflow is first asked whether it
+    has their result.
     """
-    if not isinstance(storage, RDBStorage) or (
-        isinstance(storage, Database) and storage.was_away()
-    ):
+    if not isinstance(storage, RDBStorage):
+        return set()
+    if isinstance(storage, Database) and storage.was_away():
         return set()
     return set(storage._get_stale_trial_ids(storage.get_study_id_from_name(study)))
 
 
 class Database(RDBStorage):
-    """A storage that waits for a database which does not answer, ``outage_timeout`` minutes at most, and then goes on.
+    """A storage that waits for a database which does not answer, and then goes on.
 
-    Every call is a transaction: where the answer to a commit was lost, one that is repeated finds its work done.
+    Every call is a transaction: where the answer to a commit was lost, the call is made again and
+    finds its work done.
     """
 
-    def __init__(self, url: str, outage_timeout: float, **options: Any) -> None:
+    def __init__(
+        self, url: str, outage_timeout: float, *, pause: float = PAUSE_S, **options: Any
+    ) -> None:
+        """Open a database.
+
+        Args:
+            url: Its URL.
+            outage_timeout: Minutes that an outage may last.
+            pause: Seconds between two attempts to reach it.
+            options: Further arguments of Optuna's storage.
+        """
         self.outage_timeout = outage_timeout
+        self._pause = pause
         self.away_since: float | None = None
         self.answers_since: float | None = None
-        # Optuna's own guess at the cause, which says what is said below
+        # Optuna's own guess at the cause of a fault
         logging.getLogger("optuna.storages._rdb.storage").setLevel(logging.ERROR)
         is_postgresql = url.startswith("postgresql")
-        super().__init__(url, {"connect_args": LINK} if is_postgresql else None, **options)
+        engine_options = None
         if is_postgresql:
-            event.listen(self.engine, "connect", _settle_session)
-            self.engine.dispose()  # the connection that looked for the tables was made before
+            engine_options = {"connect_args": CLIENT_LINK}
+        super().__init__(url, engine_options, **options)
+        if is_postgresql:
+            event.listen(self.engine, "connect", _configure_session)
+            # the connection that looked for the tables was made before
+            self.engine.dispose()
 
     def __getattribute__(self, name: str) -> Any:
         found = super().__getattribute__(name)
-        return partial(self._patiently, found) if name in CALLS else found
+        if name in CALLS:
+            return partial(self._repeat_while_away, found)
+        return found
 
     def was_away(self) -> bool:
-        """Whether it did not answer just now: then others' heartbeats could not arrive either, and may be late."""
-        return self.answers_since is not None and time.monotonic() - self.answers_since < (
-            self.grace_period or 0
-        )
+        """Return whether the database did not answer a moment ago.
+
+        The heartbeats of other machines could not arrive then either, and may be late.
+        """
+        if self.answers_since is None:
+            return False
+        return time.monotonic() - self.answers_since < (self.grace_period or 0)
 
     def set_trial_state_values(
         self, trial_id: int, state: TrialState, values: Sequence[float] | None = None
     ) -> bool:
-        """Set both, as RDBStorage does; what is so already, done before a connection broke, is no fault."""
+        """Set state and values of a trial.
+
+        It is no fault if they are set already: that was done before a connection broke.
+        """
         try:
             return super().set_trial_state_values(trial_id, state, values)
         except UpdateFinishedTrialError:
@@ -232,24 +306,22 @@ class Database(RDBStorage):
                 raise
             return True
 
-    def _patiently(self, call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-        """Make a call again and again while the database is away; raises StudyError when outage_timeout ends."""
+    def _repeat_while_away(self, call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        """Make a call again and again while the database is away.
+
+        Raises:
+            StudyError: When the outage time-out is over.
+        """
         while True:
             try:
                 answer = call(*arguments, **named)
             except (StorageInternalError, SQLAlchemyError) as fault:
-                cause = fault.__cause__ if isinstance(fault, StorageInternalError) else fault
-                # could not be asked at all: what it answers to a bad question is no such fault
-                is_away = isinstance(
-                    cause, InterfaceError | OperationalError | PendingRollbackError
-                )
-                is_away = is_away or (
-                    isinstance(cause, DBAPIError) and cause.connection_invalidated
-                )
-                if cause is None or not is_away:
+                cause = _cause_of_absence(fault)
+                if cause is None:
                     raise
                 self._wait(cause)
-            except Exception:  # it answers, that this cannot be done
+            except Exception:
+                # it answers: that this cannot be done
                 self._note_answer()
                 raise
             else:
@@ -257,29 +329,49 @@ class Database(RDBStorage):
                 return answer
 
     def _wait(self, fault: BaseException) -> None:
-        shown = f"{without_password(self.url)} ({without_secrets(first_line(fault), self.url)})"
+        """Wait for the database; StudyError when the outage time-out is over."""
+        secret_free = without_secrets(first_line(fault), self.url)
+        shown = f"{without_password(self.url)} ({secret_free})"
         if self.away_since is None:
             self.away_since = time.monotonic()
             if self.outage_timeout and not is_stopping():
                 warn(
-                    f"no answer from {shown}: this waits for it, at most {self.outage_timeout:g} min (search.outage_timeout)"
+                    f"no answer from {shown}: this waits for it, at most "
+                    f"{self.outage_timeout:g} min (search.outage_timeout)"
                 )
-        if time.monotonic() - self.away_since >= 60 * self.outage_timeout or is_stopping():
-            self.outage_timeout = 0.0  # what is still to be ended need not wait as long once more
+        is_over = time.monotonic() - self.away_since >= 60 * self.outage_timeout
+        if is_over or is_stopping():
+            # what is still to be ended need not wait as long once more
+            self.outage_timeout = 0.0
             raise StudyError(
                 f"`search.storage` must be a database that answers, got no answer from {shown}: "
                 "when it does, the same command goes on"
             ) from None
-        time.sleep(PAUSE_S)
+        time.sleep(self._pause)
 
     def _note_answer(self) -> None:
+        """Note that the database answers, and say so if it did not before."""
         if self.away_since is not None:
-            self.away_since, self.answers_since = None, time.monotonic()
+            self.away_since = None
+            self.answers_since = time.monotonic()
             warn("the database answers again")
 
 
-def _settle_session(connection: Any, _: Any) -> None:
+def _cause_of_absence(fault: Exception) -> BaseException | None:
+    """Return why a database could not be asked at all; None if it answered a bad question."""
+    cause: BaseException | None = fault
+    if isinstance(fault, StorageInternalError):
+        cause = fault.__cause__
+    if isinstance(cause, InterfaceError | OperationalError | PendingRollbackError):
+        return cause
+    if isinstance(cause, DBAPIError) and cause.connection_invalidated:
+        return cause
+    return None
+
+
+def _configure_session(connection: Any, _: Any) -> None:
+    """Set what a new connection to PostgreSQL needs."""
     with closing(connection.cursor()) as cursor:
-        for setting in SESSION:
+        for setting in SERVER_LINK:
             cursor.execute(f"SET {setting}")
     connection.commit()

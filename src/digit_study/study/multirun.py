@@ -1,222 +1,193 @@
-"""One run, or Hydra's -m: a parent run, a child per job in a process of its own, and their comparison."""
+"""The runs of one command: a single run, or those of ``-m`` with a parent and their comparison."""
 
-import os
-import pickle
-import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
-from functools import cache
-from pathlib import Path
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
 
 import pandas as pd
 
-from digit_study.config.compose import run_hydra
-from digit_study.config.run import Config
-from digit_study.data.digits import dataset_name, load_digits
 from digit_study.report.figures import charts
-from digit_study.report.figures import run_figures as figures
 from digit_study.stats import ranking
-from digit_study.study import job_list as elsewhere
-from digit_study.study.run_plan import Plan
-from digit_study.support import console, messages, signals
-from digit_study.support.messages import StudyError
-from digit_study.support.progress import epoch_progress
-from digit_study.tracking import database as stores
-from digit_study.tracking import runs as run_log
-from digit_study.tracking import views
-from digit_study.tracking.uploader import BackgroundUploader
-from digit_study.trial import protocol
-from digit_study.trial.local import child
+from digit_study.stats.ranking import Candidate
+from digit_study.study.job_list import JobList
+from digit_study.study.parent_run import parent_run
+from digit_study.study.run_plan import PlannedRun, RunPlan
+from digit_study.support import console
+from digit_study.support.job_progress import job_progress
+from digit_study.support.messages import StudyError, raise_violations
+from digit_study.support.rules import flatten
+from digit_study.tracking import session, views
+from digit_study.tracking.location import experiment_name
+from digit_study.tracking.session import Tracker
+from digit_study.tracking.writer import RunWriter
+from digit_study.trial.events import Failed, Finished
+from digit_study.trial.health import Health
+from digit_study.trial.protocol import ENGINES, TrialResult
+from digit_study.trial.runner import Job, Runner
 
-OUTCOME = "outcome.pickle"
-
-
-@dataclass(frozen=True)
-class JobOutcome:
-    """How one job of a multirun ended."""
-
-    name: str
-    candidate: ranking.Candidate | None = None  # what can be ranked of it if it finished
-    reason: str = ""  # why it did not
-
-
-def run_single(config: Config, dataset: str, overrides: Sequence[str]) -> None:
-    """Train one resolved config in this process, with progress, and end with a short table."""
-    uri = stores.tracking_uri(config.tracking.uri)
-    stores.prepare_store(uri)
-    run_id = run_log.create_run(config, uri, dataset, job_name(overrides))
-    result = child.train_here(config, run_id)
-    where = views.address(run_log.client_of(uri), uri, run_id, children=False)
-    console.console().print(console.run_table(result.run_id, result.metrics, where))
-    if result.kept:
-        raise StudyError(unsent(str(result.fault), result.kept))
+#: What the runs of a command are that ended, in its order.
+Outcomes = Sequence[Finished | Failed]
+#: Characters that the name of a run has at most.
+LONGEST_NAME = 200
+#: Failures that the page of a parent run lists.
+LISTED_FAILURES = 5
 
 
-def run_many(plan: Plan, task: Callable[[], None]) -> None:
-    """Launch every job beneath one parent run, rank them there and on the terminal; raises StudyError if some fail."""
-    first = plan.jobs[0]
-    uri = stores.tracking_uri(first.config.tracking.uri)
-    stores.prepare_store(uri)
-    with BackgroundUploader(uri, first.config.outage_timeout, "outage_timeout"):
-        _run_beneath(plan, task, uri)
+def run(plan: RunPlan) -> None:
+    """Train the runs of a command and print what came of them.
+
+    Raises:
+        StudyError: If a run failed.
+        Interrupted: After a signal.
+    """
+    timeout = plan.context.options.outage_timeout
+    with session.session(plan.uri, plan.workspace, timeout, "outage_timeout") as tracker:
+        if plan.is_multirun:
+            _run_many(plan, tracker)
+        else:
+            result = train_single(plan, tracker, run_name(plan.runs[0], []))
+            where = tracker.address(result.run_id)
+            console.console().print(console.run_table(result.run_id, result.metrics, where))
 
 
-def _run_beneath(plan: Plan, task: Callable[[], None], uri: str) -> None:
-    """The parent run, from its beginning to its end, and what is then said of its jobs."""
-    first = plan.jobs[0]
+def train_single(plan: RunPlan, tracker: Tracker, name: str, **tags: str) -> TrialResult:
+    """Train the only run of a plan.
+
+    Args:
+        plan: A plan with one run.
+        tracker: Where the run is recorded.
+        name: Name of the run.
+        tags: Its tags.
+
+    Raises:
+        StudyError: If it failed.
+    """
+    planned = plan.runs[0]
+    job = Job(0, name, planned.config, planned.dataset, tags)
+    outcome = _train(plan, tracker, [job])[0]
+    if isinstance(outcome, Failed):
+        raise StudyError(outcome.reason)
+    return outcome.result
+
+
+def run_name(planned: PlannedRun, shared: Sequence[str]) -> str:
+    """Return the short name of a run: the overrides that not all runs of its command share.
+
+    Args:
+        planned: The run.
+        shared: Overrides of all runs.
+    """
+    typed = [text for text in planned.overrides if not text.startswith(("hydra", "tracking."))]
+    own = [text for text in typed if text not in shared]
+    return " ".join(own or typed) or "default"
+
+
+def _run_many(plan: RunPlan, tracker: Tracker) -> None:
+    """Train the runs of ``-m`` and compare them on their parent's page and on the terminal."""
+    first = plan.runs[0]
     swept = [
         text for text in plan.typed if "tracking." not in text and not text.startswith("hydra")
     ]
-    name = f"{len(plan.jobs)} runs: {' '.join(swept)}"[:200]
-    run_id = run_log.create_run(
-        first.config, uri, first.dataset, name, kind="multirun", **views.INITIAL
-    )
-    log = run_log.RunLog(uri, run_id)
-    scratch = stores.use_scratch() / "jobs"
-    shared = set.intersection(*(set(job.overrides) for job in plan.jobs))
-    status, experiment = "FAILED", stores.experiment_name(first.config, first.dataset)
-    try:
-        scratch.mkdir()
-        os.environ.update(DIGIT_STUDY_SCRATCH=str(scratch), DIGIT_STUDY_SHARED="\n".join(shared))
-        log.config(first.config)
-        _describe(log, plan, [], [])
-        digits = load_digits(first.config.data)
-        log.dataset(digits.name, digits.sha256, digits.counts())
-        figures.write_data_figures(digits, log.folder)
-        parent = [f"tracking.parent_run_id={run_id}", f"tracking.experiment='{experiment}'"]
-        outcomes = _elsewhere(plan, run_id, experiment) if plan.context else []
-        if plan.context is None:
-            try:
-                run_hydra(task, [*plan.resolved_overrides(), *parent])
-            finally:  # also if a signal came between two jobs, while figures were drawn
-                if plan.parallel == 1:
-                    _engine().stop()
-        for number, job in enumerate(plan.jobs if plan.context is None else []):
-            path = scratch / str(number) / OUTCOME
-            lost = JobOutcome(job_name(job.overrides), reason="its process ended without a message")
-            outcomes.append(pickle.loads(path.read_bytes()) if path.is_file() else lost)
-        boards = _rank(log, [outcome.candidate for outcome in outcomes if outcome.candidate])
-        _describe(
-            log, plan, boards, [f"{one.name}: {one.reason}" for one in outcomes if one.reason]
+    title = f"{len(plan.runs)} runs: {' '.join(swept)}"[:LONGEST_NAME]
+    tags = {"kind": "multirun", **views.INITIAL}
+    run_id = tracker.create_run(first.config, first.dataset, title, **tags)
+    with parent_run(tracker, run_id, first.config) as writer:
+        _describe(writer, plan, [], [])
+        names = _names(plan)
+        outcomes = _train(plan, tracker, _child_jobs(plan, names, run_id))
+        boards = _rank(writer, plan, names, outcomes)
+        failed = [
+            f"{name}: {outcome.reason}"
+            for name, outcome in zip(names, outcomes, strict=True)
+            if isinstance(outcome, Failed)
+        ]
+        _describe(writer, plan, boards, failed)
+        terminal = console.console()
+        for board in boards:
+            table = console.ranked_table("Comparison", board, console.RUNS, " (McNemar)")
+            terminal.print(table)
+        where = tracker.address(run_id, children=True)
+        terminal.print(f"parent run {run_id}; look at it: {where}", soft_wrap=True)
+        if failed:
+            raise_violations([f"{len(failed)} of {len(outcomes)} runs FAILED:", *failed])
+
+
+def _names(plan: RunPlan) -> list[str]:
+    """Return the short names of all runs of a plan."""
+    shared = set.intersection(*(set(planned.overrides) for planned in plan.runs))
+    return [run_name(planned, list(shared)) for planned in plan.runs]
+
+
+def _child_jobs(plan: RunPlan, names: Sequence[str], parent_run_id: str) -> list[Job]:
+    """Return the runs of a plan as children of a run, the longest first."""
+    experiment = experiment_name(plan.runs[0].config, plan.runs[0].dataset)
+    jobs = []
+    for number in plan.longest_first:
+        planned = plan.runs[number]
+        tracking = replace(
+            planned.config.tracking, parent_run_id=parent_run_id, experiment=experiment
         )
-        status = "FAILED" if any(outcome.reason for outcome in outcomes) else "FINISHED"
-    except signals.Interrupted:
-        status = "KILLED"
-        raise
-    finally:
-        run_log.close_children(uri, run_id, status)
-        log.end(status, {})
-        shutil.rmtree(scratch, ignore_errors=True)
-    terminal = console.console()
-    for board in boards:
-        terminal.print(console.ranked_table("Comparison", board, console.RUNS, " (McNemar)"))
-    where = views.address(run_log.client_of(uri), uri, run_id, children=True)
-    terminal.print(f"parent run {run_id}; look at it: {where}", soft_wrap=True)
-    failed = [f"{outcome.name}: {outcome.reason}" for outcome in outcomes if outcome.reason]
-    head = [f"{len(failed)} of {len(outcomes)} runs FAILED:"] if failed else []
-    messages.raise_violations([*head, *failed])
+        config = replace(planned.config, tracking=tracking)
+        jobs.append(Job(number, names[number], config, planned.dataset))
+    return jobs
 
 
-def run_job(config: Config, overrides: Sequence[str], folder: Path, live: bool) -> None:
-    """Run one resolved job of a multirun; whatever happens to it is written into ``folder``, never raised."""
-    name, uri, run_id = job_name(overrides), stores.tracking_uri(config.tracking.uri), ""
-    try:
-        run_id = run_log.create_run(config, uri, dataset_name(config.data), name)
-        with epoch_progress(name, config.epochs, live) as progress:
-            result = protocol.run_to_end(_engine(), config, run_id, progress)
-        outcome = _finished(name, config, result)
-    except Exception as error:  # whatever it is, it is this job's alone: the others go on
-        reason = str(error) if isinstance(error, StudyError) else f"{type(error).__name__}: {error}"
-        outcome = JobOutcome(name, reason=reason)
-        console.print_error(f"{name}: FAILED: {reason}")
-        if run_id:
-            run_log.close_run(uri, run_id, "FAILED", reason)
-    if not live:  # the next job may be another process's
-        _engine().stop()
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / OUTCOME).write_bytes(pickle.dumps(outcome))
+def _train(plan: RunPlan, tracker: Tracker, jobs: Sequence[Job]) -> Outcomes:
+    """Train jobs on the engine of a plan; return how they ended, by their keys."""
+    options = plan.context.options
+    engine = ENGINES[options.engine](plan.context)
+    health = Health(plan.uri, plan.workspace, options.outage_timeout, "outage_timeout")
+    with job_progress(prints_epochs=True) as progress:
+        source = JobList(jobs, progress)
+        Runner(engine, tracker, health).run(source)
+    return [source.outcomes[key] for key in sorted(source.outcomes)]
 
 
-@cache
-def _engine() -> protocol.Engine:
-    """The engine of the jobs that this process runs: the figures of one are drawn while the next is trained."""
-    return protocol.ENGINES["local"](protocol.EngineContext())
-
-
-def _elsewhere(plan: Plan, parent_run_id: str, experiment: str) -> list[JobOutcome]:
-    """Run all jobs on the engine that the plan names."""
-    assert plan.context is not None
-    os.environ["DIGIT_STUDY_SETTLED"] = "\n".join(plan.resolved_overrides())
-    names = [job_name(job.overrides) for job in plan.jobs]
-    configs = [job.config for job in plan.jobs]
-    places = [
-        replace(one.tracking, parent_run_id=parent_run_id, experiment=experiment) for one in configs
-    ]
-    configs = [replace(one, tracking=place) for one, place in zip(configs, places, strict=True)]
-    jobs = [replace(job, config=config) for job, config in zip(plan.jobs, configs, strict=True)]
-    ends = elsewhere.run_jobs(jobs, names, plan.context)
-    return [
-        JobOutcome(name, reason=end) if isinstance(end, str) else _finished(name, config, end)
-        for name, config, end in zip(names, configs, ends, strict=True)
-    ]
-
-
-def _finished(name: str, config: Config, result: protocol.TrialResult) -> JobOutcome:
-    correct = result.evaluation.predicted == result.evaluation.labels
-    candidate = ranking.Candidate(
-        name, result.run_id, result.metrics, correct, str(config.data.sha256)
-    )
-    return JobOutcome(name, candidate)
-
-
-def job_name(overrides: Sequence[str]) -> str:
-    """Short name of a job: the overrides that it does not share with the others of its multirun."""
-    shared, resolved = (
-        os.environ.get(f"DIGIT_STUDY_{what}", "").split("\n") for what in ("SHARED", "SETTLED")
-    )
-    typed = [
-        text
-        for text in overrides
-        if text not in resolved and not text.startswith(("hydra", "tracking."))
-    ]
-    return " ".join([text for text in typed if text not in shared] or typed) or "default"
-
-
-def unsent(what: str, kept: Path | str) -> str:
-    """What to say of a result that the tracking store did not take."""
-    said = f"training ended, but the tracking store did not take the result ({what}): it is kept in {kept}"
-    return f"{said}, and sent by the next command of any kind once the store answers"
-
-
-def _rank(log: run_log.RunLog, finished: Sequence[ranking.Candidate]) -> list[pd.DataFrame]:
-    """Rank those on equal data together, and put table and figure on the parent."""
-    digests = dict.fromkeys(candidate.digest for candidate in finished)
-    boards = [
-        ranking.leaderboard([one for one in finished if one.digest == digest]) for digest in digests
-    ]
-    for number, board in enumerate(boards, start=1):
-        name = "comparison" if number == 1 else f"comparison_{number}"
-        charts.write_table(board, log.folder, name)
-        charts.save(
-            charts.comparison(board, "Validation accuracy"), log.folder / "figures" / f"{name}.png"
-        )
+def _rank(
+    writer: RunWriter, plan: RunPlan, names: Sequence[str], outcomes: Outcomes
+) -> list[pd.DataFrame]:
+    """Rank runs on equal data together, and put tables and figures on their parent."""
+    candidates = []
+    for planned, name, outcome in zip(plan.runs, names, outcomes, strict=True):
+        if isinstance(outcome, Finished):
+            result = outcome.result
+            correct = result.evaluation.predicted == result.evaluation.labels
+            digest = str(planned.config.data.sha256)
+            candidates.append(Candidate(name, result.run_id, result.metrics, correct, digest))
+    boards = []
+    for digest in dict.fromkeys(candidate.digest for candidate in candidates):
+        same = [candidate for candidate in candidates if candidate.digest == digest]
+        board = ranking.leaderboard(same)
+        boards.append(board)
+        suffix = f"_{len(boards)}"
+        if len(boards) == 1:
+            suffix = ""
+        charts.write_table(board, writer.folder, f"comparison{suffix}")
+        figure = charts.comparison(board, "Validation accuracy")
+        charts.save(figure, writer.folder / "figures" / f"comparison{suffix}.png")
     if len(boards) == 1:
-        log.best(boards[0], f"{len(boards[0])} runs")
+        writer.best(boards[0], f"{len(boards[0])} runs")
     return boards
 
 
 def _describe(
-    log: run_log.RunLog, plan: Plan, boards: Sequence[pd.DataFrame], failed: Sequence[str]
+    writer: RunWriter, plan: RunPlan, boards: Sequence[pd.DataFrame], failed: Sequence[str]
 ) -> None:
-    """Put the answer and the first ten on the parent's page."""
-    answer = (
-        "; ".join(ranking.sentence(board, "run") for board in boards) or "no run has finished yet"
-    )
-    asked = f"Asked: which of {len(plan.jobs)} runs is best: {' '.join(plan.typed)}"
-    figures = [f"figures/{name}.png" for name in ("comparison", "class_counts", "samples")]
-    configs = [messages.flatten(job.config) for job in plan.jobs]
+    """Put the answer and the first runs on the parent's page."""
+    answers = [ranking.sentence(board, "run") for board in boards]
+    table = pd.DataFrame()
+    if boards:
+        table = boards[0]
+    configs = [flatten(planned.config) for planned in plan.runs]
     differing = [key for key in configs[0] if len({str(config[key]) for config in configs}) > 1]
-    note = views.RunDescription(
-        answer, asked, boards[0] if boards else pd.DataFrame(), console.RUNS, failed[:5], figures
+    figures = [f"figures/{name}.png" for name in ("comparison", "class_counts", "samples")]
+    description = views.RunDescription(
+        answer="; ".join(answers) or "no run has finished yet",
+        asked=f"Asked: which of {len(plan.runs)} runs is best: {' '.join(plan.typed)}",
+        ranking=table,
+        columns=console.RUNS,
+        trouble=failed[:LISTED_FAILURES],
+        figures=figures,
     )
-    log.describe(note, differing)
+    writer.describe(description, differing)

@@ -1,346 +1,451 @@
-"""The sweep: asks Optuna for trials, runs them on an engine, records the truth about each, until the total is met.
+"""Optuna's trials as a source: sampled, pruned and recorded until the declared total is met."""
 
-One trial, top to bottom: :meth:`Sweep._refill` asks, :meth:`Sweep._start` hands it to the engine,
-:meth:`Sweep._handle` follows and prunes it, and :class:`digit_study.study.outcomes.Outcomes` ends it in both stores.
-"""
+from __future__ import annotations
 
 import statistics
 import time
 import warnings
-from collections import deque
-from collections.abc import Iterator
-from concurrent.futures import Future
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from filelock import FileLock
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import Trial, TrialState
 
-from digit_study.config.run import Config
-from digit_study.study import _optuna, outcomes, space
-from digit_study.study import results as report
-from digit_study.study import storage as study
-from digit_study.study.outcomes import RUN_ID, SEED, THREADS, is_fault, told
+from digit_study.config import space
+from digit_study.study import _optuna, storage
+from digit_study.study.results import remember
+from digit_study.study.storage import StoredStudy
 from digit_study.study.study_plan import StudyPlan
+from digit_study.study.trial_attributes import (
+    ABANDONED,
+    BASELINE,
+    REASON,
+    REPLICATE_OF,
+    RETRY_OF,
+    RUN_ID,
+    SEED,
+    SUPERVISOR,
+    THREADS,
+    WORKER,
+    counted,
+    deaths,
+)
+from digit_study.study.trial_recorder import RUNNING_STATE, STATE_TAG, TrialEnd, TrialRecorder
 from digit_study.support import machine
 from digit_study.support.console import warn
-from digit_study.support.messages import StudyError
 from digit_study.support.progress import SweepProgress
-from digit_study.support.signals import deferred_signals, raise_if_interrupted
-from digit_study.tracking import runs as run_log
-from digit_study.tracking.upload import StoreFault
-from digit_study.tracking.uploader import HURRIED_S, BackgroundUploader
-from digit_study.trial.protocol import Engine, Epoch, Event
+from digit_study.tracking.session import Tracker
+from digit_study.trial.events import (
+    Decision,
+    EpochDone,
+    Failed,
+    FailureCause,
+    Finished,
+    Outcome,
+    StepsDone,
+    Stopped,
+)
+from digit_study.trial.runner import Job, describe_outage, is_outage, may_run_again
+
+#: How many of the last trials the remaining time is estimated from.
+RECENT_TRIALS = 100
+#: Seconds that recording has left when a command is interrupted.
+INTERRUPTED_WAIT_S = 5.0
 
 
 @dataclass
-class Running:
-    """A trial that runs."""
+class _RunningTrial:
+    """A trial that has a slot, and where it is."""
 
     trial: Trial
     params: space.Params
-    config: Config
-    run_id: Future[str]
-    problem: str | None  # of its configuration, which is not run then
-    epoch: float = 0.0
-    value: float | None = None
-    started: float = field(default_factory=time.monotonic)
+    #: Epochs that it has at most.
+    most_epochs: int
+    #: The first trial of the same configuration.
     replicate_of: int | None = None
+    started: float = field(default_factory=time.monotonic)
     host: str = ""
-    is_submitted: bool = False
+    #: Epochs done, with the share of the present one.
+    epochs: float = 0.0
+    #: The objective after the last epoch.
+    value: float | None = None
+    #: The epoch after which it was told to stop.
     pruned_after: int | None = None
 
 
-class Sweep:
-    """One supervisor of a study, whose run in MLflow is ``parent_run_id``; several may work on one storage."""
+class _Total:
+    """Counts how many trials are still to start; finished ones are counted once."""
+
+    def __init__(self, stored: StoredStudy, total: int) -> None:
+        self._stored = stored
+        self._total = total
+        self._looked_at = 0
+        self._counted = 0
+
+    def left(self) -> int:
+        """Return how many trials are still to start."""
+        trials = self._stored.trials()
+        while self._looked_at < len(trials) and trials[self._looked_at].state.is_finished():
+            self._counted += len(counted([trials[self._looked_at]]))
+            self._looked_at += 1
+        rest = len(counted(trials[self._looked_at :]))
+        return max(0, self._total - self._counted - rest)
+
+
+class OptunaSource:
+    """Asks Optuna for trials, prunes them, and records the truth about each in both stores.
+
+    It is a :class:`digit_study.trial.runner.JobSource`. Several processes, also on several
+    machines, may work on one study, each with a source of its own. It has a dozen attributes: a
+    source stands between plan, storage, tracking, recording and display.
+    """
 
     def __init__(
-        self, plan: StudyPlan, stored: study.StoredStudy, parent_run_id: str, engine: Engine, progress: SweepProgress,
-        uploader: BackgroundUploader,
-    ) -> None:  # fmt: skip
-        self.plan, self.stored, self.engine, self.progress = plan, stored, engine, progress
-        self.study, self.parent_run_id, self.search = stored.study, parent_run_id, plan.study.search
-        self.uploader, self.health, self.news = uploader, plan.health(), deque[Event]()
-        self.outcomes = outcomes.Outcomes(plan, stored, parent_run_id, progress.ended)
-        self.objective = next(iter(plan.objectives))
-        self.running: dict[int, Running] = {}
-        self.durations: list[float] = []
-        points = space.grid(plan.dimensions) if self.search.sampler == "grid" else None
-        self.total = min(self.search.trials, len(points)) if points else self.search.trials
-        self.finished, self.finished_counted, self.step_seconds = 0, 0, 0.0
-        self.began = self.last_heartbeat = time.monotonic()
-        self.me = machine.process_name()
+        self,
+        plan: StudyPlan,
+        stored: StoredStudy,
+        tracker: Tracker,
+        parent_run_id: str,
+        progress: SweepProgress,
+    ) -> None:
+        """Prepare to search; :meth:`join` begins.
 
-    def run(self) -> None:
-        """Search until the declared total is met; raises StudyError if too many trials failed, or outage_timeout is lost."""
-        try:
-            with deferred_signals():
-                self._join()
-                is_working = self._go_on()
-            while is_working:
-                raise_if_interrupted()
-                self.news.extend(self.engine.events(0.1 if self.creating else 0.5))
-                with deferred_signals():  # one inside a transaction may leave a database locked
-                    is_working = self._go_on()
-                if self.progress.live:
-                    left = self.left + len(self.running)
-                    turns = (self.left + 0.5 * len(self.running)) / self.plan.workers
-                    seconds = (
-                        statistics.mean(self.durations[-100:]) * turns if self.durations else None
-                    )
-                    self.progress.update(self.objective, self.rows(), left, seconds)
-        except BaseException:
-            self._end(HURRIED_S)
-            raise
-        self._end(None)
-        if self.outcomes.stop_reason:
-            raise StudyError(self.outcomes.stop_reason)
-
-    def _go_on(self) -> bool:
-        """Handle the news and fill free slots; whether more is to come. A fault of the world delays both."""
-        try:
-            for _ in range(len(self.news)):
-                first, is_shared = self.news[0], self.stored.database is not None
-                # other machines hear of a result once MLflow has it: until then it would be gone with this one
-                if (
-                    is_shared
-                    and first.kind == "done"
-                    and run_log.is_kept_here(first.content.run_id)
-                ):
-                    self.news.rotate(-1)
-                else:
-                    self._handle(first)
-                    self.news.popleft()
-            for number in self.creating:
-                with self._starting(number):
-                    self._submit(number)
-            is_working = not self.health.is_well() or self._refill() or self._others_run()
-            self._send_heartbeat()
-        except Exception as fault:
-            if not is_fault(fault):
-                raise
-            self.health.hit(told(fault))
-            return True
-        return is_working
-
-    def _end(self, seconds: float | None) -> None:
-        """End what runs; what can then be told is told within ``seconds``, or as long as outage_timeout lasts."""
-        self.engine.stop()
-        try:
-            for one in [self.running[number] for number in self.creating]:
-                with suppress(*StoreFault):  # the next command finds it
-                    one.trial.set_user_attr(RUN_ID, one.run_id.result(HURRIED_S))
-            self.outcomes.interrupt()
-            # what this process alone has recorded is the same in both stores, unless it was cut off
-            others = any(
-                one.user_attrs.get(study.SUPERVISOR) != self.me for one in self.stored.trials()
-            )
-            may_differ = seconds is not None or self.health.was_hit or others
-            if (
-                may_differ and self.uploader.wait(seconds) == 0
-            ):  # else the next command does the rest
-                self.outcomes.settle_runs()
-                self.outcomes.drop_models()
-        except Exception as fault:
-            if not is_fault(fault):
-                raise
-            warn(f"not all is told, the same command goes on with it: {told(fault)}")
+        Args:
+            plan: The study as it was asked for.
+            stored: The study as Optuna has it.
+            tracker: The store that has the runs of the trials.
+            parent_run_id: Id of the study's run.
+            progress: Where trials are shown.
+        """
+        self._plan = plan
+        self._stored = stored
+        self._tracker = tracker
+        self._parent_run_id = parent_run_id
+        self._progress = progress
+        self._recorder = TrialRecorder(plan, stored, tracker, parent_run_id, self._show_end)
+        self._total = _Total(stored, _declared_total(plan))
+        self._running: dict[int, _RunningTrial] = {}
+        #: Trials that Optuna has begun and an outage kept from becoming jobs.
+        self._not_started: list[Failed] = []
+        #: Seconds that trials took.
+        self._durations: list[float] = []
+        self._last_heartbeat = time.monotonic()
+        #: Seconds of training steps, of all trials together.
+        self.step_seconds = 0.0
 
     @property
-    def creating(self) -> list[int]:
-        """Trials that have a slot, but not yet a run."""
-        return [number for number, one in self.running.items() if not one.is_submitted]
+    def stop_reason(self) -> str | None:
+        """Why the study stopped before its total; None if it did not."""
+        return self._recorder.stop_reason
+
+    def join(self) -> None:
+        """Sign up as a supervisor, end what dead supervisors left, and enqueue the baseline.
+
+        A grid sampler's points are enqueued too. Supervisors on one machine do this in turn; on
+        several machines excess trials are sorted out afterwards.
+        """
+        search = self._plan.study.search
+        study = self._stored.study
+        with self._turn():
+            joined = [key for key in study.user_attrs if key.startswith(storage.SUPERVISED)]
+            study.set_user_attr(f"{storage.SUPERVISED}{machine.process_name()}", True)
+            study.sampler, study.pruner = _optuna.make_sampler_and_pruner(
+                search, _longest_epochs(self._plan), len(joined)
+            )
+            if self._stored.trials():
+                self._recorder.adopt_orphans()
+                self._recorder.reconcile_runs()
+            self._enqueue_first_points()
+
+    # The methods of a job source.
 
     @property
-    def efficiency(self) -> float:
-        """Which share of its workers' time since it began was training steps, in [0, 1]."""
-        return self.step_seconds / (self.plan.workers * (time.monotonic() - self.began))
-
-    @property
-    def left(self) -> int:
-        """Trials still to start."""
-        trials = self.stored.trials()
-        while (
-            self.finished < len(trials) and trials[self.finished].state.is_finished()
-        ):  # these change no more
-            self.finished_counted += len(study.counted([trials[self.finished]]))
-            self.finished += 1
-        return max(
-            0, self.total - self.finished_counted - len(study.counted(trials[self.finished :]))
-        )
-
-    def rows(self) -> list[tuple[str, ...]]:
-        """Trial, host, epoch, value and configuration of every trial that runs."""
-        rows: list[tuple[str, ...]] = []
-        for number, one in sorted(self.running.items()):
-            value, epochs = "" if one.value is None else f"{one.value:.5f}", one.config.epochs
-            again = (
-                "" if one.replicate_of is None else f"(a further seed of trial {one.replicate_of}) "
-            )
-            name = again + space.short_name(one.params)
-            rows.append((str(number), one.host, f"{one.epoch:.1f}/{epochs}", value, name))
-        return rows
-
-    def _join(self) -> None:
-        """Sign up, end what dead supervisors left, and enqueue the hand-set baseline and a grid's points."""
-        dimensions, run, is_grid = (
-            self.plan.dimensions,
-            self.plan.run,
-            self.search.sampler == "grid",
-        )
-        longest = [
-            max(one.choices or (one.high,)) for one in dimensions if one.key == "training.epochs"
-        ]
-        # supervisors on one machine decide in turn; on several the surplus is sorted out afterwards
-        with study.lock(f"{self.plan.study.study}.turn"):
-            before = sum(key.startswith(study.SUPERVISED) for key in self.study.user_attrs)
-            epochs = run.model.members * int(longest[0] if longest else run.training.epochs)
-            self.study.set_user_attr(f"{study.SUPERVISED}{self.me}", True)
-            self.study.sampler, self.study.pruner = _optuna.make_sampler_and_pruner(
-                self.search, epochs, before
-            )
-            if self.stored.trials():
-                self.outcomes.adopt_orphans()
-                self.outcomes.settle_runs()
-            params, outside = space.baseline(dimensions, run)
-            points = [params] if params and not (outside and is_grid) else []
-            points += (
-                [point for point in space.grid(dimensions) or [] if point != params]
-                if is_grid
-                else []
-            )
-            trials = self.stored.trials()
-            known = {
-                space.fingerprint(trial.system_attrs.get("fixed_params", trial.params))
-                for trial in trials
-            }
-            for point in points[: self.total]:
-                if space.fingerprint(point) not in known:
-                    self.study.enqueue_trial(
-                        point, user_attrs={outcomes.BASELINE: point == params and not outside}
-                    )
-
-    def _refill(self) -> bool:
-        """Ask for trials and start them in the free slots; whether any runs then, or waits for one."""
-        while self.engine.free > len(self.creating) and self.outcomes.stop_reason is None:
-            with study.lock(f"{self.plan.study.study}.turn"):
-                if self.left == 0:
-                    self.outcomes.adopt_orphans()  # of another supervisor, killed meanwhile
-                if self.left == 0:
-                    break
-                with warnings.catch_warnings():  # _send_heartbeat does what Optuna misses
-                    warnings.filterwarnings("ignore", message="Heartbeat of storage")
-                    trial = self.study.ask()
-                trial.set_user_attr(study.SUPERVISOR, self.me)
-            self.stored.send_heartbeats([trial.number])
-            if self.stored.drop_surplus(trial, self.total):
-                break
-            with self._starting(trial.number):
-                self._start(trial)
-        return bool(self.running) or (self.outcomes.stop_reason is None and self.left > 0)
-
-    def _others_run(self) -> bool:
-        """Whether other supervisors' last trials still run: one that dies with its machine is run again here."""
-        if self.outcomes.stop_reason is not None:
+    def is_finished(self) -> bool:
+        """Whether the total is met and nothing runs, here or in another process."""
+        if self._running or self._not_started:
             return False
-        running = self.stored.trials(TrialState.RUNNING)
-        others = [
-            trial.number for trial in running if trial.user_attrs.get(study.SUPERVISOR) != self.me
-        ]
-        self.progress.waiting(others)
-        return bool(others)
+        if self.stop_reason is not None:
+            return True
+        return self._total.left() == 0 and not self._others_run()
 
-    @contextmanager
-    def _starting(self, number: int) -> Iterator[None]:
-        """A step of a trial's start; after a fault of the world the trial comes again when that is well."""
+    def next(self) -> Job | None:
+        """Ask Optuna for a trial; return None once the total is met."""
+        self._end_not_started()
+        if self.stop_reason is not None:
+            return None
+        with self._turn():
+            if self._total.left() == 0:
+                # of a supervisor that was killed meanwhile
+                self._recorder.adopt_orphans()
+            if self._total.left() == 0:
+                return None
+            trial = self._ask()
+            trial.set_user_attr(SUPERVISOR, machine.process_name())
+        self._stored.send_heartbeats([trial.number])
+        if self._stored.drop_excess(trial, _declared_total(self._plan)):
+            return None
         try:
-            yield
-        except Exception as fault:
-            if is_fault(fault):
-                self.running.pop(number, None)
-                self.news.append(Event(number, "world", told(fault)))
+            return self._job(trial)
+        except Exception as error:
+            if is_outage(error):
+                reason = describe_outage(error)
+                failure = Failed(trial.number, FailureCause.INFRASTRUCTURE, reason)
+                self._running.pop(trial.number, None)
+                self._not_started.append(failure)
             raise
 
-    def _start(self, trial: Trial) -> None:
-        """Let a trial choose its params, ask for its run, and submit it if that is there."""
-        params, number = space.suggest(trial, self.plan.dimensions), trial.number
-        seed = trial.user_attrs.get(SEED, self.search.seed + 1 + number)
+    def on_created(self, job: Job, run_id: str) -> None:
+        """Record the run of a trial in Optuna."""
+        self._running[job.key].trial.set_user_attr(RUN_ID, run_id)
+
+    def on_submitted(self, job: Job, worker: str) -> None:
+        """Record the process of a trial in Optuna."""
+        running = self._running[job.key]
+        running.trial.set_user_attr(WORKER, worker)
+        running.host = worker.rsplit(":", 2)[0]
+
+    def on_steps(self, job: Job, event: StepsDone) -> None:
+        """Follow a trial within an epoch."""
+        self._running[job.key].epochs = event.epoch - 1 + event.step / event.steps
+
+    def on_epoch(self, job: Job, event: EpochDone) -> Decision:
+        """Let the pruner decide about a trial after an epoch.
+
+        A trial that another machine has taken over meanwhile stops.
+        """
+        running = self._running[job.key]
+        running.epochs = float(event.epoch)
+        self.step_seconds += event.record.get("step_seconds", 0.0)
+        objective = self._objective
+        if len(self._plan.objectives) == 1 and objective in event.record:
+            running.value = event.record[objective]
+            try:
+                running.trial.report(running.value, event.epoch)
+            except UpdateFinishedTrialError:
+                return Decision.STOP
+            if event.epoch < job.config.epochs and running.trial.should_prune():
+                running.pruned_after = event.epoch
+        if running.pruned_after is None:
+            return Decision.CONTINUE
+        return Decision.STOP
+
+    def on_end(self, job: Job, outcome: Outcome, *, runs_again: bool) -> None:
+        """Record the end of a trial in both stores."""
+        running = self._running[job.key]
+        trial = self._stored.trial(job.key)
+        if trial.user_attrs.get(REASON) == ABANDONED:
+            text = "this machine was out of reach: it runs again on another"
+            self._show_end(TrialEnd(trial.number, "FAIL", text))
+        else:
+            self._record(running, outcome, runs_again=runs_again)
+        del self._running[job.key]
+        self._durations.append(time.monotonic() - running.started)
+
+    def on_turn(self) -> None:
+        """Tell other machines that the trials here live, and update the display."""
+        self._send_heartbeats()
+        if not self._progress.live:
+            return
+        left = self._total.left()
+        seconds = None
+        if self._durations:
+            rounds = (left + 0.5 * len(self._running)) / self._plan.workers
+            seconds = statistics.mean(self._durations[-RECENT_TRIALS:]) * rounds
+        self._progress.update(self._objective, self._rows(), left + len(self._running), seconds)
+
+    def on_stop(self, *, is_interrupted: bool, had_outage: bool) -> None:
+        """End what this process has started, and make both stores agree where they may not."""
+        try:
+            self._recorder.interrupt()
+            if is_interrupted:
+                self._reconcile(INTERRUPTED_WAIT_S)
+            elif had_outage or not self._is_alone:
+                self._reconcile(None)
+        except Exception as error:
+            if not is_outage(error):
+                raise
+            reason = describe_outage(error)
+            warn(f"not everything is recorded yet, the same command goes on with it: {reason}")
+
+    @property
+    def _objective(self) -> str:
+        """The objective that ranks."""
+        return next(iter(self._plan.objectives))
+
+    @property
+    def _is_alone(self) -> bool:
+        """Whether every trial is of this process: then its two stores agree unless it was cut off."""
+        this_process = machine.process_name()
+        supervisors = {trial.user_attrs.get(SUPERVISOR) for trial in self._stored.trials()}
+        return supervisors <= {this_process}
+
+    def _turn(self) -> FileLock:
+        """Return the lock under which supervisors on one machine decide."""
+        return storage.study_lock(self._plan.workspace, self._plan.study.study, "turn")
+
+    def _ask(self) -> Trial:
+        """Ask Optuna for a trial."""
+        with warnings.catch_warnings():
+            # Optuna warns that ask() sends no heartbeats; _send_heartbeats() does
+            warnings.filterwarnings("ignore", message="Heartbeat of storage")
+            return self._stored.study.ask()
+
+    def _job(self, trial: Trial) -> Job:
+        """Let a trial choose its parameters, and make a job of it."""
+        plan = self._plan
+        number = trial.number
+        params = space.suggest(trial, plan.dimensions)
+        seed = trial.user_attrs.get(SEED, plan.study.search.seed + 1 + number)
         trial.set_user_attr(SEED, seed)
-        earlier = self.stored.same_configuration(number, params)
         tags = {
             "kind": "trial",
-            "study": self.plan.study.study,
+            "study": plan.study.study,
             "trial.number": str(number),
-            **outcomes.RUNNING_TAG,
+            STATE_TAG: RUNNING_STATE,
         }
+        earlier = self._stored.same_configuration(number, params)
         if earlier is not None:
-            trial.set_user_attr(outcomes.REPLICATE_OF, earlier)
+            trial.set_user_attr(REPLICATE_OF, earlier)
             tags["trial.replicate_of"] = str(earlier)
-        config, problem = self.plan.trial_config(params, seed, self.parent_run_id)
-        trial.set_user_attr(THREADS, config.training.threads)
-        name = f"trial {number}: {space.short_name(params)}"[:250]
-        run_id = self.uploader.create_run(config, self.plan.dataset, name, **tags)
-        self.running[number] = Running(trial, params, config, run_id, problem, replicate_of=earlier)
-        self._submit(number)
+        planned = plan.trial_config(params, seed, self._parent_run_id)
+        trial.set_user_attr(THREADS, planned.config.training.threads)
+        died = 0
+        if RETRY_OF in trial.user_attrs:
+            died = deaths(self._stored.trial(number), self._stored.trials())
+        self._running[number] = _RunningTrial(trial, params, planned.config.epochs, earlier)
+        return Job(
+            key=number,
+            name=f"trial {number}: {space.short_name(params)}"[:250],
+            config=planned.config,
+            dataset=plan.dataset,
+            tags=tags,
+            deaths=died,
+            problem=planned.problem,
+        )
 
-    def _submit(self, number: int) -> None:
-        """Hand a trial to the engine as soon as its run is known."""
-        one = self.running[number]
-        if not one.run_id.done():
+    def _record(self, running: _RunningTrial, outcome: Outcome, *, runs_again: bool) -> None:
+        """Record an outcome in both stores.
+
+        A trial that was told to stop counts as pruned, unless its process died over it.
+        """
+        recorder = self._recorder
+        trial = self._stored.trial(running.trial.number)
+        match outcome:
+            case Finished():
+                remember(self._tracker.uri, outcome.result)
+                seconds = [record["epoch_seconds"] for record in outcome.result.epochs]
+                metrics = {**outcome.result.metrics, "epoch_seconds": statistics.mean(seconds)}
+                recorder.complete(trial, metrics)
+            case Failed(cause=FailureCause.PROCESS | FailureCause.NODE | FailureCause.SLOT):
+                recorder.end_without_result(trial, outcome, runs_again=runs_again)
+            case _ if running.pruned_after is not None:
+                recorder.prune(trial, running.pruned_after)
+            case Failed(cause=FailureCause.TRIAL | FailureCause.LIMIT):
+                recorder.fail(trial, outcome, runs_again=runs_again)
+            case Failed():
+                recorder.end_without_result(trial, outcome, runs_again=runs_again)
+            case Stopped():
+                failure = Failed(trial.number, FailureCause.TRIAL, "it was told to stop")
+                recorder.fail(trial, failure, runs_again=False)
+
+    def _end_not_started(self) -> None:
+        """Fail the trials that an outage kept from becoming jobs; their configurations come again."""
+        while self._not_started:
+            failure = self._not_started[0]
+            trial = self._stored.trial(failure.key)
+            self._recorder.fail(trial, failure, runs_again=may_run_again(failure, 0))
+            self._not_started.pop(0)
+
+    def _enqueue_first_points(self) -> None:
+        """Enqueue the configuration that the study was begun with, and the points of a grid."""
+        plan = self._plan
+        is_grid = plan.study.search.sampler == "grid"
+        baseline, is_outside = space.baseline(plan.dimensions, plan.run)
+        points = []
+        if baseline and not (is_outside and is_grid):
+            points.append(baseline)
+        if is_grid:
+            grid = space.grid(plan.dimensions) or []
+            points += [point for point in grid if point != baseline]
+        known = {
+            space.fingerprint(trial.system_attrs.get("fixed_params", trial.params))
+            for trial in self._stored.trials()
+        }
+        for point in points[: _declared_total(plan)]:
+            if space.fingerprint(point) not in known:
+                attributes = {BASELINE: point == baseline and not is_outside}
+                self._stored.study.enqueue_trial(point, user_attrs=attributes)
+
+    def _others_run(self) -> bool:
+        """Return whether the last trials of other supervisors still run.
+
+        A trial whose supervisor dies meanwhile is run again here.
+        """
+        this_process = machine.process_name()
+        others = [
+            trial.number
+            for trial in self._stored.trials(TrialState.RUNNING)
+            if trial.user_attrs.get(SUPERVISOR) != this_process
+        ]
+        self._progress.waiting(others)
+        return bool(others)
+
+    def _send_heartbeats(self) -> None:
+        """Tell other machines that the trials here live; take over those of dead supervisors."""
+        now = time.monotonic()
+        if now - self._last_heartbeat < storage.HEARTBEAT_S:
             return
-        one.trial.set_user_attr(RUN_ID, run_id := one.run_id.result())
-        one.is_submitted = True
-        if one.problem is not None:
-            del self.running[number]
-            self.outcomes.fail(self.stored.trial(number), one.problem, "FAILED", again=False)
-        elif worker := self.engine.submit(number, one.config, run_id):
-            one.trial.set_user_attr(study.WORKER, worker)
-            one.host = worker.rsplit(":", 2)[0]
+        self._last_heartbeat = now
+        self._stored.send_heartbeats(self._running)
+        with self._turn():
+            self._recorder.adopt_orphans()
 
-    def _handle(self, event: Event) -> None:
-        """Follow a trial, and record its end."""
-        if event.key not in self.running:  # it could not be started
-            self.outcomes.fail(
-                self.stored.trial(event.key),
-                outcomes.OF_WORLD + event.content,
-                "KILLED",
-                again=True,
-            )
+    def _reconcile(self, seconds: float | None) -> None:
+        """Wait until the store has all runs, then make it agree with Optuna.
+
+        Args:
+            seconds: How long to wait at most; None waits until the outage time-out. What is not
+                done by then, the next command does.
+        """
+        if self._tracker.wait(seconds) > 0:
             return
-        running = self.running[event.key]
-        if event.kind == "steps":
-            epoch, step, steps = event.content
-            running.epoch = epoch - 1 + step / steps
-        elif event.kind == "epoch":
-            self.engine.answer(event.key, self._goes_on(running, *event.content))
-        else:
-            if event.kind == "done":
-                report.remember(self.plan.uri, event.content)
-            self.outcomes.record(self.stored.trial(event.key), event, running.pruned_after)
-            if event.kind == "world":
-                self.health.hit(event.content)
-            del self.running[event.key]  # last: what a full disk did not let happen is done again
-            self.durations.append(time.monotonic() - running.started)
+        self._recorder.reconcile_runs()
+        self._recorder.drop_models()
 
-    def _goes_on(self, running: Running, number: int, record: Epoch) -> bool:
-        """Whether a trial goes on after an epoch: the pruner decides, until another machine has taken it over."""
-        running.epoch = float(number)
-        self.step_seconds += record.get("step_seconds", 0.0)
-        if len(self.plan.objectives) == 1 and self.objective in record:
-            running.value = record[self.objective]
-            try:
-                running.trial.report(running.value, number)
-            except UpdateFinishedTrialError:
-                return False
-            if number < running.config.epochs and running.trial.should_prune():
-                running.pruned_after = number
-        return running.pruned_after is None
+    def _show_end(self, end: TrialEnd) -> None:
+        self._progress.ended(end.number, end.state, end.text)
 
-    def _send_heartbeat(self) -> None:
-        """Tell other machines that the trials here live, and take over those of a supervisor that went away."""
-        if time.monotonic() - self.last_heartbeat < study.HEARTBEAT_S:
-            return
-        self.last_heartbeat = time.monotonic()
-        self.stored.send_heartbeats(self.running)
-        with study.lock(f"{self.plan.study.study}.turn"):
-            self.outcomes.adopt_orphans()
+    def _rows(self) -> list[Sequence[str]]:
+        """Return trial, host, epoch, value and configuration of every trial that runs."""
+        rows: list[Sequence[str]] = []
+        for number, running in sorted(self._running.items()):
+            name = space.short_name(running.params)
+            if running.replicate_of is not None:
+                name = f"(a further seed of trial {running.replicate_of}) {name}"
+            value = ""
+            if running.value is not None:
+                value = f"{running.value:.5f}"
+            epochs = f"{running.epochs:.1f}/{running.most_epochs}"
+            rows.append((str(number), running.host, epochs, value, name))
+        return rows
+
+
+def _declared_total(plan: StudyPlan) -> int:
+    """Return how many trials a study has at its end; a grid has no more than its points."""
+    search = plan.study.search
+    if search.sampler != "grid":
+        return search.trials
+    points = space.grid(plan.dimensions)
+    if not points:
+        return search.trials
+    return min(search.trials, len(points))
+
+
+def _longest_epochs(plan: StudyPlan) -> int:
+    """Return how many epochs a trial has at most, those of all members of an ensemble counted."""
+    epochs = plan.run.training.epochs
+    for dimension in plan.dimensions:
+        if dimension.key == "training.epochs":
+            epochs = int(max(dimension.choices or (dimension.high,)))
+    return plan.run.model.members * epochs

@@ -1,22 +1,29 @@
-"""Trains a recorded run again from what MLflow holds of it, and says how far the result is the same."""
+"""Train a recorded run again from what MLflow holds of it, and say how far the result is the same."""
+
+from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from mlflow.entities import Run
 
-from digit_study.config.run import Config, resolve_config
-from digit_study.stats.metrics import evaluation_of
+from digit_study.config.run_config import Config, resolve_config
+from digit_study.stats.metrics import Evaluation, evaluation_of
 from digit_study.stats.ranking import SIGNIFICANCE, PairedTest, paired_test
+from digit_study.study.multirun import train_single
+from digit_study.study.run_plan import PlannedRun, RunPlan
 from digit_study.support import console
 from digit_study.support.messages import StudyError
-from digit_study.tracking import provenance as origin
-from digit_study.tracking import queries as lookup
-from digit_study.tracking import runs as run_log
-from digit_study.tracking import views
-from digit_study.trial.local.child import train_here
+from digit_study.support.workspace import Workspace
+from digit_study.tracking import provenance, session
+from digit_study.tracking.location import store_uri
+from digit_study.tracking.queries import recorded_config
+from digit_study.tracking.session import Tracker
+from digit_study.trial.protocol import EngineContext, TrialResult
 
+#: Environment variable that switches oneDNN, which decides the bits. TensorFlow reads it once.
+ONEDNN_VARIABLE = "TF_ENABLE_ONEDNN_OPTS"
 #: Tags that decide the bits, beside the config: code, versions, machine, arithmetic.
 DECIDING = (
     "git.commit",
@@ -31,92 +38,147 @@ DECIDING = (
 )
 
 
-def reproduce(asked: Config) -> None:
-    """Do what ``reproduce=<run_id>`` on a command line asks for, see :func:`digit_study.study.run_plan.plan_reproduction`.
+@dataclass(frozen=True)
+class Verdict:
+    """How far a new run is an old run again."""
 
-    Raises StudyError if the run cannot be rebuilt.
+    #: bit-identical, within seed noise, or different.
+    name: str
+    #: Why, for a person.
+    sentence: str
+
+
+def reproduce(asked: Config, workspace: Workspace) -> None:
+    """Train the run that ``reproduce=<run_id>`` names again, and print how far it is the same.
+
+    Args:
+        asked: The config of the command line.
+        workspace: Where runs are kept.
+
+    Raises:
+        StudyError: If the run cannot be rebuilt, or its training fails.
     """
-    client, uri = lookup.open_store(asked.tracking.uri)
-    with lookup.store_faults(uri):
-        old = lookup.finished_run(client, uri, str(asked.reproduce), "reproduce")
-        before = evaluation_of(lookup.predictions(client, old, "reproduce"))
-        config, dataset = _rebuild(lookup.recorded_config(old), asked, old)
-        experiment = asked.tracking.experiment or client.get_experiment(old.info.experiment_id).name
-        config = replace(config, tracking=replace(asked.tracking, uri=uri, experiment=experiment))
-    # oneDNN decides the bits too; TensorFlow reads this once, when it is imported
-    os.environ.pop("TF_ENABLE_ONEDNN_OPTS", None)
-    if (onednn := origin.plain(old.data.tags).get("onednn", "default")) != "default":
-        os.environ["TF_ENABLE_ONEDNN_OPTS"] = onednn
+    existing = session.open_store(asked.tracking.uri, workspace)
+    with existing.readable_faults():
+        old = existing.finished_run(str(asked.reproduce), "reproduce")
+        before = evaluation_of(existing.predictions(old, "reproduce"))
+        experiment = existing.client.get_experiment(old.info.experiment_id).name
+    plan = _plan(asked, old, experiment, workspace)
+    _use_onednn_of(old)
+    name = f"reproduction of {old.info.run_name}"
     tags = {"kind": "reproduction", "reproduction.of": str(old.info.run_id)}
-    run_id = run_log.create_run(
-        config, uri, dataset, f"reproduction of {old.info.run_name}", **tags
-    )
-    result = train_here(config, run_id)
-    with lookup.store_faults(uri):
-        if list(before.index) != list(result.evaluation.index):
-            raise StudyError(
-                "a reproduction must be validated on the same images, got others: its split has changed"
-            )
-        test = paired_test(before.correct, result.evaluation.correct)
-        verdict, sentence = assess(old, client.get_run(run_id), result.weights_sha256, test)
-        client.set_tag(run_id, "reproduction.verdict", verdict)
-        client.set_tag(run_id, "reproduction.sentence", sentence)
-    where = views.address(client, uri, run_id, children=False)
-    console.console().print(console.run_table(run_id, result.metrics, where))
-    console.console().print(sentence)
-    if result.kept:
-        raise StudyError(
-            f"training ended, but the tracking store did not take the result: it is kept in {result.kept}"
-        )
+    timeout = asked.outage_timeout
+    with session.session(plan.uri, workspace, timeout, "outage_timeout") as tracker:
+        result = train_single(plan, tracker, name, **tags)
+        verdict = _compare(tracker, old, before, result)
+        verdict_tags = {
+            "reproduction.verdict": verdict.name,
+            "reproduction.sentence": verdict.sentence,
+        }
+        tracker.tag_run(result.run_id, verdict_tags)
+        where = tracker.address(result.run_id)
+    console.console().print(console.run_table(result.run_id, result.metrics, where))
+    console.console().print(verdict.sentence)
 
 
-def _rebuild(config: Config, asked: Config, old: Run) -> tuple[Config, str]:
-    """Resolve the config on the same digits and with the same arithmetic; also returns the name of the digits."""
-    tags, recipe, data = origin.plain(old.data.tags), config.training, config.data
-    path = data.path if asked.data.path is None else asked.data.path
-    data = replace(data, path=path, sha256=tags.get("dataset.sha256", data.sha256))
-    # the config of a run that was resolved has precision and threads too; its tags have them in every case
-    precision, threads = tags.get("precision", recipe.precision), tags.get("threads", "")
-    recipe = replace(
-        recipe, precision=precision, threads=int(threads) if threads.isdecimal() else recipe.threads
-    )
-    try:
-        resolved, source = resolve_config(replace(config, data=data, training=recipe))
-    except StudyError as fault:
-        why = (
-            f"the data differ or are gone: {fault}; give the same digits with data.path=<mnist.npz>"
-        )
-        raise StudyError(f"run '{old.info.run_id}' cannot be reproduced, for {why}") from None
-    return resolved, source.name
+def assess(old: Run, new: Run, weights: str, test: PairedTest) -> Verdict:
+    """Return how far a new run is an old run again.
 
-
-def assess(old: Run, new: Run, weights: str, test: PairedTest) -> tuple[str, str]:
-    """Say how far the new run is the old one again: bit-identical, within seed noise or different; and a sentence why.
-
-    ``test`` is new against old on the same validation images.
+    Args:
+        old: The recorded run.
+        new: The run that trained it again.
+        weights: sha256 of the new weights.
+        test: The new run against the old on the same validation images.
     """
     name = f"run {new.info.run_id} against run {old.info.run_id}"
     if old.data.tags.get("weights.sha256") == weights:
-        return "bit-identical", f"bit-identical: {name}: equal weights, sha256 {weights}"
-    facts = f"{100 * test.difference:+.2f} points [{100 * test.low:+.2f}, {100 * test.high:+.2f}]"
-    facts += f" on {test.images:,} validation images, exact McNemar p = {test.p_value:.3g}; "
-    facts += (
-        "; ".join(differences(origin.plain(old.data.tags), origin.plain(new.data.tags)))
-        or "nothing that was recorded differs"
+        sentence = f"bit-identical: {name}: equal weights, sha256 {weights}"
+        return Verdict("bit-identical", sentence)
+    low = f"{100 * test.low:+.2f}"
+    high = f"{100 * test.high:+.2f}"
+    changed = differences(provenance.plain(old.data.tags), provenance.plain(new.data.tags))
+    facts = (
+        f"{100 * test.difference:+.2f} points [{low}, {high}] on {test.images:,} validation "
+        f"images, exact McNemar p = {test.p_value:.3g}; "
+        f"{'; '.join(changed) or 'nothing that was recorded differs'}"
     )
     if test.p_value >= SIGNIFICANCE:
-        return "within seed noise", f"within seed noise: {name}: other weights, {facts}"
-    return "different", f"different: {name}: {facts}"
+        sentence = f"within seed noise: {name}: other weights, {facts}"
+        return Verdict("within seed noise", sentence)
+    return Verdict("different", f"different: {name}: {facts}")
 
 
 def differences(old: Mapping[str, str], new: Mapping[str, str]) -> list[str]:
-    """Name what was recorded of code, versions, machine and data and is not the same."""
+    """Return what was recorded of code, versions, machine and data and is not the same.
+
+    Args:
+        old: Provenance of the recorded run, by name.
+        new: Provenance of the new run.
+    """
     versions = sorted(key for key in {*old, *new} if key.startswith("version."))
-    changed = [key for key in (*DECIDING, *versions) if old.get(key) != new.get(key)]
-    found = [
-        f"{key} was {old.get(key, 'not recorded')}, is {new.get(key, 'not recorded')}"
-        for key in changed
-    ]
+    found = []
+    for key in (*DECIDING, *versions):
+        was = old.get(key, "not recorded")
+        now = new.get(key, "not recorded")
+        if was != now:
+            found.append(f"{key} was {was}, is {now}")
     if old.get("git.dirty") == new.get("git.dirty") == "true":
         found.append("both ran with uncommitted changes (git.dirty), which may differ")
     return found
+
+
+def _plan(asked: Config, old: Run, experiment: str, workspace: Workspace) -> RunPlan:
+    """Rebuild the plan of a recorded run, on the same digits and with the same arithmetic.
+
+    Raises:
+        StudyError: If its data differ or are gone.
+    """
+    config = recorded_config(old)
+    tags = provenance.plain(old.data.tags)
+    path = config.data.path
+    if asked.data.path is not None:
+        path = asked.data.path
+    data = replace(config.data, path=path, sha256=tags.get("dataset.sha256", config.data.sha256))
+    # the tags have precision and threads in every case, the config where it was resolved
+    threads = config.training.threads
+    if tags.get("threads", "").isdecimal():
+        threads = int(tags["threads"])
+    precision = tags.get("precision", config.training.precision)
+    training = replace(config.training, precision=precision, threads=threads)
+    try:
+        resolved, source = resolve_config(replace(config, data=data, training=training))
+    except StudyError as fault:
+        raise StudyError(
+            f"run '{old.info.run_id}' cannot be reproduced, for the data differ or are gone: "
+            f"{fault}; give the same digits with data.path=<mnist.npz>"
+        ) from None
+    uri = store_uri(asked.tracking.uri, workspace)
+    tracking = replace(asked.tracking, uri=uri, experiment=asked.tracking.experiment or experiment)
+    resolved = replace(resolved, tracking=tracking)
+    planned = PlannedRun([], resolved, source.name, cost=0.0)
+    context = EngineContext(
+        workspace=workspace, options=asked.engine_options, data=resolved.data, tracking_uri=uri
+    )
+    return RunPlan([], [planned], False, 1, uri, context)
+
+
+def _use_onednn_of(old: Run) -> None:
+    """Let TensorFlow, which is not imported yet, use oneDNN as it did for a recorded run."""
+    os.environ.pop(ONEDNN_VARIABLE, None)
+    onednn = provenance.plain(old.data.tags).get("onednn", "default")
+    if onednn != "default":
+        os.environ[ONEDNN_VARIABLE] = onednn
+
+
+def _compare(tracker: Tracker, old: Run, before: Evaluation, result: TrialResult) -> Verdict:
+    """Compare a result with the recorded run once the store has it."""
+    after = result.evaluation
+    if list(before.index) != list(after.index):
+        raise StudyError(
+            "a reproduction must be validated on the same images, got others: its split has changed"
+        )
+    test = paired_test(before.correct, after.correct)
+    tracker.wait()
+    with tracker.readable_faults():
+        new = tracker.client.get_run(result.run_id)
+    return assess(old, new, result.weights_sha256, test)

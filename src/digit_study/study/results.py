@@ -13,23 +13,25 @@ import numpy.typing as npt
 import pandas as pd
 from optuna.trial import FrozenTrial, TrialState
 
-from digit_study.config.study import pruner_of
+from digit_study.config import space
+from digit_study.config.study_config import pruner_of
 from digit_study.report.figures import charts
 from digit_study.report.figures import optuna_figures as study_pictures
 from digit_study.stats.metrics import Evaluation, accuracy_interval, evaluation_of
 from digit_study.stats.ranking import Candidate, Group, pooled_leaderboard, sentence
-from digit_study.study import space
-from digit_study.study.outcomes import (
+from digit_study.study.storage import StoredStudy
+from digit_study.study.study_plan import StudyPlan
+from digit_study.study.study_plan import study_arguments as address
+from digit_study.study.trial_attributes import (
+    EXCESS,
+    REASON,
     REPLICATE_OF,
     RUN_ID,
     SEED,
     THREADS,
-    RankKey,
-    rank_key,
-    ranked_trials,
+    Rank,
 )
-from digit_study.study.storage import REASON, SURPLUS, StoredStudy
-from digit_study.study.study_plan import StudyPlan, address
+from digit_study.study.trial_recorder import ranked_trials
 from digit_study.support.console import CONFIGURATIONS, warn, with_interval
 from digit_study.support.messages import first_line
 from digit_study.tracking import provenance as origin
@@ -50,7 +52,7 @@ _best: dict[tuple[str, str], TrialResult] = {}
 
 def feasible_trials(stored: StoredStudy) -> list[FrozenTrial]:
     """Complete trials that keep every constraint, the best first."""
-    return [trial for (is_broken, *_), trial in ranked_trials(stored) if not is_broken]
+    return [e.trial for e in ranked_trials(stored) if not e.rank.breaks_constraint]
 
 
 def trial_name(trial: FrozenTrial, plan: StudyPlan) -> str:
@@ -195,7 +197,7 @@ def note(
     failed = [
         f"trial {number}: {reason}"[:300]
         for number, reason in reasons
-        if reason not in (None, SURPLUS)
+        if reason not in (None, EXCESS)
     ]
     where = address(
         plan.study.study, {"search.storage": search.storage, "tracking.uri": plan.run.tracking.uri}
@@ -249,7 +251,7 @@ class BestSoFar:
 
     def __init__(self, plan: StudyPlan, stored: StoredStudy) -> None:
         self.plan, self.stored, self.seen = plan, stored, set[int]()
-        self.best: tuple[RankKey, FrozenTrial] | None = None
+        self.best: tuple[Rank, FrozenTrial] | None = None
 
     def __call__(self) -> str:
         """What is best by now, or that nothing is yet."""
@@ -257,12 +259,12 @@ class BestSoFar:
             one for one in self.stored.trials(TrialState.COMPLETE) if one.number not in self.seen
         ]
         self.seen.update(one.number for one in new)
-        ranked = [(rank_key(one, self.stored.study), one) for one in new] + (
+        ranked = [(Rank.of(one, self.stored.study), one) for one in new] + (
             [self.best] if self.best else []
         )
         self.best = min(ranked, key=lambda pair: pair[0], default=None)
         if (
-            self.best is None or self.best[0][0]
+            self.best is None or self.best[0].breaks_constraint
         ):  # that one breaks a constraint, and so do all others
             return "none yet"
         value, objective = self.best[1].values[0], next(iter(self.plan.objectives))

@@ -1,145 +1,266 @@
 """From a command line to checked runs, before TensorFlow is imported and before anything is written."""
 
+from __future__ import annotations
+
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
 from typing import Any
 
 from digit_study.config import compose
-from digit_study.config.engine import PLACE_KEYS, EngineConfig, common_precision, settle
-from digit_study.config.run import Config, resolve_config
+from digit_study.config.engine_config import (
+    ENGINE_KEYS,
+    EngineConfig,
+    Node,
+    common_precision,
+    with_defaults,
+)
+from digit_study.config.run_config import Config, resolve_config
+from digit_study.data.digits import split_sizes
+from digit_study.model.cost import multiplications
 from digit_study.support import machine
 from digit_study.support.console import warn
-from digit_study.support.messages import StudyError, check, choice
-from digit_study.tracking.database import check_store, require_run, tracking_uri
-from digit_study.trial.protocol import ENGINES, OFFERS, EngineContext
+from digit_study.support.messages import StudyError
+from digit_study.support.rules import check, choice
+from digit_study.support.workspace import Workspace
+from digit_study.tracking.database import check_store, require_run
+from digit_study.tracking.location import store_uri
+from digit_study.trial.protocol import AVAILABLE_NODES, ENGINES, EngineContext
 
 #: Keys that may stand beside ``reproduce``: where the result goes, and where the digits lie now.
 BESIDE_REPRODUCE = ("tracking.uri", "tracking.experiment", "tracking.run_name", "data.path")
 #: Keys of reproductions, promotions and comparisons that hold the id of a run.
-RUN_IDS = ("reproduce", "run_id", "a", "b")
+RUN_ID_KEYS = ("reproduce", "run_id", "a", "b")
+#: A run on n cores is n to this power faster than on a single core: 1.15 times on two. Two runs side
+#: by side on a core each do 1.6 to 1.9 times the work of a single run on both.
+THREAD_EXPONENT = 0.2
+#: Work of an image beside its multiplications: reading, augmenting, activations. In multiplications.
+FIXED_COST = 1_500_000
 
 
 @dataclass(frozen=True)
-class Job:
-    """One run of a command line: what a person typed for it, what that means, and the name of its data."""
+class PlannedRun:
+    """One run of a command line."""
 
+    #: What a person typed for it.
     overrides: list[str]
+    #: What that means.
     config: Config
+    #: Name of its data.
     dataset: str
+    #: Estimated work, in multiplications.
+    cost: float
 
 
 @dataclass(frozen=True)
-class Plan:
+class RunPlan:
     """Everything a command line asks for, checked."""
 
-    typed: list[str]  # overrides
-    jobs: list[Job]  # in Hydra's order, every config resolved
-    multirun: bool  # -m was given
-    parallel: int  # how many jobs run at a time
-    context: EngineContext | None = (
-        None  # what an engine may use that has its own slots; None: Hydra launches the jobs
-    )
+    #: The command line.
+    typed: list[str]
+    #: Runs in Hydra's order.
+    runs: list[PlannedRun]
+    #: Whether -m was given.
+    is_multirun: bool
+    #: Runs at a time; workers × threads = cores.
+    workers: int
+    #: URI of the tracking store.
+    uri: str
+    #: What the engine may use.
+    context: EngineContext
 
-    def resolved_overrides(self) -> list[str]:
-        """Overrides that hand Hydra's jobs what was resolved here once, so that all see the same."""
-        config, *others = (job.config for job in self.jobs)
-        chosen = []
-        if all(other.training.threads == config.training.threads for other in others):
-            chosen.append(f"training.threads={config.training.threads}")
-        if all(other.data == config.data for other in others):
-            chosen.append(f"data.sha256='{config.data.sha256}'")
-            chosen += [] if config.data.path else [f"data.source={config.data.source}"]
-        return chosen
+    @property
+    def workspace(self) -> Workspace:
+        """Where runs are kept."""
+        return self.context.workspace
+
+    @property
+    def longest_first(self) -> list[int]:
+        """Numbers of the runs in the order in which they start: no long run is left to the end."""
+        numbers = range(len(self.runs))
+        return sorted(numbers, key=lambda number: -self.runs[number].cost)
 
 
-def plan(arguments: Sequence[str]) -> Plan:
-    """Compose and check every job of a command line; raises StudyError for all that is known without TensorFlow."""
-    args = compose.parse_arguments(arguments)
+def plan_runs(arguments: Sequence[str], workspace: Workspace) -> RunPlan:
+    """Compose and check every run of a command line.
+
+    Args:
+        arguments: The command line, without the name of the command.
+        workspace: Where runs are kept.
+
+    Raises:
+        StudyError: For everything that is known to be wrong without TensorFlow.
+    """
+    parsed = compose.parse_arguments(arguments)
     compose.register()
-    texts = compose.expand(args.overrides) if args.multirun else [list(args.overrides)]
+    texts = [list(parsed.overrides)]
+    if parsed.multirun:
+        texts = compose.expand(parsed.overrides)
     configs = [compose.compose_config(text) for text in texts]
     for config in configs:
         config.validate()
-    for uri in {tracking_uri(config.tracking.uri) for config in configs}:
-        check_store(uri)
-    parallel, chosen = 1, dict(text.split("=", 1) for text in args.overrides if "=" in text)
-    if args.multirun and chosen.get("hydra/launcher") == "joblib":
-        if find_spec("hydra_plugins.hydra_joblib_launcher") is None:
-            raise StudyError(
-                "hydra/launcher=joblib needs hydra-joblib-launcher: pip install -e '.[joblib]'"
-            )
-        wanted = int(chosen.get("hydra.launcher.n_jobs", -1))
-        parallel = max(1, min(len(texts), machine.cores() if wanted < 0 else wanted))
-    place = _place(configs, args.multirun)
-    configs = [replace(config, resources=place.resources) for config in configs]
-    nodes = OFFERS[place.engine](place, tracking_uri(configs[0].tracking.uri))
-    precision = common_precision(nodes)
-    resolved = [resolve_config(config, parallel, precision) for config in configs]
-    for warning in sorted({str(source.warning) for _, source in resolved if source.warning}):
-        warn(warning)
-    jobs = [
-        Job(text, config, source.name)
-        for text, (config, source) in zip(texts, resolved, strict=True)
-    ]
-    if place.engine == "local":
-        return Plan(list(args.overrides), jobs, bool(args.multirun), parallel)
-    if len({job.config.data.sha256 for job in jobs}) > 1:
-        raise StudyError(
-            "all runs of -m on a cluster read the same digits, got several: give a command for each"
-        )
-    data, uri = jobs[0].config.data, tracking_uri(configs[0].tracking.uri)
-    context = EngineContext(place.workers, place=place, data=data, uri=uri)
-    return Plan(
-        list(args.overrides), jobs, True, min(sum(one.room for one in nodes), len(jobs)), context
+    uri = _common_store(configs, workspace)
+    options = _engine_options(configs)
+    configs = [replace(config, resources=options.resources) for config in configs]
+    nodes = AVAILABLE_NODES[options.engine](options, uri, workspace)
+    workers = _workers(options, configs, nodes)
+    runs = _resolve(texts, configs, workers, common_precision(nodes))
+    if options.engine != "local":
+        _check_same_digits(runs)
+    slots: int | None = workers
+    if options.engine != "local":
+        slots = options.workers
+    context = EngineContext(
+        workspace=workspace,
+        slots=slots,
+        options=options,
+        data=runs[0].config.data,
+        tracking_uri=uri,
     )
+    is_multirun = bool(parsed.multirun)
+    return RunPlan(list(parsed.overrides), runs, is_multirun, workers, uri, context)
 
 
-def _place(configs: Sequence[Config], multirun: bool) -> EngineConfig:
-    """Where all runs are trained; raises StudyError if that is no engine, not the same for all, or for one run."""
-    first, places = configs[0], {str(config.place) for config in configs}
-    check(first, {"engine": choice(ENGINES)}, [])
-    if len(places) > 1:
-        raise StudyError(
-            f"{', '.join(PLACE_KEYS)} are of the whole command, got a sweep over them: give one value"
-        )
-    if first.engine == "local":
-        return first.place
-    if not multirun:
-        raise StudyError(
-            f"`engine`={first.engine} is for the runs of -m, got one run, which is trained here: add -m"
-        )
-    if len({tracking_uri(config.tracking.uri) for config in configs}) > 1:
-        raise StudyError(
-            "`tracking.uri` is the same for all runs of -m on a cluster, got several: give one"
-        )
-    return settle(first.place, max(config.training.threads or 1 for config in configs))
+def plan_reproduction(arguments: Sequence[str], workspace: Workspace) -> Config:
+    """Compose a command line with ``reproduce=<run_id>``.
 
-
-def plan_reproduction(arguments: Sequence[str]) -> Config:
-    """Compose a command line with ``reproduce=<run_id>``; raises StudyError if it asks for more or is of no run."""
+    Raises:
+        StudyError: If it asks for more, or there is no such run.
+    """
     typed = compose.parse_arguments(arguments).overrides
-    allowed, listed = ("reproduce", *BESIDE_REPRODUCE), ", ".join(BESIDE_REPRODUCE)
-    if extra := [text for text in typed if text.lstrip("+").partition("=")[0] not in allowed]:
-        more = f"got {' '.join(extra)!r} beside it: drop that, only {listed} may be given"
-        raise StudyError(f"`reproduce` trains a run as it was, {more}")
-    config: Config = plan_task(arguments, "config", Config)
+    allowed = ("reproduce", *BESIDE_REPRODUCE)
+    extra = [text for text in typed if text.lstrip("+").partition("=")[0] not in allowed]
+    if extra:
+        raise StudyError(
+            f"`reproduce` trains a run as it was, got {' '.join(extra)!r} beside it: drop that, "
+            f"only {', '.join(BESIDE_REPRODUCE)} may be given"
+        )
+    config: Config = plan_task(arguments, "config", Config, workspace)
     return config
 
 
-def plan_task(arguments: Sequence[str], root: str, schema: type) -> Any:
-    """Compose and check ``conf/<root>.yaml`` and its store, without MLflow; raises StudyError; --help ends here."""
+def plan_task(arguments: Sequence[str], root: str, schema: type, workspace: Workspace) -> Any:
+    """Compose and check ``conf/<root>.yaml`` and its store, without MLflow; ``--help`` ends here.
+
+    Args:
+        arguments: The command line, without the name of the command.
+        root: Name of the root config.
+        schema: Its dataclass.
+        workspace: Where runs are kept.
+
+    Returns:
+        An instance of ``schema``.
+
+    Raises:
+        StudyError: If something is wrong.
+    """
     compose.answer(arguments, root, schema)
-    args = compose.parse_arguments(arguments)
-    if args.multirun:
+    parsed = compose.parse_arguments(arguments)
+    if parsed.multirun:
         raise StudyError(
             "-m launches several runs, but this takes one run or does one thing at a time: drop it"
         )
-    config = compose.compose_config(args.overrides, root)
+    config = compose.compose_config(parsed.overrides, root)
     config.validate()
-    uri = tracking_uri(config.tracking.uri)
+    uri = store_uri(config.tracking.uri, workspace)
     check_store(uri)
-    for key in RUN_IDS:
-        if (run_id := getattr(config, key, None)) is not None:
+    for key in RUN_ID_KEYS:
+        run_id = getattr(config, key, None)
+        if run_id is not None:
             require_run(uri, run_id, key)
     return config
+
+
+def makespan(costs: Sequence[float], workers: int) -> float:
+    """Return when the last job ends if workers take the longest job that is left.
+
+    Args:
+        costs: How long each job takes.
+        workers: How many jobs run at a time.
+
+    Returns:
+        The time in the unit of ``costs`` (the rule is Graham's LPT, 1969).
+    """
+    ends = [0.0] * workers
+    for cost in sorted(costs, reverse=True):
+        earliest = ends.index(min(ends))
+        ends[earliest] += cost
+    return max(ends)
+
+
+def choose_workers(costs: Sequence[float], cores: int) -> int:
+    """Return how many runs at a time end soonest: a single run on all cores, or a run a core.
+
+    Args:
+        costs: Estimated work of each run.
+        cores: Cores of this machine.
+    """
+    workers = min(cores, len(costs))
+    threads = cores // workers
+    one_at_a_time = sum(costs) / cores**THREAD_EXPONENT
+    side_by_side = makespan(costs, workers) / threads**THREAD_EXPONENT
+    if side_by_side < one_at_a_time:
+        return workers
+    return 1
+
+
+def _common_store(configs: Sequence[Config], workspace: Workspace) -> str:
+    """Return the URI of the store of all runs; StudyError if there are several or it cannot be used."""
+    uris = {store_uri(config.tracking.uri, workspace) for config in configs}
+    for uri in uris:
+        check_store(uri)
+    if len(uris) > 1:
+        raise StudyError("`tracking.uri` is the same for all runs of -m, got several: give one")
+    return uris.pop()
+
+
+def _engine_options(configs: Sequence[Config]) -> EngineConfig:
+    """Return where all runs are trained; StudyError if that is no engine, or not the same for all."""
+    first = configs[0]
+    check(first, {"engine": choice(ENGINES)}, [])
+    if len({str(config.engine_options) for config in configs}) > 1:
+        keys = ", ".join(ENGINE_KEYS)
+        raise StudyError(f"{keys} are of the whole command, got a sweep over them: give one value")
+    threads = max(config.training.threads or 1 for config in configs)
+    return with_defaults(first.engine_options, threads)
+
+
+def _workers(options: EngineConfig, configs: Sequence[Config], nodes: Sequence[Node]) -> int:
+    """Return how many runs are trained at a time."""
+    if options.workers is not None:
+        return min(options.workers, len(configs))
+    if options.engine != "local":
+        return min(sum(node.capacity for node in nodes), len(configs))
+    threads = [config.training.threads for config in configs if config.training.threads]
+    if threads:
+        return max(1, min(machine.cores() // max(threads), len(configs)))
+    return choose_workers([_model_cost(config) for config in configs], machine.cores())
+
+
+def _model_cost(config: Config) -> float:
+    """Return the work of a run for each image that it has to train on."""
+    return config.training.epochs * (FIXED_COST + multiplications(config.model))
+
+
+def _resolve(
+    texts: Sequence[list[str]], configs: Sequence[Config], workers: int, precision: str
+) -> list[PlannedRun]:
+    """Resolve data, precision and threads of every run."""
+    runs = []
+    warnings = set()
+    for text, config in zip(texts, configs, strict=True):
+        resolved, source = resolve_config(config, workers, precision)
+        if source.warning:
+            warnings.add(source.warning)
+        images, _ = split_sizes(source.images, resolved.data)
+        runs.append(PlannedRun(text, resolved, source.name, images * _model_cost(resolved)))
+    for warning in sorted(warnings):
+        warn(warning)
+    return runs
+
+
+def _check_same_digits(runs: Sequence[PlannedRun]) -> None:
+    """Raise StudyError if runs on a cluster, which is handed the digits, read different digits."""
+    if len({run.config.data.sha256 for run in runs}) > 1:
+        raise StudyError(
+            "all runs of -m on a cluster read the same digits, got several: give a command for each"
+        )

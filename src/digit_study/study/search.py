@@ -1,207 +1,228 @@
-"""A study from its plan to its leaderboard: the stores, the parent run, the sweep, the report."""
+"""Search: a study from its plan to its leaderboard.
+
+The way of a trial: this file → :mod:`digit_study.study.optuna_source` (what is trained next, and
+how it ended) → :mod:`digit_study.trial.runner` (keeps the engine busy) →
+:mod:`digit_study.trial.run_trial` (one configuration to one tracked run) →
+:mod:`digit_study.tracking.session` (both stores).
+"""
+
+from __future__ import annotations
 
 import gc
 import json
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import yaml
 
-from digit_study.config.compose import ROOT
-from digit_study.data.digits import load_digits
-from digit_study.report.figures import run_figures as figures
-from digit_study.study import results as report
-from digit_study.study.optuna_source import Sweep
-from digit_study.study.outcomes import RUN_ID
-from digit_study.study.storage import CREATOR, UID, WORKER, StoredStudy, lock, open_study, orphans
-from digit_study.study.study_plan import StudyPlan, address, describe_storage, studies_folder
+from digit_study.study import results
+from digit_study.study.optuna_source import OptunaSource
+from digit_study.study.parent_run import parent_run
+from digit_study.study.storage import CREATOR, StoredStudy, open_study, orphans, study_lock
+from digit_study.study.study_plan import StudyPlan, describe_storage, study_arguments
+from digit_study.study.trial_attributes import RUN_ID, WORKER
 from digit_study.support import console, machine
-from digit_study.support.messages import StudyError, flatten, without_password
+from digit_study.support.messages import StudyError, without_password
 from digit_study.support.progress import sweep_progress
-from digit_study.support.signals import Interrupted
-from digit_study.tracking import database as stores
-from digit_study.tracking import queries as lookup
-from digit_study.tracking import views
-from digit_study.tracking.runs import RunLog, client_of, reopen_run
-from digit_study.tracking.uploader import BackgroundUploader
+from digit_study.support.rules import flatten
+from digit_study.tracking import session, views
+from digit_study.tracking.location import view_command
+from digit_study.tracking.session import Tracker
+from digit_study.tracking.writer import RunWriter
 from digit_study.trial.protocol import ENGINES, Engine, EngineContext
+from digit_study.trial.runner import Runner
 
-#: Seconds that the process that created a study needs at most until its parent run is in MLflow.
+#: Seconds that the process which created a study has to create its run.
 PARENT_WITHIN_S = 60.0
-#: Parent runs by store and study.
-_parents: dict[tuple[str, str], str] = {}
+#: Rows of the leaderboard on the terminal.
+PRINTED_ROWS = 10
 
 
 def run_study(
     plan: StudyPlan,
     open_engine: Callable[[EngineContext], Engine] | None = None,
-    alongside: Callable[[StudyPlan], AbstractContextManager[Any]] = nullcontext,
     around: Callable[[StudyPlan], AbstractContextManager[Any]] = nullcontext,
 ) -> StoredStudy:
-    """Search until the declared total is met, then report; an interrupted study goes on with the same command.
+    """Search until the declared total is met, then report; the same call resumes.
 
-    ``open_engine`` makes the engine that trials run on; by default it is the one that ``search.engine`` names.
-    ``alongside`` is entered when both stores have the study, and left when its trials have ended; ``around`` is left
-    when all is reported, while the tracking store may still be told of it.
-    Raises StudyError if the study is not the one that was begun or too many trials failed, and Interrupted after a
-    signal; both stores are then left without anything RUNNING.
+    Args:
+        plan: The study.
+        open_engine: Makes the engine; by default that of ``search.engine``.
+        around: Left when everything is reported, while the store can still be asked.
+
+    Raises:
+        StudyError: If the study is not the one that was begun, or too many trials failed.
+        Interrupted: After a signal; both stores are then left without anything RUNNING.
     """
-    stored = open_study(plan.study, plan.run, plan.overrides)
-    # a trial that was suspended while it wrote still holds its lock on the tracking store: first of all it must go
+    search = plan.study.search
+    stored = open_study(plan.study, plan.run, plan.overrides, plan.workspace)
+    # a worker that was suspended while it wrote still holds its lock on the tracking store
     for trial in orphans(stored):
         machine.end_process(trial.user_attrs.get(WORKER))
-    search = plan.study.search
     engine = (open_engine or ENGINES[search.engine])(plan.context)
-    stores.prepare_store(plan.uri)
-    with BackgroundUploader(plan.uri, search.outage_timeout) as uploader, around(plan):
-        _search(plan, stored, engine, alongside, uploader)
-        if uploader.fault is not None:  # what is around this may ask the store
-            uploader.wait()
+    with (
+        session.session(
+            plan.uri, plan.workspace, search.outage_timeout, "search.outage_timeout"
+        ) as tracker,
+        around(plan),
+    ):
+        _search(plan, stored, engine, tracker)
+        if tracker.fault is not None:
+            # what is around this may ask the store
+            tracker.wait()
     return stored
 
 
-def _search(
-    plan: StudyPlan,
-    stored: StoredStudy,
-    engine: Engine,
-    alongside: Callable[[StudyPlan], AbstractContextManager[Any]],
-    uploader: BackgroundUploader,
-) -> None:
-    """The parent run, from its beginning to its end."""
-    parent, status = _parent_run(plan, stored, uploader), "FAILED"
-    try:
-        log = RunLog(plan.uri, parent)
-        log.config(plan.run)
-        log.describe(report.note(plan, stored), plan.keys)
-        shown = {
-            **flatten(plan.study),
-            "search.storage": describe_storage(plan.study),
-        }  # the URI may hold a password
-        (log.folder / "study.yaml").write_text(
-            yaml.safe_dump(json.loads(json.dumps(shown, default=str)))
-        )
-        digits = load_digits(plan.run.data)
-        log.dataset(digits.name, digits.sha256, digits.counts())
-        figures.write_data_figures(digits, log.folder)
-        gc.freeze()  # what the imports left need not be gone through again in every collection of garbage
-        with alongside(plan), sweep_progress(report.BestSoFar(plan, stored)) as progress:
-            sweep = Sweep(plan, stored, parent, engine, progress, uploader)
-            sweep.run()
-        if sweep.step_seconds:  # else all had been there already
-            log.metrics({"sweep_efficiency": sweep.efficiency})
-            share = (
-                f"{sweep.efficiency:.0%} of {plan.workers} × {time.monotonic() - sweep.began:.1f} s"
-            )
-            console.console().print(f"{share} were training steps (sweep_efficiency)")
-        status = "FINISHED"
-    except Interrupted:
-        status = "KILLED"
-        console.print_error(
-            f"interrupted: the same command goes on with study '{plan.study.study}'"
-        )
-        raise
-    finally:
-        _end(plan, stored, parent, status)
+def find_parent(tracker: Tracker, stored: StoredStudy) -> str | None:
+    """Return the id of a study's run, None where this store does not have it."""
+    return tracker.find_run({"kind": "study", "study.uid": stored.uid})
 
 
-def parent_of(plan: StudyPlan, stored: StoredStudy) -> str | None:
-    """The parent run of a study, which is asked for once; None where this tracking store does not have it."""
-    place = _place(plan, stored)
-    if place not in _parents:
-        found = lookup.find_run(plan.uri, {"kind": "study", "study.uid": place[1]})
-        if found is None:
-            return None
-        _parents[place] = found
-    return _parents[place]
-
-
-def _place(plan: StudyPlan, stored: StoredStudy) -> tuple[str, str]:
-    return plan.uri, str(stored.study.user_attrs[UID])
-
-
-def kept_elsewhere(plan: StudyPlan) -> StudyError:
-    """What to say of a study whose runs are in another store."""
+def runs_elsewhere(plan: StudyPlan) -> StudyError:
+    """Return the error of a study whose runs are in another store."""
     return StudyError(
-        f"the runs of study '{plan.study.study}' are not in {without_password(plan.uri)}: set MLFLOW_TRACKING_URI to "
-        "the store that it was begun with, or start it anew with search.fresh=true"
+        f"the runs of study '{plan.study.study}' are not in {without_password(plan.uri)}: set "
+        "MLFLOW_TRACKING_URI to the store that it was begun with, or start it anew with "
+        "search.fresh=true"
     )
 
 
-def _parent_run(plan: StudyPlan, stored: StoredStudy, uploader: BackgroundUploader) -> str:
-    """Find the parent run of a study again, or create it; raises StudyError if its runs are in another store."""
-    # it is left to the process that created the study, while that lives: two would be one too many
-    me = machine.process_name()
-    creator, place = stored.study.user_attrs.get(CREATOR), _place(plan, stored)
-    deadline = time.monotonic() + PARENT_WITHIN_S
-    while creator not in (me, None) and machine.is_alive(creator) and time.monotonic() < deadline:
-        if parent_of(plan, stored) is not None:
-            break
-        time.sleep(0.5)
-    with lock(f"{plan.study.study}.turn"):
-        # of one that this process has just created no store knows anything
-        known = _parents.get(place) if creator == me else parent_of(plan, stored)
-        if known is not None and reopen_run(plan.uri, known):
+def _search(plan: StudyPlan, stored: StoredStudy, engine: Engine, tracker: Tracker) -> None:
+    """Run the trials of a study and report on them."""
+    run_id = _open_parent(plan, stored, tracker)
+    with parent_run(
+        tracker,
+        run_id,
+        plan.run,
+        interrupted=f"interrupted: the same command goes on with study '{plan.study.study}'",
+        report=partial(_report, plan, stored, tracker),
+        lock=study_lock(plan.workspace, plan.study.study, "report"),
+    ) as writer:
+        writer.describe(results.note(plan, stored), plan.keys)
+        _write_study_config(plan, writer)
+        # what the imports left need not be gone through in every collection of garbage
+        gc.freeze()
+        began = time.monotonic()
+        with sweep_progress(results.BestSoFar(plan, stored)) as progress:
+            source = OptunaSource(plan, stored, tracker, run_id, progress)
+            source.join()
+            runner = Runner(
+                engine, tracker, plan.health(), awaits_upload=stored.database is not None
+            )
+            runner.run(source)
+        if source.stop_reason is not None:
+            raise StudyError(source.stop_reason)
+        _log_efficiency(plan, writer, source.step_seconds, time.monotonic() - began)
+
+
+def _open_parent(plan: StudyPlan, stored: StoredStudy, tracker: Tracker) -> str:
+    """Find the run of a study again, or create it.
+
+    Raises:
+        StudyError: If its runs are in another store.
+    """
+    study = plan.study.study
+    _await_creator(stored, tracker)
+    with study_lock(plan.workspace, study, "turn"):
+        known = find_parent(tracker, stored)
+        if known is not None and tracker.reopen_run(known):
             return known
         if any(RUN_ID in trial.user_attrs for trial in stored.trials()):
-            raise kept_elsewhere(plan)
-        tags = {
-            **views.INITIAL,
-            "study": plan.study.study,
-            "kind": "study",
-            "study.uid": place[1],
-        }
-        _parents[place] = uploader.create_run(
-            plan.run, plan.dataset, f"study {plan.study.study}", **tags
-        ).result()
-        return _parents[place]
+            raise runs_elsewhere(plan)
+        tags = {**views.INITIAL, "study": study, "kind": "study", "study.uid": stored.uid}
+        return tracker.create_run(plan.run, plan.dataset, f"study {study}", **tags)
 
 
-def _end(plan: StudyPlan, stored: StoredStudy, parent: str, status: str) -> None:
-    """Report and end the parent run; supervisors of one study in turn, for it has one folder on this machine."""
-    with lock(f"{plan.study.study}.report"):
-        log = RunLog(plan.uri, parent)
-        try:
-            if status == "KILLED":
-                log.describe(report.note(plan, stored), plan.keys)
-            else:
-                _report(plan, stored, log, status)
-        except BaseException as error:
-            status = "KILLED" if isinstance(error, Interrupted) else "FAILED"
-            raise
-        finally:
-            log.end(status, {"study": plan.study.study})
-
-
-def _report(plan: StudyPlan, stored: StoredStudy, log: RunLog, status: str) -> None:
-    board, name = report.leaderboard(plan, stored), plan.study.study
-    board.attrs["machines"] = report.machines(plan, stored, log.run_id)
-    report.write(plan, stored, board, log.folder)
-    log.describe(report.note(plan, stored, board), plan.keys)
-    if board.empty:
-        if status == "FAILED":  # and that says why
+def _await_creator(stored: StoredStudy, tracker: Tracker) -> None:
+    """Leave the creation of the run to the process that created the study, while that lives."""
+    creator = stored.study.user_attrs.get(CREATOR)
+    if creator in (machine.process_name(), None):
+        return
+    deadline = time.monotonic() + PARENT_WITHIN_S
+    while machine.is_alive(creator) and time.monotonic() < deadline:
+        if find_parent(tracker, stored) is not None:
             return
+        time.sleep(0.5)
+
+
+def _write_study_config(plan: StudyPlan, writer: RunWriter) -> None:
+    """Keep the config of a study as an artifact, without any password."""
+    values = {**flatten(plan.study), "search.storage": describe_storage(plan)}
+    plain = json.loads(json.dumps(values, default=str))
+    (writer.folder / "study.yaml").write_text(yaml.safe_dump(plain))
+
+
+def _log_efficiency(
+    plan: StudyPlan, writer: RunWriter, step_seconds: float, seconds: float
+) -> None:
+    """Log which share of the workers' time was training steps, in [0, 1]."""
+    if step_seconds == 0.0:
+        # all trials had been there already
+        return
+    efficiency = step_seconds / (plan.workers * seconds)
+    writer.metrics({"sweep_efficiency": efficiency})
+    console.console().print(
+        f"{efficiency:.0%} of {plan.workers} × {seconds:.1f} s were training steps "
+        "(sweep_efficiency)"
+    )
+
+
+def _report(
+    plan: StudyPlan, stored: StoredStudy, tracker: Tracker, writer: RunWriter, status: str
+) -> None:
+    """Put the leaderboard on the study's run, on the terminal and on disk.
+
+    Raises:
+        StudyError: If no trial finished, unless the study fails for another reason.
+    """
+    if status == "KILLED":
+        writer.describe(results.note(plan, stored), plan.keys)
+        return
+    board = results.leaderboard(plan, stored)
+    board.attrs["machines"] = results.machines(plan, stored, writer.run_id)
+    results.write(plan, stored, board, writer.folder)
+    writer.describe(results.note(plan, stored, board), plan.keys)
+    if board.empty and status == "FAILED":
+        return
+    study = plan.study.study
+    if board.empty:
         raise StudyError(
-            f"study '{name}' has no finished trial that keeps the constraints; see {stores.view_command(plan.uri)}"
+            f"study '{study}' has no finished trial that keeps the constraints; see "
+            f"{view_command(plan.uri, plan.workspace)}"
         )
     trials = len(stored.trials())
-    log.best(board, f"{trials} trials")
-    log.metrics({"best_trial": float(str(board.iloc[0]["name"]).split(":")[0]), "trials": trials})
-    command = report.best_command(plan, stored)
-    path = studies_folder() / f"{name}.best.txt"
+    best_trial = float(str(board.iloc[0]["name"]).split(":")[0])
+    writer.best(board, f"{trials} trials")
+    writer.metrics({"best_trial": best_trial, "trials": trials})
+    _print_report(plan, stored, tracker, writer, board)
+
+
+def _print_report(
+    plan: StudyPlan, stored: StoredStudy, tracker: Tracker, writer: RunWriter, board: Any
+) -> None:
+    """Print the leaderboard, the best configuration as a command, and what to do next."""
+    study = plan.study.study
+    command = results.best_command(plan, stored)
+    path = plan.workspace.studies / f"{study}.best.txt"
     path.write_text(command + "\n")
     terminal = console.console()
-    title = f"Leaderboard of study '{name}'"
-    terminal.print(console.ranked_table(title, board.head(10), console.CONFIGURATIONS))
+    title = f"Leaderboard of study '{study}'"
+    top = board.head(PRINTED_ROWS)
+    terminal.print(console.ranked_table(title, top, console.CONFIGURATIONS))
     if board.attrs["machines"]:
         terminal.print(board.attrs["machines"], soft_wrap=True)
     if len(plan.objectives) > 1:
-        terminal.print(console.front_table(report.pareto_front(plan, stored), plan.objectives))
-    path = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
-    terminal.print(f"best config (also in {path}):\n  {command}", soft_wrap=True)
-    where = address(
-        name, {"search.storage": plan.study.search.storage, "tracking.uri": plan.run.tracking.uri}
-    )
-    view = views.address(client_of(plan.uri), plan.uri, log.run_id, children=True)
-    terminal.print(f"next:\n  python sweeps/confirm.py {where}\n  {view}", soft_wrap=True)
+        front = results.pareto_front(plan, stored)
+        terminal.print(console.front_table(front, plan.objectives))
+    shown = plan.workspace.shown(path)
+    terminal.print(f"best config (also in {shown}):\n  {command}", soft_wrap=True)
+    stores = {
+        "search.storage": plan.study.search.storage,
+        "tracking.uri": plan.run.tracking.uri,
+    }
+    view = tracker.address(writer.run_id, children=True)
+    arguments = study_arguments(study, stores)
+    terminal.print(f"next:\n  python sweeps/confirm.py {arguments}\n  {view}", soft_wrap=True)

@@ -1,234 +1,289 @@
-"""Candidates are trained on fresh seeds, as many as their race needs, on an engine."""
+"""Candidates trained on fresh seeds, as many as their race needs: a source for confirmations and frontiers."""
 
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from itertools import takewhile
+from itertools import count, takewhile
 
 import numpy as np
 
-from digit_study.config.run import Config
-from digit_study.data.digits import load_digits
+from digit_study.config.run_config import Config
 from digit_study.stats.race import InterimAnalysis, race
 from digit_study.stats.ranking import Candidate
-from digit_study.study import results as report
-from digit_study.study.outcomes import BLAMELESS
 from digit_study.study.study_plan import StudyPlan
 from digit_study.support import console
-from digit_study.support.progress import RunProgress, confirmation_progress
-from digit_study.support.signals import Interrupted, raise_if_interrupted
-from digit_study.tracking import runs as run_log
-from digit_study.trial.health import Health
-from digit_study.trial.protocol import Engine, Event, TrialResult
+from digit_study.support.job_progress import JobProgress
+from digit_study.tracking.session import Tracker
+from digit_study.trial.events import (
+    Decision,
+    EpochDone,
+    Failed,
+    Finished,
+    Outcome,
+    StepsDone,
+    Stopped,
+)
+from digit_study.trial.runner import Job
 
-#: Fingerprint of a candidate, and a seed.
-Job = tuple[str, int]
+#: Tags of a run that name its candidate and its seed.
+CANDIDATE_TAG = "candidate"
+SEED_TAG = "seed"
+#: What the tag ``kind`` says of a run of a race.
+KIND = "confirmation-run"
+
+
+@dataclass(frozen=True)
+class RaceEntry:
+    """A configuration that takes part in a race."""
+
+    #: For a person.
+    name: str
+    config: Config
+
+
+@dataclass(frozen=True)
+class SeedRun:
+    """A candidate, by its fingerprint, and a seed."""
+
+    fingerprint: str
+    seed: int
 
 
 @dataclass
-class Confirmation:
-    """A confirmation that goes on."""
+class SeedRace:
+    """Decides which candidate is trained on which seed next, until the race is over.
 
-    plan: StudyPlan  # of the study that is confirmed
-    names: dict[str, str]  # candidates by fingerprint, best first
-    configs: dict[str, Config]  # what each candidate trains
-    searched: dict[str, float]  # the validation accuracy that each had in the sweep
-    configurations: int  # of the sweep, of which the candidates are the best
-    seeds: list[int]  # the same for every candidate, all that there may be
-    first: int  # so many of them are trained in any case
-    parent: str  # id of the parent run
-    runs: dict[Job, Candidate] = field(default_factory=dict)  # finished ones
-    failed: dict[Job, str] = field(default_factory=dict)  # what went wrong, one sentence each
+    It is a :class:`digit_study.trial.runner.JobSource`. It has more attributes than other classes:
+    six say what takes part and by which rules, the others what has happened so far.
+    """
 
-    def name(self, job: Job) -> str:
-        """Candidate and seed, for a person."""
-        return f"{self.names[job[0]]} seed {job[1]}"
+    #: The study whose candidates race.
+    plan: StudyPlan
+    tracker: Tracker
+    #: Id of the parent run.
+    parent_run_id: str
+    #: Candidates by their fingerprint, the best of the search first.
+    entries: Mapping[str, RaceEntry]
+    #: Seeds, the same for every candidate, as many as there may be.
+    seeds: Sequence[int]
+    #: How many seeds every candidate gets in any case.
+    first_seeds: int
+    #: Finished runs.
+    runs: dict[SeedRun, Candidate] = field(default_factory=dict)
+    #: What went wrong with a run, in a sentence.
+    failed: dict[SeedRun, str] = field(default_factory=dict)
+    _progress: JobProgress | None = field(default=None, init=False)
+    _active: dict[int, SeedRun] = field(default_factory=dict, init=False)
+    _deaths: dict[SeedRun, int] = field(default_factory=dict, init=False)
+    _keys: count[int] = field(default_factory=count, init=False)
+    _analysis: InterimAnalysis | None = field(default=None, init=False)
+    _analysed: tuple[int, int] = field(default=(0, 0), init=False)
 
-    def keep_models(self, run_ids: Collection[str]) -> None:
-        """Drop the models of all other runs."""
-        for run in self.runs.values():
-            if run.run_id not in run_ids:
-                run_log.drop_models(self.plan.uri, run.run_id)
+    def resume(self, finished: Sequence[tuple[str, int, Candidate]]) -> None:
+        """Take over runs that an earlier command has finished: fingerprint, seed and result."""
+        for fingerprint, seed, candidate in finished:
+            if fingerprint in self.entries and seed in self.seeds:
+                self.runs[SeedRun(fingerprint, seed)] = candidate
+
+    def show_on(self, progress: JobProgress) -> None:
+        """Show from now on what is trained."""
+        self._progress = progress
+
+    def name(self, run: SeedRun) -> str:
+        """Return candidate and seed, for a person."""
+        return f"{self.entries[run.fingerprint].name} seed {run.seed}"
+
+    def names(self) -> dict[str, str]:
+        """Return the names of the candidates by their fingerprint."""
+        return {fingerprint: entry.name for fingerprint, entry in self.entries.items()}
+
+    def finished(self, fingerprint: str) -> list[Candidate]:
+        """Return the runs of a candidate with its first seeds, up to one that has not finished."""
+        runs = [SeedRun(fingerprint, seed) for seed in self.seeds]
+        return [self.runs[run] for run in takewhile(lambda run: run in self.runs, runs)]
 
     def interim(self) -> InterimAnalysis:
-        """Where the race stands, candidates in the order of :attr:`names`."""
-        runs = [self.finished(key) for key in self.names]
-        following = [
-            (key, *self.seeds[len(own) :][:1]) for key, own in zip(self.names, runs, strict=True)
-        ]
-        lost = [place for place, job in enumerate(following) if job in self.failed]
-        parameters = [own[0].metrics["parameters"] if own else 0.0 for own in runs]
+        """Return where the race stands, with the candidates in the order of :attr:`entries`."""
+        ended = (len(self.runs), len(self.failed))
+        if self._analysis is None or self._analysed != ended:
+            self._analysis = self._analyse()
+            self._analysed = ended
+        return self._analysis
+
+    def _analyse(self) -> InterimAnalysis:
+        runs = [self.finished(fingerprint) for fingerprint in self.entries]
+        lost = []
+        for number, (fingerprint, own) in enumerate(zip(self.entries, runs, strict=True)):
+            following = self.seeds[len(own) : len(own) + 1]
+            if any(SeedRun(fingerprint, seed) in self.failed for seed in following):
+                lost.append(number)
+        parameters = []
+        for own in runs:
+            parameters.append(own[0].metrics["parameters"] if own else 0.0)
         correct = [np.array([run.correct for run in own], dtype=np.bool_) for own in runs]
-        return race(correct, parameters, self.first, len(self.seeds), lost)
-
-    def finished(self, key: str) -> list[Candidate]:
-        """Runs of a candidate with its first seeds, up to one that has not finished."""
-        return [
-            self.runs[key, seed]
-            for seed in takewhile(lambda seed: (key, seed) in self.runs, self.seeds)
-        ]
-
-    def needed(self, interim: InterimAnalysis) -> list[Job]:
-        """What must still finish for the next look, seed by seed; nothing when the race is over."""
-        jobs = [(key, seed) for seed in self.seeds[: self.first] for key in self.names]
-        jobs += [job for job in self._further(interim) if job[1] in self.seeds[: interim.wanted]]
-        return self._left(jobs)
-
-    def spare(self, interim: InterimAnalysis) -> list[Job]:
-        """What slots do that would be idle until the next look: later seeds, of the best so far first."""
-        means = {
-            key: np.mean([run.metrics["val_accuracy"] for run in self.finished(key)] or [0])
-            for key in self.names
-        }
-        return self._left(sorted(self._further(interim), key=lambda job: (job[1], -means[job[0]])))
-
-    def _further(self, interim: InterimAnalysis) -> list[Job]:
-        """Beyond the seeds that all have, whatever those that go on may need."""
-        going = [key for key, goes_on in zip(self.names, interim.goes_on, strict=True) if goes_on]
-        return [(key, seed) for seed in self.seeds[self.first :] for key in going]
-
-    def _left(self, jobs: list[Job]) -> list[Job]:
-        return [job for job in jobs if job not in self.runs and job not in self.failed]
+        return race(correct, parameters, self.first_seeds, len(self.seeds), lost)
 
     def failures(self) -> list[str]:
-        """What went wrong with seeds that a candidate needed, one sentence each."""
-        lost = [
-            key
-            for key, state in zip(self.names, self.interim().states, strict=True)
-            if state == "lost"
+        """Return what went wrong with seeds that a candidate needed, one sentence each."""
+        states = zip(self.entries, self.interim().states, strict=True)
+        lost = {fingerprint for fingerprint, state in states if state == "lost"}
+        return [text for run, text in self.failed.items() if run.fingerprint in lost]
+
+    def keep_models(self, run_ids: Collection[str]) -> None:
+        """Delete the models of all runs but these."""
+        for run in self.runs.values():
+            if run.run_id not in run_ids:
+                self.tracker.drop_models(run.run_id)
+
+    # The methods of a job source.
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the race is over, whatever still runs."""
+        return not self._needed(self.interim())
+
+    def next(self) -> Job | None:
+        """Return a run that the next interim analysis needs, else one that a later analysis may need."""
+        interim = self.interim()
+        active = set(self._active.values())
+        candidates = [*self._needed(interim), *self._ahead(interim)]
+        waiting = [run for run in candidates if run not in active]
+        if not waiting:
+            return None
+        run = waiting[0]
+        key = next(self._keys)
+        self._active[key] = run
+        config = self.plan.child_config(
+            self.parent_run_id, self.entries[run.fingerprint].config, run.seed, save_model=True
+        )
+        tags = {
+            "kind": KIND,
+            "study": self.plan.study.study,
+            CANDIDATE_TAG: run.fingerprint,
+            SEED_TAG: str(run.seed),
+        }
+        deaths = self._deaths.get(run, 0)
+        return Job(key, self.name(run), config, self.plan.dataset, tags, deaths)
+
+    def on_created(self, job: Job, run_id: str) -> None:
+        """Show a run that starts."""
+        if self._progress is not None:
+            self._progress.begin(job.key, job.name, job.config.epochs)
+
+    def on_submitted(self, job: Job, worker: str) -> None:
+        """Note nothing: which process trains a run is in its tags."""
+
+    def on_steps(self, job: Job, event: StepsDone) -> None:
+        """Show where a run is within an epoch."""
+        if self._progress is not None:
+            self._progress.steps(job.key, event.epoch, event.step, event.steps)
+
+    def on_epoch(self, job: Job, event: EpochDone) -> Decision:
+        """Stop a run that the race does not need any more."""
+        if self._progress is not None:
+            self._progress.epoch(job.key, event.epoch, event.record)
+        interim = self.interim()
+        if self._active[job.key] in {*self._needed(interim), *self._ahead(interim)}:
+            return Decision.CONTINUE
+        return Decision.STOP
+
+    def on_end(self, job: Job, outcome: Outcome, *, runs_again: bool) -> None:
+        """Take in how a run ended, and say what the race makes of it."""
+        run = self._active.pop(job.key)
+        before = self.interim()
+        match outcome:
+            case Finished():
+                self._keep(run, outcome)
+                text = console.accuracy_with_interval(outcome.result.metrics)
+            case Stopped():
+                text = "not needed any more"
+            case Failed() if runs_again:
+                self._deaths[run] = job.deaths + int(outcome.cause.is_trials_fault)
+                text = f"{outcome.reason}; it runs again"
+            case Failed():
+                self.failed[run] = f"{job.name}: {outcome.reason}"
+                text = f"FAILED ({outcome.cause})"
+        self._show_end(job, text, before)
+
+    def on_turn(self) -> None:
+        """Do nothing: a race belongs to one command."""
+
+    def on_stop(self, *, is_interrupted: bool, had_outage: bool) -> None:
+        """Do nothing: the parent run ends what was stopped."""
+
+    def _keep(self, run: SeedRun, outcome: Finished) -> None:
+        """Keep the result of a run, its images in the order of their index."""
+        evaluation = outcome.result.evaluation
+        correct = evaluation.correct[evaluation.index.argsort()]
+        self.runs[run] = Candidate(
+            self.entries[run.fingerprint].name,
+            outcome.result.run_id,
+            outcome.result.metrics,
+            correct,
+            str(self.plan.run.data.sha256),
+        )
+
+    def _needed(self, interim: InterimAnalysis) -> list[SeedRun]:
+        """Return what must still finish for the next analysis, seed by seed; nothing at the end."""
+        runs = [
+            SeedRun(fingerprint, seed)
+            for seed in self.seeds[: self.first_seeds]
+            for fingerprint in self.entries
         ]
-        return [text for (key, _), text in self.failed.items() if key in lost]
+        wanted = self.seeds[: interim.wanted]
+        runs += [run for run in self._further(interim) if run.seed in wanted]
+        return self._unfinished(runs)
 
+    def _ahead(self, interim: InterimAnalysis) -> list[SeedRun]:
+        """Return what fills slots until the next analysis: later seeds, of the best so far first."""
+        means = {}
+        for fingerprint in self.entries:
+            accuracies = [run.metrics["val_accuracy"] for run in self.finished(fingerprint)]
+            means[fingerprint] = np.mean(accuracies or [0.0])
+        further = self._further(interim)
+        further.sort(key=lambda run: (run.seed, -means[run.fingerprint]))
+        return self._unfinished(further)
 
-@contextmanager
-def parent_run(work: Confirmation, interrupted: str) -> Iterator[run_log.RunLog]:
-    """The parent run, begun with what an earlier start has finished, and ended as the block ends.
+    def _further(self, interim: InterimAnalysis) -> list[SeedRun]:
+        """Return the runs beyond the first seeds of all candidates that are still in the race."""
+        states = zip(self.entries, interim.goes_on, strict=True)
+        going = [fingerprint for fingerprint, goes_on in states if goes_on]
+        later = self.seeds[self.first_seeds :]
+        return [SeedRun(fingerprint, seed) for seed in later for fingerprint in going]
 
-    ``interrupted`` is what a person is told who ends it.
-    """
-    plan, status = work.plan, "FAILED"
-    try:
-        log, digits = run_log.RunLog(plan.uri, work.parent), load_digits(plan.run.data)
-        log.config(plan.run)
-        log.dataset(digits.name, digits.sha256, digits.counts())
-        run_log.close_children(plan.uri, work.parent, "KILLED")
-        for run_id, tags in run_log.children(
-            plan.uri, work.parent, "attributes.status = 'FINISHED'"
-        ):
-            key, seed = tags.get("candidate", ""), int(tags.get("seed", -1))
-            if key in work.names and seed in work.seeds:
-                found = report.candidate(plan, work.names[key], run_id)
-                work.runs |= {} if found is None else {(key, seed): found}
-        yield log
-        status = "FINISHED" if not work.failures() else "FAILED"
-    except Interrupted:
-        status = "KILLED"
-        console.print_error(interrupted)
-        raise
-    finally:
-        run_log.close_children(plan.uri, work.parent, "KILLED")
-        run_log.RunLog(plan.uri, work.parent).end(status, {"study": plan.study.study})
+    def _unfinished(self, runs: Sequence[SeedRun]) -> list[SeedRun]:
+        return [run for run in runs if run not in self.runs and run not in self.failed]
 
-
-def train(work: Confirmation, engine: Engine) -> None:
-    """Run what is needed until the race is over; a run whose process was killed from outside runs once more."""
-    with confirmation_progress() as progress:
-        try:
-            training = _Training(work, engine, progress, work.interim(), work.plan.health())
-            while work.needed(training.interim):
-                raise_if_interrupted()
-                training.fill()
-                for event in engine.events():
-                    training.handle(event)
-        finally:
-            engine.stop()  # also what the race was decided without
-
-
-@dataclass
-class _Training:
-    work: Confirmation
-    engine: Engine
-    progress: RunProgress
-    interim: InterimAnalysis
-    health: Health
-    number: int = 0
-    jobs: dict[int, tuple[Job, str]] = field(
-        default_factory=dict
-    )  # and the id of the run, by number
-    died: set[Job] = field(default_factory=set)
-    dropped: set[Job] = field(default_factory=set)
-
-    def fill(self) -> None:
-        """Give every free slot something to do."""
-        work, running = self.work, [job for job, _ in self.jobs.values()]
-        waiting = dict.fromkeys([*work.needed(self.interim), *work.spare(self.interim)])
-        for job in [job for job in waiting if job not in running][: self.engine.free]:
-            key, seed = job
-            config = work.plan.beneath(work.parent, work.configs[key], seed, save_model=True)
-            tags = {
-                "kind": "confirmation-run",
-                "study": work.plan.study.study,
-                "candidate": key,
-                "seed": str(seed),
-            }
-            if not self.health.is_well():
-                break
-            if (
-                run_id := self.health.create_run(config, work.plan.dataset, work.name(job), **tags)
-            ) is None:
-                break
-            self.number += 1
-            self.jobs[self.number] = job, run_id
-            self.progress.begin(self.number, work.name(job), config.epochs)
-            self.engine.submit(self.number, config, run_id)
-
-    def handle(self, event: Event) -> None:
-        """Take in what is new of a run."""
-        job, run_id = self.jobs[event.key]
-        if event.kind in ("steps", "epoch"):
-            self.progress.follow(event.key, event.kind, event.content)
-            if event.kind == "epoch":
-                is_useful = job in {*self.work.needed(self.interim), *self.work.spare(self.interim)}
-                self.dropped |= set() if is_useful else {job}
-                self.engine.answer(event.key, is_useful)
+    def _show_end(self, job: Job, text: str, before: InterimAnalysis) -> None:
+        """Print how a run ended, and what an interim analysis that it completed has found."""
+        if self._progress is None:
             return
-        del self.jobs[event.key]
-        self.progress.end(event.key)
-        self._end(job, run_id, event)
+        self._progress.end(job.key)
+        interim = self.interim()
+        ended = len(self.runs) + len(self.failed)
+        total = ended + len(self._needed(interim))
+        self._progress.count(ended, total)
+        self._progress.print(f"{ended}/{total}  {job.name}: {text}")
+        is_race = self.first_seeds < len(self.seeds)
+        if is_race and before.wanted != interim.wanted != self.first_seeds:
+            self._progress.print(self._news(before, interim))
 
-    def _end(self, job: Job, run_id: str, event: Event) -> None:
-        work, result = self.work, event.content
-        if isinstance(result, TrialResult):
-            correct = result.evaluation.correct[result.evaluation.index.argsort()]
-            digest = str(work.plan.run.data.sha256)
-            work.runs[job] = Candidate(work.names[job[0]], run_id, result.metrics, correct, digest)
-            text = console.accuracy_with_interval(result.metrics)
-        elif job in self.dropped:
-            text = "not needed any more"
-        else:
-            run_log.close_run(work.plan.uri, run_id, "FAILED", f"{event.kind}: {result}")
-            text = f"{result}; it runs again"
-            if event.kind == "world":  # no fault of the run, which waits until the world is well
-                self.health.hit(str(result))
-            elif event.kind != "died" or (job in self.died and result not in BLAMELESS):
-                work.failed[job], text = f"{work.name(job)}: {result}", f"FAILED ({event.kind})"
-            else:
-                self.died.add(job)
-        before, self.interim = self.interim, work.interim()
-        ended = len(work.runs) + len(work.failed)
-        total = ended + len(work.needed(self.interim))
-        self.progress.count(ended, total)
-        self.progress.say(f"{ended}/{total}  {work.name(job)}: {text}")
-        if before.wanted != self.interim.wanted and self.interim.wanted != work.first < len(
-            work.seeds
+    def _news(self, before: InterimAnalysis, interim: InterimAnalysis) -> str:
+        """Return what an interim analysis has found, in a sentence."""
+        names = [entry.name.split(":")[0] for entry in self.entries.values()]
+        dropped = []
+        going = []
+        for name, was, state, goes_on in zip(
+            names, before.states, interim.states, interim.goes_on, strict=True
         ):
-            self.progress.say(self._news(before))
-
-    def _news(self, before: InterimAnalysis) -> str:
-        """What a look has found."""
-        now, names = self.interim, [name.split(":")[0] for name in self.work.names.values()]
-        changed = zip(names, before.states, now.states, strict=True)
-        out = [name for name, was, state in changed if state == "out" != was]
-        going = [name for name, goes_on in zip(names, now.goes_on, strict=True) if goes_on]
-        found = f"after {max(now.seeds)} seeds each: " + (f"out {', '.join(out)}; " if out else "")
-        return found + (f"more seeds for {', '.join(going)}" if going else "the race is over")
+            if state == "out" and was != "out":
+                dropped.append(name)
+            if goes_on:
+                going.append(name)
+        sentence = f"after {max(interim.seeds)} seeds each: "
+        if dropped:
+            sentence += f"out {', '.join(dropped)}; "
+        if going:
+            return f"{sentence}more seeds for {', '.join(going)}"
+        return f"{sentence}the race is over"

@@ -17,13 +17,12 @@ import numpy as np
 import pandas as pd
 from markupsafe import escape
 
-from digit_study.config import compose
+from digit_study.config import compose, space
 from digit_study.config.compose import ROOT
-from digit_study.config.study import StudyConfig
+from digit_study.config.study_config import StudyConfig
 from digit_study.registry.ledger import Ledger
 from digit_study.study import page_tables as tables
 from digit_study.study import results as report
-from digit_study.study import space
 from digit_study.study.outcomes import RUN_ID
 from digit_study.study.page_networks import MOST_MISTAKES, Networks, networks
 from digit_study.study.page_pictures import Picture, packed, packed_plotly, pictures

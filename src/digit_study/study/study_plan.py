@@ -1,5 +1,7 @@
 """From a command line to a checked study, before TensorFlow is imported and before anything is written."""
 
+from __future__ import annotations
+
 import math
 import shlex
 from collections.abc import Mapping, Sequence
@@ -10,215 +12,326 @@ from pathlib import Path
 from rich.table import Table
 
 from digit_study.config import compose
-from digit_study.config.engine import Node, common_precision, settle
-from digit_study.config.run import Config, resolve_config, with_values
-from digit_study.config.study import StudyConfig, objectives_of, pruner_of
-from digit_study.study.space import Dimension, Params, apply, parse_space
+from digit_study.config.engine_config import Node, common_precision, with_defaults
+from digit_study.config.run_config import Config, resolve_config
+from digit_study.config.space import Dimension, Params, apply, parse_space
+from digit_study.config.study_config import StudyConfig, objectives_of, pruner_of
 from digit_study.support.console import warn
-from digit_study.support.messages import StudyError, check, choice, listed, without_password
-from digit_study.tracking import database as stores
-from digit_study.tracking.database import check_store, tracking_uri
+from digit_study.support.messages import StudyError, listed, without_password
+from digit_study.support.rules import check, choice, with_values
+from digit_study.support.workspace import Workspace
+from digit_study.tracking.database import check_store
+from digit_study.tracking.location import experiment_name, store_uri
 from digit_study.trial.health import Health
-from digit_study.trial.protocol import ENGINES, OFFERS, EngineContext
+from digit_study.trial.protocol import AVAILABLE_NODES, ENGINES, EngineContext
 
-ROOT = "study"
-#: More points than this are not listed; no study runs so many.
+#: Name of the root config of a study.
+ROOT_CONFIG = "study"
+#: Points that a grid has at most; no study runs more.
 LARGEST_GRID = 100_000
-#: Samplers that need a library of their own, and how to get it.
-NEEDS = {"gp": ("torch", "pip install -e '.[gp]'"), "cmaes": ("cmaes", "pip install cmaes")}
+#: Samplers that need a package of their own, with the name of the package and how to install it.
+SAMPLER_PACKAGES = {
+    "gp": ("torch", "pip install -e '.[gp]'"),
+    "cmaes": ("cmaes", "pip install cmaes"),
+}
+
+
+@dataclass(frozen=True)
+class PlannedTrial:
+    """What a trial trains."""
+
+    config: Config
+    #: Why this combination of parameters cannot be trained; None if it can.
+    problem: str | None
 
 
 @dataclass(frozen=True)
 class StudyPlan:
-    """A study as its command line asks for it."""
+    """A study as its command line asks for it, checked."""
 
     study: StudyConfig
-    overrides: list[str]  # as typed
-    run: Config  # the resolved baseline
-    dataset: str  # name of its data
-    dimensions: list[Dimension]  # what is searched, conditions first
-    workers: int  # trials at a time; workers × threads = cores
-    uri: str  # the tracking store
-    nodes: Sequence[Node] = ()  # that trials may run on
+    #: The command line.
+    overrides: list[str]
+    #: The resolved baseline.
+    run: Config
+    #: Name of the data.
+    dataset: str
+    #: What is searched, conditions first.
+    dimensions: list[Dimension]
+    #: Trials at a time; workers × threads = cores.
+    workers: int
+    #: URI of the tracking store.
+    uri: str
+    workspace: Workspace
+    #: Machines that trials may run on.
+    nodes: Sequence[Node] = ()
 
     @property
     def context(self) -> EngineContext:
         """What the engine may use."""
         search = self.study.search
-        slots = self.workers if search.engine == "local" else search.workers
+        slots = search.workers
+        if search.engine == "local":
+            slots = self.workers
         return EngineContext(
-            slots, search.trial_timeout, search.trial_memory, search.place, self.run.data, self.uri
+            workspace=self.workspace,
+            slots=slots,
+            trial_timeout=search.trial_timeout,
+            trial_memory=search.trial_memory,
+            options=search.engine_options,
+            data=self.run.data,
+            tracking_uri=self.uri,
         )
 
     def health(self) -> Health:
-        """What its trials need, and how long that is waited for."""
+        """Return a watch over what trials need: disk, memory, stores."""
         search = self.study.search
-        return Health(self.uri, search.outage_timeout, "search.outage_timeout", search.storage)
+        return Health(
+            self.uri,
+            self.workspace,
+            search.outage_timeout,
+            "search.outage_timeout",
+            search.storage,
+        )
 
     @property
     def objectives(self) -> dict[str, str]:
-        """Metric to direction; the first one ranks."""
+        """Metric to direction; the first ranks."""
         return objectives_of(self.study.search)
 
     @property
     def keys(self) -> list[str]:
         """What is searched, in the order of the dimensions."""
-        return [one.key for one in self.dimensions]
+        return [dimension.key for dimension in self.dimensions]
 
-    def trial_config(
-        self, params: Params, seed: int, parent_run_id: str
-    ) -> tuple[Config, str | None]:
-        """What a trial runs; where no rule of a single key could exclude a bad combination, the baseline and why."""
-        problem, config = None, self.run
+    def trial_config(self, params: Params, seed: int, parent_run_id: str) -> PlannedTrial:
+        """Return what a trial trains.
+
+        Args:
+            params: What Optuna chose, by key.
+            seed: Seed of the training, unless that is searched.
+            parent_run_id: Id of the study's run.
+
+        Returns:
+            The config of the trial. Where no rule of a single key could exclude a bad combination,
+            the baseline and the problem.
+        """
+        problem = None
+        config = self.run
         try:
             config = apply(params, self.overrides, config)
         except StudyError as error:
             problem = str(error)
-        keeps = config.tracking.save_model and self.study.search.keep_models > 0
-        seed = config.training.seed if "training.seed" in params else seed
-        return self.beneath(parent_run_id, config, seed, keeps), problem
+        if "training.seed" in params:
+            seed = config.training.seed
+        saves_model = config.tracking.save_model and self.study.search.keep_models > 0
+        child = self.child_config(parent_run_id, config, seed, save_model=saves_model)
+        return PlannedTrial(child, problem)
 
-    def beneath(self, parent_run_id: str, config: Config, seed: int, save_model: bool) -> Config:
-        """A config with a seed of its own, for a run beneath a parent of this study."""
-        experiment = stores.experiment_name(self.run, self.dataset)
-        place = replace(
+    def child_config(
+        self, parent_run_id: str, config: Config, seed: int, *, save_model: bool
+    ) -> Config:
+        """Return a config for a child of one of this study's parent runs, with a seed of its own."""
+        tracking = replace(
             config.tracking,
             parent_run_id=parent_run_id,
-            experiment=experiment,
+            experiment=experiment_name(self.run, self.dataset),
             save_model=save_model,
         )
-        return replace(config, training=replace(config.training, seed=seed), tracking=place)
+        training = replace(config.training, seed=seed)
+        return replace(config, training=training, tracking=tracking)
 
 
-def plan_study(arguments: Sequence[str]) -> StudyPlan:
-    """Compose and check a study; raises StudyError for anything that can be known to be wrong now."""
+def plan_study(arguments: Sequence[str], workspace: Workspace) -> StudyPlan:
+    """Compose and check a study.
+
+    Args:
+        arguments: The command line, without the name of the command.
+        workspace: Where the study is kept.
+
+    Raises:
+        StudyError: For anything that can be known to be wrong now.
+    """
     overrides = list(compose.parse_arguments(arguments).overrides)
-    compose.register(ROOT, StudyConfig)
-    study: StudyConfig = compose.compose_config(overrides, ROOT)
+    compose.register(ROOT_CONFIG, StudyConfig)
+    study: StudyConfig = compose.compose_config(overrides, ROOT_CONFIG)
     study.validate()
     check(study, {"search.engine": choice(ENGINES)}, [])
-    library, remedy = NEEDS.get(study.search.sampler, ("optuna", ""))
-    if find_spec(library) is None:
-        raise StudyError(
-            f"`search.sampler`={study.search.sampler} needs the package {library}, which is not installed: {remedy}"
-        )
+    _check_sampler_package(study.search.sampler)
     dimensions = parse_space(study.search.space, study.run)
-    endless, points = [one.key for one in dimensions if one.grid() is None], grid_size(dimensions)
-    if study.search.sampler == "grid" and points is None:
+    if study.search.sampler == "grid":
+        _check_grid(dimensions)
+    uri = store_uri(study.tracking.uri, workspace)
+    check_store(uri)
+    if study.search.storage is not None:
+        check_store(study.search.storage, "search.storage")
+    options = with_defaults(study.search.engine_options, study.training.threads)
+    study = replace(study, search=replace(study.search, resources=options.resources))
+    nodes = AVAILABLE_NODES[options.engine](options, uri, workspace)
+    capacity = sum(node.capacity for node in nodes)
+    workers = options.workers or min(capacity, study.search.trials)
+    precision = common_precision(nodes)
+    _check_batch_sizes(dimensions, study.run, workers, precision)
+    run, source = resolve_config(study.run, workers, precision)
+    if source.warning:
+        warn(source.warning)
+    # every trial sees the data that were resolved here
+    study = replace(study, data=run.data)
+    return StudyPlan(
+        study=study,
+        overrides=overrides,
+        run=run,
+        dataset=source.name,
+        dimensions=dimensions,
+        workers=workers,
+        uri=uri,
+        workspace=workspace,
+        nodes=nodes,
+    )
+
+
+def grid_size(dimensions: Sequence[Dimension]) -> int | None:
+    """Return how many combinations there are, conditions not counted; None for a continuous range."""
+    sizes = []
+    for dimension in dimensions:
+        values = dimension.grid()
+        if values is None:
+            return None
+        sizes.append(len(values))
+    return math.prod(sizes)
+
+
+def journal_path(workspace: Workspace, study: str) -> Path:
+    """Return the journal file of a study that is kept on this machine."""
+    return workspace.studies / f"{study}.journal"
+
+
+def describe_storage(plan: StudyPlan) -> str:
+    """Return where the trials of a study are kept, without any password."""
+    storage = plan.study.search.storage
+    if storage:
+        return without_password(storage)
+    return str(journal_path(plan.workspace, plan.study.study))
+
+
+def study_arguments(study: str, stores: Mapping[str, str | None]) -> str:
+    """Return the overrides by which another command finds a study, as a shell takes them.
+
+    Args:
+        study: Its name.
+        stores: URIs of its stores by their key, None for the default; passwords are hidden.
+    """
+    words = [f"study={study}"]
+    for key, uri in stores.items():
+        if uri is None:
+            continue
+        word = f"{key}='{without_password(uri)}'"
+        if set(word) & set('"$`\\!'):
+            words.append(shlex.quote(word))
+        else:
+            words.append(f'"{word}"')
+    return " ".join(words)
+
+
+def plan_table(plan: StudyPlan) -> Table:
+    """Return what would be searched, how long, and where it is kept, as a table."""
+    search = plan.study.search
+    title = f"Plan of study '{plan.study.study}' (nothing is started)"
+    table = Table(title=title, show_header=False, title_justify="left")
+    for dimension in plan.dimensions:
+        table.add_row(dimension.key, _describe_dimension(dimension))
+    table.add_section()
+    points = grid_size(plan.dimensions)
+    if points is None:
+        table.add_row("grid points", "infinite (a range is continuous)")
+    else:
+        table.add_row("grid points", f"{points:,}")
+    epochs = f"at most {plan.run.epochs} epochs each"
+    table.add_row("budget", f"{search.trials} trials in all, {epochs}")
+    training = plan.run.training
+    table.add_row("workers", f"{plan.workers} × {training.threads} threads, {training.precision}")
+    if search.engine != "local":
+        _add_cluster_rows(table, plan)
+    table.add_row("sampler, pruner", f"{search.sampler}, {pruner_of(search)}")
+    objectives = [f"{direction} {metric}" for metric, direction in plan.objectives.items()]
+    table.add_row("objectives", ", ".join(objectives))
+    table.add_row("constraints", ", ".join(search.constraints) or "none")
+    table.add_row("data", f"{plan.dataset}, sha256 {str(plan.run.data.sha256)[:12]}…")
+    table.add_row("trials kept in", describe_storage(plan))
+    table.add_row("runs kept in", without_password(plan.uri))
+    return table
+
+
+def _check_sampler_package(sampler: str) -> None:
+    """Raise StudyError if a sampler needs a package that is not installed."""
+    if sampler not in SAMPLER_PACKAGES:
+        return
+    package, remedy = SAMPLER_PACKAGES[sampler]
+    if find_spec(package) is None:
+        raise StudyError(
+            f"`search.sampler`={sampler} needs the package {package}, which is not installed: "
+            f"{remedy}"
+        )
+
+
+def _check_grid(dimensions: Sequence[Dimension]) -> None:
+    """Raise StudyError if the points of a space cannot all be enqueued."""
+    points = grid_size(dimensions)
+    if points is None:
+        endless = [dimension.key for dimension in dimensions if dimension.grid() is None]
         raise StudyError(
             f"`search.sampler`=grid needs a finite space, but {', '.join(endless)} is continuous: "
             "give it a step or choices, or take another sampler"
         )
-    if study.search.sampler == "grid" and points is not None and points > LARGEST_GRID:
+    if points > LARGEST_GRID:
         raise StudyError(
-            f"`search.sampler`=grid needs a space of at most {LARGEST_GRID:,} points, got {points:,}: "
-            "give larger steps, or take another sampler"
+            f"`search.sampler`=grid needs a space of at most {LARGEST_GRID:,} points, got "
+            f"{points:,}: give larger steps, or take another sampler"
         )
-    uri = tracking_uri(study.tracking.uri)
-    check_store(uri)
-    if study.search.storage is not None:
-        check_store(study.search.storage, "search.storage")
-    place = settle(study.search.place, study.training.threads)
-    study = replace(study, search=replace(study.search, resources=place.resources))
-    nodes = OFFERS[place.engine](place, uri)
-    workers = place.workers or min(sum(node.room for node in nodes), study.search.trials)
-    for one in dimensions:
-        if (
-            one.key == "training.batch_size"
-        ):  # more than all digits is refused now, not by the trial that draws it
-            largest = max(one.choices or (one.high,))
-            resolve_config(
-                with_values(study.run, {one.key: largest}), workers, common_precision(nodes)
-            )
-    run, source = resolve_config(study.run, workers, common_precision(nodes))
-    if source.warning:
-        warn(source.warning)
-    # every trial sees what was resolved here once
-    study = replace(study, data=run.data)
-    return StudyPlan(study, overrides, run, source.name, dimensions, workers, uri, nodes)
 
 
-def grid_size(dimensions: Sequence[Dimension]) -> int | None:
-    """How many combinations there are, conditions not counted; None where a range is continuous."""
-    sizes = [len(values) if (values := one.grid()) is not None else None for one in dimensions]
-    return None if None in sizes else math.prod(size for size in sizes if size is not None)
+def _check_batch_sizes(
+    dimensions: Sequence[Dimension], run: Config, workers: int, precision: str
+) -> None:
+    """Raise StudyError if a batch that may be drawn is larger than all digits."""
+    for dimension in dimensions:
+        if dimension.key == "training.batch_size":
+            largest = max(dimension.choices or (dimension.high,))
+            resolve_config(with_values(run, {dimension.key: largest}), workers, precision)
 
 
-def studies_folder() -> Path:
-    """Where the studies of this machine are kept."""
-    return stores.ARTIFACTS / "studies"
+def _describe_dimension(dimension: Dimension) -> str:
+    """Return the values of a dimension, and when it matters."""
+    if dimension.kind == "categorical":
+        text = ", ".join(map(str, dimension.choices))
+    else:
+        text = f"{dimension.low:g} to {dimension.high:g}"
+        if dimension.log:
+            text += " (log)"
+        if dimension.step:
+            text += f", step {dimension.step:g}"
+    conditions = [
+        f"{key} is {' or '.join(map(str, allowed))}" for key, allowed in dimension.when.items()
+    ]
+    if conditions:
+        text += f", when {'; '.join(conditions)}"
+    return text
 
 
-def journal_path(study: str) -> Path:
-    """The journal file of a study that is kept on this machine."""
-    return studies_folder() / f"{study}.journal"
-
-
-def describe_storage(study: StudyConfig) -> str:
-    """Where the trials are kept, without any password."""
-    return (
-        without_password(study.search.storage)
-        if study.search.storage
-        else str(journal_path(study.study))
-    )
-
-
-def address(study: str, places: Mapping[str, str | None]) -> str:
-    """The overrides by which another command finds a study, as a shell takes them, without any password.
-
-    ``places`` are URIs of where it is kept, by key; None where that is the usual place.
-    """
-    given = [f"{key}='{without_password(uri)}'" for key, uri in places.items() if uri is not None]
-    return " ".join(
-        [
-            f"study={study}",
-            *(shlex.quote(one) if set(one) & set('"$`\\!') else f'"{one}"' for one in given),
-        ]
-    )
-
-
-def plan_table(plan: StudyPlan) -> Table:
-    """What would be searched, how long, and where it is kept."""
-    search, points = plan.study.search, grid_size(plan.dimensions)
-    title = f"Plan of study '{plan.study.study}' (nothing is started)"
-    table = Table(title=title, show_header=False, title_justify="left")
-    for one in plan.dimensions:
-        if one.kind == "categorical":
-            values = ", ".join(map(str, one.choices))
-        else:
-            values = f"{one.low:g} to {one.high:g}" + (" (log)" if one.log else "")
-            values += f", step {one.step:g}" if one.step else ""
-        when = "; ".join(
-            f"{key} is {' or '.join(map(str, allowed))}" for key, allowed in one.when.items()
-        )
-        table.add_row(one.key, f"{values}, when {when}" if when else values)
-    table.add_section()
+def _add_cluster_rows(table: Table, plan: StudyPlan) -> None:
+    """Add a row for the cluster, and a row for each of its nodes."""
+    search = plan.study.search
+    cores = sum(node.cores for node in plan.nodes)
+    gpus = sum(node.gpus for node in plan.nodes)
+    capacity = sum(node.capacity for node in plan.nodes)
     table.add_row(
-        "grid points", "infinite (a range is continuous)" if points is None else f"{points:,}"
+        "cluster",
+        f"{search.engine} at {search.address or 'auto'}: {len(plan.nodes)} nodes, {cores:g} cores, "
+        f"{gpus:g} GPUs, capacity {capacity} trials of {listed(search.resources)} at a time",
     )
-    table.add_row("budget", f"{search.trials} trials in all, at most {plan.run.epochs} epochs each")
-    table.add_row(
-        "workers",
-        f"{plan.workers} × {plan.run.training.threads} threads, {plan.run.training.precision}",
-    )
-    if search.engine != "local":
-        cores, gpus = (
-            sum(getattr(node, name) for node in plan.nodes) for name in ("cores", "gpus")
-        )
-        room = sum(node.room for node in plan.nodes)
-        told = f"{search.engine} at {search.address or 'auto'}: {len(plan.nodes)} nodes, {cores:g} cores, {gpus:g} GPUs, "
+    for node in plan.nodes:
         table.add_row(
-            "cluster", f"{told}room for {room} trials of {listed(search.resources)} at a time"
+            "",
+            f"{node.host}: {node.cores:g} cores, {node.gpus:g} GPUs, {node.memory:.1f} GiB, "
+            f"{node.processor}: capacity {node.capacity}",
         )
-        for node in plan.nodes:
-            has = (
-                f"{node.cores:g} cores, {node.gpus:g} GPUs, {node.memory:.1f} GiB, {node.processor}"
-            )
-            table.add_row("", f"{node.host}: {has}: room for {node.room}")
-    table.add_row("sampler, pruner", f"{search.sampler}, {pruner_of(search)}")
-    table.add_row("objectives", ", ".join(f"{d} {m}" for m, d in plan.objectives.items()))
-    table.add_row("constraints", ", ".join(search.constraints) or "none")
-    table.add_row("data", f"{plan.dataset}, sha256 {str(plan.run.data.sha256)[:12]}…")
-    table.add_row("trials kept in", describe_storage(plan.study))
-    table.add_row("runs kept in", without_password(plan.uri))
-    return table

@@ -14,7 +14,7 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import TypeVar
 
-from digit_study.config.run import Config
+from digit_study.config.run_config import Config
 from digit_study.support import scratch
 from digit_study.support.messages import StudyError, without_password, without_secrets
 from digit_study.support.workspace import Workspace
@@ -256,9 +256,7 @@ def create_store(uri: str, workspace: Workspace) -> None:
         with_tables(lambda: client.search_experiments(max_results=1), is_shared)
 
 
-def with_tables(
-    open_store: Callable[[], T], is_shared: bool, pause_s: float | None = None
-) -> T:
+def with_tables(open_store: Callable[[], T], is_shared: bool, pause_s: float | None = None) -> T:
     """Open what creates its tables where they are missing.
 
     Args:

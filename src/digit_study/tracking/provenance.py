@@ -9,7 +9,7 @@ from functools import cache
 from importlib.metadata import version
 
 from digit_study.config.compose import ROOT
-from digit_study.config.run import Config
+from digit_study.config.run_config import Config
 from digit_study.support import machine
 
 #: Prefix of these tags: tags that a person looks for have none.

@@ -13,8 +13,8 @@ from mlflow import MlflowException
 from mlflow.entities import Run
 
 from digit_study.config import compose
-from digit_study.config.engine import PLACE_KEYS
-from digit_study.config.run import Config, TrackingConfig
+from digit_study.config.engine_config import ENGINE_KEYS
+from digit_study.config.run_config import Config, TrackingConfig
 from digit_study.stats.metrics import Evaluation, evaluation_of
 from digit_study.support import console
 from digit_study.support.messages import StudyError, first_line, nearest, without_password
@@ -40,7 +40,7 @@ STUDY_UID = "study.uid"
 #: Tag of a run that has trained a network to the end.
 WEIGHTS = "weights.sha256"
 #: How the params begin that are no part of what a run was, but of where it went.
-NOT_RECORDED = ("tracking.", "reproduce", BEST_OF, *PLACE_KEYS)
+NOT_RECORDED = ("tracking.", "reproduce", BEST_OF, *ENGINE_KEYS)
 T = TypeVar("T")
 U = TypeVar("U")
 
@@ -53,7 +53,9 @@ class Queries(Runs):
 
     # ------------------------------------------------------------------------------- found
 
-    def children_tagged(self, parent_run_id: str, tags: Mapping[str, str]) -> dict[str, dict[str, str]]:
+    def children_tagged(
+        self, parent_run_id: str, tags: Mapping[str, str]
+    ) -> dict[str, dict[str, str]]:
         """Return the children of a run that have all of some tags.
 
         Args:

@@ -1,16 +1,20 @@
 """Runs of a store: created, ended for others, tagged. What a run itself records goes through `writer`."""
 
+import shutil
 import sys
+import tarfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Concatenate, ParamSpec, TypeVar
 
 import mlflow
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_SOURCE_NAME, MLFLOW_USER
 
-from digit_study.config.run import Config
+from digit_study.config.run_config import Config
 from digit_study.support import machine
 from digit_study.support.console import warn
 from digit_study.support.messages import first_line
@@ -130,6 +134,45 @@ class Runs(Store):
     def spooled(self, run_id: str) -> SpooledRun:
         """Return the folder of what a run still has to upload."""
         return SpooledRun(run_id, self.workspace)
+
+    def close_abandoned(self, run_id: str) -> None:
+        """End a run as KILLED if the process that wrote it is gone without doing so."""
+        self.spooled(run_id).close_abandoned()
+
+    def upload(self, run_id: str) -> None:
+        """Upload now what is spooled of a run; what the store does not take stays spooled."""
+        upload_run(self.spooled(run_id), self)
+
+    def pack(self, run_id: str) -> bytes | None:
+        """Take a run that has ended out of the spool of this machine, for `unpack` on another.
+
+        What is being uploaded at this moment is in it too: to upload it twice changes nothing.
+
+        Returns:
+            A tar archive. None if the store has all of the run, or if it was killed: then whoever
+            supervises it ends it.
+        """
+        spooled = self.spooled(run_id)
+        if not spooled.outcome:
+            return None
+        with BytesIO() as buffer:
+            with tarfile.open(fileobj=buffer, mode="w") as archive:
+                archive.add(spooled.folder, run_id)
+            shutil.rmtree(spooled.folder, ignore_errors=True)
+            return buffer.getvalue()
+
+    def unpack(self, packed: bytes) -> None:
+        """Spool what another machine has packed; done twice it changes nothing.
+
+        Args:
+            packed: What `pack` returned there.
+        """
+        with TemporaryDirectory() as folder:
+            with tarfile.open(fileobj=BytesIO(packed)) as archive:
+                archive.extractall(folder, filter="data")
+            for path in Path(folder).iterdir():
+                packed_run = SpooledRun(path.name, spool=Path(folder))
+                self.spooled(path.name).merge(self.uri, packed_run)
 
     def _upload(self, run_id: str) -> None:
         """Upload what is spooled of a run, or leave it to the background uploader."""

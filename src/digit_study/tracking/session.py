@@ -7,7 +7,7 @@ from pathlib import Path
 
 import mlflow
 
-from digit_study.config.run import Config
+from digit_study.config.run_config import Config
 from digit_study.support.workspace import Workspace
 from digit_study.tracking import models, pages
 from digit_study.tracking.database import create_store, require_store
@@ -155,3 +155,15 @@ def session(
     upload_left(runs)
     with BackgroundUploader(runs, outage_timeout, key) as uploader:
         yield Tracker(uri, workspace, uploader)
+
+
+@contextmanager
+def upload_logs(uri: str, workspace: Workspace) -> Iterator[None]:
+    """Upload what runs log while they go on, in the background, and nothing else of them.
+
+    Args:
+        uri: URI of the tracking store.
+        workspace: Where runs are spooled.
+    """
+    with BackgroundUploader(Runs(uri, workspace), outage_timeout=0.0, is_log_only=True):
+        yield

@@ -210,9 +210,7 @@ class RunUpload:
             # params of a run that is opened again stay as they were
             self._log_in_parts(metrics, [], run_tags)
 
-    def _log_in_parts(
-        self, metrics: list[Metric], params: list[Param], tags: list[RunTag]
-    ) -> None:
+    def _log_in_parts(self, metrics: list[Metric], params: list[Param], tags: list[RunTag]) -> None:
         if metrics or params or tags:
             self._client.log_batch(self._run_id, metrics[:MOST_METRICS], params, tags)
         for start in range(MOST_METRICS, len(metrics), MOST_METRICS):

@@ -13,7 +13,7 @@ from typing import Protocol, Self
 
 from mlflow.exceptions import MlflowException
 
-from digit_study.config.run import Config
+from digit_study.config.run_config import Config
 from digit_study.support import console
 from digit_study.support.messages import StudyError, first_line
 from digit_study.support.outage import Outage
@@ -275,10 +275,10 @@ class BackgroundUploader:
                 pause = PAUSE_S
                 while is_ours and not self._is_stopping.is_set():
                     self._has_begun.set()
-                    if self._round():
+                    has_taken_all = self._round()
+                    pause = min(2 * pause, LONGEST_PAUSE_S)
+                    if has_taken_all:
                         pause = PAUSE_S
-                    else:
-                        pause = min(2 * pause, LONGEST_PAUSE_S)
                     self._has_news.wait(pause)
                     self._has_news.clear()
             self._has_begun.set()

@@ -18,6 +18,8 @@ from digit_study.tracking.pages import run_page as run_page
 from digit_study.tracking.store import as_store
 
 MOST_ROWS, MOST_COMPARED = 10, 10
+
+
 @dataclass(frozen=True)
 class RunDescription:
     """The description of a parent run: the answer first, for MLflow shows three lines until it is asked for more."""

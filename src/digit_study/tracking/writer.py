@@ -18,9 +18,10 @@ import pandas as pd
 import yaml
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
-from digit_study.config.run import Config
+from digit_study.config.run_config import Config
 from digit_study.support.console import accuracy_with_interval
-from digit_study.support.messages import first_line, flatten, without_password
+from digit_study.support.messages import first_line, without_password
+from digit_study.support.rules import flatten
 from digit_study.tracking import pages, provenance
 from digit_study.tracking.spool import MODEL, SpooledRun
 from digit_study.tracking.store import Store, as_store
@@ -38,8 +39,6 @@ EPOCH_METRICS = (
 )
 #: Metrics of quick epochs are uploaded together: a batch costs milliseconds however small it is.
 SECONDS_A_BATCH = 1.0
-#: Seconds between two samples of system metrics, as MLflow has it.
-SYSTEM_SAMPLE_S = 10.0
 #: How the params of a parent begin that are no part of its config.
 BEST_OF = "best_of_"
 #: Characters of a digest that MLflow keeps.
@@ -193,19 +192,15 @@ class RunWriter:
             pip_requirements=[f"{name}=={version(name)}" for name in provenance.MODEL_REQUIREMENTS],
         )
 
-    def start_system_metrics(self, interval_s: float = SYSTEM_SAMPLE_S) -> None:
-        """Record what the machine is busy with, in a thread, until the run ends.
-
-        MLflow's own monitor does it, and shows it on its page "System metrics". It needs psutil;
-        of a GPU it says something where ``nvidia-ml-py`` is installed.
+    def start_system_metrics(self, interval_s: float = 10.0) -> None:
+        """Record what the machine is busy with until the run ends; see `system_metrics`.
 
         Args:
             interval_s: Seconds between two samples.
         """
-        from digit_study.tracking._mlflow import SystemMetrics
+        from digit_study.tracking.system_metrics import SystemMetrics
 
-        self._system_metrics = SystemMetrics(self.run_id, self.metrics, interval_s)
-        self._system_metrics.start()
+        self._system_metrics = SystemMetrics(self.metrics, interval_s)
 
     # ------------------------------------------------------------------------------- ended
 
@@ -272,7 +267,7 @@ class RunWriter:
 
     def _stop_system_metrics(self) -> None:
         if self._system_metrics is not None:
-            self._system_metrics.finish()
+            self._system_metrics.stop()
             self._system_metrics = None
 
 

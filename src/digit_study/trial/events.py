@@ -43,7 +43,7 @@ class FailureCause(StrEnum):
 
     @property
     def is_trials_fault(self) -> bool:
-        """Whether the trial may be to blame: then it runs again a limited number of times."""
+        """Whether the trial may be to blame, so that it runs again a limited number of times."""
         return self in (FailureCause.TRIAL, FailureCause.LIMIT, FailureCause.PROCESS)
 
 
@@ -76,7 +76,7 @@ class Finished:
 
 @dataclass(frozen=True)
 class Stopped:
-    """A trial ended after an epoch because it was told to stop."""
+    """A trial ended after an epoch because :attr:`Decision.STOP` was the answer to it."""
 
     key: int
 
@@ -90,6 +90,11 @@ class Failed:
     reason: str
 
 
+#: Reasons of trials that have no result because their node or their slot is gone.
+LOST_REASONS = {
+    FailureCause.NODE: "its node went away",
+    FailureCause.SLOT: "its slot was killed",
+}
 #: How a trial ended.
 Outcome = Finished | Stopped | Failed
 #: What an engine reports.

@@ -1,116 +1,170 @@
-"""Whether the world is well enough for trials to start; after a fault they wait, and only outage_timeout ends that.
+"""Whether the infrastructure works that trials need: disk, memory, databases, tracking server.
 
-A command is planned with it, so that it imports MLflow late.
+After a fault no trial starts until it works again, and only the outage time-out ends the command.
+A command is planned with this module, so that it imports no MLflow.
 """
 
 import os
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
 
-from digit_study.config.run import Config
 from digit_study.support import console
 from digit_study.support.messages import StudyError, first_line
-from digit_study.tracking import database as stores
+from digit_study.support.workspace import Workspace
+from digit_study.tracking.database import check_store
 
-#: Seconds until the world is looked at again: at first, and at most; without a fault for longer than that it is well.
-PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
-#: What there must be room for, on the disk and in memory, before a trial starts again.
-ROOM, MEMORY = 8 * 2**20, 256 * 2**20
+#: Seconds until the infrastructure is probed again after a fault; the pause doubles each time.
+FIRST_PAUSE_S = 1.0
+#: Seconds that the pause is at most. Without a fault for longer than that an outage is over.
+LONGEST_PAUSE_S = 60.0
+#: Bytes that must fit on a disk before a trial starts again.
+DISK_BYTES = 8 * 2**20
+#: Bytes of memory that must be available before a trial starts again.
+MEMORY_BYTES = 256 * 2**20
+#: How the URI of a sqlite database begins.
 SQLITE = "sqlite:///"
 
 
 class Health:
-    """The disk, the stores and the memory that trials need.
+    """Knows whether trials may start.
 
-    ``outage_timeout`` are the minutes for which they may be ill, and ``key`` is what sets them; ``storage`` is where a study
-    keeps its trials if that is a database.
+    It has eleven attributes: six say what is probed and how long an outage may last, five hold the
+    state of an outage.
     """
 
     def __init__(
-        self, uri: str, outage_timeout: float, key: str, storage: str | None = None
+        self,
+        uri: str,
+        workspace: Workspace,
+        outage_timeout: float,
+        key: str,
+        storage: str | None = None,
+        *,
+        first_pause: float = FIRST_PAUSE_S,
+        memory: int = MEMORY_BYTES,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self.uri, self.outage_timeout, self.key, self.storage = uri, outage_timeout, key, storage
-        self.fault: str | None = None
-        self.pause, self.since, self.hit_at, self.next_look = PAUSE_S, 0.0, float("-inf"), 0.0
+        """Describe what trials need.
 
-    def hit(self, fault: str) -> None:
-        """Let trials wait because of a fault; raises StudyError if that has gone on for longer than outage_timeout lasts."""
-        now = time.monotonic()
-        if now - self.hit_at > LONGEST_PAUSE_S + self.pause:  # it was well in between
-            self.since, self.pause = now, PAUSE_S
-        if self.fault is None:
-            console.warn(f"{fault}: no trial is to blame, all wait and go on when that is well, within "
-                         f"{self.outage_timeout:g} min ({self.key})")  # fmt: skip
-            self.next_look = now + self.pause
-        self.fault, self.hit_at = fault, now
-        self._lose_patience(now)
+        Args:
+            uri: URI of the tracking store.
+            workspace: Where runs are spooled.
+            outage_timeout: Minutes that an outage may last.
+            key: Config key that sets ``outage_timeout``, for messages.
+            storage: URI of the database that keeps a study's trials, if it is in a database.
+            first_pause: Seconds until the first probe after a fault.
+            memory: Bytes of memory that must be available.
+            clock: Returns seconds that only grow.
+        """
+        self._uri = uri
+        self._workspace = workspace
+        self._outage_timeout = outage_timeout
+        self._key = key
+        self._storage = storage
+        self._first_pause = first_pause
+        self._memory = memory
+        self._clock = clock
+        self._fault: str | None = None
+        self._pause = first_pause
+        self._outage_since = 0.0
+        self._last_fault_at = float("-inf")
+        self._next_probe = 0.0
+
+    def report_fault(self, fault: str) -> None:
+        """Let trials wait because of a fault of the infrastructure.
+
+        Args:
+            fault: What a trial or its supervisor met, in a line.
+
+        Raises:
+            StudyError: If the outage has lasted longer than its time-out.
+        """
+        now = self._clock()
+        if now - self._last_fault_at > LONGEST_PAUSE_S + self._pause:  # it had ended in between
+            self._outage_since = now
+            self._pause = self._first_pause
+        if self._fault is None:
+            console.warn(
+                f"{fault}: no trial is to blame, all wait and go on when that is well, within "
+                f"{self._outage_timeout:g} min ({self._key})"
+            )
+            self._next_probe = now + self._pause
+        self._fault = fault
+        self._last_fault_at = now
+        self._raise_after_timeout(now)
 
     @property
-    def was_hit(self) -> bool:
+    def had_fault(self) -> bool:
         """Whether there was any fault so far."""
-        return self.hit_at > float("-inf")
+        return self._last_fault_at > float("-inf")
 
-    def create_run(self, config: Config, dataset: str, name: str, **tags: str) -> str | None:
-        """The id of a new run, as :func:`digit_study.tracking.runs.create_run` says.
+    def is_ok(self) -> bool:
+        """Return whether trials may start; after a fault, probe again with growing pauses.
 
-        None, and a fault is known, while its store is gone.
+        Raises:
+            StudyError: If the outage has lasted longer than its time-out.
         """
-        from digit_study.tracking import runs as run_log
-        from digit_study.tracking import upload as delivery
-
-        try:
-            return run_log.create_run(config, self.uri, dataset, name, **tags)
-        except delivery.StoreFault as fault:
-            self.hit(first_line(fault))
-            return None
-
-    def is_well(self) -> bool:
-        """Whether trials may start; looks again after a fault, with growing pauses; StudyError after outage_timeout."""
-        if self.fault is None:
+        if self._fault is None:
             return True
-        now = time.monotonic()
-        if now < self.next_look:
+        now = self._clock()
+        if now < self._next_probe:
             return False
-        self.pause = min(2 * self.pause, LONGEST_PAUSE_S)
-        if (problem := self._problem()) is None:
+        self._pause = min(2 * self._pause, LONGEST_PAUSE_S)
+        problem = self.problem()
+        if problem is None:
             console.print_error("the machine is well again: trials go on", "")
-            self.fault = None
+            self._fault = None
             return True
-        self.fault, self.hit_at, self.next_look = problem, now, now + self.pause
-        self._lose_patience(now)
+        self._fault = problem
+        self._last_fault_at = now
+        self._next_probe = now + self._pause
+        self._raise_after_timeout(now)
         return False
 
-    def _lose_patience(self, now: float) -> None:
-        if now - self.since > 60 * self.outage_timeout:
-            raise StudyError(
-                f"trials need a disk, memory and stores that work, but for {self.outage_timeout:g} min ({self.key}) "
-                f"there was none: {self.fault}: mend that, then the same command goes on; no trial was used up"
-            )
-
-    def _problem(self) -> str | None:
-        """What is wrong at this moment, found out by doing it."""
-        databases = [
-            uri.removeprefix(SQLITE)
-            for uri in (self.uri, self.storage)
-            if uri and uri.startswith(SQLITE)
-        ]
-        for place in {stores.ARTIFACTS, *(Path(database).parent for database in databases)}:
-            try:
-                with tempfile.TemporaryFile(dir=place) as file:
-                    file.write(bytes(ROOM))
-                    file.flush()
-                    os.fsync(file.fileno())
-            except OSError as error:
-                return f"there is no room for {ROOM // 2**20} MB in {place}: {error.strerror}"
-        if psutil.virtual_memory().available < MEMORY:
-            return f"less than {MEMORY // 2**20} MB of memory are left"
+    def problem(self) -> str | None:
+        """Return what does not work at this moment, found out by using it; None if all works."""
+        for folder in self._folders():
+            error = _write_error(folder)
+            if error is not None:
+                return f"there is no room for {DISK_BYTES // 2**20} MB in {folder}: {error}"
+        if psutil.virtual_memory().available < self._memory:
+            return f"less than {self._memory // 2**20} MB of memory are left"
         try:
-            stores.check_store(self.uri)
-            if self.storage is not None:
-                stores.check_store(self.storage, "search.storage")
+            check_store(self._uri)
+            if self._storage is not None:
+                check_store(self._storage, "search.storage")
         except StudyError as error:
             return first_line(error)
         return None
+
+    def _raise_after_timeout(self, now: float) -> None:
+        if now - self._outage_since > 60 * self._outage_timeout:
+            raise StudyError(
+                "trials need a disk, memory and stores that work, but for "
+                f"{self._outage_timeout:g} min ({self._key}) there was none: {self._fault}: "
+                "mend that, then the same command goes on; no trial was used up"
+            )
+
+    def _folders(self) -> set[Path]:
+        """Return the folders that are written to while trials run."""
+        folders = {self._workspace.artifacts}
+        for uri in (self._uri, self._storage):
+            if uri is not None and uri.startswith(SQLITE):
+                folders.add(Path(uri.removeprefix(SQLITE)).parent)
+        return folders
+
+
+def _write_error(folder: Path) -> str | None:
+    """Return why a file of :data:`DISK_BYTES` cannot be written into a folder; None if it can."""
+    try:
+        with tempfile.TemporaryFile(dir=folder) as file:
+            file.write(bytes(DISK_BYTES))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        return str(error.strerror)
+    return None

@@ -1,6 +1,7 @@
-"""What an engine is: five calls by which a supervisor lets trials run, wherever that is; and what a trial leaves.
+"""What an engine is: five calls by which trials are run, wherever that is; and what a trial leaves.
 
-Sampling, pruning and stores are the supervisor's. A new engine is a module and a line in :data:`ENGINES`.
+An engine only runs trials. What is trained, stopped and recorded is decided by its caller.
+A new engine is a module, and a line in :data:`ENGINES` and in :data:`AVAILABLE_NODES`.
 """
 
 from __future__ import annotations
@@ -9,75 +10,77 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from pkgutil import resolve_name
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from digit_study.config.engine import EngineConfig, Node
-from digit_study.config.run import Config
+from digit_study.config.engine_config import EngineConfig, Node
+from digit_study.config.run_config import Config
 from digit_study.data.sources import DataConfig
-from digit_study.support.messages import StudyError
-from digit_study.support.progress import EpochProgress
-from digit_study.support.signals import raise_if_interrupted
+from digit_study.support.workspace import Workspace
+from digit_study.trial.events import Decision, Event
 
 if TYPE_CHECKING:  # it needs pandas, which no plan waits for
     from digit_study.stats.metrics import Evaluation
 
+#: Metrics of one epoch by name.
 Epoch = dict[str, float]
-#: Why a trial died with its node or its slot: no fault of the trial, which runs again however often it happens.
-LOST = LOST_NODE, LOST_SLOT = "its node went away", "its slot was killed"
 
 
-class Pruned(Exception):
-    """A trial was asked to end after an epoch, because others promise more."""
+class TrialStopped(Exception):
+    """A trial ended after an epoch because :attr:`Decision.STOP` was the answer to it."""
 
 
 @dataclass(frozen=True)
 class TrialResult:
-    """What one finished trial leaves."""
+    """What a finished trial leaves."""
 
     run_id: str
-    metrics: dict[str, float]  # final metrics by name; ``val_*`` of the weights that were kept
-    epochs: list[Epoch]  # one record an epoch
-    evaluation: Evaluation  # its reading of the validation images
-    weights_sha256: str  # of the trained weights
-    machine: Mapping[str, str] = field(
-        default_factory=dict
-    )  # that trained it, see origin.machine_tags
-    kept: Path | None = (
-        None  # where the outcome lies on disk if the tracking store did not take all of it
-    )
-    fault: str | None = None  # what the store said then
+    #: Final metrics by name. Those that begin with ``val_`` are of the weights that were kept.
+    metrics: dict[str, float]
+    #: One record an epoch, in order.
+    epochs: list[Epoch]
+    #: How the validation images were predicted.
+    evaluation: Evaluation
+    #: sha256 of the trained weights.
+    weights_sha256: str
+    #: Tags of the machine that trained it, see :func:`digit_study.tracking.provenance.machine_tags`.
+    machine: Mapping[str, str] = field(default_factory=dict)
+    #: Folder of the spooled run, if the tracking store did not take all of it.
+    kept: Path | None = None
+    #: What the store said in that case.
+    fault: str | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class EngineContext:
-    """What an engine may use; None has no limit."""
+    """What an engine needs to know, and the limits that it enforces."""
 
-    slots: int | None = (
-        1  # trials at a time; None: as many as there is room for, also on nodes that join later
-    )
-    timeout: float | None = None  # seconds a trial may take
-    memory: float | None = None  # GiB of resident memory a trial may use
-    place: EngineConfig = field(
-        default_factory=EngineConfig
-    )  # which engine, where, and what a trial takes of it
-    data: DataConfig = field(
-        default_factory=DataConfig
-    )  # resolved; an engine whose nodes do not have it hands it over
-    uri: str = ""  # the tracking store, for nodes that cannot know it
+    #: Where runs are spooled, and where temporary files lie.
+    workspace: Workspace
+    #: Trials at a time. None is as many as fit, also on nodes that join later.
+    slots: int | None = 1
+    #: Seconds that a trial may take. None has no limit.
+    trial_timeout: float | None = None
+    #: GiB of resident memory that a trial may use. None has no limit.
+    trial_memory: float | None = None
+    #: Which engine, where it is, and what a trial takes of a node.
+    options: EngineConfig = field(default_factory=EngineConfig)
+    #: The digits of most trials, resolved. An engine may load them in advance.
+    data: DataConfig = field(default_factory=DataConfig)
+    #: Folder of digits by their sha256, on a machine that was handed them by another.
+    digits_folder: Path | None = None
+    #: URI of the tracking store, for nodes that cannot know it. None is the configured one.
+    tracking_uri: str | None = None
 
 
 @dataclass(frozen=True)
-class Event:
-    """News of a trial; done, pruned, failed, died (killed from outside), expired (over a limit), world free its slot.
+class TrialRequest:
+    """A trial that an engine is asked to run."""
 
-    One that is ``done`` may still draw the figures of its run: until :meth:`Engine.stop` is through.
-
-    ``world`` is a fault of the machine, not of the trial: no room, no memory, the server or the node killed.
-    """
-
-    key: int  # under which it was submitted
-    kind: str  # steps, epoch (which waits for an answer), done, pruned, failed, died, expired or world
-    content: Any  # in this order: (epoch, step, steps), (number, record), a TrialResult, and for the others why
+    #: What its events carry.
+    key: int
+    config: Config
+    #: Id of the MLflow run that it writes.
+    run_id: str
 
 
 class Engine(Protocol):
@@ -85,53 +88,58 @@ class Engine(Protocol):
 
     @property
     def free(self) -> int:
-        """How many more trials could start now."""
+        """Number of trials that could start now."""
 
     def submit(self, key: int, config: Config, run_id: str) -> str | None:
-        """Start a trial for the MLflow run ``run_id``; returns the name of its process, None if it did not start."""
+        """Start a trial.
 
-    def answer(self, key: int, go_on: bool) -> None:
-        """Reply to an ``epoch`` event: go on, or end there as pruned."""
+        Args:
+            key: What its events will carry.
+            config: What to train, resolved.
+            run_id: Id of the MLflow run that it writes.
+
+        Returns:
+            The name of its process, ``host:pid:time of creation``. None if it did not start: then
+            an event says why.
+        """
+
+    def answer(self, key: int, decision: Decision) -> None:
+        """Answer an :class:`~digit_study.trial.events.EpochDone`: the trial waits for it.
+
+        Args:
+            key: Of the trial.
+            decision: Whether it goes on. With STOP it ends as ``Stopped``.
+        """
 
     def events(self, timeout: float = 0.5) -> Iterator[Event]:
-        """Yield what is new, after waiting at most ``timeout`` seconds for it."""
+        """Yield what has happened.
+
+        An outcome frees the slot of its trial. A trial that has finished may still draw the figures
+        of its run, until :meth:`stop` returns.
+
+        Args:
+            timeout: Seconds to wait at most if nothing has happened yet.
+
+        Returns:
+            The events of all trials, those of a trial in order.
+        """
 
     def stop(self) -> None:
-        """End all trials together, as KILLED, and wait for them."""
+        """End all trials, their runs as KILLED, and wait for their processes."""
 
 
-#: Engines by the name that ``search.engine`` gives them.
+#: Engines by the name that the config key ``engine`` gives them.
 ENGINES: dict[str, Callable[[EngineContext], Engine]] = {
     "local": lambda context: resolve_name("digit_study.trial.local.pool:LocalEngine")(context),
     "ray": lambda context: resolve_name("digit_study.trial.ray.ray_engine:RayEngine")(context),
 }
-#: What each of them could use, of the resources that a trial asks for; raises StudyError if that is too little.
-OFFERS: dict[str, Callable[[EngineConfig, str], list[Node]]] = {
-    "local": lambda place, uri: resolve_name("digit_study.trial.local.pool:offer")(place, uri),
-    "ray": lambda place, uri: resolve_name("digit_study.trial.ray.ray_engine:offer")(place, uri),
+#: Functions that return the nodes that trials may run on, by the name of the engine. They take the
+#: engine's options and the URI of the tracking store, and raise StudyError if no trial fits.
+AVAILABLE_NODES: dict[str, Callable[[EngineConfig, str, Workspace], list[Node]]] = {
+    "local": lambda options, uri, workspace: resolve_name(
+        "digit_study.trial.local.pool:available_nodes"
+    )(options),
+    "ray": lambda options, uri, workspace: resolve_name(
+        "digit_study.trial.ray.ray_engine:available_nodes"
+    )(options, uri, workspace),
 }
-
-
-def run_to_end(engine: Engine, config: Config, run_id: str, progress: EpochProgress) -> TrialResult:
-    """Run one trial on an engine that does nothing else, and show it; raises StudyError if it fails or dies.
-
-    Its figures may still be drawn then, until the engine stops.
-    """
-    try:
-        engine.submit(0, config, run_id)
-        while True:
-            raise_if_interrupted()
-            for event in engine.events():
-                if event.kind == "steps":
-                    progress.steps(*event.content)
-                elif event.kind == "epoch":
-                    progress.epoch(*event.content)
-                    engine.answer(event.key, True)
-                elif event.kind != "done":
-                    raise StudyError(str(event.content))
-                else:
-                    result: TrialResult = event.content
-                    return result
-    except BaseException:
-        engine.stop()
-        raise

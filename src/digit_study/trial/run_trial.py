@@ -1,173 +1,271 @@
-"""One function walks the whole way from a config to a tracked run: the one file that knows all the stages."""
+"""The whole way from a config to a tracked run: the only file that knows all the stages."""
 
 import gc
 import time
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
+from typing import Protocol
 
 import keras
 
-from digit_study.config.run import Config
+from digit_study.config.run_config import Config
 from digit_study.data.digits import Digits, load_digits
 from digit_study.model import calibration, fit
 from digit_study.model.networks import Model, build_model, mean_of
-from digit_study.report.figures import run_figures as figures
+from digit_study.report.figures import run_figures
 from digit_study.stats.metrics import Evaluation, score
 from digit_study.support import machine
 from digit_study.support.signals import Interrupted, deferred_signals, raise_if_interrupted
-from digit_study.tracking import provenance as origin
-from digit_study.tracking.database import tracking_uri
-from digit_study.tracking.runs import RunLog
-from digit_study.trial.protocol import Epoch, Pruned, TrialResult
+from digit_study.tracking import provenance
+from digit_study.tracking.session import Tracker
+from digit_study.tracking.writer import RunWriter
+from digit_study.trial.events import Decision
+from digit_study.trial.protocol import Epoch, TrialResult, TrialStopped
 
-Listener = Callable[..., None]  # of (epoch, step, steps) or of (number, record)
+#: Characters of a reason that a run keeps.
+LONGEST_REASON = 500
+#: How often a set that is a single batch is predicted again to measure its time.
+TIMED_PREDICTIONS = 3
+
+
+class Listener(Protocol):
+    """Follows a trial; what it raises ends the trial."""
+
+    def on_steps(self, epoch: int, step: int, steps: int) -> None:
+        """Hear that ``step`` of ``steps`` are done in ``epoch``, all counted from 1."""
+
+    def on_epoch(self, epoch: int, record: Epoch) -> Decision:
+        """Hear of the metrics of an epoch, counted from 1; decide whether the trial goes on."""
+
+    def on_result(self, result: TrialResult) -> None:
+        """Hear of the result, which is kept whatever happens from then on."""
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """A trained network in float32."""
+
+    model: Model
+    predictor: fit.Predictor
+    #: How it predicts the validation images.
+    evaluation: Evaluation
 
 
 def run_trial(
     config: Config,
     run_id: str,
-    on_steps: Listener,
-    on_epoch: Listener,
-    on_result: Callable[[TrialResult], None] = lambda result: None,
+    tracker: Tracker,
+    listener: Listener,
+    *,
+    digits_folder: Path | None = None,
     data_figures: bool = True,
+    result_before_figures: bool = True,
 ) -> TrialResult:
-    """Load, look, build, train, predict, evaluate, track, draw: a resolved config to the MLflow run ``run_id``.
+    """Load the digits, build, train, evaluate and record a network, and draw its figures.
 
-    What a listener raises ends the trial. ``on_result`` hears of a result that is kept whatever happens then: what is
-    left are figures. ``data_figures`` are those of the digits, which a parent has for its children. The run ends FAILED
-    if training diverged or the data changed, KILLED by a signal and if Pruned; with a result it ends FINISHED.
+    The run ends FINISHED with a result. Without, it ends KILLED if a signal or the listener stopped
+    the trial, else FAILED.
+
+    Args:
+        config: What to train, resolved.
+        run_id: Id of the MLflow run that is written.
+        tracker: The tracking store of the run.
+        listener: Follows the trial.
+        digits_folder: Folder of digits by their sha256, on a machine that was handed them.
+        data_figures: Whether to draw the digits too; a parent run has that for its children.
+        result_before_figures: Whether the listener hears of the result before the figures are
+            drawn, else when the run has ended.
+
+    Returns:
+        The result, which says whether the tracking store has all of it.
+
+    Raises:
+        TrialStopped: If the listener decided so.
+        StudyError: If training diverged or the digits have changed.
     """
-    log = RunLog(tracking_uri(config.tracking.uri), run_id)
+    log = tracker.writer(run_id)
     try:
-        result, draw = _walk(config, log, on_steps, on_epoch, data_figures)
+        result, draw = _walk(config, log, listener, digits_folder, data_figures)
     except BaseException as error:
-        reason = f"{type(error).__name__}: {error}".strip()[:500]
+        reason = f"{type(error).__name__}: {error}".strip()[:LONGEST_REASON]
+        status = "FAILED"
+        if isinstance(error, Interrupted | KeyboardInterrupt | TrialStopped):
+            status = "KILLED"
         log.tags({"failure": reason})
-        was_stopped = isinstance(error, Interrupted | KeyboardInterrupt | Pruned)
-        log.end("KILLED" if was_stopped else "FAILED", {"reason": reason})
+        log.end(status, {"reason": reason})
         raise
     try:
         with deferred_signals():
-            _finish(log, result, on_result, draw)
+            _finish(log, result, draw, listener if result_before_figures else None)
     finally:
-        kept = log.deliver()
-    return replace(result, kept=kept, fault=log.fault)
+        kept = log.upload()
+    result = replace(result, kept=kept, fault=log.fault)
+    if not result_before_figures:
+        listener.on_result(result)
+    return result
 
 
 def forget_networks() -> None:
-    """Let go of what Keras and TensorFlow keep of the networks so far, and let the names of layers start anew."""
-    with deferred_signals():  # in one of the many finalisers that this runs a signal would be lost
+    """Release what Keras and TensorFlow keep of networks; names of layers start anew."""
+    with deferred_signals():  # a signal in one of the many finalisers that this runs would be lost
         keras.utils.clear_session()
-        gc.freeze()  # what is left by now stays, and would be gone through after every trial, and in each
+        # What is left by now stays. Else every collection of garbage would go through it again.
+        gc.freeze()
 
 
 def _finish(
-    log: RunLog, result: TrialResult, on_result: Listener, draw: Callable[[], None]
+    log: RunWriter, result: TrialResult, draw: Callable[[], None], listener: Listener | None
 ) -> None:
-    """Tell a result, draw, and end the run on disk; with its result it is FINISHED whatever happens."""
+    """Report a result, draw its figures, and end the run on disk; it is FINISHED whatever happens."""
     try:
-        on_result(result)
+        if listener is not None:
+            listener.on_result(result)
         draw()
     except Exception as error:
-        log.spooled.close(log.uri, "FAILED", f"{type(error).__name__}: {error}"[:500])
+        reason = f"{type(error).__name__}: {error}"[:LONGEST_REASON]
+        log.close("FAILED", reason)
         raise
-    log.spooled.end("FINISHED", metrics=result.metrics, weights_sha256=result.weights_sha256)
+    log.finish(metrics=result.metrics, weights_sha256=result.weights_sha256)
 
 
 def _walk(
-    config: Config, log: RunLog, on_steps: Listener, on_epoch: Listener, data_figures: bool
+    config: Config,
+    log: RunWriter,
+    listener: Listener,
+    digits_folder: Path | None,
+    data_figures: bool,
 ) -> tuple[TrialResult, Callable[[], None]]:
-    """All but the figures, which what comes second draws."""
+    """Do all but the figures; return the result and what draws them."""
     started = time.perf_counter()
     log.config(config)
     if config.tracking.system_metrics:
         log.start_system_metrics()
-    digits = load_digits(config.data)
+    digits = load_digits(config.data, digits_folder)
     log.dataset(digits.name, digits.sha256, digits.counts())
     if data_figures:
-        figures.write_data_figures(digits, log.folder)
+        run_figures.write_data_figures(digits, log.folder)
     fit.use_threads(config.training.threads or machine.cores())
-    epochs: list[Epoch] = []
 
-    def log_epoch(record: Epoch) -> None:
+    epochs: list[Epoch] = []
+    trained = _train_members(config, digits, log, listener, epochs)
+    outcome = trained.evaluation
+    temperature, uncertainty = calibration.calibrated(outcome.labels, outcome.probabilities)
+    calibrated = calibration.tempered(outcome.probabilities, temperature)
+    outcome = replace(outcome, probabilities=calibrated)
+    metrics = {**outcome.metrics, **uncertainty, **_facts(trained, digits, epochs)}
+
+    weights = fit.weights_sha256(trained.model)
+    log.tags({"weights.sha256": weights})
+    run_figures.write_run_tables(outcome, log.folder)
+    if config.tracking.save_model:
+        log.model(calibration.with_temperature(trained.model, temperature))
+    log.result({**metrics, "total_seconds": time.perf_counter() - started}, step=len(epochs))
+    result = TrialResult(log.run_id, metrics, epochs, outcome, weights, provenance.machine_tags())
+    draw = partial(
+        run_figures.write_run_figures, outcome, epochs, digits, config.model.name, log.folder
+    )
+    return result, draw
+
+
+def _train_members(
+    config: Config, digits: Digits, log: RunWriter, listener: Listener, epochs: list[Epoch]
+) -> _Trained:
+    """Train every member of an ensemble, usually the only network, and append to ``epochs``."""
+
+    def on_record(record: Epoch) -> None:
         epochs.append(record)
         log.epoch(len(epochs), record)
-        on_epoch(len(epochs), record)
+        if listener.on_epoch(len(epochs), record) is Decision.STOP:
+            raise TrialStopped("others promise more")
 
-    training, members = config.training, []
+    members: list[Model] = []
     for number in range(config.model.members):
-        one = replace(config, training=replace(training, seed=training.seed + number))
-        with (
-            deferred_signals()
-        ):  # an exception of ours in the middle of TensorFlow leaves it waiting for its own locks
-            member, read, outcome = _train(one, digits, len(epochs), on_steps, log_epoch)
-        members.append(member)
-    final_model, images = mean_of(members), digits.validation_images
-    if (
-        len(members) > 1
-    ):  # else it can read already; to compile it again would cost every trial a tenth of a second
-        read = fit.Predictor(final_model)
-        outcome = score(digits.validation_labels, read(images), digits.validation_index)
-    t, claims = calibration.calibrated(outcome.labels, outcome.probabilities)
-    outcome = replace(outcome, probabilities=calibration.tempered(outcome.probabilities, t))
-    if (
-        len(images) <= fit.READ_AT_ONCE
-    ):  # the first batch, in which TensorFlow prepares, was the only one
-        for _ in range(3):
-            read(images)
-    losses = [record["val_loss"] for record in epochs]
-    metrics = {
-        **outcome.metrics,
-        **claims,
-        **digits.counts(),
-        "parameters": float(final_model.count_params()),
-        "training_seconds": sum(record["epoch_seconds"] for record in epochs),
-        "inference_milliseconds": 1000 * read.seconds_an_image,
-        "best_epoch": losses.index(min(losses)) + 1.0,
-    }
-    weights = fit.weights_sha256(final_model)
-    log.tags({"weights.sha256": weights})
-    figures.write_run_tables(outcome, log.folder)
-    if config.tracking.save_model:
-        log.model(calibration.with_temperature(final_model, t))
-    log.result({**metrics, "total_seconds": time.perf_counter() - started}, step=len(epochs))
-    result = TrialResult(log.run_id, metrics, epochs, outcome, weights, origin.machine_tags())
-    return result, partial(
-        figures.write_run_figures, outcome, epochs, digits, config.model.name, log.folder
-    )
+        recipe = replace(config.training, seed=config.training.seed + number)
+        member_config = replace(config, training=recipe)
+        # An exception of ours in the middle of TensorFlow leaves it waiting for its own locks.
+        with deferred_signals():
+            trained = _train(member_config, digits, len(epochs), listener, on_record)
+        members.append(trained.model)
+    if len(members) == 1:  # to compile it again would cost every trial a tenth of a second
+        return trained
+    model = mean_of(members)
+    predictor = fit.Predictor(model)
+    return _Trained(model, predictor, _evaluate(predictor, digits))
 
 
 def _train(
-    config: Config, digits: Digits, earlier: int, on_steps: Listener, on_record: Listener
-) -> tuple[Model, fit.Predictor, Evaluation]:
-    """One network, how to read with it, and how it reads the validation images at its end.
+    config: Config,
+    digits: Digits,
+    earlier_epochs: int,
+    listener: Listener,
+    on_record: Callable[[Epoch], None],
+) -> _Trained:
+    """Train a network.
 
-    The steps it tells of are those after ``earlier`` epochs, of other members.
+    Args:
+        config: What to train.
+        digits: To train on and to validate on.
+        earlier_epochs: Epochs of earlier members, which count in what the listener hears.
+        listener: Hears of steps.
+        on_record: Hears of epochs.
     """
     keras.utils.set_random_seed(config.training.seed)
     trained_model = build_model(config.model, config.training.precision, fit.FUSED_LAYERS)
-    # trained in bfloat16 or not, a network is judged and saved in float32: the same numbers on every machine
+    # Trained in bfloat16 or not, a network is judged and saved in float32: the same numbers on
+    # every machine.
     final_model = build_model(config.model)
-    read, read_finally = fit.Predictor(trained_model), fit.Predictor(final_model)
-    images, truth = digits.validation_images, (digits.validation_labels, digits.validation_index)
-    readings: list[Evaluation] = []
+    predictor = fit.Predictor(trained_model)
+    final_predictor = fit.Predictor(final_model)
+    evaluations: list[Evaluation] = []
 
-    def read_exactly() -> Evaluation:
+    def evaluate_exactly() -> Evaluation:
         final_model.set_weights(trained_model.get_weights())
-        return score(truth[0], read_finally(images), truth[1])
+        return _evaluate(final_predictor, digits)
 
     def validate() -> dict[str, float]:
-        is_last = len(readings) + 1 == config.training.epochs
-        readings.append(read_exactly() if is_last else score(truth[0], read(images), truth[1]))
-        return readings[-1].metrics
+        is_last = len(evaluations) + 1 == config.training.epochs
+        evaluation = evaluate_exactly() if is_last else _evaluate(predictor, digits)
+        evaluations.append(evaluation)
+        return evaluation.metrics
 
-    def tell(epoch: int, *where: int) -> None:
+    def on_steps(epoch: int, step: int, steps: int) -> None:
         raise_if_interrupted()
-        on_steps(earlier + epoch, *where)
+        listener.on_steps(earlier_epochs + epoch, step, steps)
 
-    given = trained_model, digits.train_images, digits.train_labels, config.training
-    fit.fit(*given, validate=validate, on_epoch=on_record, on_steps=tell)
+    fit.fit(
+        trained_model,
+        digits.train_images,
+        digits.train_labels,
+        config.training,
+        validate=validate,
+        on_epoch=on_record,
+        on_steps=on_steps,
+    )
+    if config.training.early_stopping.patience is None:
+        return _Trained(final_model, final_predictor, evaluations[-1])
     # under early stopping it may have gone back to an earlier epoch
-    outcome = readings[-1] if config.training.early_stopping.patience is None else read_exactly()
-    return final_model, read_finally, outcome
+    return _Trained(final_model, final_predictor, evaluate_exactly())
+
+
+def _evaluate(predictor: fit.Predictor, digits: Digits) -> Evaluation:
+    """Predict the validation images."""
+    probabilities = predictor(digits.validation_images)
+    return score(digits.validation_labels, probabilities, digits.validation_index)
+
+
+def _facts(trained: _Trained, digits: Digits, epochs: list[Epoch]) -> dict[str, float]:
+    """Return the metrics of size and time."""
+    images = digits.validation_images
+    if len(images) <= fit.READ_AT_ONCE:  # the only batch was the one in which TensorFlow prepares
+        for _ in range(TIMED_PREDICTIONS):
+            trained.predictor(images)
+    losses = [record["val_loss"] for record in epochs]
+    return {
+        **digits.counts(),
+        "parameters": float(trained.model.count_params()),
+        "training_seconds": sum(record["epoch_seconds"] for record in epochs),
+        "inference_milliseconds": 1000 * trained.predictor.seconds_an_image,
+        "best_epoch": losses.index(min(losses)) + 1.0,
+    }

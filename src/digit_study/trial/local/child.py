@@ -1,4 +1,4 @@
-"""What runs in a worker: its trials, their messages to the supervisor, and that it does not outlive that."""
+"""What runs in a worker process: its trials, and their messages to the supervisor."""
 
 import multiprocessing
 import os
@@ -6,15 +6,14 @@ import signal
 import threading
 import time
 from collections.abc import Callable
-from functools import partial
+from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
-from digit_study.config.run import Config
+from digit_study.config.run_config import Config
 from digit_study.support.messages import StudyError, is_infrastructure_fault
-from digit_study.support.progress import epoch_progress
 from digit_study.support.signals import (
     Interrupted,
     interruptible,
@@ -22,120 +21,182 @@ from digit_study.support.signals import (
     raise_if_interrupted,
     signals_surface,
 )
-from digit_study.tracking.database import tracking_uri
-from digit_study.tracking.spool import SpooledRun
-from digit_study.trial.protocol import Pruned, TrialResult
+from digit_study.support.workspace import Workspace
+from digit_study.tracking.location import store_uri
+from digit_study.trial.events import (
+    Decision,
+    EpochDone,
+    EpochRecord,
+    Event,
+    Failed,
+    FailureCause,
+    StepsDone,
+    Stopped,
+)
+from digit_study.trial.protocol import TrialRequest, TrialResult, TrialStopped
 
-#: Seconds that a trial asked to end has before it is killed.
+#: Seconds that a trial has to end itself before it is killed.
 GRACE_S = 8.0
-#: Seconds that one has to draw its figures when all else has ended.
-DRAWS_S = 60.0
-#: Messages of trials without a result, their last ones, and the seconds they then have to end.
-END_GRACE_S = {"failed": GRACE_S, "world": GRACE_S, "died": GRACE_S, "expired": 1.0}
+#: Characters of a reason that are sent. A message of 16 KiB and more would go in two pieces, and a
+#: trial that is suspended between them would stop its supervisor.
+LONGEST_REASON = 2000
 
 
-def train_here(config: Config, run_id: str) -> TrialResult:
-    """Run a trial in this process, which then holds TensorFlow, and show it; the run ends with it, however it ends."""
-    # from here on it is known on disk: should this process be killed, the next command ends the run
-    SpooledRun(run_id).open(tracking_uri(config.tracking.uri))
-    try:
-        with epoch_progress(config.model.name, config.epochs) as progress:
-            with native_stderr(), signals_surface():
-                from digit_study.trial.run_trial import run_trial
-            return run_trial(config, run_id, on_steps=progress.steps, on_epoch=progress.epoch)
-    except BaseException as error:  # also a Ctrl-C while TensorFlow is being imported
-        from digit_study.tracking.runs import close_run
+@dataclass(frozen=True)
+class ResultWritten:
+    """A trial has written its result into the file of its worker."""
 
-        status = "FAILED" if isinstance(error, Exception) else "KILLED"
-        close_run(
-            tracking_uri(config.tracking.uri), run_id, status, f"{type(error).__name__}: {error}"
-        )
-        raise
+    key: int
+
+
+@dataclass(frozen=True)
+class Idle:
+    """A worker has done all that belongs to a trial, and could run another."""
+
+
+#: What a worker sends; a result goes by file, as :class:`ResultWritten` says.
+Message = Event | Idle
+
+
+class Reporter:
+    """Sends what happens in a trial to the supervisor.
+
+    It listens to a trial as :class:`digit_study.trial.run_trial.Listener` says.
+    """
+
+    def __init__(self, key: int, connection: Connection, result_file: Path) -> None:
+        self._key = key
+        self._connection = connection
+        self._result_file = result_file
+        #: Whether the supervisor knows how the trial ended.
+        self.has_outcome = False
+
+    def on_steps(self, epoch: int, step: int, steps: int) -> None:
+        """Report some steps of an epoch."""
+        self._connection.send(StepsDone(self._key, epoch, step, steps))
+
+    def on_epoch(self, epoch: int, record: EpochRecord) -> Decision:
+        """Report an epoch and wait for the decision about it."""
+        self._connection.send(EpochDone(self._key, epoch, record))
+        while not self._connection.poll(0.1):
+            raise_if_interrupted()
+        decision: Decision = self._connection.recv()
+        return decision
+
+    def on_result(self, result: TrialResult) -> None:
+        """Report the result of the trial."""
+        self.has_outcome = True
+        # A result has more than 16 KiB, see LONGEST_REASON.
+        self._result_file.write_bytes(ForkingPickler.dumps(result))
+        self._connection.send(ResultWritten(self._key))
+
+    def on_stop(self) -> None:
+        """Report that the trial has ended after an epoch, as it was asked to."""
+        self.has_outcome = True
+        self._connection.send(Stopped(self._key))
+
+    def on_error(self, error: Exception) -> None:
+        """Report that the trial has failed."""
+        cause = FailureCause.TRIAL
+        if is_infrastructure_fault(error):
+            cause = FailureCause.INFRASTRUCTURE
+        reason = f"{type(error).__name__}: {error}"
+        if isinstance(error, StudyError):
+            reason = str(error)
+        self._connection.send(Failed(self._key, cause, reason[:LONGEST_REASON]))
+
+    def on_idle(self) -> None:
+        """Report that the worker could run another trial."""
+        self._connection.send(Idle())
+
+
+#: What a worker calls for every trial, with its config and the id of its run. What it returns is
+#: the result, unless it has reported an outcome itself.
+Target = Callable[[Config, str, Reporter], Any]
 
 
 def train(
     config: Config,
     run_id: str,
-    send: Callable[[str, Any], None],
-    ask: Callable[..., None],
-    aside: bool = True,
-) -> TrialResult | None:
-    """Run a trial inside a worker: progress goes out by ``send``, every epoch by ``ask``, which may end it.
+    reporter: Reporter,
+    *,
+    workspace: Workspace,
+    digits_folder: Path | None = None,
+    in_background: bool = True,
+) -> None:
+    """Run a trial in a worker.
 
-    The result goes out once it is kept, so that the figures are drawn ``aside`` from the slot; else when all is done.
+    Args:
+        config: What to train, resolved.
+        run_id: Id of the MLflow run that it writes.
+        reporter: Sends what happens to the supervisor.
+        workspace: Where the run is spooled.
+        digits_folder: Folder of digits by their sha256, on a machine that was handed them.
+        in_background: Whether the result is reported before the figures are drawn, so that the next
+            trial starts meanwhile.
     """
     with native_stderr(), signals_surface():
+        from digit_study.tracking.session import Tracker
         from digit_study.trial.run_trial import forget_networks, run_trial
-    tell: Callable[[TrialResult], None] = partial(send, "done") if aside else lambda result: None
+    tracker = Tracker(store_uri(config.tracking.uri, workspace), workspace)
     try:
-        return run_trial(
-            config, run_id, lambda *where: send("steps", where), ask, tell, data_figures=False
+        run_trial(
+            config,
+            run_id,
+            tracker,
+            reporter,
+            digits_folder=digits_folder,
+            data_figures=False,
+            result_before_figures=in_background,
         )
-    except Pruned:
-        send("pruned", "others promise more")
-        return None
+    except TrialStopped:
+        reporter.on_stop()
     finally:
         forget_networks()
 
 
-def serve(connection: Connection, target: Callable[..., Any], outcome: Path) -> None:
-    """Run the ``target`` of a Worker on trial after trial, until one fails or the supervisor is gone."""
+def run_trials(connection: Connection, target: Target, result_file: Path) -> None:
+    """Run trial after trial until one fails or the supervisor is gone.
+
+    Args:
+        connection: Brings a :class:`TrialRequest` for each trial, and takes messages.
+        target: What to call for every trial.
+        result_file: Where results are left for the supervisor.
+    """
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
-        while _run(connection, target, outcome, *connection.recv()):
+        while _run(connection.recv(), connection, target, result_file):
             pass
     except (EOFError, OSError):
-        raise SystemExit(
-            1
-        ) from None  # the supervisor is gone; the run has been ended on the way here
+        # The supervisor is gone. The run has been ended on the way here.
+        raise SystemExit(1) from None
 
 
-def _run(
-    connection: Connection, target: Callable[..., Any], outcome: Path, config: Config, run_id: str
-) -> bool:
-    """Run one trial and report on it; whether the process is fit for another."""
-    is_told = False
-
-    def send(kind: str, content: Any) -> None:
-        nonlocal is_told
-        is_told = is_told or kind in ("done", "pruned")
-        if (
-            kind == "done"
-        ):  # by a file: a trial suspended in a message of more than one piece would stop its supervisor
-            outcome.write_bytes(ForkingPickler.dumps(content))
-            content = None
-        connection.send((kind, content))
-
-    def ask(*content: Any) -> None:
-        send("epoch", content)
-        while not connection.poll(0.1):
-            raise_if_interrupted()
-        if not connection.recv():
-            raise Pruned
-
+def _run(request: TrialRequest, connection: Connection, target: Target, result_file: Path) -> bool:
+    """Run a trial; return whether the process is fit for another."""
+    reporter = Reporter(request.key, connection, result_file)
     try:
         with interruptible():
-            result = target(config, run_id, send, ask)
-            if not is_told:
-                send("done", result)
-            send("idle", None)
+            result = target(request.config, request.run_id, reporter)
+            if not reporter.has_outcome:
+                reporter.on_result(result)
+            reporter.on_idle()
     except Interrupted as interrupted:
         raise SystemExit(interrupted.exit_code) from None
     except (EOFError, BrokenPipeError):
         raise
     except Exception as error:
-        reason = str(error) if isinstance(error, StudyError) else f"{type(error).__name__}: {error}"
-        send(
-            "world" if is_infrastructure_fault(error) else "failed", reason[:2000]
-        )  # 16 KiB and more would be sent in two pieces
+        reporter.on_error(error)
         return False
     return True
 
 
 def _end_with_parent() -> None:
-    """End this trial, properly if it can, when the process that supervises it is gone."""
-    if (parent := multiprocessing.parent_process()) is not None:
-        parent.join()
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(GRACE_S)
-        os.kill(os.getpid(), signal.SIGKILL)
+    """End this process, properly if it can, when its supervisor is gone."""
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return
+    parent.join()
+    os.kill(os.getpid(), signal.SIGTERM)
+    time.sleep(GRACE_S)
+    os.kill(os.getpid(), signal.SIGKILL)

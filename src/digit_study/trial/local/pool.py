@@ -1,5 +1,4 @@
-# ruff: noqa: D102  the calls of an engine are described in protocol.Engine
-"""The engine of one machine: workers that run trial after trial, and their context."""
+"""The engine of one machine: workers that run trial after trial."""
 
 import platform
 import time
@@ -10,149 +9,250 @@ from multiprocessing.connection import wait
 
 import psutil
 
-from digit_study.config.engine import EngineConfig, Node, fitting
-from digit_study.config.run import Config
-from digit_study.support import machine, messages
+from digit_study.config.engine_config import EngineConfig, Node, capacity
+from digit_study.config.run_config import Config
+from digit_study.support import machine
 from digit_study.support.console import warn
-from digit_study.support.messages import StudyError
-from digit_study.tracking.spool import SpooledRun
-from digit_study.trial.local import child
-from digit_study.trial.local.worker import Message, TrialDied, Worker, start_server
-from digit_study.trial.protocol import EngineContext, Event
+from digit_study.support.messages import StudyError, listed
+from digit_study.tracking.location import store_uri
+from digit_study.trial.events import (
+    Decision,
+    Event,
+    Failed,
+    FailureCause,
+    Finished,
+    Outcome,
+    Stopped,
+)
+from digit_study.trial.local.child import GRACE_S, Idle, train
+from digit_study.trial.local.process import TrialDied
+from digit_study.trial.local.server import start_server
+from digit_study.trial.local.worker import Worker
+from digit_study.trial.protocol import EngineContext, TrialRequest
+
+#: Seconds that a trial has to draw its figures when all else has ended.
+DRAWING_S = 60.0
+#: Seconds that a trial has to end itself that has exceeded a limit.
+LIMIT_GRACE_S = 1.0
 
 
-def offer(place: EngineConfig, uri: str) -> list[Node]:
-    """What this machine has, the first of its GPUs only; raises StudyError if a trial asks for more."""
-    cores, gpus, asked = machine.cores(), machine.gpus()[:1], place.resources
+def available_nodes(options: EngineConfig) -> list[Node]:
+    """Return this machine as the only node, with the first of its GPUs.
+
+    Raises:
+        StudyError: If a trial asks for more than it has.
+    """
+    cores = machine.cores()
+    gpus = len(machine.gpus()[:1])
     memory = psutil.virtual_memory().total / 2**30
-    has = {"CPU": cores, "GPU": len(gpus), "memory": memory * 2**30}
-    room = fitting(has, {"cpu": 1, "gpu": len(gpus), "memory": 0, **asked})
-    if room == 0:
-        wrong = f"a trial asks for {messages.listed(asked)}, but this machine has {cores} cores, {len(gpus)} GPUs and "
-        raise StudyError(f"{wrong}{memory:.1f} GiB: ask for less with resources=")
+    has = {"CPU": cores, "GPU": gpus, "memory": memory * 2**30}
+    trials = capacity(has, {"cpu": 1, "gpu": gpus, "memory": 0, **options.resources})
+    if trials == 0:
+        raise StudyError(
+            f"a trial asks for {listed(options.resources)}, but this machine has {cores} cores, "
+            f"{gpus} GPUs and {memory:.1f} GiB: ask for less with resources="
+        )
     precision = machine.resolve_precision("auto")
-    return [Node(platform.node(), cores, len(gpus), memory, machine.processor(), precision, room)]
-
-
-def _wait_for(workers: list[Worker], seconds: float) -> bool:
-    """Whether one of the workers has news, or gets some within so many seconds."""
-    return bool(wait([thing for worker in workers for thing in worker.waitables()], seconds))
+    name = platform.node()
+    return [Node(name, cores, gpus, memory, machine.processor(), precision, trials)]
 
 
 class LocalEngine:
-    """An :class:`Engine` that ``launch`` starts the workers of, by default forked from a server that starts now.
+    """An :class:`~digit_study.trial.protocol.Engine` of processes on this machine.
 
-    What these still do when the result of a trial is known is done ``aside`` from its slot.
+    A worker is in one of three places: it runs a trial, it finishes one whose outcome is known (it
+    draws the figures), or it is idle.
     """
 
     def __init__(
         self,
         context: EngineContext,
-        launch: Callable[[Config, str], Worker] | None = None,
-        aside: bool = True,
+        launch: Callable[[TrialRequest], Worker] | None = None,
+        *,
+        in_background: bool = True,
+        drawing_time: float = DRAWING_S,
     ) -> None:
-        self.context, self.slots = context, context.slots or 1
-        self.trials: dict[int, Worker] = {}
-        self.finishing: list[Worker] = []  # whose trials have ended: they draw figures and tidy up
-        self.idle: list[Worker] = []
-        self.failed_starts: list[Event] = []
+        """Open the engine.
+
+        Args:
+            context: Its limits, and what trials need.
+            launch: Starts a worker with its first trial. By default it is forked from a server that
+                is started here.
+            in_background: Whether figures are drawn while the slot has its next trial.
+            drawing_time: Seconds that :meth:`stop` leaves for figures.
+        """
+        self._context = context
+        self._slots = context.slots or 1
+        self._drawing_time = drawing_time
+        self._in_background = in_background
         if launch is None:
-            start_server(context.data if context.data.sha256 else None)
-        # a GPU's memory is a worker's for as long as it lives: the next trial needs the same one
-        self.aside = aside and not (launch is None and machine.gpus())
-        train = partial(child.train, aside=self.aside)
-        self.launch = launch or (lambda config, run_id: Worker(train, config, run_id))
+            # A GPU's memory is a worker's for as long as it lives: the next trial needs the same.
+            self._in_background = in_background and not machine.gpus()
+            launch = forking_launch(context, in_background=self._in_background)
+        self._launch = launch
+        self.trials: dict[int, Worker] = {}
+        self.finishing: list[Worker] = []
+        self.idle: list[Worker] = []
+        self._failed_starts: list[Failed] = []
 
     @property
     def free(self) -> int:
-        return self.slots - len(self.trials) - max(0, len(self.finishing) - self.slots)
+        """Number of trials that could start now."""
+        delayed = max(0, len(self.finishing) - self._slots)
+        return self._slots - len(self.trials) - delayed
 
     def submit(self, key: int, config: Config, run_id: str) -> str | None:
+        """Start a trial, see :meth:`digit_study.trial.protocol.Engine.submit`."""
+        request = TrialRequest(key, config, run_id)
         try:
-            self.trials[key] = self._take(config, run_id) or self.launch(config, run_id)
+            worker = self._reuse_worker(request) or self._launch(request)
         except TrialDied as death:
-            self.failed_starts.append(Event(key, death.kind, str(death)))
+            self._failed_starts.append(Failed(key, death.cause, str(death)))
             return None
-        return self.trials[key].name
+        self.trials[key] = worker
+        return worker.name
 
-    def answer(self, key: int, go_on: bool) -> None:
+    def answer(self, key: int, decision: Decision) -> None:
+        """Answer an epoch, see :meth:`digit_study.trial.protocol.Engine.answer`."""
         if key in self.trials:
-            self.trials[key].answer(go_on)
+            self.trials[key].answer(decision)
 
     def events(self, timeout: float = 0.5) -> Iterator[Event]:
-        while self.failed_starts:
-            yield self.failed_starts.pop()
-        _wait_for([*self.trials.values(), *self.finishing], timeout)
-        self._see_off()
+        """Yield what has happened, see :meth:`digit_study.trial.protocol.Engine.events`."""
+        while self._failed_starts:
+            yield self._failed_starts.pop()
+        _wait_for_message([*self.trials.values(), *self.finishing], timeout)
+        self._release_finished()
         for key in list(self.trials):
-            while key in self.trials:
-                try:
-                    message = self.trials[key].receive() or self._broken_limit(self.trials[key])
-                except TrialDied as death:
-                    message = death.kind, str(death)
-                if message is None:
-                    break
-                if message[0] in ("done", "pruned"):
-                    self.finishing.append(self.trials.pop(key))
-                elif message[0] in child.END_GRACE_S:
-                    self.trials.pop(key).stop(child.END_GRACE_S[message[0]])
-                yield Event(key, *message)
+            yield from self._events_of(key)
 
     def stop(self) -> None:
+        """End all trials, see :meth:`digit_study.trial.protocol.Engine.stop`."""
         ending = [*self.trials.values(), *self.idle]
         for worker in ending:
             worker.send_signal()
-        for workers, seconds in (ending, child.GRACE_S), (self.finishing, child.DRAWS_S):
-            deadline = time.monotonic() + seconds
-            for worker in workers:
-                worker.stop(max(0.1, deadline - time.monotonic()))
+        _stop_together(ending, GRACE_S)
+        _stop_together(self.finishing, self._drawing_time)
         for worker in self.finishing:
-            SpooledRun(worker.run_id).close_abandoned()
-        for held in self.trials, self.idle, self.finishing:
-            held.clear()
+            self._close_abandoned(worker.run_id)
+        self.trials.clear()
+        self.idle.clear()
+        self.finishing.clear()
 
-    def _take(self, config: Config, run_id: str) -> Worker | None:
-        """The idle worker that has begun a trial, None if there is none that can; the others go."""
-        while self.finishing and not self.aside:  # it is about to say that it is idle
-            if not _wait_for(self.finishing, child.GRACE_S):
+    def _reuse_worker(self, request: TrialRequest) -> Worker | None:
+        """Start a trial in an idle worker; end those that cannot run it."""
+        while self.finishing and not self._in_background:  # it is about to say that it is idle
+            if not _wait_for_message(self.finishing, GRACE_S):
                 break
-            self._see_off()
+            self._release_finished()
         while self.idle:
             worker = self.idle.pop()
-            if worker.take(config, run_id):
+            if worker.take(request):
                 return worker
             worker.stop()
         return None
 
-    def _see_off(self) -> None:
-        """Let workers be idle that have drawn all, and those go that died over it."""
+    def _events_of(self, key: int) -> Iterator[Event]:
+        """Yield what a trial has reported, and give its slot free with its outcome."""
+        while key in self.trials:
+            event = self._next_event(key, self.trials[key])
+            if event is None:
+                return
+            if isinstance(event, Outcome):
+                self._end(self.trials.pop(key), event)
+            yield event
+
+    def _next_event(self, key: int, worker: Worker) -> Event | None:
+        """Return what a trial has reported, or that it died or exceeded a limit."""
+        try:
+            message = worker.receive()
+        except TrialDied as death:
+            return Failed(key, death.cause, str(death))
+        if message is None:
+            return self._exceeded_limit(key, worker)
+        assert not isinstance(message, Idle), "a worker is idle after the outcome of its trial only"
+        return message
+
+    def _end(self, worker: Worker, outcome: Outcome) -> None:
+        """Let a worker finish its trial, or end it after a failure."""
+        match outcome:
+            case Finished() | Stopped():
+                self.finishing.append(worker)
+            case Failed(cause=FailureCause.LIMIT):
+                worker.stop(LIMIT_GRACE_S)
+            case Failed():
+                worker.stop(GRACE_S)
+
+    def _release_finished(self) -> None:
+        """Return workers that finished drawing to the idle pool and drop those that died."""
         for worker in list(self.finishing):
             try:
                 message = worker.receive()
             except TrialDied:
                 self.finishing.remove(worker)
                 worker.stop()
-                with suppress(OSError):  # a full disk: the next command does it
-                    SpooledRun(worker.run_id).close_abandoned()
+                with suppress(OSError):  # the disk is full: the next command does it
+                    self._close_abandoned(worker.run_id)
                 continue
-            if message is not None and message[0] == "idle":
-                self.finishing.remove(worker)
-                if self.context.memory is None:
-                    self.idle.append(worker)
-                else:  # what is left of this trial would count as the next one's
-                    worker.stop()
-            elif message is not None:
-                warn(f"run {worker.run_id} has its result, but not all figures: {message[1]}")
-
-    def _broken_limit(self, worker: Worker) -> Message | None:
-        timeout, memory = self.context.timeout, self.context.memory
-        if timeout is not None and time.monotonic() - worker.started > timeout:
-            return "expired", f"it took longer than search.trial_timeout={timeout:g} s"
-        if memory is not None and worker.handle is not None:
-            with suppress(psutil.NoSuchProcess):  # it has just ended
-                if (used := worker.handle.memory_info().rss / 2**30) > memory:
-                    return (
-                        "expired",
-                        f"it used {used:.2f} GiB, more than search.trial_memory={memory:g}",
+            match message:
+                case Idle():
+                    self.finishing.remove(worker)
+                    self._keep_or_stop(worker)
+                case Failed():
+                    warn(
+                        f"run {worker.run_id} has its result, but not all figures: {message.reason}"
                     )
+
+    def _keep_or_stop(self, worker: Worker) -> None:
+        """Keep an idle worker, unless memory that its trial left would count as the next one's."""
+        if self._context.trial_memory is None:
+            self.idle.append(worker)
+        else:
+            worker.stop()
+
+    def _exceeded_limit(self, key: int, worker: Worker) -> Failed | None:
+        """Return the failure of a trial that has taken too long or too much memory."""
+        timeout = self._context.trial_timeout
+        if timeout is not None and time.monotonic() - worker.started > timeout:
+            reason = f"it took longer than search.trial_timeout={timeout:g} s"
+            return Failed(key, FailureCause.LIMIT, reason)
+        memory = self._context.trial_memory
+        if memory is not None and worker.memory > memory:
+            reason = f"it used {worker.memory:.2f} GiB, more than search.trial_memory={memory:g}"
+            return Failed(key, FailureCause.LIMIT, reason)
         return None
+
+    def _close_abandoned(self, run_id: str) -> None:
+        """End a run in the name of a process that died before it did."""
+        from digit_study.tracking.session import Tracker  # MLflow takes a second to import
+
+        workspace = self._context.workspace
+        uri = store_uri(self._context.tracking_uri, workspace)
+        Tracker(uri, workspace).close_abandoned(run_id)
+
+
+def forking_launch(
+    context: EngineContext, *, in_background: bool
+) -> Callable[[TrialRequest], Worker]:
+    """Start the server, and return what starts workers that it forks."""
+    start = partial(start_server, context.workspace, context.data, context.digits_folder)
+    start()
+    target = partial(
+        train,
+        workspace=context.workspace,
+        digits_folder=context.digits_folder,
+        in_background=in_background,
+    )
+    return lambda request: Worker(target, request, start_server=start)
+
+
+def _wait_for_message(workers: list[Worker], seconds: float) -> bool:
+    """Wait until a worker has something to receive; return whether it has."""
+    return bool(wait([ready for worker in workers for ready in worker.waitables()], seconds))
+
+
+def _stop_together(workers: list[Worker], seconds: float) -> None:
+    """Stop workers that have so many seconds together before they are killed."""
+    deadline = time.monotonic() + seconds
+    for worker in workers:
+        worker.stop(max(0.1, deadline - time.monotonic()))

@@ -1,6 +1,7 @@
 """Everything slow that a trial needs, made ready once in the server that trials are forked from.
 
-Imports and the digits; no operation of TensorFlow, whose threads no fork would have.
+It is imported there. Imports and the digits; no operation of TensorFlow, whose threads no fork
+would have.
 """
 
 import gc
@@ -11,33 +12,44 @@ import signal
 import threading
 from contextlib import suppress
 from importlib.metadata import version
+from pathlib import Path
 
 from digit_study.support.signals import collect_rarely, native_stderr
 from digit_study.tracking.database import quiet_mlflow
+from digit_study.trial.local.server import PRELOAD_FILE
 
-SLOW = (
-    "mlflow.keras", "mlflow.pyfunc", "seaborn", "sklearn.metrics", "sklearn.model_selection",
-    "statsmodels.stats.proportion", "digit_study.trial.run_trial",
-)  # fmt: skip
+#: Modules that a trial imports and that take long.
+SLOW_MODULES = (
+    "mlflow.keras",
+    "mlflow.pyfunc",
+    "seaborn",
+    "sklearn.metrics",
+    "sklearn.model_selection",
+    "statsmodels.stats.proportion",
+    "digit_study.tracking.session",
+    "digit_study.trial.run_trial",
+)
+#: Set when the imports have ended.
 _imported = threading.Event()
 
 
 def _end_with_parent(parent: int = os.getppid()) -> None:
-    """End this process if its parent is killed during the imports; afterwards the server looks after that itself."""
+    """End this process if its parent is killed during the imports; later the server does so itself."""
     while not _imported.wait(0.3):
         if os.getppid() != parent:
             os._exit(1)
 
 
 def _load_digits() -> None:
-    """Load the digits that most trials want, if they are there: what is wrong with them is said by the trials."""
-    from digit_study.data.digits import PRELOADED, load_digits
+    """Load the digits that most trials want; the trials say what is wrong with them."""
+    from digit_study.data.digits import load_digits
     from digit_study.data.sources import DataConfig
     from digit_study.support.messages import StudyError
 
-    if wanted := os.environ.get(PRELOADED):
-        with suppress(StudyError, OSError):
-            load_digits(DataConfig(**json.loads(wanted)))
+    with suppress(KeyError, OSError, StudyError, ValueError):
+        wanted = json.loads(Path(os.environ["TMPDIR"], PRELOAD_FILE).read_text())
+        folder = wanted["digits_folder"]
+        load_digits(DataConfig(**wanted["data"]), None if folder is None else Path(folder))
 
 
 collect_rarely()
@@ -46,15 +58,16 @@ _guard.start()
 quiet_mlflow()
 try:
     with native_stderr():
-        for name in SLOW:
+        for name in SLOW_MODULES:
             importlib.import_module(name)
-    # MLflow asks which package every module is of when it saves a model: half a second, of which it keeps the answer
+    # When MLflow saves a model, it asks of which package every module is, which takes half a
+    # second. It keeps the answer that it is asked for here.
     requirements = importlib.import_module("mlflow.utils.requirements_utils")
     requirements.warn_dependency_requirement_mismatches([f"numpy=={version('numpy')}"])
     _load_digits()
-    gc.freeze()  # and every trial shares these pages
+    gc.freeze()  # every trial shares these pages
 finally:  # no thread may be there when the first trial is forked
     _imported.set()
     _guard.join()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # and drops one that waits
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # this drops a SIGINT that waits
     signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})

@@ -1,189 +1,267 @@
-"""What runs on the nodes of a Ray cluster: a look at a node, and a slot, which is the local engine with one trial.
+"""What runs on the nodes of a Ray cluster: an inspection of the node, and the actor that runs trials.
 
-Imports only the standard library until a slot opens, so that a node without the packages can say which it lacks.
+It imports only the standard library until an actor opens, so that a node without the packages can
+say which are missing.
 """
+
+from __future__ import annotations
 
 import os
 import pickle
 import platform
-import shutil
 import socket
-import tarfile
 import threading
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import replace
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
-from io import BytesIO
-from typing import Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from digit_study.trial.events import EpochDone, Event, Failed, Finished, Stopped
+from digit_study.trial.ray.messages import (
+    ActorEvent,
+    ActorSetup,
+    Answer,
+    NodeReport,
+    OpenedActor,
+    Requirements,
+    TrialPhase,
+)
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from digit_study.config.run_config import Config
+    from digit_study.support.workspace import Workspace
+    from digit_study.tracking.session import Tracker
+    from digit_study.trial.local.child import Reporter
+    from digit_study.trial.local.worker import Worker
+    from digit_study.trial.protocol import EngineContext, TrialRequest
 
 #: Seconds that a node waits for the port of the tracking server.
 REACH_S = 5.0
-#: Events that free a slot, as in :mod:`digit_study.trial.local.child`, whose import takes a second.
-FINAL_KINDS = ("done", "pruned", "failed", "died", "expired", "world")
 
 
-@dataclass(frozen=True)
-class Needs:
-    """What a node must have to run trials."""
-
-    versions: Mapping[
-        str, str
-    ]  # the supervisor's packages by name; of another version is good enough
-    server: tuple[str, int] | None = None  # host and port of the tracking store, where it has them
-    only_host: str | None = None  # the one that has the tracking store, where it is a file
-
-
-def look(needs: Needs) -> dict[str, Any]:
-    """What there is to know of the node this runs on, by name; ``problem`` says why it can run nothing, if so."""
-    found: dict[str, str | None] = {}
-    for name in needs.versions:
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = None
-    told: dict[str, Any] = {"host": platform.node(), "versions": found}
-    if told_problem := _problem(needs, found):
-        return {**told, "problem": f"node {platform.node()} {told_problem}"}
+def inspect_node(requirements: Requirements) -> NodeReport:
+    """Return what there is to know of the node that this runs on."""
+    host = platform.node()
+    versions = {name: _installed_version(name) for name in requirements.versions}
+    problem = _problem(requirements, versions)
+    if problem is not None:
+        return NodeReport(host, versions, problem=f"node {host} {problem}")
     from digit_study.support import machine
 
-    told |= {"cores": machine.cores(), "processor": machine.processor()}
-    return {**told, "problem": None, "precision": machine.resolve_precision("auto")}
+    return NodeReport(
+        host,
+        versions,
+        cores=machine.cores(),
+        processor=machine.processor(),
+        precision=machine.resolve_precision("auto"),
+    )
 
 
-def _problem(needs: Needs, found: Mapping[str, str | None]) -> str | None:
-    if missing := [f"{name} {needs.versions[name]}" for name, at in found.items() if at is None]:
+def _installed_version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _problem(requirements: Requirements, versions: Mapping[str, str | None]) -> str | None:
+    """Return why this node can run no trial, and what to do; None if it can."""
+    missing = [
+        f"{name} {requirements.versions[name]}"
+        for name, installed in versions.items()
+        if installed is None
+    ]
+    if missing:
         return f"lacks {', '.join(missing)}: install requirements.lock there"
-    if needs.only_host not in (None, platform.node()):
-        server = "mlflow server --host 0.0.0.0 --port 5000 --allowed-hosts '*'"
-        remedy = f"start `{server}` there, and give tracking.uri=http://{needs.only_host}:5000"
-        return f"cannot reach the tracking store, which is a file on {needs.only_host}: {remedy}"
-    if needs.server is not None:
-        try:
-            socket.create_connection(needs.server, REACH_S).close()
-        except OSError as fault:
-            where = ":".join(map(str, needs.server))
-            return f"cannot reach the tracking store at {where} ({fault}): name it with tracking.uri as nodes reach it"
+    only_host = requirements.only_host
+    if only_host not in (None, platform.node()):
+        return (
+            f"cannot reach the tracking store, which is a file on {only_host}: start "
+            "`mlflow server --host 0.0.0.0 --port 5000 --allowed-hosts '*'` there, and give "
+            f"tracking.uri=http://{only_host}:5000"
+        )
+    if requirements.server is None:
+        return None
+    try:
+        socket.create_connection(requirements.server, REACH_S).close()
+    except OSError as fault:
+        where = ":".join(map(str, requirements.server))
+        return (
+            f"cannot reach the tracking store at {where} ({fault}): name it with tracking.uri as "
+            "nodes reach it"
+        )
     return None
 
 
-class Slot:
-    """A place for one trial at a time; its methods are called one after the other."""
+class TrialActor:
+    """A slot on a node: it runs a trial at a time, in the node's local engine.
 
-    def open(
-        self,
-        needs: Needs,
-        environment: Mapping[str, str],
-        context: bytes,
-        sha256: str,
-        images: Any,
-        labels: Any,
-    ) -> tuple[str, str]:
-        """Start the server that trials are forked from; returns the name of this process and the kind of its node.
+    Its methods are called one after the other.
+    """
 
-        ``environment`` is the supervisor's as far as trials depend on it, passwords included: Ray shows no argument of
-        a method. ``images`` (n, 28, 28, 1) and ``labels`` (n,) are the digits to train on and to select by.
-        Raises ValueError if the node can run nothing.
+    def __init__(self, root: Path | None = None) -> None:
+        """Make an actor that works in a folder, by default in that of the code on this node."""
+        self._root = root
+        #: Number of the last command that was done.
+        self._command = 0
+        #: Number of the last event.
+        self._event = 0
+        #: Ids of the runs of trials that have no outcome yet, by their key.
+        self._run_ids: dict[int, str] = {}
+        #: Events that the supervisor may not have.
+        self._unacknowledged: list[ActorEvent] = []
+
+    def open(self, setup: ActorSetup, images: Any, labels: Any) -> OpenedActor:
+        """Start the server that trials are forked from.
+
+        Ray shows no argument of a method, so that the passwords in ``setup`` are safe.
+
+        Args:
+            setup: What trials need.
+            images: To train on and to select by, (n, 28, 28, 1) uint8.
+            labels: Their labels, (n,) int64.
+
+        Returns:
+            How to call this actor.
+
+        Raises:
+            ValueError: If this node can run no trial.
         """
-        facts = look(needs)
-        if facts["problem"]:
-            raise ValueError(facts["problem"])
-        os.environ.update(environment)
+        report = inspect_node(setup.requirements)
+        if report.problem:
+            raise ValueError(report.problem)
+        os.environ.update(setup.environment)
         from digit_study.data import sources
         from digit_study.support import machine
-        from digit_study.tracking import database as stores
+        from digit_study.support.scratch import use_scratch
+        from digit_study.support.workspace import Workspace
+        from digit_study.tracking.location import store_uri
+        from digit_study.tracking.session import Tracker
         from digit_study.trial.local.pool import LocalEngine
 
-        if sources.digest(images[..., 0], labels) != sha256:
+        if sources.digest(images[..., 0], labels) != setup.sha256:
             raise ValueError(
-                f"the digits that arrived on {platform.node()} are not those of sha256 {sha256}"
+                f"the digits that arrived on {platform.node()} are not those of sha256 "
+                f"{setup.sha256}"
             )
-        sources.hand_over(stores.use_scratch() / "digits", sha256, images, labels)
-        here = pickle.loads(context)
-        self.engine = LocalEngine(here, self.launcher(here.data), aside=False)
-        threading.Thread(target=_send_logs, args=(stores.tracking_uri(None),), daemon=True).start()
-        self.number = self.told = 0
-        self.run_ids: dict[int, str] = {}
-        self.unread: list[tuple[int, str, bytes]] = []
-        versions = " ".join(f"{name} {at}" for name, at in facts["versions"].items())
-        return machine.process_name(), f"{facts['processor']}, {facts['cores']} cores, {versions}"
+        workspace = Workspace.of_project()
+        if self._root is not None:
+            workspace = Workspace(self._root)
+        folder = use_scratch(workspace) / "digits"
+        sources.store_train_part(folder, setup.sha256, images, labels)
+        context = pickle.loads(setup.context)
+        context = replace(context, workspace=workspace, digits_folder=folder)
+        self._tracker = Tracker(store_uri(context.tracking_uri, workspace), workspace)
+        self._engine = LocalEngine(context, self.launcher(context), in_background=False)
+        threading.Thread(target=_upload_logs, args=(self._tracker,), daemon=True).start()
+        versions = " ".join(f"{name} {at}" for name, at in report.versions.items())
+        node_kind = f"{report.processor}, {report.cores} cores, {versions}"
+        return OpenedActor(machine.process_name(), node_kind)
 
-    def launcher(self, data: Any) -> Callable[..., Any]:
-        """What starts a trial; most are on ``data``."""
-        from digit_study.trial.local.worker import Worker, start_server
+    def launcher(self, context: EngineContext) -> Callable[[TrialRequest], Worker]:
+        """Return what starts a worker; the server that it is forked from starts now."""
+        from digit_study.trial.local.server import start_server
+        from digit_study.trial.local.worker import Worker
 
-        start_server(data)
-        return lambda config, run_id: Worker(train, config, run_id)
+        start = partial(start_server, context.workspace, context.data, context.digits_folder)
+        start()
+        target = partial(train, workspace=context.workspace, digits_folder=context.digits_folder)
+        return lambda request: Worker(target, request, start_server=start)
 
-    def turn(
+    def exchange(
         self, number: int, command: bytes | None, acknowledged: int, timeout: float
-    ) -> list[tuple[int, str, bytes]]:
-        """Do a command, unless it was done already, and wait for news; returns all that came after ``acknowledged``.
+    ) -> list[ActorEvent]:
+        """Do a command, unless it was done already, and wait for events.
 
-        Commands and news are numbered: where a call or its answer got lost on the way, the same call is made again.
+        Commands and events are numbered. If a call or its answer is lost on the way, the same call
+        is made again, and does nothing twice.
+
+        Args:
+            number: Of the command, from 1.
+            command: A pickled TrialRequest or Answer; None only waits.
+            acknowledged: Number of the last event that the supervisor has.
+            timeout: Seconds to wait at most.
+
+        Returns:
+            All events after ``acknowledged``.
         """
-        if command is not None and number > self.number:
-            name, arguments = pickle.loads(command)
-            if name == "submit":
-                self.run_ids[arguments[0]] = arguments[2]
-            getattr(self.engine, name)(*arguments)
-            self.number = number
-        self.unread = [one for one in self.unread if one[0] > acknowledged]
-        if not self.unread:
-            for event in self.engine.events(timeout):
-                self.told += 1
-                rest = unsent(self.run_ids.pop(event.key)) if event.kind in FINAL_KINDS else None
-                content = pickle.dumps((event.kind, event.content, rest))
-                self.unread.append((self.told, event.kind, content))
-        return self.unread
+        if command is not None and number > self._command:
+            self._do(pickle.loads(command))
+            self._command = number
+        self._unacknowledged = [
+            event for event in self._unacknowledged if event.number > acknowledged
+        ]
+        if not self._unacknowledged:
+            self._unacknowledged = [self._numbered(event) for event in self._engine.events(timeout)]
+        return self._unacknowledged
 
     def stop(self) -> None:
-        """End what runs, as KILLED."""
-        from digit_study.tracking import database as stores
-        from digit_study.tracking import runs as run_log
-        from digit_study.tracking import spool as outbox
-        from digit_study.tracking import upload as delivery
+        """End the trial that runs, its run as KILLED."""
+        self._engine.stop()
+        for run_id in self._run_ids.values():
+            self._tracker.upload(run_id)
 
-        self.engine.stop()
-        for run_id in self.run_ids.values():
-            delivery.send(outbox.SpooledRun(run_id), run_log.client_of(stores.tracking_uri(None)))
+    def _do(self, command: TrialRequest | Answer) -> None:
+        if isinstance(command, Answer):
+            self._engine.answer(command.key, command.decision)
+            return
+        self._run_ids[command.key] = command.run_id
+        self._engine.submit(command.key, command.config, command.run_id)
+
+    def _numbered(self, event: Event) -> ActorEvent:
+        """Return an event as it is sent; with the outcome goes what the run has not uploaded."""
+        self._event += 1
+        phase = TrialPhase.RUNNING
+        packed = None
+        match event:
+            case EpochDone():
+                phase = TrialPhase.WAITING
+            case Finished() | Stopped() | Failed():
+                phase = TrialPhase.ENDED
+                packed = self._tracker.pack(self._run_ids.pop(event.key))
+        return ActorEvent(self._event, phase, pickle.dumps((event, packed)))
 
 
-def train(config: Any, run_id: str, send: Callable[..., None], ask: Callable[..., None]) -> Any:
-    """The local engine's trial, whose run also says on which machine it is; it is over when all of it can be handed."""
-    from digit_study.tracking import database as stores
-    from digit_study.tracking import provenance as origin
-    from digit_study.tracking import runs as run_log
+def train(
+    config: Config,
+    run_id: str,
+    reporter: Reporter,
+    *,
+    workspace: Workspace,
+    digits_folder: Path | None,
+) -> None:
+    """Run the local engine's trial, whose run also says on which machine it is.
+
+    It has its outcome when all of its run can be handed over, figures included.
+    """
+    from digit_study.tracking import provenance
+    from digit_study.tracking.location import store_uri
+    from digit_study.tracking.session import Tracker
     from digit_study.trial.local import child
 
-    run_log.tag_run(
-        stores.tracking_uri(config.tracking.uri), run_id, origin.prefixed(origin.machine_tags())
+    tracker = Tracker(store_uri(config.tracking.uri, workspace), workspace)
+    tracker.tag_run(run_id, provenance.prefixed(provenance.machine_tags()))
+    child.train(
+        config,
+        run_id,
+        reporter,
+        workspace=workspace,
+        digits_folder=digits_folder,
+        in_background=False,
     )
-    return child.train(config, run_id, send, ask, aside=False)
 
 
-def _send_logs(uri: str) -> None:
-    """Let a server know of trials while they run, who do not wait for it; what they leave goes to the supervisor."""
-    from digit_study.tracking.database import SERVERS
+def _upload_logs(tracker: Tracker) -> None:
+    """Let a server know of trials while they run; no trial waits for it.
 
-    if uri.startswith(SERVERS):
-        from digit_study.tracking.uploader import BackgroundUploader
-
-        with BackgroundUploader(uri, 0.0, is_log_only=True):
-            threading.Event().wait()
-
-
-def unsent(run_id: str) -> bytes | None:
-    """What a run that has ended did not tell the tracking store, as a tar, and no more on this node, whose files go.
-
-    What is on its way to the store just now is in it too: to be told twice changes nothing, and no slot waits for that.
+    All else that a run leaves goes to the supervisor.
     """
-    from digit_study.tracking.spool import SpooledRun
+    from digit_study.tracking.location import is_server
+    from digit_study.tracking.session import upload_logs
 
-    spooled = SpooledRun(run_id)
-    if not spooled.outcome:  # all is told, or it was killed, of which the supervisor tells
-        return None
-    with BytesIO() as buffer:
-        with tarfile.open(fileobj=buffer, mode="w") as archive:
-            archive.add(spooled.folder, run_id)
-        shutil.rmtree(spooled.folder, ignore_errors=True)
-        return buffer.getvalue()
+    if is_server(tracker.uri):
+        with upload_logs(tracker.uri, tracker.workspace):
+            threading.Event().wait()

@@ -1,7 +1,8 @@
-"""The process that speaks to Ray for a supervisor, by numbered calls through a socket, of which it is the other end.
+"""The process that speaks to Ray for a supervisor, by numbered calls through a socket.
 
-A process of its own: Ray ends the process that is connected to it when the head is gone, shows its command line as the
-job's (where a person typed a password, that one has it), and has threads and signal handlers.
+It is a process of its own for three reasons. Ray ends the process that is connected to it when the
+head is gone. It shows that process's command line as the job's, where a person may have typed a
+password. And it has threads and signal handlers.
 """
 
 import importlib
@@ -25,54 +26,86 @@ from ray.exceptions import (
 )
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from digit_study.config.engine import fitting
-from digit_study.trial.ray import ray_actor as on_node
+from digit_study.config.engine_config import capacity
+from digit_study.trial.events import LOST_REASONS, Failed, FailureCause
+from digit_study.trial.ray.messages import (
+    ActorSetup,
+    ClusterNode,
+    News,
+    NodeReport,
+    NodeWarning,
+    OpenedActor,
+    Requirements,
+    TrialPhase,
+)
+from digit_study.trial.ray.ray_actor import inspect_node
 
 ROOT = Path(__file__).resolve().parents[4]
 #: What a node needs of the project.
 SENT = ("src", "conf")
-#: Seconds: a slot's wait for news, between two looks at the cluster, that a node has to say what it is.
-PATIENCE_S, LOOK_EVERY_S, NODE_ANSWERS_S = 1.0, 2.0, 30.0
-#: Seconds without any slot after which a supervisor gives up, those that trials have to end, and those after which a
-#: slot is lost to which the connection broke: a node that was killed, of which Ray itself hears 15 to 65 s later.
-SLOT_WITHIN_S, STOP_S, BACK_WITHIN_S = 60.0, 9.5, 8.0
-#: News for a supervisor: (event, key, pickled), (lost, key, node, slot or why) or (warning, text, None).
-News = tuple[str, Any, Any]
+#: Seconds that an actor waits for events before it answers.
+EXCHANGE_S = 1.0
+#: Seconds between two looks at the nodes of the cluster.
+INSPECT_EVERY_S = 2.0
+#: Seconds that a node has to say what it is.
+NODE_ANSWERS_S = 30.0
+#: Seconds without any slot after which a supervisor gives up.
+SLOT_WITHIN_S = 60.0
+#: Seconds that trials have to end.
+STOP_S = 9.5
+#: Seconds after which a slot counts as lost to which the connection broke. Ray itself hears of a
+#: node that was killed 15 to 65 s later.
+RECONNECT_WITHIN_S = 8.0
+#: Seconds between two calls of an actor that cannot be reached.
+RETRY_PAUSE_S = 0.2
 
 
 @dataclass(eq=False)
-class Slot:
-    """An actor: starting until it has a name, then free or running the trial ``key``; refused where it cannot open."""
+class SlotState:
+    """An actor as the supervisor's side knows it."""
 
     actor: Any
-    pending: Any = None  # the call that is under way
+    #: The call that is under way.
+    pending: Any = None
+    #: None until it is open.
     name: str | None = None
-    kind: str = ""  # of its node
+    node_kind: str = ""
+    #: Of the trial that it runs.
     key: int | None = None
     command: bytes | None = None
     number: int = 0
     acknowledged: int = 0
+    #: When the connection to it broke, by the monotonic clock.
     broken_since: float | None = None
-    is_refused: bool = False
+
+    @property
+    def is_free(self) -> bool:
+        """Whether it could run a trial now."""
+        return self.name is not None and self.key is None
 
 
-class Cluster:
+class RayCluster:
     """The calls that a supervisor makes; the message of what they raise is for a person."""
 
     def __init__(self) -> None:
-        self.slots: list[Slot] = []
-        self.news: list[News] = []
-        self.kinds: dict[str, str] = {}
+        self._slots: list[SlotState] = []
+        self._news: list[News] = []
+        #: Kinds of node on which trials ran before, by what trials have in common.
+        self._affinities: dict[str, str] = {}
+        #: Id of the node of this machine; None where Ray's client is used, which is on none.
+        self._home: str | None = None
 
     def connect(self, address: str | None) -> None:
-        """Connect to the cluster at ``address``, or start one on this machine for ``local``."""
+        """Connect to the cluster at ``address``, or start a cluster on this machine for ``local``."""
         others = [f"/{name}" for name in os.listdir(ROOT) if name not in SENT]
         environment = {
             "working_dir": str(ROOT),
             "excludes": [*others, "__pycache__"],
             "env_vars": {"PYTHONPATH": "src"},
         }
-        options: dict[str, Any] = {"include_dashboard": False} if address == "local" else {}
+        options: dict[str, Any] = {}
+        if address == "local":
+            options["include_dashboard"] = False
         ray.init(
             address,
             runtime_env=environment,
@@ -80,208 +113,280 @@ class Cluster:
             configure_logging=False,
             **options,
         )
-        self.home = (
-            None if str(address).startswith("ray:") else ray.get_runtime_context().get_node_id()
-        )
+        if not str(address).startswith("ray:"):
+            self._home = ray.get_runtime_context().get_node_id()
 
-    def survey(self, needs: on_node.Needs, resources: Mapping[str, float]) -> list[dict[str, Any]]:
-        """Every node that is alive: what Ray knows of it, and what it says itself where a trial fits."""
-        asked, told = [], []
-        for node in alive():
-            if not fitting(node["Resources"], resources):
-                told.append({"host": node["NodeManagerHostname"], "resources": node["Resources"]})
-                continue
-            here = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-            task = ray.remote(num_cpus=0, max_retries=0)(on_node.look).options(
-                scheduling_strategy=here
-            )
-            asked.append((node, task.remote(needs)))
+    def survey(
+        self, requirements: Requirements, resources: Mapping[str, float]
+    ) -> list[ClusterNode]:
+        """Return every node that is alive, with its own report where a trial fits.
+
+        Args:
+            requirements: What a node must have.
+            resources: What a trial takes: ``cpu``, ``gpu`` and ``memory`` (GiB).
+        """
+        found = []
+        asked = []
+        for node in alive_nodes():
+            host = node["NodeManagerHostname"]
+            if capacity(node["Resources"], resources):
+                asked.append((node, self._inspect(node, requirements)))
+            else:
+                found.append(ClusterNode(host, node["Resources"], NodeReport(host)))
         deadline = time.monotonic() + NODE_ANSWERS_S
         for node, reference in asked:
             host = node["NodeManagerHostname"]
             try:
-                facts = ray.get(reference, timeout=max(0.1, deadline - time.monotonic()))
+                report = ray.get(reference, timeout=max(0.1, deadline - time.monotonic()))
             except (RayError, GetTimeoutError) as fault:
-                facts = {"problem": f"node {host} runs nothing: {last_line(fault)}"}
-            told.append({"host": host, "resources": node["Resources"], **facts})
-        return told
+                problem = f"node {host} runs nothing: {last_line(fault)}"
+                report = NodeReport(host, problem=problem)
+            found.append(ClusterNode(host, node["Resources"], report))
+        return found
 
     def open(
-        self, wanted: int | None, resources: Mapping[str, float], what: tuple[Any, ...], kind: str
+        self,
+        wanted: int | None,
+        resources: Mapping[str, float],
+        setup: ActorSetup,
+        images: Any,
+        labels: Any,
+        actor_class: str,
     ) -> None:
-        """Ask for slots of ``resources`` each; without their number, for as many as fit at any time.
+        """Ask for slots.
 
-        ``what`` are the arguments of :meth:`digit_study.trial.ray.ray_actor.Slot.open`, ``kind`` names the actors' class.
+        Args:
+            wanted: Their number; None is as many as fit at any time.
+            resources: What each takes: ``cpu``, ``gpu`` and ``memory`` (GiB).
+            setup: See :meth:`digit_study.trial.ray.ray_actor.TrialActor.open`.
+            images: As there.
+            labels: As there.
+            actor_class: Name of the class of the actors, as ``module:class``.
         """
-        module, _, name = kind.partition(":")
-        if not module.startswith("digit_study."):  # of a test
+        module, _, name = actor_class.partition(":")
+        if not module.startswith("digit_study."):  # it is a test's, which no node has
             ray.cloudpickle.register_pickle_by_value(importlib.import_module(module))
-        actor = getattr(importlib.import_module(module), name)
-        *first, images, labels = what
-        self.what = (*first, ray.put(images), ray.put(labels))
-        asked = {
-            "num_cpus": resources["cpu"],
-            "num_gpus": resources["gpu"],
-            "memory": resources["memory"] * 2**30,
-        }
-        self.actor = ray.remote(**asked, max_restarts=0, scheduling_strategy="SPREAD")(actor)
-        self.wanted, self.resources = wanted, resources
-        self.looked, self.last_slot = 0.0, time.monotonic()
-        self._look()
+        self._setup = (setup, ray.put(images), ray.put(labels))
+        self._actor = ray.remote(
+            num_cpus=resources["cpu"],
+            num_gpus=resources["gpu"],
+            memory=resources["memory"] * 2**30,
+            max_restarts=0,
+            scheduling_strategy="SPREAD",
+        )(getattr(importlib.import_module(module), name))
+        self._wanted = wanted
+        self._resources = resources
+        self._inspected_at = 0.0
+        self._last_slot_at = time.monotonic()
+        self._ask_for_slots()
 
-    def submit(self, key: int, command: bytes, alike: Sequence[str]) -> str | None:
-        """Hand a trial to a free slot, where there is one of the kind of node that trials like it were on before.
+    def submit(self, key: int, command: bytes, affinities: Sequence[str]) -> str | None:
+        """Hand a trial to a free slot.
 
-        They are those with which it shares a name in ``alike``, the first of which counts most.
-        Returns the name of the slot's process; None if there is no slot.
+        It prefers the kind of node that trials ran on with which this has something in common, so
+        that their bits can be compared.
+
+        Args:
+            key: Of the trial.
+            command: A pickled TrialRequest.
+            affinities: What trials have in common, the first counts most.
+
+        Returns:
+            The name of the slot's process; None if no slot is free.
         """
-        free = [slot for slot in self.slots if is_free(slot)]
+        free = [slot for slot in self._slots if slot.is_free]
         if not free:
             return None
-        kinds = [self.kinds[name] for name in alike if name in self.kinds]
-        slot = min(free, key=lambda one: kinds.index(one.kind) if one.kind in kinds else len(kinds))
-        self.kinds.update(dict.fromkeys(alike, slot.kind))
-        slot.key, slot.command, slot.number = key, command, slot.number + 1
-        self._turn(slot)
+        kinds = [self._affinities[name] for name in affinities if name in self._affinities]
+
+        def rank(slot: SlotState) -> int:
+            return kinds.index(slot.node_kind) if slot.node_kind in kinds else len(kinds)
+
+        slot = min(free, key=rank)
+        self._affinities.update(dict.fromkeys(affinities, slot.node_kind))
+        slot.key = key
+        self._send(slot, command)
         return slot.name
 
     def answer(self, key: int, command: bytes) -> None:
-        """Hand the answer to an epoch to the slot whose trial waits for it."""
-        for slot in self.slots:
+        """Hand the decision about an epoch, a pickled Answer, to the slot whose trial waits."""
+        for slot in self._slots:
             if slot.key == key:
-                slot.command, slot.number = command, slot.number + 1
-                self._turn(slot)
+                self._send(slot, command)
 
     def events(self, timeout: float) -> tuple[list[News], int]:
-        """What is new after at most ``timeout`` seconds, and how many slots are free then."""
-        if time.monotonic() - self.looked > LOOK_EVERY_S:
-            self._look()
-        waiting = {slot.pending: slot for slot in self.slots if slot.pending is not None}
+        """Return what is new after at most ``timeout`` seconds, and the number of free slots."""
+        if time.monotonic() - self._inspected_at > INSPECT_EVERY_S:
+            self._ask_for_slots()
+        waiting = {slot.pending: slot for slot in self._slots if slot.pending is not None}
+        seconds = 0.0 if self._news else timeout
         if not waiting:
-            time.sleep(0.0 if self.news else timeout)
-        elif ray.wait(list(waiting), timeout=0.0 if self.news else timeout)[0]:
+            time.sleep(seconds)
+        elif ray.wait(list(waiting), timeout=seconds)[0]:
             for reference in ray.wait(list(waiting), num_returns=len(waiting), timeout=0)[0]:
-                self._take(waiting[reference], reference)
-        now = time.monotonic()
-        for slot in [one for one in self.slots if now - (one.broken_since or now) > BACK_WITHIN_S]:
-            ray.kill(slot.actor)
-            self._lose(slot, "node")
-        news, self.news = self.news, []
-        return news, sum(map(is_free, self.slots))
+                self._receive(waiting[reference], reference)
+        self._give_up_unreachable()
+        news = self._news
+        self._news = []
+        return news, sum(slot.is_free for slot in self._slots)
 
     def stop(self) -> None:
         """End all trials, as KILLED, and then all slots."""
-        ends = [slot.actor.stop.remote() for slot in self.slots if slot.key is not None]
+        ends = [slot.actor.stop.remote() for slot in self._slots if slot.key is not None]
         if ends:
             ray.wait(ends, num_returns=len(ends), timeout=STOP_S)
-        for slot in self.slots:
+        for slot in self._slots:
             ray.kill(slot.actor)
-        self.slots = []
+        self._slots = []
         ray.shutdown()
 
-    def _look(self) -> None:
-        """Look which nodes there are, and ask for the slots that are missing."""
-        self.looked = time.monotonic()
-        nodes = alive()
-        if self.home is not None and self.home not in {node["NodeID"] for node in nodes}:
+    def _inspect(self, node: Mapping[str, Any], requirements: Requirements) -> Any:
+        """Ask a node for its report; return the reference of the answer."""
+        there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+        task = ray.remote(num_cpus=0, max_retries=0)(inspect_node)
+        return task.options(scheduling_strategy=there).remote(requirements)
+
+    def _ask_for_slots(self) -> None:
+        """Find out which nodes there are, and ask for the slots that are missing."""
+        self._inspected_at = time.monotonic()
+        nodes = alive_nodes()
+        if self._home is not None and self._home not in {node["NodeID"] for node in nodes}:
             raise ConnectionError("the node of this machine is gone")
-        room = sum(fitting(node["Resources"], self.resources) for node in nodes)
-        for _ in range(len(self.slots), room if self.wanted is None else self.wanted):
-            slot = Slot(self.actor.remote())
-            slot.pending = slot.actor.open.remote(*self.what)
-            self.slots.append(slot)
-        if any(slot.name is not None for slot in self.slots):
-            self.last_slot = self.looked
-        elif self.looked - self.last_slot > SLOT_WITHIN_S:
+        wanted = self._wanted
+        if wanted is None:
+            wanted = sum(capacity(node["Resources"], self._resources) for node in nodes)
+        for _ in range(len(self._slots), wanted):
+            slot = SlotState(self._actor.remote())
+            slot.pending = slot.actor.open.remote(*self._setup)
+            self._slots.append(slot)
+        if any(slot.name is not None for slot in self._slots):
+            self._last_slot_at = self._inspected_at
+        elif self._inspected_at - self._last_slot_at > SLOT_WITHIN_S:
             raise ConnectionError(
                 f"no slot has opened for {SLOT_WITHIN_S:.0f} s on the {len(nodes)} nodes there are"
             )
 
-    def _turn(self, slot: Slot) -> None:
-        slot.pending = slot.actor.turn.remote(
-            slot.number, slot.command, slot.acknowledged, PATIENCE_S
+    def _send(self, slot: SlotState, command: bytes) -> None:
+        """Give an actor its next command."""
+        slot.command = command
+        slot.number += 1
+        self._exchange(slot)
+
+    def _exchange(self, slot: SlotState) -> None:
+        """Call an actor, with the command that it may not have yet."""
+        slot.pending = slot.actor.exchange.remote(
+            slot.number, slot.command, slot.acknowledged, EXCHANGE_S
         )
 
-    def _take(self, slot: Slot, reference: Any) -> None:
-        """Take what a slot answered, and call it again while its trial runs."""
+    def _receive(self, slot: SlotState, reference: Any) -> None:
+        """Take what an actor answered, and call it again while its trial runs."""
         slot.pending = None
         try:
             answer = ray.get(reference)
         except ActorUnavailableError:  # the network, maybe
-            slot.broken_since = slot.broken_since or time.monotonic()
-            time.sleep(0.2)
-            if slot.name is not None:
-                return self._turn(slot)
-            slot.pending = slot.actor.open.remote(*self.what)
-            return None
+            self._call_again(slot)
         except RayActorError as fault:
-            return self._lose(slot, self._why(slot, fault))
+            self._lose(slot, self._failure(slot, fault))
         except RayTaskError as fault:
-            if slot.name is None:  # it holds its place, so that no other opens there
-                slot.is_refused = True
-                return self.news.append(("warning", last_line(fault), None))
-            ray.kill(slot.actor)
-            return self._lose(slot, self._why(slot, fault))
-        slot.broken_since = None
-        if slot.name is None:
-            slot.name, slot.kind = answer
-            self.last_slot = time.monotonic()
-            return None
+            self._refuse(slot, fault)
+        else:
+            slot.broken_since = None
+            if isinstance(answer, OpenedActor):
+                slot.name = answer.name
+                slot.node_kind = answer.node_kind
+                self._last_slot_at = time.monotonic()
+            else:
+                self._receive_events(slot, answer)
+
+    def _receive_events(self, slot: SlotState, events: Sequence[Any]) -> None:
+        """Take the events of a trial."""
         slot.command = None
-        for slot.acknowledged, _, event in answer:
-            self.news.append(("event", slot.key, event))
-        last = answer[-1][1] if answer else ""
-        if last in on_node.FINAL_KINDS:
+        phase = TrialPhase.RUNNING
+        for event in events:
+            slot.acknowledged = event.number
+            phase = event.phase
+            self._news.append(event)
+        if phase is TrialPhase.ENDED:
             slot.key = None
-        elif last != "epoch":  # which waits for an answer
-            self._turn(slot)
-        return None
+        elif phase is TrialPhase.RUNNING:
+            self._exchange(slot)
 
-    def _why(self, slot: Slot, fault: Exception) -> str:
-        """Of what a slot ended: with its node or alone, or in words."""
+    def _call_again(self, slot: SlotState) -> None:
+        """Repeat the call of an actor to which the connection broke."""
+        slot.broken_since = slot.broken_since or time.monotonic()
+        time.sleep(RETRY_PAUSE_S)
+        if slot.name is None:
+            slot.pending = slot.actor.open.remote(*self._setup)
+        else:
+            self._exchange(slot)
+
+    def _refuse(self, slot: SlotState, fault: RayTaskError) -> None:
+        """Handle an actor that raised an error."""
+        if slot.name is None:
+            # It cannot open. It keeps its resources, so that no other actor tries it there.
+            self._news.append(NodeWarning(last_line(fault)))
+            return
+        ray.kill(slot.actor)
+        self._lose(slot, self._failure(slot, fault))
+
+    def _give_up_unreachable(self) -> None:
+        """Drop slots to which the connection has been broken for long."""
+        now = time.monotonic()
+        for slot in list(self._slots):
+            if slot.broken_since is not None and now - slot.broken_since > RECONNECT_WITHIN_S:
+                ray.kill(slot.actor)
+                self._lose(slot, (FailureCause.NODE, LOST_REASONS[FailureCause.NODE]))
+
+    def _failure(self, slot: SlotState, fault: Exception) -> tuple[FailureCause, str]:
+        """Return why the trial of a slot that ended has no result."""
         host = (slot.name or ":").split(":")[0]
-        # Ray ends who takes most of a node's memory: were that no fault of the trial, it would run for ever
+        # Ray ends the process that takes most of a node's memory. Were the trial never to blame for
+        # that, it would run again for ever.
         if isinstance(fault, RayTaskError) or "low on memory" in str(fault):
-            return f"its slot on {host} ended: {last_line(fault)[:300]}"
-        return "slot" if any(node["NodeManagerHostname"] == host for node in alive()) else "node"
+            return FailureCause.PROCESS, f"its slot on {host} ended: {last_line(fault)[:300]}"
+        hosts = {node["NodeManagerHostname"] for node in alive_nodes()}
+        cause = FailureCause.SLOT if host in hosts else FailureCause.NODE
+        return cause, LOST_REASONS[cause]
 
-    def _lose(self, slot: Slot, why: str) -> None:
-        """Tell that the trial of a slot is gone; the next look asks for another slot."""
-        self.slots.remove(slot)
-        self.looked = 0.0
+    def _lose(self, slot: SlotState, failure: tuple[FailureCause, str]) -> None:
+        """Drop a slot, report its trial as failed, and ask for another slot soon."""
+        self._slots.remove(slot)
+        self._inspected_at = 0.0
         if slot.key is not None:
-            self.news.append(("lost", slot.key, why))
+            cause, reason = failure
+            self._news.append(Failed(slot.key, cause, reason))
 
 
-def alive() -> list[dict[str, Any]]:
-    """The nodes that are alive, as Ray tells of them."""
+def alive_nodes() -> list[dict[str, Any]]:
+    """Return the nodes that are alive, as Ray describes them."""
     return [node for node in ray.nodes() if node["Alive"]]
 
 
-def is_free(slot: Slot) -> bool:
-    """Whether it could run a trial now."""
-    return slot.name is not None and slot.key is None
-
-
 def last_line(fault: BaseException) -> str:
-    """What to say of what Ray raised: its texts begin with a traceback, or with ids."""
+    """Return what to say of what Ray raised: its texts begin with a traceback, or with ids."""
     lines = str(getattr(fault, "cause", None) or fault).strip().split("\n")
     return lines[-1].strip() or type(fault).__name__
 
 
 def main(descriptor: int) -> None:
-    """Answer (number, name, arguments) with (number, whether it is well, result or message) until the socket closes."""
-    for one in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(one, signal.SIG_IGN)  # the supervisor decides
-    cluster, supervisor = Cluster(), Connection(descriptor)
+    """Answer (number, name, arguments) with (number, succeeded, result or message).
+
+    It goes on until the socket closes.
+    """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the supervisor decides
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    cluster = RayCluster()
+    supervisor = Connection(descriptor)
     try:
         while True:
             number, name, arguments = supervisor.recv()
             try:
-                answer = True, getattr(cluster, name)(*arguments)
+                result = getattr(cluster, name)(*arguments)
+                answer = (number, True, result)
             except Exception as fault:  # whatever Ray raises
-                answer = False, " ".join(str(fault).split())[:600] or type(fault).__name__
-            supervisor.send((number, *answer))
+                message = " ".join(str(fault).split())[:600] or type(fault).__name__
+                answer = (number, False, message)
+            supervisor.send(answer)
     except (EOFError, OSError):  # it has ended, or was killed
         cluster.stop()
 

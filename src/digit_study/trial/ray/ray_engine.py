@@ -1,5 +1,4 @@
-# ruff: noqa: D102  the calls of an engine are described in protocol.Engine
-"""The engine of a Ray cluster, as a supervisor has it: every call goes to the process that speaks to Ray."""
+"""The engine of a Ray cluster: every call goes to the process that speaks to Ray."""
 
 import atexit
 import os
@@ -9,127 +8,211 @@ import re
 import secrets
 import subprocess
 import sys
-import tarfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import cache
 from importlib.metadata import version
 from importlib.util import find_spec
-from io import BytesIO
 from multiprocessing.connection import Connection
 from pathlib import Path
 from socket import create_connection, socketpair
-from tempfile import TemporaryDirectory
 from typing import Any
 
-from digit_study.config import engine
-from digit_study.config.engine import EngineConfig, Node
-from digit_study.config.run import Config
+from digit_study.config.engine_config import EngineConfig, Node, capacity
+from digit_study.config.run_config import Config
 from digit_study.data import sources
 from digit_study.support.console import warn
 from digit_study.support.messages import StudyError, listed
+from digit_study.support.scratch import use_scratch
 from digit_study.support.signals import deferred_signals
-from digit_study.tracking import database as stores
-from digit_study.tracking.spool import SpooledRun
-from digit_study.trial.protocol import LOST_NODE, LOST_SLOT, EngineContext, Event
-from digit_study.trial.ray.ray_actor import Needs
+from digit_study.support.workspace import Workspace
+from digit_study.tracking.location import store_uri
+from digit_study.tracking.session import Tracker
+from digit_study.trial.events import LOST_REASONS, Decision, Event, Failed, FailureCause
+from digit_study.trial.protocol import EngineContext, TrialRequest
+from digit_study.trial.ray.messages import (
+    ActorEvent,
+    ActorSetup,
+    Answer,
+    ClusterNode,
+    News,
+    NodeWarning,
+    Requirements,
+)
 
-#: Seconds that a cluster has to answer whom connects to it, and that a call takes beyond what it was given.
-CONNECT_S, CALL_S, STOP_S = 20.0, 60.0, 15.0
-#: Packages that a node must have; of other versions they are recorded, and told where they are compared.
+#: Seconds that a cluster has to answer whoever connects to it.
+CONNECT_S = 20.0
+#: Seconds that a call may take beyond the time that it was given.
+CALL_S = 60.0
+#: Seconds that the process that speaks to Ray has to end.
+STOP_S = 15.0
+#: Seconds that a Ray cluster's port has to answer. Ray itself tries for minutes.
+PORT_S = 5.0
+#: Packages that a node must have. Their versions are recorded, and named where they differ.
 PACKAGES = (
-    "tensorflow", "keras", "numpy", "mlflow", "hydra-core", "omegaconf", "pandas", "matplotlib", "seaborn",
-    "scikit-learn", "scipy", "statsmodels", "psutil", "filelock", "rich", "optuna",
-)  # fmt: skip
-#: What of this process's environment trials are run by; with credentials in it, it is in no argument that shows.
-HANDED = re.compile(r"(MLFLOW|DATABRICKS|AWS|AZURE|GOOGLE|TF|KERAS|XLA|CUDA_CACHE)_\w+")
+    "tensorflow",
+    "keras",
+    "numpy",
+    "mlflow",
+    "hydra-core",
+    "omegaconf",
+    "pandas",
+    "matplotlib",
+    "seaborn",
+    "scikit-learn",
+    "scipy",
+    "statsmodels",
+    "psutil",
+    "filelock",
+    "rich",
+    "optuna",
+)
+#: What of this process's environment trials depend on. It may hold credentials, so that it is in no
+#: argument that Ray shows.
+SHARED_ENVIRONMENT = re.compile(r"(MLFLOW|DATABRICKS|AWS|AZURE|GOOGLE|TF|KERAS|XLA|CUDA_CACHE)_\w+")
 #: Seconds without its head after which Ray ends a process that is connected.
 HEAD_BACK_WITHIN_S = "8"
-#: What Ray waits for in silence.
+#: What a person may have missed when a cluster does not answer a new connection.
 NO_NODE = (
     "is this machine a node of it (`ray start --address=…`)? If not, take ray://host:10001; else "
 )
-#: Where servers and databases listen whose URI does not say it.
+#: Ports of servers and databases whose URI does not name them.
 PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
+#: A URI's scheme without its driver, host in brackets, host, and port.
+SERVER = re.compile(r"(\w+)[^:]*://(?:.*@)?(?:\[([^\]]+)\]|([^:/?]+))(?::(\d+))?")
+#: A Ray cluster's host and port.
+ADDRESS = re.compile(r"(?:ray://)?\[?([^/\]]+)\]?:(\d+)")
 
 
-class Bridge:
+class RayConnection:
     """The process that speaks to Ray, and the socket to it."""
 
-    def __init__(self, address: str | None) -> None:
-        self.address, self.number = address or "auto", 0
+    def __init__(self, address: str | None, workspace: Workspace) -> None:
+        """Start the process.
+
+        Args:
+            address: Of the cluster.
+            workspace: Where the process writes what Ray complains of.
+        """
+        self._address = address or "auto"
+        self._calls = 0
         ours, theirs = socketpair()
-        source = str(Path(__file__).parents[3])
-        paths = os.pathsep.join(filter(None, [source, os.environ.get("PYTHONPATH")]))
-        self.complaints = (stores.use_scratch() / f"ray-{theirs.fileno()}.log").open("w+b")
-        # a cluster that it starts has sockets in the folder of temporary files, and paths of at most 107 bytes
+        log = use_scratch(workspace) / f"ray-{theirs.fileno()}.log"
+        self._log = log.open("w+b")
+        # A cluster that it starts puts sockets into the folder of temporary files, and their paths
+        # have at most 107 bytes.
         inherited = {name: value for name, value in os.environ.items() if name != "TMPDIR"}
-        # of a session of its own: a Ctrl-C is the supervisor's, who ends the trials first
-        self.process = subprocess.Popen(
+        source = str(Path(__file__).parents[3])
+        paths = [source, *filter(None, [os.environ.get("PYTHONPATH")])]
+        self._process = subprocess.Popen(
             [sys.executable, "-m", "digit_study.trial.ray.ray_bridge", str(theirs.fileno())],
-            env={**settings(self.address), **inherited, "PYTHONPATH": paths},
-            pass_fds=[theirs.fileno()], start_new_session=True,
-            stdin=subprocess.DEVNULL, stdout=self.complaints, stderr=self.complaints,
-        )  # fmt: skip
+            env={
+                **ray_settings(self._address),
+                **inherited,
+                "PYTHONPATH": os.pathsep.join(paths),
+            },
+            pass_fds=[theirs.fileno()],
+            start_new_session=True,  # a Ctrl-C is the supervisor's, who ends the trials first
+            stdin=subprocess.DEVNULL,
+            stdout=self._log,
+            stderr=self._log,
+        )
         theirs.close()
-        self.socket = Connection(ours.detach())
+        self._socket = Connection(ours.detach())
         atexit.register(self.close)
 
-    def call(self, name: str, *arguments: Any, timeout: float = CALL_S) -> Any:
-        """What a call of :class:`digit_study.trial.ray.ray_bridge.Cluster` returns; StudyError with what it raises."""
-        self.number += 1
+    def connect(self) -> None:
+        """Let the process connect to the cluster; StudyError if there is none that answers."""
         try:
-            with deferred_signals():  # one between two pieces of a message would leave half of it
-                self.socket.send((self.number, name, arguments))
-            deadline, number = time.monotonic() + timeout, 0
-            while number != self.number:  # of a call that a signal cut short the answer comes first
-                while not self.socket.poll(0.2):
-                    if time.monotonic() > deadline:
-                        wrong = f"{self._named()} does not answer within {timeout:.0f} s ({self._said()})"
-                        raise StudyError(
-                            f"{wrong}: {'' if name != 'connect' else NO_NODE}start it, or wait for it"
-                        )
-                with deferred_signals():
-                    number, is_well, answer = self.socket.recv()
+            self.call("connect", self._address, timeout=CONNECT_S)
+        except StudyError:
+            self.kill()  # else it may go on trying
+            self.close()
+            raise
+
+    def call(self, name: str, *arguments: Any, timeout: float = CALL_S) -> Any:
+        """Call a method of :class:`digit_study.trial.ray.ray_bridge.RayCluster`.
+
+        Args:
+            name: Of the method.
+            arguments: Of the call.
+            timeout: Seconds that it may take.
+
+        Returns:
+            What the method returns.
+
+        Raises:
+            StudyError: With what the method raises, or if the cluster is gone or does not answer.
+        """
+        self._calls += 1
+        try:
+            with deferred_signals():  # between two pieces of a message one would leave half of it
+                self._socket.send((self._calls, name, arguments))
+            succeeded, answer = self._await_answer(name, timeout)
         except (EOFError, OSError):
-            self.process.wait()
-            gone = f"{self._named()} is gone ({self._said()})"
-            raise StudyError(f"{gone}: start it again; the same command then goes on") from None
-        if not is_well:
-            raise StudyError(f"{self._named()}: {answer}")
+            self._process.wait()
+            raise StudyError(
+                f"{self._description} is gone ({self._last_complaint()}): start it again; the same "
+                "command then goes on"
+            ) from None
+        if not succeeded:
+            raise StudyError(f"{self._description}: {answer}")
         return answer
 
+    def kill(self) -> None:
+        """Kill the process."""
+        self._process.kill()
+
     def close(self) -> None:
-        """End it, and with it the cluster if it started that."""
+        """End the process, and with it the cluster if it started that."""
         atexit.unregister(self.close)
-        self.socket.close()
+        self._socket.close()
         try:
-            self.process.wait(STOP_S)
+            self._process.wait(STOP_S)
         except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
-        self.complaints.close()
+            self._process.kill()
+            self._process.wait()
+        self._log.close()
 
-    def _named(self) -> str:
-        return f"the Ray cluster at address={self.address}"
+    def _await_answer(self, name: str, timeout: float) -> tuple[bool, Any]:
+        """Return whether the last call succeeded, and its result or message."""
+        deadline = time.monotonic() + timeout
+        while True:
+            while not self._socket.poll(0.2):
+                if time.monotonic() > deadline:
+                    remedy = "start it, or wait for it"
+                    if name == "connect":
+                        remedy = NO_NODE + remedy
+                    raise StudyError(
+                        f"{self._description} does not answer within {timeout:.0f} s "
+                        f"({self._last_complaint()}): {remedy}"
+                    )
+            with deferred_signals():
+                number, succeeded, answer = self._socket.recv()
+            if number == self._calls:  # the answer to a call that a signal cut short comes before
+                return succeeded, answer
 
-    def _said(self) -> str:
-        """What Ray wrote last, without time and place in its source."""
-        self.complaints.seek(0)
-        lines = [
-            line
-            for line in self.complaints.read().decode(errors="replace").splitlines()
-            if line.strip()
-        ]
-        return re.sub(r"^\[.*?\] \S+: ", "", lines[-1])[:300] if lines else "Ray says nothing"
+    @property
+    def _description(self) -> str:
+        return f"the Ray cluster at address={self._address}"
+
+    def _last_complaint(self) -> str:
+        """Return what Ray wrote last, without time and place in its source."""
+        self._log.seek(0)
+        text = self._log.read().decode(errors="replace")
+        lines = [line for line in text.splitlines() if line.strip()]
+        if not lines:
+            return "Ray says nothing"
+        return re.sub(r"^\[.*?\] \S+: ", "", lines[-1])[:300]
 
 
-def settings(address: str) -> dict[str, str]:
-    """Settings of the process that speaks to Ray, for what the user did not set: telemetry, timeout, authentication.
+def ray_settings(address: str) -> dict[str, str]:
+    """Return settings of the process that speaks to Ray, which hold where the user set none.
 
-    A head that is gone is known in seconds, not in a minute. Ray's token is sent where there is one, which Ray itself
-    does for ``auto`` alone; a cluster of this command's own has its own, else Ray makes one for all that follow.
+    There is no telemetry, and a head that is gone is known in seconds, not in a minute. Ray's token
+    is sent where there is a token, which Ray itself does for ``auto`` alone. A cluster of this
+    command has a token of its own: else Ray makes one for all clusters that follow.
     """
     chosen = {
         "RAY_USAGE_STATS_ENABLED": "0",
@@ -139,154 +222,222 @@ def settings(address: str) -> dict[str, str]:
         return chosen
     if address == "local":
         return {**chosen, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
-    is_there = (Path.home() / ".ray" / "auth_token").is_file() or {
-        "RAY_AUTH_TOKEN",
-        "RAY_AUTH_TOKEN_PATH",
-    } & {*os.environ}
-    return {**chosen, "RAY_AUTH_MODE": "token"} if is_there else chosen
+    has_file = (Path.home() / ".ray" / "auth_token").is_file()
+    if has_file or {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & set(os.environ):
+        return {**chosen, "RAY_AUTH_MODE": "token"}
+    return chosen
 
 
 @cache
-def connect(address: str | None) -> Bridge:
-    """The connection of this command to a cluster; raises StudyError if there is none that answers."""
+def connect(address: str | None, workspace: Workspace) -> RayConnection:
+    """Return this command's connection to a cluster, which its plan and its engine share.
+
+    Args:
+        address: Of the cluster, ``local`` for a cluster of this command's own.
+        workspace: Where the connection writes what Ray complains of.
+
+    Raises:
+        StudyError: If there is none that answers.
+    """
     if find_spec("ray") is None:
         raise StudyError(
             "engine=ray needs the package ray, which is not installed: pip install -e '.[ray]'"
         )
-    if (place := re.fullmatch(r"(?:ray://)?\[?([^/\]]+)\]?:(\d+)", address or "")) is not None:
-        try:  # Ray itself tries for minutes
-            create_connection((place[1], int(place[2])), 5.0).close()
-        except OSError as fault:
-            wrong = f"`address` must be of a Ray cluster that answers, got '{address}' ({fault})"
-            raise StudyError(
-                f"{wrong}: start it there with `ray start --head`, or take address=local"
-            ) from None
-    if " " in sys.executable and not str(address).startswith(
-        "ray:"
-    ):  # Ray splits the line by which it starts Python
-        wrong = f"engine=ray needs an environment whose path has no space, got '{sys.executable}'"
+    _require_port(address)
+    if " " in sys.executable and not str(address).startswith("ray:"):
+        # Ray splits the line by which it starts Python
         raise StudyError(
-            f"{wrong}: make one elsewhere, python -m venv ~/ray && ~/ray/bin/pip install -e '.[ray]'"
+            "engine=ray needs an environment whose path has no space, got "
+            f"'{sys.executable}': make one elsewhere, python -m venv ~/ray && "
+            "~/ray/bin/pip install -e '.[ray]'"
         )
-    bridge = Bridge(address)
+    connection = RayConnection(address, workspace)
+    connection.connect()
+    return connection
+
+
+def _require_port(address: str | None) -> None:
+    """Raise StudyError if nobody answers at the port of an address that names a host."""
+    found = ADDRESS.fullmatch(address or "")
+    if found is None:
+        return
     try:
-        bridge.call("connect", bridge.address, timeout=CONNECT_S)
-    except StudyError:
-        bridge.process.kill()  # it may try on
-        bridge.close()
-        raise
-    return bridge
-
-
-def needs(uri: str) -> Needs:
-    """What a node must have so that trials which write to the tracking store ``uri`` can run there."""
-    server = re.match(r"(\w+)[^:]*://(?:.*@)?(?:\[([^\]]+)\]|([^:/?]+))(?::(\d+))?", uri)
-    is_server = server is not None and server[1] in PORTS
-    where = (
-        (server[2] or server[3], int(server[4] or PORTS[server[1]]))
-        if server and is_server
-        else None
-    )
-    only_host = platform.node() if uri.startswith(("sqlite:", "file:")) else None
-    return Needs({name: version(name) for name in PACKAGES}, where, only_host)
-
-
-def offer(place: EngineConfig, uri: str) -> list[Node]:
-    """The nodes of a cluster; raises StudyError if one could run nothing, or they are too few for ``place``."""
-    resources, nodes = place.resources, []
-    for one in connect(place.address).call("survey", needs(uri), resources):
-        has, room = one["resources"], engine.fitting(one["resources"], resources)
-        given = has.get("CPU", 0.0), has.get("GPU", 0.0), has.get("memory", 0.0) / 2**30
-        told = one.get("processor", "?"), one.get("precision", "float32")
-        nodes.append(Node(one["host"], *given, *told, room, one.get("problem")))
-    if problems := [str(node.problem) for node in nodes if node.problem]:
-        raise StudyError("\n".join(dict.fromkeys(problems)))
-    room, of = sum(node.room for node in nodes), listed(resources)
-    if room == 0:
-        there = "; ".join(
-            f"{one.host} {one.cores:g}, {one.gpus:g} and {one.memory:.1f} GiB" for one in nodes
-        )
-        wrong = f"a trial asks for {of}, which no node has: cores, GPUs and memory are {there or 'none'}"
-        raise StudyError(f"{wrong}: ask for less with resources=, or start nodes that have it")
-    if place.workers is not None and place.workers > room:
-        wrong = f"`workers` is at most the {room} trials of {of} that fit on {len(nodes)} nodes, got {place.workers}"
+        create_connection((found[1], int(found[2])), PORT_S).close()
+    except OSError as fault:
         raise StudyError(
-            f"{wrong}: lower it, start more nodes, or leave it null for as many as fit at any time"
-        )
+            f"`address` must be of a Ray cluster that answers, got '{address}' ({fault}): start it "
+            "there with `ray start --head`, or take address=local"
+        ) from None
+
+
+def requirements_for(uri: str) -> Requirements:
+    """Return what a node must have so that trials there can write to the tracking store ``uri``."""
+    versions = {name: version(name) for name in PACKAGES}
+    if uri.startswith(("sqlite:", "file:")):
+        return Requirements(versions, only_host=platform.node())
+    found = SERVER.match(uri)
+    if found is None or found[1] not in PORTS:
+        return Requirements(versions)
+    return Requirements(versions, (found[2] or found[3], int(found[4] or PORTS[found[1]])))
+
+
+def available_nodes(options: EngineConfig, uri: str, workspace: Workspace) -> list[Node]:
+    """Return the nodes of a cluster.
+
+    Args:
+        options: Which cluster, and what a trial takes of a node.
+        uri: URI of the tracking store.
+        workspace: Where the connection writes what Ray complains of.
+
+    Raises:
+        StudyError: If a node that a trial fits on could run none, or if they are too few.
+    """
+    resources = options.resources
+    connection = connect(options.address, workspace)
+    surveyed = connection.call("survey", requirements_for(uri), resources)
+    nodes = [_node(node, capacity(node.resources, resources)) for node in surveyed]
+    problems = [str(node.problem) for node in nodes if node.problem]
+    if problems:
+        raise StudyError("\n".join(dict.fromkeys(problems)))
+    _require_capacity(nodes, options)
     return nodes
 
 
+def _node(node: ClusterNode, capacity: int) -> Node:
+    report = node.report
+    return Node(
+        node.host,
+        node.resources.get("CPU", 0.0),
+        node.resources.get("GPU", 0.0),
+        node.resources.get("memory", 0.0) / 2**30,
+        report.processor,
+        report.precision,
+        capacity,
+        report.problem,
+    )
+
+
+def _require_capacity(nodes: Sequence[Node], options: EngineConfig) -> None:
+    """Raise StudyError unless the trials that are asked for fit on the nodes."""
+    capacity = sum(node.capacity for node in nodes)
+    asked = listed(options.resources)
+    if capacity == 0:
+        offered = "; ".join(
+            f"{node.host} {node.cores:g}, {node.gpus:g} and {node.memory:.1f} GiB" for node in nodes
+        )
+        raise StudyError(
+            f"a trial asks for {asked}, which no node has: cores, GPUs and memory are "
+            f"{offered or 'none'}: ask for less with resources=, or start nodes that have it"
+        )
+    if options.workers is not None and options.workers > capacity:
+        raise StudyError(
+            f"`workers` is at most the {capacity} trials of {asked} that fit on {len(nodes)} nodes, "
+            f"got {options.workers}: lower it, start more nodes, or leave it null for as many as "
+            "fit at any time"
+        )
+
+
 class RayEngine:
-    """An :class:`Engine` on a cluster; ``kind`` is the class of its actors, one for every slot."""
+    """An :class:`~digit_study.trial.protocol.Engine` on a cluster, with an actor for every slot."""
 
     def __init__(
-        self, context: EngineContext, kind: str = "digit_study.trial.ray.ray_actor:Slot"
+        self,
+        context: EngineContext,
+        actor_class: str = "digit_study.trial.ray.ray_actor:TrialActor",
     ) -> None:
-        self.store = context.uri or stores.tracking_uri(None)
-        uri = absolute(self.store)
-        self.bridge, self.uri, self.free = connect(context.place.address), uri, 0
-        self.untold = list[tuple[str, Any, Any]]()  # news that no event was made of yet
-        environment = {name: value for name, value in os.environ.items() if HANDED.fullmatch(name)}
-        environment["MLFLOW_TRACKING_URI"] = uri
-        images, labels = sources.read_part(context.data, "train")
-        here = pickle.dumps(EngineContext(1, context.timeout, context.memory, data=context.data))
-        what = needs(uri), environment, here, sources.digest(images[..., 0], labels), images, labels
-        self.bridge.call("open", context.slots, context.place.resources, what, kind)
+        """Ask the cluster for slots.
+
+        Args:
+            context: Limits, and what trials need.
+            actor_class: Name of the class of the actors, as ``module:class``.
+        """
+        uri = store_uri(context.tracking_uri, context.workspace)
+        #: URI of the tracking store as nodes find it.
+        self._uri = absolute_uri(uri)
+        self._tracker = Tracker(uri, context.workspace)
+        #: Number of slots that could run a trial now.
+        self.free = 0
+        #: News of which no event was made yet.
+        self._news: list[News] = []
+        self._connection = connect(context.options.address, context.workspace)
+        environment = {
+            name: value for name, value in os.environ.items() if SHARED_ENVIRONMENT.fullmatch(name)
+        }
+        environment["MLFLOW_TRACKING_URI"] = self._uri
+        images, labels = sources.read_part(context.data, "train", context.digits_folder)
+        setup = ActorSetup(
+            requirements_for(self._uri),
+            environment,
+            pickle.dumps(replace(context, slots=1, tracking_uri=self._uri)),
+            sources.digest(images[..., 0], labels),
+        )
+        resources = context.options.resources
+        self._connection.call("open", context.slots, resources, setup, images, labels, actor_class)
 
     def submit(self, key: int, config: Config, run_id: str) -> str | None:
+        """Start a trial, see :meth:`digit_study.trial.protocol.Engine.submit`."""
         if config.tracking.uri is not None:
-            config = replace(config, tracking=replace(config.tracking, uri=self.uri))
-        command = pickle.dumps(("submit", (key, config, run_id)))
+            config = replace(config, tracking=replace(config.tracking, uri=self._uri))
+        command = pickle.dumps(TrialRequest(key, config, run_id))
         recipe = replace(config.training, seed=0)
-        alike = f"seed {config.training.seed}", f"configuration {config.model} {recipe}"
-        name: str | None = self.bridge.call("submit", key, command, alike)
+        affinities = (
+            f"seed {config.training.seed}",
+            f"configuration {config.model} {recipe}",
+        )
+        name: str | None = self._connection.call("submit", key, command, affinities)
         self.free -= 1
         if name is None:  # the last free slot has just gone
-            self.untold.append(("lost", key, "slot"))
+            self._news.append(Failed(key, FailureCause.SLOT, LOST_REASONS[FailureCause.SLOT]))
         return name
 
-    def answer(self, key: int, go_on: bool) -> None:
-        self.bridge.call("answer", key, pickle.dumps(("answer", (key, go_on))))
+    def answer(self, key: int, decision: Decision) -> None:
+        """Answer an epoch, see :meth:`digit_study.trial.protocol.Engine.answer`."""
+        self._connection.call("answer", key, pickle.dumps(Answer(key, decision)))
 
     def events(self, timeout: float = 0.5) -> Iterator[Event]:
-        news, self.free = self.bridge.call("events", timeout)
-        news, self.untold = [*self.untold, *news], []
-        for what, about, content in news:
-            if what == "warning":
-                warn(f"{about}: no trial runs there")
-            elif what == "lost":
-                yield Event(
-                    about, "died", {"node": LOST_NODE, "slot": LOST_SLOT}.get(content, content)
-                )
-            else:
-                kind, told, unsent = pickle.loads(content)
-                try:
-                    if unsent is not None:
-                        keep_here(self.store, unsent)
-                except OSError:  # this disk is full too: the result waits here
-                    self.untold.append((what, about, content))
-                    continue
-                yield Event(about, kind, told)
+        """Yield what has happened, see :meth:`digit_study.trial.protocol.Engine.events`."""
+        news, self.free = self._connection.call("events", timeout)
+        news = [*self._news, *news]
+        self._news = []
+        for item in news:
+            match item:
+                case NodeWarning(text=text):
+                    warn(f"{text}: no trial runs there")
+                case Failed():
+                    yield item
+                case ActorEvent():
+                    event = self._unpacked(item)
+                    if event is not None:
+                        yield event
 
     def stop(self) -> None:
+        """End all trials, see :meth:`digit_study.trial.protocol.Engine.stop`."""
         connect.cache_clear()
         try:
-            self.bridge.call("stop", timeout=STOP_S)
+            self._connection.call("stop", timeout=STOP_S)
         except StudyError:  # the cluster is gone, and its trials with it
-            self.bridge.process.kill()
-        self.bridge.close()
+            self._connection.kill()
+        self._connection.close()
+
+    def _unpacked(self, item: ActorEvent) -> Event | None:
+        """Return the event of a trial once this machine has what the run left.
+
+        None if the disk is full: then the event waits here.
+        """
+        event: Event
+        event, packed = pickle.loads(item.content)
+        try:
+            if packed is not None:
+                self._tracker.unpack(packed)
+        except OSError:
+            self._news.append(item)
+            return None
+        return event
 
 
-def absolute(uri: str) -> str:
-    """A store's URI as it is found from another working directory."""
+def absolute_uri(uri: str) -> str:
+    """Return a store's URI as it is found from another working directory."""
     path = uri.removeprefix("sqlite:///")
-    return uri if path == uri else f"sqlite:///{Path(path).absolute()}"
-
-
-def keep_here(uri: str, unsent: bytes) -> None:
-    """Put what a run on a node did not tell the store at ``uri`` into the outbox of this machine."""
-    with TemporaryDirectory() as folder:
-        with tarfile.open(fileobj=BytesIO(unsent)) as archive:
-            archive.extractall(folder, filter="data")
-        for one in Path(folder).iterdir():
-            SpooledRun(one.name).merge(uri, SpooledRun(one.name, spool=Path(folder)))
+    if path == uri:
+        return uri
+    return f"sqlite:///{Path(path).absolute()}"

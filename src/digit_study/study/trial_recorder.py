@@ -1,0 +1,283 @@
+"""Record how trials ended, in Optuna and in MLflow, whichever process records it."""
+
+from __future__ import annotations
+
+import math
+from bisect import insort
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+from optuna.trial import FrozenTrial, Trial, TrialState
+
+from digit_study.config.study_config import constraints_of
+from digit_study.study.storage import StoredStudy, orphans
+from digit_study.study.study_plan import StudyPlan
+from digit_study.study.trial_attributes import (
+    ABANDONED,
+    BASELINE,
+    CAUSE,
+    INFRASTRUCTURE_PREFIX,
+    INTERRUPTED,
+    REASON,
+    REQUEUED,
+    RETRY_OF,
+    RUN_ID,
+    SEED,
+    SUPERVISOR,
+    WORKER,
+    Rank,
+)
+from digit_study.support import machine
+from digit_study.tracking.session import Tracker
+from digit_study.trial.events import Failed, FailureCause
+
+#: Tag of a run that says how its trial stands.
+STATE_TAG = "trial.state"
+#: What it says until the trial has ended.
+RUNNING_STATE = "RUNNING"
+
+
+@dataclass(frozen=True)
+class TrialEnd:
+    """How a trial ended, for a person."""
+
+    number: int
+    #: COMPLETE, PRUNED or FAIL.
+    state: str
+    text: str
+
+
+@dataclass(frozen=True)
+class RankedTrial:
+    """A complete trial and its rank."""
+
+    rank: Rank
+    trial: FrozenTrial
+
+
+def ranked_trials(stored: StoredStudy) -> list[RankedTrial]:
+    """Return all complete trials of a study, the best first."""
+    ranked = [
+        RankedTrial(Rank.of(trial, stored.study), trial)
+        for trial in stored.trials(TrialState.COMPLETE)
+    ]
+    return sorted(ranked, key=lambda entry: entry.rank)
+
+
+class TrialRecorder:
+    """Ends the trials of one study in both stores."""
+
+    def __init__(
+        self,
+        plan: StudyPlan,
+        stored: StoredStudy,
+        tracker: Tracker,
+        parent_run_id: str,
+        on_end: Callable[[TrialEnd], None],
+    ) -> None:
+        """Prepare to record.
+
+        Args:
+            plan: The study as it was asked for.
+            stored: The study as Optuna has it.
+            tracker: The store that has the runs of the trials.
+            parent_run_id: Id of the study's run.
+            on_end: Called with how each trial ended.
+        """
+        self._plan = plan
+        self._stored = stored
+        self._tracker = tracker
+        self._parent_run_id = parent_run_id
+        self._on_end = on_end
+        self._failures = 0
+        #: Why no more trials start; None while they do.
+        self.stop_reason: str | None = None
+        kept = max(1, plan.study.search.keep_models)
+        #: Ranks of the best trials, whose models are kept.
+        self._best = [entry.rank for entry in ranked_trials(stored)[:kept]]
+
+    def complete(self, trial: FrozenTrial, metrics: Mapping[str, float]) -> None:
+        """End a trial that has its final metrics.
+
+        A trial whose objective is not finite fails.
+        """
+        values = {name: metrics[name] for name in self._plan.objectives}
+        shown = ", ".join(f"{name} {value:.6g}" for name, value in values.items())
+        if not all(map(math.isfinite, values.values())):
+            reason = f"its result is no number: {shown}"
+            self.fail(trial, Failed(trial.number, FailureCause.TRIAL, reason), runs_again=False)
+            return
+        study = self._stored.study
+        if "validation_images" not in study.user_attrs:
+            study.set_user_attr("validation_images", int(metrics["validation_images"]))
+        # after a full disk this is done again, and may be done already
+        if not trial.state.is_finished():
+            self._set_constraints(trial, metrics)
+            study.tell(trial.number, list(values.values()), skip_if_finished=True)
+        tags = {f"trial.{name}": f"{value:.6g}" for name, value in values.items()}
+        self._tag(trial, {STATE_TAG: "COMPLETE", **tags})
+        self._drop_surpassed_model(Rank.of(self._stored.trial(trial.number), study))
+        self._on_end(TrialEnd(trial.number, "COMPLETE", shown))
+
+    def prune(self, trial: FrozenTrial, epoch: int) -> None:
+        """End a trial that was stopped after ``epoch``."""
+        self._stored.study.tell(trial.number, state=TrialState.PRUNED, skip_if_finished=True)
+        self._tag(trial, {STATE_TAG: "PRUNED"})
+        self._on_end(TrialEnd(trial.number, "PRUNED", f"after epoch {epoch}"))
+
+    def end_without_result(self, trial: FrozenTrial, failure: Failed, *, runs_again: bool) -> None:
+        """End a trial whose process did not report a result.
+
+        If MLflow already holds its result, the trial is completed.
+
+        Args:
+            trial: The trial.
+            failure: Why no result was reported.
+            runs_again: Whether its configuration is enqueued once more, where there is no result.
+        """
+        metrics = self._known_metrics(trial)
+        if metrics is not None:
+            self.complete(trial, metrics)
+            return
+        self.fail(trial, failure, runs_again=runs_again)
+
+    def fail(self, trial: FrozenTrial, failure: Failed, *, runs_again: bool) -> None:
+        """Record a trial without a result in both stores.
+
+        Args:
+            trial: The trial.
+            failure: Why it has no result.
+            runs_again: Whether its configuration is enqueued once more.
+        """
+        reason = failure.reason
+        if failure.cause is FailureCause.INFRASTRUCTURE:
+            reason = INFRASTRUCTURE_PREFIX + reason
+        # after a full disk this is done again, and may be done already
+        if not trial.state.is_finished():
+            self._fail_in_optuna(trial, failure.cause, reason, runs_again=runs_again)
+        run_id = trial.user_attrs.get(RUN_ID)
+        if run_id is not None:
+            status = "FAILED" if failure.cause.is_trials_fault else "KILLED"
+            self._tracker.close_run(run_id, status, reason)
+            self._tracker.tag_run(run_id, {STATE_TAG: "FAIL", "failure": reason})
+        if runs_again:
+            self._on_end(TrialEnd(trial.number, "FAIL", f"{reason} (it runs again)"))
+            return
+        self._on_end(TrialEnd(trial.number, "FAIL", reason))
+        self._count_failure(trial, reason)
+
+    def adopt_orphans(self) -> None:
+        """End the trials that supervisors left RUNNING which are gone."""
+        for trial in orphans(self._stored):
+            machine.end_process(trial.user_attrs.get(WORKER))
+            abandoned = Failed(trial.number, FailureCause.SUPERVISOR, ABANDONED)
+            self.end_without_result(trial, abandoned, runs_again=True)
+
+    def interrupt(self) -> None:
+        """End all trials that this process started, so that every configuration comes again."""
+        this_process = machine.process_name()
+        for trial in self._stored.trials(TrialState.RUNNING):
+            if trial.user_attrs.get(SUPERVISOR) == this_process:
+                interrupted = Failed(trial.number, FailureCause.INTERRUPTED, INTERRUPTED)
+                self.end_without_result(trial, interrupted, runs_again=True)
+
+    def reconcile_runs(self) -> None:
+        """Make MLflow agree with Optuna, where a process was killed between the two."""
+        trials = {trial.number: trial for trial in self._stored.trials()}
+        running = self._tracker.children_tagged(self._parent_run_id, {STATE_TAG: RUNNING_STATE})
+        for run_id, tags in running.items():
+            trial = trials.get(int(tags.get("trial.number", -1)))
+            is_its_run = trial is not None and trial.user_attrs.get(RUN_ID) == run_id
+            if trial is not None and is_its_run and trial.state.is_finished():
+                state = trial.state.name
+                reason = trial.user_attrs.get(REASON)
+            elif trial is None or trial.state != TrialState.RUNNING:
+                state = "FAIL"
+                reason = ABANDONED
+            else:
+                continue
+            self._tracker.close_run(run_id, "KILLED", reason or ABANDONED)
+            changed = {STATE_TAG: state}
+            if reason:
+                changed["failure"] = reason
+            self._tracker.tag_run(run_id, changed)
+
+    def drop_models(self) -> None:
+        """Delete the models of all trials but the best, whichever process trained them."""
+        own = {trial.user_attrs.get(RUN_ID) for trial in self._stored.trials()}
+        kept = ranked_trials(self._stored)[: self._plan.study.search.keep_models]
+        best = {entry.rank.run_id for entry in kept}
+        for run_id in self._tracker.runs_with_models(self._parent_run_id) & own - best:
+            self._tracker.drop_models(str(run_id))
+
+    def _known_metrics(self, trial: FrozenTrial) -> Mapping[str, float] | None:
+        """Return the final metrics of a trial where MLflow has them all, else None."""
+        run_id = trial.user_attrs.get(RUN_ID)
+        if run_id is None:
+            return None
+        metrics = self._tracker.finished_metrics(run_id)
+        if metrics is None:
+            return None
+        constraints = constraints_of(self._plan.study.search)
+        needed = {*self._plan.objectives, "validation_images"}
+        needed |= {constraint.metric for constraint in constraints}
+        # MLflow has the seconds of the last epoch, not the mean of all
+        known = metrics.keys() - {"epoch_seconds"}
+        return metrics if needed <= known else None
+
+    def _set_constraints(self, trial: FrozenTrial, metrics: Mapping[str, float]) -> None:
+        """Record by how much a trial breaks each constraint."""
+        writable = Trial(self._stored.study, self._stored.trial_id(trial.number))
+        for constraint in constraints_of(self._plan.study.search):
+            sign = "<=" if constraint.sign > 0 else ">="
+            name = f"{constraint.metric} {sign} {constraint.bound:g}"
+            writable.set_constraint(name, constraint.violation(dict(metrics)))
+
+    def _drop_surpassed_model(self, rank: Rank) -> None:
+        """Delete the model of the trial that a new result pushes out of the best."""
+        if rank not in self._best:
+            insort(self._best, rank)
+        keep_models = self._plan.study.search.keep_models
+        if len(self._best) > max(1, keep_models):
+            surpassed = self._best.pop()
+            if keep_models:
+                self._tracker.drop_models(surpassed.run_id)
+
+    def _fail_in_optuna(
+        self, trial: FrozenTrial, cause: FailureCause, reason: str, *, runs_again: bool
+    ) -> None:
+        """Record in Optuna why a trial failed, and enqueue its configuration where it runs again."""
+        study = self._stored.study
+        writable = Trial(study, self._stored.trial_id(trial.number))
+        writable.set_user_attr(REASON, reason)
+        writable.set_user_attr(CAUSE, cause.value)
+        if runs_again:
+            writable.set_user_attr(REQUEUED, True)
+            # a process that was killed while it ended this trial may have enqueued it already
+            retried = {other.user_attrs.get(RETRY_OF) for other in self._stored.trials()}
+            if trial.number not in retried:
+                kept = {
+                    key: trial.user_attrs[key]
+                    for key in (BASELINE, SEED)
+                    if key in trial.user_attrs
+                }
+                params = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+                study.enqueue_trial(params, user_attrs={**kept, RETRY_OF: trial.number})
+        study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+
+    def _count_failure(self, trial: FrozenTrial, reason: str) -> None:
+        """Stop the study after as many failures as it may have."""
+        self._failures += 1
+        search = self._plan.study.search
+        if search.fail_fast:
+            self.stop_reason = (
+                f"stopped by search.fail_fast=true: trial {trial.number} failed: {reason}"
+            )
+        elif search.max_failures is not None and self._failures >= search.max_failures:
+            self.stop_reason = (
+                f"stopped by search.max_failures={search.max_failures}: "
+                f"trial {trial.number} failed: {reason}"
+            )
+
+    def _tag(self, trial: FrozenTrial, tags: Mapping[str, str]) -> None:
+        self._tracker.tag_run(str(trial.user_attrs.get(RUN_ID)), tags)
