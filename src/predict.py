@@ -19,6 +19,7 @@ from digit_study.inference.prediction import image_files, load_model, read_files
 from digit_study.support.console import protect_standard_streams
 from digit_study.support.messages import StudyError, nearest
 from digit_study.support.signals import collect_rarely
+from digit_study.support.workspace import Workspace
 from digit_study.tracking.database import (
     CHAMPION_URI,
     NAMED,
@@ -128,7 +129,7 @@ def predict(arguments: argparse.Namespace) -> int:
         raise StudyError(
             f"`abstain` must be true or false, got '{abstain}': abstain=false reads what is no digit too"
         )
-    keras_file = model_file(named, tracking)
+    keras_file = model_file(named, tracking, Workspace.of_project())
     coverage = arguments.coverage
     least = None if coverage is None else least_probability(coverage, named, tracking)
     where = "" if arguments.json else model_place(named, tracking)

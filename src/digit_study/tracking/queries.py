@@ -1,7 +1,7 @@
 """Runs as a store holds them: found, checked, and turned back into what made them. Needs no TensorFlow."""
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -35,6 +35,8 @@ from digit_study.tracking.writer import BEST_OF
 ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND")
 #: Tags by which a run that is no training run names the run that a person probably means.
 POINTERS = ("winner.run_id", "best.run_id")
+#: Tag of the parent runs of a study and of its confirmations: which study of its name it is.
+STUDY_UID = "study.uid"
 #: Tag of a run that has trained a network to the end.
 WEIGHTS = "weights.sha256"
 #: How the params begin that are no part of what a run was, but of where it went.
@@ -111,27 +113,52 @@ class Queries(Runs):
             if run.data.tags.get("study") == study and "winner.run_id" in run.data.tags:
                 yield run
 
-    def confirmed_winner(self, study: str) -> str:
+    def confirmed_winner(self, study: str, uid: str | None = None) -> str:
         """Return the run id of the winner of a study's latest finished confirmation.
+
+        A store may hold several studies of a name, of several clones of the project. They are told
+        apart by their uid; confirmations of earlier code have none and count by their name.
 
         Args:
             study: Name of the study.
+            uid: Which study of that name is meant; None takes the study that was begun last.
 
         Raises:
-            StudyError: If there is none.
+            StudyError: If there is none, or if another study of that name has a winner too and
+                ``uid`` does not say which is meant.
         """
-        experiments = self._experiments()
-        is_study = "tags.kind = 'study'"
-        studies = self.client.search_runs(experiments, is_study, max_results=MOST_RUNS)
-        starts = [run.info.start_time for run in studies if run.data.tags.get("study") == study]
-        # a study that was begun anew, with search.fresh, has nothing of the study before it
-        since = max(starts, default=0)
-        finished = f"attributes.status = 'FINISHED' and attributes.start_time >= {since}"
-        for run in self._confirmations(study, finished, "attributes.start_time DESC"):
-            return str(run.data.tags["winner.run_id"])
-        raise self._no_winner(study, since)
+        parents = self._studies(study)
+        known = {run.data.tags.get(STUDY_UID) for run in parents}
+        if uid in known:
+            parents = [run for run in parents if run.data.tags.get(STUDY_UID) == uid]
+        since = 0
+        wanted = None
+        if parents:
+            # a study that was begun anew, with search.fresh, has nothing of the study before it
+            newest = max(parents, key=lambda run: int(run.info.start_time))
+            since = newest.info.start_time
+            wanted = newest.data.tags.get(STUDY_UID)
+        is_finished = "attributes.status = 'FINISHED'"
+        confirmations = list(self._confirmations(study, is_finished, "attributes.start_time DESC"))
+        of_others = [
+            run for run in confirmations if run.data.tags.get(STUDY_UID) not in (None, wanted)
+        ]
+        own = [
+            run for run in confirmations if run not in of_others and run.info.start_time >= since
+        ]
+        if not own:
+            raise self._no_winner(study, since, of_others)
+        if of_others and uid not in known:
+            raise _ambiguous(study, [own[0], *of_others])
+        return str(own[0].data.tags["winner.run_id"])
 
-    def _no_winner(self, study: str, since: int) -> StudyError:
+    def _studies(self, study: str) -> list[Run]:
+        """Return the parent runs of all studies of a name."""
+        is_study = "tags.kind = 'study'"
+        found = self.client.search_runs(self._experiments(), is_study, max_results=MOST_RUNS)
+        return [run for run in found if run.data.tags.get("study") == study]
+
+    def _no_winner(self, study: str, since: int, of_others: Sequence[Run]) -> StudyError:
         """Return the error for a study without a confirmed winner, and say what comes first."""
         is_of_study = "tags.study LIKE '%'"
         runs = self.client.search_runs(self._experiments(), is_of_study, max_results=MOST_RUNS)
@@ -149,6 +176,8 @@ class Queries(Runs):
             remedy = f"run `python sweeps/optuna_search.py study={study}`, then {remedy}"
         elif not trained:
             remedy = f"let it finish a trial, then {remedy}"
+        if of_others:
+            found += f" ({_named(of_others)} of another study of this name)"
         return StudyError(f"`study` must have a confirmed winner, got '{study}'{found}: {remedy}")
 
     # ------------------------------------------------------------------------------- a run
@@ -273,6 +302,23 @@ class Queries(Runs):
             wrong = f"{rule}, got '{without_password(self.uri)}', which said: {first_line(fault)}"
             remedy = "make it answer, then run the same command again"
             raise StudyError(f"{wrong}; {remedy}") from fault
+
+
+def _ambiguous(study: str, confirmations: Sequence[Run]) -> StudyError:
+    """Return the error for a name that several studies with a winner have."""
+    return StudyError(
+        f"`study` must name one study, got '{study}', which several studies in this store are "
+        f"called ({_named(confirmations)}): promote the winner that you mean with run_id=<run_id>"
+    )
+
+
+def _named(confirmations: Sequence[Run]) -> str:
+    """Name the winners of confirmations and their studies."""
+    winners = {
+        run.data.tags.get(STUDY_UID): str(run.data.tags["winner.run_id"])
+        for run in reversed(confirmations)
+    }
+    return ", ".join(f"winner {winner} of study {uid}" for uid, winner in winners.items())
 
 
 def _is_trained(run: Run) -> bool:
