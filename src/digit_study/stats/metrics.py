@@ -131,8 +131,8 @@ def evaluation_of(table: pd.DataFrame) -> Evaluation:
     )
 
 
-def unread(evaluations: Sequence[Evaluation]) -> pd.DataFrame:
-    """One row for each image that no network reads as its label, the surest first; all have the same images, in order.
+def misclassified_by_all(evaluations: Sequence[Evaluation]) -> pd.DataFrame:
+    """List the images that every network misclassifies, the surest first; all have the same images, in order.
 
     Columns are index, label, says (what most networks read), agree (the share of them that do, in [0, 1]), confidence
     (the mean probability of it), and label_looks_wrong: all networks read the same other digit.

@@ -9,7 +9,6 @@ import numpy.typing as npt
 import pandas as pd
 
 from digit_study.stats.metrics import accuracy_interval
-from digit_study.support.console import accuracy_with_interval
 
 SIGNIFICANCE = 0.05
 COLUMNS = (
@@ -175,22 +174,6 @@ def pooled_leaderboard(groups: Sequence[Group]) -> pd.DataFrame:
             n, len(one.runs), p_value, p_adjusted, p_adjusted > SIGNIFICANCE,
         ))  # fmt: skip
     return pd.DataFrame(rows, columns=list(COLUMNS))
-
-
-def sentence(board: pd.DataFrame, kind: str) -> str:
-    """What a ranking says: the best of it, with its interval and images, and how many cannot be told from it.
-
-    Last what its attribute ``machines`` says of where the runs were trained, if it has one.
-    """
-    best, ties = board.iloc[0], int(board["tied"].sum()) - 1
-    reads = f"{accuracy_with_interval(dict(best))} of {best['n']:,} validation images"
-    others = (
-        f"{ties} of the other {len(board) - 1} cannot be told from it"
-        if len(board) > 1
-        else "there is no other"
-    )
-    told = f"{reads} are read right by the best {kind}, {best['name']}; {others}"
-    return f"{told}; {board.attrs['machines']}" if board.attrs.get("machines") else told
 
 
 def tukey(accuracies: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
