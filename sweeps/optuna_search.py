@@ -1,7 +1,6 @@
 """Search the config with Optuna. See --help; --plan says what would be searched and starts nothing."""
 
 import sys
-from contextlib import nullcontext
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
@@ -10,6 +9,7 @@ from digit_study.config import compose
 from digit_study.config.study import StudyConfig
 from digit_study.support.console import console
 from digit_study.support.signals import readable_errors
+from digit_study.support.workspace import Workspace
 
 
 def main() -> None:
@@ -28,18 +28,18 @@ def main() -> None:
         worker.start_server(
             plan.context.data
         )  # it imports TensorFlow while this process imports MLflow
+    from digit_study.study.results import RunResults
     from digit_study.study.search import run_study
     from digit_study.study.study_page import page_at_end
-    from digit_study.study.watch import watched
+    from digit_study.tracking.session import Tracker
 
-    stored = run_study(
-        plan, alongside=watched if plan.study.search.watch else nullcontext, around=page_at_end
-    )
+    results = RunResults(Tracker(plan.uri, Workspace.of_project()))
+    stored = run_study(plan, results=results, around=lambda: page_at_end(plan, results))
     if plan.study.search.confirm:
         from digit_study.study.confirmation import confirm
 
-        with page_at_end(plan):
-            confirm(plan, stored)
+        with page_at_end(plan, results):
+            confirm(plan, stored, results)
 
 
 if __name__ == "__main__":

@@ -14,8 +14,12 @@ import pandas as pd
 from digit_study.config.run import Config
 from digit_study.report.figures import charts
 from digit_study.stats.metrics import Evaluation, accuracy_interval
+from digit_study.study.results import RunResults
 from digit_study.study.study_plan import StudyPlan, plan_study
+from digit_study.support.workspace import Workspace
+from digit_study.tracking import database as stores
 from digit_study.tracking import runs as tracking
+from digit_study.tracking.session import Tracker
 from digit_study.trial.local.pool import LocalEngine
 from digit_study.trial.local.worker import Message, TrialDied
 from digit_study.trial.protocol import EngineContext, TrialResult
@@ -40,6 +44,11 @@ def plan(*words: str, space: str = SPACE) -> StudyPlan:
             *words,
         ]
     )
+
+
+def results_of(uri: str) -> RunResults:
+    """Results of the runs of a store of this test, whose artifacts lie beside it."""
+    return RunResults(Tracker(uri, Workspace(stores.ARTIFACTS.parent)))
 
 
 def accuracy(config: Config) -> float:

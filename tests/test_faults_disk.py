@@ -11,11 +11,11 @@ from typing import Any
 import mlflow
 import pytest
 from conftest import Project, open_store
-from stub_worker import Stub, Stubs, plan
+from stub_worker import Stub, Stubs, plan, results_of
 from world import Disk, mounted, small_disk
 
 from digit_study.config.run import Config
-from digit_study.report.figures import charts
+from digit_study.report.figures import charts, ranking_figures
 from digit_study.report.figures import optuna_figures as study_pictures
 from digit_study.report.figures import run_figures as figures
 from digit_study.study import results as report
@@ -33,7 +33,9 @@ WORDS = ("search.trials=4", "search.pruner=none", "search.sampler=random")
 @pytest.fixture(autouse=True)
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(study_pictures, "write", lambda *drawn: None)
-    monkeypatch.setattr(charts, "comparison", lambda board, title: charts.message_figure("", ""))
+    monkeypatch.setattr(
+        ranking_figures, "leaderboard_figure", lambda board, title: charts.message_figure("", "")
+    )
     monkeypatch.setattr(figures, "write_data_figures", lambda digits, folder: None)
     monkeypatch.setattr(health, "PAUSE_S", 0.2)
 
@@ -162,7 +164,7 @@ def test_artifacts_that_find_no_place_are_sent_when_they_do(disk: tuple[Disk, st
         with pytest.raises(StudyError, match="has not taken 5 runs .*Read-only file system"):
             search(uri, Crowded(uri, place, "never", None), "search.outage_timeout=0.02")
         found = find_study(plan().study)
-        best = report.leaderboard(plan(), found)
+        best = report.leaderboard(plan(), found, results_of(uri))
         assert len(best) == 4 and {run.info.status for run in runs(uri)} == {"FINISHED"}
     stores.prepare_store(uri)
     assert not [path for path in stores.OUTBOX.iterdir() if path.is_dir()]

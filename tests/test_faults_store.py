@@ -13,14 +13,15 @@ import mlflow
 import pytest
 from conftest import Project
 from lab import Lab, lab
-from stub_worker import Stubs, plan
+from stub_worker import Stubs, plan, results_of
 from world import Server, SlowWay, assert_survives
 
 from digit_study.config.run import Config
-from digit_study.report.figures import charts
+from digit_study.report.figures import charts, ranking_figures
 from digit_study.report.figures import optuna_figures as study_pictures
 from digit_study.report.figures import run_figures as figures
 from digit_study.study import results as report
+from digit_study.study.results import RunResults
 from digit_study.study.search import run_study
 from digit_study.study.storage import StoredStudy, counted, find_study
 from digit_study.support import machine
@@ -38,7 +39,9 @@ WORDS = ("search.trials=4", "search.pruner=none", "search.sampler=random")
 @pytest.fixture(autouse=True)
 def plain(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(study_pictures, "write", lambda *drawn: None)
-    monkeypatch.setattr(charts, "comparison", lambda board, title: charts.message_figure("", ""))
+    monkeypatch.setattr(
+        ranking_figures, "leaderboard_figure", lambda board, title: charts.message_figure("", "")
+    )
     monkeypatch.setattr(figures, "write_data_figures", lambda digits, folder: None)
     monkeypatch.setattr(health, "PAUSE_S", 0.2)
     monkeypatch.setattr(uploader, "QUIET_S", 0.5)
@@ -66,7 +69,11 @@ def server(one_server: Server) -> Server:
 
 
 def search(
-    server: Server, *words: str, uri: str = "", begins: Callable[[int], None] = lambda n: None
+    server: Server,
+    *words: str,
+    uri: str = "",
+    begins: Callable[[int], None] = lambda n: None,
+    results: RunResults | None = None,
 ) -> StoredStudy:
     """A study of stubs; ``begins`` is called with the count of trials when one starts."""
 
@@ -75,7 +82,8 @@ def search(
         return "done"
 
     uri = uri or server.uri
-    return run_study(plan(*WORDS, f"tracking.uri={uri}", *words), Stubs(uri, behave).engine)
+    engine = Stubs(uri, behave).engine
+    return run_study(plan(*WORDS, f"tracking.uri={uri}", *words), engine, results)
 
 
 def runs(server: Server, study: StoredStudy) -> dict[str, mlflow.entities.Run]:
@@ -122,7 +130,13 @@ def test_a_server_that_comes_and_goes_costs_no_trial(
     )
     assert "waiting for the tracking store" in said.err
     assert (
-        len(report.leaderboard(plan(f"tracking.uri={server.uri}", "study=comes-and-goes"), study))
+        len(
+            report.leaderboard(
+                plan(f"tracking.uri={server.uri}", "study=comes-and-goes"),
+                study,
+                results_of(server.uri),
+            )
+        )
         == 4
     )
     assert "UserWarning" not in said.err
@@ -135,12 +149,18 @@ def test_a_server_that_stays_away_is_told_by_the_next_command(
         ("study=stays-away", "search.outage_timeout=0.02"),
         plan(f"tracking.uri={server.uri}", "study=stays-away"),
     )
+    results = results_of(server.uri)
+
+    def kill_once(number: int) -> None:
+        if number == 4:
+            server.kill()
+
     with pytest.raises(
         StudyError, match=r"has not taken \d runs .* are kept in .*sent by the next command"
     ):
-        search(server, *words, begins=lambda number: server.kill() if number == 4 else None)
+        search(server, *words, begins=kill_once, results=results)
     study = find_study(asked.study)
-    board = report.leaderboard(asked, study)
+    board = report.leaderboard(asked, study, results)
     assert len(board) == 4 and "Leaderboard of study 'stays-away'" in capsys.readouterr().out
     best = max(study.trials(), key=lambda trial: trial.value)
     assert board.iloc[0]["run_id"] == best.user_attrs["run_id"]

@@ -23,7 +23,7 @@ from stub_worker import SPACE, Stubs, plan
 
 from digit_study.config.run import Config
 from digit_study.config.study import PRUNERS
-from digit_study.report.figures import charts
+from digit_study.report.figures import charts, ranking_figures
 from digit_study.report.figures import optuna_figures as study_pictures
 from digit_study.report.figures import run_figures as figures
 from digit_study.study import outcomes
@@ -50,7 +50,9 @@ def plain(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
     if "picture" not in request.node.name:
         monkeypatch.setattr(study_pictures, "write", lambda *drawn: None)
         monkeypatch.setattr(
-            charts, "comparison", lambda board, title: charts.message_figure("", "")
+            ranking_figures,
+            "leaderboard_figure",
+            lambda board, title: charts.message_figure("", ""),
         )
         monkeypatch.setattr(figures, "write_data_figures", lambda digits, folder: None)
 

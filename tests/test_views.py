@@ -12,9 +12,11 @@ import pandas as pd
 import pytest
 from test_tracking import created
 
-from digit_study.stats.ranking import Candidate, leaderboard, sentence
+from digit_study.report.description import RunDescription, run_page
+from digit_study.report.ranking import RankedTable, RankingKind
+from digit_study.report.sentences import ranking_answer
+from digit_study.stats.ranking import Candidate, leaderboard
 from digit_study.support import machine
-from digit_study.support.console import RUNS
 from digit_study.tracking import runs as run_log
 from digit_study.tracking import upload as delivery
 from digit_study.tracking import views
@@ -44,25 +46,24 @@ def description(store: str, run_id: str) -> str:
 
 def test_a_note_begins_with_the_answer_and_links_the_first_ten() -> None:
     ranking = board(13)
-    note = views.RunDescription(
-        sentence(ranking, "run"),
-        "Asked: what?",
-        ranking,
-        RUNS,
+    note = RunDescription(
+        ranking_answer(ranking, "run"),
+        "Question: what?",
+        RankedTable.of(RankingKind.RUNS, ranking),
         ["n=1: broke"],
         ["figures/a.png"],
         "go on",
     )
     text = note.markdown("7", "f00")
     assert text.startswith(
-        "**100.00 % \\[98.12, 100.00\\] of 200 validation images are read right by the best run"
+        "**100.00 % \\[98.12, 100.00\\] of 200 validation images are classified correctly by the best run"
     )
     assert [text.count(f"#/experiments/7/runs/{number:032x})") for number in (0, 9, 10)] == [
         1,
         1,
         0,
     ]
-    assert "and 3 more" in text and "- n=1: broke" in text and "Next: `go on`" in text
+    assert "The best 10 of 13" in text and "- n=1: broke" in text and "Next: `go on`" in text
     assert "[Compare these 10 runs side by side](#/compare-runs?runs=%5B%22000" in text
     assert "(#/experiments/7/runs/f00/artifacts/figures/a.png)" in text
     rows = [line for line in text.split("\n") if line.startswith("|")]
@@ -70,7 +71,8 @@ def test_a_note_begins_with_the_answer_and_links_the_first_ten() -> None:
 
 
 def test_what_a_person_named_is_no_markup() -> None:
-    text = views.RunDescription(HOSTILE, HOSTILE, board(2), RUNS, [HOSTILE]).markdown("1", "r")
+    table = RankedTable.of(RankingKind.RUNS, board(2))
+    text = RunDescription(HOSTILE, HOSTILE, table, [HOSTILE]).markdown("1", "r")
     assert "\\<img onerror=alert(1) src=x\\> \\| a \\`b\\` \\[c\\](d) \\*e\\*" in text
     assert not re.search(r"(?<!\\)<", text)  # and so no tag, whatever draws it
 
@@ -79,12 +81,12 @@ def test_a_parent_its_experiment_and_a_view_say_what_was_found(store: str) -> No
     first, second = created(store), created(store)
     for run_id, answer in ((first, "it is 16"), (second, "it is 32 | or 64")):
         run_log.RunLog(store, run_id).describe(
-            views.RunDescription(answer, "Asked: which?"), ["model.filters"]
+            RunDescription(answer, "Question: which?"), ["model.filters"]
         )
     client = mlflow.MlflowClient(store)
     run = client.get_run(second)
     assert (
-        description(store, second) == "**it is 32 \\| or 64**\n\nAsked: which?"
+        description(store, second) == "**it is 32 \\| or 64**\n\nQuestion: which?"
         and run.data.tags["answer"]
     )
     tags = client.get_experiment(run.info.experiment_id).tags
@@ -102,7 +104,7 @@ def test_a_parent_its_experiment_and_a_view_say_what_was_found(store: str) -> No
 def test_a_description_is_brought_up_to_date(store: str) -> None:
     log = run_log.RunLog(store, created(store))
     for answer in ("not yet", "it is 16"):
-        log.describe(views.RunDescription(answer, "Asked: which?"))
+        log.describe(RunDescription(answer, "Question: which?"))
     assert description(store, log.run_id).startswith("**it is 16**")
     experiment = mlflow.MlflowClient(store).get_experiment(look_up(store, log.run_id))
     assert "not yet" not in experiment.tags["mlflow.note.content"]
@@ -137,7 +139,7 @@ def test_a_parent_says_what_is_best_of_so_many(store: str) -> None:
 
 def test_a_description_longer_than_mlflow_takes_is_cut(store: str) -> None:
     log = run_log.RunLog(store, created(store))
-    log.describe(views.RunDescription("a" * 9000, "b"))
+    log.describe(RunDescription("a" * 9000, "b"))
     assert log.fault is None and len(description(store, log.run_id)) == delivery.LONGEST_TAG
 
 
@@ -178,8 +180,8 @@ def test_a_model_is_shown_by_its_version_or_by_its_run(
     pages = {
         "models:/digits, mine@champion": "#/models/digits%2C%20mine/versions/2",
         "models:/digits, mine/1": "#/models/digits%2C%20mine/versions/1",
-        f"models:/{made.model_id}": views.run_page(experiment, run_id),
-        f"runs:/{run_id}/model": views.run_page(experiment, run_id),
+        f"models:/{made.model_id}": run_page(experiment, run_id),
+        f"runs:/{run_id}/model": run_page(experiment, run_id),
     }
     for named, page in pages.items():
         shown = views.model_place(store, named)

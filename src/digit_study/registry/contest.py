@@ -17,6 +17,7 @@ from digit_study.data import digits, sources
 from digit_study.data.sources import DataConfig, Labels
 from digit_study.inference import detector
 from digit_study.model import calibration
+from digit_study.report.description import escape, run_page
 from digit_study.stats.gate import Decision, Score, budget, decide
 from digit_study.stats.metrics import (
     Probabilities,
@@ -251,11 +252,11 @@ def version_note(
         return with_interval(*(float(evidence[f"{name}{end}"]) for end in ("", "_low", "_high")))
 
     run = challenger.run
-    page = views.run_page(run.info.experiment_id, challenger.run_id)
+    page = run_page(run.info.experiment_id, challenger.run_id)
     rows = [
         ["", "this version"],
         [":--", "--:"],
-        ["trained by", f"[{views.escape(str(run.info.run_name))}]({page})"],
+        ["trained by", f"[{escape(str(run.info.run_name))}]({page})"],
         [f"right of {int(evidence['test_images']):,} sealed images", rate("test_accuracy")],
         ["parameters", f"{int(evidence['parameters']):,}"],
     ]
@@ -279,7 +280,7 @@ def version_note(
         for name in ("confusion_matrix.png", "mistakes.png")
     ]
     return "\n\n".join([
-        f"**{views.escape(evidence['reason'])}**",
+        f"**{escape(evidence['reason'])}**",
         "Asked: may it replace the champion, by one comparison on test images that nothing was selected on?",
         "\n".join(f"| {' | '.join(row)} |" for row in rows),
         *filter(None, [claims]),

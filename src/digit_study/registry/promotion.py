@@ -11,6 +11,7 @@ from digit_study.registry import contest
 from digit_study.registry.contest import Challenger
 from digit_study.registry.ledger import Entry, times
 from digit_study.registry.registry import CHALLENGER, CHAMPION, Registry
+from digit_study.report.description import run_page
 from digit_study.stats.gate import budget
 from digit_study.support import console
 from digit_study.tracking import queries as lookup
@@ -89,7 +90,7 @@ def _print_plan(
         f"{console.percent(metrics.get('val_accuracy', 0))}): {against}. Nothing was opened or written; they have been "
         f"opened {times(registry.ledger.openings())} so far."
     )
-    run = views.run_page(challenger.run.info.experiment_id, challenger.run_id)
+    run = run_page(challenger.run.info.experiment_id, challenger.run_id)
     console.console().print(views.place(registry.uri, run), soft_wrap=True)
 
 

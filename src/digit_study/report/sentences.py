@@ -202,3 +202,70 @@ def frontier_answer(best: RankedRow) -> str:
         f"{best.accuracy}, the mean of {counted(best.seeds, 'seed')}, is the best validation "
         f"accuracy, of {best.name}"
     )
+
+
+def search_basis(best: RankedRow, images: int, tied: int, count: int, study: str) -> list[str]:
+    """Say what the answer of a search rests on.
+
+    Args:
+        best: The best configuration.
+        images: How many validation images there are.
+        tied: How many configurations may be the best.
+        count: How many configurations there are.
+        study: Name of the study.
+    """
+    seeds = f"the mean of {best.seeds} seeds"
+    if best.seeds == 1:
+        seeds = "one seed"
+    return [
+        f"Measured on {images:,} validation images, {seeds}; "
+        "the 95 % interval is of the images (Wilson).",
+        f"{counted(tied, 'configuration')} of {count} could be the best: with 95 % confidence "
+        "they hold every one that truly is (McNemar, Holm).",
+        "It was selected on these images, so it is partly luck: "
+        f"python sweeps/confirm.py study={study} measures it on fresh seeds.",
+    ]
+
+
+def confirmation_basis(seeds: int) -> str:
+    """Say what the answer of a confirmation rests on."""
+    return (
+        f"The mean over {counted(seeds, 'fresh seed')}, on which nothing was selected; "
+        "its 95 % interval is of the seeds (t)."
+    )
+
+
+def confirmation_summary(tied: int, count: int, images: int | None, bias: float | None) -> str:
+    """Say how many candidates are tied, and what the selection was worth.
+
+    Args:
+        tied: How many candidates are not significantly different from the best mean.
+        count: How many candidates there are.
+        images: How many validation images there are; None where it is not known.
+        bias: Accuracy of the best of the search minus that on fresh seeds, in [-1, 1].
+    """
+    measured = ""
+    if images:
+        measured = f", on {images:,} validation images,"
+    subject = f"{tied} of {counted(count, 'candidate')}{measured}"
+    verb = "are"
+    if tied == 1:
+        verb = "is"
+    text = (
+        f"{subject} {verb} not significantly different from the best mean "
+        "(Tukey over seeds, or Holm over images)."
+    )
+    if bias is not None:
+        text += (
+            " Selection bias, what the best of the search lost on fresh seeds: "
+            f"{100 * bias:+.2f} points."
+        )
+    return text
+
+
+def no_page(study: str, fault: str) -> str:
+    """Say that the page of a study was not written, and how to write it."""
+    return (
+        f"the page of study '{study}' was not written: {fault}; "
+        f"write it with python sweeps/report.py study={study}"
+    )

@@ -192,5 +192,5 @@ def flipped_table(flips: pd.DataFrame, most_rows: int) -> TableView:
     if len(flips) > most_rows:
         legend = f"the first {most_rows}; all are in tables/flipped.csv"
     headings = ["image", "true digit", "a predicts", "b predicts", "correct"]
-    title = f"Images on which a and b disagree about the truth ({len(flips)})"
+    title = f"Images that only one of the two predicts correctly ({len(flips)})"
     return TableView(headings, rows, title=title, legend=legend)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from rich.console import JustifyMethod
 from rich.table import Table
 
 from digit_study.report.ranking import Medium, RankedTable
@@ -54,7 +55,7 @@ def rich_table(view: TableView) -> Table:
     return table
 
 
-def _side(view: TableView, column: int) -> str:
+def _side(view: TableView, column: int) -> JustifyMethod:
     cells = [row[column] for row in view.rows]
     if any(cell.number is not None for cell in cells):
         return "right"

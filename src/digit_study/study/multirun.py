@@ -13,8 +13,13 @@ import pandas as pd
 from digit_study.config.compose import run_hydra
 from digit_study.config.run import Config
 from digit_study.data.digits import dataset_name, load_digits
+from digit_study.report.description import RunDescription
 from digit_study.report.figures import charts
 from digit_study.report.figures import run_figures as figures
+from digit_study.report.figures.ranking_figures import leaderboard_figure
+from digit_study.report.ranking import RankedTable, RankingKind
+from digit_study.report.sentences import ranking_answer, runs_question
+from digit_study.report.terminal import print_lines, print_ranking, print_run
 from digit_study.stats import ranking
 from digit_study.study import job_list as elsewhere
 from digit_study.study.run_plan import Plan
@@ -47,7 +52,7 @@ def run_single(config: Config, dataset: str, overrides: Sequence[str]) -> None:
     run_id = run_log.create_run(config, uri, dataset, job_name(overrides))
     result = child.train_here(config, run_id)
     where = views.address(run_log.client_of(uri), uri, run_id, children=False)
-    console.console().print(console.run_table(result.run_id, result.metrics, where))
+    print_run(result.run_id, result.metrics, where)
     if result.kept:
         raise StudyError(unsent(str(result.fault), result.kept))
 
@@ -107,11 +112,11 @@ def _run_beneath(plan: Plan, task: Callable[[], None], uri: str) -> None:
         run_log.close_children(uri, run_id, status)
         log.end(status, {})
         shutil.rmtree(scratch, ignore_errors=True)
-    terminal = console.console()
     for board in boards:
-        terminal.print(console.ranked_table("Comparison", board, console.RUNS, " (McNemar)"))
+        ranking_of_runs = RankedTable.of(RankingKind.RUNS, board)
+        print_ranking("Comparison on the validation images", ranking_of_runs)
     where = views.address(run_log.client_of(uri), uri, run_id, children=True)
-    terminal.print(f"parent run {run_id}; look at it: {where}", soft_wrap=True)
+    print_lines(f"parent run {run_id}", f"see it: {where}")
     failed = [f"{outcome.name}: {outcome.reason}" for outcome in outcomes if outcome.reason]
     head = [f"{len(failed)} of {len(outcomes)} runs FAILED:"] if failed else []
     messages.raise_violations([*head, *failed])
@@ -197,9 +202,8 @@ def _rank(log: run_log.RunLog, finished: Sequence[ranking.Candidate]) -> list[pd
     for number, board in enumerate(boards, start=1):
         name = "comparison" if number == 1 else f"comparison_{number}"
         charts.write_table(board, log.folder, name)
-        charts.save(
-            charts.comparison(board, "Validation accuracy"), log.folder / "figures" / f"{name}.png"
-        )
+        figure = leaderboard_figure(board, "Validation accuracy")
+        charts.save(figure, log.folder / "figures" / f"{name}.png")
     if len(boards) == 1:
         log.best(boards[0], f"{len(boards[0])} runs")
     return boards
@@ -210,13 +214,12 @@ def _describe(
 ) -> None:
     """Put the answer and the first ten on the parent's page."""
     answer = (
-        "; ".join(ranking.sentence(board, "run") for board in boards) or "no run has finished yet"
+        "; ".join(ranking_answer(board, "run") for board in boards) or "no run has finished yet"
     )
-    asked = f"Asked: which of {len(plan.jobs)} runs is best: {' '.join(plan.typed)}"
+    asked = runs_question(len(plan.jobs), plan.typed)
     figures = [f"figures/{name}.png" for name in ("comparison", "class_counts", "samples")]
     configs = [messages.flatten(job.config) for job in plan.jobs]
     differing = [key for key in configs[0] if len({str(config[key]) for config in configs}) > 1]
-    note = views.RunDescription(
-        answer, asked, boards[0] if boards else pd.DataFrame(), console.RUNS, failed[:5], figures
-    )
+    table = RankedTable.of(RankingKind.RUNS, boards[0]) if boards else None
+    note = RunDescription(answer, asked, table, failed[:5], figures)
     log.describe(note, differing)

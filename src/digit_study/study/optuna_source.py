@@ -18,9 +18,9 @@ from optuna.trial import Trial, TrialState
 
 from digit_study.config.run import Config
 from digit_study.study import _optuna, outcomes, space
-from digit_study.study import results as report
 from digit_study.study import storage as study
 from digit_study.study.outcomes import RUN_ID, SEED, THREADS, is_fault, told
+from digit_study.study.results import RunResults
 from digit_study.study.study_plan import StudyPlan
 from digit_study.support import machine
 from digit_study.support.console import warn
@@ -56,9 +56,10 @@ class Sweep:
 
     def __init__(
         self, plan: StudyPlan, stored: study.StoredStudy, parent_run_id: str, engine: Engine, progress: SweepProgress,
-        uploader: BackgroundUploader,
+        uploader: BackgroundUploader, results: RunResults,
     ) -> None:  # fmt: skip
         self.plan, self.stored, self.engine, self.progress = plan, stored, engine, progress
+        self.results = results
         self.study, self.parent_run_id, self.search = stored.study, parent_run_id, plan.study.search
         self.uploader, self.health, self.news = uploader, plan.health(), deque[Event]()
         self.outcomes = outcomes.Outcomes(plan, stored, parent_run_id, progress.ended)
@@ -318,7 +319,7 @@ class Sweep:
             self.engine.answer(event.key, self._goes_on(running, *event.content))
         else:
             if event.kind == "done":
-                report.remember(self.plan.uri, event.content)
+                self.results.remember(event.content)
             self.outcomes.record(self.stored.trial(event.key), event, running.pruned_after)
             if event.kind == "world":
                 self.health.hit(event.content)

@@ -7,9 +7,9 @@ from dataclasses import replace
 from mlflow.entities import Run
 
 from digit_study.config.run import Config, resolve_config
+from digit_study.report.terminal import print_lines, print_run
 from digit_study.stats.metrics import evaluation_of
 from digit_study.stats.ranking import SIGNIFICANCE, PairedTest, paired_test
-from digit_study.support import console
 from digit_study.support.messages import StudyError
 from digit_study.tracking import provenance as origin
 from digit_study.tracking import queries as lookup
@@ -62,8 +62,8 @@ def reproduce(asked: Config) -> None:
         client.set_tag(run_id, "reproduction.verdict", verdict)
         client.set_tag(run_id, "reproduction.sentence", sentence)
     where = views.address(client, uri, run_id, children=False)
-    console.console().print(console.run_table(run_id, result.metrics, where))
-    console.console().print(sentence)
+    print_run(run_id, result.metrics, where)
+    print_lines(sentence)
     if result.kept:
         raise StudyError(
             f"training ended, but the tracking store did not take the result: it is kept in {result.kept}"

@@ -9,22 +9,26 @@ from typing import Any
 
 import yaml
 
-from digit_study.config.compose import ROOT
 from digit_study.data.digits import load_digits
 from digit_study.report.figures import run_figures as figures
+from digit_study.report.tables import front_table
+from digit_study.report.terminal import print_lines, print_next, print_ranking, print_table
 from digit_study.study import results as report
 from digit_study.study.optuna_source import Sweep
 from digit_study.study.outcomes import RUN_ID
+from digit_study.study.results import RunResults
 from digit_study.study.storage import CREATOR, UID, WORKER, StoredStudy, lock, open_study, orphans
-from digit_study.study.study_plan import StudyPlan, address, describe_storage, studies_folder
+from digit_study.study.study_plan import StudyPlan, describe_storage, studies_folder
 from digit_study.support import console, machine
 from digit_study.support.messages import StudyError, flatten, without_password
 from digit_study.support.progress import sweep_progress
 from digit_study.support.signals import Interrupted
+from digit_study.support.workspace import Workspace
 from digit_study.tracking import database as stores
 from digit_study.tracking import queries as lookup
 from digit_study.tracking import views
-from digit_study.tracking.runs import RunLog, client_of, reopen_run
+from digit_study.tracking.runs import RunLog, reopen_run
+from digit_study.tracking.session import Tracker
 from digit_study.tracking.uploader import BackgroundUploader
 from digit_study.trial.protocol import ENGINES, Engine, EngineContext
 
@@ -37,14 +41,13 @@ _parents: dict[tuple[str, str], str] = {}
 def run_study(
     plan: StudyPlan,
     open_engine: Callable[[EngineContext], Engine] | None = None,
-    alongside: Callable[[StudyPlan], AbstractContextManager[Any]] = nullcontext,
-    around: Callable[[StudyPlan], AbstractContextManager[Any]] = nullcontext,
+    results: RunResults | None = None,
+    around: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> StoredStudy:
     """Search until the declared total is met, then report; an interrupted study goes on with the same command.
 
     ``open_engine`` makes the engine that trials run on; by default it is the one that ``search.engine`` names.
-    ``alongside`` is entered when both stores have the study, and left when its trials have ended; ``around`` is left
-    when all is reported, while the tracking store may still be told of it.
+    ``results`` keeps what trials leave; ``around`` is left when all is reported, while the uploader still works.
     Raises StudyError if the study is not the one that was begun or too many trials failed, and Interrupted after a
     signal; both stores are then left without anything RUNNING.
     """
@@ -55,8 +58,10 @@ def run_study(
     search = plan.study.search
     engine = (open_engine or ENGINES[search.engine])(plan.context)
     stores.prepare_store(plan.uri)
-    with BackgroundUploader(plan.uri, search.outage_timeout) as uploader, around(plan):
-        _search(plan, stored, engine, alongside, uploader)
+    if results is None:
+        results = RunResults(Tracker(plan.uri, Workspace(stores.ARTIFACTS.parent)))
+    with BackgroundUploader(plan.uri, search.outage_timeout) as uploader, around():
+        _search(plan, stored, engine, results, uploader)
         if uploader.fault is not None:  # what is around this may ask the store
             uploader.wait()
     return stored
@@ -66,7 +71,7 @@ def _search(
     plan: StudyPlan,
     stored: StoredStudy,
     engine: Engine,
-    alongside: Callable[[StudyPlan], AbstractContextManager[Any]],
+    results: RunResults,
     uploader: BackgroundUploader,
 ) -> None:
     """The parent run, from its beginning to its end."""
@@ -74,7 +79,7 @@ def _search(
     try:
         log = RunLog(plan.uri, parent)
         log.config(plan.run)
-        log.describe(report.note(plan, stored), plan.keys)
+        log.describe(report.description(plan, stored), plan.keys)
         shown = {
             **flatten(plan.study),
             "search.storage": describe_storage(plan.study),
@@ -86,8 +91,8 @@ def _search(
         log.dataset(digits.name, digits.sha256, digits.counts())
         figures.write_data_figures(digits, log.folder)
         gc.freeze()  # what the imports left need not be gone through again in every collection of garbage
-        with alongside(plan), sweep_progress(report.BestSoFar(plan, stored)) as progress:
-            sweep = Sweep(plan, stored, parent, engine, progress, uploader)
+        with sweep_progress(report.BestSoFar(plan, stored)) as progress:
+            sweep = Sweep(plan, stored, parent, engine, progress, uploader, results)
             sweep.run()
         if sweep.step_seconds:  # else all had been there already
             log.metrics({"sweep_efficiency": sweep.efficiency})
@@ -103,7 +108,7 @@ def _search(
         )
         raise
     finally:
-        _end(plan, stored, parent, status)
+        _end(plan, stored, parent, status, results)
 
 
 def parent_of(plan: StudyPlan, stored: StoredStudy) -> str | None:
@@ -158,15 +163,17 @@ def _parent_run(plan: StudyPlan, stored: StoredStudy, uploader: BackgroundUpload
         return _parents[place]
 
 
-def _end(plan: StudyPlan, stored: StoredStudy, parent: str, status: str) -> None:
+def _end(
+    plan: StudyPlan, stored: StoredStudy, parent: str, status: str, results: RunResults
+) -> None:
     """Report and end the parent run; supervisors of one study in turn, for it has one folder on this machine."""
     with lock(f"{plan.study.study}.report"):
         log = RunLog(plan.uri, parent)
         try:
             if status == "KILLED":
-                log.describe(report.note(plan, stored), plan.keys)
+                log.describe(report.description(plan, stored), plan.keys)
             else:
-                _report(plan, stored, log, status)
+                _report(plan, stored, log, status, results)
         except BaseException as error:
             status = "KILLED" if isinstance(error, Interrupted) else "FAILED"
             raise
@@ -174,11 +181,13 @@ def _end(plan: StudyPlan, stored: StoredStudy, parent: str, status: str) -> None
             log.end(status, {"study": plan.study.study})
 
 
-def _report(plan: StudyPlan, stored: StoredStudy, log: RunLog, status: str) -> None:
-    board, name = report.leaderboard(plan, stored), plan.study.study
-    board.attrs["machines"] = report.machines(plan, stored, log.run_id)
+def _report(
+    plan: StudyPlan, stored: StoredStudy, log: RunLog, status: str, results: RunResults
+) -> None:
+    board, name = report.leaderboard(plan, stored, results), plan.study.study
+    mixture = report.machines(stored, log.run_id, results)
     report.write(plan, stored, board, log.folder)
-    log.describe(report.note(plan, stored, board), plan.keys)
+    log.describe(report.description(plan, stored, board, mixture), plan.keys)
     if board.empty:
         if status == "FAILED":  # and that says why
             return
@@ -191,17 +200,11 @@ def _report(plan: StudyPlan, stored: StoredStudy, log: RunLog, status: str) -> N
     command = report.best_command(plan, stored)
     path = studies_folder() / f"{name}.best.txt"
     path.write_text(command + "\n")
-    terminal = console.console()
-    title = f"Leaderboard of study '{name}'"
-    terminal.print(console.ranked_table(title, board.head(10), console.CONFIGURATIONS))
-    if board.attrs["machines"]:
-        terminal.print(board.attrs["machines"], soft_wrap=True)
+    print_ranking(f"Leaderboard of study '{name}'", report.ranking_of(board), most_rows=10)
+    if mixture:
+        print_lines(mixture)
     if len(plan.objectives) > 1:
-        terminal.print(console.front_table(report.pareto_front(plan, stored), plan.objectives))
-    path = path.relative_to(ROOT) if path.is_relative_to(ROOT) else path
-    terminal.print(f"best config (also in {path}):\n  {command}", soft_wrap=True)
-    where = address(
-        name, {"search.storage": plan.study.search.storage, "tracking.uri": plan.run.tracking.uri}
-    )
-    view = views.address(client_of(plan.uri), plan.uri, log.run_id, children=True)
-    terminal.print(f"next:\n  python sweeps/confirm.py {where}\n  {view}", soft_wrap=True)
+        print_table(front_table(report.pareto_front(plan, stored), plan.objectives))
+    print_lines(f"best config (also in {results.workspace.shown(path)}):", f"  {command}")
+    confirm = f"python sweeps/confirm.py {report.address_of(plan)}"
+    print_next(confirm, results.tracker.address(log.run_id, children=True))

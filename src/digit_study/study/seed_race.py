@@ -11,8 +11,8 @@ from digit_study.config.run import Config
 from digit_study.data.digits import load_digits
 from digit_study.stats.race import InterimAnalysis, race
 from digit_study.stats.ranking import Candidate
-from digit_study.study import results as report
 from digit_study.study.outcomes import BLAMELESS
+from digit_study.study.results import RunResults
 from digit_study.study.study_plan import StudyPlan
 from digit_study.support import console
 from digit_study.support.progress import RunProgress, confirmation_progress
@@ -101,7 +101,9 @@ class Confirmation:
 
 
 @contextmanager
-def parent_run(work: Confirmation, interrupted: str) -> Iterator[run_log.RunLog]:
+def parent_run(
+    work: Confirmation, results: RunResults, interrupted: str
+) -> Iterator[run_log.RunLog]:
     """The parent run, begun with what an earlier start has finished, and ended as the block ends.
 
     ``interrupted`` is what a person is told who ends it.
@@ -117,7 +119,7 @@ def parent_run(work: Confirmation, interrupted: str) -> Iterator[run_log.RunLog]
         ):
             key, seed = tags.get("candidate", ""), int(tags.get("seed", -1))
             if key in work.names and seed in work.seeds:
-                found = report.candidate(plan, work.names[key], run_id)
+                found = results.candidate(work.names[key], run_id, str(plan.run.data.sha256))
                 work.runs |= {} if found is None else {(key, seed): found}
         yield log
         status = "FINISHED" if not work.failures() else "FAILED"

@@ -28,6 +28,7 @@ from mlflow.utils.mlflow_tags import (
 )
 
 from digit_study.config.run import Config
+from digit_study.report.description import RunDescription
 from digit_study.support import machine
 from digit_study.support.console import accuracy_with_interval, warn
 from digit_study.support.messages import StudyError, first_line, flatten, without_password
@@ -277,7 +278,7 @@ class RunLog:
             }
         )
 
-    def describe(self, note: views.RunDescription, keys: Sequence[str] = ()) -> None:
+    def describe(self, note: RunDescription, keys: Sequence[str] = ()) -> None:
         """Put a note on this parent's page and its answer on the experiment's; the view has columns for ``keys``."""
         text = note.markdown(views.experiment_of(self.client, self.run_id), self.run_id)
         said = {"keys": list(keys), "answer": note.answer}

@@ -1,19 +1,16 @@
 """What a person meets in MLflow's pages: descriptions in Markdown, and addresses that open the right view."""
 
 import json
-import re
 import urllib.parse
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 
-import pandas as pd
 from mlflow import MlflowClient
 from mlflow.entities import RunInfo
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
-from digit_study.support.console import ranked_rows
+from digit_study.report.description import escape, run_page
 from digit_study.tracking.database import ARTIFACTS, SERVERS, version_named, view_command
 
 #: Tag of a parent run: what it found, in a sentence.
@@ -26,76 +23,10 @@ SHARED_VIEW = "mlflow.sharedViewState."
 LOCAL, TRAINING = "http://127.0.0.1:5000", "workflowType=machine_learning"
 #: The address of the newest result in the local store, which ``make ui`` opens.
 NEWEST = ARTIFACTS / ".newest"
-MOST_ROWS, MOST_PARENTS, MOST_COMPARED = 10, 10, 10
+#: Parent runs whose answers an experiment's description holds.
+MOST_PARENTS = 10
 #: Experiment and place of the artifacts of runs, which never change.
 _homes: dict[str, tuple[str, str]] = {}
-
-
-@dataclass(frozen=True)
-class RunDescription:
-    """The description of a parent run: the answer first, for MLflow shows three lines until it is asked for more."""
-
-    answer: str  # one sentence, with its numbers and their interval
-    asked: str  # one sentence
-    ranking: pd.DataFrame = field(
-        default_factory=pd.DataFrame
-    )  # rows with name, run_id and what ``columns`` names
-    columns: Mapping[str, str] = field(
-        default_factory=dict
-    )  # see :data:`digit_study.support.console.RUNS`
-    trouble: Sequence[str] = ()  # what failed or was refused, one sentence each
-    figures: Sequence[str] = ()  # paths of artifacts
-    command: str = ""  # what to do next
-
-    def markdown(self, experiment: str, run_id: str) -> str:
-        """The whole description of the run ``run_id``."""
-        links = [
-            f"[{path.split('/')[-1]}]({run_page(experiment, run_id)}/artifacts/{path})"
-            for path in self.figures
-        ]
-        best = list(self.ranking["run_id"][:MOST_COMPARED]) if len(self.ranking) > 1 else []
-        named = {"runs": json.dumps(best), "experiments": json.dumps([experiment])}
-        compared = urllib.parse.urlencode(named, quote_via=urllib.parse.quote)
-        parts = [
-            f"**{escape(self.answer)}**",
-            escape(self.asked),
-            self._table(experiment),
-            f"[Compare these {len(best)} runs side by side](#/compare-runs?{compared})"
-            if best
-            else "",
-            "\n".join(f"- {escape(one)}" for one in self.trouble),
-            f"Figures: {' · '.join(links)}" if links else "",
-            f"Next: `{self.command}`" if self.command else "",
-        ]
-        return "\n\n".join(part for part in parts if part)
-
-    def _table(self, experiment: str) -> str:
-        if self.ranking.empty:
-            return ""
-        shown = self.ranking.head(MOST_ROWS)
-        rows, shared = ranked_rows(shown, self.columns)
-        kept = [at for at, cell in enumerate(self.columns.values()) if cell != "{run_id}"]
-        names = list(self.columns.values()).index("{name}")
-        lines = [
-            list(self.columns),
-            [":--" if at == names else "--:" for at in range(len(self.columns))],
-        ]
-        for cells, run_id in zip(rows, shown["run_id"], strict=True):
-            texts = [escape(cell) for cell in cells]
-            texts[names] = f"[{texts[names]}]({run_page(experiment, run_id)})"
-            lines.append(texts)
-        table = "\n".join(f"| {' | '.join(line[at] for at in kept)} |" for line in lines)
-        more = len(self.ranking) - len(shown)
-        notes = [
-            f"all: {escape(shared)}" if shared else "",
-            f"and {more} more, see the tables" if more > 0 else "",
-        ]
-        return "\n\n".join([table, *filter(None, notes)])
-
-
-def escape(text: str) -> str:
-    r"""Text as Markdown shows it: what a person named, ``<img onerror=…>`` too, is no markup."""
-    return re.sub(r"([\\`*\[\]|<>])", r"\\\1", text.replace("\n", " "))
 
 
 def run_location(
@@ -208,8 +139,3 @@ def model_page(name: str, version: str = "") -> str:
     """The page of a registered model, or of one of its versions, as a link from any other page of MLflow."""
     page = f"#/models/{urllib.parse.quote(name, safe='')}"
     return f"{page}/versions/{version}" if version else page
-
-
-def run_page(experiment: str, run_id: str) -> str:
-    """The page of a run, as a link from any other page of MLflow."""
-    return f"#/experiments/{experiment}/runs/{run_id}"

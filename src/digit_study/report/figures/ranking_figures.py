@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -57,7 +58,7 @@ def leaderboard_figure(board: pd.DataFrame, title: str, most_runs: int = MOST_RU
     return made.figure
 
 
-def _leaderboard_row(row: dict[str, float]) -> charts.IntervalRow:
+def _leaderboard_row(row: Mapping[Any, Any]) -> charts.IntervalRow:
     style: Style = {"color": RED, "marker": "D", "ms": 8, "mfc": "white", "label": WORSE}
     if row["tied"]:
         style = {"color": BLUE, "marker": "o", "ms": 8, "label": TIED}
@@ -130,7 +131,7 @@ def _confirmation_title(seeds: pd.DataFrame) -> str:
     return f"{text}, {counted(len(seeds), 'network')}"
 
 
-def _confirmation_row(row: dict[str, float]) -> charts.IntervalRow:
+def _confirmation_row(row: Mapping[Any, Any]) -> charts.IntervalRow:
     noise = [f"{100 * row[f'sd_{name}']:.2f} {name}" for name in ("seeds", "images", "both")]
     text = f"{row['parameters']:,} parameters\n± {', '.join(noise)}"
     ends = (100 * row["mean"], 100 * row["low"], 100 * row["high"])
