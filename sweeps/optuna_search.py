@@ -1,4 +1,7 @@
-"""Search the config with Optuna. See --help; --plan says what would be searched and starts nothing."""
+"""Search the config with Optuna. See --help.
+
+``--plan`` says what would be searched and starts nothing.
+"""
 
 import sys
 from pathlib import Path

@@ -144,6 +144,7 @@ def cut_off(figure: Figure) -> list[str]:
     shown = {id(text) for axes in figure.axes for text in visible_texts(axes)} | {
         id(t) for t in figure.texts
     }
+    shown |= {id(text) for legend in figure.legends for text in legend.get_texts()}
     for text in figure.findobj(Text):
         box = text.get_window_extent(renderer)
         inside = box.x0 >= -1 and box.y0 >= -1 and box.x1 <= page.x1 + 1 and box.y1 <= page.y1 + 1

@@ -1,4 +1,4 @@
-"""Show results to people: view models, and the terminal, Markdown, HTML and figures as their renderers.
+"""Show results to people: view models, and their renderers (terminal, Markdown, HTML, figures).
 
 Takes plain data, never a store. Imports config, model, stats, data and support.
 """

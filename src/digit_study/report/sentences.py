@@ -221,7 +221,7 @@ def search_basis(best: RankedRow, images: int, tied: int, count: int, study: str
         f"Measured on {images:,} validation images, {seeds}; "
         "the 95 % interval is of the images (Wilson).",
         f"{counted(tied, 'configuration')} of {count} could be the best: with 95 % confidence "
-        "they hold every one that truly is (McNemar, Holm).",
+        "they include every configuration that truly is (McNemar, Holm).",
         "It was selected on these images, so it is partly luck: "
         f"python sweeps/confirm.py study={study} measures it on fresh seeds.",
     ]

@@ -1,4 +1,4 @@
-"""What a study found: results of its runs, its leaderboard, tables, and the command of its best trial."""
+"""What a study found: results of its runs, its leaderboard, its tables, its best trial."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Optuna's pictures for the study page: what plotly.js draws, colour-blind-safe and small enough."""
+"""Optuna's pictures for the study page: small enough, in colours that the colour-blind tell apart."""
 
 from __future__ import annotations
 

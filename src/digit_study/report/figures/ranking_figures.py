@@ -116,7 +116,7 @@ def confirmation_figure(
         heading.append(made.shared)
     label = "validation accuracy (%), 95 % interval of the mean"
     charts.style_axes(made.axes, label, "candidate", "\n".join(heading))
-    charts.legend_below(made.figure, made.axes)
+    charts.legend_below(made.figure, made.axes, columns=3)
     return made.figure
 
 
