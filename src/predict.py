@@ -98,7 +98,6 @@ def model_place(named: str, tracking: str | None) -> str:
     """The address of the model's page in MLflow, which is asked now, before an alias moves; empty for a file."""
     if not named.startswith(("models:/", "runs:/")):
         return ""
-    from digit_study.tracking import views
 
     return views.model_place(tracking_uri(tracking), named)
 

@@ -14,7 +14,7 @@ from optuna.trial import Trial, TrialState
 
 from digit_study.config import space
 from digit_study.study import _optuna, storage
-from digit_study.study.results import remember
+from digit_study.study.results import RunResults
 from digit_study.study.storage import StoredStudy
 from digit_study.study.study_plan import StudyPlan
 from digit_study.study.trial_attributes import (
@@ -107,6 +107,7 @@ class OptunaSource:
         stored: StoredStudy,
         tracker: Tracker,
         parent_run_id: str,
+        results: RunResults,
         progress: SweepProgress,
     ) -> None:
         """Prepare to search; :meth:`join` begins.
@@ -116,12 +117,14 @@ class OptunaSource:
             stored: The study as Optuna has it.
             tracker: The store that has the runs of the trials.
             parent_run_id: Id of the study's run.
+            results: Keeps what trials leave, for the report.
             progress: Where trials are shown.
         """
         self._plan = plan
         self._stored = stored
         self._tracker = tracker
         self._parent_run_id = parent_run_id
+        self._results = results
         self._progress = progress
         self._recorder = TrialRecorder(plan, stored, tracker, parent_run_id, self._show_end)
         self._total = _Total(stored, _declared_total(plan))
@@ -333,7 +336,7 @@ class OptunaSource:
         trial = self._stored.trial(running.trial.number)
         match outcome:
             case Finished():
-                remember(self._tracker.uri, outcome.result)
+                self._results.remember(outcome.result)
                 seconds = [record["epoch_seconds"] for record in outcome.result.epochs]
                 metrics = {**outcome.result.metrics, "epoch_seconds": statistics.mean(seconds)}
                 recorder.complete(trial, metrics)
