@@ -17,7 +17,7 @@ from digit_study.data import sources
 from digit_study.data.sources import DataConfig
 from digit_study.stats.metrics import evaluation_of
 from digit_study.study import comparison
-from digit_study.support.messages import StudyError
+from digit_study.support.errors import StudyError
 from digit_study.support.workspace import Workspace
 from digit_study.tracking import database as stores
 

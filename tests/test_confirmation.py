@@ -22,7 +22,7 @@ from digit_study.report.figures import optuna_figures
 from digit_study.report.figures import run_figures as figures
 from digit_study.study.confirmation import FIRST_SEED, confirm, plan_confirmation
 from digit_study.study.search import run_study
-from digit_study.support.messages import StudyError
+from digit_study.support.errors import StudyError
 from digit_study.support.signals import Interrupted, interruptible
 from digit_study.tracking.queries import artifact_table
 from digit_study.trial.protocol import ENGINES

@@ -24,8 +24,8 @@ from stub_worker import plan
 from tracked import CONFIG, again, created, is_spool_empty, tracker, workspace
 
 from digit_study.config.run_config import Config
-from digit_study.support import machine, signals
-from digit_study.support.messages import StudyError, is_infrastructure_fault
+from digit_study.support import processes, signals
+from digit_study.support.errors import StudyError, is_infrastructure_error
 from digit_study.support.workspace import Workspace
 from digit_study.tracking import database as stores
 from digit_study.tracking.session import Tracker
@@ -71,7 +71,7 @@ def caused(error: Exception, cause: Exception) -> Exception:
     ],
 )
 def test_what_is_the_worlds_fault(error: Exception, is_of_world: bool) -> None:
-    assert is_infrastructure_fault(error) == is_of_world
+    assert is_infrastructure_error(error) == is_of_world
 
 
 @given(st.text())
@@ -367,7 +367,7 @@ def test_a_run_that_a_living_process_writes_is_left_alone_and_that_of_a_dead_pro
     tracker.upload_left()
     run = mlflow.MlflowClient(tracker.uri).get_run(log.run_id)
     assert run.info.status == "RUNNING" and "a" not in run.data.tags and log.folder.is_dir()
-    monkeypatch.setattr(machine, "is_alive", lambda name: False)
+    monkeypatch.setattr(processes, "is_alive", lambda name: False)
     tracker.upload_left()
     run = mlflow.MlflowClient(tracker.uri).get_run(log.run_id)
     assert (run.info.status, run.data.tags["failure"]) == ("KILLED", "its process ended before it")

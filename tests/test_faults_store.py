@@ -23,8 +23,8 @@ from digit_study.report.figures import run_figures as figures
 from digit_study.study import results as report
 from digit_study.study.search import run_study
 from digit_study.study.storage import StoredStudy, counted, find_study
-from digit_study.support import machine
-from digit_study.support.messages import StudyError
+from digit_study.support import processes
+from digit_study.support.errors import StudyError
 from digit_study.support.signals import Interrupted
 from digit_study.tracking import database as stores
 from digit_study.tracking import uploader
@@ -242,7 +242,7 @@ def test_runs_that_were_made_ahead_for_nothing_go(server: Server, slow: SlowWay)
         mlflow.MlflowClient(server.behind),
         {"mlflow.parentRunId": parent.info.run_id, "kind": uploader.SPARE},
     )
-    for keeper in (machine.process_name(), f"{platform.node()}:1:0.0"):
+    for keeper in (processes.process_name(), f"{platform.node()}:1:0.0"):
         client.create_run(parent.info.experiment_id, tags={**tags, uploader.KEEPER: keeper})
     assert_whole(server, search(server, "study=for-nothing", uri=slow.uri))
     spares = [
@@ -250,7 +250,7 @@ def test_runs_that_were_made_ahead_for_nothing_go(server: Server, slow: SlowWay)
         for run in beneath(server, study)[1:]
         if run.data.tags["kind"] == uploader.SPARE
     ]
-    assert [one[uploader.KEEPER] for one in spares] == [machine.process_name()]
+    assert [one[uploader.KEEPER] for one in spares] == [processes.process_name()]
 
 
 def test_a_real_study_survives_its_server(lab: Lab, server: Server) -> None:

@@ -37,7 +37,7 @@ from digit_study.study.page_networks import compare_networks
 from digit_study.study.results import trials_frame
 from digit_study.study.search import run_study
 from digit_study.study.storage import CREATED, StoredStudy
-from digit_study.support.messages import StudyError
+from digit_study.support.errors import StudyError
 from digit_study.tracking import database as stores
 from digit_study.tracking.session import Tracker
 

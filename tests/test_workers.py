@@ -20,7 +20,7 @@ import pytest
 from conftest import Finalised
 
 from digit_study.config.run_config import Config
-from digit_study.support.messages import StudyError
+from digit_study.support.errors import StudyError
 from digit_study.support.signals import (
     Interrupted,
     deferred_signals,

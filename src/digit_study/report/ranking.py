@@ -11,7 +11,7 @@ import pandas as pd
 
 from digit_study.report.tables import Cell, Estimate, TableView, accuracy, number
 from digit_study.stats.race import ACCURACY_COLUMNS
-from digit_study.support.messages import short_names
+from digit_study.support.suggestions import short_names
 
 
 class RankingKind(Enum):

@@ -10,7 +10,7 @@ import pandas as pd
 
 from digit_study.report.ranking import RankedRow
 from digit_study.stats.race import MOST_SEEDS, POWER, Gap
-from digit_study.support.console import accuracy_with_interval, percent
+from digit_study.support.formatting import accuracy_with_interval, percent
 
 #: Name of the table and the figure of what every network of a confirmation gets wrong.
 MISCLASSIFIED = "misclassified_by_all"

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from digit_study.support.console import with_interval
+from digit_study.support.formatting import with_interval
 
 #: Rows of the longest tables: a page with thousands cannot be read any more.
 MOST_ROWS = 500

@@ -9,7 +9,8 @@ from rich.table import Table
 
 from digit_study.report.ranking import Medium, RankedTable
 from digit_study.report.tables import TableView
-from digit_study.support.console import accuracy_with_interval, console
+from digit_study.support.console import console
+from digit_study.support.formatting import accuracy_with_interval
 
 
 def print_lines(*lines: str) -> None:

@@ -20,8 +20,8 @@ from digit_study.report.tables import flipped_table
 from digit_study.report.terminal import print_facts, print_lines, print_table
 from digit_study.stats.metrics import Evaluation, evaluation_of
 from digit_study.stats.ranking import PairedTest, paired_test
-from digit_study.support.console import accuracy_with_interval
-from digit_study.support.messages import StudyError
+from digit_study.support.errors import StudyError
+from digit_study.support.formatting import accuracy_with_interval
 from digit_study.support.workspace import Workspace
 from digit_study.tracking.queries import recorded_config
 from digit_study.tracking.session import Tracker, open_store

@@ -42,7 +42,7 @@ from digit_study.study.storage import (
 )
 from digit_study.study.study_plan import StudyPlan, plan_study, study_arguments
 from digit_study.study.trial_attributes import RUN_ID
-from digit_study.support.messages import StudyError
+from digit_study.support.errors import StudyError
 from digit_study.support.workspace import Workspace
 from digit_study.tracking.pages import INITIAL
 from digit_study.tracking.session import Tracker, session

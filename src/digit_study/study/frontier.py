@@ -24,7 +24,7 @@ from digit_study.study.results import RunResults
 from digit_study.study.seed_race import RaceEntry, SeedRace, race_run
 from digit_study.study.storage import exclusive
 from digit_study.study.study_plan import StudyPlan, plan_study
-from digit_study.support.messages import StudyError
+from digit_study.support.errors import StudyError
 from digit_study.support.workspace import Workspace
 from digit_study.tracking.pages import INITIAL
 from digit_study.tracking.session import Tracker, session

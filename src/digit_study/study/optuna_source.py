@@ -32,7 +32,7 @@ from digit_study.study.trial_attributes import (
     deaths,
 )
 from digit_study.study.trial_recorder import RUNNING_STATE, STATE_TAG, TrialEnd, TrialRecorder
-from digit_study.support import machine
+from digit_study.support import processes
 from digit_study.support.console import warn
 from digit_study.support.progress import SweepProgress
 from digit_study.tracking.session import Tracker
@@ -152,7 +152,7 @@ class OptunaSource:
         study = self._stored.study
         with self._turn():
             joined = [key for key in study.user_attrs if key.startswith(storage.SUPERVISED)]
-            study.set_user_attr(f"{storage.SUPERVISED}{machine.process_name()}", True)
+            study.set_user_attr(f"{storage.SUPERVISED}{processes.process_name()}", True)
             study.sampler, study.pruner = _optuna.make_sampler_and_pruner(
                 search, _longest_epochs(self._plan), len(joined)
             )
@@ -184,7 +184,7 @@ class OptunaSource:
             if self._total.left() == 0:
                 return None
             trial = self._ask()
-            trial.set_user_attr(SUPERVISOR, machine.process_name())
+            trial.set_user_attr(SUPERVISOR, processes.process_name())
         self._stored.send_heartbeats([trial.number])
         if self._stored.drop_excess(trial, _declared_total(self._plan)):
             return None
@@ -279,7 +279,7 @@ class OptunaSource:
     @property
     def _is_alone(self) -> bool:
         """Whether every trial is of this process: then its two stores agree unless it was cut off."""
-        this_process = machine.process_name()
+        this_process = processes.process_name()
         supervisors = {trial.user_attrs.get(SUPERVISOR) for trial in self._stored.trials()}
         return supervisors <= {this_process}
 
@@ -385,7 +385,7 @@ class OptunaSource:
 
         A trial whose supervisor dies meanwhile is run again here.
         """
-        this_process = machine.process_name()
+        this_process = processes.process_name()
         others = [
             trial.number
             for trial in self._stored.trials(TrialState.RUNNING)

@@ -20,7 +20,8 @@ from digit_study.data.sources import DataConfig
 from digit_study.report.study_report import MOST_MISTAKES, NetworkComparison
 from digit_study.stats.metrics import Evaluation
 from digit_study.study.results import MOST_NETWORKS, RunResults
-from digit_study.support.messages import StudyError, first_line, short_names
+from digit_study.support.errors import StudyError, first_line
+from digit_study.support.suggestions import short_names
 
 #: Metrics of a learning curve.
 CURVES = ("val_accuracy", "val_loss")

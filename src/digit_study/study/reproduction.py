@@ -14,7 +14,7 @@ from digit_study.stats.metrics import Evaluation, evaluation_of
 from digit_study.stats.ranking import SIGNIFICANCE, PairedTest, paired_test
 from digit_study.study.multirun import train_single
 from digit_study.study.run_plan import PlannedRun, RunPlan
-from digit_study.support.messages import StudyError
+from digit_study.support.errors import StudyError
 from digit_study.support.workspace import Workspace
 from digit_study.tracking import provenance, session
 from digit_study.tracking.location import store_uri

@@ -37,7 +37,7 @@ from digit_study.study.trial_attributes import (
     ranked_trials,
 )
 from digit_study.support.console import warn
-from digit_study.support.messages import first_line
+from digit_study.support.errors import first_line
 from digit_study.support.workspace import Workspace
 from digit_study.tracking import provenance
 from digit_study.tracking.session import Tracker

@@ -28,8 +28,9 @@ from digit_study.study.storage import CREATOR, StoredStudy, open_study, orphans,
 from digit_study.study.study_plan import StudyPlan, describe_storage
 from digit_study.study.trial_attributes import RUN_ID, WORKER
 from digit_study.support import console, processes
-from digit_study.support.messages import StudyError, without_password
+from digit_study.support.errors import StudyError
 from digit_study.support.progress import sweep_progress
+from digit_study.support.redaction import without_password
 from digit_study.support.rules import flatten
 from digit_study.tracking.location import view_command
 from digit_study.tracking.pages import INITIAL

@@ -15,7 +15,7 @@ from digit_study.stats.ranking import Candidate
 from digit_study.study.parent_run import parent_run
 from digit_study.study.results import RunResults
 from digit_study.study.study_plan import StudyPlan
-from digit_study.support import console
+from digit_study.support import formatting
 from digit_study.support.job_progress import JobProgress, job_progress
 from digit_study.tracking.session import Tracker
 from digit_study.tracking.writer import RunWriter
@@ -197,7 +197,7 @@ class SeedRace:
         match outcome:
             case Finished():
                 self._keep(run, outcome)
-                text = console.accuracy_with_interval(outcome.result.metrics)
+                text = formatting.accuracy_with_interval(outcome.result.metrics)
             case Stopped():
                 text = "not needed any more"
             case Failed() if runs_again:

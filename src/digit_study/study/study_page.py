@@ -38,7 +38,7 @@ from digit_study.study.storage import CREATED, OVERRIDES, StoredStudy, find_stud
 from digit_study.study.study_plan import StudyPlan
 from digit_study.study.trial_attributes import RUN_ID
 from digit_study.support.console import warn
-from digit_study.support.messages import StudyError, first_line
+from digit_study.support.errors import StudyError, first_line
 from digit_study.support.workspace import Workspace
 from digit_study.tracking import provenance
 from digit_study.tracking.location import REGISTERED_NAME

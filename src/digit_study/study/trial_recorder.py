@@ -28,7 +28,7 @@ from digit_study.study.trial_attributes import (
     Rank,
     ranked_trials,
 )
-from digit_study.support import machine
+from digit_study.support import processes
 from digit_study.tracking.session import Tracker
 from digit_study.trial.events import Failed, FailureCause
 
@@ -153,13 +153,13 @@ class TrialRecorder:
     def adopt_orphans(self) -> None:
         """End the trials that supervisors left RUNNING which are gone."""
         for trial in orphans(self._stored):
-            machine.end_process(trial.user_attrs.get(WORKER))
+            processes.end_process(trial.user_attrs.get(WORKER))
             abandoned = Failed(trial.number, FailureCause.SUPERVISOR, ABANDONED)
             self.end_without_result(trial, abandoned, runs_again=True)
 
     def interrupt(self) -> None:
         """End all trials that this process started, so that every configuration comes again."""
-        this_process = machine.process_name()
+        this_process = processes.process_name()
         for trial in self._stored.trials(TrialState.RUNNING):
             if trial.user_attrs.get(SUPERVISOR) == this_process:
                 interrupted = Failed(trial.number, FailureCause.INTERRUPTED, INTERRUPTED)

@@ -16,7 +16,8 @@ from typing import TypeVar
 
 from digit_study.config.run_config import Config
 from digit_study.support import scratch
-from digit_study.support.messages import StudyError, without_password, without_secrets
+from digit_study.support.errors import StudyError
+from digit_study.support.redaction import without_password, without_secrets
 from digit_study.support.workspace import Workspace
 from digit_study.tracking import location
 from digit_study.tracking.location import is_server, store_uri

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from digit_study.support.messages import StudyError, first_line
+from digit_study.support.errors import StudyError, first_line
 from digit_study.support.workspace import Workspace
 from digit_study.tracking.database import default_workspace, require_store
 from digit_study.tracking.location import MODEL_NAMES, REGISTERED_NAME, store_uri

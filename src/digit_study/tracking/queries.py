@@ -17,7 +17,9 @@ from digit_study.config.engine_config import ENGINE_KEYS
 from digit_study.config.run_config import Config, TrackingConfig
 from digit_study.stats.metrics import Evaluation, evaluation_of
 from digit_study.support import console
-from digit_study.support.messages import StudyError, first_line, nearest, without_password
+from digit_study.support.errors import StudyError, first_line
+from digit_study.support.redaction import without_password
+from digit_study.support.suggestions import nearest
 from digit_study.tracking import models, provenance
 from digit_study.tracking.database import (
     create_store,

@@ -15,9 +15,9 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_SOURCE_NAME, MLFLOW_USER
 
 from digit_study.config.run_config import Config
-from digit_study.support import machine
+from digit_study.support import processes
 from digit_study.support.console import warn
-from digit_study.support.messages import first_line
+from digit_study.support.errors import first_line
 from digit_study.support.signals import deferred_signals
 from digit_study.tracking import provenance
 from digit_study.tracking.location import experiment_name
@@ -192,7 +192,7 @@ def run_tags(config: Config, dataset: str, **tags: str) -> dict[str, str]:
         dataset: Name of the digits.
         **tags: More tags, which stand before those of data and provenance.
     """
-    found = {MLFLOW_SOURCE_NAME: Path(sys.argv[0]).name, MLFLOW_USER: machine.user_name()}
+    found = {MLFLOW_SOURCE_NAME: Path(sys.argv[0]).name, MLFLOW_USER: processes.user_name()}
     if config.tracking.parent_run_id:
         found[MLFLOW_PARENT_RUN_ID] = config.tracking.parent_run_id
     found |= tags

@@ -11,7 +11,7 @@ import mlflow
 from mlflow.entities import RunInfo
 from mlflow.exceptions import MlflowException
 
-from digit_study.support.messages import StudyError
+from digit_study.support.errors import StudyError
 from digit_study.support.signals import deferred_signals
 from digit_study.support.workspace import Workspace
 from digit_study.tracking import location

@@ -23,7 +23,8 @@ from mlflow.entities import (
 from mlflow.exceptions import MlflowException
 
 from digit_study.support import console
-from digit_study.support.messages import first_line, without_password
+from digit_study.support.errors import first_line
+from digit_study.support.redaction import without_password
 from digit_study.support.workspace import Workspace
 from digit_study.tracking import pages
 from digit_study.tracking.spool import MODEL, SpooledRun, file_lock

@@ -15,7 +15,7 @@ from mlflow.exceptions import MlflowException
 
 from digit_study.config.run_config import Config
 from digit_study.support import console
-from digit_study.support.messages import StudyError, first_line
+from digit_study.support.errors import StudyError, first_line
 from digit_study.support.outage import Outage
 from digit_study.support.signals import raise_if_interrupted
 from digit_study.tracking.database import check_store

@@ -19,8 +19,9 @@ import yaml
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
 from digit_study.config.run_config import Config
-from digit_study.support.console import accuracy_with_interval
-from digit_study.support.messages import first_line, without_password
+from digit_study.support.errors import first_line
+from digit_study.support.formatting import accuracy_with_interval
+from digit_study.support.redaction import without_password
 from digit_study.support.rules import flatten
 from digit_study.tracking import pages, provenance
 from digit_study.tracking.spool import MODEL, SpooledRun

@@ -13,7 +13,7 @@ from pathlib import Path
 import psutil
 
 from digit_study.support import console
-from digit_study.support.messages import StudyError, first_line
+from digit_study.support.errors import StudyError, first_line
 from digit_study.support.workspace import Workspace
 from digit_study.tracking.database import check_store
 

@@ -20,7 +20,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
 from digit_study.data.sources import IMAGE_SIDE as SIDE
-from digit_study.support.messages import short_names
+from digit_study.support.suggestions import short_names
 
 #: Resolution of a PNG, in dots an inch.
 DPI = 110

@@ -17,7 +17,7 @@ from digit_study.report.figures.optuna_figures import (
     picture_requests,
     quiet_optuna,
 )
-from digit_study.support.messages import first_line
+from digit_study.support.errors import first_line
 
 #: Keys in slices and parallel coordinates.
 MOST_KEYS = 6

@@ -19,7 +19,7 @@ from optuna.study import Study
 from optuna.trial import TrialState
 
 from digit_study.report.figures import charts
-from digit_study.support.messages import first_line
+from digit_study.support.errors import first_line
 
 #: Keys that slices and parallel coordinates show as a PNG, the most important ones.
 MOST_KEYS = 6

@@ -44,7 +44,7 @@ def _load_digits() -> None:
     """Load the digits that most trials want; the trials say what is wrong with them."""
     from digit_study.data.digits import load_digits
     from digit_study.data.sources import DataConfig
-    from digit_study.support.messages import StudyError
+    from digit_study.support.errors import StudyError
 
     with suppress(KeyError, OSError, StudyError, ValueError):
         wanted = json.loads(Path(os.environ["TMPDIR"], PRELOAD_FILE).read_text())

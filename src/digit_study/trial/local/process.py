@@ -10,8 +10,8 @@ from typing import Any
 
 import psutil
 
-from digit_study.support.machine import process_name
-from digit_study.support.messages import StudyError
+from digit_study.support.errors import StudyError
+from digit_study.support.processes import process_name
 from digit_study.trial.events import FailureCause
 
 #: What multiprocessing takes for the exit code of a process whose server died.

@@ -23,7 +23,8 @@ from digit_study.config.engine_config import EngineConfig, Node, capacity
 from digit_study.config.run_config import Config
 from digit_study.data import sources
 from digit_study.support.console import warn
-from digit_study.support.messages import StudyError, listed
+from digit_study.support.errors import StudyError
+from digit_study.support.formatting import listed
 from digit_study.support.scratch import use_scratch
 from digit_study.support.signals import deferred_signals
 from digit_study.support.workspace import Workspace
