@@ -350,8 +350,8 @@ def test_what_a_node_did_not_tell_the_store_is_told_from_here(
     """Of a run of which this machine has something to tell too; twice, as where a disk was full in between."""
     run_id, here = run_log.create_run(Config(), store, "mnist"), stores.OUTBOX
     with monkeypatch.context() as elsewhere:
-        elsewhere.setattr(stores, "ARTIFACTS", tmp_path / "node")
-        elsewhere.setattr(stores, "OUTBOX", tmp_path / "node" / ".outbox")
+        elsewhere.setattr(stores, "ARTIFACTS", tmp_path / "node" / "mlruns")
+        elsewhere.setattr(stores, "OUTBOX", tmp_path / "node" / "mlruns" / ".outbox")
         log = run_log.RunLog(store, run_id)
         log.metrics({"val_accuracy": 0.5}, 1)  # this the store has
         log.fault = "is slow"
@@ -366,7 +366,7 @@ def test_what_a_node_did_not_tell_the_store_is_told_from_here(
     spooled.put(store, tags={"trial.state": "COMPLETE"})
     for _ in range(2):
         on_ray.keep_here(store, packed)
-    assert spooled.folder == here / run_id and len(spooled.records()[0]) == 3
+    assert spooled.folder == here / run_id and len(spooled.records().found) == 3
     client = mlflow.MlflowClient(store)
     assert delivery.send(spooled, client) is None and not spooled.folder.exists()
     run = client.get_run(run_id)

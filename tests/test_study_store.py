@@ -186,9 +186,8 @@ def test_a_study_that_another_machine_begins_at_the_same_moment_is_joined(
     ("faults", "is_shared", "opens"), [(2, True, True), (1, False, False), (99, True, False)]
 )
 def test_tables_that_other_machines_create_meanwhile_are_waited_for(
-    faults: int, is_shared: bool, opens: bool, monkeypatch: pytest.MonkeyPatch
+    faults: int, is_shared: bool, opens: bool
 ) -> None:
-    monkeypatch.setattr(stores, "TABLE_PAUSE_S", 0.0)
     left = [RuntimeError("relation already exists")] * faults
 
     def open_store() -> str:
@@ -197,10 +196,10 @@ def test_tables_that_other_machines_create_meanwhile_are_waited_for(
         return "open"
 
     if opens:
-        assert stores.with_tables(open_store, is_shared) == "open"
+        assert stores.with_tables(open_store, is_shared, pause_s=0.0) == "open"
         return
     with pytest.raises(RuntimeError, match="already exists"):
-        stores.with_tables(open_store, is_shared)
+        stores.with_tables(open_store, is_shared, pause_s=0.0)
 
 
 @pytest.mark.parametrize(
