@@ -1,4 +1,4 @@
-"""The database or server that holds runs: whether it answers, and its creation. Imports MLflow late."""
+"""The database or server that holds runs: whether it answers, its creation. Imports MLflow late."""
 
 import logging
 import os

@@ -1,4 +1,4 @@
-"""Runs as a store holds them: found, checked, and turned back into what made them. Needs no TensorFlow."""
+"""Runs that a store is asked for: found, checked, turned back into configs. Needs no TensorFlow."""
 
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping

@@ -1,4 +1,4 @@
-"""Runs of a store: created, ended for others, tagged. What a run itself records goes through `writer`."""
+"""Runs of a store: created, ended for others, tagged. `writer` writes what a run records."""
 
 import sys
 from collections.abc import Callable, Mapping
@@ -20,6 +20,7 @@ from digit_study.tracking.location import experiment_name
 from digit_study.tracking.spool import SpooledRun
 from digit_study.tracking.store import Store, StoreFault, as_store
 from digit_study.tracking.upload import has_uploader, upload_run
+from digit_study.tracking.writer import EPOCH_METRICS as EPOCH_METRICS
 from digit_study.tracking.writer import RunLog as RunLog
 
 #: Characters of a tag's value; the rest is cut.

@@ -1,6 +1,7 @@
-"""The writer of a run: the only file that knows what a run records. A run always ends with its true status.
+"""The writer of a run, the only file that knows what a run records.
 
-All is on disk in ``mlruns/.outbox/<run_id>`` before it is uploaded; see `spool`.
+A run always ends with its true status. All is on disk in ``mlruns/.outbox/<run_id>`` before it is
+uploaded; see `spool`.
 """
 
 import json
