@@ -48,6 +48,8 @@ class SystemMetrics:
         self._record = record
         self._interval_s = interval_s
         self._monitors = _monitors()
+        # psutil measures the processor from call to call: the first call says 0
+        self._sample()
         self._is_stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
