@@ -1,4 +1,4 @@
-"""Where runs are tracked: the URI of the store, names of experiments and models, how to look at them."""
+"""Where runs are tracked: the URI of the store, the names of experiments and models."""
 
 import os
 

@@ -1,4 +1,4 @@
-"""The provenance of a run: its code, its machine and its arithmetic, as tags that begin with ``technical.``."""
+"""The provenance of a run, as tags that begin with ``technical.``: code, machine, arithmetic."""
 
 import os
 import platform

@@ -1,10 +1,10 @@
-"""What runs still have to upload to their store: on disk first, a folder for each run in ``mlruns/.outbox``.
+"""What runs still have to upload to their store: on disk first, in ``mlruns/.outbox``.
 
-A folder holds ``about.json`` (the store, and the process that writes while the run goes on),
-``log.jsonl`` (params, metrics, tags and the rest, a record a line), ``outcome.json`` once the run
-has ended, ``sent.json`` (what the store has), ``model/``, and every artifact under its name. To
-upload a record or a file twice changes nothing in MLflow, so that whatever uploads may be killed
-anywhere.
+Each run has a folder. It holds ``about.json`` (the store, and the process that writes while the
+run goes on), ``log.jsonl`` (params, metrics, tags and the rest, a record a line), ``outcome.json``
+once the run has ended, ``sent.json`` (what the store has), ``model/``, and every artifact under
+its name. To upload a record or a file twice changes nothing in MLflow, so that whatever uploads
+may be killed anywhere.
 
 MLflow's own asynchronous logging is no alternative: it holds the data in memory, where a killed
 process loses them, and drops them when the store answers with an error.
@@ -218,7 +218,7 @@ class SpooledRun:
 
     @property
     def sent(self) -> dict[str, Any]:
-        """What the store has: ``bytes`` of the log, ``files``, the model's id, when it ``ended``."""
+        """What the store has: ``bytes`` of the log, ``files``, model's id, when it ``ended``."""
         return {"bytes": 0, "files": {}, **self._read(SENT)}
 
     @sent.setter

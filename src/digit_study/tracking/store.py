@@ -1,4 +1,4 @@
-"""A tracking store as MLflow's client sees it, and the workspace of this machine that spools for it."""
+"""A tracking store as MLflow's client sees it, and the workspace that spools runs for it."""
 
 import urllib.parse
 from collections.abc import Callable, Iterable
@@ -29,7 +29,10 @@ U = TypeVar("U")
 
 
 class DatabaseClient(mlflow.MlflowClient):
-    """MLflow's client, during whose calls a signal waits: in a transaction it would leave the database locked."""
+    """MLflow's client of a database, during whose calls a signal waits.
+
+    An exception in a transaction would leave the database locked.
+    """
 
     def __getattribute__(self, name: str) -> Any:
         found = super().__getattribute__(name)

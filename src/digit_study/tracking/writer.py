@@ -1,7 +1,10 @@
-"""The writer of a run: the only file that knows what a run records. A run always ends with its true status.
+"""The writer of a run, the only file that knows what a run records.
 
-All is on disk in ``mlruns/.outbox/<run_id>`` before it is uploaded; see `spool`.
+A run always ends with its true status. All is on disk in ``mlruns/.outbox/<run_id>`` before it is
+uploaded; see `spool`.
 """
+
+from __future__ import annotations
 
 import json
 import threading
@@ -10,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import mlflow
 import numpy as np
@@ -27,6 +30,9 @@ from digit_study.tracking import pages, provenance
 from digit_study.tracking.spool import MODEL, SpooledRun
 from digit_study.tracking.store import Store, as_store
 from digit_study.tracking.upload import has_uploader, upload_run
+
+if TYPE_CHECKING:
+    from digit_study.tracking.system_metrics import SystemMetrics
 
 #: Metrics of an epoch that are recorded, in this order.
 EPOCH_METRICS = (
@@ -84,7 +90,8 @@ class RunWriter:
         self.fault: str | None = None
         self._seconds_a_batch = seconds_a_batch
         self._uploaded_at = time.monotonic()
-        self._system_metrics: Any = None
+        self._system_metrics: SystemMetrics | None = None
+        # the thread of system metrics records too
         self._lock = threading.RLock()
 
     @property
