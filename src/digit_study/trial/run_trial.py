@@ -118,7 +118,7 @@ def forget_networks() -> None:
 def _finish(
     writer: RunWriter, result: TrialResult, draw: Callable[[], None], listener: Listener | None
 ) -> None:
-    """Report a result, draw its figures, and end the run on disk; it is FINISHED whatever happens."""
+    """Report a result, draw its figures, and end the run on disk, FINISHED in any case."""
     try:
         if listener is not None:
             listener.on_result(result)

@@ -34,7 +34,7 @@ _imported = threading.Event()
 
 
 def _end_with_parent(parent: int = os.getppid()) -> None:
-    """End this process if its parent is killed during the imports; later the server does so itself."""
+    """End this process if its parent dies during the imports; later the server does so itself."""
     while not _imported.wait(0.3):
         if os.getppid() != parent:
             os._exit(1)

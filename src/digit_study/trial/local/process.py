@@ -48,7 +48,11 @@ class ForkedProcess:
     def __init__(
         self, context: ForkServerContext, target: Callable[..., Any], arguments: tuple[Any, ...]
     ) -> None:
-        """Fork a process that calls ``target(*arguments)``; EOFError or OSError without a server."""
+        """Fork a process that calls ``target(*arguments)``.
+
+        Raises:
+            EOFError, OSError: If the server was killed.
+        """
         self._process = context.Process(target=target, args=arguments)
         self._process.start()
         self._handle: psutil.Process | None = None

@@ -1,4 +1,4 @@
-"""What runs on the nodes of a Ray cluster: an inspection of the node, and the actor that runs trials.
+"""What runs on the nodes of a Ray cluster: the inspection of a node, and actors that run trials.
 
 It imports only the standard library until an actor opens, so that a node without the packages can
 say which are missing.
@@ -99,7 +99,7 @@ def _problem(requirements: Requirements, versions: Mapping[str, str | None]) -> 
 class TrialActor:
     """A slot on a node: it runs a trial at a time, in the node's local engine.
 
-    Its methods are called one after the other.
+    Its methods are called in turn.
     """
 
     def __init__(self, root: Path | None = None) -> None:

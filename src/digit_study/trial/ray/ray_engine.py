@@ -148,7 +148,9 @@ class RayConnection:
         """
         self._calls += 1
         try:
-            with deferred_signals():  # between two pieces of a message one would leave half of it
+            with (
+                deferred_signals()
+            ):  # a signal between two pieces of a message would leave half of it
                 self._socket.send((self._calls, name, arguments))
             succeeded, answer = self._await_answer(name, timeout)
         except (EOFError, OSError):
@@ -332,9 +334,9 @@ def _require_capacity(nodes: Sequence[Node], options: EngineConfig) -> None:
         )
     if options.workers is not None and options.workers > capacity:
         raise StudyError(
-            f"`workers` is at most the {capacity} trials of {asked} that fit on {len(nodes)} nodes, "
-            f"got {options.workers}: lower it, start more nodes, or leave it null for as many as "
-            "fit at any time"
+            f"`workers` is at most the {capacity} trials of {asked} that fit on "
+            f"{len(nodes)} nodes, got {options.workers}: lower it, start more nodes, or leave it "
+            "null for as many as fit at any time"
         )
 
 
