@@ -7,6 +7,7 @@ import re
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import mlflow
@@ -193,6 +194,12 @@ def test_a_confirmation_from_before_noise_was_split_is_still_shown(
     assert [cell.number for cell in column(table, "± seeds")] == pytest.approx(deviations)
     for heading in ("± images", "± both"):
         assert [cell.text for cell in column(table, heading)] == ["–", "–"]
+
+
+@pytest.mark.parametrize("name", ["selection_bias", "sweep_optimism"])
+def test_a_selection_bias_is_read_under_its_earlier_name_too(name: str) -> None:
+    run = SimpleNamespace(data=SimpleNamespace(metrics={name: 0.01}))
+    assert study_page.selection_bias(run) == 0.01
 
 
 @pytest.mark.slow

@@ -80,7 +80,7 @@ function mistake(image, at, a, b) {
   const picture = image.png
     ? make("img", { src: `data:image/png;base64,${image.png}`, alt: `image ${image.index}, a ${image.label}` })
     : make("div", { class: "blank" });
-  const caption = make("figcaption", {}, `is ${image.label}`, make("br"), `a ${says[0]}`, make("br"), `b ${says[1]}`);
+  const caption = make("figcaption", {}, `true ${image.label}`, make("br"), `a ${says[0]}`, make("br"), `b ${says[1]}`);
   return make("figure", { title: `image ${image.index}` }, picture, caption);
 }
 
@@ -93,7 +93,7 @@ function compare() {
   const groups = [["Only a is wrong", true, false], ["Only b is wrong", false, true], ["Both are wrong", true, true]];
   const place = document.getElementById("mistakes");
   place.replaceChildren(make("p", { class: "soft" },
-    `Of every network those ${data.most} mistakes that it was surest of, with what a and b say and how sure they are.`));
+    `The ${data.most} mistakes that each network was surest of, with the predictions of a and b and their confidence.`));
   for (const [title, isA, isB] of groups) {
     const found = data.images.map((image, at) => [image, at]).filter(([image, at]) =>
       (a.says[at] !== image.label) === isA && (b.says[at] !== image.label) === isB);

@@ -204,7 +204,7 @@ def _print(pair: Pair, run_id: str, view: str) -> None:
             f"a, run {pair.a.run_id}": accuracy_with_interval(pair.a.evaluation.metrics),
             f"b, run {pair.b.run_id}": accuracy_with_interval(pair.b.evaluation.metrics),
             "b minus a": f"{interval}, 95 % interval, {test.images:,} images",
-            "p (exact McNemar)": f"{test.p_value:.4g}",
+            "exact McNemar p": f"{test.p_value:.4g}",
             "only a correct, only b correct": f"{test.only_first}, {test.only_second}",
         },
     )

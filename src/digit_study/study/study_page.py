@@ -274,7 +274,7 @@ def _confirmation(
         tied=int(ranking["tied"].sum()),
         count=len(ranking),
         images=_validation_images(stored, board),
-        bias=_selection_bias(run),
+        bias=selection_bias(run),
     )
     table = RankedTable.of(RankingKind.CANDIDATES, ranking).view(Medium.PAGE)
     return ConfirmationReport(table, candidates, summary, list(map(str, ranking["run_id"])))
@@ -287,7 +287,7 @@ def _validation_images(stored: StoredStudy, board: pd.DataFrame) -> int | None:
     return recorded
 
 
-def _selection_bias(run: Run) -> float | None:
+def selection_bias(run: Run) -> float | None:
     """Return the selection bias that a confirmation recorded, in [-1, 1]."""
     metrics = run.data.metrics
     return next((float(metrics[name]) for name in BIAS_METRICS if name in metrics), None)
