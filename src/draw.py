@@ -13,6 +13,7 @@ from digit_study.apps.draw.drawing_store import DrawingStore
 from digit_study.apps.draw.network_view import LoadedModel, NetworkSource, ServedNetwork
 from digit_study.apps.draw.same_origin import ADDRESS, listening_socket
 from digit_study.inference.prediction import load_model
+from digit_study.support.console import protect_standard_streams
 from digit_study.support.messages import StudyError, nearest
 from digit_study.support.signals import Interrupted, collect_rarely, interruptible
 from digit_study.support.workspace import Workspace
@@ -151,6 +152,7 @@ def draw(arguments: argparse.Namespace, workspace: Workspace) -> None:
 
 def main(words: Sequence[str]) -> int:
     """Answer a command line; return the exit code."""
+    protect_standard_streams()
     collect_rarely()
     quiet_mlflow()
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")

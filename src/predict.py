@@ -16,6 +16,7 @@ from rich.text import Text
 
 from digit_study.inference.detector import are_digits
 from digit_study.inference.prediction import image_files, load_model, read_files, readings_figure
+from digit_study.support.console import protect_standard_streams
 from digit_study.support.messages import StudyError, nearest
 from digit_study.support.signals import collect_rarely
 from digit_study.support.workspace import Workspace
@@ -170,6 +171,7 @@ def predict(arguments: argparse.Namespace) -> int:
 
 def main(words: Sequence[str]) -> int:
     """Answer a command line; returns the exit code."""
+    protect_standard_streams()
     collect_rarely()
     quiet_mlflow()
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")

@@ -23,7 +23,7 @@ from scipy.stats import binom, norm, poisson
 
 from digit_study.config.promote_config import FileConfig, GateConfig, PromoteConfig
 from digit_study.registry import contest, promotion
-from digit_study.stats.gate import Contestant, budget, decide
+from digit_study.stats.gate import NetworkResult, budget, decide
 from digit_study.stats.ranking import PairedTest, paired_test
 from digit_study.study.identity import local_uid
 from digit_study.support.messages import StudyError
@@ -46,16 +46,19 @@ def printed(capsys: pytest.CaptureFixture[str]) -> str:
 
 def contest_of_counts(
     b: int, c: int, sizes: tuple[int, int]
-) -> tuple[Contestant, Contestant, PairedTest]:
+) -> tuple[NetworkResult, NetworkResult, PairedTest]:
     """As :func:`contest_of`, from counts alone, for many."""
     p_value = float(min(1.0, 2 * binom.cdf(min(b, c), b + c, 0.5))) if b + c else 1.0
-    scores = Contestant("new", 9_800 + c - b, N, sizes[0]), Contestant("old", 9_800, N, sizes[1])
+    scores = (
+        NetworkResult("new", 9_800 + c - b, N, sizes[0]),
+        NetworkResult("old", 9_800, N, sizes[1]),
+    )
     return *scores, PairedTest(b, c, N, (c - b) / N, -1.0, 1.0, p_value)
 
 
 def contest_of(
     only_champion: int, only_challenger: int, sizes: tuple[int, int]
-) -> tuple[Contestant, Contestant, PairedTest]:
+) -> tuple[NetworkResult, NetworkResult, PairedTest]:
     """A champion with 9,900 of 10,000 correct, and a challenger with the given flips.
 
     Sizes are of challenger and champion.
@@ -65,7 +68,7 @@ def contest_of(
     challenger[:only_champion] = False
     challenger[9_900 : 9_900 + only_challenger] = True
     scores = [
-        Contestant(name, int(correct.sum()), N, size)
+        NetworkResult(name, int(correct.sum()), N, size)
         for name, correct, size in zip(("new", "old"), (challenger, champion), sizes, strict=True)
     ]
     return scores[0], scores[1], paired_test(champion, challenger)
@@ -116,7 +119,7 @@ def test_the_gate(
     ("correct", "promoted"), [(9_500, True), (9_499, False), (10_000, True), (0, False)]
 )
 def test_the_first_must_pass_the_floor(correct: int, promoted: bool) -> None:
-    decision = decide(Contestant("new", correct, N, 5), None, None, GateConfig())
+    decision = decide(NetworkResult("new", correct, N, 5), None, None, GateConfig())
     assert (decision.promoted, decision.rule) == (promoted, "first" if promoted else "below_floor")
     assert "floor of 95.00 %" in decision.reason
 
@@ -139,7 +142,7 @@ def test_the_gate_is_what_it_says(
     level = alpha * 6 / (np.pi * (before + 1)) ** 2
     better = test.p_value < level and challenger.accuracy > champion.accuracy
     least = test.lower_end(level)
-    assert least == 0 or test.score(least) == pytest.approx(norm.isf(level), abs=1e-6)
+    assert least == 0 or test.z_statistic(least) == pytest.approx(norm.isf(level), abs=1e-6)
     smaller = test.lower_end(level) >= -margin and sizes[0] < sizes[1]
     assert decision.promoted == (better or smaller)
     assert f"comparison {before + 1} on these images" in decision.reason
@@ -188,7 +191,10 @@ def test_fifty_smaller_challengers_that_lose_the_margin_pass_in_one_history_of_t
     counts = np.arange(220)
     chance = np.outer(poisson.pmf(counts, flips / 2 + 10), poisson.pmf(counts, flips / 2 - 10))
     scores = np.array(
-        [[PairedTest(b, c, N, 0.0, 0.0, 0.0, 1.0).score(-0.002) for c in counts] for b in counts]
+        [
+            [PairedTest(b, c, N, 0.0, 0.0, 0.0, 1.0).z_statistic(-0.002) for c in counts]
+            for b in counts
+        ]
     )
     passed = [
         float(chance[scores >= norm.isf(budget(0.05, before).level)].sum()) for before in range(50)

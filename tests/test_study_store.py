@@ -25,7 +25,7 @@ from digit_study.study import storage as study_store
 from digit_study.study._optuna import JournalFile
 from digit_study.study.storage import StoredStudy
 from digit_study.study.study_plan import journal_path, study_arguments
-from digit_study.study.trial_attributes import EXCESS, counted
+from digit_study.study.trial_attributes import EXCESS, REQUEUED, counted
 from digit_study.support import machine
 from digit_study.support import messages as redaction
 from digit_study.support.messages import StudyError
@@ -187,9 +187,8 @@ def test_a_study_that_another_machine_begins_at_the_same_moment_is_joined(
     ("faults", "is_shared", "opens"), [(2, True, True), (1, False, False), (99, True, False)]
 )
 def test_tables_that_other_machines_create_meanwhile_are_waited_for(
-    faults: int, is_shared: bool, opens: bool, monkeypatch: pytest.MonkeyPatch
+    faults: int, is_shared: bool, opens: bool
 ) -> None:
-    monkeypatch.setattr(stores, "TABLE_PAUSE_S", 0.0)
     left = [RuntimeError("relation already exists")] * faults
 
     def open_store() -> str:
@@ -198,10 +197,10 @@ def test_tables_that_other_machines_create_meanwhile_are_waited_for(
         return "open"
 
     if opens:
-        assert database.with_tables(open_store, is_shared) == "open"
+        assert database.with_tables(open_store, is_shared, pause_s=0.0) == "open"
         return
     with pytest.raises(RuntimeError, match="already exists"):
-        database.with_tables(open_store, is_shared)
+        database.with_tables(open_store, is_shared, pause_s=0.0)
 
 
 @pytest.mark.parametrize(
@@ -362,8 +361,7 @@ def test_a_sqlite_store_is_whole_or_not_there(tmp_path: Path) -> None:
 # --------------------------------------------------------------------------- supervision
 
 
-def test_a_process_is_known_by_more_than_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "GRACE_S", 0.2)
+def test_a_process_is_known_by_more_than_its_number() -> None:
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     name = machine.process_name(child.pid)
     host, pid, created = name.rsplit(":", 2)
@@ -373,7 +371,7 @@ def test_a_process_is_known_by_more_than_its_number(monkeypatch: pytest.MonkeyPa
         f"elsewhere:{pid}:{created}"
     )
     psutil.Process(child.pid).suspend()
-    machine.end_process(name)
+    machine.end_process(name, grace=0.2)
     child.communicate(timeout=5)
     assert not machine.is_alive(name)
 
@@ -420,7 +418,7 @@ def test_what_was_put_back_does_not_count(kinds: list[tuple[str, bool]]) -> None
     trials = [
         create_trial(
             state=TrialState[state], value=0.1 if state == "COMPLETE" else None,
-            user_attrs={study_store.SUPERSEDED: True} if again else {},
+            user_attrs={REQUEUED: True} if again else {},
         )
         for state, again in kinds
     ]  # fmt: skip
@@ -429,7 +427,7 @@ def test_what_was_put_back_does_not_count(kinds: list[tuple[str, bool]]) -> None
 
 def test_only_one_process_at_a_time_is_let_in() -> None:
     def enter() -> AbstractContextManager[None]:
-        return study_store.exclusive("s", "confirm", "is being confirmed")
+        return study_store.exclusive(workspace(), "s", "confirm", "is being confirmed")
 
     with enter(), pytest.raises(StudyError, match="is being confirmed by another process"), enter():
         pytest.fail("two were let in")

@@ -34,7 +34,7 @@ from digit_study.study.storage import StoredStudy
 from digit_study.study.study_plan import journal_path
 from digit_study.study.trial_attributes import SUPERVISOR, counted, deaths
 from digit_study.study.trial_recorder import TrialRecorder
-from digit_study.support import machine
+from digit_study.support import machine, processes
 from digit_study.support.messages import StudyError
 from digit_study.support.signals import Interrupted, interruptible
 from digit_study.tracking.runs import Runs
@@ -381,7 +381,7 @@ def test_a_supervisor_that_dies_leaves_what_the_next_one_mends(
     with pytest.raises(Gone):
         run_study(plan("search.trials=4", "search.pruner=none"), Stubs(store).engine)
     gone.monkeypatch.undo()
-    monkeypatch.setattr(machine, "find_process", lambda name: None)
+    monkeypatch.setattr(processes, "find_process", lambda name: None)
     view, _ = search(store, "search.trials=4", "search.pruner=none")
     assert [t.state.name for t in counted(view.trials())] == ["COMPLETE"] * 4
     by_state = {
@@ -461,9 +461,7 @@ def test_a_result_that_is_no_number_is_no_result(
 
 def test_only_the_best_models_are_kept(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     dropped: list[str] = []
-    monkeypatch.setattr(
-        Tracker, "drop_models", lambda self, run_id: dropped.append(run_id)
-    )
+    monkeypatch.setattr(Tracker, "drop_models", lambda self, run_id: dropped.append(run_id))
     view, _ = search(store, "search.trials=6", "search.keep_models=2", "search.pruner=none")
     best = sorted(view.trials(), key=lambda trial: (-trial.values[0], trial.number))
     assert sorted(dropped) == sorted(trial.user_attrs["run_id"] for trial in best[2:])

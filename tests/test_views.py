@@ -13,7 +13,7 @@ import pytest
 from tracked import again, created, tracker, workspace
 
 from digit_study.stats.ranking import Candidate, leaderboard, sentence
-from digit_study.support import machine
+from digit_study.support import processes
 from digit_study.support.console import RUNS
 from digit_study.support.workspace import Workspace
 from digit_study.tracking import pages, views
@@ -57,7 +57,7 @@ def test_a_note_begins_with_the_answer_and_links_the_first_ten() -> None:
     )
     text = note.markdown("7", "f00")
     assert text.startswith(
-        "**100.00 % \\[98.12, 100.00\\] of 200 validation images are read right by the best run"
+        "**100.00 % \\[98.12, 100.00\\] of 200 validation images are predicted correctly by the best run"
     )
     assert [text.count(f"#/experiments/7/runs/{number:032x})") for number in (0, 9, 10)] == [
         1,
@@ -180,14 +180,14 @@ def test_without_a_store_that_answers_the_command_alone_is_shown(tracker: Tracke
 
 
 def test_a_user_has_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    machine.user_name.cache_clear()
-    monkeypatch.setattr(machine.getpass, "getuser", lambda: "ada")
-    assert machine.user_name() == "ada"
-    machine.user_name.cache_clear()
+    processes.user_name.cache_clear()
+    monkeypatch.setattr(processes.getpass, "getuser", lambda: "ada")
+    assert processes.user_name() == "ada"
+    processes.user_name.cache_clear()
 
     def nameless() -> str:
         raise KeyError("uid 1234")
 
-    monkeypatch.setattr(machine.getpass, "getuser", nameless)
-    assert machine.user_name() == "unknown"
-    machine.user_name.cache_clear()
+    monkeypatch.setattr(processes.getpass, "getuser", nameless)
+    assert processes.user_name() == "unknown"
+    processes.user_name.cache_clear()

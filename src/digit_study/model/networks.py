@@ -1,4 +1,8 @@
-"""The CNN families; a new one is a builder and an entry in :data:`FAMILIES`, a new variant a file in ``conf/model``."""
+"""The families of convolutional networks.
+
+A new family is a builder and an entry in :data:`FAMILIES`; a new variant is a file in
+``conf/model``.
+"""
 
 from __future__ import annotations
 
@@ -6,16 +10,23 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any
 
-from digit_study.data.sources import CLASSES, IMAGE_SIDE
+from digit_study.data.arrays import CLASSES, IMAGE_SIDE
 from digit_study.support.rules import at_least, between, choice, rules_of
 
+#: How the last convolution of a block shrinks the image.
 POOLINGS = ("max", "average", "stride", "none")
+#: Activations, as Keras names them.
 ACTIVATIONS = ("relu", "gelu", "silu", "elu", "tanh", "leaky_relu")
+#: Channels of a convolution, at most.
 WIDEST = 4096
 #: Keras's 0.99 needs 500 steps to forget its start; a run on the sample has 23 an epoch.
 BN_MOMENTUM = 0.9
+#: Halvings after which nothing is left of any image.
+MOST_HALVINGS = 64
+#: A tensor of Keras, which is imported when a network is built: names and rules are known without.
 Tensor = Any
-Model = Any  # of Keras, which is imported when one is built: names and rules are known without it
+#: A model of Keras.
+Model = Any
 
 
 @dataclass(frozen=True)
@@ -54,9 +65,16 @@ class ModelConfig:
 
 
 def build_model(config: ModelConfig, precision: str = "float32", layers: Any = None) -> Model:
-    """Build an untrained network: (n, 28, 28, 1) pixels, 0 to 255, uint8 or float, to (n, 10) float32 probabilities.
+    """Build an untrained network.
 
-    Of ``layers``, which are ``keras.layers`` unless others of the same names are given.
+    Args:
+        config: The network.
+        precision: Dtype policy of Keras that its layers compute in.
+        layers: Layer classes by name; ``keras.layers`` by default.
+
+    Returns:
+        A Keras model from pixels (n, 28, 28, 1), 0 to 255, uint8 or float, to probabilities
+        (n, 10), float32.
     """
     import keras
 
@@ -74,9 +92,13 @@ def build_model(config: ModelConfig, precision: str = "float32", layers: Any = N
 
 
 def mean_of(members: list[Model]) -> Model:
-    """One network that gives the mean of the members' probabilities (Lakshminarayanan et al. 2017, arXiv 1612.01474).
+    """Build the network whose probabilities are the mean of those of its members.
 
-    A single member is its own mean.
+    A deep ensemble (Lakshminarayanan et al. 2017, arXiv 1612.01474).
+
+    Args:
+        members: Networks of :func:`build_model`, which are renamed. A single member is returned as
+            it is.
     """
     import keras
 
@@ -84,22 +106,31 @@ def mean_of(members: list[Model]) -> Model:
         return members[0]
     pixels = keras.Input((IMAGE_SIDE, IMAGE_SIDE, 1), name="pixels")
     for number, member in enumerate(members, start=1):
-        member.name = f"member_{number}"  # layers of one model have names of their own
-    probabilities = keras.layers.Average(name="probabilities")(
-        [member(pixels) for member in members]
-    )
+        member.name = f"member_{number}"  # layers of a model have names of their own
+    outputs = [member(pixels) for member in members]
+    probabilities = keras.layers.Average(name="probabilities")(outputs)
     return keras.Model(pixels, probabilities, name="ensemble")
 
 
 def _convolution(
-    layers: Any, x: Tensor, width: int, config: ModelConfig, padding: str, shrink: bool = False
+    layers: Any,
+    x: Tensor,
+    width: int,
+    config: ModelConfig,
+    padding: str,
+    *,
+    shrink: bool = False,
 ) -> Tensor:
-    """Convolution, pooling where it shrinks, batch norm, activation."""
-    strides = 2 if shrink and config.pooling == "stride" else 1
-    x = layers.Conv2D(width, config.kernel_size, strides, padding, use_bias=not config.batch_norm)(
-        x
+    """Add a convolution, pooling where it shrinks, batch norm and the activation."""
+    strides = 1
+    if shrink and config.pooling == "stride":
+        strides = 2
+    convolution = layers.Conv2D(
+        width, config.kernel_size, strides, padding, use_bias=not config.batch_norm
     )
-    # pooling stands before batch norm and activation: both then run on a quarter of the pixels, twice as fast in all
+    x = convolution(x)
+    # pooling stands before batch norm and activation: both then run on a quarter of the pixels,
+    # twice as fast in all
     pools = {"max": layers.MaxPooling2D, "average": layers.AveragePooling2D}
     if shrink and config.pooling in pools:
         x = pools[config.pooling](pool_size=2)(x)
@@ -109,42 +140,64 @@ def _convolution(
 
 
 def _hidden(layers: Any, x: Tensor, units: int, config: ModelConfig) -> Tensor:
-    """A dense layer unless it has no ``units``, and dropout."""
+    """Add a dense layer, unless it has no ``units``, and dropout, unless its rate is 0."""
     if units:
-        x = layers.Activation(config.activation)(layers.Dense(units)(x))
-    return layers.Dropout(config.dropout)(x) if config.dropout else x
+        x = layers.Dense(units)(x)
+        x = layers.Activation(config.activation)(x)
+    if config.dropout:
+        x = layers.Dropout(config.dropout)(x)
+    return x
 
 
 def _cnn(layers: Any, x: Tensor, config: ModelConfig) -> Tensor:
-    """Blocks of padded convolutions, the last of each shrinking, then one hidden layer."""
+    """Build blocks of padded convolutions, the last of each shrinking, then a hidden layer."""
     for block in range(config.blocks):
+        width = config.filters * 2**block
         for number in range(config.convs_per_block):
             is_last = number == config.convs_per_block - 1
-            x = _convolution(layers, x, config.filters * 2**block, config, "same", is_last)
-    return layers.Dense(CLASSES)(_hidden(layers, layers.Flatten()(x), config.dense_units, config))
+            x = _convolution(layers, x, width, config, "same", shrink=is_last)
+    output = layers.Dense(CLASSES)  # layers draw their seeds when they are made: this one first
+    x = layers.Flatten()(x)
+    x = _hidden(layers, x, config.dense_units, config)
+    return output(x)
 
 
 def _lenet(layers: Any, x: Tensor, config: ModelConfig) -> Tensor:
-    """LeNet-5 (LeCun et al. 1998, fig. 2): widths 6 and 16, dense 120 and 84, kept in proportion when scaled."""
+    """Build LeNet-5 (LeCun et al. 1998, fig. 2).
+
+    Its widths are 6 and 16, its dense layers 120 and 84; they stay in proportion when scaled.
+    """
+    second_width = max(config.filters * 8 // 3, 1)
+    second_units = config.dense_units * 7 // 10
     x = _convolution(layers, x, config.filters, config, "same", shrink=True)
-    x = _convolution(layers, x, max(config.filters * 8 // 3, 1), config, "valid", shrink=True)
-    x = _hidden(layers, layers.Flatten()(x), config.dense_units, config)
-    return layers.Dense(CLASSES)(_hidden(layers, x, config.dense_units * 7 // 10, config))
+    x = _convolution(layers, x, second_width, config, "valid", shrink=True)
+    x = layers.Flatten()(x)
+    x = _hidden(layers, x, config.dense_units, config)
+    output = layers.Dense(
+        CLASSES
+    )  # layers draw their seeds when they are made: before that of the second
+    x = _hidden(layers, x, second_units, config)
+    return output(x)
 
 
 def _simple(layers: Any, x: Tensor, config: ModelConfig) -> Tensor:
-    """M3, M5, M7 of An et al. 2020 (arXiv 2008.10400): unpadded conv–BN–ReLU, then one dense layer with BN."""
+    """Build M3, M5 or M7 of An et al. 2020 (arXiv 2008.10400).
+
+    Unpadded convolutions with batch norm and ReLU, then a dense layer with batch norm.
+    """
     for block in range(config.blocks):
+        width = config.filters + block * config.filters_step
         for _ in range(config.convs_per_block):
-            x = _convolution(
-                layers, x, config.filters + block * config.filters_step, config, "valid"
-            )
-    x = _hidden(layers, layers.Flatten()(x), config.dense_units, config)
+            x = _convolution(layers, x, width, config, "valid")
+    x = layers.Flatten()(x)
+    x = _hidden(layers, x, config.dense_units, config)
     x = layers.Dense(CLASSES, use_bias=not config.batch_norm)(x)
-    return layers.BatchNormalization(momentum=BN_MOMENTUM)(x) if config.batch_norm else x
+    if config.batch_norm:
+        x = layers.BatchNormalization(momentum=BN_MOMENTUM)(x)
+    return x
 
 
-#: By name: (keras.layers, scaled pixels, config) to what goes into the softmax.
+#: Builders by name: from layer classes, scaled pixels and the config to what the softmax takes.
 FAMILIES: dict[str, Callable[[Any, Tensor, ModelConfig], Tensor]] = {
     "cnn": _cnn,
     "lenet": _lenet,
@@ -184,12 +237,26 @@ def channels_of_last_block(model: ModelConfig) -> int:
 
 
 def final_side(model: ModelConfig) -> int:
-    """Side of the last feature map in pixels; below 1 where the image vanishes. Only cnn pads every convolution."""
+    """Return the side of the last feature map, in pixels.
+
+    Only the family cnn pads every convolution.
+
+    Args:
+        model: The network.
+
+    Returns:
+        The side; below 1 where nothing is left of the image.
+    """
+    lost_a_convolution = model.kernel_size - 1
     if model.family == "simple":
-        return IMAGE_SIDE - model.blocks * model.convs_per_block * (model.kernel_size - 1)
-    side, is_lenet = IMAGE_SIDE, model.family == "lenet"
-    for block in range(2 if is_lenet else min(model.blocks, 64)):
-        side -= (model.kernel_size - 1) * (is_lenet and block == 1)
+        return IMAGE_SIDE - model.blocks * model.convs_per_block * lost_a_convolution
+    blocks = min(model.blocks, MOST_HALVINGS)
+    if model.family == "lenet":
+        blocks = 2
+    side = IMAGE_SIDE
+    for block in range(blocks):
+        if model.family == "lenet" and block == 1:
+            side -= lost_a_convolution
         if model.pooling == "stride":
             side = -(-side // 2)  # a convolution of stride 2 rounds up where pooling rounds down
         elif model.pooling != "none":

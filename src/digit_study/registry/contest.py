@@ -17,7 +17,7 @@ from digit_study.data import digits, sources
 from digit_study.data.sources import DataConfig, Labels
 from digit_study.inference import detector
 from digit_study.model import calibration
-from digit_study.stats.gate import Budget, Contestant, GateDecision, budget, decide
+from digit_study.stats.gate import Budget, GateDecision, NetworkResult, budget, decide
 from digit_study.stats.metrics import (
     Probabilities,
     accuracy_interval,
@@ -310,13 +310,13 @@ def decide_contest(
     return _verdict(decision, limits, evidence, _comparison(champion, other, test, spent))
 
 
-def _contestant(name: str, result: SealedResult, position: int) -> Contestant:
+def _contestant(name: str, result: SealedResult, position: int) -> NetworkResult:
     correct = result.correct[position]
-    return Contestant(name, int(correct.sum()), len(correct), result.parameters[position])
+    return NetworkResult(name, int(correct.sum()), len(correct), result.parameters[position])
 
 
 def _evidence(
-    challenger: Challenger, contestant: Contestant, result: SealedResult
+    challenger: Challenger, contestant: NetworkResult, result: SealedResult
 ) -> dict[str, Any]:
     """Return what is known of the challenger alone."""
     tags = provenance.plain(challenger.run.data.tags)
@@ -332,7 +332,7 @@ def _evidence(
 
 
 def _comparison(
-    champion: ModelVersion, other: Contestant, test: PairedTest, spent: Budget
+    champion: ModelVersion, other: NetworkResult, test: PairedTest, spent: Budget
 ) -> dict[str, Any]:
     """Return what is known from the comparison with the champion."""
     return {

@@ -373,8 +373,8 @@ def main(descriptor: int) -> None:
 
     It goes on until the socket closes.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the supervisor decides
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # the supervisor decides
     cluster = RayCluster()
     supervisor = Connection(descriptor)
     try:
