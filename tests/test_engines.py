@@ -22,8 +22,8 @@ from stub_worker import Stubs, plan, workspace
 from digit_study.config.engine_config import (
     EngineConfig,
     Node,
+    capacity,
     common_precision,
-    fitting,
     with_defaults,
 )
 from digit_study.config.run_config import Config, resolve_config
@@ -80,7 +80,7 @@ GIB = 2.0**30
 def test_as_many_trials_fit_as_the_scarcest_resource_allows(
     has: dict[str, float], asked: dict[str, float], room: int
 ) -> None:
-    assert fitting(has, {"cpu": 1, "gpu": 0, "memory": 0, **asked}) == room
+    assert capacity(has, {"cpu": 1, "gpu": 0, "memory": 0, **asked}) == room
 
 
 def test_threads_follow_from_the_cores_of_a_trial() -> None:

@@ -306,7 +306,7 @@ def available_nodes(options: EngineConfig, uri: str, workspace: Workspace) -> li
     return nodes
 
 
-def _node(node: ClusterNode, capacity: int) -> Node:
+def _node(node: ClusterNode, trials: int) -> Node:
     report = node.report
     return Node(
         node.host,
@@ -315,16 +315,16 @@ def _node(node: ClusterNode, capacity: int) -> Node:
         node.resources.get("memory", 0.0) / 2**30,
         report.processor,
         report.precision,
-        capacity,
+        trials,
         report.problem,
     )
 
 
 def _require_capacity(nodes: Sequence[Node], options: EngineConfig) -> None:
     """Raise StudyError unless the trials that are asked for fit on the nodes."""
-    capacity = sum(node.capacity for node in nodes)
+    trials = sum(node.capacity for node in nodes)
     asked = listed(options.resources)
-    if capacity == 0:
+    if trials == 0:
         offered = "; ".join(
             f"{node.host} {node.cores:g}, {node.gpus:g} and {node.memory:.1f} GiB" for node in nodes
         )
@@ -332,9 +332,9 @@ def _require_capacity(nodes: Sequence[Node], options: EngineConfig) -> None:
             f"a trial asks for {asked}, which no node has: cores, GPUs and memory are "
             f"{offered or 'none'}: ask for less with resources=, or start nodes that have it"
         )
-    if options.workers is not None and options.workers > capacity:
+    if options.workers is not None and options.workers > trials:
         raise StudyError(
-            f"`workers` is at most the {capacity} trials of {asked} that fit on "
+            f"`workers` is at most the {trials} trials of {asked} that fit on "
             f"{len(nodes)} nodes, got {options.workers}: lower it, start more nodes, or leave it "
             "null for as many as fit at any time"
         )
