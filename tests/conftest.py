@@ -137,12 +137,8 @@ def store(migrated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> st
 
 
 def open_store(migrated: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    from digit_study.tracking import database as stores
-
     uri = f"sqlite:///{shutil.copy(migrated, folder / 'mlflow.db')}"
     monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
-    monkeypatch.setattr(stores, "ARTIFACTS", folder / "mlruns")
-    monkeypatch.setattr(stores, "OUTBOX", folder / "mlruns" / ".outbox")
     return uri
 
 

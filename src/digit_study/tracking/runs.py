@@ -22,7 +22,6 @@ from digit_study.tracking.location import experiment_name
 from digit_study.tracking.spool import SpooledRun
 from digit_study.tracking.store import Store, StoreFault
 from digit_study.tracking.upload import has_uploader, upload_run
-from digit_study.tracking.writer import EPOCH_METRICS as EPOCH_METRICS
 
 #: Characters of a tag's value; the rest is cut.
 LONGEST_VALUE = 5000
