@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from recorded_store import add_run, make_store, predictions
-from stub_worker import Stubs, plan, results_of
+from stub_worker import Stubs, plan, results_of, workspace
 from test_study_pictures import study_of
 
 from digit_study.config import compose
@@ -36,10 +36,10 @@ from digit_study.study import study_page
 from digit_study.study.confirmation import confirm
 from digit_study.study.page_networks import compare_networks
 from digit_study.study.results import trials_frame
-from digit_study.study.search import run_study
+from digit_study.study.search import find_parent, run_study
 from digit_study.study.storage import CREATED, StoredStudy
 from digit_study.support.errors import StudyError
-from digit_study.tracking import database as stores
+from digit_study.tracking.location import REGISTERED_NAME
 from digit_study.tracking.session import Tracker
 
 HOSTILE = "<img src=x onerror=alert(1)>'\"</script>"
@@ -98,9 +98,9 @@ def test_a_page_is_on_the_disk_and_beside_the_studys_run(store: str) -> None:
     wanted, stored = search(store)
     path = study_page.write_page(wanted, stored, results_of(store))
     text = path.read_text()
-    assert path == stores.ARTIFACTS / "studies" / "s.html"
+    assert path == workspace().studies / "s.html"
     assert_safe(text)
-    parent = study_page.parent_of(wanted, stored)
+    parent = find_parent(Stubs(store).tracker, stored)
     copy = mlflow.MlflowClient(store).download_artifacts(str(parent), "study.html")
     assert Path(copy).read_text() == text
     assert [one.path for one in mlflow.MlflowClient(store).list_artifacts(str(parent))].count(
@@ -141,7 +141,7 @@ def test_a_study_without_a_result_has_its_page_before_its_message(store: str, ca
         study_page.page_at_end(wanted, results_of(store)),
     ):
         run_study(wanted, Stubs(store, lambda config, n: "failed").engine)
-    text = (stores.ARTIFACTS / "studies" / "s.html").read_text()
+    text = (workspace().studies / "s.html").read_text()
     assert_safe(text)
     assert "No answer yet" in text and "training diverged" in text
     assert "Not drawn: no trial has the result that it shows" in text
@@ -214,7 +214,7 @@ def test_a_confirmation_of_an_older_study_of_the_same_name_is_not_shown(store: s
 def test_promotions_stand_on_the_page_with_their_evidence(store: str) -> None:
     wanted, stored = search(store)
     own = stored.trials()[0].user_attrs["run_id"]
-    ledger = Ledger(mlflow.MlflowClient(store), store, stores.REGISTERED_NAME)
+    ledger = Ledger(Stubs(store).tracker, REGISTERED_NAME)
     for run_id in ("another", own):
         begun = ledger.record("begun", run_id, kind="promotion", study="s")
         ledger.append(

@@ -75,7 +75,7 @@ def ranking_answer(board: pd.DataFrame, noun: str, machines: str = "") -> str:
     best = board.iloc[0]
     ties = int(board["tied"].sum()) - 1
     text = (
-        f"{accuracy_with_interval(dict(best))} of {best['n']:,} validation images are classified "
+        f"{accuracy_with_interval(dict(best))} of {best['n']:,} validation images are predicted "
         f"correctly by the best {noun}, {best['name']}"
     )
     if len(board) == 1:
