@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from digit_study.support import formatting
-from digit_study.support.job_progress import JobProgress
+from digit_study.support.progress import JobProgress
 from digit_study.trial.events import (
     Decision,
     EpochDone,

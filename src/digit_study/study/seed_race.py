@@ -16,7 +16,7 @@ from digit_study.study.parent_run import parent_run
 from digit_study.study.results import RunResults
 from digit_study.study.study_plan import StudyPlan
 from digit_study.support import formatting
-from digit_study.support.job_progress import JobProgress, job_progress
+from digit_study.support.progress import JobProgress, job_progress
 from digit_study.tracking.session import Tracker
 from digit_study.tracking.writer import RunWriter
 from digit_study.trial.events import (
