@@ -108,7 +108,6 @@ def sweep_progress(best: Callable[[], str]) -> Iterator[SweepProgress]:
         yield SweepProgress(best, live)
 
 
-@contextmanager
 class JobProgress:
     """Follows the jobs of a command, each by a number."""
 
