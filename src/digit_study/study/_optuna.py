@@ -1,6 +1,6 @@
-"""Optuna's samplers, pruners and storages, with what is changed in them and the private names that takes.
+"""Optuna's samplers, pruners and storages, as the project changes them.
 
-Tests fail should an upgrade move those.
+It is the only file that uses private names of Optuna; a test fails if an upgrade moves them.
 """
 
 import fcntl

@@ -1,4 +1,4 @@
-"""Train a recorded run again from what MLflow holds of it, and say how far the result is the same."""
+"""Train a recorded run again, and say how far the result is the same."""
 
 from __future__ import annotations
 

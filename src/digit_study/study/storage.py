@@ -148,7 +148,7 @@ class StoredStudy:
             self.database.record_heartbeat(self.trial_id(number))
 
     def drop_excess(self, trial: Trial, total: int) -> bool:
-        """End a trial in excess of the total, as several machines may ask for the last trial at once.
+        """End a trial in excess of the total: several machines may ask for the last at once.
 
         Returns:
             Whether the trial was in excess.
@@ -289,7 +289,7 @@ def find_study(study: StudyConfig, workspace: Workspace) -> StoredStudy:
 
 
 def refuse_changes(opened: Study, study: StudyConfig, run: Config) -> None:
-    """Raise a StudyError that names every difference unless a study was created as it is asked for."""
+    """Raise a StudyError that names every change, unless a study is as it was created."""
     was: Mapping[str, Any] = opened.user_attrs.get(DEFINITION, {})
     now = definition_of(study, run)
     # a key that did not exist then had what is its default now
@@ -334,7 +334,7 @@ def orphans(stored: StoredStudy) -> list[FrozenTrial]:
 
 
 def _open_storage(study: StudyConfig, workspace: Workspace) -> BaseStorage:
-    """Open the storage, and create it first where it is new; one process of this machine at a time."""
+    """Open the storage, and create it where it is new; one process at a time."""
     uri = study.search.storage
     if uri is None:
         return _open_journal(journal_path(workspace, study.study))
@@ -386,7 +386,7 @@ def _create(study: StudyConfig, storage: BaseStorage) -> Study:
 
 
 def _await_whole(study: StudyConfig, found: Study) -> None:
-    """Give another machine, which may be creating a study at this moment, the time to complete it."""
+    """Give another machine, which may be creating a study now, the time to complete it."""
     if not study.search.is_shared:
         return
     deadline = time.monotonic() + WHOLE_WITHIN_S

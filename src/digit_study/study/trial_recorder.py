@@ -230,7 +230,7 @@ class TrialRecorder:
     def _fail_in_optuna(
         self, trial: FrozenTrial, cause: FailureCause, reason: str, *, runs_again: bool
     ) -> None:
-        """Record in Optuna why a trial failed, and enqueue its configuration where it runs again."""
+        """Record in Optuna why a trial failed; enqueue its configuration if it runs again."""
         study = self._stored.study
         writable = Trial(study, self._stored.trial_id(trial.number))
         writable.set_user_attr(REASON, reason)
