@@ -9,7 +9,7 @@ export PYTHONDONTWRITEBYTECODE :=
 export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
-.PHONY: help study test browser cluster quick check ui search confirm promote frontier draw bench screenshots detector lock clean
+.PHONY: help study test browser cluster quick check ui search confirm promote frontier draw bench screenshots curves results density detector lock clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -30,8 +30,8 @@ quick: .venv/.dev  ## the tests that need no minute
 	$(PY) -m pytest -m "not slow and not browser and not cluster" $(ARGS)
 
 check: .venv/.dev  ## format, lint, types, and who may import whom
-	$(PY) -m ruff format --check src sweeps tests
-	$(PY) -m ruff check src sweeps tests
+	$(PY) -m ruff format --check src sweeps tests tools
+	$(PY) -m ruff check src sweeps tests tools
 	$(PY) -m mypy
 	PYTHONPATH=src .venv/bin/lint-imports
 
@@ -66,12 +66,21 @@ bench: .venv/.dev  ## the benchmarks that the README quotes (many minutes on an 
 	$(PY) tests/benchmarks/bench_sweep.py $(ARGS)
 
 screenshots: .venv/.dev  ## the README's, of a study that was searched, confirmed and promoted
-	$(PY) tests/screenshots.py $(ARGS)
+	$(PY) tools/screenshots.py $(ARGS)
+
+curves: .venv/.dev  ## record the learning curves that bench_search.py replays: ARGS='--data mnist.npz', 30 minutes
+	$(PY) tools/record_curves.py $(ARGS)
+
+results: .venv/.dev  ## record the networks that bench_confirmation.py draws from: ARGS=data=mnist, minutes
+	$(PY) tools/record_results.py $(ARGS)
+
+density: .venv/.dev  ## how densely the code is packed; nothing checks it
+	$(PY) tools/density.py src sweeps tools
 
 detector: .venv/.dev  ## train the detector of what is no digit anew: ARGS=<mnist.npz>, 50 minutes
 	PYTHONPATH=src $(PY) tests/train_detector.py $(ARGS)
 
-LOCK := uv pip compile pyproject.toml --extra joblib --universal --python-version 3.11 --generate-hashes \
+LOCK := uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes \
     --no-emit-index-url --no-emit-find-links --no-header --quiet
 lock:  ## resolve pyproject.toml into all three locks anew (needs uv)
 	$(LOCK) --upgrade --output-file requirements.lock
@@ -80,7 +89,7 @@ lock:  ## resolve pyproject.toml into all three locks anew (needs uv)
 
 clean:  ## remove the environment and caches; runs and studies stay
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
-	find src sweeps tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find src sweeps tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
 
 INSTALL = if command -v uv >/dev/null; then \
 	    uv pip install --quiet --python $(PY) --require-hashes --compile-bytecode -r $<; \

@@ -1,113 +1,165 @@
-"""A page to draw digits on: ``python src/draw.py [--port 8765] [compare=models:/digit-recognizer/2]``."""
+"""A page to draw digits on: ``python src/draw.py [--port 8765] [compare=<model>]``."""
 
 import argparse
 import gc
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from digit_study.apps.draw.drawing_store import Kept
-from digit_study.apps.draw.network_view import Loaded, Network, Place
+from digit_study.apps.draw.drawing_store import DrawingStore
+from digit_study.apps.draw.network_view import LoadedModel, NetworkSource, ServedNetwork
 from digit_study.apps.draw.same_origin import ADDRESS, listening_socket
 from digit_study.inference.prediction import load_model
+from digit_study.support.console import protect_standard_streams
 from digit_study.support.messages import StudyError, nearest
 from digit_study.support.signals import Interrupted, collect_rarely, interruptible
-from digit_study.tracking.database import (
-    ARTIFACTS,
-    CHAMPION_URI,
-    NAMED,
-    model_file,
-    quiet_mlflow,
-    version_named,
-)
+from digit_study.support.workspace import Workspace
+from digit_study.tracking.database import quiet_mlflow
+from digit_study.tracking.location import CHAMPION_URI, MODEL_NAMES
+from digit_study.tracking.models import model_file, version_named
 
-SETTINGS, PORT = ("model", "compare", "keep", "tracking.uri"), 8765
-KEPT = ARTIFACTS / "drawings"
+#: Settings that name a model.
+MODEL_KEYS = ("model", "compare")
+#: All settings.
+SETTINGS = (*MODEL_KEYS, "keep", "tracking.uri")
+#: Port of the page's address.
+PORT = 8765
+#: The first number that is no port.
+PORTS_END = 2**16
 
 
-def parsed(words: Sequence[str]) -> argparse.Namespace:
-    """Parse a command line: ``given`` (settings) and ``port``."""
+@dataclass(frozen=True)
+class FoundNetwork:
+    """A network whose file is there, before TensorFlow is imported."""
+
+    source: NetworkSource
+    version: str | None
+    file: Path
+
+    def load(self) -> ServedNetwork:
+        """Load it."""
+        return ServedNetwork(self.source, LoadedModel(self.source.load(self.file), self.version))
+
+
+def parse_arguments(words: Sequence[str], workspace: Workspace) -> argparse.Namespace:
+    """Parse a command line.
+
+    Args:
+        words: What was typed.
+        workspace: Where drawings are kept unless another folder is given.
+
+    Returns:
+        ``settings`` (a list of ``key=value``) and ``port``.
+    """
     parser = argparse.ArgumentParser(
         prog="draw.py",
         allow_abbrev=False,
-        description="A page to draw a digit on, or to drop a picture of one, and what the network reads meanwhile. "
-        "It is for this machine alone; Ctrl-C ends it.",
-        epilog=f"Settings: model={NAMED}; compare=, a second model; keep=, a folder for drawings that you label "
-        f"({KEPT.parent.name}/{KEPT.name}); tracking.uri=….",
+        description="A page to draw a digit on, or to drop a picture of a digit, and what the "
+        "network predicts meanwhile. It is for this machine alone; Ctrl-C ends it.",
+        epilog=f"Settings: model={MODEL_NAMES}; compare=, a second model; keep=, a folder for "
+        f"drawings that you label ({workspace.shown(workspace.drawings)}); tracking.uri=….",
     )
-    parser.add_argument("given", nargs="*", metavar="SETTING=VALUE")
+    parser.add_argument("settings", nargs="*", metavar="SETTING=VALUE")
     parser.add_argument(
         "--port", type=int, default=PORT, help=f"of the page's address; 0 for any free one ({PORT})"
     )
     return parser.parse_args(words)
 
 
-def settings_of(given: Sequence[str]) -> dict[str, str]:
-    """Settings by key; raises StudyError for a word that is none."""
+def parse_settings(words: Sequence[str]) -> dict[str, str]:
+    """Return settings by key.
+
+    Raises:
+        StudyError: If a word is not a setting.
+    """
     settings = {}
-    for word in given:
+    for word in words:
         key, equals, value = word.partition("=")
         if not equals or key not in SETTINGS or not value:
-            rule = f"a setting must be {', '.join(SETTINGS[:-1])} or {SETTINGS[-1]}, with a value"
-            raise StudyError(f"{rule}, got '{word}'{nearest(key, SETTINGS)}")
+            raise StudyError(
+                f"a setting must be {', '.join(SETTINGS[:-1])} or {SETTINGS[-1]}, with a value, "
+                f"got '{word}'{nearest(key, SETTINGS)}"
+            )
         settings[key] = value
     return settings
 
 
-def networks_of(settings: Mapping[str, str]) -> list[Network]:
-    """Load the network that answers and the one it is compared with; StudyError, before TensorFlow, if one is none."""
-    tracking, found = settings.get("tracking.uri"), []
-    for key, uri in {"model": CHAMPION_URI, **settings}.items():
-        if key in ("model", "compare"):
-            place = Place(
-                uri,
-                partial(version_named, uri, tracking),
-                partial(model_file, uri, tracking),
-                load_model,
-            )
-            try:
-                place.file()  # it says in words what is missing
-            except StudyError as fault:
-                raise StudyError(str(fault).replace("`model`", f"`{key}`")) from None
-            found.append(
-                (place, place.version(), place.file())
-            )  # in this order: an alias may move in between
-    return [Network(place, Loaded(load_model(file), version)) for place, version, file in found]
+def find_networks(settings: Mapping[str, str], workspace: Workspace) -> list[FoundNetwork]:
+    """Find the network that answers and the network it is compared with.
+
+    Raises:
+        StudyError: If a model cannot be found.
+    """
+    named = {"model": CHAMPION_URI, **settings}
+    return [
+        _find_network(key, named[key], settings.get("tracking.uri"), workspace)
+        for key in MODEL_KEYS
+        if key in named
+    ]
 
 
-def draw(arguments: argparse.Namespace) -> None:
-    """Check everything, load the networks, print the address, serve until a signal."""
-    settings = settings_of(arguments.given)
-    keep = Path(settings.get("keep", KEPT)).expanduser().resolve()
-    if keep.exists() and not keep.is_dir():
+def _find_network(key: str, uri: str, configured: str | None, workspace: Workspace) -> FoundNetwork:
+    source = NetworkSource(
+        uri,
+        version=partial(version_named, uri, configured, workspace),
+        file=partial(model_file, uri, configured, workspace),
+        load=load_model,
+    )
+    try:
+        source.file()  # it says in words what is missing
+    except StudyError as fault:
+        raise StudyError(str(fault).replace("`model`", f"`{key}`")) from None
+    # In this order: should the alias move in between, the page loads the newer version later.
+    version = source.version()
+    return FoundNetwork(source, version, source.file())
+
+
+def draw(arguments: argparse.Namespace, workspace: Workspace) -> None:
+    """Check everything, load the networks, print the address, serve until a signal.
+
+    Args:
+        arguments: What :func:`parse_arguments` returned.
+        workspace: Where drawings are kept and where the usual store lies.
+
+    Raises:
+        StudyError: If something that was given cannot be used.
+    """
+    settings = parse_settings(arguments.settings)
+    folder = Path(settings.get("keep", workspace.drawings)).expanduser().resolve()
+    if folder.exists() and not folder.is_dir():
         raise StudyError(
-            f"`keep` must be a folder, or a path where one can be made, got '{keep}': name another"
+            f"`keep` must be a folder, or a path where one can be made, got '{folder}': name "
+            "another"
         )
-    if not 0 <= arguments.port < 2**16:
+    if not 0 <= arguments.port < PORTS_END:
         raise StudyError(
-            f"`--port` must be in [0, 65535], got {arguments.port}: leave it out for {PORT}"
+            f"`--port` must be in [0, {PORTS_END - 1}], got {arguments.port}: leave it out for "
+            f"{PORT}"
         )
     with listening_socket(arguments.port) as listener:
-        networks = networks_of(settings)
-        from digit_study.apps.draw import server as drawing
+        networks = [found.load() for found in find_networks(settings, workspace)]
+        from digit_study.apps.draw import server
         from digit_study.inference import detector
 
         port = listener.getsockname()[1]
-        app = drawing.make_app(networks, Kept(keep), port, accepts=detector.load())
+        app = server.make_app(networks, DrawingStore(folder), port, accepts=detector.load())
         print(f"Draw at http://{ADDRESS}:{port}/ (Ctrl-C ends it)", flush=True)
-        drawing.serve(app, listener, networks)
+        server.serve(app, listener, networks)
 
 
 def main(words: Sequence[str]) -> int:
-    """Answer a command line; returns the exit code."""
+    """Answer a command line; return the exit code."""
+    protect_standard_streams()
     collect_rarely()
     quiet_mlflow()
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
+    workspace = Workspace.of_project()
     try:
         with interruptible():
-            draw(parsed(words))
+            draw(parse_arguments(words, workspace), workspace)
     except StudyError as fault:
         print(f"error: {fault}", file=sys.stderr)
         return 1

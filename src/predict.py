@@ -16,15 +16,17 @@ from rich.text import Text
 
 from digit_study.inference.detector import are_digits
 from digit_study.inference.prediction import image_files, load_model, read_files, readings_figure
+from digit_study.support.console import protect_standard_streams
 from digit_study.support.messages import StudyError, nearest
 from digit_study.support.signals import collect_rarely
+from digit_study.support.workspace import Workspace
 from digit_study.tracking.database import (
     CHAMPION_URI,
     NAMED,
-    model_file,
     quiet_mlflow,
     tracking_uri,
 )
+from digit_study.tracking.models import model_file
 
 SETTINGS, SHOWN = ("model", "abstain", "tracking.uri"), "predicted.png"
 PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg", ".tif", ".tiff")
@@ -127,7 +129,7 @@ def predict(arguments: argparse.Namespace) -> int:
         raise StudyError(
             f"`abstain` must be true or false, got '{abstain}': abstain=false reads what is no digit too"
         )
-    keras_file = model_file(named, tracking)
+    keras_file = model_file(named, tracking, Workspace.of_project())
     coverage = arguments.coverage
     least = None if coverage is None else least_probability(coverage, named, tracking)
     where = "" if arguments.json else model_place(named, tracking)
@@ -169,6 +171,7 @@ def predict(arguments: argparse.Namespace) -> int:
 
 def main(words: Sequence[str]) -> int:
     """Answer a command line; returns the exit code."""
+    protect_standard_streams()
     collect_rarely()
     quiet_mlflow()
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")

@@ -3,7 +3,7 @@
 import sys
 
 from digit_study.config import compose
-from digit_study.config.run import Config
+from digit_study.config.run_config import Config
 from digit_study.study.run_plan import plan_reproduction, plan_runs
 from digit_study.support.signals import readable_errors
 from digit_study.support.workspace import Workspace

@@ -6,7 +6,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from digit_study.config import compose
-from digit_study.config.study import StudyConfig
+from digit_study.config.study_config import StudyConfig
 from digit_study.support.console import console
 from digit_study.support.signals import readable_errors
 from digit_study.support.workspace import Workspace

@@ -5,9 +5,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from digit_study.config.promote import PromoteConfig
+from digit_study.config.promote_config import PromoteConfig
 from digit_study.study.run_plan import plan_task
 from digit_study.support.signals import readable_errors
+from digit_study.support.workspace import Workspace
 
 #: Options a person may type, and the keys they stand for.
 OPTIONS = {
@@ -20,7 +21,10 @@ OPTIONS = {
 if __name__ == "__main__":
     with readable_errors():
         sys.argv[1:] = [OPTIONS.get(word, word) for word in sys.argv[1:]]
-        config = plan_task(sys.argv[1:], "promote", PromoteConfig)
+        workspace = Workspace.of_project()
+        config = plan_task(sys.argv[1:], "promote", PromoteConfig, workspace)
         from digit_study.registry import promotion
+        from digit_study.study.identity import local_uid
 
-        promotion.serve(config)
+        study_uid = local_uid(config.study, workspace)
+        promotion.run(config, workspace, study_uid=study_uid)

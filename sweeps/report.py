@@ -1,4 +1,4 @@
-"""Write a study as one HTML page, or serve it while it grows with search.watch=true. See --help."""
+"""Write a study as one HTML page. See --help."""
 
 import sys
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from digit_study.config import compose
-from digit_study.config.study import StudyConfig
+from digit_study.config.study_config import StudyConfig
 from digit_study.support.signals import readable_errors
 
 if __name__ == "__main__":
@@ -16,9 +16,5 @@ if __name__ == "__main__":
 
         find_study(typed)  # a name that is not there is answered before MLflow is imported
         from digit_study.study import study_page as study
-        from digit_study.study import watch
 
-        if typed.search.watch:
-            watch.serve(typed)
-        else:
-            study.show(*study.plan_page(typed))
+        study.show(*study.plan_page(typed))

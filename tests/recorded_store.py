@@ -1,6 +1,7 @@
 """A tracking store with runs as ``src/run.py`` leaves them, made in a second, without TensorFlow.
 
-A model here is a JSON file that says which sealed images it gets wrong; :func:`read_sealed` reads those.
+A model here is a JSON file that says which sealed images it gets wrong, which
+:func:`evaluate_sealed` reads.
 """
 
 from __future__ import annotations
@@ -18,13 +19,16 @@ import numpy as np
 import pandas as pd
 from mlflow.entities import LoggedModelOutput, Metric, Param, RunTag
 
-from digit_study.config.promote import GateConfig, PromoteConfig, StoreConfig
-from digit_study.config.run import Config
+from digit_study.config.promote_config import GateConfig, PromoteConfig, StoreConfig
+from digit_study.config.run_config import Config
 from digit_study.data.sources import SAMPLE_SHA256, DataConfig
-from digit_study.registry.contest import SealedResult
+from digit_study.registry import promotion
+from digit_study.registry.contest import NetworkFile, SealedResult
 from digit_study.registry.registry import Registry
-from digit_study.support.messages import flatten
+from digit_study.support.rules import flatten
+from digit_study.support.workspace import Workspace
 from digit_study.tracking import database as stores
+from digit_study.tracking.session import Tracker
 
 SEALED = 1_000
 NAME = "digit-recognizer"
@@ -38,7 +42,19 @@ class Store:
 
     @property
     def registry(self) -> Registry:
-        return Registry(self.client, self.uri, NAME)
+        return Registry(self.tracker, NAME)
+
+    @property
+    def tracker(self) -> Tracker:
+        return Tracker(self.uri, self.workspace)
+
+    @property
+    def workspace(self) -> Workspace:
+        return Workspace(Path(self.uri.removeprefix("sqlite:///")).parent)
+
+    def promote(self, config: PromoteConfig, **more: Any) -> None:
+        """Do what ``config`` asks for, without TensorFlow."""
+        promotion.run(config, self.workspace, **{"evaluate": evaluate_sealed, **more})
 
     def ask(self, run_id: str | None = None, **given: Any) -> PromoteConfig:
         gate = {
@@ -120,23 +136,33 @@ def _add_model(store: Store, run_id: str, content: dict[str, Any], folder: Path)
     store.client.log_outputs(run_id, [LoggedModelOutput(made.model_id, 0)])
 
 
-def add_confirmation(store: Store, study: str, winner: str, status: str = "FINISHED") -> str:
+def add_study(store: Store, study: str, uid: str) -> str:
+    """A parent run of a study, as a search leaves it."""
+    tags = {"kind": "study", "study": study, "study.uid": uid}
+    return str(store.client.create_run(store.experiment, tags=tags).info.run_id)
+
+
+def add_confirmation(
+    store: Store, study: str, winner: str, status: str = "FINISHED", uid: str | None = None
+) -> str:
     run_id = store.client.create_run(store.experiment).info.run_id
     named = {"kind": "confirmation", "study": study, "winner.run_id": winner}
+    if uid is not None:
+        named["study.uid"] = uid
     store.client.log_batch(run_id, tags=[RunTag(key, value) for key, value in named.items()])
     store.client.set_terminated(run_id, status)
     return str(run_id)
 
 
-def read_sealed(
-    networks: Sequence[tuple[Path, Any]],
+def evaluate_sealed(
+    networks: Sequence[NetworkFile],
     source: DataConfig,
     record: Callable[[], None],
-    least: Any = None,
+    threshold: float | None = None,
 ) -> SealedResult:
-    """Stands in for :func:`digit_study.registry.contest.read_sealed`."""
+    """Stand in for :func:`digit_study.registry.contest.evaluate_sealed`."""
     record()
-    contents = [json.loads(file.read_text()) for file, _ in networks]
+    contents = [json.loads(network.path.read_text()) for network in networks]
     correct = [~np.isin(np.arange(SEALED), content["wrong"]) for content in contents]
     return SealedResult(correct, [content["parameters"] for content in contents], "sealed", {})
 

@@ -1,4 +1,7 @@
-"""`mlflow server`, in the one process that this is run in: it would start a second interpreter, for uvicorn."""
+"""``mlflow server`` in a single process; the command itself starts another for uvicorn.
+
+python tests/serve.py <folder to run in> [options of mlflow server]
+"""
 
 import os
 import runpy

@@ -1,4 +1,7 @@
-"""Trials that cost nothing: they log as a real one does, and say what a test wants, without a process or TensorFlow."""
+"""Trials that cost nothing, without a process and without TensorFlow.
+
+They log as a real trial does, and report what a test wants.
+"""
 
 from __future__ import annotations
 
@@ -6,19 +9,30 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from digit_study.config.run import Config
+from digit_study.config.run_config import Config
 from digit_study.report.figures import charts
 from digit_study.stats.metrics import Evaluation, accuracy_interval
 from digit_study.study.study_plan import StudyPlan, plan_study
-from digit_study.tracking import runs as tracking
+from digit_study.support.workspace import Workspace
+from digit_study.tracking.session import Tracker
+from digit_study.trial.events import (
+    Decision,
+    EpochDone,
+    Failed,
+    FailureCause,
+    Finished,
+    Stopped,
+)
+from digit_study.trial.local.child import Message
 from digit_study.trial.local.pool import LocalEngine
-from digit_study.trial.local.worker import Message, TrialDied
-from digit_study.trial.protocol import EngineContext, TrialResult
+from digit_study.trial.local.process import TrialDied
+from digit_study.trial.protocol import EngineContext, TrialRequest, TrialResult
 
 IMAGES = 200
 SPACE = (
@@ -27,19 +41,25 @@ SPACE = (
 )
 
 
+def workspace() -> Workspace:
+    """Return the folder in which the store of a test lies, as MLFLOW_TRACKING_URI names it."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "")
+    if not uri.startswith("sqlite:///"):
+        return Workspace.of_project()
+    return Workspace(Path(uri.removeprefix("sqlite:///")).parent)
+
+
 def plan(*words: str, space: str = SPACE) -> StudyPlan:
-    """A study on the sample with one worker; later words win."""
-    return plan_study(
-        [
-            "study=s",
-            "data=mnist_sample",
-            "model=tiny",
-            "training.epochs=3",
-            "search.workers=1",
-            space,
-            *words,
-        ]
-    )
+    """Plan a study on the sample with one worker; later words win."""
+    usual = [
+        "study=s",
+        "data=mnist_sample",
+        "model=tiny",
+        "training.epochs=3",
+        "search.workers=1",
+        space,
+    ]
+    return plan_study([*usual, *words], workspace())
 
 
 def accuracy(config: Config) -> float:
@@ -88,6 +108,7 @@ def epoch(config: Config, number: int) -> dict[str, float]:
     return {**dict.fromkeys(names, value), "val_loss": 1 - value, "epoch_seconds": 0.1}
 
 
+#: Says of a config and the number of trials so far how a trial ends.
 Behaviour = Callable[[Config, int], str]
 
 
@@ -98,9 +119,9 @@ def finishes(config: Config, number: int) -> str:
 
 @dataclass
 class Stubs:
-    """Launches stubs; ``behaviour`` says of the config and the count of starts how that one ends.
+    """Launches stubs.
 
-    done, failed, died, hangs, or "signal" which calls ``on_signal``.
+    Their behaviour is done, failed, died, hangs, or "signal" which calls ``on_signal``.
     """
 
     uri: str
@@ -109,32 +130,42 @@ class Stubs:
     started: list[Config] = field(default_factory=list)
     stopped: int = 0
 
-    def engine(self, limits: EngineContext) -> LocalEngine:
-        """The local engine, with stubs instead of processes."""
-        return LocalEngine(limits, self)  # type: ignore[arg-type]  # of the same methods
+    @property
+    def tracker(self) -> Tracker:
+        """The store of the stubs, whose file lies in their workspace."""
+        return Tracker(self.uri, Workspace(Path(self.uri.removeprefix("sqlite:///")).parent))
 
-    def __call__(self, config: Config, run_id: str) -> Stub:
-        self.started.append(config)
-        return Stub(self, config, run_id, self.behaviour(config, len(self.started)))
+    def engine(self, context: EngineContext) -> LocalEngine:
+        """Return the local engine, with stubs instead of processes."""
+        return LocalEngine(context, self)  # type: ignore[arg-type]  # of the same methods
+
+    def __call__(self, request: TrialRequest) -> Stub:
+        self.started.append(request.config)
+        return Stub(self, request, self.behaviour(request.config, len(self.started)))
 
 
 class Stub:
     """Does what Worker does, as far as an engine asks for it."""
 
-    name = handle = None
+    name = None
+    memory = 0.0
 
-    def __init__(self, owner: Stubs, config: Config, run_id: str, end: str) -> None:
-        self.owner, self.config, self.run_id, self.end = owner, config, run_id, end
+    def __init__(self, owner: Stubs, request: TrialRequest, end: str) -> None:
+        self.owner = owner
+        self.key = request.key
+        self.config = request.config
+        self.run_id = request.run_id
+        self.end = end
         self.ready, write = os.pipe()
         os.write(write, b"x")
         os.close(write)
-        self.log = tracking.RunLog(owner.uri, run_id)
-        self.log.config(config)
-        self.answers: list[bool] = []
+        self.log = owner.tracker.writer(self.run_id)
+        self.log.config(self.config)
+        self.answers: list[Decision] = []
         self.started = time.monotonic()
-        self.talk = self._talk()
+        self.messages = self._messages()
 
-    def _talk(self) -> Iterator[Message | None]:
+    def _messages(self) -> Iterator[Message | None]:
         if self.end == "signal":
             self.owner.on_signal()
         if self.end == "died":
@@ -143,17 +174,17 @@ class Stub:
             yield None
         if self.end == "failed":
             self.log.end("FAILED", {})
-            yield "failed", "training diverged"
+            yield Failed(self.key, FailureCause.TRIAL, "training diverged")
         for number in range(1, self.config.training.epochs + 1):
             self.log.epoch(number, epoch(self.config, number))
-            yield "epoch", (number, epoch(self.config, number))
+            yield EpochDone(self.key, number, epoch(self.config, number))
             while not self.answers:
                 yield None
-            if not self.answers.pop():
+            if self.answers.pop() is Decision.STOP:
                 self.log.end("KILLED", {})
-                yield "pruned", "others promise more"
+                yield Stopped(self.key)
                 raise TrialDied("the trial's process ended")
-        yield "done", self._finish()
+        yield Finished(self.key, self._finish())
         raise TrialDied("the trial's process ended")
 
     def _finish(self) -> TrialResult:
@@ -166,16 +197,23 @@ class Stub:
         return result
 
     def waitables(self) -> list[Any]:
-        return [] if self.end == "hangs" else [self.ready]
+        """Return what is always ready, but of a trial that hangs."""
+        if self.end == "hangs":
+            return []
+        return [self.ready]
 
     def receive(self) -> Message | None:
-        return next(self.talk)
+        """Return the next message."""
+        return next(self.messages)
 
-    def answer(self, go_on: bool) -> None:
-        self.answers.append(go_on)
+    def answer(self, decision: Decision) -> None:
+        """Take the decision about an epoch."""
+        self.answers.append(decision)
 
     def send_signal(self, number: int = 0) -> None:
+        """Count signals."""
         self.owner.stopped += 1
 
     def stop(self, grace: float = 0.0) -> None:
+        """End."""
         os.close(self.ready)

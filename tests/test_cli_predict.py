@@ -17,7 +17,8 @@ from PIL import Image
 import predict
 from digit_study.inference.prediction import image_files, read_files, readings_figure
 from digit_study.support.messages import StudyError
-from digit_study.tracking.database import model_file, version_named
+from digit_study.support.workspace import Workspace
+from digit_study.tracking.models import model_file, version_named
 
 ROOT = Path(__file__).parents[1]
 DIGITS, _ = sample()
@@ -114,7 +115,11 @@ def test_a_folder_without_images_is_one_error_among_readings(tmp_path: Path) -> 
 
 def test_a_store_that_is_not_there_is_not_created(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match=r"promote\.py"):
-        model_file("models:/digit-recognizer@champion", f"sqlite:///{tmp_path / 'none.db'}")
+        model_file(
+            "models:/digit-recognizer@champion",
+            f"sqlite:///{tmp_path / 'none.db'}",
+            Workspace(tmp_path),
+        )
     assert not (tmp_path / "none.db").exists()
 
 
@@ -289,9 +294,8 @@ assert "mlflow" not in sys.modules
 
 
 @pytest.mark.slow
-def test_the_version_that_an_alias_names_at_this_moment(store: str) -> None:
-    assert version_named("models:/digit-recognizer@champion", store) == "1"
-    assert (
-        version_named("models:/digit-recognizer/1", store) is None
-        and version_named("a@b.keras", store) is None
-    )
+def test_the_version_that_an_alias_names_at_this_moment(store: str, tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    assert version_named("models:/digit-recognizer@champion", store, workspace) == "1"
+    assert version_named("models:/digit-recognizer/1", store, workspace) is None
+    assert version_named("a@b.keras", store, workspace) is None

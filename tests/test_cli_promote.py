@@ -19,8 +19,9 @@ import pytest
 from conftest import LIGHT, Project
 from lab import PLAIN
 
-from digit_study.config.promote import PromoteConfig, StoreConfig
+from digit_study.config.promote_config import PromoteConfig, StoreConfig
 from digit_study.registry import promotion
+from digit_study.support.workspace import Workspace
 
 PROMOTE, COMPARE = "sweeps/promote.py", "sweeps/compare.py"
 NAME = "digit-recognizer"
@@ -205,7 +206,8 @@ def test_kill_9_leaves_a_champion_and_the_next_call_recovers(
         going.finish()
     left = champion(uri)
     assert left is not None and left.version in (1, 2, "1", "2")
-    promotion.serve(PromoteConfig(history=True, tracking=StoreConfig(uri)))
+    workspace = Workspace(Path(uri.removeprefix("sqlite:///")).parent)
+    promotion.run(PromoteConfig(history=True, tracking=StoreConfig(uri)), workspace)
     assert champion(uri).version == left.version
     events = ledger(uri)
     assert {e["id"] for e in events if e["event"] == "begun"} == {

@@ -11,7 +11,7 @@ import pandas as pd
 import pytest
 import recorded_store as rs
 
-from digit_study.config.promote import CompareConfig, StoreConfig
+from digit_study.config.promote_config import CompareConfig, StoreConfig
 from digit_study.data import digits as data
 from digit_study.data import sources
 from digit_study.data.sources import DataConfig

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import sqlite3
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
@@ -14,10 +16,12 @@ import pytest
 import yaml
 
 from digit_study.config import compose as composition
+from digit_study.config import renamed_keys
 from digit_study.config.compose import compose_config, expand
-from digit_study.config.run import Config
+from digit_study.config.run_config import Config
 from digit_study.study import run_plan as launch
-from digit_study.support.messages import StudyError, flatten, without_password
+from digit_study.support.messages import StudyError, without_password
+from digit_study.support.rules import flatten
 from digit_study.support.signals import readable_errors
 from digit_study.tracking import database as stores
 
@@ -145,6 +149,187 @@ def test_a_sweep_expands_as_hydra_does(typed: list[str], jobs: list[list[str]]) 
 def test_a_sweep_that_cannot_be_expanded_is_refused(typed: str) -> None:
     with pytest.raises(StudyError, match=r"\w+"):
         expand([typed])
+
+
+@pytest.mark.parametrize(
+    "typed",
+    [
+        ["hydra.sweeper.params={model.filters: '8,16'}", "seed=1"],
+        ["+hydra.sweeper.params={model.filters: '8,16'}", "seed=1"],
+        ["+hydra.sweeper.params={model.filters: [8, 16]}", "seed=1"],
+        ["+hydra.sweeper.params.model.filters=8,16", "seed=1"],
+    ],
+)
+def test_a_grid_that_hydra_would_sweep_is_expanded(typed: list[str]) -> None:
+    assert expand(typed) == [["model.filters=8", "seed=1"], ["model.filters=16", "seed=1"]]
+
+
+def test_a_grid_that_is_none_is_refused() -> None:
+    with pytest.raises(StudyError, match=r"`hydra.sweeper.params` must map keys to values"):
+        expand(["hydra.sweeper.params=8"])
+
+
+def test_of_two_overrides_of_a_key_the_later_holds() -> None:
+    assert expand(["model.filters=8,16", "model.filters=9"]) == [["model.filters=9"]]
+
+
+# --------------------------------------------------------------- own files, and what is gone
+
+
+@pytest.fixture
+def own(tmp_path: Path) -> Path:
+    """A folder with experiment files outside the project."""
+    experiments = {
+        "wide": "model: {filters: 48}",
+        "grid": "hydra: {sweeper: {params: {model.filters: '8,16'}}}",
+        "old": "patience: 3",
+        "typo": "outage_timeot: 3",
+        "unresolved": "model: {filters: '${nope}'}",
+    }
+    (tmp_path / "experiment").mkdir()
+    for name, text in experiments.items():
+        path = tmp_path / "experiment" / f"{name}.yaml"
+        path.write_text(f"# @package _global_\n{text}\n")
+    return tmp_path
+
+
+def typed(*words: str) -> list[str]:
+    overrides: list[str] = composition.parse_arguments(words).overrides
+    return overrides
+
+
+@pytest.mark.parametrize("option", ["--config-dir={}", "-cd={}", "hydra.searchpath=[{}]"])
+def test_experiments_outside_the_project_are_used(option: str, own: Path) -> None:
+    config = compose_config(typed("model=tiny", option.format(own), "experiment=wide"))
+    assert config.model.filters == 48 and config.model.name == "tiny"
+
+
+def test_folders_of_both_options_are_used(own: Path, tmp_path: Path) -> None:
+    (tmp_path / "more" / "model").mkdir(parents=True)
+    (tmp_path / "more" / "model" / "mine.yaml").write_text("name: mine\n")
+    words = [f"--config-dir={own}", f"hydra.searchpath=[file://{tmp_path}/more]", "model=mine"]
+    assert compose_config(typed(*words, "experiment=wide")).model.name == "mine"
+
+
+def test_a_grid_in_a_file_is_run_by_multirun(own: Path) -> None:
+    jobs = expand(typed("-m", f"--config-dir={own}", "experiment=grid", "training.seed=1"))
+    assert [compose_config(job).model.filters for job in jobs] == [8, 16]
+    assert all("training.seed=1" in job for job in jobs)
+
+
+def test_options_may_stand_between_overrides(own: Path) -> None:
+    words = typed("model=tiny", "--config-dir", str(own), "experiment=wide")
+    assert words[:2] == ["model=tiny", "experiment=wide"]
+
+
+@pytest.mark.parametrize(
+    ("experiment", "words"),
+    [
+        ("typo", "Key 'outage_timeot' not in 'Config'; did you mean 'outage_timeout'?"),
+        ("unresolved", "`model.filters`: Interpolation key 'nope' not found"),
+        ("wid", "did you mean 'wide'?"),
+    ],
+)
+def test_what_is_wrong_in_an_own_file_is_refused_in_a_line(
+    experiment: str, words: str, own: Path
+) -> None:
+    message = refusal(*typed(f"--config-dir={own}", f"experiment={experiment}"))
+    assert words in message and "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--config-name=study"], "`--config-name` is fixed"),
+        (["--config-path=/somewhere"], "`--config-path` is fixed"),
+        (["--config-dir=/not/there"], "`--config-dir` must be a folder of config files"),
+        (["hydra/launcher=joblib"], "workers=<runs at a time>"),
+        (["hydra.launcher.n_jobs=2"], "workers=<runs at a time>"),
+        (["hydra/sweeper=optuna"], "sweeps/optuna_search.py"),
+        (["hydra.sweep.dir=/elsewhere"], "tracking.uri=<store>"),
+        (["hydra.sweep.subdir=x"], "tracking.uri=<store>"),
+        (["search.watch=true"], "the live page is gone; use optuna-dashboard or mlflow ui"),
+        (["+search.watch=true"], "the live page is gone; use optuna-dashboard or mlflow ui"),
+    ],
+)
+def test_what_is_gone_names_what_replaces_it(words: list[str], told: str) -> None:
+    with pytest.raises(StudyError) as caught:
+        composition.parse_arguments(["-m", "model=tiny", *words])
+    message = str(caught.value)
+    assert told in message and "\n" not in message
+
+
+def test_a_folder_that_is_none_is_refused() -> None:
+    assert "must be a list of folders" in refusal("hydra.searchpath=[/not/there]")
+
+
+@pytest.fixture
+def notices(capsys: pytest.CaptureFixture[str]) -> Iterator[pytest.CaptureFixture[str]]:
+    """What is printed, in a process that has not given a notice yet."""
+    renamed_keys.tell_new_name.cache_clear()
+    yield capsys
+    renamed_keys.tell_new_name.cache_clear()
+
+
+NOTICE = "`patience` is now `outage_timeout`\n"
+
+
+@pytest.mark.parametrize("prefix", ["", "+", "++"])
+def test_an_old_name_is_taken_with_a_notice(
+    prefix: str, notices: pytest.CaptureFixture[str]
+) -> None:
+    for _ in range(2):
+        assert compose_config(typed(f"{prefix}patience=3")).outage_timeout == 3.0
+    assert notices.readouterr().err == NOTICE
+
+
+def test_an_old_name_in_a_file_is_taken_with_a_notice(
+    own: Path, notices: pytest.CaptureFixture[str]
+) -> None:
+    words = typed(f"--config-dir={own}", "experiment=old")
+    assert compose_config(words) == replace(Config(), outage_timeout=3.0)
+    assert notices.readouterr().err == NOTICE
+
+
+def test_an_old_name_that_was_recorded_is_read_without_a_notice(
+    notices: pytest.CaptureFixture[str],
+) -> None:
+    config = compose_config(["patience=3", "search.watch=true"], recorded=True)
+    assert config.outage_timeout == 3.0
+    assert notices.readouterr().err == ""
+
+
+def test_a_wrong_value_under_an_old_name_is_refused() -> None:
+    assert "`outage_timeout`: Value 'long'" in refusal("patience=long")
+
+
+@pytest.mark.parametrize(
+    "override", ["model.filters=${nope}", "model.filters=${oc.env:NOSUCH}", "data.path=${nope}"]
+)
+def test_an_interpolation_that_leads_nowhere_is_refused_in_a_line(override: str) -> None:
+    message = refusal(override)
+    assert message.startswith(f"`{override.partition('=')[0]}`: ")
+    assert ("nope" in message or "NOSUCH" in message) and "\n" not in message
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("words", "code", "told"),
+    [
+        (["--cfg", "job", "-m", "model.filters=8,16"], 0, "filters: 8"),
+        (["--cfg", "job", "--resolve", "data.path=${oc.env:HOME}"], 0, "path: /"),
+        (["--cfg", "job", "--resolve", "model.filters=${nope}"], 1, "`model.filters`: "),
+        (["--cfg", "job", "model.filterz=3"], 1, "did you mean 'model.filters'?"),
+        (["--config-name=study"], 1, "`--config-name` is fixed"),
+        (["model.filters=${oc.env:NOSUCH}"], 1, "`model.filters`: "),
+    ],
+)
+def test_a_command_answers_without_a_traceback(words: list[str], code: int, told: str) -> None:
+    command = [sys.executable, str(composition.ROOT / "src" / "run.py"), *words]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=60)
+    assert done.returncode == code
+    assert told in done.stdout + done.stderr and "Traceback" not in done.stderr
+    assert code == 0 or done.stderr.count("\n") == 1
 
 
 # ---------------------------------------------------------------------------------- plans

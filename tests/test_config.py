@@ -10,10 +10,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from digit_study.config.run import RULES, Config
+from digit_study.config.run_config import Config
 from digit_study.model.networks import POOLINGS, WIDEST, ModelConfig, relation_violations
 from digit_study.model.recipe import EarlyStoppingConfig
-from digit_study.support.messages import StudyError, flatten, nearest, short_names
+from digit_study.support.messages import StudyError, nearest, short_names
+from digit_study.support.rules import flatten, rules_of
+
+RULES = rules_of(Config)
 
 
 def with_values(**values: Any) -> Config:

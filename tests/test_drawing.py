@@ -23,10 +23,18 @@ import pytest
 from PIL import Image, ImageDraw
 
 import draw
-from digit_study.apps.draw.drawing_store import NPZ, Kept, sample
-from digit_study.apps.draw.network_view import CORNERS, PATCH, Loaded, Network, Place, look, name_of
+from digit_study.apps.draw.drawing_store import NPZ, DrawingStore, sample
+from digit_study.apps.draw.network_view import (
+    CORNERS,
+    PATCH,
+    LoadedModel,
+    NetworkSource,
+    ServedNetwork,
+    answer_with_saliency,
+    display_name,
+)
 from digit_study.apps.draw.same_origin import listening_socket
-from digit_study.apps.draw.server import PAGE, Limits, answers, make_app, server_of
+from digit_study.apps.draw.server import PAGE, RequestLimits, make_app, make_server, predict_image
 from digit_study.data.sources import DataConfig, read_npz, resolve
 from digit_study.inference.images import read_digit
 
@@ -45,11 +53,9 @@ def always(digit: int) -> Any:
 
 def network(
     model: Any = by_brightness, uri: str = "models:/m/1", version: str | None = None
-) -> Network:
-    return Network(
-        Place(uri, lambda: version, lambda: Path("a.keras"), lambda _: model),
-        Loaded(model, version),
-    )
+) -> ServedNetwork:
+    source = NetworkSource(uri, lambda: version, lambda: Path("a.keras"), lambda _: model)
+    return ServedNetwork(source, LoadedModel(model, version))
 
 
 def drawn(
@@ -101,10 +107,12 @@ class Served:
 
 
 @contextmanager
-def served(networks: list[Network], folder: Path, limits: Limits | None = None) -> Iterator[Served]:
+def served(
+    networks: list[ServedNetwork], folder: Path, limits: RequestLimits | None = None
+) -> Iterator[Served]:
     with listening_socket(0) as listener:
         port = listener.getsockname()[1]
-        server = server_of(make_app(networks, Kept(folder), port, limits))
+        server = make_server(make_app(networks, DrawingStore(folder), port, limits))
         thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
         thread.start()
         yield Served(port, folder)
@@ -246,7 +254,7 @@ def test_what_is_no_digit_is_refused_in_words(
     status, _, text = page.ask(path, image)
     answer = json.loads(text)
     assert status == 200 and words in answer["error"] and answer["pixels"] is None
-    assert Kept(page.folder).names() == []
+    assert DrawingStore(page.folder).names() == []
 
 
 def test_a_photo_of_twelve_megapixels_is_read(page: Served) -> None:
@@ -265,7 +273,7 @@ def test_a_body_that_is_too_large_is_not_read_to_its_end(tmp_path: Path, declare
             sent.append(number)
             yield bytes(100_000)
 
-    with served([network()], tmp_path, Limits(most_bytes=100_000)) as page:
+    with served([network()], tmp_path, RequestLimits(max_bytes=100_000)) as page:
         try:
             status, _, text = page.ask("/read", bytes(200_000) if declared else chunks())
             assert status == 413 and "too large: at most" in text
@@ -276,7 +284,7 @@ def test_a_body_that_is_too_large_is_not_read_to_its_end(tmp_path: Path, declare
 
 def test_a_body_that_never_ends_is_not_waited_for(tmp_path: Path) -> None:
     with (
-        served([network()], tmp_path, Limits(upload_s=0.2)) as page,
+        served([network()], tmp_path, RequestLimits(upload_s=0.2)) as page,
         socket.create_connection(("127.0.0.1", page.port), timeout=10) as slow,
     ):
         slow.sendall(
@@ -290,7 +298,7 @@ def test_a_picture_that_takes_too_long_is_given_up(tmp_path: Path) -> None:
         time.sleep(0.4)
         return by_brightness(images)
 
-    with served([network(slow)], tmp_path, Limits(reading_s=0.1)) as page:
+    with served([network(slow)], tmp_path, RequestLimits(work_s=0.1)) as page:
         assert "takes longer than 0.1 s" in page.read(DRAWN_7)["error"]
 
 
@@ -318,10 +326,10 @@ def looks_at_a_corner(images: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 def test_the_map_shows_what_speaks_for_the_answer_and_what_against() -> None:
     digit = np.zeros((28, 28), np.uint8)
     digit[4:24, 4:24] = 255
-    seen = look(looks_at_a_corner, digit)
-    assert seen.probabilities.argmax() == 4 and seen.attention.shape == (28, 28)
-    assert np.unravel_index(seen.attention.argmax(), (28, 28)) <= (8, 8)
-    assert seen.attention[20:24, 20:24].max() < 0 and np.abs(seen.attention[:, 12:16]).max() == 0
+    seen = answer_with_saliency(looks_at_a_corner, digit)
+    assert seen.probabilities.argmax() == 4 and seen.saliency.shape == (28, 28)
+    assert np.unravel_index(seen.saliency.argmax(), (28, 28)) <= (8, 8)
+    assert seen.saliency[20:24, 20:24].max() < 0 and np.abs(seen.saliency[:, 12:16]).max() == 0
 
 
 def test_a_pixel_of_the_map_is_the_mean_cost_of_covering_it() -> None:
@@ -335,7 +343,9 @@ def test_a_pixel_of_the_map_is_the_mean_cost_of_covering_it() -> None:
                 looks_at_a_corner(digit[None])[0, 4] - looks_at_a_corner(covered[None])[0, 4]
             )
     assert len(costs) == 9 and np.isclose(
-        look(looks_at_a_corner, digit).attention[row, column], np.mean(costs), atol=1e-6
+        answer_with_saliency(looks_at_a_corner, digit).saliency[row, column],
+        np.mean(costs),
+        atol=1e-6,
     )
 
 
@@ -363,18 +373,18 @@ def test_a_kept_drawing_can_be_trained_on(tmp_path: Path) -> None:
 
 
 def test_the_same_drawing_again_changes_its_label(tmp_path: Path) -> None:
-    kept = Kept(tmp_path)
-    first, second = kept.keep(DRAWN_7, "7"), kept.keep(DRAWN_7, "1")
+    kept = DrawingStore(tmp_path)
+    first, second = kept.add(DRAWN_7, "7"), kept.add(DRAWN_7, "1")
     assert kept.names() == [second] and first[1:] == second[1:]
     (tmp_path / second).unlink()  # what a person deletes is gone at the next one
-    other = kept.keep(drawn([(168, 60), (168, 280)]), "1")
+    other = kept.add(drawn([(168, 60), (168, 280)]), "1")
     assert kept.names() == [other] and len(read_npz(tmp_path / NPZ, "train")[1]) == 4001
 
 
 def test_a_kept_photo_has_lost_what_a_camera_adds(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x010F] = "a maker"
-    name = Kept(tmp_path).keep(drawn(SEVEN, format="JPEG", exif=exif), "7")
+    name = DrawingStore(tmp_path).add(drawn(SEVEN, format="JPEG", exif=exif), "7")
     assert b"a maker" not in (tmp_path / name).read_bytes()
 
 
@@ -412,28 +422,28 @@ class Registry:
             raise ValueError("broken weights")
         return always(int(file.name))
 
-    def network(self) -> Network:
-        place = Place("models:/m@champion", self.named, lambda: Path(self.version), self.load)
-        return Network(place, Loaded(always(1), "1"))
+    def network(self) -> ServedNetwork:
+        source = NetworkSource(
+            "models:/m@champion", self.named, lambda: Path(self.version), self.load
+        )
+        return ServedNetwork(source, LoadedModel(always(1), "1"))
 
 
 def test_a_new_champion_answers_without_a_restart(capsys: pytest.CaptureFixture[str]) -> None:
     registry, digit = Registry(), np.zeros((28, 28), np.uint8)
-    one = registry.network()
-    assert one.name == "m 1 (champion)" and not one.refresh()
+    network = registry.network()
+    assert network.name == "m 1 (champion)" and not network.refresh()
     registry.version, registry.answers = "2", False
-    assert not one.refresh()
+    assert not network.refresh()
     registry.answers = True
-    assert one.refresh() and not one.refresh()
-    assert (
-        one.read(digit, False)[0] == "m 2 (champion)"
-        and one.read(digit, False)[1].probabilities.argmax() == 2
-    )
+    assert network.refresh() and not network.refresh()
+    name, answer = network.predict(digit, with_saliency=False)
+    assert name == "m 2 (champion)" and answer.probabilities.argmax() == 2
     registry.version = "9"
-    assert not one.refresh() and not one.refresh() and one.name == "m 2 (champion)"
+    assert not network.refresh() and not network.refresh() and network.name == "m 2 (champion)"
     assert capsys.readouterr().err.count("broken weights") == 1
     registry.version = "1"
-    assert one.refresh() and one.name == "m 1 (champion)"
+    assert network.refresh() and network.name == "m 1 (champion)"
 
 
 @pytest.mark.parametrize(
@@ -445,7 +455,7 @@ def test_a_new_champion_answers_without_a_restart(capsys: pytest.CaptureFixture[
     ],
 )
 def test_a_network_is_called_by_its_version(uri: str, version: str | None, name: str) -> None:
-    assert name_of(uri, version) == name
+    assert display_name(uri, version) == name
 
 
 # ---------------------------------------------------------------------------------- as a person types it
@@ -493,5 +503,10 @@ assert "tensorflow" not in sys.modules and "keras" not in sys.modules
 
 @pytest.mark.parametrize("is_digit", [True, False])
 def test_a_drawing_that_the_detector_does_not_accept_is_answered_and_told(is_digit: bool) -> None:
-    found = answers([network(always(7))], drawn(SEVEN), False, lambda images: np.array([is_digit]))
+    found = predict_image(
+        [network(always(7))],
+        drawn(SEVEN),
+        with_saliency=False,
+        accepts=lambda images: np.array([is_digit]),
+    )
     assert found["is_digit"] is is_digit and found["answers"][0]["digit"] == 7

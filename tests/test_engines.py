@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import os
 import pickle
 import platform
 import socket
@@ -18,24 +17,47 @@ from typing import Any
 import mlflow
 import numpy as np
 import pytest
-from stub_worker import Stubs, plan
+from stub_worker import Stubs, plan, workspace
 
-from digit_study.config.engine import EngineConfig, Node, common_precision, fitting, settle
-from digit_study.config.run import Config, resolve_config
+from digit_study.config.engine_config import (
+    EngineConfig,
+    Node,
+    common_precision,
+    fitting,
+    with_defaults,
+)
+from digit_study.config.run_config import Config, resolve_config
 from digit_study.data import digits, sources
-from digit_study.study import run_plan as runs_plan
+from digit_study.study import run_plan
 from digit_study.study.search import run_study
 from digit_study.support import machine
 from digit_study.support.messages import StudyError
-from digit_study.tracking import database as stores
-from digit_study.tracking import provenance as origin
-from digit_study.tracking import runs as run_log
-from digit_study.tracking import spool as outbox
-from digit_study.tracking import upload as delivery
-from digit_study.trial.local import pool as local
-from digit_study.trial.protocol import LOST, LOST_NODE, EngineContext
-from digit_study.trial.ray import ray_actor as slot
-from digit_study.trial.ray import ray_engine as on_ray
+from digit_study.support.workspace import Workspace
+from digit_study.tracking import provenance
+from digit_study.tracking.session import Tracker
+from digit_study.trial.events import (
+    LOST_REASONS,
+    Decision,
+    EpochDone,
+    Failed,
+    FailureCause,
+    Finished,
+)
+from digit_study.trial.local import pool
+from digit_study.trial.local.pool import LocalEngine
+from digit_study.trial.local.process import TrialDied
+from digit_study.trial.protocol import EngineContext, TrialRequest
+from digit_study.trial.ray import ray_engine
+from digit_study.trial.ray.messages import (
+    ActorEvent,
+    ActorSetup,
+    Answer,
+    ClusterNode,
+    NodeReport,
+    Requirements,
+    TrialPhase,
+)
+from digit_study.trial.ray.ray_actor import TrialActor, inspect_node
 
 GIB = 2.0**30
 
@@ -68,14 +90,14 @@ def test_threads_follow_from_the_cores_of_a_trial() -> None:
         ({}, 3, 3),
         ({}, None, 1),
     ]:
-        place = settle(EngineConfig(engine="ray", resources=resources), threads)
+        place = with_defaults(EngineConfig(engine="ray", resources=resources), threads)
         training = replace(Config().training, threads=threads)
         config = Config(
             sources.DataConfig("mnist_sample"), training=training, resources=place.resources
         )
         assert resolve_config(config)[0].training.threads == expected
         assert place.resources["cpu"] == (resources.get("cpu") or threads or 1)
-    assert settle(EngineConfig(), 4) == EngineConfig()
+    assert with_defaults(EngineConfig(), 4) == EngineConfig()
 
 
 @pytest.mark.parametrize(
@@ -128,12 +150,12 @@ def test_a_place_that_cannot_be_is_told(words: str, told: str) -> None:
 )
 def test_a_multirun_has_one_place(words: list[str], told: str) -> None:
     with pytest.raises(StudyError) as caught:
-        runs_plan.plan([*words, "data=mnist_sample"])
+        run_plan.plan_runs([*words, "data=mnist_sample"], workspace())
     assert told in str(caught.value)
 
 
 def test_ray_that_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(on_ray, "find_spec", lambda name: None)
+    monkeypatch.setattr(ray_engine, "find_spec", lambda name: None)
     with pytest.raises(
         StudyError,
         match=r"needs the package ray, which is not installed: pip install -e '.\[ray\]'",
@@ -142,7 +164,7 @@ def test_ray_that_is_not_installed_is_told(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_an_environment_in_a_path_with_a_space_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(on_ray, "find_spec", lambda name: name)
+    monkeypatch.setattr(ray_engine, "find_spec", lambda name: name)
     monkeypatch.setattr(sys, "executable", "/a b/python")
     with pytest.raises(
         StudyError, match=r"whose path has no space, got '/a b/python': make one elsewhere"
@@ -153,7 +175,7 @@ def test_an_environment_in_a_path_with_a_space_is_told(monkeypatch: pytest.Monke
 def test_a_cluster_that_does_not_answer_is_told_before_ray_is_asked(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(on_ray, "find_spec", lambda name: name)
+    monkeypatch.setattr(ray_engine, "find_spec", lambda name: name)
     for address in ("127.0.0.1:9", "ray://127.0.0.1:9"):
         with pytest.raises(
             StudyError,
@@ -165,34 +187,24 @@ def test_a_cluster_that_does_not_answer_is_told_before_ray_is_asked(
 # ---------------------------------------------------------------------------------- an offer of a cluster
 
 
-def surveyed(host: str, cores: float = 4.0, gpus: float = 0.0, **facts: Any) -> dict[str, Any]:
+def surveyed(host: str, cores: float = 4.0, gpus: float = 0.0, **facts: Any) -> ClusterNode:
     resources = {"CPU": cores, "GPU": gpus, "memory": 16 * GIB}
-    return {
-        "host": host,
-        "resources": resources,
-        "precision": "float32",
-        "processor": "P",
-        "problem": None,
-        **facts,
-    }
+    return ClusterNode(host, resources, NodeReport(host, processor="P", **facts))
 
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Stands for a cluster with these nodes."""
 
-    def stand_in(*nodes: dict[str, Any]) -> None:
-        monkeypatch.setattr(
-            on_ray,
-            "connect",
-            lambda address: types.SimpleNamespace(call=lambda *asked: list(nodes)),
-        )
+    def stand_in(*nodes: ClusterNode) -> None:
+        connection = types.SimpleNamespace(call=lambda *asked: list(nodes))
+        monkeypatch.setattr(ray_engine, "connect", lambda address, workspace: connection)
 
     return stand_in
 
 
 def test_workers_and_precision_are_those_of_the_nodes(cluster: Callable[..., None]) -> None:
-    gpu = {"precision": "mixed_bfloat16", "gpus": 1.0}
+    gpu: dict[str, Any] = {"precision": "mixed_bfloat16", "gpus": 1.0}
     cluster(surveyed("head", 0.0), surveyed("a", 8.0, **gpu), surveyed("b", 2.0, **gpu))
     found = plan(
         "search.engine=ray",
@@ -205,7 +217,7 @@ def test_workers_and_precision_are_those_of_the_nodes(cluster: Callable[..., Non
         2,
         "mixed_bfloat16",
     )
-    assert found.context.slots is None and found.context.place.resources == {
+    assert found.context.slots is None and found.context.options.resources == {
         "cpu": 2,
         "gpu": 0.25,
         "memory": 0,
@@ -237,7 +249,7 @@ def test_workers_and_precision_are_those_of_the_nodes(cluster: Callable[..., Non
     ],
 )
 def test_what_a_cluster_cannot_do_is_told(
-    words: list[str], nodes: list[dict[str, Any]], told: str, cluster: Callable[..., None]
+    words: list[str], nodes: list[ClusterNode], told: str, cluster: Callable[..., None]
 ) -> None:
     cluster(*nodes)
     with pytest.raises(StudyError) as caught:
@@ -249,17 +261,14 @@ def test_what_a_cluster_cannot_do_is_told(
 
 
 def test_a_node_names_the_packages_it_lacks_with_their_versions() -> None:
-    found = slot.look(slot.Needs({"numpy": "1", "no-such-package": "2.5"}))
-    assert (
-        found["problem"]
-        == f"node {platform.node()} lacks no-such-package 2.5: install requirements.lock there"
+    found = inspect_node(Requirements({"numpy": "1", "no-such-package": "2.5"}))
+    assert found.problem == (
+        f"node {platform.node()} lacks no-such-package 2.5: install requirements.lock there"
     )
-    whole = slot.look(slot.Needs({"numpy": "1"}))
-    assert (
-        whole["problem"] is None
-        and whole["versions"] == {"numpy": np.__version__}
-        and whole["cores"] >= 1
-    )
+    whole = inspect_node(Requirements({"numpy": "1"}))
+    assert whole.problem is None
+    assert whole.versions == {"numpy": np.__version__}
+    assert whole.cores >= 1
 
 
 @pytest.mark.parametrize(
@@ -274,138 +283,124 @@ def test_a_node_names_the_packages_it_lacks_with_their_versions() -> None:
     ],
 )
 def test_what_a_node_must_reach(uri: str, server: tuple[str, int] | None, is_file: bool) -> None:
-    found = on_ray.needs(uri)
+    found = ray_engine.requirements_for(uri)
     assert (found.server, found.only_host) == (server, platform.node() if is_file else None)
 
 
 def test_a_node_that_does_not_reach_the_store_says_what_to_do() -> None:
-    elsewhere = slot.look(slot.Needs({}, only_host="another"))["problem"]
-    assert (
-        "a file on another: start `mlflow server" in elsewhere
-        and "tracking.uri=http://another:5000" in elsewhere
-    )
+    elsewhere = str(inspect_node(Requirements({}, only_host="another")).problem)
+    assert "a file on another: start `mlflow server" in elsewhere
+    assert "tracking.uri=http://another:5000" in elsewhere
     with socket.create_server(("127.0.0.1", 0)) as server:
-        place = server.getsockname()
-        assert slot.look(slot.Needs({}, server=place))["problem"] is None
-    assert (
-        "cannot reach the tracking store at 127.0.0.1"
-        in slot.look(slot.Needs({}, server=place))["problem"]
-    )
+        requirements = Requirements({}, server=server.getsockname())
+        assert inspect_node(requirements).problem is None
+    problem = str(inspect_node(requirements).problem)
+    assert "cannot reach the tracking store at 127.0.0.1" in problem
 
 
 def test_digits_that_are_handed_over_are_read_wherever_the_config_has_them(
-    small_npz: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    small_npz: Path, tmp_path: Path
 ) -> None:
     config = sources.resolve(sources.DataConfig(path=str(small_npz))).config
     images, labels = sources.read_part(config, "train")
-    monkeypatch.setenv(sources.HANDED_OVER, "")
-    sources.hand_over(tmp_path / "digits", str(config.sha256), images, labels)
+    sources.store_train_part(tmp_path, str(config.sha256), images, labels)
     elsewhere = sources.DataConfig(path="/not/here.npz", sha256=config.sha256, source=config.source)
-    assert (
-        digits.load_digits(elsewhere).train_images == digits.load_digits(config).train_images
-    ).all()
-    with pytest.raises(
-        StudyError, match="there is none at /not/here.npz"
-    ):  # the sealed test set stays where it is
-        sources.read_part(elsewhere, "test")
+    handed_over = digits.load_digits(elsewhere, tmp_path).train_images
+    assert (handed_over == digits.load_digits(config).train_images).all()
+    with pytest.raises(StudyError, match="there is none at /not/here.npz"):
+        sources.read_part(elsewhere, "test", tmp_path)  # the sealed test set stays where it is
 
 
-class Deaf(slot.Slot):
-    """A slot whose engine is a stub's."""
+class StubActor(TrialActor):
+    """An actor whose engine runs stubs."""
 
-    def launcher(self, data: Any) -> Any:
-        return Stubs(os.environ["MLFLOW_TRACKING_URI"])
+    def launcher(self, context: EngineContext) -> Any:
+        return Stubs(str(context.tracking_uri))
 
 
-def test_a_call_that_is_made_again_does_nothing_twice(
-    store: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """As where the network lost an answer: the trial is not started again, and no news is lost."""
-    monkeypatch.setenv(sources.HANDED_OVER, "")
+def test_a_call_that_is_made_again_does_nothing_twice(store: str, tmp_path: Path) -> None:
+    """As where the network lost an answer.
+
+    The trial is not started again, and no event is lost.
+    """
     found = plan("search.trials=1")
     images, labels = sources.read_part(found.run.data, "train")
-    one = Deaf()
-    one.open(
-        slot.Needs({}),
-        {},
-        pickle.dumps(EngineContext()),
-        str(found.run.data.sha256),
-        images,
-        labels,
-    )
-    run_id = run_log.create_run(found.run, store, found.dataset)
-    submit = pickle.dumps(("submit", (7, found.run, run_id)))
-    first = one.turn(1, submit, 0, 0.1)
-    assert one.turn(1, submit, 0, 0.1) == first and [kind for _, kind, _ in first] == ["epoch"]
-    answer = pickle.dumps(("answer", (7, True)))
-    second = one.turn(2, answer, first[-1][0], 0.1)
-    assert one.turn(2, answer, first[-1][0], 0.1) == second and second[0][0] == first[-1][0] + 1
+    context = EngineContext(workspace=Workspace(Path("/the/supervisors")), tracking_uri=store)
+    setup = ActorSetup(Requirements({}), {}, pickle.dumps(context), str(found.run.data.sha256))
+    actor = StubActor(tmp_path)
+    actor.open(setup, images, labels)
+    tracker = Tracker(store, workspace())
+    run_id = tracker.create_run(found.run, found.dataset)
+    submit = pickle.dumps(TrialRequest(7, found.run, run_id))
+    first = actor.exchange(1, submit, 0, 0.1)
+    assert actor.exchange(1, submit, 0, 0.1) == first
+    assert [event.phase for event in first] == [TrialPhase.WAITING]
+    event, packed = pickle.loads(first[0].content)
+    assert isinstance(event, EpochDone) and event.key == 7 and packed is None
+    answer = pickle.dumps(Answer(7, Decision.CONTINUE))
+    second = actor.exchange(2, answer, first[-1].number, 0.1)
+    assert actor.exchange(2, answer, first[-1].number, 0.1) == second
+    assert second[0].number == first[-1].number + 1
     with pytest.raises(ValueError, match="are not those of sha256 0000"):
-        Deaf().open(slot.Needs({}), {}, pickle.dumps(EngineContext()), "0" * 64, images, labels)
+        StubActor(tmp_path).open(replace(setup, sha256="0" * 64), images, labels)
 
 
-def test_what_a_node_did_not_tell_the_store_is_told_from_here(
-    tmp_path: Path, store: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Of a run of which this machine has something to tell too; twice, as where a disk was full in between."""
-    run_id, here = run_log.create_run(Config(), store, "mnist"), stores.OUTBOX
-    with monkeypatch.context() as elsewhere:
-        elsewhere.setattr(stores, "ARTIFACTS", tmp_path / "node")
-        elsewhere.setattr(stores, "OUTBOX", tmp_path / "node" / ".outbox")
-        log = run_log.RunLog(store, run_id)
-        log.metrics({"val_accuracy": 0.5}, 1)  # this the store has
-        log.fault = "is slow"
-        log.metrics({"val_accuracy": 0.6}, 2)
-        (log.folder / "tables").mkdir()
-        (log.folder / "tables" / "a.csv").write_text("a\n1\n")
-        assert slot.unsent(run_id) is None  # it goes on
-        log.spooled.end("FINISHED")
-        packed = slot.unsent(run_id)
-        assert packed is not None and not log.folder.exists() and slot.unsent(run_id) is None
-    spooled = outbox.SpooledRun(run_id)
-    spooled.put(store, tags={"trial.state": "COMPLETE"})
+def test_what_a_node_has_not_uploaded_is_uploaded_from_here(tmp_path: Path, store: str) -> None:
+    """Of a run of which this machine has something too; twice, as after a full disk."""
+    tracker = Tracker(store, workspace())
+    run_id = tracker.create_run(Config(), "mnist")
+    node = Tracker(store, Workspace(tmp_path / "node"))
+    node.workspace.artifacts.mkdir(parents=True)
+    writer = node.writer(run_id)
+    writer.metrics({"val_accuracy": 0.5}, 1)  # the store has this
+    writer.fault = "is slow"
+    writer.metrics({"val_accuracy": 0.6}, 2)
+    (writer.folder / "tables").mkdir()
+    (writer.folder / "tables" / "a.csv").write_text("a\n1\n")
+    assert node.pack(run_id) is None  # it goes on
+    writer.finish()
+    packed = node.pack(run_id)
+    assert packed is not None and not writer.folder.exists() and node.pack(run_id) is None
+    tracker.spooled(run_id).put(store, tags={"trial.state": "COMPLETE"})
     for _ in range(2):
-        on_ray.keep_here(store, packed)
-    assert spooled.folder == here / run_id and len(spooled.records()[0]) == 3
+        tracker.unpack(packed)
+    assert tracker.is_spooled(run_id)
+    tracker.upload(run_id)
+    assert not tracker.is_spooled(run_id)
     client = mlflow.MlflowClient(store)
-    assert delivery.send(spooled, client) is None and not spooled.folder.exists()
     run = client.get_run(run_id)
     assert (run.info.status, run.data.tags["trial.state"]) == ("FINISHED", "COMPLETE")
-    assert [one.value for one in client.get_metric_history(run_id, "val_accuracy")] == [0.5, 0.6]
-    assert [one.path for one in client.list_artifacts(run_id, "tables")] == ["tables/a.csv"]
+    history = client.get_metric_history(run_id, "val_accuracy")
+    assert [point.value for point in history] == [0.5, 0.6]
+    assert [file.path for file in client.list_artifacts(run_id, "tables")] == ["tables/a.csv"]
 
 
 @pytest.mark.slow
 def test_a_trial_whose_node_goes_away_again_and_again_uses_up_no_retry(
     store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Three times: a killed process of its own is run again once only."""
-    from digit_study.report.figures import optuna_figures as study_pictures
-    from digit_study.trial import health
-    from digit_study.trial.local.pool import LocalEngine
-    from digit_study.trial.local.worker import TrialDied
+    """Three times: a trial whose own process is killed runs again once only."""
+    from digit_study.report.figures import optuna_figures
 
-    monkeypatch.setattr(health, "PAUSE_S", 0.05)
-    monkeypatch.setattr(study_pictures, "write", lambda *drawn: None)
-    stubs, times = Stubs(store), iter(range(3))
+    monkeypatch.setattr(optuna_figures, "write", lambda *drawn: None)
+    stubs = Stubs(store)
+    times = iter(range(3))
+    reason = LOST_REASONS[FailureCause.NODE]
 
-    def launch(config: Config, run_id: str) -> Any:
+    def launch(request: TrialRequest) -> Any:
         if next(times, None) is not None:
-            raise TrialDied(LOST_NODE)
-        return stubs(config, run_id)
+            raise TrialDied(reason, FailureCause.NODE)
+        return stubs(request)
 
-    view = run_study(plan("search.trials=1"), lambda limits: LocalEngine(limits, launch))
-    assert [one.state.name for one in view.trials()] == ["FAIL"] * 3 + ["COMPLETE"]
-    assert {one.user_attrs.get("reason") for one in view.trials()} == {
-        LOST_NODE,
-        None,
-    } and LOST_NODE in LOST
+    view = run_study(plan("search.trials=1"), lambda context: LocalEngine(context, launch))
+    assert [trial.state.name for trial in view.trials()] == ["FAIL"] * 3 + ["COMPLETE"]
+    assert {trial.user_attrs.get("reason") for trial in view.trials()} == {reason, None}
 
 
 def test_a_comparison_over_unlike_machines_says_so() -> None:
     alike = [{"processor": "A", "cores": "2", "version.keras": "3"}] * 3
-    assert origin.mixture(list(alike)) == ""
-    told = origin.mixture([*alike, {"processor": "B", "cores": "2", "version.keras": "4"}])
+    assert provenance.mixture(list(alike)) == ""
+    told = provenance.mixture([*alike, {"processor": "B", "cores": "2", "version.keras": "4"}])
     assert (
         "processor A (3) and B (1)" in told
         and "keras 3 (3) and 4 (1)" in told
@@ -460,12 +455,11 @@ def test_gpus_decide_what_precision_auto_means(
 
 def test_trials_on_a_gpu_are_as_many_as_fit_on_it(driver: Callable[..., None]) -> None:
     driver(9.0, 9.0)
-    assert [one.room for one in local.offer(EngineConfig(), "")] == [1]
-    assert [one.room for one in local.offer(EngineConfig(resources={"gpu": 0.5}), "")] == [
-        min(2, machine.cores())
-    ]
+    assert [node.capacity for node in pool.available_nodes(EngineConfig())] == [1]
+    shared = EngineConfig(resources={"gpu": 0.5})
+    assert [node.capacity for node in pool.available_nodes(shared)] == [min(2, machine.cores())]
     driver(visible="")
-    assert [one.room for one in local.offer(EngineConfig(), "")] == [machine.cores()]
+    assert [node.capacity for node in pool.available_nodes(EngineConfig())] == [machine.cores()]
 
 
 def test_nodes_that_differ_train_in_float32() -> None:
@@ -504,22 +498,25 @@ def test_the_memory_of_gpus_grows_as_it_is_needed_and_operations_are_determined(
     ]  # fmt: skip
 
 
-def test_a_result_of_a_node_waits_until_this_disk_has_room(monkeypatch: pytest.MonkeyPatch) -> None:
-    engine, full = object.__new__(on_ray.RayEngine), [True]
-
+def test_a_result_of_a_node_waits_until_this_disk_has_room() -> None:
+    full = [True]
     kept: list[bytes] = []
 
-    def keep_here(uri: str, unsent: bytes) -> None:
+    def unpack(packed: bytes) -> None:
         if full[0]:
             raise OSError(errno.ENOSPC, "No space left on device")
-        kept.append(unsent)
+        kept.append(packed)
 
-    monkeypatch.setattr(on_ray, "keep_here", keep_here)
-    news = [[("event", 3, pickle.dumps(("done", "result", b"tar"))), ("lost", 4, "node")], [], []]
-    engine.bridge = types.SimpleNamespace(call=lambda *_: (news.pop(0), 1))  # type: ignore[assignment]
-    engine.untold, engine.store = [], "http://server"
-    assert [event.key for event in engine.events()] == [4]
+    done = Finished(3, "result")  # type: ignore[arg-type]
+    lost = Failed(4, FailureCause.NODE, "its node went away")
+    arrived = ActorEvent(1, TrialPhase.ENDED, pickle.dumps((done, b"tar")))
+    news: list[list[Any]] = [[arrived, lost], [], []]
+    engine: Any = object.__new__(ray_engine.RayEngine)
+    engine._connection = types.SimpleNamespace(call=lambda *_: (news.pop(0), 1))
+    engine._tracker = types.SimpleNamespace(unpack=unpack)
+    engine._news = []
+    assert list(engine.events()) == [lost]
     assert list(engine.events()) == []
     full[0] = False
-    assert [(event.key, event.content) for event in engine.events()] == [(3, "result")]
+    assert list(engine.events()) == [done]
     assert kept == [b"tar"]

@@ -10,8 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import confusion_matrix, precision_recall_fscore_support
 
-from digit_study.stats import metrics as evaluation
-from digit_study.stats.metrics import accuracy_interval, score
+from digit_study.stats import metrics
+from digit_study.stats.metrics import accuracy_interval, evaluate
 
 Array = np.ndarray[Any, Any]
 
@@ -35,24 +35,24 @@ def readings(draw: st.DrawFn) -> tuple[Array, Array]:
 
 def test_a_perfect_reading() -> None:
     labels = np.arange(10).repeat(3)
-    result = score(labels, certain(labels))
+    result = evaluate(labels, certain(labels))
     assert result.metrics["val_accuracy"] == result.metrics["val_macro_f1"] == 1.0
     assert result.metrics["val_loss"] == result.metrics["val_calibration_error"] == 0.0
     assert np.array_equal(result.confusion, 3 * np.eye(10))
 
 
 def test_rows_are_true_digits_and_columns_predicted_ones() -> None:
-    result = score(np.array([7, 7, 1]), certain([1, 1, 1]))
+    result = evaluate(np.array([7, 7, 1]), certain([1, 1, 1]))
     assert (
         result.confusion[7, 1] == 2 and result.confusion[1, 1] == 1 and result.confusion.sum() == 3
     )
 
 
 def test_the_loss_is_in_nats_and_clipped_as_keras_does() -> None:
-    assert score(np.array([3, 3]), certain([3, 3], 0.25)).metrics["val_loss"] == pytest.approx(
+    assert evaluate(np.array([3, 3]), certain([3, 3], 0.25)).metrics["val_loss"] == pytest.approx(
         np.log(4)
     )
-    assert score(np.array([3]), certain([4])).metrics["val_loss"] == pytest.approx(-np.log(1e-7))
+    assert evaluate(np.array([3]), certain([4])).metrics["val_loss"] == pytest.approx(-np.log(1e-7))
 
 
 def test_the_loss_is_keras() -> None:
@@ -63,7 +63,7 @@ def test_the_loss_is_keras() -> None:
         np.random.default_rng(0).dirichlet([1] * 10, 10).astype(np.float32),
     )
     theirs = float(np.mean(keras.losses.sparse_categorical_crossentropy(labels, probabilities)))
-    assert score(labels, probabilities).metrics["val_loss"] == pytest.approx(theirs, rel=1e-5)
+    assert evaluate(labels, probabilities).metrics["val_loss"] == pytest.approx(theirs, rel=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -72,7 +72,7 @@ def test_the_loss_is_keras() -> None:
 )
 def test_calibration_error_of_one_bin(confidence: float, right: int, of: int, error: float) -> None:
     labels = np.array([0] * right + [1] * (of - right))
-    assert score(labels, certain([0] * of, confidence)).metrics[
+    assert evaluate(labels, certain([0] * of, confidence)).metrics[
         "val_calibration_error"
     ] == pytest.approx(error, abs=1e-6)
 
@@ -80,7 +80,7 @@ def test_calibration_error_of_one_bin(confidence: float, right: int, of: int, er
 def test_calibration_error_weighs_bins_by_images() -> None:
     labels = np.array([0, 0, 0, 1])
     probabilities = np.concatenate([certain([0, 0, 0], 0.5), certain([0], 0.9)])
-    assert score(labels, probabilities).metrics["val_calibration_error"] == pytest.approx(
+    assert evaluate(labels, probabilities).metrics["val_calibration_error"] == pytest.approx(
         (3 * 0.5 + 0.9) / 4, abs=1e-6
     )
 
@@ -88,7 +88,7 @@ def test_calibration_error_weighs_bins_by_images() -> None:
 @given(readings())
 def test_every_metric_keeps_its_bounds(reading: tuple[Array, Array]) -> None:
     labels, probabilities = reading
-    result = score(labels, probabilities)
+    result = evaluate(labels, probabilities)
     metrics = result.metrics
     assert 0 <= metrics["val_calibration_error"] <= 1 and 0 <= metrics["val_macro_f1"] <= 1
     assert 0 <= metrics["val_loss"] <= -np.log(1e-7) + 1e-9
@@ -111,11 +111,11 @@ def test_every_metric_keeps_its_bounds(reading: tuple[Array, Array]) -> None:
 def test_the_order_of_images_changes_no_metric(reading: tuple[Array, Array], random: Any) -> None:
     labels, probabilities = reading
     order = random.sample(range(len(labels)), len(labels))
-    again = score(labels[order], probabilities[order])
-    assert again.metrics == pytest.approx(score(labels, probabilities).metrics)
+    again = evaluate(labels[order], probabilities[order])
+    assert again.metrics == pytest.approx(evaluate(labels, probabilities).metrics)
 
 
-# ---------------------------------------------------------------------------------- Wilson's interval
+# --------------------------------------------------------------------------- Wilson's interval
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_the_interval_rises_with_what_is_right_and_narrows_with_images(
 def test_the_report_of_every_digit() -> None:
     labels, predicted = np.array([0, 0, 0, 1, 5]), np.array([0, 0, 1, 1, 0])
     counts = confusion_matrix(labels, predicted, labels=range(10))
-    table = evaluation.per_class_report(counts).set_index("digit")
+    table = metrics.per_class_report(counts).set_index("digit")
     assert list(table.index) == list(range(10)) and list(table["images"]) == [
         3,
         1,
@@ -171,7 +171,7 @@ def test_the_report_of_every_digit() -> None:
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=60))
 def test_the_report_is_scikit_learns(pairs: list[tuple[int, int]]) -> None:
     labels, predicted = np.array(pairs).T
-    table = evaluation.per_class_report(confusion_matrix(labels, predicted, labels=range(10)))
+    table = metrics.per_class_report(confusion_matrix(labels, predicted, labels=range(10)))
     theirs = precision_recall_fscore_support(labels, predicted, labels=range(10), zero_division=0.0)
     assert (
         pytest.approx(np.array(theirs))
@@ -181,8 +181,8 @@ def test_the_report_is_scikit_learns(pairs: list[tuple[int, int]]) -> None:
 
 def test_the_table_of_predictions_tells_every_image() -> None:
     index = np.array([40, 2, 17])
-    table = evaluation.predictions_table(
-        score(np.array([1, 2, 3]), certain([1, 2, 4], 0.91), index)
+    table = metrics.predictions_table(
+        evaluate(np.array([1, 2, 3]), certain([1, 2, 4], 0.91), index)
     )
     assert list(table["index"]) == [40, 2, 17] and list(table["correct"]) == [True, True, False]
     assert list(table["predicted"]) == [1, 2, 4] and table["confidence"].tolist() == pytest.approx(
@@ -195,6 +195,6 @@ def test_the_table_of_predictions_tells_every_image() -> None:
 
 
 def test_labels_of_the_source_are_scored() -> None:
-    result = evaluation.score(np.array([3, 1, 4, 2], np.uint8), certain([3, 1, 4, 1]), np.arange(4))
+    result = metrics.evaluate(np.array([3, 1, 4, 2], np.uint8), certain([3, 1, 4, 1]), np.arange(4))
     assert list(result.predicted) == [3, 1, 4, 1] and result.metrics["val_accuracy"] == 0.75
     assert result.labels.dtype == np.int64

@@ -1,4 +1,4 @@
-"""What is the world's fault and what a trial's, and what an outbox holds through kills, full disks and repetitions."""
+"""What is the world's fault and what a trial's, and what the spool holds through kills, full disks and repetitions."""
 
 from __future__ import annotations
 
@@ -7,8 +7,6 @@ import json
 import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -18,28 +16,30 @@ from typing import Any
 import mlflow
 import psutil
 import pytest
+from digit_study.study.outcomes import ABANDONED, INTERRUPTED, OF_WORLD, is_blameless
 from hypothesis import given
 from hypothesis import strategies as st
 from mlflow.exceptions import MlflowException
 from stub_worker import plan
-from test_tracking import CONFIG, created
+from tracked import CONFIG, again, created, is_spool_empty, tracker, workspace
 
-from digit_study.config.run import Config
-from digit_study.study.outcomes import ABANDONED, INTERRUPTED, OF_WORLD, is_blameless
+from digit_study.config.run_config import Config
 from digit_study.support import machine, signals
 from digit_study.support.messages import StudyError, is_infrastructure_fault
+from digit_study.support.workspace import Workspace
 from digit_study.tracking import database as stores
-from digit_study.tracking import queries as lookup
-from digit_study.tracking import runs as run_log
-from digit_study.tracking import upload as delivery
-from digit_study.tracking import uploader
+from digit_study.tracking.session import Tracker
 from digit_study.tracking.spool import SpooledRun
+from digit_study.tracking.upload import RunUpload, upload_run
+from digit_study.tracking.writer import RunWriter
 from digit_study.trial import health
 from digit_study.trial.health import Health
 from digit_study.trial.local import child, worker
 from digit_study.trial.local.pool import LocalEngine
 from digit_study.trial.local.worker import Worker
 from digit_study.trial.protocol import EngineContext, Event
+
+__all__ = ["tracker", "workspace"]
 
 
 def caused(error: Exception, cause: Exception) -> Exception:
@@ -197,9 +197,8 @@ def test_an_engine_tells_the_machines_faults_from_the_trials(
 
 def draw_for_long(config: Config, run_id: str, send: Any, ask: Any) -> None:
     uri = str(config.tracking.uri)
-    stores.ARTIFACTS = Path(uri.removeprefix("sqlite:///")).parent / "mlruns"
-    stores.OUTBOX = stores.ARTIFACTS / ".outbox"
-    log = run_log.RunLog(uri, run_id)
+    root = Path(uri.removeprefix("sqlite:///")).parent
+    log = Tracker(uri, Workspace(root)).writer(run_id)
     (log.folder / "model").mkdir()
     mlflow.models.Model().save(str(log.folder / "model" / "MLmodel"))
     log.result({"val_accuracy": 0.5}, step=1)
@@ -211,15 +210,16 @@ def draw_for_long(config: Config, run_id: str, send: Any, ask: Any) -> None:
 
 @pytest.mark.slow
 def test_who_only_draws_holds_no_slot_and_loses_no_result(
-    store: str, monkeypatch: pytest.MonkeyPatch
+    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    tracker = Tracker(store, Workspace(tmp_path))
     context = multiprocessing.get_context("forkserver")
     monkeypatch.setattr(worker, "start_server", lambda: context)
     monkeypatch.setattr(child, "DRAWS_S", 2.0)
     engine = LocalEngine(
         EngineContext(), lambda config, run_id: Worker(draw_for_long, config, run_id)
     )
-    runs = {name: created(store) for name in ("soon", "killed", "at the end")}
+    runs = {name: created(tracker) for name in ("soon", "killed", "at the end")}
     for number, (name, run_id) in enumerate(runs.items()):
         assert engine.free == 1
         engine.submit(
@@ -235,10 +235,12 @@ def test_who_only_draws_holds_no_slot_and_loses_no_result(
                 assert not list(engine.events())
         if name == "killed":
             os.kill(engine.finishing[0].process.pid, signal.SIGKILL)
-    assert lookup.finished_metrics(store, runs["at the end"]) == {"val_accuracy": 0.5}
+    assert tracker.finished_metrics(runs["at the end"]) == {"val_accuracy": 0.5}
     engine.stop()
-    uploader.deliver(store)
-    ended = {name: mlflow.MlflowClient(store).get_run(run_id) for name, run_id in runs.items()}
+    tracker.upload_left()
+    ended = {
+        name: mlflow.MlflowClient(tracker.uri).get_run(run_id) for name, run_id in runs.items()
+    }
     assert {run.info.status for run in ended.values()} == {"FINISHED"}
     assert {run.data.metrics["val_accuracy"] for run in ended.values()} == {0.5}
     assert [len(run.outputs.model_outputs) for run in ended.values()] == [1, 1, 1]
@@ -247,22 +249,22 @@ def test_who_only_draws_holds_no_slot_and_loses_no_result(
     assert reasons == {"soon": "", "killed": killed, "at the end": killed}
 
 
-# ---------------------------------------------------------------------------------- the outbox
+# ---------------------------------------------------------------------------------- the spool
 
 
-def test_a_line_that_a_full_disk_tore_hides_no_other(store: str) -> None:
-    spooled = SpooledRun("a" * 32)
-    spooled.put(store, tags={"a": "1"})
+def test_a_line_that_a_full_disk_tore_hides_no_other(workspace: Workspace) -> None:
+    spooled = SpooledRun("a" * 32, workspace)
+    spooled.put("sqlite:///x", tags={"a": "1"})
     with (spooled.folder / "log.jsonl").open("a") as log:
         log.write('{"tags": {"b"')
-    assert [one["tags"] for one in spooled.records()[0]] == [{"a": "1"}]
-    spooled.put(store, tags={"c": "3"})
-    assert [one["tags"] for one in spooled.records()[0]] == [{"a": "1"}, {"c": "3"}]
+    assert [record["tags"] for record in spooled.records().found] == [{"a": "1"}]
+    spooled.put("sqlite:///x", tags={"c": "3"})
+    assert [record["tags"] for record in spooled.records().found] == [{"a": "1"}, {"c": "3"}]
 
 
-def kept_run(store: str) -> run_log.RunLog:
-    """A run of which the store has heard nothing but that it exists."""
-    log = run_log.RunLog(store, created(store))
+def left_run(tracker: Tracker) -> RunWriter:
+    """Leave a whole run on disk, of which the store knows only that it exists."""
+    log = tracker.writer(created(tracker))
     log.fault = "gone"
     log.config(CONFIG)
     log.dataset("mnist_sample", "ab" * 32, {"train_images": 3})
@@ -273,20 +275,37 @@ def kept_run(store: str) -> run_log.RunLog:
     (log.folder / "model" / "data").mkdir(parents=True)
     (log.folder / "model" / "data" / "model.keras").write_bytes(b"weights")
     mlflow.models.Model().save(str(log.folder / "model" / "MLmodel"))
-    log.spooled.end("FINISHED")
+    log.finish()
     return log
 
 
+def assert_uploaded_once(tracker: Tracker, run_id: str) -> None:
+    """Check that the store has all of a run that `left_run` left, each thing once."""
+    client = mlflow.MlflowClient(tracker.uri)
+    run = client.get_run(run_id)
+    assert run.info.status == "FINISHED" and run.data.params["training.threads"] == "1"
+    history = client.get_metric_history(run_id, "val_accuracy")
+    assert [point.step for point in history] == [1, 2]
+    assert len(run.inputs.dataset_inputs) == 1 and len(run.outputs.model_outputs) == 1
+    of_run = f"source_run_id = '{run_id}'"
+    [model] = client.search_logged_models([run.info.experiment_id], filter_string=of_run)
+    assert str(model.status) == "READY"
+    assert tracker.model_file(f"models:/{model.model_id}").read_bytes() == b"weights"
+    assert tracker.artifact_table(run_id, "predictions")["correct"].tolist() == [True]
+    assert is_spool_empty(tracker.workspace)
+
+
 @pytest.mark.parametrize("calls", range(1, 10))
-def test_a_sender_that_ends_anywhere_sends_each_thing_once(
-    calls: int, store: str, monkeypatch: pytest.MonkeyPatch
+def test_an_upload_that_ends_anywhere_uploads_each_thing_once(
+    calls: int, tracker: Tracker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    log = kept_run(store)
-    assert lookup.finished_metrics(store, log.run_id) == pytest.approx(
+    log = left_run(tracker)
+    assert tracker.finished_metrics(log.run_id) == pytest.approx(
         {"val_accuracy": 0.7, "val_loss": float("nan")}, nan_ok=True
     )
     left = [calls]
-    asked, uploads = mlflow.MlflowClient.__getattribute__, delivery.RunUpload._upload
+    asked = mlflow.MlflowClient.__getattribute__
+    uploads = RunUpload._upload
 
     def dying(found: Callable[..., Any]) -> Callable[..., Any]:
         def call(*given: Any, **named: Any) -> Any:
@@ -304,82 +323,79 @@ def test_a_sender_that_ends_anywhere_sends_each_thing_once(
 
     with monkeypatch.context() as gone:
         gone.setattr(mlflow.MlflowClient, "__getattribute__", attribute)
-        gone.setattr(delivery.RunUpload, "_upload", dying(uploads))
-        assert delivery.send(log.spooled, mlflow.MlflowClient(store)) is not None
-    uploader.deliver(store)
-    client = mlflow.MlflowClient(store)
-    run = client.get_run(log.run_id)
-    assert run.info.status == "FINISHED" and run.data.params["training.threads"] == "1"
-    assert [one.step for one in client.get_metric_history(log.run_id, "val_accuracy")] == [1, 2]
-    assert len(run.inputs.dataset_inputs) == 1 and len(run.outputs.model_outputs) == 1
-    [model] = client.search_logged_models(
-        [run.info.experiment_id], filter_string=f"source_run_id = '{log.run_id}'"
-    )
-    assert str(model.status) == "READY"
-    assert stores.model_file(f"models:/{model.model_id}", store).read_bytes() == b"weights"
-    assert lookup.artifact_table(store, log.run_id, "predictions")["correct"].tolist() == [True]
-    assert not log.folder.exists()
+        gone.setattr(RunUpload, "_upload", dying(uploads))
+        assert upload_run(log.spooled, again(tracker)) is not None
+    again(tracker).upload_left()
+    assert_uploaded_once(tracker, log.run_id)
 
 
-def test_a_run_that_a_living_process_writes_is_left_alone_and_one_of_a_dead_one_ended(
-    store: str, monkeypatch: pytest.MonkeyPatch
+def test_what_an_earlier_version_left_is_uploaded(tracker: Tracker) -> None:
+    """Folders as they were written at 29db070, half uploaded: their names and keys are read."""
+    run_id = created(tracker)
+    folder = tracker.workspace.spool / run_id
+    (folder / "model" / "data").mkdir(parents=True)
+    (folder / "tables").mkdir()
+    (folder / "about.json").write_text(json.dumps({"uri": tracker.uri, "owner": "gone:1:0.00"}))
+    first = {"time": 1, "params": {"training.threads": "1"}, "metrics": {"val_accuracy": 0.6}}
+    digits = {"name": "mnist_sample", "digest": "ab" * 18, "profile": "{}"}
+    rest = [
+        {"time": 2, "metrics": {"val_accuracy": 0.7}, "step": 2},
+        {"time": 3, "dataset": digits},
+        {"time": 4, "tags": {"weights.sha256": "w"}},
+    ]
+    lines = [json.dumps(record) + "\n" for record in [{**first, "step": 1}, *rest]]
+    (folder / "log.jsonl").write_text("".join(lines))
+    (folder / "outcome.json").write_text(json.dumps({"status": "FINISHED", "time": 5}))
+    (folder / "sent.json").write_text(json.dumps({"bytes": len(lines[0]), "files": {}}))
+    (folder / "tables" / "predictions.csv").write_text("index,correct\n0,True\n")
+    (folder / "model" / "data" / "model.keras").write_bytes(b"weights")
+    mlflow.models.Model().save(str(folder / "model" / "MLmodel"))
+    client = mlflow.MlflowClient(tracker.uri)
+    client.log_param(run_id, "training.threads", "1")
+    client.log_metric(run_id, "val_accuracy", 0.6, 1, 1)
+    again(tracker).upload_left()
+    assert_uploaded_once(tracker, run_id)
+    assert client.get_run(run_id).info.end_time == 5
+
+
+def test_a_run_that_a_living_process_writes_is_left_alone_and_that_of_a_dead_process_ended(
+    tracker: Tracker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    log = run_log.RunLog(store, created(store))
+    log = tracker.writer(created(tracker))
     log.fault = "gone"
     log.tags({"a": "1"})
-    uploader.deliver(store)
-    run = mlflow.MlflowClient(store).get_run(log.run_id)
+    tracker.upload_left()
+    run = mlflow.MlflowClient(tracker.uri).get_run(log.run_id)
     assert run.info.status == "RUNNING" and "a" not in run.data.tags and log.folder.is_dir()
     monkeypatch.setattr(machine, "is_alive", lambda name: False)
-    uploader.deliver(store)
-    run = mlflow.MlflowClient(store).get_run(log.run_id)
+    tracker.upload_left()
+    run = mlflow.MlflowClient(tracker.uri).get_run(log.run_id)
     assert (run.info.status, run.data.tags["failure"]) == ("KILLED", "its process ended before it")
     assert run.data.tags["a"] == "1" and not log.folder.exists()
 
 
 def test_what_the_store_will_never_take_holds_up_nothing_else(
-    store: str, capsys: pytest.CaptureFixture[str]
+    tracker: Tracker, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    gone, log = kept_run(store), kept_run(store)
-    mlflow.MlflowClient(store).delete_run(gone.run_id)
-    uploader.deliver(store)
-    assert mlflow.MlflowClient(store).get_run(log.run_id).info.status == "FINISHED"
+    gone = left_run(tracker)
+    log = left_run(tracker)
+    mlflow.MlflowClient(tracker.uri).delete_run(gone.run_id)
+    tracker.upload_left()
+    assert mlflow.MlflowClient(tracker.uri).get_run(log.run_id).info.status == "FINISHED"
     assert f"the store does not take run {gone.run_id}, it is kept in" in capsys.readouterr().err
-    assert (
-        json.loads((stores.OUTBOX / ".refused" / gone.run_id / "outcome.json").read_text())[
-            "status"
-        ]
-        == "FINISHED"
-    )
-    uploader.deliver(store)
+    outcome = tracker.workspace.spool / ".refused" / gone.run_id / "outcome.json"
+    assert json.loads(outcome.read_text())["status"] == "FINISHED"
+    tracker.upload_left()
     assert capsys.readouterr().err == ""
 
 
-def test_params_of_a_run_that_is_opened_again_stay_as_they_were(store: str) -> None:
-    log = run_log.RunLog(store, created(store))
-    log._tell(params={"threads": "1"})
-    log._tell(params={"threads": "2"}, tags={"a": "b"})
-    run = mlflow.MlflowClient(store).get_run(log.run_id)
-    assert log.fault is None and (run.data.params, run.data.tags["a"]) == ({"threads": "1"}, "b")
-
-
-def test_an_empty_outbox_costs_no_import(tmp_path: Path) -> None:
-    lines = (
-        "import sys",
-        "from digit_study.tracking import database as stores",
-        "stores.OUTBOX = stores.Path(sys.argv[1])",
-    )
-    lines += ("stores.send_kept('sqlite:///x.db')",)
-    code = "; ".join(
-        [
-            *lines,
-            "sys.exit('mlflow' in sys.modules or 'digit_study.tracking.uploader' in sys.modules)",
-        ]
-    )
-    source = str(Path(stores.__file__).parents[2])
-    assert (
-        subprocess.run(
-            [sys.executable, "-c", code, tmp_path], env={**os.environ, "PYTHONPATH": source}
-        ).returncode
-        == 0
-    )
+def test_params_of_a_run_that_is_opened_again_stay_as_they_were(tracker: Tracker) -> None:
+    run_id = created(tracker)
+    for threads in (1, 2):
+        training = replace(CONFIG.training, threads=threads)
+        log = tracker.writer(run_id)
+        log.config(replace(CONFIG, training=training))
+    log.tags({"a": "b"})
+    run = mlflow.MlflowClient(tracker.uri).get_run(run_id)
+    assert log.fault is None
+    assert (run.data.params["training.threads"], run.data.tags["a"]) == ("1", "b")

@@ -14,7 +14,7 @@ from conftest import Project, open_store
 from stub_worker import Stub, Stubs, plan
 from world import Disk, mounted, small_disk
 
-from digit_study.config.run import Config
+from digit_study.config.run_config import Config
 from digit_study.report.figures import charts
 from digit_study.report.figures import optuna_figures as study_pictures
 from digit_study.report.figures import run_figures as figures

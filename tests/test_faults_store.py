@@ -16,7 +16,7 @@ from lab import Lab, lab
 from stub_worker import Stubs, plan
 from world import Server, SlowWay, assert_survives
 
-from digit_study.config.run import Config
+from digit_study.config.run_config import Config
 from digit_study.report.figures import charts
 from digit_study.report.figures import optuna_figures as study_pictures
 from digit_study.report.figures import run_figures as figures

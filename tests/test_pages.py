@@ -24,7 +24,7 @@ from stub_worker import SPACE, Stubs, plan
 from test_study_pictures import study_of
 
 from digit_study.config import compose
-from digit_study.config.study import StudyConfig
+from digit_study.config.study_config import StudyConfig
 from digit_study.data.digits import load_digits
 from digit_study.data.sources import SAMPLE_SHA256, DataConfig
 from digit_study.registry.ledger import Ledger
@@ -41,8 +41,10 @@ from digit_study.study.confirmation import confirm
 from digit_study.study.search import run_study
 from digit_study.study.storage import CREATED, OVERRIDES, StoredStudy, refuse_changes
 from digit_study.support.messages import StudyError
+from digit_study.support.workspace import Workspace
 from digit_study.tracking import database as stores
 from digit_study.tracking import queries as lookup
+from digit_study.tracking.session import Tracker
 
 HOSTILE = "<img src=x onerror=alert(1)>'\"</script>"
 MOST_BYTES = 5_000_000
@@ -192,7 +194,7 @@ def test_a_confirmation_of_an_older_study_of_the_same_name_is_not_shown(store: s
 def test_promotions_stand_on_the_page_with_their_evidence(store: str) -> None:
     wanted, stored = search(store)
     own = stored.trials()[0].user_attrs["run_id"]
-    ledger = Ledger(mlflow.MlflowClient(store), store, stores.REGISTERED_NAME)
+    ledger = Ledger(Tracker(store, Workspace.of_project()), stores.REGISTERED_NAME)
     for run_id in ("another", own):
         begun = ledger.record("begun", run_id, kind="promotion", study="s")
         ledger.append(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from mlflow.entities import Run
 
 from digit_study.config import compose as composition
 from digit_study.config.compose import compose_config
-from digit_study.config.run import Config, resolve_config
+from digit_study.config.run_config import Config, resolve_config
 from digit_study.data import digits as data
 from digit_study.data import sources
 from digit_study.model.fit import Diverged, Predictor, weights_sha256
@@ -29,13 +29,18 @@ from digit_study.model.networks import build_model
 from digit_study.report.figures import run_figures as figures
 from digit_study.stats import metrics as evaluation
 from digit_study.support import machine as hardware
-from digit_study.support.messages import StudyError, flatten
+from digit_study.support.messages import StudyError
+from digit_study.support.rules import flatten
 from digit_study.support.signals import Interrupted, interruptible
-from digit_study.tracking import database as stores
-from digit_study.tracking import queries as lookup
-from digit_study.tracking import runs as tracking
+from digit_study.support.workspace import Workspace
+from digit_study.tracking import runs
+from digit_study.tracking.location import store_uri
+from digit_study.tracking.session import Tracker
+from digit_study.trial import events
+from digit_study.trial.events import Decision
+from digit_study.trial.inline import InlineEngine
 from digit_study.trial.local import child
-from digit_study.trial.protocol import Pruned, TrialResult
+from digit_study.trial.protocol import EngineContext, TrialResult, TrialStopped
 from digit_study.trial.run_trial import forget_networks, run_trial
 
 composition.register()
@@ -52,19 +57,40 @@ def trial(npz: Path, *overrides: str) -> Config:
     return resolve_config(compose_config([*small, "training.threads=1", *overrides]))[0]
 
 
-def begin(config: Config) -> tuple[str, str]:
-    uri = stores.tracking_uri(config.tracking.uri)
-    return uri, tracking.create_run(config, uri, data.dataset_name(config.data), "a name")
+class Listener:
+    """Notes what it hears of a trial, and may end it after an epoch."""
+
+    def __init__(self, after_epoch: Callable[[], Decision] = lambda: Decision.CONTINUE) -> None:
+        self.after_epoch = after_epoch
+        self.heard: list[Any] = []
+        self.results: list[TrialResult] = []
+
+    def on_steps(self, epoch: int, step: int, steps: int) -> None:
+        self.heard.append((epoch, step, steps))
+
+    def on_epoch(self, epoch: int, record: Any) -> Decision:
+        self.heard.append(epoch)
+        return self.after_epoch()
+
+    def on_result(self, result: TrialResult) -> None:
+        self.results.append(result)
 
 
-def ignore(*news: Any) -> None:
-    """Listens to a trial and does nothing."""
+def tracker_of(config: Config) -> Tracker:
+    """Return the tracker of the store that MLFLOW_TRACKING_URI names, beside which artifacts lie."""
+    uri = store_uri(config.tracking.uri, Workspace(Path("/nowhere")))
+    return Tracker(uri, Workspace(Path(uri.removeprefix("sqlite:///")).parent))
 
 
-def walk(config: Config, **more: Any) -> tuple[TrialResult, Run]:
-    uri, run_id = begin(config)
-    result = run_trial(config, run_id, **{"on_steps": ignore, "on_epoch": ignore, **more})
-    return result, mlflow.MlflowClient(uri).get_run(run_id)
+def begin(config: Config) -> tuple[Tracker, str]:
+    tracker = tracker_of(config)
+    return tracker, tracker.create_run(config, data.dataset_name(config.data), "a name")
+
+
+def walk(config: Config, listener: Listener | None = None) -> tuple[TrialResult, Run]:
+    tracker, run_id = begin(config)
+    result = run_trial(config, run_id, tracker, listener or Listener())
+    return result, tracker.client.get_run(run_id)
 
 
 @dataclass(frozen=True)
@@ -72,8 +98,12 @@ class Finished:
     config: Config
     result: TrialResult
     run: Run
-    client: mlflow.MlflowClient
-    heard: list[Any]
+    tracker: Tracker
+    listener: Listener
+
+    @property
+    def client(self) -> mlflow.MlflowClient:
+        return self.tracker.client
 
 
 @pytest.fixture(scope="module")
@@ -84,14 +114,11 @@ def finished(
     with pytest.MonkeyPatch.context() as patch:
         uri = open_store(migrated, tmp_path_factory.mktemp("run"), patch)
         patch.setattr(mlflow, "_tracking_uri", None, raising=False)
-        config, heard = trial(small_npz, "training.precision=mixed_bfloat16"), []
-        listener = {
-            "on_steps": lambda *where: heard.append(where),
-            "on_epoch": lambda number, _: heard.append(number),
-        }
-        result, run = walk(config, **listener)
+        config = trial(small_npz, "training.precision=mixed_bfloat16")
+        listener = Listener()
+        result, run = walk(config, listener)
         mlflow.set_tracking_uri(uri)
-        yield Finished(config, result, run, mlflow.MlflowClient(uri), heard)
+        yield Finished(config, result, run, tracker_of(config), listener)
 
 
 def listed(finished: Finished, folder: str) -> set[str]:
@@ -103,13 +130,14 @@ def fetched(finished: Finished, path: str) -> Path:
 
 
 def test_the_listener_hears_steps_and_epochs_in_order(finished: Finished) -> None:
-    assert finished.heard == [(1, 6, 6), 1, (2, 6, 6), 2]
+    assert finished.listener.heard == [(1, 6, 6), 1, (2, 6, 6), 2]
+    assert [result.run_id for result in finished.listener.results] == [finished.result.run_id]
 
 
 def test_it_is_finished_and_nothing_is_left_in_the_outbox(finished: Finished) -> None:
     assert finished.run.info.status == "FINISHED" and finished.run.info.run_name == "a name"
     assert finished.result.kept is None and finished.result.fault is None
-    assert list(stores.OUTBOX.iterdir()) == []
+    assert not finished.tracker.is_spooled(finished.result.run_id)
 
 
 def test_every_leaf_of_the_config_is_a_param_and_the_whole_a_file(finished: Finished) -> None:
@@ -145,7 +173,7 @@ def test_the_digits_are_its_input(finished: Finished) -> None:
     }
 
 
-@pytest.mark.parametrize("metric", tracking.EPOCH_METRICS)
+@pytest.mark.parametrize("metric", runs.EPOCH_METRICS)
 def test_every_epoch_has_its_point(finished: Finished, metric: str) -> None:
     history = finished.client.get_metric_history(finished.run.info.run_id, metric)
     by_step = {point.step: point.value for point in history}
@@ -258,16 +286,16 @@ def test_a_worker_that_has_trained_other_networks_gives_the_same_bits_and_names(
         "training.augmentation=shift_rotate",
     ]
     layers = []
+    listener = Listener()
     for config in (trial(small_npz, *others), finished.config, finished.config):
-        uri, run_id = begin(config)
-        result = child.train(config, run_id, ignore, ignore)
-        (logged,) = mlflow.MlflowClient(uri).get_run(run_id).outputs.model_outputs
-        mlflow.set_tracking_uri(uri)
-        layers.append(
-            [layer.name for layer in mlflow.keras.load_model(f"models:/{logged.model_id}").layers]
-        )
+        tracker, run_id = begin(config)
+        child.train(config, run_id, listener, workspace=tracker.workspace)  # type: ignore[arg-type]
+        (logged,) = tracker.client.get_run(run_id).outputs.model_outputs
+        mlflow.set_tracking_uri(tracker.uri)
+        model = mlflow.keras.load_model(f"models:/{logged.model_id}")
+        layers.append([layer.name for layer in model.layers])
         forget_networks()  # the names of what was loaded
-    assert result.weights_sha256 == finished.result.weights_sha256
+    assert listener.results[-1].weights_sha256 == finished.result.weights_sha256
     assert layers[1] == layers[2]
 
 
@@ -280,7 +308,7 @@ def test_a_worker_that_has_trained_other_networks_gives_the_same_bits_and_names(
     [
         (Interrupted(15), "KILLED"),
         (KeyboardInterrupt(), "KILLED"),
-        (Pruned("enough"), "KILLED"),
+        (TrialStopped("enough"), "KILLED"),
         (StudyError("no"), "FAILED"),
         (MemoryError(), "FAILED"),
     ],
@@ -288,20 +316,30 @@ def test_a_worker_that_has_trained_other_networks_gives_the_same_bits_and_names(
 def test_a_trial_that_ends_early_says_how_and_keeps_its_epochs(
     error: BaseException, status: str, small_npz: Path, store: str
 ) -> None:
-    def stop(number: int, record: dict[str, float]) -> None:
+    def stop() -> Decision:
         raise error
 
     config = trial(small_npz, "tracking.save_model=false")
-    uri, run_id = begin(config)
+    tracker, run_id = begin(config)
     with pytest.raises(type(error)):
-        run_trial(config, run_id, ignore, stop, data_figures=False)
-    run = mlflow.MlflowClient(uri).get_run(run_id)
+        run_trial(config, run_id, tracker, Listener(stop), data_figures=False)
+    run = tracker.client.get_run(run_id)
     assert run.info.status == status and run.info.end_time
     assert (
         run.data.tags["failure"].startswith(type(error).__name__)
         and run.data.metrics["val_accuracy"] >= 0
     )
-    assert not (stores.OUTBOX / run_id).exists()
+    assert not tracker.is_spooled(run_id)
+
+
+def test_a_trial_that_the_listener_stops_is_killed(small_npz: Path, store: str) -> None:
+    config = trial(small_npz, "tracking.save_model=false")
+    tracker, run_id = begin(config)
+    listener = Listener(lambda: Decision.STOP)
+    with pytest.raises(TrialStopped):
+        run_trial(config, run_id, tracker, listener, data_figures=False)
+    assert listener.heard == [(1, 6, 6), 1] and not listener.results
+    assert tracker.client.get_run(run_id).info.status == "KILLED"
 
 
 def test_a_worker_is_asked_to_end_while_it_lets_networks_go(
@@ -318,60 +356,64 @@ def test_a_worker_is_asked_to_end_while_it_lets_networks_go(
 def test_a_signal_that_is_lost_in_a_finaliser_ends_a_trial_all_the_same(
     small_npz: Path, store: str
 ) -> None:
-    epochs: list[int] = []
+    def lose_a_signal() -> Decision:
+        Finalised()
+        return Decision.CONTINUE
+
     config = trial(small_npz, "training.epochs=5")
+    listener = Listener(lose_a_signal)
     with pytest.raises(Interrupted, match="SIGTERM"), interruptible():
-        uri, run_id = begin(config)
-        listener = {
-            "on_steps": ignore,
-            "on_epoch": lambda number, _: (epochs.append(number), Finalised())[0],
-        }
-        run_trial(config, run_id, **listener)
-    assert epochs == [1] and mlflow.MlflowClient(uri).get_run(run_id).info.status == "KILLED"
+        tracker, run_id = begin(config)
+        run_trial(config, run_id, tracker, listener)
+    assert [heard for heard in listener.heard if isinstance(heard, int)] == [1]
+    assert tracker.client.get_run(run_id).info.status == "KILLED"
 
 
 def test_a_signal_while_tensorflow_traces_ends_the_trial_after_its_first_steps(
     small_npz: Path, store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """An exception there would leave TensorFlow's locks behind, for which its own clean-up then waits for ever."""
-    told, epochs, call = list[str](), list[int](), keras.losses.SparseCategoricalCrossentropy.call
+    calls: list[str] = []
+    call = keras.losses.SparseCategoricalCrossentropy.call
 
     def traced(*given: Any) -> Any:
         signal.raise_signal(signal.SIGTERM)
-        told.append("not cut short")
+        calls.append("not cut short")
         return call(*given)
 
     monkeypatch.setattr(keras.losses.SparseCategoricalCrossentropy, "call", traced)
     config = trial(small_npz)
-    uri, run_id = begin(config)
+    tracker, run_id = begin(config)
+    listener = Listener()
     with pytest.raises(Interrupted, match="SIGTERM"), interruptible():
-        run_trial(config, run_id, ignore, lambda number, _: epochs.append(number))
-    assert told == ["not cut short"] and not epochs
-    assert mlflow.MlflowClient(uri).get_run(run_id).info.status == "KILLED"
+        run_trial(config, run_id, tracker, listener)
+    assert calls == ["not cut short"] and not listener.heard
+    assert tracker.client.get_run(run_id).info.status == "KILLED"
 
 
 def test_figures_that_fail_cost_no_result(
     small_npz: Path, store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def fail(*given: Any) -> None:
-        assert heard  # before anything is drawn
+        assert listener.results  # before anything is drawn
         raise RuntimeError("no font")
 
     monkeypatch.setattr(figures, "write_run_figures", fail)
-    config, heard = trial(small_npz), list[TrialResult]()
-    uri, run_id = begin(config)
+    config = trial(small_npz)
+    listener = Listener()
+    tracker, run_id = begin(config)
     with pytest.raises(RuntimeError, match="no font"):
-        run_trial(config, run_id, ignore, ignore, heard.append, data_figures=False)
-    run = mlflow.MlflowClient(uri).get_run(run_id)
+        run_trial(config, run_id, tracker, listener, data_figures=False)
+    run = tracker.client.get_run(run_id)
     assert (
         run.info.status == "FINISHED"
         and "not all figures: RuntimeError: no font" in run.data.tags["failure"]
     )
-    assert run.data.metrics["val_accuracy"] == pytest.approx(heard[0].metrics["val_accuracy"])
-    assert (
-        lookup.predictions(mlflow.MlflowClient(uri), run, "run")["correct"].mean()
-        == run.data.metrics["val_accuracy"]
+    assert run.data.metrics["val_accuracy"] == pytest.approx(
+        listener.results[0].metrics["val_accuracy"]
     )
+    table = tracker.predictions(run, "run")
+    assert table["correct"].mean() == run.data.metrics["val_accuracy"]
     assert len(run.outputs.model_outputs) == 1
 
 
@@ -379,11 +421,11 @@ def test_data_that_changed_since_they_were_resolved_fail_the_run(
     small_npz: Path, store: str
 ) -> None:
     config = trial(small_npz)
-    uri, run_id = begin(config)
+    tracker, run_id = begin(config)
     object.__setattr__(config.data, "sha256", "0" * 64)
     with pytest.raises(StudyError, match="`data.sha256` says"):
-        run_trial(config, run_id, ignore, ignore)
-    assert mlflow.MlflowClient(uri).get_run(run_id).info.status == "FAILED"
+        run_trial(config, run_id, tracker, Listener())
+    assert tracker.client.get_run(run_id).info.status == "FAILED"
 
 
 def test_divergence_fails_the_run_with_its_reason(small_npz: Path, store: str) -> None:
@@ -396,11 +438,56 @@ def test_divergence_fails_the_run_with_its_reason(small_npz: Path, store: str) -
         "model.batch_norm=false",
         "training.epochs=30",
     )
-    uri, run_id = begin(config)
+    tracker, run_id = begin(config)
     with pytest.raises(Diverged, match=r"`train_loss` is (nan|inf) in epoch \d+, in steps"):
-        run_trial(config, run_id, ignore, ignore)
-    run = mlflow.MlflowClient(uri).get_run(run_id)
+        run_trial(config, run_id, tracker, Listener())
+    run = tracker.client.get_run(run_id)
     assert run.info.status == "FAILED" and "`train_loss` is" in run.data.tags["failure"]
+
+
+# ---------------------------------------------------------------------------------- a single run
+
+
+def inline(config: Config, listener: Callable[[Any], None]) -> tuple[InlineEngine, Tracker, str]:
+    """Return an engine in this process with a trial submitted, and the run of that."""
+    tracker, run_id = begin(config)
+    engine = InlineEngine(EngineContext(workspace=tracker.workspace), listener)
+    assert engine.free == 1 and engine.submit(3, config, run_id)
+    assert engine.free == 0
+    return engine, tracker, run_id
+
+
+@pytest.mark.slow
+def test_a_run_in_this_process_gives_the_same_bits(finished: Finished, store: str) -> None:
+    heard: list[Any] = []
+    engine, tracker, run_id = inline(finished.config, heard.append)
+    (outcome,) = engine.events()
+    assert isinstance(outcome, events.Finished) and outcome.key == 3
+    assert outcome.result.weights_sha256 == finished.result.weights_sha256
+    assert outcome.result.kept is None
+    assert [type(event) for event in heard] == [events.StepsDone, events.EpochDone] * 2
+    assert tracker.client.get_run(run_id).info.status == "FINISHED"
+    assert engine.free == 1 and not list(engine.events())
+
+
+def test_a_run_in_this_process_is_stopped_by_an_answer(small_npz: Path, store: str) -> None:
+    engine, tracker, run_id = inline(
+        trial(small_npz, "tracking.save_model=false"),
+        lambda event: engine.answer(event.key, Decision.STOP),
+    )
+    assert list(engine.events()) == [events.Stopped(3)]
+    assert tracker.client.get_run(run_id).info.status == "KILLED"
+
+
+def test_what_a_run_in_this_process_raises_ends_its_run(small_npz: Path, store: str) -> None:
+    def interrupt(event: Any) -> None:
+        raise Interrupted(signal.SIGINT)
+
+    engine, tracker, run_id = inline(trial(small_npz), interrupt)
+    with pytest.raises(Interrupted):
+        list(engine.events())
+    assert tracker.client.get_run(run_id).info.status == "KILLED"
+    assert engine.free == 1
 
 
 # ---------------------------------------------------------------------------------- what auto becomes

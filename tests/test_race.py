@@ -46,14 +46,14 @@ fields = st.tuples(
 @settings(deadline=None, max_examples=20)
 @given(fields, st.integers(2, 6))
 def test_a_fixed_number_of_seeds_has_one_look_at_all_of_them(drawn: Any, seeds: int) -> None:
-    """Tukey's test over seeds and the adjusted paired test over images, as they were before there were races."""
+    """Tukey's test over seeds and the adjusted paired test over images, as before there were races."""
     correct = networks(np.random.default_rng(drawn[0]), drawn[1], seeds)
     found = stand(correct, seeds, seeds)
     order = sorted(range(len(correct)), key=lambda one: -correct[one].mean())
     means = np.array([correct[one].mean(axis=1) for one in order])
     by_seeds = tukey(means) if len(order) > 1 else np.ones(1)
     shares = [correct[one].mean(axis=0) for one in order]
-    by_images = [1.0, *adjusted_p_values([t_test(shares[0] - one)[0] for one in shares[1:]])]
+    by_images = [1.0, *adjusted_p_values([t_test(shares[0] - one).p_value for one in shares[1:]])]
     assert [found.p_seeds[one] for one in order] == pytest.approx(by_seeds.tolist())
     assert [found.p_images[one] for one in order] == pytest.approx(by_images)
     assert found.wanted == 0 and found.seeds == [seeds] * len(order)
@@ -156,11 +156,11 @@ def test_a_race_trains_fewer_recorded_networks_and_tells_more_of_the_worse_apart
     found = simulate("as recorded", 80, seed=2)
     race_, fixed = found["race"], found["fixed"]
     assert race_.networks < 0.95 * fixed.networks
-    assert race_.told > fixed.told and race_.told > 0.95 * race_.clear
+    assert race_.distinguished > fixed.distinguished and race_.distinguished > 0.95 * race_.clear
     assert race_.errors <= 1
 
 
-# --------------------------------------------------------------------------- the noise, and how many more seeds
+# ------------------------------------------------------- the noise, and how many more seeds
 
 
 def test_components_are_those_that_made_the_values() -> None:
@@ -168,12 +168,13 @@ def test_components_are_those_that_made_the_values() -> None:
     found = []
     for _ in range(200):
         by_seed, by_image = random.normal(size=(8, 1)) * 0.3, random.normal(size=(1, 60)) * 0.5
-        found.append(np.square(components(by_seed + by_image + random.normal(size=(8, 60)))))
+        parts = components(by_seed + by_image + random.normal(size=(8, 60)))
+        found.append(np.square([parts.seeds, parts.images, parts.rest]))
     assert np.mean(found, axis=0) == pytest.approx([0.3**2 + 1 / 60, 0.5**2, 1.0], rel=0.05)
 
 
 def test_noise_is_that_of_new_seeds_and_new_images() -> None:
-    """Both together are the scatter of one network's accuracy, seed and images drawn anew each time."""
+    """Both together are the spread of a network's accuracy, seed and images drawn anew each time."""
     random = np.random.default_rng(1)
     fresh = [networks(random, [0.9], seeds=1)[0].mean() for _ in range(4_000)]
     found = [noise_of(networks(random, [0.9])[0]) for _ in range(100)]
@@ -202,7 +203,7 @@ PLAIN = (3, 5_000, 0.004, 0.02, 0.1)
 @pytest.mark.parametrize("difference", [0.002, 0.004, 0.008])
 @pytest.mark.parametrize("seeds", [5, 8, 20])
 def test_the_chance_is_what_simulation_finds(difference: float, seeds: int) -> None:
-    """Further seeds are normal around what was seen; the limits are those of the t-tests with all of them."""
+    """Further seeds are normal around what was seen; the limits are those of t-tests with all."""
     gap, random = Gap(difference, *PLAIN), np.random.default_rng(seeds)
     further = random.normal(difference, gap.spread, (20_000, seeds - gap.seeds)).sum(axis=1)
     means = (gap.seeds * difference + further) / seeds

@@ -15,10 +15,10 @@ import psutil
 import pytest
 from cluster import Host
 from conftest import Command
+from digit_study.study.outcomes import is_blameless
 from lab import wait_until
 from ray_hosts import BIN, PORT, WHY, RayHosts, ray_hosts
 
-from digit_study.study.outcomes import is_blameless
 from digit_study.study.storage import counted
 
 pytestmark = [pytest.mark.cluster, pytest.mark.skipif(bool(WHY), reason=WHY)]

@@ -12,25 +12,24 @@ from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import optuna
 import pytest
 import recorded_store as rs
 from hypothesis import given
 from hypothesis import strategies as st
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 from scipy.stats import binom, norm, poisson
 
-from digit_study.config.promote import FileConfig, GateConfig, PromoteConfig
+from digit_study.config.promote_config import FileConfig, GateConfig, PromoteConfig
 from digit_study.registry import contest, promotion
-from digit_study.stats.gate import Score, budget, decide
+from digit_study.stats.gate import NetworkResult, budget, decide
 from digit_study.stats.ranking import PairedTest, paired_test
+from digit_study.study.identity import local_uid
 from digit_study.support.messages import StudyError
-from digit_study.tracking import queries as lookup
+from digit_study.support.workspace import Workspace
 
 N = 10_000
-
-
-@pytest.fixture(autouse=True)
-def no_tensorflow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(contest, "read_sealed", rs.read_sealed)
 
 
 @pytest.fixture
@@ -45,23 +44,31 @@ def printed(capsys: pytest.CaptureFixture[str]) -> str:
 # ---------------------------------------------------------------------------------- the decision
 
 
-def contest_of_counts(b: int, c: int, sizes: tuple[int, int]) -> tuple[Score, Score, PairedTest]:
+def contest_of_counts(
+    b: int, c: int, sizes: tuple[int, int]
+) -> tuple[NetworkResult, NetworkResult, PairedTest]:
     """As :func:`contest_of`, from counts alone, for many."""
     p_value = float(min(1.0, 2 * binom.cdf(min(b, c), b + c, 0.5))) if b + c else 1.0
-    scores = Score("new", 9_800 + c - b, N, sizes[0]), Score("old", 9_800, N, sizes[1])
+    scores = (
+        NetworkResult("new", 9_800 + c - b, N, sizes[0]),
+        NetworkResult("old", 9_800, N, sizes[1]),
+    )
     return *scores, PairedTest(b, c, N, (c - b) / N, -1.0, 1.0, p_value)
 
 
 def contest_of(
     only_champion: int, only_challenger: int, sizes: tuple[int, int]
-) -> tuple[Score, Score, PairedTest]:
-    """A champion that reads 9,900 of 10,000, and a challenger with the given flips; sizes of challenger, champion."""
+) -> tuple[NetworkResult, NetworkResult, PairedTest]:
+    """A champion with 9,900 of 10,000 correct, and a challenger with the given flips.
+
+    Sizes are of challenger and champion.
+    """
     champion = np.arange(N) < 9_900
     challenger = champion.copy()
     challenger[:only_champion] = False
     challenger[9_900 : 9_900 + only_challenger] = True
     scores = [
-        Score(name, int(correct.sum()), N, size)
+        NetworkResult(name, int(correct.sum()), N, size)
         for name, correct, size in zip(("new", "old"), (challenger, champion), sizes, strict=True)
     ]
     return scores[0], scores[1], paired_test(champion, challenger)
@@ -112,7 +119,7 @@ def test_the_gate(
     ("correct", "promoted"), [(9_500, True), (9_499, False), (10_000, True), (0, False)]
 )
 def test_the_first_must_pass_the_floor(correct: int, promoted: bool) -> None:
-    decision = decide(Score("new", correct, N, 5), None, None, GateConfig())
+    decision = decide(NetworkResult("new", correct, N, 5), None, None, GateConfig())
     assert (decision.promoted, decision.rule) == (promoted, "first" if promoted else "below_floor")
     assert "floor of 95.00 %" in decision.reason
 
@@ -135,7 +142,7 @@ def test_the_gate_is_what_it_says(
     level = alpha * 6 / (np.pi * (before + 1)) ** 2
     better = test.p_value < level and challenger.accuracy > champion.accuracy
     least = test.lower_end(level)
-    assert least == 0 or test.score(least) == pytest.approx(norm.isf(level), abs=1e-6)
+    assert least == 0 or test.z_statistic(least) == pytest.approx(norm.isf(level), abs=1e-6)
     smaller = test.lower_end(level) >= -margin and sizes[0] < sizes[1]
     assert decision.promoted == (better or smaller)
     assert f"comparison {before + 1} on these images" in decision.reason
@@ -180,11 +187,14 @@ def test_fifty_equally_good_challengers_move_the_alias_wrongly_in_one_history_of
 def test_fifty_smaller_challengers_that_lose_the_margin_pass_in_one_history_of_twenty(
     flips: int,
 ) -> None:
-    """Exactly: over all ways in which images can flip between networks of which one reads 20 of 10,000 less."""
+    """Exactly: over all ways in which images can flip between networks, 20 of 10,000 apart."""
     counts = np.arange(220)
     chance = np.outer(poisson.pmf(counts, flips / 2 + 10), poisson.pmf(counts, flips / 2 - 10))
     scores = np.array(
-        [[PairedTest(b, c, N, 0.0, 0.0, 0.0, 1.0).score(-0.002) for c in counts] for b in counts]
+        [
+            [PairedTest(b, c, N, 0.0, 0.0, 0.0, 1.0).z_statistic(-0.002) for c in counts]
+            for b in counts
+        ]
     )
     passed = [
         float(chance[scores >= norm.isf(budget(0.05, before).level)].sum()) for before in range(50)
@@ -194,7 +204,7 @@ def test_fifty_smaller_challengers_that_lose_the_margin_pass_in_one_history_of_t
 
 @pytest.mark.parametrize(("flips", "share"), [(30, 0.95), (60, 0.74), (120, 0.46)])
 def test_a_smaller_network_that_is_as_good_passes_this_often(flips: int, share: float) -> None:
-    """The shares that :func:`decide` names, exactly: over all ways in which ``flips`` images can fall."""
+    """The shares that :func:`decide` names, exactly: over all ways in which images can fall."""
     chances = binom.pmf(np.arange(flips + 1), flips, 0.5)
     passes = [
         decide(*contest_of_counts(flips - c, c, (1, 2)), GateConfig()).promoted
@@ -211,7 +221,7 @@ def test_other_digits_are_refused(one: str | None, other: str | None) -> None:
     )
     champion: Any = SimpleNamespace(run_id=None, tags=tags[1], version="1", name="m")
     with pytest.raises(StudyError, match="promote.model_name=m-2"):
-        contest.require_same_data(challenger, champion, None)  # type: ignore[arg-type]
+        contest.require_same_data(None, challenger, champion)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -234,18 +244,18 @@ def test_values_are_checked(config: PromoteConfig, word: str) -> None:
         config.validate()
 
 
-# ---------------------------------------------------------------------------------- aliases and ledger
+# ---------------------------------------------------------------------- aliases and ledger
 
 
 def test_first_better_worse_and_back(store: rs.Store, capsys: pytest.CaptureFixture[str]) -> None:
     weak, strong = rs.add_run(store, range(40)), rs.add_run(store, range(10), 5_000)
-    promotion.serve(store.ask(weak))
+    store.promote(store.ask(weak))
     assert store.registry.aliases() == {"champion": "1"}
-    promotion.serve(store.ask(strong))
+    store.promote(store.ask(strong))
     assert store.registry.aliases() == {"champion": "2", "previous": "1"}
-    promotion.serve(store.ask(weak))
+    store.promote(store.ask(weak))
     assert store.registry.aliases() == {"champion": "2", "previous": "1", "challenger": "3"}
-    promotion.serve(store.ask(rollback=True))
+    store.promote(store.ask(rollback=True))
     assert store.registry.aliases() == {"champion": "1", "challenger": "3"}
     assert (
         printed(capsys)
@@ -253,9 +263,9 @@ def test_first_better_worse_and_back(store: rs.Store, capsys: pytest.CaptureFixt
         .endswith(f"#/models/{rs.NAME}?workflowType=machine_learning")
     )
     with pytest.raises(StudyError, match="alias 'previous'"):
-        promotion.serve(store.ask(rollback=True))
+        store.promote(store.ask(rollback=True))
     printed(capsys)
-    promotion.serve(store.ask(history=True))
+    store.promote(store.ask(history=True))
     history = printed(capsys)
     assert "opened 3 times" in history
     assert history.count("promotion of run") == 3
@@ -266,18 +276,18 @@ def test_first_better_worse_and_back(store: rs.Store, capsys: pytest.CaptureFixt
 @pytest.mark.slow
 def test_a_second_rollback_goes_one_further_back(store: rs.Store) -> None:
     for wrong in (40, 20, 5):
-        promotion.serve(store.ask(rs.add_run(store, range(wrong))))
+        store.promote(store.ask(rs.add_run(store, range(wrong))))
     assert store.registry.aliases() == {"champion": "3", "previous": "2"}
-    promotion.serve(store.ask(rollback=True))
+    store.promote(store.ask(rollback=True))
     assert store.registry.aliases() == {"champion": "2", "previous": "1"}
-    promotion.serve(store.ask(rollback=True))
+    store.promote(store.ask(rollback=True))
     assert store.registry.aliases() == {"champion": "1"}
 
 
 def test_evidence_is_on_the_version(store: rs.Store) -> None:
-    promotion.serve(store.ask(rs.add_run(store, range(40))))
+    store.promote(store.ask(rs.add_run(store, range(40))))
     run_id = rs.add_run(store, range(10))
-    promotion.serve(store.ask(run_id))
+    store.promote(store.ask(run_id))
     version = store.client.get_model_version_by_alias(rs.NAME, "champion")
     tags = version.tags
     assert (version.run_id, tags["run_id"], tags["compared.version"]) == (run_id, run_id, "1")
@@ -290,7 +300,8 @@ def test_evidence_is_on_the_version(store: rs.Store) -> None:
     page = f"#/experiments/{store.experiment}/runs/{run_id}"
     assert version.description.startswith("**") and f"]({page})" in version.description
     assert (
-        "| right of 1,000 sealed images | 99.00 % [98.17, 99.46] | 96.00 % |" in version.description
+        "| correct of 1,000 sealed images | 99.00 % [98.17, 99.46] | 96.00 % |"
+        in version.description
     )
     assert f"[version 1](#/models/{rs.NAME}/versions/1)" in version.description
 
@@ -298,10 +309,11 @@ def test_evidence_is_on_the_version(store: rs.Store) -> None:
 def test_below_the_floor_becomes_challenger_and_nobody_champion(
     store: rs.Store, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    promotion.serve(store.ask(rs.add_run(store, range(100))))
+    store.promote(store.ask(rs.add_run(store, range(100))))
     assert store.registry.aliases() == {"challenger": "1"}
     told = printed(capsys)
-    assert "'champion' names none; 'challenger' is version 1" in told
+    assert "version 1 of digit-recognizer is registered as challenger" in told
+    assert "there is still no champion" in told
     assert "predict.py <images> model=models:/digit-recognizer/1" in told
 
 
@@ -309,25 +321,25 @@ def test_the_champion_itself_is_not_compared(
     store: rs.Store, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run_id = rs.add_run(store)
-    promotion.serve(store.ask(run_id))
+    store.promote(store.ask(run_id))
     before = store.registry.ledger.path.read_text()
     printed(capsys)
-    promotion.serve(store.ask(run_id))
-    assert "reigning champion already" in printed(capsys)
+    store.promote(store.ask(run_id))
+    assert "is the champion already" in printed(capsys)
     assert store.registry.ledger.path.read_text() == before
     assert list(store.registry.versions()) == ["1"]
 
 
 def test_a_dry_run_touches_nothing(store: rs.Store, capsys: pytest.CaptureFixture[str]) -> None:
     first, second = rs.add_run(store), rs.add_run(store)
-    promotion.serve(store.ask(first, dry_run=True))
-    assert not store.registry.ledger.path.parent.exists()
+    store.promote(store.ask(first, dry_run=True))
+    assert not [*store.registry.ledger.path.parent.glob("ledger.*")]
     assert store.client.search_registered_models() == []
-    promotion.serve(store.ask(first))
+    store.promote(store.ask(first))
     before = store.registry.ledger.path.read_text()
     printed(capsys)
-    promotion.serve(store.ask(second, dry_run=True))
-    assert re.search(rf"run {second} .* version 1 \(run {first}\)", printed(capsys))
+    store.promote(store.ask(second, dry_run=True))
+    assert re.search(rf"run {second}: .*version 1 \(run {first}\)", printed(capsys), re.DOTALL)
     assert store.registry.ledger.path.read_text() == before
     assert store.registry.aliases() == {"champion": "1"}
 
@@ -338,44 +350,44 @@ def test_the_winner_of_the_latest_confirmation_is_taken(store: rs.Store) -> None
     rs.add_confirmation(store, "default", new)
     rs.add_confirmation(store, "default", unfinished, "FAILED")
     rs.add_confirmation(store, "it's another", unfinished)
-    promotion.serve(store.ask())
+    store.promote(store.ask())
     champion = store.registry.at("champion")
     assert champion is not None
     assert champion.run_id == new
     assert store.registry.ledger.entries()[0].start["study"] == "default"
-    promotion.serve(store.ask(study="it's another", dry_run=True))
+    store.promote(store.ask(study="it's another", dry_run=True))
 
 
 def test_a_champion_whose_version_was_deleted_is_none(store: rs.Store) -> None:
-    promotion.serve(store.ask(rs.add_run(store)))
+    store.promote(store.ask(rs.add_run(store)))
     store.client.delete_model_version(rs.NAME, "1")
-    promotion.serve(store.ask(rs.add_run(store, range(30))))
+    store.promote(store.ask(rs.add_run(store, range(30))))
     assert store.registry.aliases() == {"champion": "2"}
 
 
 def test_a_missing_alias_means_no_champion(store: rs.Store) -> None:
-    promotion.serve(store.ask(rs.add_run(store)))
+    store.promote(store.ask(rs.add_run(store)))
     store.client.delete_registered_model_alias(rs.NAME, "champion")
-    promotion.serve(store.ask(rs.add_run(store, range(30))))
+    store.promote(store.ask(rs.add_run(store, range(30))))
     assert store.registry.aliases() == {"champion": "2"}
 
 
 def test_a_champion_on_other_digits_is_not_compared(store: rs.Store) -> None:
-    promotion.serve(store.ask(rs.add_run(store)))
+    store.promote(store.ask(rs.add_run(store)))
     store.client.set_model_version_tag(rs.NAME, "1", "dataset.sha256", "other")
     with pytest.raises(StudyError, match="dataset.sha256"):
-        promotion.serve(store.ask(rs.add_run(store)))
+        store.promote(store.ask(rs.add_run(store)))
     assert store.registry.ledger.openings() == 1
 
 
 def test_a_champion_without_files_is_named(store: rs.Store) -> None:
     run_id = rs.add_run(store)
-    promotion.serve(store.ask(run_id))
+    store.promote(store.ask(run_id))
     (file,) = (Path(store.uri.removeprefix("sqlite:///")).parent / "artifacts").rglob("model.keras")
     challenger = rs.add_run(store)
     file.unlink()
     with pytest.raises(StudyError, match="the champion must be there"):
-        promotion.serve(store.ask(challenger))
+        store.promote(store.ask(challenger))
     assert store.registry.ledger.openings() == 1
 
 
@@ -389,7 +401,8 @@ def test_a_champion_without_files_is_named(store: rs.Store) -> None:
         ("bare", "with a model"),
         (
             "let go",
-            r"still there, got '\w+' with m-\w+ \(Logged model with ID 'm-\w+' not found\): train it again",
+            r"still there, got '\w+' with m-\w+ \(Logged model with ID 'm-\w+' not found\): "
+            "train it again",
         ),
         (
             "emptied",
@@ -420,34 +433,63 @@ def test_runs_that_cannot_be_promoted(store: rs.Store, kind: str, word: str) -> 
         place = store.client.get_logged_model(model.model_id).artifact_location
         (Path(place.removeprefix("file://")) / "data" / "model.keras").unlink()
     with pytest.raises(StudyError, match=word):
-        promotion.serve(store.ask(run_id))
-    assert not store.registry.ledger.path.parent.exists()
+        store.promote(store.ask(run_id))
+    assert not [*store.registry.ledger.path.parent.glob("ledger.*")]
 
 
 def test_a_study_that_was_begun_anew_has_no_winner_of_the_one_before(store: rs.Store) -> None:
     winner = rs.add_run(store)
     rs.add_confirmation(store, "digits", winner)
-    assert lookup.confirmed_winner(store.client, "digits") == winner
+    assert store.tracker.confirmed_winner("digits") == winner
     time.sleep(0.01)  # MLflow's times are in milliseconds
     store.client.create_run(store.experiment, tags={"kind": "study", "study": "digits"})
     with pytest.raises(
         StudyError, match=r"no finished confirmation: .*sweeps/confirm.py study=digits"
     ):
-        lookup.confirmed_winner(store.client, "digits")
+        store.tracker.confirmed_winner("digits")
+
+
+def test_two_studies_of_a_name_are_told_apart_by_who_they_are(store: rs.Store) -> None:
+    first, second = rs.add_run(store), rs.add_run(store)
+    rs.add_study(store, "default", "a")
+    time.sleep(0.01)  # MLflow's times are in milliseconds
+    rs.add_study(store, "default", "b")
+    rs.add_confirmation(store, "default", second, uid="b")
+    with pytest.raises(StudyError, match=rf"winner {second} of study b of another study"):
+        store.tracker.confirmed_winner("default", "a")
+    rs.add_confirmation(store, "default", first, uid="a")
+    assert store.tracker.confirmed_winner("default", "a") == first
+    assert store.tracker.confirmed_winner("default", "b") == second
+    store.promote(store.ask(), study_uid="a")
+    champion = store.registry.at("champion")
+    assert champion is not None and champion.run_id == first
+    with pytest.raises(StudyError, match=r"run_id=<run_id>") as fault:
+        store.tracker.confirmed_winner("default")
+    assert all(f"winner {run} of study" in str(fault.value) for run in (first, second))
+
+
+def test_the_uid_of_a_study_that_is_kept_here(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    assert local_uid("default", workspace) is None
+    workspace.studies.mkdir(parents=True)
+    storage = JournalStorage(JournalFileBackend(str(workspace.studies / "default.journal")))
+    optuna.create_study(study_name="default", storage=storage).set_user_attr("uid", "a")
+    assert local_uid("default", workspace) == "a"
 
 
 def test_studies_that_cannot_be_promoted(store: rs.Store) -> None:
     rs.add_run(store, tags={"study": "digits"})
     with pytest.raises(StudyError, match="1 finished runs and no finished confirmation"):
-        promotion.serve(store.ask(study="digits"))
+        store.promote(store.ask(study="digits"))
     with pytest.raises(StudyError, match="did you mean 'digits'"):
-        promotion.serve(store.ask(study="digit"))
+        store.promote(store.ask(study="digit"))
 
 
 def test_no_store_is_made(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match="no database"):
-        promotion.serve(
-            replace(PromoteConfig(), tracking=rs.StoreConfig(f"sqlite:///{tmp_path}/none.db"))
+        promotion.run(
+            replace(PromoteConfig(), tracking=rs.StoreConfig(f"sqlite:///{tmp_path}/none.db")),
+            Workspace(tmp_path),
         )
     assert list(tmp_path.iterdir()) == []
 
@@ -464,7 +506,7 @@ def test_moved_digits_must_be_the_same(store: rs.Store, tmp_path: Path) -> None:
     )
     ask = replace(store.ask(rs.add_run(store)), data=FileConfig(str(tmp_path / "x.npz")))
     with pytest.raises(StudyError, match="data.sha256"):
-        promotion.serve(ask)
+        store.promote(ask)
 
 
 # ---------------------------------------------------------------------------------- the seal
@@ -485,7 +527,7 @@ def test_only_promotion_names_the_sealed_set() -> None:
     assert named == {"digits.py", "sources.py", "contest.py"}
     readers = {file.name for file in files if re.search(r'"test"\)|sealed=True', file.read_text())}
     assert readers == {"digits.py"}
-    openers = {file.name for file in files if re.search(r"\bread_sealed\b", file.read_text())}
+    openers = {file.name for file in files if re.search(r"\bevaluate_sealed\b", file.read_text())}
     assert openers == {"contest.py", "promotion.py"}
 
 
@@ -493,17 +535,15 @@ def test_every_comparison_spends_and_says_so(
     store: rs.Store, capsys: pytest.CaptureFixture[str]
 ) -> None:
     first, *others = (rs.add_run(store, range(40 + n, 80 + n)) for n in range(3))
-    promotion.serve(store.ask(first))
-    assert (
-        store.registry.ledger.openings(with_champion=True) == 0
-    )  # nothing was compared, and nothing spent
+    store.promote(store.ask(first))
+    assert store.registry.ledger.comparisons() == 0  # nothing was compared, and nothing spent
     for number, run_id in enumerate(others, start=1):
         capsys.readouterr()
-        promotion.serve(store.ask(run_id, dry_run=True))
+        store.promote(store.ask(run_id, dry_run=True))
         level = 0.05 * 6 / (np.pi * number) ** 2
         told = printed(capsys)
-        assert f"This is comparison {number} on them" in told and f"spends {level:.3g}" in told
-        promotion.serve(store.ask(run_id, margin=0.004))
+        assert f"comparison {number} on these images spends {level:.3g}" in told
+        store.promote(store.ask(run_id, margin=0.004))
         evidence = store.registry.ledger.entries()[-1].end["evidence"]
         assert float(evidence["gate.level"]) == pytest.approx(level) and evidence[
             "gate.comparison"
@@ -511,4 +551,4 @@ def test_every_comparison_spends_and_says_so(
         rules = {key: evidence[f"gate.{key}"] for key in ("floor", "margin", "significance")}
         assert rules == {"floor": "0.95", "margin": "0.004", "significance": "0.05"}
         assert f"comparison {number} on these images, which leaves" in evidence["reason"]
-    assert store.registry.ledger.openings(with_champion=True) == 2
+    assert store.registry.ledger.comparisons() == 2

@@ -1,4 +1,4 @@
-"""What a promotion leaves behind when something breaks, dies or comes at the same time; a real MLflow store."""
+"""What a promotion leaves behind when something breaks, dies or comes at the same time."""
 
 from __future__ import annotations
 
@@ -18,16 +18,12 @@ import pytest
 import recorded_store as rs
 from filelock import FileLock
 
-from digit_study.config.promote import PromoteConfig
-from digit_study.registry import contest, promotion
+from digit_study.config.promote_config import PromoteConfig
 from digit_study.registry.ledger import Ledger, ledger_path
-from digit_study.registry.registry import LOCK_TAG
+from digit_study.registry.promotion_lock import LOCK_TAG
+from digit_study.registry.registry import Registry
 from digit_study.support.messages import StudyError
-
-
-@pytest.fixture(autouse=True)
-def no_tensorflow(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(contest, "read_sealed", rs.read_sealed)
+from digit_study.support.workspace import Workspace
 
 
 @pytest.fixture
@@ -35,16 +31,13 @@ def store(migrated: Path, tmp_path: Path) -> rs.Store:
     return rs.make_store(migrated, tmp_path)
 
 
-def test_a_fault_while_reading_counts_as_an_opening(
-    store: rs.Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def fail(networks: Any, source: Any, record: Callable[[], None], least: Any) -> None:
+def test_a_fault_while_reading_counts_as_an_opening(store: rs.Store) -> None:
+    def fail(networks: Any, source: Any, record: Callable[[], None], threshold: Any) -> None:
         record()
         raise StudyError("x_test is garbage")
 
-    monkeypatch.setattr(contest, "read_sealed", fail)
     with pytest.raises(StudyError, match="garbage"):
-        promotion.serve(store.ask(rs.add_run(store)))
+        store.promote(store.ask(rs.add_run(store)), evaluate=fail)
     (entry,) = store.registry.ledger.entries()
     assert entry.end["outcome"] == "interrupted"
     assert "garbage" in entry.end["reason"]
@@ -52,11 +45,11 @@ def test_a_fault_while_reading_counts_as_an_opening(
 
 
 def test_a_torn_line_loses_only_itself(store: rs.Store) -> None:
-    promotion.serve(store.ask(rs.add_run(store, range(40))))
+    store.promote(store.ask(rs.add_run(store, range(40))))
     path = store.registry.ledger.path
     with path.open("a") as file:
         file.write('{"id": "torn", "ev')
-    promotion.serve(store.ask(rs.add_run(store)))
+    store.promote(store.ask(rs.add_run(store)))
     assert [entry.end["outcome"] for entry in store.registry.ledger.entries()] == [
         "promoted",
         "promoted",
@@ -66,11 +59,11 @@ def test_a_torn_line_loses_only_itself(store: rs.Store) -> None:
 
 
 def test_ledger_file_and_tags_heal_each_other(store: rs.Store) -> None:
-    promotion.serve(store.ask(rs.add_run(store, range(40))))
+    store.promote(store.ask(rs.add_run(store, range(40))))
     ledger = store.registry.ledger
     whole = ledger.entries()
     ledger.path.unlink()
-    assert Ledger(store.client, store.uri, rs.NAME).entries() == whole
+    assert Ledger(store.tracker, rs.NAME).entries() == whole
     ledger.sync()
     assert len(ledger.path.read_text().splitlines()) == 2
     store.client.delete_registered_model(rs.NAME)
@@ -79,24 +72,23 @@ def test_ledger_file_and_tags_heal_each_other(store: rs.Store) -> None:
     assert store.client.get_registered_model(rs.NAME).tags["test_set.opened"] == "1"
 
 
-def test_ledgers_lie_in_mlruns() -> None:
-    assert ledger_path("sqlite:////a/mlflow.db", "m") == Path("/a/mlruns/ledger.mlflow.m.jsonl")
-    remote = ledger_path("http://user:secret@host:5000/x", "m")
-    assert remote.parent.name == "mlruns"
+def test_ledgers_lie_in_mlruns(tmp_path: Path) -> None:
+    workspace = Workspace(tmp_path)
+    local = ledger_path("sqlite:////a/mlflow.db", "m", workspace)
+    assert local == Path("/a/mlruns/ledger.mlflow.m.jsonl")
+    remote = ledger_path("http://user:secret@host:5000/x", "m", workspace)
+    assert remote.parent == tmp_path / "mlruns"
     assert "secret" not in remote.name
 
 
-def test_a_second_promotion_is_refused_after_a_while(
-    store: rs.Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_second_promotion_is_refused_after_a_while(store: rs.Store) -> None:
     run_id = rs.add_run(store)
-    promotion.serve(store.ask(run_id))
-    monkeypatch.setattr("digit_study.registry.registry.WAIT_S", 0.1)
+    store.promote(store.ask(run_id))
     with (
         FileLock(store.registry.ledger.path.with_suffix(".lock")),
         pytest.raises(StudyError, match="one promotion"),
     ):
-        promotion.serve(store.ask(rs.add_run(store)))
+        store.promote(store.ask(rs.add_run(store)), lock_wait_s=0.1)
     (noted,) = store.registry.ledger.events("noted")
     assert "refused" in noted["outcome"]
 
@@ -115,14 +107,13 @@ def lock_tag(store: rs.Store) -> str:
     ],
 )
 def test_a_tag_locks_a_store_that_machines_share(
-    store: rs.Store, monkeypatch: pytest.MonkeyPatch, age: int, host: str, pid: int, is_free: bool
+    store: rs.Store, age: int, host: str, pid: int, is_free: bool
 ) -> None:
     holder = f"{time.time() - age:.0f} {host} {pid} x"
-    promotion.serve(store.ask(rs.add_run(store)))
-    shared = store.registry
-    shared.ledger.remote = True
+    store.promote(store.ask(rs.add_run(store)))
+    shared = Registry(store.tracker, rs.NAME, lock_wait_s=0.1)
+    shared.ledger.is_remote = True
     store.client.set_registered_model_tag(rs.NAME, LOCK_TAG, holder)
-    monkeypatch.setattr("digit_study.registry.registry.WAIT_S", 0.1)
     if is_free:
         with shared.lock("x") as waited:
             assert not waited and f" {os.getpid()} " in lock_tag(store)
@@ -137,7 +128,7 @@ def test_a_tag_locks_a_store_that_machines_share(
 @pytest.mark.slow
 def test_two_promotions_at_once_take_turns(store: rs.Store) -> None:
     runs = rs.add_run(store, range(30)), rs.add_run(store)
-    threads = [threading.Thread(target=promotion.serve, args=(store.ask(run),)) for run in runs]
+    threads = [threading.Thread(target=store.promote, args=(store.ask(run),)) for run in runs]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -160,13 +151,13 @@ WRITES = (
 )
 
 
-def dying_at(moment: int, config: PromoteConfig) -> bool:
-    """Serve ``config`` in a fork that gets SIGKILL just before its ``moment``-th write; whether it got that far."""
+def dying_at(moment: int, store: rs.Store, config: PromoteConfig) -> bool:
+    """Promote in a fork that gets SIGKILL just before its ``moment``-th write; return whether it did."""
     pid = os.fork()
     if pid == 0:
         try:
             _arm(moment)
-            promotion.serve(config)
+            store.promote(config)
         finally:
             os._exit(0)
     return os.WIFSIGNALED(os.waitpid(pid, 0)[1])
@@ -191,10 +182,10 @@ def _arm(moment: int) -> None:
 
 
 def moments(store: rs.Store, folder: Path, config: PromoteConfig) -> Iterator[tuple[rs.Store, int]]:
-    """The store after a death at every write of what ``config`` asks for, until it lives to its end."""
+    """Yield the store after a death at every write, until the command lives to its end."""
     for moment in range(1, 40):
         copy = rs.open_copy(store, folder / str(moment))
-        died = dying_at(moment, replace(config, tracking=rs.StoreConfig(copy.uri)))
+        died = dying_at(moment, copy, replace(config, tracking=rs.StoreConfig(copy.uri)))
         mlflow.set_tracking_uri(copy.uri)
         yield copy, moment
         if not died:
@@ -211,8 +202,8 @@ SLOW = pytest.mark.slow
 )
 def test_kill_9_at_any_write(store: rs.Store, tmp_path: Path, kind: str) -> None:
     if kind != "first":
-        promotion.serve(store.ask(rs.add_run(store, range(40))))
-        promotion.serve(store.ask(rs.add_run(store, range(20))))
+        store.promote(store.ask(rs.add_run(store, range(40))))
+        store.promote(store.ask(rs.add_run(store, range(20))))
     asked = (
         store.ask(rollback=True)
         if kind == "rollback"
@@ -231,7 +222,7 @@ def test_kill_9_at_any_write(store: rs.Store, tmp_path: Path, kind: str) -> None
         left = copy.registry.aliases().get("champion")
         assert left in (before.get("champion"), after[kind].get("champion")), moment
         assert left is None or left in copy.registry.versions(), moment
-        promotion.serve(copy.ask(history=True))
+        store.promote(copy.ask(history=True))
         check_clean(copy, left, (before, after[kind]))
     assert copy.registry.aliases() == after[kind]
     assert moment > 8

@@ -9,14 +9,15 @@ import pytest
 import recorded_store as rs
 from mlflow.entities import Param, Run
 
-from digit_study.config.run import Config
+from digit_study.config.run_config import Config
 from digit_study.data.sources import DataConfig
 from digit_study.model.networks import ModelConfig
 from digit_study.model.recipe import TrainingConfig
 from digit_study.stats.ranking import PairedTest
 from digit_study.study import reproduction
 from digit_study.study import run_plan as launch
-from digit_study.support.messages import StudyError, flatten
+from digit_study.support.messages import StudyError
+from digit_study.support.rules import flatten
 from digit_study.tracking import queries as recorded
 
 

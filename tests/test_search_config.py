@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from digit_study.config import compose as composition
-from digit_study.config.study import (
+from digit_study.config.study_config import (
     OBJECTIVES,
     PRUNERS,
     SAMPLERS,

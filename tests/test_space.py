@@ -9,9 +9,8 @@ from hypothesis import strategies as st
 from optuna.trial import FixedTrial
 
 from digit_study.config import compose as composition
-from digit_study.config.run import Config, with_values
-from digit_study.config.study import StudyConfig
-from digit_study.study.space import (
+from digit_study.config.run_config import Config
+from digit_study.config.space import (
     Dimension,
     apply,
     baseline,
@@ -20,8 +19,10 @@ from digit_study.study.space import (
     parse_space,
     suggest,
 )
+from digit_study.config.study_config import StudyConfig
 from digit_study.study.study_plan import grid_size
-from digit_study.support.messages import StudyError, flatten
+from digit_study.support.messages import StudyError
+from digit_study.support.rules import flatten, with_values
 
 composition.register("study", StudyConfig)
 BASE = Config()

@@ -1,6 +1,14 @@
-"""The statistics agree with scipy's and statsmodels' own, on a table of cases and on random ones."""
+"""The statistics agree with scipy's and statsmodels' own; their page says what they are."""
 
 from __future__ import annotations
+
+import inspect
+import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import FunctionType, ModuleType
 
 import numpy as np
 import pytest
@@ -11,8 +19,15 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.proportion import proportion_confint
 from statsmodels.stats.weightstats import DescrStatsW
 
+from digit_study.model import calibration
+from digit_study.stats import gate, metrics, race, ranking
 from digit_study.stats.metrics import accuracy_interval
 from digit_study.stats.ranking import paired_test
+
+ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs" / "statistics.md"
+
+Correct = ranking.Correct
 
 #: both right, only the first, only the second, neither
 TABLES = [
@@ -27,7 +42,7 @@ TABLES = [
 ]
 
 
-def answers(both: int, first: int, second: int, neither: int) -> tuple[np.ndarray, np.ndarray]:  # type: ignore[type-arg]
+def answers(both: int, first: int, second: int, neither: int) -> tuple[Correct, Correct]:
     counts = (both, first, second, neither)
     return np.repeat([True, True, False, False], counts), np.repeat(
         [True, False, True, False], counts
@@ -99,3 +114,60 @@ def test_swapping_the_two_mirrors_the_answer(both: int, b: int, c: int, neither:
     assert there.p_value == back.p_value
     assert (there.low, there.high) == pytest.approx((-back.high, -back.low), abs=1e-12)
     assert there.low <= there.difference <= there.high
+
+
+# ------------------------------------------------------------------- the page about the statistics
+
+
+def public_functions(module: ModuleType) -> Iterator[FunctionType]:
+    """Yield every public function of a module, and every public method of its classes."""
+    for name, found in vars(module).items():
+        if name.startswith("_") or getattr(found, "__module__", None) != module.__name__:
+            continue
+        if inspect.isfunction(found):
+            yield found
+        elif inspect.isclass(found):
+            for key, method in vars(found).items():
+                method = getattr(method, "__func__", method)
+                if inspect.isfunction(method) and not key.startswith("_"):
+                    yield method
+
+
+#: Methods that hold no statistics.
+PLAIN = {"Evaluation.in_order", "Group.mean"}
+
+
+@pytest.mark.parametrize("module", [metrics, ranking, race, gate, calibration])
+def test_every_function_links_its_section(module: ModuleType) -> None:
+    headings = re.findall(r"^## (.+)$", PAGE.read_text(), re.MULTILINE)
+    anchors = {re.sub(r"[^a-z -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    functions = [one for one in public_functions(module) if one.__qualname__ not in PLAIN]
+    assert functions
+    for function in functions:
+        last = (inspect.getdoc(function) or "").splitlines()[-1]
+        found = re.fullmatch(r"See docs/statistics\.md#([a-z-]+)", last)
+        assert found and found[1] in anchors, f"{function.__qualname__}: {last}"
+
+
+def test_links_within_the_page_resolve() -> None:
+    text = PAGE.read_text()
+    headings = re.findall(r"^## (.+)$", text, re.MULTILINE)
+    anchors = {re.sub(r"[^a-z -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+    assert set(re.findall(r"\]\(#([a-z-]+)\)", text)) <= anchors
+    for path in re.findall(r"tests/[a-z_/]+\.py", text):
+        assert (ROOT / path).is_file(), path
+
+
+def test_the_example_runs_on_plain_arrays_without_anything_heavy() -> None:
+    (example,) = re.findall(r"```python\n(.+?)```", PAGE.read_text(), re.DOTALL)
+    heavy = {"tensorflow", "keras", "mlflow", "optuna", "hydra", "rich", "digit_study.config"}
+    code = f"{example}\nimport sys\nfound = {heavy} & sys.modules.keys()\nassert not found, found"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={"PYTHONPATH": str(ROOT / "src"), "PATH": "/usr/bin:/bin"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "first" in done.stdout and "False" in done.stdout

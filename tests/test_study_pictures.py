@@ -14,8 +14,8 @@ import pytest
 from optuna.trial import TrialState
 from PIL import Image
 
+from digit_study.config.space import Dimension
 from digit_study.report.figures import optuna_figures as study_pictures
-from digit_study.study.space import Dimension
 from digit_study.study.storage import StoredStudy
 
 KEYS = {

@@ -18,27 +18,28 @@ from hypothesis import given
 from hypothesis import strategies as st
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import TrialState, create_trial
-from stub_worker import plan
+from stub_worker import plan, workspace
 
-from digit_study.config.study import SearchConfig
+from digit_study.config.study_config import SearchConfig
 from digit_study.study import storage as study_store
 from digit_study.study._optuna import JournalFile
 from digit_study.study.storage import StoredStudy
-from digit_study.study.study_plan import address, journal_path, studies_folder
+from digit_study.study.study_plan import journal_path, study_arguments
+from digit_study.study.trial_attributes import EXCESS, REQUEUED, counted
 from digit_study.support import machine
 from digit_study.support import messages as redaction
 from digit_study.support.messages import StudyError
-from digit_study.tracking import database as stores
+from digit_study.tracking import database
 
 
 @pytest.fixture(autouse=True)
 def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stores, "ARTIFACTS", tmp_path / "mlruns")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path / 'mlflow.db'}")
 
 
 def stored(*words: str) -> StoredStudy:
     asked = plan(*words)
-    return study_store.open_study(asked.study, asked.run, asked.overrides)
+    return study_store.open_study(asked.study, asked.run, asked.overrides, workspace())
 
 
 def opened(*words: str) -> optuna.Study:
@@ -118,7 +119,7 @@ def test_a_fresh_study_keeps_the_old_one(storage: str) -> None:
     _age(old)
     new = opened(storage, "search.fresh=true", "model.batch_norm=false")
     assert new.trials == [] and new.study_name == "s"
-    kept = [path.stem for path in studies_folder().glob("s-until-*.journal")]
+    kept = [path.stem for path in workspace().studies.glob("s-until-*.journal")]
     if storage.endswith("db"):
         kept = [
             name
@@ -127,7 +128,7 @@ def test_a_fresh_study_keeps_the_old_one(storage: str) -> None:
         ]
     asked = plan(storage, f"study={kept[0]}")
     assert len(kept) == 1 and [
-        one.value for one in study_store.find_study(asked.study).trials()
+        one.value for one in study_store.find_study(asked.study, workspace()).trials()
     ] == [0.5]
 
 
@@ -186,9 +187,8 @@ def test_a_study_that_another_machine_begins_at_the_same_moment_is_joined(
     ("faults", "is_shared", "opens"), [(2, True, True), (1, False, False), (99, True, False)]
 )
 def test_tables_that_other_machines_create_meanwhile_are_waited_for(
-    faults: int, is_shared: bool, opens: bool, monkeypatch: pytest.MonkeyPatch
+    faults: int, is_shared: bool, opens: bool
 ) -> None:
-    monkeypatch.setattr(stores, "TABLE_PAUSE_S", 0.0)
     left = [RuntimeError("relation already exists")] * faults
 
     def open_store() -> str:
@@ -197,10 +197,10 @@ def test_tables_that_other_machines_create_meanwhile_are_waited_for(
         return "open"
 
     if opens:
-        assert stores.with_tables(open_store, is_shared) == "open"
+        assert database.with_tables(open_store, is_shared, pause_s=0.0) == "open"
         return
     with pytest.raises(RuntimeError, match="already exists"):
-        stores.with_tables(open_store, is_shared)
+        database.with_tables(open_store, is_shared, pause_s=0.0)
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_a_missing_database_driver_has_a_remedy(
 
 def test_half_a_line_of_a_killed_writer_is_cut_off() -> None:
     opened().set_user_attr("kept", 1)
-    path = journal_path("s")
+    path = journal_path(workspace(), "s")
     whole = path.read_bytes()
     path.write_bytes(whole + b'{"op_code": 2, "stu')
     assert opened().user_attrs["kept"] == 1
@@ -228,11 +228,11 @@ def test_half_a_line_of_a_killed_writer_is_cut_off() -> None:
 
 def test_half_a_line_that_another_one_leaves_behind_does_not_spoil_the_next() -> None:
     study = opened()
-    with journal_path("s").open("ab") as file:
+    with journal_path(workspace(), "s").open("ab") as file:
         file.write(b'{"op_code": 2, "stu')
     study.set_user_attr("after", 1)
     assert opened().user_attrs["after"] == 1
-    assert all(json.loads(line) for line in journal_path("s").read_text().splitlines())
+    assert all(json.loads(line) for line in journal_path(workspace(), "s").read_text().splitlines())
 
 
 @pytest.mark.slow
@@ -247,7 +247,7 @@ def test_processes_that_write_at_the_same_time_lose_nothing(tmp_path: Path) -> N
     source = Path(__file__).parents[1] / "src"
     writers = [
         subprocess.Popen(
-            [sys.executable, "-c", code, str(journal_path("s")), name],
+            [sys.executable, "-c", code, str(journal_path(workspace(), "s")), name],
             env={**os.environ, "PYTHONPATH": str(source)},
         )
         for name in "abc"
@@ -287,7 +287,7 @@ def test_a_study_whose_creator_was_killed_is_completed(monkeypatch: pytest.Monke
         with pytest.raises(KeyboardInterrupt):
             opened()
     with pytest.raises(StudyError, match="must name a study that exists"):
-        study_store.find_study(plan().study)
+        study_store.find_study(plan().study, workspace())
     assert study_store.DEFINITION in opened().user_attrs
 
 
@@ -296,7 +296,7 @@ def test_an_unknown_study_has_a_remedy_and_nothing_is_made(word: str, tmp_path: 
     with pytest.raises(
         StudyError, match="search first with python sweeps/optuna_search.py study=s"
     ):
-        study_store.find_study(plan(word.format(tmp_path)).study)
+        study_store.find_study(plan(word.format(tmp_path)).study, workspace())
     assert not (tmp_path / "none.db").exists()
 
 
@@ -304,7 +304,7 @@ def test_no_password_is_kept_or_shown() -> None:
     asked = plan("search.storage=null")
     secrets = ["search.storage=postgresql://u:hush@h/d", "tracking.uri='postgresql://u:hush@h/d'"]
     words = [*asked.overrides, *secrets, "tracking.experiment=x"]
-    study = study_store.open_study(asked.study, asked.run, words).study
+    study = study_store.open_study(asked.study, asked.run, words, workspace()).study
     assert (
         "hush" not in json.dumps(study.user_attrs)
         and "tracking.experiment=x" in study.user_attrs["overrides"]
@@ -352,7 +352,7 @@ def test_a_sqlite_store_is_whole_or_not_there(tmp_path: Path) -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        stores.create_sqlite(uri, dies)
+        database.create_sqlite(uri, dies)
     assert not (tmp_path / "x.db").exists()
     study = opened(f"search.storage={uri}")
     assert study.study_name == "s" and [path.name for path in tmp_path.glob("*.new*")] == []
@@ -361,8 +361,7 @@ def test_a_sqlite_store_is_whole_or_not_there(tmp_path: Path) -> None:
 # --------------------------------------------------------------------------- supervision
 
 
-def test_a_process_is_known_by_more_than_its_number(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "GRACE_S", 0.2)
+def test_a_process_is_known_by_more_than_its_number() -> None:
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
     name = machine.process_name(child.pid)
     host, pid, created = name.rsplit(":", 2)
@@ -372,7 +371,7 @@ def test_a_process_is_known_by_more_than_its_number(monkeypatch: pytest.MonkeyPa
         f"elsewhere:{pid}:{created}"
     )
     psutil.Process(child.pid).suspend()
-    machine.end_process(name)
+    machine.end_process(name, grace=0.2)
     child.communicate(timeout=5)
     assert not machine.is_alive(name)
 
@@ -403,13 +402,13 @@ def test_of_two_machines_that_ask_for_the_last_trial_one_gets_none(storage: str)
         warnings.simplefilter("ignore")
         first, second = found.study.ask(), found.study.ask()
     is_shared = storage.endswith("db")  # a journal's supervisors ask in turn
-    assert not found.drop_surplus(first, 1) and found.drop_surplus(second, 1) == is_shared
+    assert not found.drop_excess(first, 1) and found.drop_excess(second, 1) == is_shared
     ended = [(trial.state.name, trial.user_attrs.get("reason")) for trial in found.trials()]
     assert ended == [
         ("RUNNING", None),
-        ("FAIL", study_store.SURPLUS) if is_shared else ("RUNNING", None),
+        ("FAIL", EXCESS) if is_shared else ("RUNNING", None),
     ]
-    assert len(study_store.counted(found.trials())) == 2 - is_shared
+    assert len(counted(found.trials())) == 2 - is_shared
 
 
 @given(
@@ -419,18 +418,16 @@ def test_what_was_put_back_does_not_count(kinds: list[tuple[str, bool]]) -> None
     trials = [
         create_trial(
             state=TrialState[state], value=0.1 if state == "COMPLETE" else None,
-            user_attrs={study_store.SUPERSEDED: True} if again else {},
+            user_attrs={REQUEUED: True} if again else {},
         )
         for state, again in kinds
     ]  # fmt: skip
-    assert len(study_store.counted(trials)) == sum(
-        state != "WAITING" and not again for state, again in kinds
-    )
+    assert len(counted(trials)) == sum(state != "WAITING" and not again for state, again in kinds)
 
 
 def test_only_one_process_at_a_time_is_let_in() -> None:
     def enter() -> AbstractContextManager[None]:
-        return study_store.exclusive("s", "confirm", "is being confirmed")
+        return study_store.exclusive(workspace(), "s", "confirm", "is being confirmed")
 
     with enter(), pytest.raises(StudyError, match="is being confirmed by another process"), enter():
         pytest.fail("two were let in")
@@ -444,13 +441,13 @@ def test_an_address_is_what_a_shell_reads_and_has_no_password(password: str) -> 
         "search.storage": f"postgresql://u:{password}@h/d$",
         "tracking.uri": f"postgresql://u:{password}@h/d",
     }
-    words = shlex.split(address("s", places))
+    words = shlex.split(study_arguments("s", places))
     assert words == [
         "study=s",
         "search.storage='postgresql://u:***@h/d$'",
         "tracking.uri='postgresql://u:***@h/d'",
     ]
     assert (
-        address("s", {"search.storage": None, "tracking.uri": "sqlite:///x.db"})
+        study_arguments("s", {"search.storage": None, "tracking.uri": "sqlite:///x.db"})
         == "study=s \"tracking.uri='sqlite:///x.db'\""
     )

@@ -19,25 +19,29 @@ import optuna
 import pytest
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
-from stub_worker import SPACE, Stubs, plan
+from stub_worker import SPACE, Stubs, plan, workspace
 
-from digit_study.config.run import Config
-from digit_study.config.study import PRUNERS
+from digit_study.config.run_config import Config
+from digit_study.config.space import suggest
+from digit_study.config.study_config import PRUNERS
 from digit_study.report.figures import charts
 from digit_study.report.figures import optuna_figures as study_pictures
 from digit_study.report.figures import run_figures as figures
-from digit_study.study import outcomes
 from digit_study.study._optuna import SAMPLERS, JournalFile
 from digit_study.study.results import best_command, trials_frame
 from digit_study.study.search import run_study
-from digit_study.study.space import suggest
-from digit_study.study.storage import SUPERVISOR, StoredStudy, counted
+from digit_study.study.storage import StoredStudy
 from digit_study.study.study_plan import journal_path
-from digit_study.support import machine
+from digit_study.study.trial_attributes import SUPERVISOR, counted, deaths
+from digit_study.study.trial_recorder import TrialRecorder
+from digit_study.support import machine, processes
 from digit_study.support.messages import StudyError
 from digit_study.support.signals import Interrupted, interruptible
-from digit_study.tracking import runs as tracking
+from digit_study.tracking.runs import Runs
+from digit_study.tracking.session import Tracker
+from digit_study.tracking.writer import RunWriter
 from digit_study.trial.local.pool import LocalEngine
+from digit_study.trial.protocol import TrialRequest
 
 SMALL = (
     "search.space={model.filters: {choices: [8, 16]}, training.optimizer: {choices: [adam, sgd]}}"
@@ -355,7 +359,7 @@ def test_the_last_trial_of_a_supervisor_that_then_dies_is_run_here(
         if number == 1:
             trial = optuna.load_study(
                 study_name="s",
-                storage=optuna.storages.JournalStorage(JournalFile(journal_path("s"))),
+                storage=optuna.storages.JournalStorage(JournalFile(journal_path(workspace(), "s"))),
             ).ask()
             trial.set_user_attr(SUPERVISOR, machine.process_name(other.pid))
             dies.start()
@@ -377,7 +381,7 @@ def test_a_supervisor_that_dies_leaves_what_the_next_one_mends(
     with pytest.raises(Gone):
         run_study(plan("search.trials=4", "search.pruner=none"), Stubs(store).engine)
     gone.monkeypatch.undo()
-    monkeypatch.setattr(machine, "find_process", lambda name: None)
+    monkeypatch.setattr(processes, "find_process", lambda name: None)
     view, _ = search(store, "search.trials=4", "search.pruner=none")
     assert [t.state.name for t in counted(view.trials())] == ["COMPLETE"] * 4
     by_state = {
@@ -397,10 +401,10 @@ class DiesAt:
         self.monkeypatch = pytest.MonkeyPatch()
         place, name, after = {
             "ask": (Study, "ask", True),
-            "create_run": (tracking, "create_run", True),
+            "create_run": (Runs, "create_run", True),
             "submit": (Stubs, "__call__", False),
             "tell": (Study, "tell", False),
-            "tag": (tracking, "tag_run", False),
+            "tag": (Runs, "tag_run", False),
         }[moment]
         original, calls = getattr(place, name), count(1)
         nth += moment == "create_run"  # the first is the parent
@@ -418,9 +422,9 @@ class DiesAt:
 
     def _end_everything(self) -> None:
         nothing = lambda *arguments, **more: None  # noqa: E731
-        for name in ("interrupt", "settle_runs"):
-            self.monkeypatch.setattr(outcomes.Outcomes, name, nothing)
-        self.monkeypatch.setattr(tracking.RunLog, "end", nothing)
+        for name in ("interrupt", "reconcile_runs"):
+            self.monkeypatch.setattr(TrialRecorder, name, nothing)
+        self.monkeypatch.setattr(RunWriter, "end", nothing)
         self.monkeypatch.setattr("digit_study.study.search._report", nothing)
 
 
@@ -438,8 +442,8 @@ class DiesAt:
 def test_a_result_that_is_no_number_is_no_result(
     metrics: dict[str, float], end: TrialState, store: str
 ) -> None:
-    def broken(config: Config, run_id: str) -> object:
-        stub = Stubs(store)(config, run_id)
+    def broken(request: TrialRequest) -> object:
+        stub = Stubs(store)(request)
         finish = stub._finish
         stub._finish = lambda: replace(result := finish(), metrics={**result.metrics, **metrics})  # type: ignore[method-assign]
         return stub
@@ -457,7 +461,7 @@ def test_a_result_that_is_no_number_is_no_result(
 
 def test_only_the_best_models_are_kept(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     dropped: list[str] = []
-    monkeypatch.setattr(tracking, "drop_models", lambda uri, run_id: dropped.append(run_id))
+    monkeypatch.setattr(Tracker, "drop_models", lambda self, run_id: dropped.append(run_id))
     view, _ = search(store, "search.trials=6", "search.keep_models=2", "search.pruner=none")
     best = sorted(view.trials(), key=lambda trial: (-trial.values[0], trial.number))
     assert sorted(dropped) == sorted(trial.user_attrs["run_id"] for trial in best[2:])
@@ -479,7 +483,7 @@ def test_interruptions_use_up_no_retry(reasons: list[str], expected: int) -> Non
         attributes = {"reason": reason} | ({"retry_of": number - 1} if number else {})
         trials.append(optuna.trial.create_trial(state=TrialState.FAIL, user_attrs=attributes))
         trials[-1].number = number
-    assert outcomes.retries(trials[-1], trials) == expected
+    assert deaths(trials[-1], trials) == expected
 
 
 def test_the_frame_of_a_study_has_a_row_for_every_trial(store: str) -> None:

@@ -1,62 +1,44 @@
-"""Runs in MLflow: created, told, ended truthfully, and kept on disk when the store is gone."""
+"""Runs in MLflow: created, recorded, ended truthfully, and kept on disk when the store is gone."""
 
 from __future__ import annotations
 
 import json
 import os
 import signal
-import sys
+import time
 import urllib.parse
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import mlflow
 import pytest
 import sqlalchemy
 from mlflow.exceptions import MlflowException
+from tracked import CONFIG, Gone, again, created, is_spool_empty, stored_run, tracker, workspace
 
-from digit_study.config.run import Config, TrackingConfig
-from digit_study.data.sources import DataConfig
-from digit_study.model.recipe import TrainingConfig
-from digit_study.support import machine
-from digit_study.support.messages import StudyError, flatten
+from digit_study.config.run_config import Config, TrackingConfig
+from digit_study.support.messages import StudyError
+from digit_study.support.rules import flatten
 from digit_study.support.signals import Interrupted, interruptible
-from digit_study.tracking import database as stores
-from digit_study.tracking import runs as tracking
+from digit_study.support.workspace import Workspace
+from digit_study.tracking.database import create_store
+from digit_study.tracking.location import experiment_name
+from digit_study.tracking.session import Tracker, open_store, session
+from digit_study.tracking.writer import RunWriter
 
-CONFIG = Config(
-    data=DataConfig(sha256="ab" * 32), training=TrainingConfig(precision="float32", threads=1)
-)
+__all__ = ["tracker", "workspace"]
 RECORD = {"train_loss": 1.0, "val_loss": 2.0, "val_accuracy": 0.5, "of no interest": 3.0}
-
-
-def created(store: str, **tracked: Any) -> str:
-    config = Config(CONFIG.data, CONFIG.model, CONFIG.training, TrackingConfig(**tracked))
-    return tracking.create_run(config, store, "mnist_sample", "filters=8")
-
-
-def look_at(store: str, run_id: str) -> Any:
-    return mlflow.MlflowClient(store).get_run(run_id)
-
-
-class Gone:
-    """A store that has gone away."""
-
-    def __getattr__(self, name: str) -> Any:
-        def refuse(*_: Any, **__: Any) -> Any:
-            raise MlflowException("connection refused\nand a long story")
-
-        return refuse
 
 
 # ---------------------------------------------------------------------------------- signals
 
 
 @pytest.mark.parametrize("statement", ["INSERT INTO params", "SELECT"])
-def test_a_signal_inside_a_transaction_leaves_the_store_usable(statement: str, store: str) -> None:
-    log = tracking.RunLog(store, created(store))
+def test_a_signal_inside_a_transaction_leaves_the_store_usable(
+    statement: str, tracker: Tracker
+) -> None:
+    log = tracker.writer(created(tracker))
     hit: list[str] = []
 
     def send_signal(*arguments: Any) -> None:
@@ -72,15 +54,15 @@ def test_a_signal_inside_a_transaction_leaves_the_store_usable(statement: str, s
     finally:
         sqlalchemy.event.remove(sqlalchemy.Engine, "before_cursor_execute", send_signal)
     assert hit and log.end("KILLED", {}) is None
-    run = look_at(store, log.run_id)
+    run = stored_run(tracker, log.run_id)
     assert run.info.status == "KILLED" and run.data.params["training.threads"] == "1"
 
 
 def test_digits_that_two_runs_log_at_the_same_moment_are_logged_by_both(
-    store: str, monkeypatch: pytest.MonkeyPatch
+    tracker: Tracker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """MLflow looks whether a dataset is there and inserts it if not; between the two another process may be faster."""
-    log, logged, calls = tracking.RunLog(store, created(store)), mlflow.MlflowClient.log_inputs, []
+    log, logged, calls = tracker.writer(created(tracker)), mlflow.MlflowClient.log_inputs, []
 
     def late(client: Any, *arguments: Any, **named: Any) -> Any:
         calls.append(arguments)
@@ -93,7 +75,7 @@ def test_digits_that_two_runs_log_at_the_same_moment_are_logged_by_both(
     monkeypatch.setattr(mlflow.MlflowClient, "log_inputs", late)
     log.dataset("mnist_sample", "ab" * 32, {"train_images": 3})
     assert log.end("FINISHED", {}) is None
-    [used] = look_at(store, log.run_id).inputs.dataset_inputs
+    [used] = stored_run(tracker, log.run_id).inputs.dataset_inputs
     assert used.dataset.name == "mnist_sample"
 
 
@@ -112,14 +94,11 @@ def test_digits_that_two_runs_log_at_the_same_moment_are_logged_by_both(
 def test_other_data_go_to_an_experiment_of_their_own(
     experiment: str | None, dataset: str, name: str
 ) -> None:
-    assert (
-        stores.experiment_name(Config(tracking=TrackingConfig(experiment=experiment)), dataset)
-        == name
-    )
+    assert experiment_name(Config(tracking=TrackingConfig(experiment=experiment)), dataset) == name
 
 
-def test_a_new_run_says_where_it_comes_from(store: str) -> None:
-    run = look_at(store, created(store))
+def test_a_new_run_says_where_it_comes_from(tracker: Tracker) -> None:
+    run = stored_run(tracker, created(tracker))
     assert run.info.status == "RUNNING" and run.info.run_name == "filters=8"
     assert (
         run.data.tags["dataset.sha256"] == "ab" * 32
@@ -134,132 +113,94 @@ def test_a_new_run_says_where_it_comes_from(store: str) -> None:
     )
     own = {name for name in run.data.tags if not name.startswith(("technical.", "mlflow."))}
     assert own == {"dataset.name", "dataset.sha256"}
-    experiment = mlflow.MlflowClient(store).get_experiment(run.info.experiment_id)
+    experiment = mlflow.MlflowClient(tracker.uri).get_experiment(run.info.experiment_id)
     assert experiment.name == "digit-recognizer-mnist_sample"
-    assert experiment.artifact_location == (stores.ARTIFACTS / experiment.name).as_uri()
+    assert experiment.artifact_location == (tracker.workspace.artifacts / experiment.name).as_uri()
 
 
-class OneGpu:
-    """What ``nvidia-ml-py`` says on a machine with one GPU."""
-
-    NVMLError = RuntimeError
-
-    def __init__(self, has_driver: bool) -> None:
-        self.has_driver = has_driver
-
-    def nvmlInit(self) -> None:
-        if not self.has_driver:
-            raise self.NVMLError("Driver Not Loaded")
-
-    def nvmlDeviceGetCount(self) -> int:
-        return 1
-
-    def nvmlDeviceGetHandleByIndex(self, number: int) -> int:
-        return number
-
-    def nvmlDeviceGetUtilizationRates(self, gpu: int) -> SimpleNamespace:
-        return SimpleNamespace(gpu=87)
-
-    def nvmlDeviceGetMemoryInfo(self, gpu: int) -> SimpleNamespace:
-        return SimpleNamespace(used=2_500_000_000)
-
-
-@pytest.mark.parametrize("library", [None, OneGpu(has_driver=False), OneGpu(has_driver=True)])
-def test_a_gpus_load_is_told_where_there_is_one(
-    library: OneGpu | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setitem(sys.modules, "pynvml", library)  # None: its import fails
-    machine._gpus.cache_clear()
-    try:
-        metrics = machine.system_metrics()
-    finally:
-        machine._gpus.cache_clear()
-    gpu = {name.split("/")[1]: value for name, value in metrics.items() if "gpu" in name}
-    expected = {"gpu_0_utilization_percentage": 87.0, "gpu_0_memory_usage_megabytes": 2500.0}
-    assert gpu == (expected if library and library.has_driver else {}) and len(metrics) == 3 + len(
-        gpu
-    )
-
-
-def test_a_name_and_a_parent_of_ones_own(store: str) -> None:
-    parent = created(store)
-    child = look_at(store, created(store, run_name="mine", parent_run_id=parent))
+def test_a_name_and_a_parent_of_ones_own(tracker: Tracker) -> None:
+    parent = created(tracker)
+    child = stored_run(tracker, created(tracker, run_name="mine", parent_run_id=parent))
     assert child.info.run_name == "mine" and child.data.tags["mlflow.parentRunId"] == parent
 
 
-def test_an_experiment_is_found_again_and_a_deleted_one_refused(store: str) -> None:
-    client = mlflow.MlflowClient(store)
-    first = tracking.experiment_id(store, "a name with spaces/and more")
-    assert tracking.experiment_id(store, "a name with spaces/and more") == first
+def test_an_experiment_is_found_again_and_a_deleted_one_refused(tracker: Tracker) -> None:
+    client = mlflow.MlflowClient(tracker.uri)
+    first = tracker.experiment_id("a name with spaces/and more")
+    assert tracker.experiment_id("a name with spaces/and more") == first
     client.delete_experiment(first)
-    tracking.experiment_id.cache_clear()  # which another process has not filled
     with pytest.raises(StudyError, match="which is deleted: choose another name"):
-        tracking.experiment_id(store, "a name with spaces/and more")
+        again(tracker).experiment_id("a name with spaces/and more")
 
 
-# ---------------------------------------------------------------------------------- told
+# ---------------------------------------------------------------------------------- recorded
 
 
-def test_what_is_told_arrives(store: str) -> None:
-    log = tracking.RunLog(store, created(store))
+def test_what_is_recorded_arrives(tracker: Tracker) -> None:
+    log = tracker.writer(created(tracker))
     log.config(CONFIG)
     log.epoch(1, RECORD)
     log.epoch(2, RECORD | {"val_loss": 1.0})
     log.tags({"a": "b"})
     log.metrics({"parameters": 9.0}, step=2)
-    run = look_at(store, log.run_id)
+    run = stored_run(tracker, log.run_id)
     assert run.data.params == {key: str(value) for key, value in flatten(CONFIG).items()}
     assert run.data.tags["a"] == "b" and run.data.metrics == {
         "train_loss": 1.0, "val_loss": 1.0, "val_accuracy": 0.5, "parameters": 9.0
     }  # fmt: skip
-    history = mlflow.MlflowClient(store).get_metric_history(log.run_id, "val_loss")
+    history = mlflow.MlflowClient(tracker.uri).get_metric_history(log.run_id, "val_loss")
     assert [(point.step, point.value) for point in history] == [(1, 2.0), (2, 1.0)]
     assert run.info.status == "RUNNING"
 
 
-def test_a_password_of_the_store_is_not_told(store: str) -> None:
-    log = tracking.RunLog(store, created(store))
+def test_a_password_of_the_store_is_not_recorded(tracker: Tracker) -> None:
+    log = tracker.writer(created(tracker))
     log.config(replace(CONFIG, tracking=TrackingConfig(uri="postgresql://me:hush@h/d")))
-    assert look_at(store, log.run_id).data.params["tracking.uri"] == "postgresql://me:***@h/d"
+    assert stored_run(tracker, log.run_id).data.params["tracking.uri"] == "postgresql://me:***@h/d"
     assert "hush" not in (log.folder / "config.yaml").read_text()
 
 
 @pytest.mark.parametrize("status", ["FINISHED", "FAILED", "KILLED"])
-def test_the_end_sends_what_lies_there_and_clears_the_outbox(status: str, store: str) -> None:
-    log = tracking.RunLog(store, created(store))
+def test_the_end_uploads_what_lies_there_and_clears_the_spool(
+    status: str, tracker: Tracker
+) -> None:
+    log = tracker.writer(created(tracker))
     (log.folder / "figures").mkdir()
     (log.folder / "figures" / "a.png").write_bytes(b"picture")
     assert log.end(status, {"reason": "r"}) is None
-    run = look_at(store, log.run_id)
+    run = stored_run(tracker, log.run_id)
     assert run.info.status == status and run.info.end_time and not log.folder.exists()
-    assert [one.path for one in mlflow.MlflowClient(store).list_artifacts(log.run_id)] == [
+    assert [one.path for one in mlflow.MlflowClient(tracker.uri).list_artifacts(log.run_id)] == [
         "figures"
     ]
 
 
-def test_of_two_values_in_one_millisecond_the_one_told_last_counts(
-    store: str, monkeypatch: pytest.MonkeyPatch
+def test_of_two_values_in_one_millisecond_the_last_counts(
+    tracker: Tracker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("time.time", lambda: 1.7e9)
-    log = tracking.RunLog(store, created(store))
+    log = tracker.writer(created(tracker))
     log.metrics({"val_accuracy": 0.7117}, 3)
     log.metrics({"val_accuracy": 0.71}, 3)
     log.end("FINISHED", {})
-    assert look_at(store, log.run_id).data.metrics["val_accuracy"] == 0.71
+    assert stored_run(tracker, log.run_id).data.metrics["val_accuracy"] == 0.71
 
 
 # ---------------------------------------------------------------------------------- the store is gone
 
 
-def test_a_store_that_goes_away_stops_nothing_and_loses_nothing(store: str) -> None:
-    log = tracking.RunLog(store, created(store))
+def test_a_store_that_goes_away_stops_nothing_and_loses_nothing(tracker: Tracker) -> None:
+    log = tracker.writer(created(tracker))
     log.config(CONFIG)
     log.epoch(1, RECORD)
-    log.client = Gone()  # type: ignore[assignment]
+    tracker.client = Gone()  # type: ignore[assignment]
     log.epoch(2, RECORD)
     log.tags({"weights.sha256": "w"})
     kept = log.end("FINISHED", {"metrics": {"val_accuracy": 0.5}, "weights_sha256": "w"})
-    assert kept == log.folder == stores.OUTBOX / log.run_id and log.fault == "connection refused"
+    assert (
+        kept == log.folder == tracker.workspace.spool / log.run_id
+        and log.fault == "connection refused"
+    )
     outcome = {"status": "FINISHED", "metrics": {"val_accuracy": 0.5}, "weights_sha256": "w"}
     assert outcome.items() <= json.loads((kept / "outcome.json").read_text()).items()
     assert [(step, value) for step, _, value in log.spooled.metrics()["val_accuracy"]] == [
@@ -269,37 +210,32 @@ def test_a_store_that_goes_away_stops_nothing_and_loses_nothing(store: str) -> N
     assert (kept / "config.yaml").is_file()
 
 
-def test_quick_epochs_share_a_batch_and_slow_ones_are_sent_at_once(
-    store: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def steps() -> list[int]:
-        return [
-            p.step
-            for p in mlflow.MlflowClient(store).get_metric_history(log.run_id, "val_accuracy")
-        ]
+def uploaded_steps(tracker: Tracker, run_id: str) -> list[int]:
+    history = mlflow.MlflowClient(tracker.uri).get_metric_history(run_id, "val_accuracy")
+    return [point.step for point in history]
 
-    log = tracking.RunLog(store, created(store))
+
+def test_quick_epochs_share_a_batch_and_slow_epochs_are_uploaded_at_once(tracker: Tracker) -> None:
+    run_id = created(tracker)
+    quick = RunWriter(tracker, run_id, seconds_a_batch=60)
+    quick.epoch(1, RECORD)
+    quick.epoch(2, RECORD)
+    assert uploaded_steps(tracker, run_id) == []
+    assert len(quick.spooled.metrics()["val_accuracy"]) == 2
+    RunWriter(tracker, run_id, seconds_a_batch=0).epoch(3, RECORD)
+    assert uploaded_steps(tracker, run_id) == [1, 2, 3]
+
+
+def test_a_store_that_comes_back_gets_all_that_it_missed(tracker: Tracker) -> None:
+    log = RunWriter(tracker, created(tracker), seconds_a_batch=0)
+    client = tracker.client
+    tracker.client = Gone()  # type: ignore[assignment]
     log.epoch(1, RECORD)
     log.epoch(2, RECORD)
-    assert steps() == [] and len(log.spooled.metrics()["val_accuracy"]) == 2
-    monkeypatch.setattr(tracking, "SECONDS_A_BATCH", 0.0)
-    log.epoch(3, RECORD)
-    assert steps() == [1, 2, 3]
-
-
-def test_a_store_that_comes_back_gets_all_that_it_missed(
-    store: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(tracking, "SECONDS_A_BATCH", 0.0)
-    log = tracking.RunLog(store, created(store))
-    client, log.client = log.client, Gone()  # type: ignore[assignment]
-    log.epoch(1, RECORD)
-    log.epoch(2, RECORD)
-    log.client = client
+    tracker.client = client
     assert log.end("FINISHED", {}) is None and not log.folder.exists()
-    history = mlflow.MlflowClient(store).get_metric_history(log.run_id, "val_accuracy")
-    assert [point.step for point in history] == [1, 2]
-    assert look_at(store, log.run_id).info.status == "FINISHED"
+    assert uploaded_steps(tracker, log.run_id) == [1, 2]
+    assert stored_run(tracker, log.run_id).info.status == "FINISHED"
 
 
 # ---------------------------------------------------------------------------------- ended from outside
@@ -308,69 +244,121 @@ def test_a_store_that_comes_back_gets_all_that_it_missed(
 @pytest.mark.parametrize(
     ("before", "after"), [("RUNNING", "KILLED"), ("FINISHED", "FINISHED"), ("FAILED", "FAILED")]
 )
-def test_only_a_run_that_could_not_end_itself_is_ended(before: str, after: str, store: str) -> None:
-    run_id = created(store)
+def test_only_a_run_that_could_not_end_itself_is_ended(
+    before: str, after: str, tracker: Tracker
+) -> None:
+    run_id = created(tracker)
     if before != "RUNNING":
-        mlflow.MlflowClient(store).set_terminated(run_id, before)
-    tracking.close_run(store, run_id, "KILLED", "somebody's kill -9" * 100)
-    run = look_at(store, run_id)
+        mlflow.MlflowClient(tracker.uri).set_terminated(run_id, before)
+    tracker.close_run(run_id, "KILLED", "somebody's kill -9" * 100)
+    run = stored_run(tracker, run_id)
     assert run.info.status == after and ("failure" in run.data.tags) == (before == "RUNNING")
 
 
-def test_children_are_ended_with_their_parent(store: str) -> None:
-    parent, stranger = created(store), created(store)
-    children = [created(store, parent_run_id=parent) for _ in range(3)]
-    mlflow.MlflowClient(store).set_terminated(children[0], "FINISHED")
-    tracking.close_children(store, parent, "KILLED")
-    states = [look_at(store, run_id).info.status for run_id in [*children, stranger]]
+def test_children_are_ended_with_their_parent(tracker: Tracker) -> None:
+    parent, stranger = created(tracker), created(tracker)
+    children = [created(tracker, parent_run_id=parent) for _ in range(3)]
+    mlflow.MlflowClient(tracker.uri).set_terminated(children[0], "FINISHED")
+    tracker.close_children(parent, "KILLED")
+    states = [stored_run(tracker, run_id).info.status for run_id in [*children, stranger]]
     assert states == ["FINISHED", "KILLED", "KILLED", "RUNNING"]
 
 
-def test_a_dropped_model_leaves_nothing_and_the_others_stay(store: str) -> None:
-    client, places = mlflow.MlflowClient(store), {}
-    for run_id in (created(store), created(store)):
+def test_a_dropped_model_leaves_nothing_and_the_others_stay(tracker: Tracker) -> None:
+    client, places = mlflow.MlflowClient(tracker.uri), {}
+    for run_id in (created(tracker), created(tracker)):
         model = client.create_logged_model(
-            look_at(store, run_id).info.experiment_id, "model", run_id
+            stored_run(tracker, run_id).info.experiment_id, "model", run_id
         )
         place = Path(urllib.parse.unquote(urllib.parse.urlsplit(model.artifact_location).path))
         place.mkdir(parents=True)
         (place / "model.keras").write_text("weights")
         places[run_id] = place
     dropped, kept = places
-    tracking.drop_models(store, dropped)
-    experiment = look_at(store, kept).info.experiment_id
+    tracker.drop_models(dropped)
+    experiment = stored_run(tracker, kept).info.experiment_id
     assert [model.source_run_id for model in client.search_logged_models([experiment])] == [kept]
     assert not places[dropped].parent.exists() and (places[kept] / "model.keras").exists()
 
 
-def test_what_a_store_that_is_gone_was_to_be_told_is_told_by_the_next_command(
-    store: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_what_a_store_that_is_gone_misses_is_uploaded_by_the_next_command(
+    tracker: Tracker, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    run_id = created(store)
-    with monkeypatch.context() as gone:
-        gone.setattr(tracking, "client_of", lambda uri: Gone())
-        tracking.close_run(store, run_id, "KILLED", "r")
-        tracking.tag_run(store, run_id, {"trial.state": "FAIL"})
-        tracking.close_children(store, run_id, "KILLED")
+    run_id = created(tracker)
+    gone = again(tracker)
+    gone.client = Gone()  # type: ignore[assignment]
+    gone.close_run(run_id, "KILLED", "r")
+    gone.tag_run(run_id, {"trial.state": "FAIL"})
+    gone.close_children(run_id, "KILLED")
     said = capsys.readouterr().err
-    assert f"run {run_id} could not be told all" in said and "connection refused\n" in said
-    assert look_at(store, run_id).info.status == "RUNNING"
-    stores.prepare_store(store)
-    run = look_at(store, run_id)
-    assert (run.info.status, run.data.tags["failure"], run.data.tags["trial.state"]) == (
-        "KILLED",
-        "r",
-        "FAIL",
-    )
-    assert [path for path in stores.OUTBOX.iterdir() if path.is_dir()] == []
+    assert f"run {run_id} could not be uploaded whole" in said and "connection refused\n" in said
+    assert stored_run(tracker, run_id).info.status == "RUNNING" and gone.is_spooled(run_id)
+    opened = open_store(tracker.uri, tracker.workspace)
+    run = opened.client.get_run(run_id)
+    tags = run.data.tags
+    assert run.info.status == "KILLED"
+    assert (tags["failure"], tags["trial.state"]) == ("r", "FAIL")
+    assert is_spool_empty(tracker.workspace) and not opened.is_spooled(run_id)
 
 
-def test_preparing_a_store_twice_makes_one(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, migrated: Path
-) -> None:
-    monkeypatch.setattr(stores, "ARTIFACTS", tmp_path / "mlruns")
-    path = tmp_path / "mlflow.db"
+def test_preparing_a_store_twice_makes_one(workspace: Workspace, migrated: Path) -> None:
+    path = workspace.root / "mlflow.db"
     path.write_bytes(migrated.read_bytes())
     for _ in range(2):
-        stores.prepare_store(f"sqlite:///{path}")
+        create_store(workspace.default_store, workspace)
     assert path.stat().st_size == migrated.stat().st_size
+
+
+# ---------------------------------------------------------------------------------- a session
+
+
+def test_a_session_creates_its_store_and_has_uploaded_all_when_it_ends(
+    workspace: Workspace,
+) -> None:
+    uri = workspace.default_store
+    with session(uri, workspace, outage_timeout=1) as tracker:
+        run_id = tracker.request_run(CONFIG, "mnist_sample", "filters=8").result()
+        writer = tracker.writer(run_id)
+        writer.epoch(1, RECORD)
+        assert tracker.is_spooled(run_id) and tracker.fault is None
+        assert writer.end("FINISHED", {}) is None
+        assert tracker.wait() == 0
+    assert is_spool_empty(workspace)
+    run = Tracker(uri, workspace).client.get_run(run_id)
+    assert run.info.status == "FINISHED" and run.data.metrics["val_accuracy"] == 0.5
+
+
+def test_runs_of_two_workspaces_do_not_meet(tracker: Tracker, tmp_path: Path) -> None:
+    other = Tracker(tracker.uri, Workspace(tmp_path / "other"))
+    run_id = created(tracker)
+    writer = other.writer(run_id)
+    assert other.is_spooled(run_id) and not tracker.is_spooled(run_id)
+    tracker.tag_run(run_id, {"a": "1"})
+    assert other.is_spooled(run_id) and writer.end("FINISHED", {}) is None
+    assert stored_run(tracker, run_id).data.tags["a"] == "1"
+    assert is_spool_empty(other.workspace)
+
+
+# ---------------------------------------------------------------------------------- the machine
+
+
+def test_mlflows_monitor_records_the_machine_through_the_spool(tracker: Tracker) -> None:
+    """Even while the store is gone."""
+    log = tracker.writer(created(tracker))
+    client = tracker.client
+    tracker.client = Gone()  # type: ignore[assignment]
+    log.tags({"a": "1"})
+    log.start_system_metrics(interval_s=0.02)
+    name = "system/cpu_utilization_percentage"
+    deadline = time.monotonic() + 30
+    while len(log.spooled.metrics().get(name, [])) < 2:
+        assert time.monotonic() < deadline, "nothing was recorded"
+        time.sleep(0.01)
+    tracker.client = client
+    assert log.end("FINISHED", {}) is None and is_spool_empty(tracker.workspace)
+    history = client.get_metric_history(log.run_id, name)
+    assert [point.step for point in history] == list(range(len(history))) and len(history) >= 2
+    recorded = stored_run(tracker, log.run_id).data.metrics
+    assert all(key.startswith("system/") for key in recorded)
+    assert 0 <= recorded["system/system_memory_usage_percentage"] <= 100
+    assert "system/network_receive_megabytes" in recorded

@@ -28,7 +28,7 @@ from digit_study.model.recipe import (
     build_optimizer,
     shift_rotate,
 )
-from digit_study.support import machine as hardware
+from digit_study.support import hardware
 
 Array = np.ndarray[Any, Any]
 Arrays = tuple[Array, Array]
@@ -148,9 +148,15 @@ def test_a_record_an_epoch_told_as_it_ends(digits: Arrays) -> None:
     assert steps == [(1, 6, 6), (2, 6, 6), (3, 6, 6)]
     for one in epochs:
         assert set(one) == {
-            "train_loss", "train_accuracy", "val_loss", "val_accuracy", "learning_rate", "epoch_seconds",
-            "step_seconds", "images_per_second",
-        }  # fmt: skip
+            "train_loss",
+            "train_accuracy",
+            "val_loss",
+            "val_accuracy",
+            "learning_rate",
+            "epoch_seconds",
+            "step_seconds",
+            "images_per_second",
+        }
         assert 0 <= one["train_accuracy"] <= 1 and one["epoch_seconds"] > 0
         assert one["images_per_second"] > 120 / one["epoch_seconds"] - 1e-6
 

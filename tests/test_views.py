@@ -10,15 +10,17 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
-from test_tracking import created
+from tracked import again, created, tracker, workspace
 
 from digit_study.stats.ranking import Candidate, leaderboard, sentence
-from digit_study.support import machine
+from digit_study.support import processes
 from digit_study.support.console import RUNS
-from digit_study.tracking import runs as run_log
-from digit_study.tracking import upload as delivery
-from digit_study.tracking import views
+from digit_study.support.workspace import Workspace
+from digit_study.tracking import pages, views
+from digit_study.tracking.session import Tracker
+from digit_study.tracking.upload import LONGEST_TAG
 
+__all__ = ["tracker", "workspace"]
 HOSTILE = "<img onerror=alert(1) src=x> | a `b` [c](d) *e*"
 
 
@@ -38,8 +40,8 @@ def board(count: int) -> pd.DataFrame:
     return leaderboard(ranked)
 
 
-def description(store: str, run_id: str) -> str:
-    return str(mlflow.MlflowClient(store).get_run(run_id).data.tags["mlflow.note.content"])
+def description(tracker: Tracker, run_id: str) -> str:
+    return str(tracker.client.get_run(run_id).data.tags["mlflow.note.content"])
 
 
 def test_a_note_begins_with_the_answer_and_links_the_first_ten() -> None:
@@ -55,7 +57,7 @@ def test_a_note_begins_with_the_answer_and_links_the_first_ten() -> None:
     )
     text = note.markdown("7", "f00")
     assert text.startswith(
-        "**100.00 % \\[98.12, 100.00\\] of 200 validation images are read right by the best run"
+        "**100.00 % \\[98.12, 100.00\\] of 200 validation images are predicted correctly by the best run"
     )
     assert [text.count(f"#/experiments/7/runs/{number:032x})") for number in (0, 9, 10)] == [
         1,
@@ -75,99 +77,82 @@ def test_what_a_person_named_is_no_markup() -> None:
     assert not re.search(r"(?<!\\)<", text)  # and so no tag, whatever draws it
 
 
-def test_a_parent_its_experiment_and_a_view_say_what_was_found(store: str) -> None:
-    first, second = created(store), created(store)
+def test_a_parent_its_experiment_and_a_view_say_what_was_found(tracker: Tracker) -> None:
+    first = created(tracker)
+    second = created(tracker)
     for run_id, answer in ((first, "it is 16"), (second, "it is 32 | or 64")):
-        run_log.RunLog(store, run_id).describe(
-            views.RunDescription(answer, "Asked: which?"), ["model.filters"]
-        )
-    client = mlflow.MlflowClient(store)
-    run = client.get_run(second)
-    assert (
-        description(store, second) == "**it is 32 \\| or 64**\n\nAsked: which?"
-        and run.data.tags["answer"]
-    )
-    tags = client.get_experiment(run.info.experiment_id).tags
+        found = views.RunDescription(answer, "Asked: which?")
+        tracker.writer(run_id).describe(found, ["model.filters"])
+    run = tracker.client.get_run(second)
+    assert description(tracker, second) == "**it is 32 \\| or 64**\n\nAsked: which?"
+    assert run.data.tags["answer"]
+    tags = tracker.client.get_experiment(run.info.experiment_id).tags
     said = tags["mlflow.note.content"]
     assert said.index("it is 32 \\| or 64") < said.index("it is 16")
     assert f"#/experiments/{run.info.experiment_id}/runs/{first}" in said
     view = json.loads(tags[f"mlflow.sharedViewState.{second}"])
     assert view["searchFilter"] == f"tags.mlflow.parentRunId = '{second}'"
-    assert (
-        view["selectedColumns"][0] == view["orderByKey"]
-        and "params.`model.filters`" in view["selectedColumns"]
-    )
+    assert view["selectedColumns"][0] == view["orderByKey"]
+    assert "params.`model.filters`" in view["selectedColumns"]
 
 
-def test_a_description_is_brought_up_to_date(store: str) -> None:
-    log = run_log.RunLog(store, created(store))
+def test_a_description_is_brought_up_to_date(tracker: Tracker) -> None:
+    log = tracker.writer(created(tracker))
     for answer in ("not yet", "it is 16"):
         log.describe(views.RunDescription(answer, "Asked: which?"))
-    assert description(store, log.run_id).startswith("**it is 16**")
-    experiment = mlflow.MlflowClient(store).get_experiment(look_up(store, log.run_id))
+    assert description(tracker, log.run_id).startswith("**it is 16**")
+    experiment = tracker.client.get_experiment(tracker.experiment_of(log.run_id))
     assert "not yet" not in experiment.tags["mlflow.note.content"]
 
 
-def look_up(store: str, run_id: str) -> str:
-    return str(mlflow.MlflowClient(store).get_run(run_id).info.experiment_id)
-
-
-def test_a_parent_says_what_is_best_of_so_many(store: str) -> None:
-    log = run_log.RunLog(store, created(store))
-    for count, low in (
-        (2, 0.9),
-        (2, 0.9),
-        (3, 0.8),
-    ):  # ended, resumed with nothing to do, and with one trial more
+def test_a_parent_says_what_is_best_of_so_many(tracker: Tracker) -> None:
+    """When it has ended, when it is resumed with nothing to do, and with a trial more."""
+    log = tracker.writer(created(tracker))
+    for count, low in ((2, 0.9), (2, 0.9), (3, 0.8)):
         log.best(board(count).assign(val_accuracy_low=low), f"{count} trials")
-    run, name = mlflow.MlflowClient(store).get_run(log.run_id), f"n=0 {HOSTILE}"
-    assert log.fault is None and (run.data.tags["best.run_id"], run.data.tags["best.name"]) == (
-        "0" * 32,
-        name,
-    )
-    assert (
-        run.data.metrics["best_val_accuracy"] == 1.0
-        and run.data.metrics["best_val_accuracy_low"] == 0.8
-    )
-    ends = {"best_of_2_trials": "[90.00, 100.00]", "best_of_3_trials": "[80.00, 100.00]"}
+    run = tracker.client.get_run(log.run_id)
+    name = f"n=0 {HOSTILE}"
+    assert log.fault is None
+    assert (run.data.tags["best.run_id"], run.data.tags["best.name"]) == ("0" * 32, name)
+    assert run.data.metrics["best_val_accuracy"] == 1.0
+    assert run.data.metrics["best_val_accuracy_low"] == 0.8
     assert run.data.params == {
-        key: f"{name}, 100.00 % {interval}" for key, interval in ends.items()
+        "best_of_2_trials": f"{name}, 100.00 % [90.00, 100.00]",
+        "best_of_3_trials": f"{name}, 100.00 % [80.00, 100.00]",
     }
 
 
-def test_a_description_longer_than_mlflow_takes_is_cut(store: str) -> None:
-    log = run_log.RunLog(store, created(store))
+def test_a_description_longer_than_mlflow_takes_is_cut(tracker: Tracker) -> None:
+    log = tracker.writer(created(tracker))
     log.describe(views.RunDescription("a" * 9000, "b"))
-    assert log.fault is None and len(description(store, log.run_id)) == delivery.LONGEST_TAG
+    assert log.fault is None and len(description(tracker, log.run_id)) == LONGEST_TAG
 
 
 @pytest.mark.parametrize("children", [True, False])
-def test_the_address_opens_the_view(
-    children: bool, store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(views, "NEWEST", tmp_path / "newest")
-    run_id = created(store)
-    shown = views.address(mlflow.MlflowClient(store), store, run_id, children)
+def test_the_address_opens_the_view(children: bool, tracker: Tracker) -> None:
+    run_id = created(tracker)
+    tracker.workspace.artifacts.mkdir()
+    shown = tracker.address(run_id, children=children)
     command, place = shown.split(", then ")
-    assert command.startswith("mlflow ui --backend-store-uri") and place.startswith(
-        "http://127.0.0.1:5000/#/experiments/"
-    )
-    assert (f"viewStateShareKey={run_id}" in place) == children and (
-        f"/runs/{run_id}" in place
-    ) != children
-    assert (
-        place.endswith("workflowType=machine_learning")
-        and (tmp_path / "newest").read_text() == f"{place}\n"
-    )
+    assert command == "mlflow ui"  # which finds the store of its folder
+    assert place.startswith("http://127.0.0.1:5000/#/experiments/")
+    assert (f"viewStateShareKey={run_id}" in place) == children
+    assert (f"/runs/{run_id}" in place) != children
+    assert place.endswith("workflowType=machine_learning")
+    assert tracker.workspace.newest_result.read_text() == f"{place}\n"
 
 
-def test_a_model_is_shown_by_its_version_or_by_its_run(
-    store: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(views, "NEWEST", tmp_path / "newest")
-    client, run_id = mlflow.MlflowClient(store), created(store)
-    mlflow.set_tracking_uri(store)  # from which MLflow takes what a version is made of
-    experiment = look_up(store, run_id)
+def test_a_store_elsewhere_is_named_in_the_command(tracker: Tracker, tmp_path: Path) -> None:
+    elsewhere = Tracker(tracker.uri, Workspace(tmp_path / "other"))
+    shown = elsewhere.address(created(tracker))
+    assert shown.startswith(f"mlflow ui --backend-store-uri '{tracker.uri}', then http")
+
+
+def test_a_model_is_shown_by_its_version_or_by_its_run(tracker: Tracker) -> None:
+    client = tracker.client
+    run_id = created(tracker)
+    mlflow.set_tracking_uri(tracker.uri)  # from which MLflow takes what a version is made of
+    experiment = tracker.experiment_of(run_id)
     made = client.create_logged_model(experiment, name="model", source_run_id=run_id)
     client.create_registered_model("digits, mine")
     for _ in range(2):
@@ -175,55 +160,34 @@ def test_a_model_is_shown_by_its_version_or_by_its_run(
             "digits, mine", f"models:/{made.model_id}", model_id=made.model_id
         )
     client.set_registered_model_alias("digits, mine", "champion", "2")
-    pages = {
+    shown_pages = {
         "models:/digits, mine@champion": "#/models/digits%2C%20mine/versions/2",
         "models:/digits, mine/1": "#/models/digits%2C%20mine/versions/1",
-        f"models:/{made.model_id}": views.run_page(experiment, run_id),
-        f"runs:/{run_id}/model": views.run_page(experiment, run_id),
+        f"models:/{made.model_id}": pages.run_page(experiment, run_id),
+        f"runs:/{run_id}/model": pages.run_page(experiment, run_id),
     }
-    for named, page in pages.items():
-        shown = views.model_place(store, named)
-        assert (
-            shown == f"{views.view_command(store)}, then {views.LOCAL}/{page}?{views.TRAINING}"
-        ), named
+    for named, page in shown_pages.items():
+        expected = f"mlflow ui, then {pages.LOCAL}/{page}?{pages.TRAINING}"
+        assert tracker.model_address(named) == expected, named
     for gone in ("models:/digits, mine@nobody", "models:/m-0123", "runs:/0123/model"):
-        assert views.model_place(store, gone) == views.view_command(store)
-    assert not views.NEWEST.exists()  # what only reads images is no new result
+        assert again(tracker).model_address(gone) == "mlflow ui"
+    # what only predicts is no new result
+    assert not tracker.workspace.newest_result.exists()
 
 
-def test_without_a_store_that_answers_the_command_alone_is_shown(
-    store: str, tmp_path: Path
-) -> None:
-    client = mlflow.MlflowClient(store)
-    assert (
-        views.address(client, store, "0" * 32, True) == f"mlflow ui --backend-store-uri '{store}'"
-    )
+def test_without_a_store_that_answers_the_command_alone_is_shown(tracker: Tracker) -> None:
+    assert tracker.address("0" * 32, children=True) == "mlflow ui"
 
 
 def test_a_user_has_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
-    machine.user_name.cache_clear()
-    monkeypatch.setattr(machine.getpass, "getuser", lambda: "ada")
-    assert machine.user_name() == "ada"
-    machine.user_name.cache_clear()
+    processes.user_name.cache_clear()
+    monkeypatch.setattr(processes.getpass, "getuser", lambda: "ada")
+    assert processes.user_name() == "ada"
+    processes.user_name.cache_clear()
 
     def nameless() -> str:
         raise KeyError("uid 1234")
 
-    monkeypatch.setattr(machine.getpass, "getuser", nameless)
-    assert machine.user_name() == "unknown"
-    machine.user_name.cache_clear()
-
-
-def test_a_run_of_more_than_seconds_says_what_its_machine_did(
-    store: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(run_log, "SECONDS_A_BATCH", 0.0)
-    log = run_log.RunLog(store, created(store))
-    log.epoch(1, {"val_loss": 1.0})
-    log.opened -= run_log.SYSTEM_AFTER_S
-    log.epoch(2, {"val_loss": 0.5})
-    client = mlflow.MlflowClient(store)
-    names = ["system/cpu_utilization_percentage", "system/system_memory_usage_percentage"]
-    found = [client.get_metric_history(log.run_id, name) for name in names]
-    assert [[one.step for one in history] for history in found] == [[2], [2]]
-    assert all(0 <= history[0].value <= 100 for history in found)
+    monkeypatch.setattr(processes.getpass, "getuser", nameless)
+    assert processes.user_name() == "unknown"
+    processes.user_name.cache_clear()

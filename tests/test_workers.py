@@ -19,7 +19,7 @@ import psutil
 import pytest
 from conftest import Finalised
 
-from digit_study.config.run import Config
+from digit_study.config.run_config import Config
 from digit_study.support.messages import StudyError
 from digit_study.support.signals import (
     Interrupted,
@@ -27,99 +27,119 @@ from digit_study.support.signals import (
     interruptible,
     signals_surface,
 )
-from digit_study.trial.local import worker as workers
+from digit_study.support.workspace import Workspace
+from digit_study.trial.events import (
+    Decision,
+    EpochDone,
+    Event,
+    Failed,
+    Finished,
+    StepsDone,
+)
+from digit_study.trial.local import server
+from digit_study.trial.local.child import Message, Reporter
 from digit_study.trial.local.pool import LocalEngine
-from digit_study.trial.local.worker import Message, Worker
-from digit_study.trial.protocol import EngineContext, Pruned, run_to_end
+from digit_study.trial.local.worker import Worker
+from digit_study.trial.protocol import EngineContext, TrialRequest
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).parents[1]
-Send, Ask = Callable[[str, Any], None], Callable[..., None]
+Target = Callable[[Config, str, Reporter], Any]
 
 
-@pytest.fixture(autouse=True)
-def bare_server(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fork from a server that has not loaded TensorFlow."""
-    context = multiprocessing.get_context("forkserver")
-    monkeypatch.setattr(workers, "start_server", lambda: context)
+def bare_server() -> Any:
+    """Return what forks from a server that has not loaded TensorFlow."""
+    return multiprocessing.get_context("forkserver")
+
+
+def worker_of(
+    target: Target, run_id: str = "run", config: Config | None = None, **more: Any
+) -> Worker:
+    request = TrialRequest(1, config or Config(), run_id)
+    return Worker(target, request, start_server=bare_server, **more)
+
+
+def context(**more: Any) -> EngineContext:
+    return EngineContext(workspace=Workspace(Path("/nowhere")), **more)
+
+
+def engine_of(target: Target, **more: Any) -> LocalEngine:
+    def launch(request: TrialRequest) -> Worker:
+        return Worker(target, request, start_server=bare_server)
+
+    return LocalEngine(context(**more), launch)
 
 
 # what the processes run; the second argument stands for the id of a run
 
 
-def finish(config: Config, run_id: str, send: Send, ask: Ask) -> str:
-    send("steps", (1, 2, 3))
-    ask(1, {"val_accuracy": 0.5})
+def finish(config: Config, run_id: str, reporter: Reporter) -> str:
+    reporter.on_steps(1, 2, 3)
+    reporter.on_epoch(1, {"val_accuracy": 0.5})
     return f"{run_id} with {config.model.filters} filters in {os.getpid()}"
 
 
-def refuse(config: Config, run_id: str, send: Send, ask: Ask) -> None:
+def refuse(config: Config, run_id: str, reporter: Reporter) -> None:
     raise StudyError("`a` must be b, got c")
 
 
-def stumble(config: Config, run_id: str, send: Send, ask: Ask) -> None:
+def stumble(config: Config, run_id: str, reporter: Reporter) -> None:
     raise KeyError("x")
 
 
-def leave(config: Config, run_id: str, send: Send, ask: Ask) -> None:
+def leave(config: Config, run_id: str, reporter: Reporter) -> None:
     os._exit(3)
 
 
-def hang(config: Config, run_id: str, send: Send, ask: Ask) -> None:
+def hang(config: Config, run_id: str, reporter: Reporter) -> None:
     try:
-        send("steps", (1, 1, 1))
+        reporter.on_steps(1, 1, 1)
         time.sleep(60)
     except Interrupted:
         Path(run_id).write_text("ended truthfully")
         raise
 
 
-def ignore_signals(config: Config, run_id: str, send: Send, ask: Ask) -> None:
+def ignore_signals(config: Config, run_id: str, reporter: Reporter) -> None:
     signal.signal(signal.SIGTERM, signal.SIG_IGN)
-    send("steps", (1, 1, 1))
+    reporter.on_steps(1, 1, 1)
     time.sleep(60)
 
 
-def note_pruning(config: Config, run_id: str, send: Send, ask: Ask) -> str:
-    try:
-        ask(1, {})
-    except Pruned:
-        return "pruned"
-    return "went on"
+def note_decision(config: Config, run_id: str, reporter: Reporter) -> str:
+    return str(reporter.on_epoch(1, {}))
 
 
-def flood(config: Config, run_id: str, send: Send, ask: Ask) -> bytes:
+def flood(config: Config, run_id: str, reporter: Reporter) -> bytes:
     return bytes(10_000_000)  # more than a pipe holds
 
 
-class Recorder:
-    """Keeps what a trial reports."""
-
-    def __init__(self) -> None:
-        self.messages: list[Message] = []
-
-    def steps(self, *where: int) -> None:
-        self.messages.append(("steps", where))
-
-    def epoch(self, *what: Any) -> None:
-        self.messages.append(("epoch", what))
-
-
-def follow(trial: Worker, progress: Any) -> Any:
-    engine = LocalEngine(EngineContext(), lambda config, run_id: trial)
+def follow(trial: Worker, handle: Callable[[Event], None] = lambda event: None) -> Any:
+    """Run the trial of a worker to its end; return its result, or raise why there is none."""
+    engine = LocalEngine(context(), lambda request: trial)
     try:
-        return run_to_end(engine, Config(), "run", progress)
+        engine.submit(1, Config(), "run")
+        while True:
+            for event in engine.events():
+                handle(event)
+                if isinstance(event, EpochDone):
+                    engine.answer(event.key, Decision.CONTINUE)
+                if isinstance(event, Failed):
+                    raise StudyError(event.reason)
+                if isinstance(event, Finished):
+                    return event.result
     finally:
         engine.stop()
 
 
-def heard(target: Callable[..., Any], run_id: str = "run") -> tuple[Any, list[Message]]:
-    recorder = Recorder()
-    return follow(Worker(target, Config(), run_id), recorder), recorder.messages
+def heard(target: Target, run_id: str = "run") -> tuple[Any, list[Event]]:
+    """Return the result of a trial and its events."""
+    events: list[Event] = []
+    return follow(worker_of(target, run_id), events.append), events
 
 
-def begun(target: Callable[..., Any], run_id: str = "run") -> Iterator[Worker]:
-    trial = Worker(target, Config(), run_id)
+def begun(target: Target, run_id: str = "run") -> Iterator[Worker]:
+    trial = worker_of(target, run_id)
     while trial.receive() is None:
         multiprocessing.connection.wait(trial.waitables())
     yield trial
@@ -132,9 +152,13 @@ def hanging(tmp_path: Path) -> Iterator[Worker]:
 
 
 def test_a_trial_reports_and_returns_from_a_process_of_its_own() -> None:
-    result, messages = heard(finish)
+    result, events = heard(finish)
     assert result.startswith("run with 32 filters in ") and not result.endswith(str(os.getpid()))
-    assert messages == [("steps", (1, 2, 3)), ("epoch", (1, {"val_accuracy": 0.5}))]
+    assert events == [
+        StepsDone(1, 1, 2, 3),
+        EpochDone(1, 1, {"val_accuracy": 0.5}),
+        Finished(1, result),
+    ]
 
 
 def test_a_result_larger_than_a_pipe_arrives() -> None:
@@ -157,7 +181,7 @@ def test_a_trial_that_fails_says_why(
 
 
 def test_a_trial_that_is_stopped_while_it_sends_its_result_does_not_stop_its_supervisor() -> None:
-    trial = Worker(flood, Config(), "r")
+    trial = worker_of(flood)
     multiprocessing.connection.wait([trial.connection])
     time.sleep(0.5)  # it sends on as far as the pipe takes it
     with suppress(psutil.NoSuchProcess):  # it may have sent all by now, which is as good
@@ -167,7 +191,8 @@ def test_a_trial_that_is_stopped_while_it_sends_its_result_does_not_stop_its_sup
     listener.start()
     listener.join(5.0)
     trial.stop(0.1)
-    assert [message[0] for message in heard if message] == ["done"] and not trial.outcome.exists()
+    assert [type(message) for message in heard if message] == [Finished]
+    assert not trial.result_file.exists()
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
@@ -175,59 +200,50 @@ def test_a_trial_that_is_killed_is_known_at_once(number: signal.Signals, hanging
     os.kill(hanging.process.pid, number)
     started = time.monotonic()
     with pytest.raises(StudyError, match=f"was killed by {number.name}"):
-        follow(hanging, Recorder())
+        follow(hanging)
     assert time.monotonic() - started < 5
 
 
-@pytest.mark.parametrize(("go_on", "end"), [(True, "went on"), (False, "pruned")])
-def test_the_answer_to_an_epoch_decides(go_on: bool, end: str) -> None:
-    trial = Worker(note_pruning, Config(), "run")
+@pytest.mark.parametrize("decision", list(Decision))
+def test_the_answer_to_an_epoch_decides(decision: Decision) -> None:
+    trial = worker_of(note_decision)
     messages: list[Message] = []
-    while not messages or messages[-1][0] != "done":
+    while not messages or not isinstance(messages[-1], Finished):
         message = trial.receive()
         if message is None:
             multiprocessing.connection.wait(trial.waitables())
             continue
         messages.append(message)
-        if message[0] == "epoch":
-            trial.answer(go_on)
+        if isinstance(message, EpochDone):
+            trial.answer(decision)
     trial.stop()
-    assert messages[-1][1] == end
+    assert messages == [EpochDone(1, 1, {}), Finished(1, str(decision))]  # type: ignore[arg-type]
 
 
 def ends(engine: LocalEngine, threads: int = 1) -> Any:
-    """The content of the last event of a trial, which is let go on, and is idle after it if it can be."""
-    engine.submit(1, replace(Config(), training=replace(Config().training, threads=threads)), "run")
+    """Return the result of a trial, None without, once its worker is idle if it can be."""
+    training = replace(Config().training, threads=threads)
+    engine.submit(1, replace(Config(), training=training), "run")
     for _ in range(400):
         for event in engine.events(0.05):
-            if event.kind == "epoch":
-                engine.answer(event.key, event.content[1].get("promise", True))
-            elif event.kind != "steps":
-                last = event
+            if isinstance(event, EpochDone):
+                engine.answer(event.key, event.record.get("decision", Decision.CONTINUE))
+            last = event
         if not engine.trials and not engine.finishing:
-            return last.content
+            return getattr(last, "result", None)
     raise AssertionError("nothing has been heard")
 
 
-def name_itself(config: Config, run_id: str, send: Send, ask: Ask) -> int:
+def name_itself(config: Config, run_id: str, reporter: Reporter) -> int:
     return os.getpid()
 
 
-def prune_itself(config: Config, run_id: str, send: Send, ask: Ask) -> None:
-    with suppress(Pruned):
-        ask(1, {"promise": False})
-    send("pruned", "others promise more")
+def stop_itself(config: Config, run_id: str, reporter: Reporter) -> None:
+    assert reporter.on_epoch(1, {"decision": Decision.STOP}) is Decision.STOP  # type: ignore[dict-item]
+    reporter.on_stop()
 
 
-def engine_of(target: Callable[..., Any], limits: EngineContext | None = None) -> LocalEngine:
-    return LocalEngine(
-        limits or EngineContext(), lambda config, run_id: Worker(target, config, run_id)
-    )
-
-
-def test_a_worker_runs_trial_after_trial_and_a_new_one_what_it_cannot(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_a_worker_runs_trial_after_trial_and_a_new_one_what_it_cannot() -> None:
     engine = engine_of(name_itself)
     first = ends(engine)
     assert ends(engine) == first != os.getpid()
@@ -238,47 +254,87 @@ def test_a_worker_runs_trial_after_trial_and_a_new_one_what_it_cannot(
     waits.wait(10)
     third = ends(engine, threads=2)
     assert third != other
-    monkeypatch.setattr(workers, "MOST_TRIALS", 2)
-    assert [ends(engine, threads=2) == third for _ in range(2)] == [True, False]
     engine.stop()
     assert not psutil.pid_exists(third) and not engine.idle
 
 
-def test_a_worker_whose_trial_was_pruned_takes_another_and_one_whose_trial_failed_none() -> None:
-    for target, is_left in ((prune_itself, 1), (refuse, 0), (stumble, 0), (leave, 0)):
+def test_a_worker_runs_only_so_many_trials() -> None:
+    def launch(request: TrialRequest) -> Worker:
+        return Worker(name_itself, request, start_server=bare_server, max_trials=2)
+
+    engine = LocalEngine(context(), launch)
+    first = ends(engine)
+    assert [ends(engine) == first for _ in range(2)] == [True, False]
+    engine.stop()
+
+
+def test_a_worker_whose_trial_was_stopped_takes_another_and_one_whose_trial_failed_none() -> None:
+    for target, is_left in ((stop_itself, 1), (refuse, 0), (stumble, 0), (leave, 0)):
         engine = engine_of(target)
         ends(engine)
         assert len(engine.idle) == is_left
         engine.stop()
 
 
-def test_where_nothing_is_done_aside_the_next_trial_takes_the_same_worker() -> None:
-    """As on a GPU, whose memory a second process would lack; it is submitted as soon as the first has its result."""
-    engine = LocalEngine(
-        EngineContext(), lambda config, run_id: Worker(name_itself, config, run_id), aside=False
-    )
+def test_where_nothing_is_done_in_the_background_the_next_trial_takes_the_same_worker() -> None:
+    """As on a GPU, whose memory a second process would lack.
+
+    The next trial is submitted as soon as the first has its result.
+    """
+
+    def launch(request: TrialRequest) -> Worker:
+        return Worker(name_itself, request, start_server=bare_server)
+
+    engine = LocalEngine(context(), launch, in_background=False)
     found = []
     for number in range(20):
         engine.submit(number, Config(), "run")
         while engine.trials:
-            found += [event.content for event in engine.events()]
+            found += [event.result for event in engine.events() if isinstance(event, Finished)]
     engine.stop()
     assert len(found) == 20 and len(set(found)) == 1
 
 
+def test_events_carry_the_key_of_their_trial() -> None:
+    engine = engine_of(finish, slots=2)
+    for key in (7, 8):
+        engine.submit(key, Config(), "run")
+    keys: dict[type, list[int]] = {}
+    while engine.trials:
+        for event in engine.events():
+            keys.setdefault(type(event), []).append(event.key)
+            if isinstance(event, EpochDone):
+                engine.answer(event.key, Decision.CONTINUE)
+    engine.stop()
+    assert {kind: sorted(found) for kind, found in keys.items()} == {
+        StepsDone: [7, 8],
+        EpochDone: [7, 8],
+        Finished: [7, 8],
+    }
+
+
 def test_memory_that_is_limited_is_that_of_one_trial() -> None:
-    engine = engine_of(name_itself, EngineContext(memory=4.0))
+    engine = engine_of(name_itself, trial_memory=4.0)
     assert ends(engine) != ends(engine)
     engine.stop()
 
 
-def test_an_idle_worker_does_not_outlive_its_supervisor(tmp_path: Path) -> None:
-    lines = f"import sys, time; sys.path[:0] = {[str(ROOT / 'src'), str(ROOT / 'tests')]}; import test_workers as t"
-    bare = "t.workers.start_server = lambda: t.multiprocessing.get_context('forkserver')"
-    command = (
-        f"{lines}; {bare}; print(t.ends(t.engine_of(t.name_itself)), flush=True); time.sleep(60)"
+def in_another_process(statement: str, *arguments: str) -> list[str]:
+    """Return a command that runs a statement in which this module is ``t``."""
+    lines = [
+        "import pathlib, sys, time",
+        f"sys.path[:0] = {[str(ROOT / 'src'), str(ROOT / 'tests')]}",
+        "import test_workers as t",
+        statement,
+    ]
+    return [sys.executable, "-c", "; ".join(lines), *arguments]
+
+
+def test_an_idle_worker_does_not_outlive_its_supervisor() -> None:
+    command = in_another_process(
+        "print(t.ends(t.engine_of(t.name_itself)), flush=True); time.sleep(60)"
     )
-    supervisor = subprocess.Popen([sys.executable, "-c", command], stdout=-1, stderr=-1, text=True)
+    supervisor = subprocess.Popen(command, stdout=-1, stderr=-1, text=True)
     assert supervisor.stdout
     idle = psutil.Process(int(supervisor.stdout.readline()))
     supervisor.kill()
@@ -293,26 +349,25 @@ def test_stopping_lets_a_trial_end_itself(hanging: Worker, tmp_path: Path) -> No
 
 
 def test_a_trial_that_does_not_listen_is_killed() -> None:
-    (trial,) = [next(begun(ignore_signals))]
+    trial = next(begun(ignore_signals))
     trial.stop(grace=0.2)
     assert trial.process.exitcode == -signal.SIGKILL
 
 
 def test_what_the_supervisor_raises_ends_the_trial(tmp_path: Path) -> None:
-    trial = Worker(hang, Config(), str(tmp_path / "note"))
+    trial = worker_of(hang, str(tmp_path / "note"))
 
-    class Impatient(Recorder):
-        def steps(self, *where: int) -> None:
-            raise Interrupted(signal.SIGINT)
+    def interrupt(event: Event) -> None:
+        raise Interrupted(signal.SIGINT)
 
     with pytest.raises(Interrupted):
-        follow(trial, Impatient())
+        follow(trial, interrupt)
     assert (tmp_path / "note").exists() and not psutil.pid_exists(trial.process.pid)
 
 
 def supervise(folder: Path) -> None:
     """Start a trial, write down its process, and never answer it."""
-    trial = Worker(hang, Config(), str(folder / "note"))
+    trial = worker_of(hang, str(folder / "note"))
     multiprocessing.connection.wait(trial.waitables())
     (folder / "pid.new").write_text(str(trial.process.pid))
     (folder / "pid.new").rename(folder / "pid")
@@ -321,10 +376,8 @@ def supervise(folder: Path) -> None:
 
 def test_a_trial_does_not_outlive_its_supervisor(tmp_path: Path) -> None:
     """Also when the supervisor is killed without a chance to say anything."""
-    lines = f"import sys, pathlib; sys.path[:0] = {[str(ROOT / 'src'), str(ROOT / 'tests')]}; import test_workers as t"
-    bare = "t.workers.start_server = lambda: t.multiprocessing.get_context('forkserver')"
-    command = f"{lines}; {bare}; t.supervise(pathlib.Path({str(tmp_path)!r}))"
-    supervisor = subprocess.Popen([sys.executable, "-c", command])
+    command = in_another_process("t.supervise(pathlib.Path(sys.argv[1]))", str(tmp_path))
+    supervisor = subprocess.Popen(command)
     while not (tmp_path / "pid").exists():
         assert supervisor.poll() is None
         time.sleep(0.05)
@@ -335,13 +388,22 @@ def test_a_trial_does_not_outlive_its_supervisor(tmp_path: Path) -> None:
     assert (tmp_path / "note").read_text() == "ended truthfully"
 
 
-def test_a_ctrl_c_during_the_imports_of_the_server_leaves_no_traceback() -> None:
-    lines = ("import time", "from digit_study.trial.local import worker", "worker.start_server()")
-    code = "; ".join([*lines, "print('up', flush=True)", "time.sleep(30)"])
-    environment = os.environ | {"PYTHONPATH": str(Path(workers.__file__).parents[2])}
-    process = subprocess.Popen(
-        [sys.executable, "-c", code], env=environment, stdout=-1, stderr=-1, text=True
-    )
+def server_command(*statements: str) -> list[str]:
+    """Return a command that starts the server in the workspace that its argument names."""
+    lines = [
+        "import pathlib, sys, time",
+        "from digit_study.support.workspace import Workspace",
+        "from digit_study.trial.local.server import start_server",
+        "start_server(Workspace(pathlib.Path(sys.argv[1])))",
+        *statements,
+    ]
+    return [sys.executable, "-c", "; ".join(lines)]
+
+
+def test_a_ctrl_c_during_the_imports_of_the_server_leaves_no_traceback(tmp_path: Path) -> None:
+    command = [*server_command("print('up', flush=True)", "time.sleep(30)"), str(tmp_path)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+    process = subprocess.Popen(command, env=environment, stdout=-1, stderr=-1, text=True)
     assert process.stdout and process.stdout.readline() == "up\n"
     children = psutil.Process(process.pid).children()
     for _ in range(20):
@@ -358,33 +420,24 @@ def test_the_server_starts_however_long_the_path_of_the_project_is_and_leaves_no
     tmp_path: Path,
 ) -> None:
     """The kernel takes at most 107 bytes as the path of a socket."""
-    lines = (
-        "import pathlib, sys",
-        "from digit_study.trial.local import worker",
-        "from digit_study.tracking import database as stores",
-    )
-    code = "; ".join(
-        [*lines, "stores.ARTIFACTS = pathlib.Path(sys.argv[1])", "worker.start_server()"]
-    )
-    (artifacts := tmp_path / ("long" * 30)).mkdir()
+    root = tmp_path / ("long" * 30)
     (temporary := tmp_path / "temporary").mkdir()
     environment = os.environ | {"PYTHONPATH": str(ROOT / "src"), "TMPDIR": str(temporary)}
-    command = [sys.executable, "-c", code, str(artifacts)]
+    command = [*server_command(), str(root)]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    assert [path.name for path in (artifacts / ".scratch").iterdir()] == [".lock"] and not list(
-        temporary.iterdir()
-    )
+    scratch = root / "mlruns" / ".scratch"
+    assert [path.name for path in scratch.iterdir()] == [".lock"]
+    assert not list(temporary.iterdir())
 
 
-def test_the_real_server_finds_this_package_and_loads_tensorflow(
-    monkeypatch: pytest.MonkeyPatch,
+def test_the_server_finds_this_package_and_loads_tensorflow(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.undo()
     monkeypatch.delenv("PYTHONPATH", raising=False)
-    workers.start_server()
+    server.start_server(Workspace(tmp_path))
     try:
-        assert str(Path(workers.__file__).parents[2]) in os.environ["PYTHONPATH"].split(os.pathsep)
+        assert str(ROOT / "src") in os.environ["PYTHONPATH"].split(os.pathsep)
         assert multiprocessing.forkserver._forkserver._preload_modules == [
             "digit_study.trial.local.preload"
         ]
@@ -427,15 +480,16 @@ class Broken:
 def test_a_signal_that_is_lost_in_a_finaliser_is_raised_at_the_end_and_told_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    done, told = [], list[Any]()
-    monkeypatch.setattr(sys, "unraisablehook", lambda lost: told.append(lost.exc_type))
+    done = []
+    reported = list[Any]()
+    monkeypatch.setattr(sys, "unraisablehook", lambda lost: reported.append(lost.exc_type))
     with pytest.raises(Interrupted, match="SIGTERM"), interruptible():
         Finalised()
         done.append("the rest")
         Broken()
-    assert done == ["the rest"] and told == [ZeroDivisionError]
+    assert done == ["the rest"] and reported == [ZeroDivisionError]
     Broken()
-    assert told == [ZeroDivisionError] * 2
+    assert reported == [ZeroDivisionError] * 2
 
 
 class Native:
@@ -451,16 +505,16 @@ class Native:
 def test_a_signal_that_native_code_makes_an_error_of_is_not_told_besides(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    told = list[Any]()
-    monkeypatch.setattr(sys, "unraisablehook", lambda lost: told.append(lost.exc_type))
+    reported = list[Any]()
+    monkeypatch.setattr(sys, "unraisablehook", lambda lost: reported.append(lost.exc_type))
     with pytest.raises(Interrupted, match="SIGTERM"), interruptible():
         Native()
-    assert told == []
+    assert reported == []
 
 
 def test_this_module_needs_no_tensorflow() -> None:
     """Workers are supervised by a process that never imports it."""
-    modules = "digit_study.trial.local.pool, digit_study.trial.protocol"
+    modules = "digit_study.trial.local.pool, digit_study.trial.protocol, digit_study.trial.inline"
     line = f"import sys; sys.path.insert(0, 'src'); import {modules}; sys.exit('tensorflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", line], cwd=ROOT).returncode == 0
 

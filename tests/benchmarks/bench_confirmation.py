@@ -1,13 +1,19 @@
-"""What a confirmation costs and how often it is right: a race against a fixed number of seeds, on recorded networks.
+"""What a confirmation costs and how often it is right: a race against a fixed number of seeds.
 
     python tests/benchmarks/bench_confirmation.py [--studies 300]
 
-Every study draws candidates from the networks of ``learning_results.py``, their seeds and the images, each with
-replacement: what is recorded is the whole population, so that the truth is known. ``as recorded`` takes five of the six
-networks as they are. ``equally good`` weights the images so that all have one mean, by the weights nearest to equal
-ones (exponential tilting): they differ from image to image as before, and nobody may be out. ``same network`` is one
-network five times. ``error`` is the share of studies in which a truly best candidate is out, and must be at most 5 %;
-``power`` the share of candidates worse by CLEAR points or more that are out; ``networks`` how many were trained.
+Every study draws candidates from the networks of ``learning_results.py``, their seeds and the
+images, each with replacement: what is recorded is the whole population, so that the truth is known.
+
+- ``as recorded`` takes five of the six networks as they are.
+- ``equally good`` weights the images so that all have the same mean, by the weights nearest to
+  equal weights (exponential tilting): networks differ from image to image as before, and none may
+  be out.
+- ``same network`` is a single network five times.
+
+``error`` is the share of studies in which a truly best candidate is out, and must be at most 5 %.
+``power`` is the share of candidates worse by CLEAR or more that are out, ``networks`` how many were
+trained.
 """
 
 from __future__ import annotations
@@ -26,9 +32,17 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import learning_results
 from scipy.optimize import minimize
 
-from digit_study.stats.race import FIRST, Correct, race
+from digit_study.stats.race import FIRST, Correct, Standing, race
 
-K, MOST, FIXED, CLEAR = 5, 8, 5, 0.005
+#: Candidates of a study.
+K = 5
+#: Seeds of a race, at most.
+MOST = 8
+#: Seeds of each candidate where their number is fixed.
+FIXED = 5
+#: Accuracy by which a candidate is clearly worse.
+CLEAR = 0.005
+
 Numbers = npt.NDArray[np.float64]
 
 
@@ -40,30 +54,38 @@ class Tally:
     networks: int = 0
     errors: int = 0  # studies in which a truly best one is out
     clear: int = 0  # candidates that are clearly worse
-    told: int = 0  # of these out
+    distinguished: int = 0  # of these out
 
     def add(self, correct: list[Correct], truth: Numbers, first: int, most: int) -> None:
         """Run one confirmation of candidates whose true accuracies are ``truth``."""
         interim = race(correct, [0.0] * len(correct), first, most)
-        is_out, behind = np.array(interim.states) == "out", truth.max() - truth
+        is_out = np.array(interim.states) == Standing.OUT
+        behind = truth.max() - truth
         self.studies += 1
         self.networks += sum(interim.seeds)
         self.errors += bool(is_out[behind < 1e-6].any())
         self.clear += int((behind >= CLEAR).sum())
-        self.told += int(is_out[behind >= CLEAR].sum())
+        self.distinguished += int(is_out[behind >= CLEAR].sum())
 
     def line(self, name: str) -> str:
-        power = f"{self.told / self.clear:6.1%}" if self.clear else "     –"
-        return f"{name:28}  {self.networks / self.studies:8.1f}  {self.errors / self.studies:6.1%}  {power}"
+        power = "     –"
+        if self.clear:
+            power = f"{self.distinguished / self.clear:6.1%}"
+        networks = self.networks / self.studies
+        errors = self.errors / self.studies
+        return f"{name:28}  {networks:8.1f}  {errors:6.1%}  {power}"
 
 
 def draw(
     random: np.random.Generator, networks: Correct, weights: Numbers | None, most: int
 ) -> list[Correct]:
-    """Candidates (most, images) of ``networks`` (k, seeds, images): seeds of their own, images that all share."""
+    """Draw candidates (most, images) of ``networks`` (k, seeds, images).
+
+    The seeds are drawn for each candidate, the images for all.
+    """
     _, seeds, images = networks.shape
     seen = random.choice(images, size=images, p=weights)
-    return [one[random.integers(seeds, size=most)][:, seen] for one in networks]
+    return [network[random.integers(seeds, size=most)][:, seen] for network in networks]
 
 
 def equalising(networks: Correct) -> Numbers:
@@ -85,7 +107,8 @@ def equalising(networks: Correct) -> Numbers:
 
 def simulate(kind: str, studies: int, seed: int = 0, with_fixed: bool = True) -> dict[str, Tally]:
     """Confirm ``studies`` times, by a race and with a fixed number of seeds, on the same draws."""
-    random, population = np.random.default_rng([seed, len(kind)]), learning_results.load()
+    random = np.random.default_rng([seed, len(kind)])
+    population = learning_results.load()
     tallies = {"race": Tally(), "fixed": Tally()}
     for _ in range(studies):
         chosen = random.permutation(len(population))[:K]
@@ -95,7 +118,7 @@ def simulate(kind: str, studies: int, seed: int = 0, with_fixed: bool = True) ->
         correct = draw(random, networks, weights, MOST)
         tallies["race"].add(correct, truth.round(6), FIRST, MOST)
         if with_fixed:
-            tallies["fixed"].add([one[:FIXED] for one in correct], truth.round(6), FIXED, FIXED)
+            tallies["fixed"].add([seen[:FIXED] for seen in correct], truth.round(6), FIXED, FIXED)
     return tallies
 
 

@@ -1,10 +1,11 @@
-"""How long a stroke waits for its answer on the page to draw on: the command itself, asked over its own sockets.
+"""Measure how long a stroke waits for its answer on the page to draw on, over its own sockets.
 
     python tests/benchmarks/bench_draw.py [model=… compare=… tracking.uri=…]
 
-Without settings it reads with a network of 421,930 parameters that has learnt nothing, which takes as long. Prints the
-median and the 95th percentile of one browser that draws, of eight at once, and with the map of where the network
-looked, in milliseconds from the question to the last byte of the answer. Under 50 ms at the median is the aim.
+Without settings it uses a network of 421,930 parameters that is untrained, which takes as long. It
+prints the median and the 95th percentile of a browser that draws, of eight at once, and with the
+saliency map, in milliseconds from the question to the last byte of the answer. Under 50 ms at the
+median is the aim.
 """
 
 from __future__ import annotations
@@ -32,7 +33,10 @@ STROKE = [
     for (x0, y0), (x1, y1) in zip(CORNERS, CORNERS[1:], strict=False)
     for k in range(21)
 ]
-BROWSERS, ROUNDS = 8, 5
+#: Browsers that draw at once.
+BROWSERS = 8
+#: How often the single browser draws.
+ROUNDS = 5
 
 
 def main(words: list[str]) -> None:
@@ -55,7 +59,7 @@ def main(words: list[str]) -> None:
 
 
 def untrained(folder: Path) -> Path:
-    """The network of the default config, as a file."""
+    """Save the network of the default config, untrained."""
     sys.path.insert(0, str(SRC))
     from digit_study.config.compose import compose_config, register
     from digit_study.model.networks import build_model
@@ -68,27 +72,28 @@ def untrained(folder: Path) -> Path:
 
 def measure(port: int) -> None:
     states = [drawn(STROKE[:end]) for end in range(4, len(STROKE) + 1)]
-    strokes(port, states, "/read?look=0")  # the first answers set things up
-    tell(
-        "one browser",
-        [time for _ in range(ROUNDS) for time in strokes(port, states, "/read?look=0")],
-    )
-    tell("one browser, with the map", strokes(port, states, "/read?look=1"))
+    draw(port, states, "/read?look=0")  # the first answers set things up
+    times: list[float] = []
+    for _ in range(ROUNDS):
+        times += draw(port, states, "/read?look=0")
+    report("one browser", times)
+    report("one browser, with the map", draw(port, states, "/read?look=1"))
     with ThreadPoolExecutor(BROWSERS) as browsers:
-        each = browsers.map(lambda _: strokes(port, states, "/read?look=0"), range(BROWSERS))
-        tell(f"{BROWSERS} browsers", [time for times in each for time in times])
+        drawings = browsers.map(lambda _: draw(port, states, "/read?look=0"), range(BROWSERS))
+        report(f"{BROWSERS} browsers", [time for times in drawings for time in times])
 
 
 def drawn(stroke: list[tuple[float, float]]) -> bytes:
-    """The page's sheet while a 7 is drawn: 336x336, RGBA as a browser's canvas gives it."""
-    image, file = Image.new("RGBA", (336, 336), "white"), io.BytesIO()
+    """Return the page's sheet while a 7 is drawn: 336x336, RGBA as a browser's canvas gives it."""
+    image = Image.new("RGBA", (336, 336), "white")
     ImageDraw.Draw(image).line(stroke, fill="black", width=24, joint="curve")
+    file = io.BytesIO()
     image.save(file, "PNG")
     return file.getvalue()
 
 
-def strokes(port: int, states: list[bytes], path: str) -> list[float]:
-    """Ask for every state of the sheet, one after the other as the page does; milliseconds of each."""
+def draw(port: int, states: list[bytes], path: str) -> list[float]:
+    """Ask for every state of the sheet in order, as the page does; return milliseconds of each."""
     connection = http.client.HTTPConnection("127.0.0.1", port)
     times = []
     for state in states:
@@ -100,10 +105,10 @@ def strokes(port: int, states: list[bytes], path: str) -> list[float]:
     return times
 
 
-def tell(what: str, times: list[float]) -> None:
-    middle, late = np.percentile(times, [50, 95])
+def report(what: str, times: list[float]) -> None:
+    median, late = np.percentile(times, [50, 95])
     print(
-        f"{what:26} median {middle:6.1f} ms, 95 % within {late:6.1f} ms, of {len(times)}",
+        f"{what:26} median {median:6.1f} ms, 95 % within {late:6.1f} ms, of {len(times)}",
         flush=True,
     )
 

@@ -28,7 +28,7 @@ sys.path[:0] = [str(HERE.parents[2] / "src"), str(HERE.parents[1]), str(HERE.par
 
 from stub_worker import Stub, Stubs, plan  # noqa: E402
 
-from digit_study.config.run import Config  # noqa: E402
+from digit_study.config.run_config import Config  # noqa: E402
 from digit_study.study import search as study_run  # noqa: E402
 from digit_study.tracking import database as stores  # noqa: E402
 from digit_study.tracking import runs as run_log  # noqa: E402

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/bench_search.py [--space default] [--seeds 25] [--trials 60]
 
-Replays curves.npz (see record_curves.py) on a clock that is only counted: two trials at a time, an epoch takes its
+Replays curves.npz (see tools/record_curves.py) on a clock that is only counted: two trials at a time, an epoch takes its
 recorded seconds, a trial 0.6 s besides. ``seconds`` is the median over seeds of the time until the best trial so far,
 by its own validation, is one whose mean over the recorded seeds is within 0.1 points of the best mean; ``found`` the
 share of searches that got there within the trials. ``good pruned`` is the share of trials of such a configuration that
@@ -28,7 +28,7 @@ from optuna.trial import TrialState
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
 
-from digit_study.config.study import SearchConfig
+from digit_study.config.study_config import SearchConfig
 from digit_study.study._optuna import PRUNERS, SAMPLERS, make_sampler_and_pruner
 from digit_study.study.study_plan import NEEDS
 

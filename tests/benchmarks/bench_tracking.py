@@ -22,7 +22,7 @@ TRAINING_S = 60.0
 def main(rounds: int) -> None:
     """Measure and print."""
     from digit_study.config import compose as composition
-    from digit_study.config.run import resolve_config
+    from digit_study.config.run_config import resolve_config
     from digit_study.support.signals import native_stderr
     from digit_study.tracking import database as stores
 

@@ -71,7 +71,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
     from digit_study.config import compose
-    from digit_study.config.run import resolve_config
+    from digit_study.config.run_config import resolve_config
     from digit_study.tracking import database as stores
     from digit_study.tracking import runs as run_log
     from digit_study.tracking.uploader import BackgroundUploader

@@ -1,1 +1,4 @@
-"""Configs of runs, studies, promotions: schemas, rules, composing. Imports training, evaluation, data, terminal."""
+"""Configs of runs, studies and promotions: schemas, composing, and the search space.
+
+Imports model, stats, data, support.
+"""

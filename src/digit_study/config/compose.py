@@ -1,7 +1,11 @@
-"""Hydra's command line to typed configs, in a second and before TensorFlow is imported."""
+"""Hydra's command line to typed configs, within a second and before TensorFlow is imported."""
 
+from __future__ import annotations
+
+import copy
 import os
 import sys
+from argparse import Namespace
 from collections.abc import Callable, Iterator, Sequence
 from functools import cache
 from itertools import product
@@ -17,35 +21,140 @@ from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, errors
 
-from digit_study.config._hydra import parse_arguments as parse_arguments
-from digit_study.config.run import Config
+from digit_study.config import _hydra
+from digit_study.config.renamed_keys import (
+    REMOVED,
+    RENAMED,
+    current_overrides,
+    key_of,
+    removed,
+    tell_new_name,
+)
+from digit_study.config.run_config import Config
 from digit_study.support.messages import StudyError, first_line, nearest, without_password
 
 ROOT = Path(__file__).resolve().parents[3]
+#: The folder of the shipped configs.
 CONF = ROOT / "conf"
-VERSION = "1.3"  # of Hydra's behaviour
+#: Version of Hydra whose behaviour is asked for.
+VERSION = "1.3"
+#: Key of the folders, besides :data:`CONF`, in which Hydra looks for config files.
+SEARCH_PATH = "hydra.searchpath"
+#: Key of the grid that -m runs, if a file or the command line gives it in this way.
+GRID = "hydra.sweeper.params"
+#: Characters of a message of Hydra's or OmegaConf's that are shown.
+LONGEST_MESSAGE = 1000
+
+
+# ------------------------------------------------------------------------------- command lines
+
+
+def parse_arguments(arguments: Sequence[str]) -> Namespace:
+    """Parse a command line as Hydra does.
+
+    Args:
+        arguments: Words after the name of the command.
+
+    Returns:
+        ``overrides`` with the key names of now, ``multirun``, and Hydra's own options.
+        ``--config-dir`` has become an override of ``hydra.searchpath``.
+
+    Raises:
+        StudyError: If the words ask for an option that is gone or for another config.
+    """
+    parsed = _hydra.parse_arguments(arguments)
+    for option, value in (
+        ("--config-name", parsed.config_name),
+        ("--config-path", parsed.config_path),
+    ):
+        if value is not None:
+            rule = f"`{option}` is fixed: every command reads its own file in conf/"
+            remedy = "drop it; give --config-dir=<folder> experiment=<name> for a file of your own"
+            raise StudyError(f"{rule}, got {value!r}: {remedy}")
+    parsed.overrides = current_overrides(parsed.overrides)
+    if parsed.config_dir is not None:
+        parsed.overrides = _with_folder(parsed.overrides, parsed.config_dir)
+    return parsed
 
 
 def asks_for_information(arguments: Sequence[str]) -> bool:
-    """Whether Hydra only has to answer (--help, --cfg job, --info, ...) and nothing is to run."""
-    args = parse_arguments(arguments)
-    return bool(args.help or args.hydra_help or args.cfg or args.info or args.shell_completion)
+    """Return whether Hydra only has to answer (--help, --cfg job, --info, …) and nothing runs."""
+    parsed = parse_arguments(arguments)
+    answers = (parsed.help, parsed.hydra_help, parsed.cfg, parsed.info, parsed.shell_completion)
+    return any(answers)
 
 
 def answer(arguments: Sequence[str], root: str, schema: type) -> None:
-    """Register a root config; if Hydra's answer is all that this process's ``arguments`` ask for, give it and exit."""
+    """Give Hydra's answer and exit, if that is all that a command line asks for.
+
+    Args:
+        arguments: Words after the name of the command.
+        root: Name of the config in ``conf/``.
+        schema: Its dataclass, which becomes known to Hydra.
+
+    Raises:
+        SystemExit: After an answer.
+        StudyError: If the answer cannot be given.
+    """
     register(root, schema)
-    if asks_for_information(arguments):
-        hydra.main(version_base=VERSION, config_path=str(CONF), config_name=root)(
-            lambda config: None
-        )()
-        raise SystemExit
+    if not asks_for_information(arguments):
+        return
+    parsed = parse_arguments(arguments)
+    overrides = list(parsed.overrides)
+    if parsed.multirun:  # Hydra shows a single config: that of the first job
+        overrides = expand(overrides, root)[0]
+    if parsed.cfg or parsed.info:
+        compose_config(overrides, root)
+    typed = list(sys.argv)
+    full_error = os.environ.get("HYDRA_FULL_ERROR")
+    # otherwise Hydra prints errors itself, in its own words and with a part of the traceback
+    os.environ["HYDRA_FULL_ERROR"] = "1"
+    try:
+        sys.argv = [typed[0], *_words_for_hydra(parsed, overrides)]
+        wrap = hydra.main(version_base=VERSION, config_path=str(CONF), config_name=root)
+        wrap(_do_nothing)()
+    except (HydraException, errors.OmegaConfBaseException, yaml.YAMLError) as error:
+        raise _in_a_line(error, f"conf/{root}.yaml") from error
+    finally:
+        sys.argv = typed
+        if full_error is None:
+            del os.environ["HYDRA_FULL_ERROR"]
+    raise SystemExit
+
+
+def _do_nothing(config: DictConfig) -> None:
+    """Stand for a command of which only information is asked."""
+
+
+def _words_for_hydra(parsed: Namespace, overrides: Sequence[str]) -> list[str]:
+    """Return a question to Hydra, with the overrides as they are read here."""
+    words: list[str] = []
+    for option in ("help", "hydra_help", "resolve", "shell_completion"):
+        if getattr(parsed, option):
+            words.append(f"--{option.replace('_', '-')}")
+    for option in ("cfg", "package", "info"):
+        value = getattr(parsed, option)
+        if value is not None:
+            words.append(f"--{option}={value}")
+    return [*words, *overrides]
 
 
 def checked(arguments: Sequence[str], root: str, schema: type) -> Any:
-    """:func:`answer` the arguments, or compose and check what they ask for; raises StudyError if it breaks a rule."""
+    """Answer a command line, or compose and check the config that it asks for.
+
+    Args:
+        arguments: Words after the name of the command.
+        root: Name of the config in ``conf/``.
+        schema: Its dataclass.
+
+    Returns:
+        The config, an instance of ``schema``.
+
+    Raises:
+        StudyError: If it breaks a rule.
+    """
     answer(arguments, root, schema)
-    config = compose_config(arguments, root)
+    config = compose_config(parse_arguments(arguments).overrides, root)
     config.validate()
     return config
 
@@ -56,115 +165,357 @@ def run_hydra(task: Callable[[], None], extra: Sequence[str]) -> None:
     Jobs, in whatever process, read from the environment which overrides nobody typed, and leave them out of names.
     """
     typed = list(sys.argv)
+    parsed = parse_arguments(typed[1:])
+    words = _words_for_hydra(parsed, parsed.overrides)
+    if parsed.multirun:
+        words = ["--multirun", *words]
     os.environ["DIGIT_STUDY_SETTLED"] = "\n".join(extra)
     # else Hydra prints a traceback of its own and exits, and the message for a person is lost in it
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        sys.argv = [*typed, *extra]
+        sys.argv = [typed[0], *words, *extra]
         task()
     finally:
         sys.argv = typed
 
 
+def expand(overrides: Sequence[str], root: str = "config") -> list[list[str]]:
+    """List the jobs of -m in Hydra's order.
+
+    A grid may also be given as ``hydra.sweeper.params``, in a config file or on the command line.
+
+    Args:
+        overrides: Overrides as typed.
+        root: Name of the config in ``conf/``.
+
+    Returns:
+        The overrides of each job: ``a=1,2 b=3`` gives ``[[a=1, b=3], [a=2, b=3]]``. Of two
+        overrides of a key the later holds.
+
+    Raises:
+        StudyError: If an override cannot be parsed, or a sweep does not list its values.
+    """
+    parser = _parser()
+    typed = _parse(_with_typed_grid(current_overrides(overrides)), parser)
+    grid = _parse(_grid_of_files(typed, root), parser)
+    choices: dict[str, list[str]] = {}
+    for override in [*grid, *typed]:
+        choices[override.get_key_element()] = _values_of(override)
+    return [list(job) for job in product(*choices.values())]
+
+
+def _parser() -> OverridesParser:
+    """Make a parser of overrides that looks up the options of ``glob(…)``."""
+    with hydra.initialize_config_dir(str(CONF), version_base=VERSION):
+        return OverridesParser.create(GlobalHydra.instance().config_loader())
+
+
+def _values_of(override: Override) -> list[str]:
+    """List what an override sets, as an override for each value."""
+    key = override.get_key_element()
+    if override.is_interval_sweep():
+        rule = "a sweep must list its values"
+        raise StudyError(f"{rule}, got {override.input_line!r}: write {key}=a,b,c")
+    if not override.is_sweep_override():
+        return [f"{key}={override.get_value_element_as_str()}"]
+    try:
+        values = [f"{key}={value}" for value in override.sweep_string_iterator()]
+    except HydraException as error:
+        raise StudyError(first_line(error, LONGEST_MESSAGE)) from error
+    if not values:
+        rule = "a sweep must list a value or more"
+        raise StudyError(f"{rule}, got {override.input_line!r}: write {key}=a,b,c")
+    return values
+
+
+def _with_typed_grid(overrides: Sequence[str]) -> list[str]:
+    """Replace overrides of ``hydra.sweeper.params`` by the overrides that stand in them."""
+    found: list[str] = []
+    for text in overrides:
+        key = key_of(text)
+        value = text.partition("=")[2]
+        if key.startswith(f"{GRID}."):
+            found.append(f"{key.removeprefix(f'{GRID}.')}={value}")
+        elif key == GRID:
+            found.extend(_overrides_of_grid(_parse([f"{GRID}={value}"])[0].value(), text))
+        else:
+            found.append(text)
+    return found
+
+
+def _overrides_of_grid(grid: Any, text: str) -> list[str]:
+    if grid is None:
+        return []
+    if not isinstance(grid, dict):
+        rule = f"`{GRID}` must map keys to values, {{model.filters: '8,16'}}"
+        raise StudyError(f"{rule}, got {text!r}: give the overrides themselves, model.filters=8,16")
+    return [f"{key}={_as_sweep(value)}" for key, value in grid.items()]
+
+
+def _as_sweep(value: Any) -> str:
+    if isinstance(value, list):
+        return ",".join(str(item) for item in value)
+    return str(value)
+
+
+def _grid_of_files(typed: Sequence[Override], root: str) -> list[str]:
+    """Return the overrides that config files give as ``hydra.sweeper.params``."""
+    chosen: list[str] = []
+    for override in typed:
+        is_choice = override.is_hydra_override() or override.key_or_group in config_groups()
+        if is_choice and not override.is_sweep_override():
+            chosen.append(str(override.input_line))
+    return _overrides_of_grid(_file_grid(tuple(chosen), root), f"conf/{root}.yaml")
+
+
+@cache
+def _file_grid(choices: tuple[str, ...], root: str) -> dict[str, Any] | None:
+    composed = _composed(choices, root, with_hydra=True)
+    grid = composed.hydra.sweeper.params
+    if grid is None:
+        return None
+    found: dict[str, Any] = OmegaConf.to_container(grid)  # type: ignore[assignment]
+    return found
+
+
+# ------------------------------------------------------------------------------------- configs
+
+
 @cache
 def register(root: str = "config", schema: type = Config) -> None:
-    """Make ``schema`` known to Hydra as the types of ``conf/<root>.yaml``."""
-    nodes: list[DictConfig] = [OmegaConf.structured(schema)]
-    for node in (
-        nodes
-    ):  # a frozen dataclass makes a read-only node, which overrides could not be merged into
-        OmegaConf.set_readonly(node, None)
-        nodes += [child for child in node.values() if isinstance(child, DictConfig)]
-    ConfigStore.instance().store(name=f"{root}_schema", node=nodes[0])
+    """Make a dataclass known to Hydra as the types of a config.
 
-
-def expand(overrides: Sequence[str]) -> list[list[str]]:
-    """All jobs of a multirun in Hydra's order: ``a=1,2 b=3`` gives ``[[a=1, b=3], [a=2, b=3]]``."""
-    choices: list[list[str]] = []
-    try:
-        with hydra.initialize_config_dir(
-            str(CONF), version_base=VERSION
-        ):  # glob(*) looks the options up
-            parser = OverridesParser.create(GlobalHydra.instance().config_loader())
-        for override in _parse(overrides, parser):
-            key, is_sweep = override.get_key_element(), override.is_sweep_override()
-            if override.is_interval_sweep():
-                raise StudyError(
-                    f"a sweep must list its values, got {override.input_line!r}: write {key}=a,b,c"
-                )
-            values = (
-                override.sweep_string_iterator()
-                if is_sweep
-                else [override.get_value_element_as_str()]
-            )
-            choices.append([f"{key}={value}" for value in values])
-            if not choices[-1]:
-                raise StudyError(
-                    f"a sweep must list a value or more, got {override.input_line!r}: write {key}=a,b,c"
-                )
-    except HydraException as error:
-        raise StudyError(first_line(error, 1000)) from error
-    return [list(job) for job in product(*choices)]
-
-
-def compose_config(overrides: Sequence[str], root: str = "config") -> Any:
-    """Compose ``conf/<root>.yaml`` with ``overrides`` into its frozen dataclass. Types are checked here, rules are not.
-
-    Raises StudyError for an unknown key, group or option, with the nearest name, for a wrong type, or for a sweep.
+    Args:
+        root: Name of the config in ``conf/``.
+        schema: Its dataclass.
     """
-    typed = _parse(overrides)
+    node: DictConfig = OmegaConf.structured(schema)
+    _make_writable(node)
+    ConfigStore.instance().store(name=f"{root}_schema", node=node)
+
+
+def _make_writable(node: DictConfig) -> None:
+    """Let overrides be merged into a node that was made from a frozen dataclass."""
+    OmegaConf.set_readonly(node, None)
+    for child in node.values():
+        if isinstance(child, DictConfig):
+            _make_writable(child)
+
+
+def compose_config(
+    overrides: Sequence[str], root: str = "config", *, recorded: bool = False
+) -> Any:
+    """Compose a config with overrides. Names and types are checked here, rules are not.
+
+    Args:
+        overrides: Overrides of a single job.
+        root: Name of the config in ``conf/``.
+        recorded: Whether a store recorded the overrides: then old names are read without a notice.
+
+    Returns:
+        The config, an instance of the dataclass that :func:`register` got for ``root``.
+
+    Raises:
+        StudyError: For an unknown key, group or option, with the nearest name; for a value of a
+            wrong type; for a sweep.
+    """
+    typed = _parse(current_overrides(overrides, recorded=recorded))
+    groups = config_groups(_folders(typed))
+    chosen: list[str] = []
+    values: list[Override] = []
     for override in typed:
-        if not override.is_hydra_override():
-            _check_name(override, root)
-    chosen = [
-        one for one in typed if one.is_hydra_override() or one.key_or_group in config_groups()
-    ]
-    config = _base(tuple(one.input_line or "" for one in chosen), root).copy()
-    for key, value in ((one.key_or_group, one.value()) for one in typed if one not in chosen):
-        held = OmegaConf.select(config, key)
-        is_free = isinstance(held, DictConfig) and OmegaConf.get_type(held) is dict
-        if isinstance(held, DictConfig) and not is_free and not isinstance(value, dict):
-            inner = ", ".join(f"{key}.{name!s}" for name in held)
-            raise StudyError(f"`{key}` is a group of keys, got {value!r}: set one of {inner}")
-        # a mapping of free keys, such as a whole search space, replaces the one that was there
-        replaces = is_free and isinstance(value, dict)
-        try:
-            OmegaConf.update(config, key, value, merge=not replaces, force_add=replaces)
-        except errors.OmegaConfBaseException as error:
-            raise StudyError(f"`{error.full_key or key}`: {first_line(error, 1000)}") from error
-    return OmegaConf.to_object(config)
+        if override.is_hydra_override():
+            chosen.append(str(override.input_line))
+            continue
+        _check_name(override, root, groups)
+        if override.key_or_group in groups:
+            chosen.append(str(override.input_line))
+        else:
+            values.append(override)
+    config = _base(tuple(chosen), root).copy()
+    for override in values:
+        _set_value(config, override.key_or_group, override.value())
+    try:
+        return OmegaConf.to_object(config)
+    except errors.OmegaConfBaseException as error:
+        raise _in_a_line(error, f"conf/{root}.yaml") from error
+
+
+def _set_value(config: DictConfig, key: str, value: Any) -> None:
+    """Set a key of a composed config; raises StudyError if the value is not of its type."""
+    held = OmegaConf.select(config, key)
+    is_group = isinstance(held, DictConfig)
+    # such as a whole search space, which replaces the space that was there
+    has_free_keys = is_group and OmegaConf.get_type(held) is dict
+    is_mapping = isinstance(value, dict)
+    if is_group and not has_free_keys and not is_mapping:
+        inner = ", ".join(f"{key}.{name!s}" for name in held)
+        raise StudyError(f"`{key}` is a group of keys, got {value!r}: set one of {inner}")
+    replaces = has_free_keys and is_mapping
+    try:
+        OmegaConf.update(config, key, value, merge=not replaces, force_add=replaces)
+    except errors.OmegaConfBaseException as error:
+        raise _in_a_line(error, key) from error
 
 
 @cache
-def config_groups() -> dict[str, list[str]]:
-    """The config groups ``data``, ``model``, ..., ``search/space``, each with the names it can be set to."""
-    folders = sorted(CONF.rglob("*/"))
-    return {
-        str(path.relative_to(CONF)): sorted(option.stem for option in path.glob("*.yaml"))
-        for path in folders
-    }
+def config_groups(folders: tuple[Path, ...] = ()) -> dict[str, list[str]]:
+    """List the config groups ``data``, ``model``, …, ``search/space``.
+
+    Args:
+        folders: Folders with config files besides the shipped ones.
+
+    Returns:
+        The names of their options by group.
+    """
+    options: dict[str, set[str]] = {}
+    for folder in (CONF, *folders):
+        for path in sorted(folder.rglob("*/")):
+            names = {option.stem for option in path.glob("*.yaml")}
+            options.setdefault(str(path.relative_to(folder)), set()).update(names)
+    return {group: sorted(names) for group, names in options.items()}
+
+
+def _with_folder(overrides: Sequence[str], folder: str) -> list[str]:
+    """Add a folder to what the overrides give as ``hydra.searchpath``."""
+    path = Path(folder).expanduser().resolve()
+    if not path.is_dir():
+        rule = "`--config-dir` must be a folder of config files, such as experiment/<name>.yaml"
+        raise StudyError(f"{rule}, got {folder!r}, which is none: make it first")
+    folders = [*_folders(_parse(overrides)), path]
+    listed = ",".join(f"'file://{path}'" for path in folders)
+    others = [text for text in overrides if key_of(text) != SEARCH_PATH]
+    return [*others, f"{SEARCH_PATH}=[{listed}]"]
+
+
+def _folders(typed: Sequence[Override]) -> tuple[Path, ...]:
+    """Return the folders that overrides give as ``hydra.searchpath``."""
+    folders: list[Path] = []
+    for override in typed:
+        if override.key_or_group != SEARCH_PATH:
+            continue
+        value = override.value()
+        if not isinstance(value, list):
+            value = [value]
+        for entry in value:
+            path = Path(str(entry).removeprefix("file://"))
+            if not path.is_dir():
+                rule = f"`{SEARCH_PATH}` must be a list of folders of config files"
+                got = f"got {str(entry)!r}, which is none"
+                raise StudyError(f"{rule}, {got}: give [file:///<folder>]")
+            folders.append(path.resolve())
+    return tuple(folders)
 
 
 def _parse(overrides: Sequence[str], parser: OverridesParser | None = None) -> list[Override]:
+    """Parse overrides; raises StudyError, in which no password is shown."""
+    if parser is None:
+        parser = OverridesParser.create()
     try:
-        return (parser or OverridesParser.create()).parse_overrides(list(overrides))
+        return parser.parse_overrides(list(overrides))
     except HydraException as error:
         rule = "an override reads key=value, key='value' where that has special characters"
-        raise StudyError(f"{rule}: {without_password(first_line(error, 1000))}") from error
+        message = without_password(first_line(error, LONGEST_MESSAGE))
+        raise StudyError(f"{rule}: {message}") from error
 
 
 @cache
 def _base(choices: tuple[str, ...], root: str) -> DictConfig:
+    """Compose a config from its files, of which ``choices`` pick the options."""
+    try:
+        return _composed(choices, root)
+    except StudyError:
+        old = _composed_with_old_names(choices, root)
+        if old is None:
+            raise
+        return old
+
+
+def _composed(choices: tuple[str, ...], root: str, *, with_hydra: bool = False) -> DictConfig:
+    where = ", ".join(choices) or f"conf/{root}.yaml"
     try:
         with hydra.initialize_config_dir(str(CONF), version_base=VERSION):
-            return hydra.compose(root, overrides=list(choices))
-    except yaml.YAMLError as error:  # the file and the line stand in the next lines of what it says
-        raise StudyError(
-            f"`{', '.join(choices)}` must be valid YAML: {' '.join(str(error).split())}"
-        ) from error
-    except (HydraException, errors.OmegaConfBaseException) as error:
-        where = getattr(error, "full_key", None) or ", ".join(choices) or f"conf/{root}.yaml"
-        raise StudyError(f"`{where}`: {first_line(error, 1000)}") from error
+            return hydra.compose(root, list(choices), return_hydra_config=with_hydra)
+    except (yaml.YAMLError, HydraException, errors.OmegaConfBaseException) as error:
+        problem = _in_a_line(error, where)
+        unknown = _origin_of(error)
+        if choices and isinstance(unknown, errors.ConfigKeyError):
+            problem = StudyError(f"{problem}{nearest(str(unknown.full_key), _known_names(root))}")
+        raise problem from error
+
+
+def _composed_with_old_names(choices: tuple[str, ...], root: str) -> DictConfig | None:
+    """Compose files that name keys as they were called once; None if that does not help.
+
+    The schema gets the old keys besides the new ones, and what the files set there is moved.
+    """
+    store = ConfigStore.instance()
+    schema: DictConfig = store.load(f"{root}_schema.yaml").node
+    extended = copy.deepcopy(schema)
+    keys = [key for key in (*RENAMED, *REMOVED) if _add_key(extended, key)]
+    store.store(name=f"{root}_schema", node=extended)
+    try:
+        composed = _composed(choices, root)
+    except StudyError:
+        return None
+    finally:
+        store.store(name=f"{root}_schema", node=schema)
+    moved = OmegaConf.create(OmegaConf.to_container(composed))
+    for key in keys:
+        value = OmegaConf.select(moved, key)
+        parent, _, name = key.rpartition(".")
+        holder: Any = moved
+        if parent:
+            holder = OmegaConf.select(moved, parent)
+        del holder[name]
+        if value is None:
+            continue
+        if key in REMOVED:
+            raise removed(key, f"{key}={value}", REMOVED[key])
+        tell_new_name(key)
+        OmegaConf.update(moved, RENAMED[key], value)
+    try:
+        merged = OmegaConf.merge(schema, moved)
+    except errors.OmegaConfBaseException as error:
+        raise _in_a_line(error, f"conf/{root}.yaml") from error
+    assert isinstance(merged, DictConfig)
+    return merged
+
+
+def _add_key(schema: DictConfig, key: str) -> bool:
+    """Add a key to a schema that has its parent; returns whether that was so."""
+    parent, _, name = key.rpartition(".")
+    holder: Any = schema
+    if parent:
+        holder = OmegaConf.select(schema, parent)
+    is_renamed = key in RENAMED and OmegaConf.select(schema, RENAMED[key]) is None
+    if not isinstance(holder, DictConfig) or is_renamed or not name.isidentifier():
+        return False
+    OmegaConf.set_struct(holder, False)
+    holder[name] = None
+    OmegaConf.set_struct(holder, None)
+    return True
+
+
+def _in_a_line(error: Exception, where: str) -> StudyError:
+    """Turn an error of Hydra, OmegaConf or PyYAML into a line with the key or the file."""
+    if isinstance(error, yaml.YAMLError):
+        # the file and the line stand in the next lines of the message
+        return StudyError(f"`{where}` must be valid YAML: {' '.join(str(error).split())}")
+    message = first_line(error, LONGEST_MESSAGE)
+    origin = _origin_of(error)
+    if message.endswith(":"):  # Hydra says in which file, OmegaConf what
+        message = f"{message.split(':')[0]}: {first_line(origin, LONGEST_MESSAGE)}"
+    key = getattr(origin, "full_key", None) or where
+    return StudyError(f"`{key}`: {without_password(message)}")
+
+
+def _origin_of(error: Exception) -> BaseException:
+    """Return OmegaConf's error from which an error of Hydra's came; the error itself without."""
+    origin = error.__cause__ or error.__context__
+    if isinstance(error, HydraException) and isinstance(origin, errors.OmegaConfBaseException):
+        return origin
+    return error
 
 
 @cache
@@ -173,30 +524,36 @@ def _known_names(root: str) -> list[str]:
 
 
 def _names(node: Any, prefix: str = "") -> Iterator[str]:
-    """Every dotted key of a nested dict, leaves and the dicts above them."""
+    """Yield every dotted key of a nested dict, leaves and the dicts above them."""
     for key, value in node.items():
         yield f"{prefix}{key}"
         if isinstance(value, dict):
             yield from _names(value, f"{prefix}{key}.")
 
 
-def _check_name(override: Override, root: str) -> None:
+def _check_name(override: Override, root: str, groups: dict[str, list[str]]) -> None:
+    """Check that an override is of a key or an option that exists; raises StudyError."""
     key = override.key_or_group
     line = without_password(override.input_line or key)
     if override.is_sweep_override():
-        raise StudyError(f"`{key}` takes one value, got the sweep {line!r}: add -m to run them all")
+        rule = f"`{key}` takes one value"
+        raise StudyError(f"{rule}, got the sweep {line!r}: add -m to run them all")
     if override.is_delete():
-        raise StudyError(
-            f"every key of the config is needed, got {line!r}: set it to null where that is allowed"
-        )
-    if (available := config_groups().get(key)) is not None:
-        option = override.value()
-        if option not in available and not (option is None and key == "experiment"):
-            listed = ", ".join(available) or "none yet"
-            raise StudyError(
-                f"`{key}` must be one of {listed}, got {option!r}{nearest(str(option), available)}"
-            )
+        rule = "every key of the config is needed"
+        raise StudyError(f"{rule}, got {line!r}: set it to null where that is allowed")
+    if key in groups:
+        _check_option(key, override.value(), groups[key])
         return
-    if key not in (known := _known_names(root)):
-        near = nearest(key, [*known, *config_groups()])
+    known = _known_names(root)
+    if key not in known:
+        near = nearest(key, [*known, *groups])
         raise StudyError(f"unknown key `{key}` in {line!r}{near} (--cfg job lists all)")
+
+
+def _check_option(group: str, option: Any, available: Sequence[str]) -> None:
+    may_be_none = group == "experiment"
+    if option in available or (option is None and may_be_none):
+        return
+    listed = ", ".join(available) or "none yet"
+    rule = f"`{group}` must be one of {listed}"
+    raise StudyError(f"{rule}, got {option!r}{nearest(str(option), available)}")

@@ -1,7 +1,8 @@
-"""Probabilities that mean what they say, and sets of digits that hold the true one as often as is asked for.
+"""Calibrated probabilities, and sets of digits that hold the true one as often as is asked for.
 
-Both are learned from the validation images of a run, each from a half of its own: the images at even places of
-``tables/predictions.csv`` give the temperature, those at odd places the sets, and say how well the temperature does.
+Both are learned from the validation images of a run, each from a half of its own: the images at
+even positions of ``tables/predictions.csv`` give the temperature. Those at odd positions give the
+sets, and show what the temperature does.
 """
 
 from typing import Any
@@ -9,19 +10,28 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from digit_study.data.sources import Labels
+from digit_study.data.arrays import Labels
 from digit_study.stats.metrics import Probabilities, calibration_error
-from digit_study.support.messages import StudyError
+from digit_study.support.errors import StudyError
 
-#: Temperatures that are looked at; outside them a network has learned nothing, or there are too few images to tell.
-COLDEST, HOTTEST = 0.2, 5.0
+#: Lowest temperature that is considered: below it there are too few images to say.
+COLDEST = 0.2
+#: Highest temperature that is considered: above it a network has learned nothing.
+HOTTEST = 5.0
 
 
 def temperature(labels: Labels, probabilities: Probabilities) -> float:
-    """The T that makes ``probabilities`` (n, 10) to the power of 1/T, made to sum to 1, most probable for ``labels``.
+    """Return the temperature under which the true digits are most probable.
 
-    Temperature scaling (C. Guo et al. 2017, arXiv 1706.04599, section 4.2): above 1 a network was too sure of itself.
-    What a network reads does not change.
+    Args:
+        labels: True digits, (n,), int64.
+        probabilities: Softmax output, (n, 10).
+
+    Returns:
+        The temperature, from :data:`COLDEST` to :data:`HOTTEST`; above 1 a network was too sure of
+        itself. What it predicts does not change.
+
+    See docs/statistics.md#temperature
     """
     from scipy.optimize import minimize_scalar
 
@@ -34,7 +44,17 @@ def temperature(labels: Labels, probabilities: Probabilities) -> float:
 
 
 def tempered(probabilities: Probabilities, t: float) -> Probabilities:
-    """Probabilities (n, 10) at a temperature."""
+    """Return probabilities at a temperature.
+
+    Args:
+        probabilities: Softmax output, (n, 10).
+        t: The temperature, above 0.
+
+    Returns:
+        The probabilities to the power of 1 / t, made to sum to 1, (n, 10), float32.
+
+    See docs/statistics.md#temperature
+    """
     from scipy.special import log_softmax
 
     logits = np.log(np.clip(probabilities.astype(np.float64), 1e-30, 1)) / t
@@ -42,50 +62,88 @@ def tempered(probabilities: Probabilities, t: float) -> Probabilities:
 
 
 def calibrated(labels: Labels, probabilities: Probabilities) -> tuple[float, dict[str, float]]:
-    """The temperature of a run by the even half of its images, and metrics: what it does for the odd half."""
+    """Return the temperature of a run, by the even half of its images, and what it does.
+
+    Args:
+        labels: True digits, (n,), int64.
+        probabilities: Softmax output, (n, 10).
+
+    Returns:
+        The temperature, and metrics by name: the calibration error of the odd half, in [0, 1],
+        before and after.
+
+    See docs/statistics.md#temperature
+    """
     t = temperature(labels[::2], probabilities[::2])
-    rest = labels[1::2], probabilities[1::2]
+    other_labels = labels[1::2]
+    other_probabilities = probabilities[1::2]
+    after = tempered(other_probabilities, t)
     return t, {
         "temperature": t,
-        "calibration_error_before": calibration_error(*rest),
-        "calibration_error_after": calibration_error(rest[0], tempered(rest[1], t)),
+        "calibration_error_before": calibration_error(other_labels, other_probabilities),
+        "calibration_error_after": calibration_error(other_labels, after),
     }
 
 
 def with_temperature(model: Any, t: float) -> Any:
-    """The Keras model ``model``, weights shared, whose probabilities are those at a temperature; of plain layers."""
+    """Return a Keras model whose probabilities are those of another model at a temperature.
+
+    Args:
+        model: The other model. Its layers and weights are shared, not copied.
+        t: The temperature, above 0.
+
+    See docs/statistics.md#temperature
+    """
     import keras
 
     logits = keras.layers.Rescaling(1 / t, name="temperature")(keras.ops.log(model.output))
-    return keras.Model(
-        model.input, keras.layers.Softmax(name="calibrated")(logits), name=model.name
-    )
+    probabilities = keras.layers.Softmax(name="calibrated")(logits)
+    return keras.Model(model.input, probabilities, name=model.name)
 
 
 def least_probability(labels: Labels, probabilities: Probabilities, coverage: float) -> float:
-    """How probable a digit must be to be in a set that holds the true one with a chance of ``coverage`` or more.
+    """Return how probable a digit must be to be in a prediction set.
 
-    Split conformal prediction (V. Vovk, A. Gammerman, G. Shafer 2005; the score is that of M. Sadinle, J. Lei, L.
-    Wasserman 2019, arXiv 1609.00451): of the odd half, n images, the probability of the true digit that all but
-    (n + 1) (1 - coverage) of them reach. It holds for every network, of images that are drawn as these were. It is one
-    quantile of numpy's: MAPIE would want an estimator of scikit-learn's around the network. StudyError if n is too few.
+    It is a quantile of numpy's: MAPIE would want an estimator of scikit-learn's around the network.
+
+    Args:
+        labels: True digits of all validation images, (n,), int64. The odd half counts.
+        probabilities: Softmax output, (n, 10).
+        coverage: Chance, in (0, 1), at least, that a set holds the true digit.
+
+    Raises:
+        StudyError: If there are too few images for that coverage.
+
+    See docs/statistics.md#prediction-sets
     """
-    labels, probabilities = labels[1::2], probabilities[1::2]
-    scores = 1 - probabilities[np.arange(len(labels)), labels].astype(np.float64)
-    level = np.ceil((len(scores) + 1) * coverage) / len(scores)
+    labels = labels[1::2]
+    probabilities = probabilities[1::2]
+    images = len(labels)
+    nonconformity = 1 - probabilities[np.arange(images), labels].astype(np.float64)
+    level = np.ceil((images + 1) * coverage) / images
     if level > 1:
-        most = len(scores) / (len(scores) + 1)
+        most = images / (images + 1)
         raise StudyError(
-            f"`--coverage` must be at most {most:.4f} for a network that was calibrated on {len(scores):,} images, got "
-            f"{coverage:g}: ask for less, or train with a larger data.validation"
+            f"`--coverage` must be at most {most:.4f} for a network that was calibrated on "
+            f"{images:,} images, got {coverage:g}: ask for less, or train with a larger "
+            "data.validation"
         )
-    return float(1 - np.quantile(scores, level, method="higher"))
+    return float(1 - np.quantile(nonconformity, level, method="higher"))
 
 
 def prediction_sets(probabilities: Probabilities, least: float) -> npt.NDArray[np.bool_]:
-    """Which digits are in the set of each image, (n, 10): those as probable as ``least``, and in any case the first.
+    """Return which digits are in the prediction set of each image.
 
-    The most probable one is added where there would be none: a set can only cover more by it.
+    Args:
+        probabilities: Softmax output, (n, 10).
+        least: What :func:`least_probability` returned.
+
+    Returns:
+        (n, 10): the digits that are at least as probable as ``least``, and in any case the most
+        probable digit, by which a set can only hold the true digit more often.
+
+    See docs/statistics.md#prediction-sets
     """
-    is_first = np.arange(probabilities.shape[1]) == probabilities.argmax(axis=1)[:, None]
+    most_probable = probabilities.argmax(axis=1)
+    is_first = np.arange(probabilities.shape[1]) == most_probable[:, None]
     return np.asarray((probabilities >= least) | is_first)

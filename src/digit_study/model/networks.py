@@ -1,47 +1,80 @@
-"""The CNN families; a new one is a builder and an entry in :data:`FAMILIES`, a new variant a file in ``conf/model``."""
+"""The families of convolutional networks.
+
+A new family is a builder and an entry in :data:`FAMILIES`; a new variant is a file in
+``conf/model``.
+"""
+
+from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
-from digit_study.data.sources import CLASSES, IMAGE_SIDE
-from digit_study.support.messages import Rule, at_least, between, choice
+from digit_study.data.arrays import CLASSES, IMAGE_SIDE
+from digit_study.support.rules import at_least, between, choice, rules_of
 
+#: How the last convolution of a block shrinks the image.
 POOLINGS = ("max", "average", "stride", "none")
+#: Activations, as Keras names them.
 ACTIVATIONS = ("relu", "gelu", "silu", "elu", "tanh", "leaky_relu")
+#: Channels of a convolution, at most.
 WIDEST = 4096
 #: Keras's 0.99 needs 500 steps to forget its start; a run on the sample has 23 an epoch.
 BN_MOMENTUM = 0.9
+#: Halvings after which nothing is left of any image.
+MOST_HALVINGS = 64
+#: A tensor of Keras, which is imported when a network is built: names and rules are known without.
 Tensor = Any
-Model = Any  # of Keras, which is imported when one is built: names and rules are known without it
+#: A model of Keras.
+Model = Any
 
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """One network. ``filters`` is the width of the first block, doubled per block.
+    """Describe a network.
 
-    Of ``members`` networks, trained one after another on seeds that follow each other, it is the mean.
+    Attributes:
+        name: Name of the Keras model.
+        family: A name in :data:`FAMILIES`.
+        filters: Channels of the first block, doubled per block.
+        filters_step: Channels added per block instead, in the simple family.
+        blocks: Blocks of convolutions.
+        convs_per_block: Convolutions in each block.
+        kernel_size: Side of a convolution's kernel, in pixels.
+        pooling: How a block ends.
+        batch_norm: Whether a batch normalisation follows each convolution.
+        dense_units: Units of the hidden dense layer; 0: none.
+        dropout: Share of the hidden units that a training step leaves out.
+        activation: Activation after each convolution and hidden layer.
+        members: Networks whose mean is taken, trained on seeds that follow each other.
     """
 
     name: str = "cnn"
-    family: str = "cnn"
-    filters: int = 32
-    filters_step: int = 0
-    blocks: int = 2
-    convs_per_block: int = 1
-    kernel_size: int = 3
-    pooling: str = "max"
+    family: Annotated[str, choice(FAMILIES)] = "cnn"
+    filters: Annotated[int, between(1, 1024)] = 32
+    filters_step: Annotated[int, between(0, 1024)] = 0
+    blocks: Annotated[int, at_least(1)] = 2
+    convs_per_block: Annotated[int, between(1, 8)] = 1
+    kernel_size: Annotated[int, between(1, IMAGE_SIDE)] = 3
+    pooling: Annotated[str, choice(POOLINGS)] = "max"
     batch_norm: bool = True
-    dense_units: int = 128
-    dropout: float = 0.3
-    activation: str = "relu"
-    members: int = 1
+    dense_units: Annotated[int, between(0, WIDEST)] = 128
+    dropout: Annotated[float, between(0, 1, "[)")] = 0.3
+    activation: Annotated[str, choice(ACTIVATIONS)] = "relu"
+    members: Annotated[int, between(1, 100)] = 1
 
 
 def build_model(config: ModelConfig, precision: str = "float32", layers: Any = None) -> Model:
-    """Build an untrained network: (n, 28, 28, 1) pixels, 0 to 255, uint8 or float, to (n, 10) float32 probabilities.
+    """Build an untrained network.
 
-    Of ``layers``, which are ``keras.layers`` unless others of the same names are given.
+    Args:
+        config: The network.
+        precision: Dtype policy of Keras that its layers compute in.
+        layers: Layer classes by name; ``keras.layers`` by default.
+
+    Returns:
+        A Keras model from pixels (n, 28, 28, 1), 0 to 255, uint8 or float, to probabilities
+        (n, 10), float32.
     """
     import keras
 
@@ -59,9 +92,13 @@ def build_model(config: ModelConfig, precision: str = "float32", layers: Any = N
 
 
 def mean_of(members: list[Model]) -> Model:
-    """One network that gives the mean of the members' probabilities (Lakshminarayanan et al. 2017, arXiv 1612.01474).
+    """Build the network whose probabilities are the mean of those of its members.
 
-    A single member is its own mean.
+    A deep ensemble (Lakshminarayanan et al. 2017, arXiv 1612.01474).
+
+    Args:
+        members: Networks of :func:`build_model`, which are renamed. A single member is returned as
+            it is.
     """
     import keras
 
@@ -69,22 +106,31 @@ def mean_of(members: list[Model]) -> Model:
         return members[0]
     pixels = keras.Input((IMAGE_SIDE, IMAGE_SIDE, 1), name="pixels")
     for number, member in enumerate(members, start=1):
-        member.name = f"member_{number}"  # layers of one model have names of their own
-    probabilities = keras.layers.Average(name="probabilities")(
-        [member(pixels) for member in members]
-    )
+        member.name = f"member_{number}"  # layers of a model have names of their own
+    outputs = [member(pixels) for member in members]
+    probabilities = keras.layers.Average(name="probabilities")(outputs)
     return keras.Model(pixels, probabilities, name="ensemble")
 
 
 def _convolution(
-    layers: Any, x: Tensor, width: int, config: ModelConfig, padding: str, shrink: bool = False
+    layers: Any,
+    x: Tensor,
+    width: int,
+    config: ModelConfig,
+    padding: str,
+    *,
+    shrink: bool = False,
 ) -> Tensor:
-    """Convolution, pooling where it shrinks, batch norm, activation."""
-    strides = 2 if shrink and config.pooling == "stride" else 1
-    x = layers.Conv2D(width, config.kernel_size, strides, padding, use_bias=not config.batch_norm)(
-        x
+    """Add a convolution, pooling where it shrinks, batch norm and the activation."""
+    strides = 1
+    if shrink and config.pooling == "stride":
+        strides = 2
+    convolution = layers.Conv2D(
+        width, config.kernel_size, strides, padding, use_bias=not config.batch_norm
     )
-    # pooling stands before batch norm and activation: both then run on a quarter of the pixels, twice as fast in all
+    x = convolution(x)
+    # pooling stands before batch norm and activation: both then run on a quarter of the pixels,
+    # twice as fast in all
     pools = {"max": layers.MaxPooling2D, "average": layers.AveragePooling2D}
     if shrink and config.pooling in pools:
         x = pools[config.pooling](pool_size=2)(x)
@@ -94,92 +140,123 @@ def _convolution(
 
 
 def _hidden(layers: Any, x: Tensor, units: int, config: ModelConfig) -> Tensor:
-    """A dense layer unless it has no ``units``, and dropout."""
+    """Add a dense layer, unless it has no ``units``, and dropout, unless its rate is 0."""
     if units:
-        x = layers.Activation(config.activation)(layers.Dense(units)(x))
-    return layers.Dropout(config.dropout)(x) if config.dropout else x
+        x = layers.Dense(units)(x)
+        x = layers.Activation(config.activation)(x)
+    if config.dropout:
+        x = layers.Dropout(config.dropout)(x)
+    return x
 
 
 def _cnn(layers: Any, x: Tensor, config: ModelConfig) -> Tensor:
-    """Blocks of padded convolutions, the last of each shrinking, then one hidden layer."""
+    """Build blocks of padded convolutions, the last of each shrinking, then a hidden layer."""
     for block in range(config.blocks):
+        width = config.filters * 2**block
         for number in range(config.convs_per_block):
             is_last = number == config.convs_per_block - 1
-            x = _convolution(layers, x, config.filters * 2**block, config, "same", is_last)
-    return layers.Dense(CLASSES)(_hidden(layers, layers.Flatten()(x), config.dense_units, config))
+            x = _convolution(layers, x, width, config, "same", shrink=is_last)
+    output = layers.Dense(CLASSES)  # layers draw their seeds when they are made: this one first
+    x = layers.Flatten()(x)
+    x = _hidden(layers, x, config.dense_units, config)
+    return output(x)
 
 
 def _lenet(layers: Any, x: Tensor, config: ModelConfig) -> Tensor:
-    """LeNet-5 (LeCun et al. 1998, fig. 2): widths 6 and 16, dense 120 and 84, kept in proportion when scaled."""
+    """Build LeNet-5 (LeCun et al. 1998, fig. 2).
+
+    Its widths are 6 and 16, its dense layers 120 and 84; they stay in proportion when scaled.
+    """
+    second_width = max(config.filters * 8 // 3, 1)
+    second_units = config.dense_units * 7 // 10
     x = _convolution(layers, x, config.filters, config, "same", shrink=True)
-    x = _convolution(layers, x, max(config.filters * 8 // 3, 1), config, "valid", shrink=True)
-    x = _hidden(layers, layers.Flatten()(x), config.dense_units, config)
-    return layers.Dense(CLASSES)(_hidden(layers, x, config.dense_units * 7 // 10, config))
+    x = _convolution(layers, x, second_width, config, "valid", shrink=True)
+    x = layers.Flatten()(x)
+    x = _hidden(layers, x, config.dense_units, config)
+    output = layers.Dense(
+        CLASSES
+    )  # layers draw their seeds when they are made: before that of the second
+    x = _hidden(layers, x, second_units, config)
+    return output(x)
 
 
 def _simple(layers: Any, x: Tensor, config: ModelConfig) -> Tensor:
-    """M3, M5, M7 of An et al. 2020 (arXiv 2008.10400): unpadded conv–BN–ReLU, then one dense layer with BN."""
+    """Build M3, M5 or M7 of An et al. 2020 (arXiv 2008.10400).
+
+    Unpadded convolutions with batch norm and ReLU, then a dense layer with batch norm.
+    """
     for block in range(config.blocks):
+        width = config.filters + block * config.filters_step
         for _ in range(config.convs_per_block):
-            x = _convolution(
-                layers, x, config.filters + block * config.filters_step, config, "valid"
-            )
-    x = _hidden(layers, layers.Flatten()(x), config.dense_units, config)
+            x = _convolution(layers, x, width, config, "valid")
+    x = layers.Flatten()(x)
+    x = _hidden(layers, x, config.dense_units, config)
     x = layers.Dense(CLASSES, use_bias=not config.batch_norm)(x)
-    return layers.BatchNormalization(momentum=BN_MOMENTUM)(x) if config.batch_norm else x
+    if config.batch_norm:
+        x = layers.BatchNormalization(momentum=BN_MOMENTUM)(x)
+    return x
 
 
-#: By name: (keras.layers, scaled pixels, config) to what goes into the softmax.
+#: Builders by name: from layer classes, scaled pixels and the config to what the softmax takes.
 FAMILIES: dict[str, Callable[[Any, Tensor, ModelConfig], Tensor]] = {
     "cnn": _cnn,
     "lenet": _lenet,
     "simple": _simple,
 }
-RULES: dict[str, Rule] = {
-    "model.family": choice(FAMILIES),
-    "model.filters": between(1, 1024),
-    "model.filters_step": between(0, 1024),
-    "model.blocks": at_least(1),
-    "model.convs_per_block": between(1, 8),
-    "model.kernel_size": between(1, IMAGE_SIDE),
-    "model.pooling": choice(POOLINGS),
-    "model.dense_units": between(0, WIDEST),
-    "model.dropout": between(0, 1, "[)"),
-    "model.activation": choice(ACTIVATIONS),
-    "model.members": between(1, 100),
-}
 
 
 def relation_violations(model: ModelConfig) -> Iterator[str]:
-    """Yield what is wrong between the values of a model config, one sentence each."""
-    if not (
-        RULES["model.blocks"].holds(model.blocks) and RULES["model.filters"].holds(model.filters)
-    ):
+    """Yield a sentence for each group of values that do not go together."""
+    rules = rules_of(ModelConfig)
+    if not rules["blocks"].holds(model.blocks) or not rules["filters"].holds(model.filters):
         return
     if final_side(model) < 1:
         shape = f"`model.kernel_size`={model.kernel_size} and `model.pooling`={model.pooling}"
         nothing = f"leaves nothing of a {IMAGE_SIDE}x{IMAGE_SIDE} image"
         remedy = "take fewer blocks, a smaller kernel or `model.pooling=none`"
         yield f"`model.blocks`={model.blocks} with {shape} {nothing}: {remedy}"
-    widest = model.filters << min(model.blocks - 1, 64)  # min: shifting by 10**9 would never return
-    if model.family == "simple":
-        widest = model.filters + model.filters_step * (model.blocks - 1)
+    widest = channels_of_last_block(model)
     if widest > WIDEST:
         grown = f"{widest} channels in block {model.blocks}, at most {WIDEST} are allowed"
         yield f"`model.filters`={model.filters} grows to {grown}: take fewer filters or blocks"
     if model.family == "lenet" and model.blocks != 2:
-        yield f"`model.blocks` must be 2 in the lenet family, got {model.blocks}: use model=cnn for other depths"
+        rule = "`model.blocks` must be 2 in the lenet family"
+        yield f"{rule}, got {model.blocks}: use model=cnn for other depths"
     if model.family == "simple" and model.pooling != "none":
-        yield f"`model.pooling` must be none in the simple family, got '{model.pooling}': use model=cnn to pool"
+        rule = "`model.pooling` must be none in the simple family"
+        yield f"{rule}, got '{model.pooling}': use model=cnn to pool"
+
+
+def channels_of_last_block(model: ModelConfig) -> int:
+    """Return the channels of the last block, which is the widest."""
+    if model.family == "simple":
+        return model.filters + model.filters_step * (model.blocks - 1)
+    # shifting by 10**9 would never return
+    doublings = min(model.blocks - 1, 64)
+    return model.filters << doublings
 
 
 def final_side(model: ModelConfig) -> int:
-    """Side of the last feature map in pixels; below 1 where the image vanishes. Only cnn pads every convolution."""
+    """Return the side of the last feature map, in pixels.
+
+    Only the family cnn pads every convolution.
+
+    Args:
+        model: The network.
+
+    Returns:
+        The side; below 1 where nothing is left of the image.
+    """
+    lost_a_convolution = model.kernel_size - 1
     if model.family == "simple":
-        return IMAGE_SIDE - model.blocks * model.convs_per_block * (model.kernel_size - 1)
-    side, is_lenet = IMAGE_SIDE, model.family == "lenet"
-    for block in range(2 if is_lenet else min(model.blocks, 64)):
-        side -= (model.kernel_size - 1) * (is_lenet and block == 1)
+        return IMAGE_SIDE - model.blocks * model.convs_per_block * lost_a_convolution
+    blocks = min(model.blocks, MOST_HALVINGS)
+    if model.family == "lenet":
+        blocks = 2
+    side = IMAGE_SIDE
+    for block in range(blocks):
+        if model.family == "lenet" and block == 1:
+            side -= lost_a_convolution
         if model.pooling == "stride":
             side = -(-side // 2)  # a convolution of stride 2 rounds up where pooling rounds down
         elif model.pooling != "none":

@@ -3,13 +3,15 @@
 That is :data:`OPTIMIZERS`, :data:`SCHEDULES` or :data:`AUGMENTATIONS`.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 from digit_study.data.sources import IMAGE_SIDE
-from digit_study.support.messages import Rule, at_least, between, choice
+from digit_study.support.rules import at_least, between, choice
 
 PRECISIONS = ("auto", "float32", "mixed_bfloat16")
 Optimizer = (
@@ -20,31 +22,55 @@ Batches = Any  # tf.data.Dataset of (images (n, h, w, 1) uint8, targets)
 
 @dataclass(frozen=True)
 class EarlyStoppingConfig:
-    """Epochs without a better ``val_loss`` before training ends with the best weights; null trains to the end."""
+    """Say when training ends before its last epoch.
 
-    patience: int | None = None
+    Attributes:
+        patience: Epochs without a better ``val_loss``, after which training ends with the best
+            weights; None: train to the end.
+    """
+
+    patience: Annotated[int | None, at_least(1)] = None
 
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """How a network is fitted. ``threads`` null means every core this process may use."""
+    """Say how a network is fitted.
 
-    epochs: int = 5
-    batch_size: int = 128
-    optimizer: str = "adam"
-    learning_rate: float = 0.001
-    weight_decay: float = 0.0
-    schedule: str = "cosine"
+    Attributes:
+        epochs: Passes over the training images.
+        batch_size: Images a step.
+        optimizer: A name in :data:`OPTIMIZERS`.
+        learning_rate: Largest learning rate of the schedule.
+        weight_decay: Decoupled weight decay.
+        schedule: A name in :data:`SCHEDULES`.
+        early_stopping: When training ends before its last epoch.
+        augmentation: A name in :data:`AUGMENTATIONS`.
+        shift: Pixels, at most, by which an image is moved each way.
+        rotation: Degrees, at most, by which an image is turned each way.
+        ema: Whether weights are averaged over steps.
+        ema_momentum: Weight of the average in each step of it.
+        label_smoothing: Probability that is spread over all digits.
+        precision: What steps are computed in; ``auto``: the fastest that the processor has.
+        threads: Cores that a step uses; None: every core this process may use.
+        seed: Seed of weights, order of images, augmentation and dropout.
+    """
+
+    epochs: Annotated[int, at_least(1)] = 5
+    batch_size: Annotated[int, at_least(1)] = 128
+    optimizer: Annotated[str, choice(OPTIMIZERS)] = "adam"
+    learning_rate: Annotated[float, between(0, 10, "(]")] = 0.001
+    weight_decay: Annotated[float, between(0, 1, "[)")] = 0.0
+    schedule: Annotated[str, choice(SCHEDULES)] = "cosine"
     early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
-    augmentation: str = "none"
-    shift: float = 2.0
-    rotation: float = 10.0
+    augmentation: Annotated[str, choice(AUGMENTATIONS)] = "none"
+    shift: Annotated[float, between(0, IMAGE_SIDE / 2)] = 2.0
+    rotation: Annotated[float, between(0, 180)] = 10.0
     ema: bool = False
-    ema_momentum: float = 0.99
-    label_smoothing: float = 0.0
-    precision: str = "auto"
-    threads: int | None = None
-    seed: int = 0
+    ema_momentum: Annotated[float, between(0, 1, "[)")] = 0.99
+    label_smoothing: Annotated[float, between(0, 1, "[)")] = 0.0
+    precision: Annotated[str, choice(PRECISIONS)] = "auto"
+    threads: Annotated[int | None, between(1, 1024)] = None
+    seed: Annotated[int, between(0, 2**32 - 1)] = 0
 
 
 def _one_cycle(keras: Any, peak: float, total_steps: int) -> Any:
@@ -153,22 +179,4 @@ AUGMENTATIONS: dict[str, Callable[[Batches, Any], Batches]] = {
     "shift_rotate": lambda batches, recipe: shift_rotate(
         batches, recipe.shift, recipe.rotation, recipe.seed
     ),
-}
-
-RULES: dict[str, Rule] = {
-    "training.epochs": at_least(1),
-    "training.batch_size": at_least(1),
-    "training.optimizer": choice(OPTIMIZERS),
-    "training.learning_rate": between(0, 10, "(]"),
-    "training.weight_decay": between(0, 1, "[)"),
-    "training.schedule": choice(SCHEDULES),
-    "training.early_stopping.patience": at_least(1),
-    "training.augmentation": choice(AUGMENTATIONS),
-    "training.shift": between(0, IMAGE_SIDE / 2),
-    "training.rotation": between(0, 180),
-    "training.ema_momentum": between(0, 1, "[)"),
-    "training.label_smoothing": between(0, 1, "[)"),
-    "training.precision": choice(PRECISIONS),
-    "training.threads": between(1, 1024),
-    "training.seed": between(0, 2**32 - 1),
 }

@@ -1,4 +1,4 @@
-"""The contest: find challenger and champion, compare them on the sealed images, and record the evidence."""
+"""The contest: find challenger and champion, compare both on sealed images, record the evidence."""
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
@@ -12,31 +12,42 @@ import numpy.typing as npt
 from mlflow.entities import Run
 from mlflow.entities.model_registry import ModelVersion
 
-from digit_study.config.promote import GateConfig, PromoteConfig
+from digit_study.config.promote_config import GateConfig, PromoteConfig
 from digit_study.data import digits, sources
 from digit_study.data.sources import DataConfig, Labels
 from digit_study.inference import detector
 from digit_study.model import calibration
-from digit_study.stats.gate import Decision, Score, budget, decide
+from digit_study.stats.gate import Budget, GateDecision, NetworkResult, budget, decide
 from digit_study.stats.metrics import (
     Probabilities,
     accuracy_interval,
     calibration_error,
     evaluation_of,
 )
-from digit_study.stats.ranking import paired_test
-from digit_study.support.console import percent, with_interval
+from digit_study.stats.ranking import PairedTest, paired_test
 from digit_study.support.messages import StudyError, first_line
 from digit_study.support.signals import native_stderr, signals_surface
-from digit_study.tracking import provenance as origin
-from digit_study.tracking import queries as lookup
-from digit_study.tracking import views
-from digit_study.tracking.database import model_file
+from digit_study.tracking import provenance, queries
+from digit_study.tracking.session import Tracker
 
-#: Prediction sets that a version is registered with hold the true digit at least as often; predict.py takes any.
+#: Coverage of the prediction sets whose results a version is registered with; predict.py takes any.
 COVERAGE = 0.99
-#: A Keras file, and the sha256 that its weights must have, if known.
-Network = tuple[Path, str | None]
+#: Tag of a run and of a version: sha256 of the weights.
+WEIGHTS_TAG = "weights.sha256"
+#: Tag of a run and of a version: sha256 of the digits that it was trained on.
+DATASET_TAG = "dataset.sha256"
+#: Tags of a run that a version takes over.
+KEPT_TAGS = ("dataset.name", DATASET_TAG, WEIGHTS_TAG, "git.commit")
+
+
+@dataclass(frozen=True)
+class NetworkFile:
+    """A network as it is stored."""
+
+    #: A Keras file.
+    path: Path
+    #: The sha256 that its weights must have; None where that is not known.
+    sha256: str | None
 
 
 @dataclass(frozen=True)
@@ -45,157 +56,229 @@ class Challenger:
 
     run: Run
     run_id: str
+    #: MLflow's id of its latest model.
     model_id: str
+    #: The Keras file of that model.
     file: Path
-    data: DataConfig  # resolved
+    #: Where its digits lie now, resolved.
+    data: DataConfig
 
 
 @dataclass(frozen=True)
 class SealedResult:
-    """How the networks read the sealed images."""
+    """How networks did on the sealed images."""
 
-    correct: list[
-        npt.NDArray[np.bool_]
-    ]  # of each network which images it reads correctly, shape (n,)
-    parameters: list[int]  # of each network its size
-    sha256: str  # of the images and labels
-    claims: dict[
-        str, float
-    ]  # by name, how what the first network claims holds on them, see :func:`claims_of`
+    #: Per network, which images it predicts correctly, shape (n,).
+    correct: list[npt.NDArray[np.bool_]]
+    #: Per network, its number of parameters.
+    parameters: list[int]
+    #: Digest of the images and labels.
+    sha256: str
+    #: Of the first network, how far its probabilities hold: see :func:`measure_uncertainty`.
+    uncertainty: dict[str, float]
 
 
-def find_challenger(client: mlflow.MlflowClient, uri: str, config: PromoteConfig) -> Challenger:
-    """Find the run to promote and its model: ``run_id``, else the confirmed winner of ``study``.
+#: What evaluates networks on the sealed images: see :func:`evaluate_sealed`.
+EvaluateSealed = Callable[
+    [Sequence[NetworkFile], DataConfig, Callable[[], None], float | None], SealedResult
+]
 
-    Raises StudyError if it is unknown, unfinished or without a model, or its digits are no longer where they were.
+
+def find_challenger(
+    tracker: Tracker, config: PromoteConfig, study_uid: str | None = None
+) -> Challenger:
+    """Find the run to promote and its model.
+
+    Args:
+        tracker: The store.
+        config: Names the run, or a study whose confirmed winner is taken.
+        study_uid: Which study of that name is meant, where that is known.
+
+    Raises:
+        StudyError: If the run is unknown, unfinished or without a model, or if its digits are no
+            longer where they were.
     """
-    run_id = config.run_id or lookup.confirmed_winner(client, config.study)
-    run = lookup.finished_run(client, uri, run_id, "run_id" if config.run_id else "study")
-    outputs = run.outputs.model_outputs if run.outputs else []
-    remedy = "train it again with `tracking.save_model=true`"
-    if not outputs:
-        raise StudyError(
-            f"`run_id` must be a run with a model, got '{run_id}', which logged none: {remedy}"
-        )
-    model_id = str(max(outputs, key=lambda output: int(output.step)).model_id)
+    key = "run_id" if config.run_id else "study"
+    run_id = config.run_id or tracker.confirmed_winner(config.study, study_uid)
+    run = tracker.finished_run(run_id, key)
+    model_id = _latest_model(run)
     try:
-        file = model_file(f"models:/{model_id}", uri)
+        file = tracker.model_file(f"models:/{model_id}")
     except StudyError as fault:
         why = first_line(fault.__cause__ or fault).rstrip(".")
-        got = f"got '{run_id}' with {model_id} ({why})"
         raise StudyError(
-            f"`run_id` must be a run whose model is still there, {got}: {remedy}"
+            f"`run_id` must be a run whose model is still there, got '{run_id}' with {model_id} "
+            f"({why}): train it again with `tracking.save_model=true`"
         ) from None
-    source = lookup.recorded_config(run).data
-    source = replace(source, path=source.path if config.data.path is None else config.data.path)
+    source = queries.recorded_config(run).data
+    if config.data.path is not None:
+        source = replace(source, path=config.data.path)
     return Challenger(run, run_id, model_id, file, sources.resolve(source).config)
 
 
-def find_networks(challenger: Challenger, champion: ModelVersion | None, uri: str) -> list[Network]:
-    """Find the files of challenger and champion; raises StudyError if the champion's is gone."""
-    networks: list[Network] = [(challenger.file, challenger.run.data.tags["weights.sha256"])]
-    if champion is not None:
-        try:
-            file = model_file(f"models:/{champion.name}/{champion.version}", uri)
-        except StudyError as fault:
-            remedy = "restore its files, or go back to the one before with rollback=true"
-            raise StudyError(
-                f"the champion must be there to be compared with: {fault}; {remedy}"
-            ) from None
-        networks.append((file, champion.tags.get("weights.sha256")))
-    return networks
+def _latest_model(run: Run) -> str:
+    """Return MLflow's id of the latest model of a run."""
+    outputs = run.outputs.model_outputs if run.outputs else []
+    if not outputs:
+        raise StudyError(
+            f"`run_id` must be a run with a model, got '{run.info.run_id}', which logged none: "
+            "train it again with `tracking.save_model=true`"
+        )
+    return str(max(outputs, key=lambda output: int(output.step)).model_id)
 
 
-def require_same_data(
-    challenger: Challenger, champion: ModelVersion, client: mlflow.MlflowClient
-) -> None:
-    """Raise StudyError if two networks were trained on different digits, or on unknown ones."""
-    found, digest = (
-        champion.tags.get("dataset.sha256"),
-        challenger.run.data.tags.get("dataset.sha256"),
-    )
+def find_networks(
+    tracker: Tracker, challenger: Challenger, champion: ModelVersion | None
+) -> list[NetworkFile]:
+    """Find the files of the challenger and, after it, of the champion.
+
+    Raises:
+        StudyError: If the champion's file is gone.
+    """
+    networks = [NetworkFile(challenger.file, challenger.run.data.tags[WEIGHTS_TAG])]
+    if champion is None:
+        return networks
+    named = f"models:/{champion.name}/{champion.version}"
+    try:
+        file = tracker.model_file(named)
+    except StudyError as fault:
+        raise StudyError(
+            f"the champion must be there to be compared with: {fault}; restore its files, or go "
+            "back to the one before with rollback=true"
+        ) from None
+    return [*networks, NetworkFile(file, champion.tags.get(WEIGHTS_TAG))]
+
+
+def require_same_data(tracker: Tracker, challenger: Challenger, champion: ModelVersion) -> None:
+    """Check that two networks were trained on the same digits.
+
+    Raises:
+        StudyError: If they were not, or if that is unknown.
+    """
+    digest = challenger.run.data.tags.get(DATASET_TAG)
+    found = champion.tags.get(DATASET_TAG)
     if not found and champion.run_id:
         with suppress(mlflow.MlflowException):  # the run was deleted for good
-            found = client.get_run(champion.run_id).data.tags.get("dataset.sha256")
+            found = tracker.client.get_run(champion.run_id).data.tags.get(DATASET_TAG)
     if digest is None or digest != found:
         raise StudyError(
-            f"challenger and champion must stem from the same digits, got dataset.sha256 {digest} for run "
-            f"{challenger.run_id} and {found} for the champion, version {champion.version}: train on the champion's "
-            f"digits, or keep a registered model of its own for these, promote.model_name={champion.name}-2"
+            f"challenger and champion must stem from the same digits, got {DATASET_TAG} {digest} "
+            f"for run {challenger.run_id} and {found} for the champion, version "
+            f"{champion.version}: train on the champion's digits, or keep a registered model of "
+            f"its own for these, promote.model_name={champion.name}-2"
         )
 
 
-def read_sealed(
-    networks: Sequence[Network],
+def evaluate_sealed(
+    networks: Sequence[NetworkFile],
     source: DataConfig,
     record: Callable[[], None],
-    least: float | None = None,
+    threshold: float | None = None,
 ) -> SealedResult:
-    """Load the networks, then break the seal of the digits once, and let each network read the same images.
+    """Load networks, then break the seal of the digits once and evaluate all on the same images.
 
-    ``least`` is how probable a digit must be for a prediction set of the first. ``record`` writes the opening down. A
-    file that is not the network it should be raises StudyError; the seal is kept.
+    Args:
+        networks: Their files; the first is the challenger.
+        source: Resolved source of the digits.
+        record: Writes the opening down, before anything is opened.
+        threshold: Probability that a digit needs to stand in a prediction set of the first
+            network; None makes no sets.
+
+    Raises:
+        StudyError: If a file is not the network that it should be. The seal is kept then.
     """
+    models = [_load(network) for network in networks]
+    accepts = detector.load()
+    images, labels = digits.open_sealed_test_set(source, record)
+    probabilities = [model.predict(images, verbose=0) for model in models]
+    return SealedResult(
+        correct=[rows.argmax(axis=1) == labels for rows in probabilities],
+        parameters=[model.count_params() for model in models],
+        sha256=sources.digest(images[..., 0], labels),
+        uncertainty=measure_uncertainty(
+            labels, probabilities[0], refused=~accepts(images), threshold=threshold
+        ),
+    )
+
+
+def _load(network: NetworkFile) -> Any:
+    """Load a Keras model in safe mode, which is the default, and check its weights."""
     with native_stderr(), signals_surface():
         import keras
 
         from digit_study.model.fit import weights_sha256
 
-        # in safe mode, which is the default
-        models: list[Any] = [keras.models.load_model(file, compile=False) for file, _ in networks]
-    for model, (file, expected) in zip(models, networks, strict=True):
-        if expected not in (None, found := weights_sha256(model)):
-            why = f"the weights in {file} have sha256 {found}, not {expected}: the file was changed"
-            raise StudyError(
-                f"a registered network must be the one that was trained, but {why}; train the run again"
-            )
-    accepts = detector.load()
-    images, labels = digits.open_sealed_test_set(source, record)
-    read = [model.predict(images, verbose=0) for model in models]
-    correct, sizes = (
-        [one.argmax(axis=1) == labels for one in read],
-        [model.count_params() for model in models],
-    )
-    claims = claims_of(labels, read[0], ~accepts(images), least)
-    return SealedResult(correct, sizes, sources.digest(images[..., 0], labels), claims)
+        model = keras.models.load_model(network.path, compile=False)
+    found = weights_sha256(model)
+    if network.sha256 not in (None, found):
+        raise StudyError(
+            "a registered network must be the one that was trained, but the weights in "
+            f"{network.path} have sha256 {found}, not {network.sha256}: the file was changed; "
+            "train the run again"
+        )
+    return model
 
 
-def claims_of(
+def measure_uncertainty(
     labels: Labels,
     probabilities: Probabilities,
     refused: npt.NDArray[np.bool_],
-    least: float | None,
+    threshold: float | None,
 ) -> dict[str, float]:
-    """What a network claims of sealed images (n,), and how it holds: calibration, prediction sets, digits refused.
+    """Measure how far the probabilities of a network hold on sealed images.
 
-    Rates come with their 95 % intervals (Wilson). Without ``least`` there are no sets.
+    Args:
+        labels: The digits, shape (n,).
+        probabilities: What the network says of each, shape (n, 10).
+        refused: Which images the detector takes for no digit, shape (n,).
+        threshold: Probability that a digit needs to stand in a prediction set; None makes no sets.
+
+    Returns:
+        The calibration error and the share of refused images, then coverage and size of the
+        prediction sets. Shares come with their 95 % intervals (Wilson).
     """
     found = {
         "test_calibration_error": calibration_error(labels, probabilities),
         **_rate("test_refused", refused),
     }
-    if least is None:
+    if threshold is None:
         return found
-    sets = calibration.prediction_sets(probabilities, least)
-    is_in = sets[np.arange(len(labels)), labels]
-    sizes = {"claimed_coverage": COVERAGE, "test_set_size": float(sets.sum(axis=1).mean())}
-    return {**found, **sizes, **_rate("test_coverage", is_in)}
+    sets = calibration.prediction_sets(probabilities, threshold)
+    is_covered = sets[np.arange(len(labels)), labels]
+    return {
+        **found,
+        "claimed_coverage": COVERAGE,
+        "test_set_size": float(sets.sum(axis=1).mean()),
+        **_rate("test_coverage", is_covered),
+    }
 
 
 def _rate(name: str, happened: npt.NDArray[np.bool_]) -> dict[str, float]:
+    """Return a share with the ends of its 95 % interval, by name."""
     low, high = accuracy_interval(int(happened.sum()), len(happened))
     return {name: float(happened.mean()), f"{name}_low": low, f"{name}_high": high}
 
 
-def least_probability(client: mlflow.MlflowClient, challenger: Challenger) -> float | None:
-    """How probable a digit must be for a set of :data:`COVERAGE`; None if validation images are too few, or not known.
+def set_threshold(tracker: Tracker, challenger: Challenger) -> float | None:
+    """Return the probability that a digit needs to stand in a prediction set of :data:`COVERAGE`.
 
-    No promotion fails for that: its gate does not ask.
+    Returns:
+        None if there are too few validation images, or if they are not known. No promotion fails
+        for that: its gate does not ask.
     """
     with suppress(StudyError):
-        read = evaluation_of(lookup.predictions(client, challenger.run, "run_id"))
-        return calibration.least_probability(read.labels, read.probabilities, COVERAGE)
+        found = evaluation_of(tracker.predictions(challenger.run, "run_id"))
+        return calibration.least_probability(found.labels, found.probabilities, COVERAGE)
     return None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the gate decided, and on what evidence."""
+
+    decision: GateDecision
+    #: Tags of the new version: numbers in full precision and the rules in force.
+    evidence: dict[str, str]
 
 
 def decide_contest(
@@ -204,85 +287,85 @@ def decide_contest(
     result: SealedResult,
     limits: GateConfig,
     before: int,
-) -> tuple[Decision, dict[str, str]]:
-    """Let the gate decide on challenger and champion, in this order in ``result``, after ``before`` other comparisons.
+) -> Verdict:
+    """Let the gate decide on a challenger.
 
-    Also returns the evidence: tags of the new version, with numbers in full precision and the rules in force.
+    Args:
+        challenger: The run that may become champion.
+        champion: The version to compare it with, if any.
+        result: Their results, in this order.
+        limits: The rules of the gate.
+        before: Number of comparisons on the same sealed images so far.
     """
-    tags, names = origin.plain(challenger.run.data.tags), [f"run {challenger.run_id}"]
-    if champion is not None:
-        names.append(f"the champion, version {champion.version}")
-    facts = zip(names, result.correct, result.parameters, strict=True)
-    score, *others = [
-        Score(name, int(correct.sum()), len(correct), size) for name, correct, size in facts
-    ]
-    other, test = (
-        (others[0], paired_test(result.correct[1], result.correct[0])) if others else (None, None)
-    )
-    decision, may = decide(score, other, test, limits, before), budget(limits.significance, before)
-    evidence: dict[str, Any] = {
+    name = f"run {challenger.run_id}"
+    contestant = _contestant(name, result, 0)
+    evidence = _evidence(challenger, contestant, result)
+    if champion is None:
+        decision = decide(contestant, None, None, limits, before)
+        return _verdict(decision, limits, evidence, {})
+    other = _contestant(f"the champion, version {champion.version}", result, 1)
+    test = paired_test(result.correct[1], result.correct[0])
+    decision = decide(contestant, other, test, limits, before)
+    spent = budget(limits.significance, before)
+    return _verdict(decision, limits, evidence, _comparison(champion, other, test, spent))
+
+
+def _contestant(name: str, result: SealedResult, position: int) -> NetworkResult:
+    correct = result.correct[position]
+    return NetworkResult(name, int(correct.sum()), len(correct), result.parameters[position])
+
+
+def _evidence(
+    challenger: Challenger, contestant: NetworkResult, result: SealedResult
+) -> dict[str, Any]:
+    """Return what is known of the challenger alone."""
+    tags = provenance.plain(challenger.run.data.tags)
+    return {
         "run_id": challenger.run_id,
-        **{key: tags[key] for key in ("dataset.name", "dataset.sha256", "weights.sha256", "git.commit") if key in tags},
+        **{key: tags[key] for key in KEPT_TAGS if key in tags},
         **_rate("test_accuracy", result.correct[0]),
-        "test_images": score.images, "test.sha256": result.sha256, "parameters": score.parameters,
-        **result.claims,
-        "decision": decision.rule, "reason": decision.reason,
-        "gate.floor": limits.floor, "gate.margin": limits.margin, "gate.significance": limits.significance,
-    }  # fmt: skip
-    if champion is not None and other is not None and test is not None:
-        evidence |= {
-            "compared.version": champion.version, "compared.run_id": champion.run_id,
-            "compared.test_accuracy": other.accuracy, "compared.parameters": other.parameters,
-            "mcnemar_p": test.p_value,
-            "difference": test.difference, "difference_low": test.low, "difference_high": test.high,
-            "only_champion_right": test.only_first, "only_challenger_right": test.only_second,
-            "gate.comparison": may.comparison, "gate.level": may.level, "gate.left": may.left,
-            "difference_at_worst": test.lower_end(may.level),
-        }  # fmt: skip
-    return decision, {key: str(value) for key, value in evidence.items()}
+        "test_images": contestant.images,
+        "test.sha256": result.sha256,
+        "parameters": contestant.parameters,
+        **result.uncertainty,
+    }
 
 
-def version_note(
-    challenger: Challenger, champion: ModelVersion | None, evidence: Mapping[str, str]
-) -> str:
-    """The description of a version in Markdown: the decision first, then both networks on the same sealed images."""
+def _comparison(
+    champion: ModelVersion, other: NetworkResult, test: PairedTest, spent: Budget
+) -> dict[str, Any]:
+    """Return what is known from the comparison with the champion."""
+    return {
+        "compared.version": champion.version,
+        "compared.run_id": champion.run_id,
+        "compared.test_accuracy": other.accuracy,
+        "compared.parameters": other.parameters,
+        "mcnemar_p": test.p_value,
+        "difference": test.difference,
+        "difference_low": test.low,
+        "difference_high": test.high,
+        "only_champion_right": test.only_first,
+        "only_challenger_right": test.only_second,
+        "gate.comparison": spent.comparison,
+        "gate.level": spent.level,
+        "gate.left": spent.left,
+        "difference_at_worst": test.lower_end(spent.level),
+    }
 
-    def rate(name: str) -> str:
-        return with_interval(*(float(evidence[f"{name}{end}"]) for end in ("", "_low", "_high")))
 
-    run = challenger.run
-    page = views.run_page(run.info.experiment_id, challenger.run_id)
-    rows = [
-        ["", "this version"],
-        [":--", "--:"],
-        ["trained by", f"[{views.escape(str(run.info.run_name))}]({page})"],
-        [f"right of {int(evidence['test_images']):,} sealed images", rate("test_accuracy")],
-        ["parameters", f"{int(evidence['parameters']):,}"],
-    ]
-    if champion is not None:
-        link = f"[version {champion.version}]({views.model_page(champion.name, str(champion.version))})"
-        other = (
-            percent(float(evidence["compared.test_accuracy"])),
-            f"{int(evidence['compared.parameters']):,}",
-        )
-        for row, cell in zip(rows, ["the champion then", "--:", link, *other], strict=True):
-            row.append(cell)
-    claims = ""
-    if "test_coverage" in evidence:
-        claims = f"Its prediction sets at {100 * float(evidence['claimed_coverage']):g} % hold the true digit of "
-        claims += (
-            f"{rate('test_coverage')} of these images, with {float(evidence['test_set_size']):.3f} "
-        )
-        claims += f"digits each; {rate('test_refused')} of them are refused as no digit."
-    figures = [
-        f"[{name}]({page}/artifacts/figures/{name})"
-        for name in ("confusion_matrix.png", "mistakes.png")
-    ]
-    return "\n\n".join([
-        f"**{views.escape(evidence['reason'])}**",
-        "Asked: may it replace the champion, by one comparison on test images that nothing was selected on?",
-        "\n".join(f"| {' | '.join(row)} |" for row in rows),
-        *filter(None, [claims]),
-        f"Figures, on its validation images: {' · '.join(figures)}",
-        f"Next: `python src/predict.py <images> model=runs:/{challenger.run_id}/model`",
-    ])  # fmt: skip
+def _verdict(
+    decision: GateDecision,
+    limits: GateConfig,
+    evidence: Mapping[str, Any],
+    comparison: Mapping[str, Any],
+) -> Verdict:
+    """Put the evidence in its order: the challenger, the decision, the rules, the comparison."""
+    rules = {
+        "decision": decision.rule,
+        "reason": decision.reason,
+        "gate.floor": limits.floor,
+        "gate.margin": limits.margin,
+        "gate.significance": limits.significance,
+    }
+    everything = {**evidence, **rules, **comparison}
+    return Verdict(decision, {key: str(value) for key, value in everything.items()})

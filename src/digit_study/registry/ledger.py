@@ -1,7 +1,8 @@
-"""The ledger: who promoted what, when and why, and every opening of the sealed test set; append-only and durable.
+"""The ledger: who promoted what, when and why, and every opening of the sealed test set.
 
-An event is one JSON line in ``mlruns/``, synced to the disk, and one tag of the registered model. For a local store,
-file and tags complete each other; for a remote store the tags are authoritative and the file is a copy.
+It is append-only and durable. An event is a JSON line in ``mlruns/``, synced to the disk, and a tag
+of the registered model. For a local store, file and tags complete each other. For a remote store
+the tags are authoritative and the file is a copy.
 """
 
 import json
@@ -14,6 +15,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from enum import StrEnum
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -21,31 +23,91 @@ import mlflow
 from mlflow.entities.model_registry import RegisteredModel
 
 from digit_study.support import machine
-from digit_study.tracking.database import ARTIFACTS
+from digit_study.support.workspace import Workspace
 from digit_study.tracking.queries import ABSENT
+from digit_study.tracking.session import Tracker
 
-PREFIX, OPENED_TAG = "ledger.", "test_set.opened"
-Event = dict[str, Any]
-#: Events by id and by what they are: ``begun`` and ``ended`` of one promotion share their id.
-Events = dict[tuple[str, str], Event]
+#: Prefix of the tags of the registered model that hold events.
+PREFIX = "ledger."
+#: Tag of the registered model: how many promotions have opened the sealed test set.
+OPENED_TAG = "test_set.opened"
+
+#: An event as it is stored: ``id``, ``event`` (an :class:`EventKind`), ``at`` and details.
+LedgerEvent = dict[str, Any]
+#: Events by their id and their kind: ``begun`` and ``ended`` of a promotion share their id.
+EventsByKey = dict[tuple[str, str], LedgerEvent]
 T = TypeVar("T")
+
+
+class EventKind(StrEnum):
+    """What an event of the ledger says."""
+
+    #: A promotion or a rollback has begun.
+    BEGUN = "begun"
+    #: It has ended.
+    ENDED = "ended"
+    #: A request had no effect, because another promotion was under way.
+    NOTED = "noted"
+
+
+class EntryKind(StrEnum):
+    """What was asked for."""
+
+    PROMOTION = "promotion"
+    ROLLBACK = "rollback"
+
+
+class EntryOutcome(StrEnum):
+    """How a promotion or a rollback ended."""
+
+    PROMOTED = "promoted"
+    KEPT = "kept"
+    RESTORED = "restored"
+    INTERRUPTED = "interrupted"
+
+
+#: What a person reads of an outcome.
+_OUTCOME_TEXTS = {
+    EntryOutcome.PROMOTED: "promoted as version {version}",
+    EntryOutcome.KEPT: "not promoted, registered as challenger, version {version}",
+    EntryOutcome.RESTORED: "restored version {version}",
+    EntryOutcome.INTERRUPTED: "interrupted",
+}
 
 
 @dataclass(frozen=True)
 class Entry:
-    """One promotion or rollback, by its events."""
+    """A promotion or a rollback, by its events."""
 
-    start: Event  # ``begun``: id, kind (promotion or rollback), at, who, run_id, compared, aliases before it
-    end: Event  # ``ended``: outcome, reason, version, evidence; empty while it has not ended
+    #: The event ``begun``: id, kind, at, who, run_id, compared, and the aliases before it.
+    start: LedgerEvent
+    #: The event ``ended``: outcome, reason, version, evidence. It is empty until then.
+    end: LedgerEvent
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether it is neither under way nor cut off."""
+        return bool(self.end)
+
+    @property
+    def outcome_text(self) -> str:
+        """How it ended, as a person reads it."""
+        text = _OUTCOME_TEXTS.get(self.end.get("outcome", ""), "has not ended")
+        return text.format(version=self.end.get("version"))
+
+    @property
+    def reason(self) -> str:
+        """Why it ended like this, in a sentence."""
+        return str(self.end.get("reason", "under way, or cut off"))
 
 
-def times(number: int) -> str:
-    """``1 time``, ``2 times``."""
-    return f"{number} time{'' if number == 1 else 's'}"
+def find(ask: Callable[..., T], *names: str) -> T | None:
+    """Return what a method of MLflow's client finds, or None where there is no such thing.
 
-
-def if_there(ask: Callable[..., T], *names: str) -> T | None:
-    """What a method of MLflow's client returns for ``names``, or None where there is no such thing."""
+    Args:
+        ask: The method.
+        names: Its arguments.
+    """
     try:
         return ask(*names)
     except mlflow.MlflowException as fault:
@@ -54,110 +116,151 @@ def if_there(ask: Callable[..., T], *names: str) -> T | None:
         return None
 
 
-def ledger_path(uri: str, name: str) -> Path:
-    """The file of registered model ``name``: in ``mlruns/`` beside a local database, else in the project's."""
+def ledger_path(uri: str, name: str, workspace: Workspace) -> Path:
+    """Return the ledger's file of a registered model.
+
+    Args:
+        uri: URI of the store.
+        name: Name of the registered model.
+        workspace: Where the file lies if the store is not local.
+
+    Returns:
+        A path in ``mlruns/`` beside a local database, else in the workspace.
+    """
     if uri.startswith("sqlite:"):
         database = Path(uri.removeprefix("sqlite:///")).absolute()
         return database.parent / "mlruns" / f"ledger.{database.stem}.{name}.jsonl"
     parts = urllib.parse.urlsplit(uri)
     server = re.sub(r"[^A-Za-z0-9.-]+", "_", f"{parts.hostname}_{parts.port or ''}{parts.path}")
-    return ARTIFACTS / f"ledger.{server}.{name}.jsonl"
+    return workspace.artifacts / f"ledger.{server}.{name}.jsonl"
 
 
 class Ledger:
-    """Events of one registered model. A remote store may be used from other machines."""
+    """The events of a registered model."""
 
-    def __init__(self, client: mlflow.MlflowClient, uri: str, name: str) -> None:
-        self.client, self.name, self.remote = client, name, not uri.startswith("sqlite:")
-        self.path = ledger_path(uri, name)
+    def __init__(self, tracker: Tracker, name: str) -> None:
+        self._client = tracker.client
+        self._name = name
+        #: Whether other machines may use the store too.
+        self.is_remote = not tracker.uri.startswith("sqlite:")
+        self.path = ledger_path(tracker.uri, name, tracker.workspace)
 
-    def record(self, event: str, run_id: str, **details: Any) -> Event:
-        """Append an event about a run, with the person, the machine, the time, and an id that sorts by time."""
-        identity = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}-{uuid.uuid4().hex[:6]}"
+    def record(self, event: str, run_id: str, **details: Any) -> LedgerEvent:
+        """Append an event about a run, with the person, the machine, the time and a new id.
+
+        Args:
+            event: Its :class:`EventKind`.
+            run_id: The run that it is about.
+            details: What else is kept of it, as JSON.
+
+        Returns:
+            The event. Ids sort by time.
+        """
         return self.append(
-            identity,
+            f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}-{uuid.uuid4().hex[:6]}",
             event,
             who=f"{machine.user_name()}@{platform.node()}",
             run_id=run_id,
             **details,
         )
 
-    def append(self, identity: str, event: str, **details: Any) -> Event:
-        """Write an event, with the time as ISO 8601 in UTC, to the disk, then to the registered model."""
+    def append(self, identity: str, event: str, **details: Any) -> LedgerEvent:
+        """Write an event to the disk, then to the registered model.
+
+        Args:
+            identity: Id of the promotion or rollback that it belongs to.
+            event: Its :class:`EventKind`.
+            details: What else is kept of it, as JSON.
+
+        Returns:
+            The event, with its time as ISO 8601 in UTC.
+        """
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        appended = {"id": identity, "event": event, "at": now, **details}
+        appended = {"id": identity, "event": str(event), "at": now, **details}
         self._write(appended)
         self._tag([appended])
         return appended
 
     def entries(self) -> list[Entry]:
-        """All promotions and rollbacks, oldest first."""
-        events = self.events("begun", "ended")
-        ended = {event["id"]: event for event in events if event["event"] == "ended"}
-        return [
-            Entry(event, ended.get(event["id"], {}))
-            for event in events
-            if event["event"] == "begun"
-        ]
+        """Return all promotions and rollbacks, oldest first."""
+        ended = {event["id"]: event for event in self.events(EventKind.ENDED)}
+        begun = self.events(EventKind.BEGUN)
+        return [Entry(event, ended.get(event["id"], {})) for event in begun]
 
-    def events(self, *kinds: str) -> list[Event]:
-        """Events of these kinds, oldest first; ``noted`` are requests that a promotion under way left no effect."""
-        tagged, written = self._recorded()
-        events = tagged if self.remote else {**written, **tagged}
-        return sorted(
-            (one for one in events.values() if one["event"] in kinds),
-            key=lambda one: str(one["id"]),
-        )
+    def events(self, kind: str) -> list[LedgerEvent]:
+        """Return the events of a kind, oldest first."""
+        tagged = self._tagged()
+        events = tagged if self.is_remote else {**self._written(), **tagged}
+        chosen = [event for event in events.values() if event["event"] == kind]
+        return sorted(chosen, key=lambda event: str(event["id"]))
 
-    def openings(self, with_champion: bool = False) -> int:
-        """How many promotions have opened the sealed test set; ``with_champion`` counts those that compared two."""
-        promotions = [one.start for one in self.entries() if one.start.get("kind") == "promotion"]
-        return sum(bool(start.get("compared")) or not with_champion for start in promotions)
+    def openings(self) -> int:
+        """Return how many promotions have opened the sealed test set."""
+        return len(self._promotions())
+
+    def comparisons(self) -> int:
+        """Return how many promotions have compared a challenger with a champion on it."""
+        return sum(bool(start.get("compared")) for start in self._promotions())
+
+    def _promotions(self) -> list[LedgerEvent]:
+        begun = self.events(EventKind.BEGUN)
+        return [start for start in begun if start.get("kind") == EntryKind.PROMOTION]
 
     def model(self) -> RegisteredModel | None:
-        """The registered model, if it exists."""
-        return if_there(self.client.get_registered_model, self.name)
+        """Return the registered model, if it exists."""
+        return find(self._client.get_registered_model, self._name)
 
     def is_consistent(self) -> bool:
-        """Whether file, tags and the count agree, as they do unless a process died between two writes."""
-        model, (tagged, written) = self.model(), self._recorded()
+        """Return whether file, tags and the count agree.
+
+        They do unless a process died between two writes.
+        """
+        model = self.model()
         count = model.tags.get(OPENED_TAG, "0") if model else "0"
-        return (self.remote or tagged.keys() == written.keys()) and count == str(self.openings())
+        if count != str(self.openings()):
+            return False
+        return self.is_remote or self._tagged().keys() == self._written().keys()
 
     def sync(self) -> None:
         """Bring file and tags to the same events, and the count in line with them."""
-        tagged, written = self._recorded()
+        tagged = self._tagged()
+        written = self._written()
         for key in sorted(tagged.keys() - written.keys()):
             self._write(tagged[key])
-        missing = (
-            [] if self.remote else [written[key] for key in sorted(written.keys() - tagged.keys())]
-        )
+        missing: list[LedgerEvent] = []
+        if not self.is_remote:
+            missing = [written[key] for key in sorted(written.keys() - tagged.keys())]
         if missing or not self.is_consistent():
             self._tag(missing)
 
-    def _recorded(self) -> tuple[Events, Events]:
-        """Events in the tags, and events in the file."""
+    def _tagged(self) -> EventsByKey:
+        """Return the events in the tags of the registered model."""
         model = self.model()
-        tags = [text for key, text in model.tags.items() if key.startswith(PREFIX)] if model else []
-        lines = self.path.read_text(errors="replace").splitlines() if self.path.is_file() else []
-        return _parse(tags), _parse(lines)
+        if model is None:
+            return {}
+        return _parse(text for key, text in model.tags.items() if key.startswith(PREFIX))
 
-    def _tag(self, events: Iterable[Event]) -> None:
-        """Tag the registered model, which is created if it is missing, with events and then with the count."""
+    def _written(self) -> EventsByKey:
+        """Return the events in the file."""
+        if not self.path.is_file():
+            return {}
+        return _parse(self.path.read_text(errors="replace").splitlines())
+
+    def _tag(self, events: Iterable[LedgerEvent]) -> None:
+        """Tag the registered model with events and the count; it is created if it is missing."""
         if self.model() is None:
-            self.client.create_registered_model(self.name)
+            self._client.create_registered_model(self._name)
         for event in events:
             tag = f"{PREFIX}{event['id']}.{event['event']}"
-            self.client.set_registered_model_tag(self.name, tag, json.dumps(event))
-        self.client.set_registered_model_tag(self.name, OPENED_TAG, str(self.openings()))
+            self._client.set_registered_model_tag(self._name, tag, json.dumps(event))
+        self._client.set_registered_model_tag(self._name, OPENED_TAG, str(self.openings()))
 
-    def _write(self, event: Event) -> None:
+    def _write(self, event: LedgerEvent) -> None:
         """Append a line to the file; file and folder are on the disk when this returns."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        is_whole = not self.path.exists() or self.path.read_bytes()[-1:] in (b"\n", b"")
-        line = (
-            ("" if is_whole else "\n") + json.dumps(event) + "\n"
-        )  # a line torn by a power cut stays by itself
+        line = json.dumps(event) + "\n"
+        if self._ends_torn():
+            line = "\n" + line
         with self.path.open("ab", buffering=0) as file:
             file.write(line.encode())
             os.fsync(file)
@@ -167,10 +270,14 @@ class Ledger:
         finally:
             os.close(folder)
 
+    def _ends_torn(self) -> bool:
+        """Return whether a power cut tore the last line, which must stay by itself."""
+        return self.path.exists() and self.path.read_bytes()[-1:] not in (b"\n", b"")
 
-def _parse(texts: Iterable[str]) -> Events:
-    """Events by their keys; what a power cut tore is left out."""
-    events: Events = {}
+
+def _parse(texts: Iterable[str]) -> EventsByKey:
+    """Return events by their keys; what a power cut tore is left out."""
+    events: EventsByKey = {}
     for text in texts:
         with suppress(json.JSONDecodeError):
             event = json.loads(text)

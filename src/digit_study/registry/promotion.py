@@ -1,202 +1,283 @@
-"""Promotion from start to end: find the challenger, break the seal once, let the gate decide, move the alias."""
+"""Promotion from start to end: find the challenger, break the seal once, let the gate decide.
 
-from contextlib import nullcontext
+Only then does the alias move. Rollback and the history of a registered model are here too.
+"""
 
 from mlflow.entities.model_registry import ModelVersion
-from rich.table import Table
 
-from digit_study.config.promote import GateConfig, PromoteConfig
+from digit_study.config.promote_config import PromoteConfig
 from digit_study.data.digits import dataset_name
-from digit_study.registry import contest
-from digit_study.registry.contest import Challenger
-from digit_study.registry.ledger import Entry, times
-from digit_study.registry.registry import CHALLENGER, CHAMPION, Registry
+from digit_study.registry import contest, promotion_report
+from digit_study.registry.contest import Challenger, EvaluateSealed, Verdict, evaluate_sealed
+from digit_study.registry.ledger import Entry, EntryKind, EventKind
+from digit_study.registry.promotion_lock import WAIT_S
+from digit_study.registry.promotion_report import PromotionPlan, PromotionResult, VersionFacts
+from digit_study.registry.registry import CHALLENGER, CHAMPION, Registry, outcome_of
 from digit_study.stats.gate import budget
-from digit_study.support import console
-from digit_study.tracking import queries as lookup
-from digit_study.tracking import views
-
-OUTCOMES = {
-    "promoted": "promoted as version {version}",
-    "kept": "not promoted, registered as challenger, version {version}",
-    "restored": "restored version {version}",
-    "interrupted": "interrupted",
-}
+from digit_study.support.console import console
+from digit_study.support.workspace import Workspace
+from digit_study.tracking import pages
+from digit_study.tracking.session import open_store
 
 
-def serve(config: PromoteConfig) -> None:
-    """Do what a checked config asks for: promote, roll back, or print the ledger; raises StudyError."""
-    client, uri = lookup.open_store(config.tracking.uri)
-    with lookup.store_faults(uri):
-        registry = Registry(client, uri, config.promote.model_name)
+def run(
+    config: PromoteConfig,
+    workspace: Workspace,
+    *,
+    study_uid: str | None = None,
+    evaluate: EvaluateSealed = evaluate_sealed,
+    lock_wait_s: float = WAIT_S,
+) -> None:
+    """Do what a checked config asks for: promote, roll back, or print the ledger.
+
+    Args:
+        config: What to do.
+        workspace: Where the usual store lies.
+        study_uid: Which study of the name in ``config`` is meant, where that is known.
+        evaluate: Opens the sealed images and evaluates networks on them.
+        lock_wait_s: Seconds for which it waits for another promotion.
+
+    Raises:
+        StudyError: If that cannot be done.
+    """
+    tracker = open_store(config.tracking.uri, workspace)
+    with tracker.readable_faults():
+        registry = Registry(tracker, config.promote.model_name, lock_wait_s)
         if config.history:
             _print_history(registry)
+        elif config.rollback and config.promote.dry_run:
+            _plan_rollback(registry)
         elif config.rollback:
-            _roll_back(registry, config.promote.dry_run)
+            _roll_back(registry)
         else:
-            _promote(registry, contest.find_challenger(client, uri, config), config)
+            challenger = contest.find_challenger(tracker, config, study_uid)
+            if config.promote.dry_run:
+                _plan_promotion(registry, challenger, config)
+            else:
+                _promote(registry, challenger, config, evaluate)
 
 
-def evidence_by_run(config: PromoteConfig) -> dict[str, dict[str, str]]:
-    """What the sealed test set has said of runs, by their ids: the tags of the versions of the registered model."""
-    client, uri = lookup.open_store(config.tracking.uri)
-    with lookup.store_faults(uri):
-        versions = Registry(client, uri, config.promote.model_name).versions().values()
-        return {str(one.run_id): dict(one.tags) for one in versions}
+def evidence_by_run(config: PromoteConfig, workspace: Workspace) -> dict[str, dict[str, str]]:
+    """Return what the sealed test set has said of runs.
+
+    Args:
+        config: Names the store and the registered model.
+        workspace: Where the usual store lies.
+
+    Returns:
+        The tags of all versions, by the ids of their runs.
+    """
+    tracker = open_store(config.tracking.uri, workspace)
+    with tracker.readable_faults():
+        versions = Registry(tracker, config.promote.model_name).versions().values()
+        return {str(version.run_id): dict(version.tags) for version in versions}
 
 
-def _promote(registry: Registry, challenger: Challenger, config: PromoteConfig) -> None:
-    """Check the challenger against the champion, then compare them; a dry run writes nothing and takes no lock."""
-    run_id, dry_run = challenger.run_id, config.promote.dry_run
-    with nullcontext(False) if dry_run else registry.lock(run_id) as waited:
-        if not dry_run:
-            registry.recover()
+def _plan_promotion(registry: Registry, challenger: Challenger, config: PromoteConfig) -> None:
+    """Say what a promotion would do; write nothing and take no lock."""
+    champion = registry.at(CHAMPION)
+    if _is_champion(challenger, champion, registry):
+        return
+    if champion is not None:
+        contest.require_same_data(registry.tracker, challenger, champion)
+    metrics = challenger.run.data.metrics
+    limits = config.promote
+    plan = PromotionPlan(
+        run_id=challenger.run_id,
+        parameters=metrics.get("parameters", 0),
+        val_accuracy=metrics.get("val_accuracy", 0),
+        dataset=dataset_name(challenger.data),
+        openings=registry.ledger.openings(),
+        champion=_version_and_run(champion),
+        limits=limits,
+        budget=budget(limits.significance, registry.ledger.comparisons()),
+    )
+    page = pages.run_page(challenger.run.info.experiment_id, challenger.run_id)
+    terminal = console()
+    terminal.print("Dry run: nothing was opened or written.")
+    terminal.print(promotion_report.plan_table(plan))
+    terminal.print(registry.tracker.page_address(page), soft_wrap=True)
+
+
+def _promote(
+    registry: Registry, challenger: Challenger, config: PromoteConfig, evaluate: EvaluateSealed
+) -> None:
+    """Check the challenger against the champion, then compare them."""
+    with registry.lock(challenger.run_id) as waited:
+        registry.recover()
         champion = registry.at(CHAMPION)
-        if champion is not None and champion.run_id == run_id:
-            reigns = f"run {run_id} is the reigning champion already, as version {champion.version}"
-            console.console().print(
-                f"{reigns}: nothing to do\n{_page(registry, champion.version)}", soft_wrap=True
-            )
+        if _is_champion(challenger, champion, registry):
             if waited:
-                registry.ledger.record(
-                    "noted", run_id, outcome="became champion while this request waited"
-                )
+                outcome = "became champion while this request waited"
+                registry.ledger.record(EventKind.NOTED, challenger.run_id, outcome=outcome)
             return
         if champion is not None:
-            contest.require_same_data(challenger, champion, registry.client)
-        if dry_run:
-            _print_plan(registry, challenger, champion, config.promote)
-        else:
-            _compare(registry, challenger, champion, config)
+            contest.require_same_data(registry.tracker, challenger, champion)
+        _print_result(registry, _compare(registry, challenger, champion, config, evaluate))
 
 
-def _print_plan(
-    registry: Registry, challenger: Challenger, champion: ModelVersion | None, limits: GateConfig
-) -> None:
-    metrics = challenger.run.data.metrics
-    against = f"there is no champion, so that {console.percent(limits.floor)} of them would make it the first"
-    if champion is not None:
-        may = budget(limits.significance, registry.ledger.openings(with_champion=True))
-        against = (
-            f"against the champion, version {champion.version} (run {champion.run_id}); it would be promoted if exact "
-            f"McNemar p < {may.level:.3g} says better, or if it is smaller and its interval at that level says at most "
-            f"{limits.margin:g} worse. This is comparison {may.comparison} on them: of the {limits.significance:g} "
-            f"that all share it spends {may.level:.3g}, and {may.left:.2g} is left"
-        )
-    console.console().print(
-        f"dry run: the sealed test images of {dataset_name(challenger.data)} would be opened once, for run "
-        f"{challenger.run_id} ({metrics.get('parameters', 0):,.0f} parameters, validation accuracy "
-        f"{console.percent(metrics.get('val_accuracy', 0))}): {against}. Nothing was opened or written; they have been "
-        f"opened {times(registry.ledger.openings())} so far."
+def _is_champion(challenger: Challenger, champion: ModelVersion | None, registry: Registry) -> bool:
+    """Return whether there is nothing to do, and say so."""
+    if champion is None or champion.run_id != challenger.run_id:
+        return False
+    console().print(
+        f"run {challenger.run_id} is the champion already, as version {champion.version}: nothing "
+        f"to do\n{_page(registry, str(champion.version))}",
+        soft_wrap=True,
     )
-    run = views.run_page(challenger.run.info.experiment_id, challenger.run_id)
-    console.console().print(views.place(registry.uri, run), soft_wrap=True)
+    return True
 
 
 def _compare(
-    registry: Registry, challenger: Challenger, champion: ModelVersion | None, config: PromoteConfig
-) -> None:
-    """Break the seal, decide, register, tell. What ends this early is settled at once, or by the next call."""
-    networks = contest.find_networks(challenger, champion, registry.uri)
+    registry: Registry,
+    challenger: Challenger,
+    champion: ModelVersion | None,
+    config: PromoteConfig,
+    evaluate: EvaluateSealed,
+) -> PromotionResult:
+    """Break the seal, decide and register.
+
+    What ends early after the opening is finished or undone at once, or by the next command.
+    """
+    networks = contest.find_networks(registry.tracker, challenger, champion)
+    before = registry.ledger.comparisons()
+    threshold = contest.set_threshold(registry.tracker, challenger)
     opened: list[Entry] = []
-    before = registry.ledger.openings(with_champion=True)
-    least = contest.least_probability(registry.client, challenger)
 
     def record() -> None:
-        study = None if config.run_id else config.study
-        compared = (
-            {"version": str(champion.version), "run_id": champion.run_id} if champion else None
-        )
-        details = {"study": study, "dataset_sha256": challenger.data.sha256, "compared": compared}
-        opened.append(registry.begin("promotion", challenger.run_id, **details))
+        opened.append(_begin(registry, challenger, champion, config))
 
     try:
-        result = contest.read_sealed(networks, challenger.data, record, least)
-        decision, evidence = contest.decide_contest(
-            challenger, champion, result, config.promote, before
-        )
-        alias, outcome = (CHAMPION, "promoted") if decision.promoted else (CHALLENGER, "kept")
-        version = registry.register(
-            opened[0],
-            challenger.model_id,
-            alias,
-            evidence,
-            contest.version_note(challenger, champion, evidence),
-        )
-        registry.end(opened[0], outcome, decision.reason, version=version, evidence=evidence)
+        result = evaluate(networks, challenger.data, record, threshold)
+        verdict = contest.decide_contest(challenger, champion, result, config.promote, before)
+        version = _register(registry, opened[0], challenger, champion, verdict)
     except BaseException as fault:
         for entry in opened:
-            registry.settle(entry, f"{type(fault).__name__}: {fault}"[:500])
+            registry.resolve(entry, f"{type(fault).__name__}: {fault}"[:500])
         raise
-    table = Table(
-        title=f"Version {version} of {registry.name}", show_header=False, title_justify="left"
-    )
-    for key, value in evidence.items():
-        if key != "reason":
-            table.add_row(key, value)
-    console.console().print(table)
-    is_served = decision.promoted or champion is not None
-    verb = (
-        "moves to"
-        if decision.promoted
-        else f"{'stays' if is_served else 'names none'}; 'challenger' is"
-    )
-    model = "" if is_served else f" model=models:/{registry.name}/{version}"
-    console.console().print(f"The alias 'champion' {verb} version {version}: {decision.reason}.")
-    console.console().print(
-        f"The sealed test set has been opened {times(registry.ledger.openings())}."
-    )
-    where = views.open_at(registry.uri, views.model_page(registry.name))
-    console.console().print(
-        f"next:\n  python src/predict.py <images>{model}\n  {where}", soft_wrap=True
+    return PromotionResult(
+        model=registry.name,
+        version=version,
+        is_promoted=verdict.decision.promoted,
+        champion=str(champion.version) if champion is not None else None,
+        evidence=verdict.evidence,
+        openings=registry.ledger.openings(),
     )
 
 
-def _roll_back(registry: Registry, dry_run: bool) -> None:
-    if dry_run or registry.is_clean():
-        target = registry.previous()  # without one nothing is to be written
-    if dry_run:
-        again = f"version {target.version} (run {target.run_id}) would be champion again"
-        console.console().print(
-            f"dry run: {again}; nothing was written\n{_page(registry, target.version)}",
-            soft_wrap=True,
-        )
-        return
+def _begin(
+    registry: Registry,
+    challenger: Challenger,
+    champion: ModelVersion | None,
+    config: PromoteConfig,
+) -> Entry:
+    """Write down that the sealed test set is about to be opened."""
+    compared = None
+    if champion is not None:
+        compared = {"version": str(champion.version), "run_id": champion.run_id}
+    return registry.begin(
+        EntryKind.PROMOTION,
+        challenger.run_id,
+        study=None if config.run_id else config.study,
+        dataset_sha256=challenger.data.sha256,
+        compared=compared,
+    )
+
+
+def _register(
+    registry: Registry,
+    entry: Entry,
+    challenger: Challenger,
+    champion: ModelVersion | None,
+    verdict: Verdict,
+) -> str:
+    """Register the challenger with its evidence and close the entry; return its version."""
+    alias = CHAMPION if verdict.decision.promoted else CHALLENGER
+    facts = VersionFacts(
+        experiment=challenger.run.info.experiment_id,
+        run_id=challenger.run_id,
+        run_name=str(challenger.run.info.run_name),
+        champion=(champion.name, str(champion.version)) if champion is not None else None,
+        evidence=verdict.evidence,
+    )
+    version = registry.register(
+        entry,
+        challenger.model_id,
+        alias,
+        verdict.evidence,
+        promotion_report.version_description(facts),
+    )
+    registry.end(
+        entry,
+        outcome_of(alias),
+        verdict.decision.reason,
+        version=version,
+        evidence=verdict.evidence,
+    )
+    return version
+
+
+def _print_result(registry: Registry, result: PromotionResult) -> None:
+    model = ""
+    if not result.is_promoted and result.champion is None:
+        model = f" model=models:/{registry.name}/{result.version}"
+    terminal = console()
+    terminal.print(promotion_report.headline(result))
+    terminal.print(f"Why: {promotion_report.why(result.evidence)}")
+    terminal.print(promotion_report.result_table(result))
+    terminal.print(promotion_report.closing_sentences(result))
+    terminal.print(
+        f"next:\n  python src/predict.py <images>{model}\n"
+        f"  {registry.tracker.newest_address(pages.model_page(registry.name))}",
+        soft_wrap=True,
+    )
+
+
+def _plan_rollback(registry: Registry) -> None:
+    """Say what a rollback would do; write nothing."""
+    target = registry.previous()
+    console().print(
+        f"Dry run: version {target.version} (run {target.run_id}) would be champion again; nothing "
+        f"was written.\n{_page(registry, str(target.version))}",
+        soft_wrap=True,
+    )
+
+
+def _roll_back(registry: Registry) -> None:
+    if registry.is_clean():
+        registry.previous()  # without it nothing is to be written
     with registry.lock("rollback"):
         registry.recover()
-        console.console().print(registry.roll_back())
-    console.console().print(
-        views.open_at(registry.uri, views.model_page(registry.name)), soft_wrap=True
-    )
+        sentence = registry.roll_back()
+    console().print(f"Rolled back: {sentence}.")
+    page = pages.model_page(registry.name)
+    console().print(registry.tracker.newest_address(page), soft_wrap=True)
 
 
 def _print_history(registry: Registry) -> None:
-    """Print the ledger, oldest entry first; what was cut off is recovered before, unless a promotion is under way."""
+    """Print the ledger, oldest entry first.
+
+    What was cut off is finished or undone before, unless a promotion is under way.
+    """
     registry.recover_if_idle()
-    terminal = console.console()
+    terminal = console()
     for entry in registry.ledger.entries():
-        start, end = entry.start, entry.end
-        outcome = OUTCOMES.get(end.get("outcome", ""), "has not ended").format(
-            version=end.get("version")
-        )
-        what = (
-            f"{start['kind']} {'to' if start['kind'] == 'rollback' else 'of'} run {start['run_id']}"
-        )
-        why = end.get("reason", "under way, or cut off")
-        terminal.print(f"{start['at']}  {start['who']}  {what}: {outcome}: {why}")
-    for event in registry.ledger.events("noted"):
-        terminal.print(f"{event['at']}  {event['who']}  run {event['run_id']}: {event['outcome']}")
-    aliases = ", ".join(
-        f"{alias}: version {version}" for alias, version in registry.aliases().items()
-    )
-    terminal.print(
-        f"{registry.name}: {aliases or 'no alias is set, nothing has been promoted yet'}"
-    )
-    terminal.print(f"The sealed test set has been opened {times(registry.ledger.openings())}.")
+        terminal.print(promotion_report.entry_text(entry))
+    for event in registry.ledger.events(EventKind.NOTED):
+        terminal.print(promotion_report.note_text(event))
+    aliases = registry.aliases()
+    terminal.print(promotion_report.alias_text(registry.name, aliases))
+    terminal.print(promotion_report.opened_sentence(registry.ledger.openings()))
     if aliases:
         terminal.print(_page(registry), soft_wrap=True)
 
 
+def _version_and_run(champion: ModelVersion | None) -> tuple[str, str] | None:
+    if champion is None:
+        return None
+    return str(champion.version), str(champion.run_id)
+
+
 def _page(registry: Registry, version: str = "") -> str:
-    """Where to look at the registered model, or at one of its versions."""
-    return views.place(registry.uri, views.model_page(registry.name, str(version)))
+    """Return where to look at the registered model, or at a version of it."""
+    return registry.tracker.page_address(pages.model_page(registry.name, version))

@@ -1,136 +1,156 @@
-"""The registered model: its lock, versions and aliases, recovery from a crash, and rollback.
+"""The registered model: its versions and aliases, recovery from a crash, and rollback.
 
-The alias ``champion`` is moved by a single call of MLflow, which is a single transaction of its store, and only to a
-complete version: a version is created together with all its evidence. A process that dies in between leaves the
-champion as before or as after, and :meth:`Registry.recover` finishes or undoes the rest.
+The alias ``champion`` is moved by a single call of MLflow, which is a single transaction of its
+store, and only to a complete version: a version is created together with all its evidence. A
+process that dies in between leaves the champion as before or as after, and :meth:`Registry.recover`
+finishes or undoes the rest.
 """
 
-import os
-import platform
-import time
-import uuid
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, contextmanager
 
-import mlflow
-import psutil
-from filelock import FileLock, Timeout
 from mlflow.entities.model_registry import ModelVersion
 
-from digit_study.registry.ledger import Entry, Ledger, if_there, times
+from digit_study.registry import promotion_report
+from digit_study.registry.ledger import (
+    Entry,
+    EntryKind,
+    EntryOutcome,
+    EventKind,
+    Ledger,
+    find,
+)
+from digit_study.registry.promotion_lock import WAIT_S, PromotionLock
 from digit_study.support import console
 from digit_study.support.messages import StudyError
+from digit_study.tracking.session import Tracker
 
-CHAMPION, PREVIOUS, CHALLENGER = "champion", "previous", "challenger"
-#: Tags of a version: the entry of the ledger that made it, the alias it was made for, and the champion before it.
-ENTRY_TAG, ALIAS_TAG, BEFORE_TAG = "promotion.id", "promotion.alias", "promotion.champion_before"
-LOCK_TAG, WAIT_S = "promotion.lock", 600.0
-STALE_S = 900.0  # an older lock tag was left by a process that died: a promotion takes a minute
+#: Alias of the version that predictions use.
+CHAMPION = "champion"
+#: Alias of the version that the champion replaced.
+PREVIOUS = "previous"
+#: Alias of the latest version that was not promoted.
+CHALLENGER = "challenger"
+#: Tag of a version: the entry of the ledger that made it.
+ENTRY_TAG = "promotion.id"
+#: Tag of a version: the alias that it was made for.
+ALIAS_TAG = "promotion.alias"
+#: Tag of a version: the champion before it; empty where there was none.
+BEFORE_TAG = "promotion.champion_before"
+#: Seconds in which MLflow creates a version.
+CREATED_WITHIN_S = 60
 
 
 class Registry:
-    """One registered model and its ledger. Methods that write expect the lock to be held."""
+    """A registered model and its ledger. Methods that write expect the lock to be held."""
 
-    def __init__(self, client: mlflow.MlflowClient, uri: str, name: str) -> None:
-        self.client, self.uri, self.name = client, uri, name
-        self.ledger = Ledger(client, uri, name)
+    def __init__(self, tracker: Tracker, name: str, lock_wait_s: float = WAIT_S) -> None:
+        self.tracker = tracker
+        self.name = name
+        self.ledger = Ledger(tracker, name)
+        self._client = tracker.client
+        self._lock = PromotionLock(self._client, self.ledger, name, lock_wait_s)
 
     @contextmanager
     def lock(self, run_id: str) -> Iterator[bool]:
-        """Hold a file lock against other processes here and, for a remote store, a tag against other machines.
+        """Let no other process promote inside the block; yield whether that took waiting.
 
-        The tag is best effort: MLflow has no lock, so two may write it in the same instant. Yields whether it had to
-        wait. Raises StudyError after ``WAIT_S`` seconds; the ledger then notes the request.
+        Args:
+            run_id: The run to promote, which the ledger notes if it is refused.
+
+        Raises:
+            StudyError: If another promotion is under way for too long.
         """
-        lock, waited = FileLock(self.ledger.path.with_suffix(".lock")), False
-        try:
-            lock.acquire(timeout=0)
-        except Timeout:
-            waited = True
-            console.warn(f"another promotion of {self.name} is under way: waiting for it")
-            try:
-                lock.acquire(timeout=WAIT_S)
-            except Timeout:
-                raise self._refuse(run_id) from None
         with ExitStack() as stack:
-            stack.callback(lock.release)
-            if self.ledger.remote and self.ledger.model() is not None:
-                own = f"{time.time():.0f} {platform.node()} {os.getpid()} {uuid.uuid4().hex}"
-                deadline, holder = time.monotonic() + WAIT_S, ""
-                while holder != own:
-                    if self._is_unclaimed():
-                        self.client.set_registered_model_tag(self.name, LOCK_TAG, own)
-                        time.sleep(
-                            0.3
-                        )  # by now any other claim is written too, and the last one counts
-                        holder = self.client.get_registered_model(self.name).tags.get(LOCK_TAG)
-                    elif time.monotonic() > deadline:
-                        raise self._refuse(run_id)
-                    else:
-                        time.sleep(2.0)
-                stack.callback(self.client.delete_registered_model_tag, self.name, LOCK_TAG)
+            try:
+                waited = stack.enter_context(self._lock.hold())
+            except TimeoutError:
+                raise self._refuse(run_id) from None
             yield waited
 
-    def _is_unclaimed(self) -> bool:
-        """Whether no living process on any machine holds the lock tag."""
-        holder = self.client.get_registered_model(self.name).tags.get(LOCK_TAG)
-        if holder is None:
-            return True
-        since, host, pid, _ = holder.split(" ")
-        is_dead = host == platform.node() and not psutil.pid_exists(int(pid))
-        return is_dead or time.time() - float(since) > STALE_S
-
     def _refuse(self, run_id: str) -> StudyError:
-        outcome = f"refused: another promotion was under way for more than {WAIT_S:g} s"
-        self.ledger.record("noted", run_id, outcome=outcome)
-        rule = f"one promotion of {self.name} runs at a time, and another one has been at it for {WAIT_S:g} s"
+        """Note in the ledger that a request was refused, and return what to say of it."""
+        seconds = f"{self._lock.wait_s:g} s"
+        outcome = f"refused: another promotion was under way for more than {seconds}"
+        self.ledger.record(EventKind.NOTED, run_id, outcome=outcome)
         return StudyError(
-            f"{rule}: see history=true, end it if it hangs, then run the same command again"
+            f"one promotion of {self.name} runs at a time, and another has been running for "
+            f"{seconds}: see history=true, end it if it hangs, then run the same command again"
         )
 
     def at(self, alias: str) -> ModelVersion | None:
-        """The version that ``alias`` points at, if any."""
-        return if_there(self.client.get_model_version_by_alias, self.name, alias)
+        """Return the version that an alias points at, if any."""
+        return find(self._client.get_model_version_by_alias, self.name, alias)
 
     def aliases(self) -> dict[str, str]:
-        """Version by alias, of the three that promotion moves."""
+        """Return the version of each of the three aliases that promotion moves and that exists."""
         model = self.ledger.model()
-        found = model.aliases if model else {}
-        return {
-            alias: str(found[alias]) for alias in (CHAMPION, PREVIOUS, CHALLENGER) if alias in found
-        }
+        if model is None:
+            return {}
+        names = [alias for alias in (CHAMPION, PREVIOUS, CHALLENGER) if alias in model.aliases]
+        return {alias: str(model.aliases[alias]) for alias in names}
 
     def versions(self) -> dict[str, ModelVersion]:
-        """All versions by number."""
-        found = self.client.search_model_versions(f"name = '{self.name}'", max_results=10_000)
+        """Return all versions by number."""
+        found = self._client.search_model_versions(f"name = '{self.name}'", max_results=10_000)
         return {str(version.version): version for version in found}
 
     def previous(self) -> ModelVersion:
-        """The champion before this one; raises StudyError if there is none."""
-        if (found := self.at(PREVIOUS)) is not None:
-            return found
-        why = f"the alias '{PREVIOUS}' of {self.name}, which points at nothing: no champion was replaced since"
-        raise StudyError(
-            f"rollback needs {why}; promote another run with run_id=<run_id>, or see history=true"
-        )
+        """Return the champion before this one.
 
-    def begin(self, kind: str, run_id: str, **details: object) -> Entry:
-        """Open an entry of the ledger; it is on the disk before anything else is done."""
+        Raises:
+            StudyError: If there is none.
+        """
+        found = self.at(PREVIOUS)
+        if found is None:
+            raise StudyError(
+                f"rollback needs the alias '{PREVIOUS}' of {self.name}, which points at nothing: "
+                "no champion was replaced since; promote another run with run_id=<run_id>, or see "
+                "history=true"
+            )
+        return found
+
+    def begin(self, kind: EntryKind, run_id: str, **details: object) -> Entry:
+        """Open an entry of the ledger, which is on the disk before anything else is done.
+
+        Args:
+            kind: What was asked for.
+            run_id: The run that would be champion.
+            details: What else is kept of it, as JSON.
+        """
+        aliases = self.aliases()
         return Entry(
-            self.ledger.record("begun", run_id, kind=kind, aliases=self.aliases(), **details), {}
+            self.ledger.record(EventKind.BEGUN, run_id, kind=kind, aliases=aliases, **details), {}
         )
 
-    def end(self, entry: Entry, outcome: str, reason: str, **details: object) -> None:
-        """Close an entry of the ledger and bring the model's description up to date."""
-        self.ledger.append(entry.start["id"], "ended", outcome=outcome, reason=reason, **details)
-        self.client.update_registered_model(self.name, self._description())
+    def end(self, entry: Entry, outcome: EntryOutcome, reason: str, **details: object) -> None:
+        """Close an entry of the ledger and bring the model's description up to date.
+
+        Args:
+            entry: What :meth:`begin` returned.
+            outcome: How it ended.
+            reason: Why, in a sentence.
+            details: What else is kept of it, as JSON.
+        """
+        self.ledger.append(
+            entry.start["id"], EventKind.ENDED, outcome=outcome, reason=reason, **details
+        )
+        self._describe()
 
     def register(
-        self, entry: Entry, model_id: str, alias: str, evidence: Mapping[str, str], note: str
+        self, entry: Entry, model_id: str, alias: str, evidence: Mapping[str, str], description: str
     ) -> str:
-        """Create a version with its evidence in one transaction, then point ``alias`` at it; returns its number.
+        """Create a version with its evidence in one transaction, then point an alias at it.
 
-        ``note`` is its description, in Markdown.
+        Args:
+            entry: The entry of the ledger that it belongs to.
+            model_id: MLflow's id of the model.
+            alias: What is to point at it.
+            evidence: Its tags.
+            description: Its description, in Markdown.
+
+        Returns:
+            The number of the version.
         """
         before = entry.start["aliases"].get(CHAMPION)
         tags = {
@@ -139,105 +159,135 @@ class Registry:
             ALIAS_TAG: alias,
             BEFORE_TAG: str(before or ""),
         }
-        run_id, source = entry.start["run_id"], f"models:/{model_id}"
-        made = self.client.create_model_version(
-            self.name, source, run_id, tags, None, note, 60, model_id
+        made = self._client.create_model_version(
+            self.name,
+            source=f"models:/{model_id}",
+            run_id=entry.start["run_id"],
+            tags=tags,
+            description=description,
+            await_creation_for=CREATED_WITHIN_S,
+            model_id=model_id,
         )
+        version = str(made.version)
         if alias == CHAMPION and before is not None:
-            self.client.set_registered_model_alias(self.name, PREVIOUS, before)
-        self.client.set_registered_model_alias(self.name, alias, str(made.version))
-        return str(made.version)
+            self._client.set_registered_model_alias(self.name, PREVIOUS, before)
+        self._client.set_registered_model_alias(self.name, alias, version)
+        return version
 
     def roll_back(self) -> str:
-        """Make the previous champion the champion again; returns a sentence that says so."""
-        target, champion = self.previous(), self.at(CHAMPION)
-        version, compared = str(target.version), str(champion.version) if champion else None
-        entry = self.begin("rollback", str(target.run_id), version=version, compared=compared)
-        self.client.set_registered_model_alias(self.name, CHAMPION, version)
+        """Make the previous champion the champion again; return a sentence that says so."""
+        target = self.previous()
+        champion = self.at(CHAMPION)
+        version = str(target.version)
+        compared = str(champion.version) if champion else None
+        entry = self.begin(
+            EntryKind.ROLLBACK, str(target.run_id), version=version, compared=compared
+        )
+        self._client.set_registered_model_alias(self.name, CHAMPION, version)
         return self._finish_rollback(entry)
 
     def _finish_rollback(self, entry: Entry) -> str:
-        version, compared = entry.start["version"], entry.start["compared"]
-        self._restore_previous(
-            self.versions()[version].tags.get(BEFORE_TAG)
-        )  # which that one had replaced
-        left = self.aliases().get(PREVIOUS)
-        before = f"version {left} is the one before it" if left else "there is none before it"
-        again = f"version {version} (run {entry.start['run_id']}) is champion again"
-        reason = f"{again} instead of version {compared}; {before}"
-        self.end(entry, "restored", reason, version=version)
+        """Bring the alias ``previous`` and the ledger in line with a rollback."""
+        start = entry.start
+        version = start["version"]
+        self._restore_previous(self.versions()[version].tags.get(BEFORE_TAG))
+        reason = promotion_report.rollback_sentence(
+            version, start["run_id"], start["compared"], self.aliases().get(PREVIOUS)
+        )
+        self.end(entry, EntryOutcome.RESTORED, reason, version=version)
         return reason
 
     def _restore_previous(self, version: str | None) -> None:
-        """Point the alias ``previous`` at ``version`` if that still exists; else delete the alias."""
+        """Point the alias ``previous`` at a version if that still exists, else delete the alias."""
         if version is not None and version in self.versions():
-            self.client.set_registered_model_alias(self.name, PREVIOUS, version)
+            self._client.set_registered_model_alias(self.name, PREVIOUS, version)
         elif self.at(PREVIOUS) is not None:
-            self.client.delete_registered_model_alias(self.name, PREVIOUS)
+            self._client.delete_registered_model_alias(self.name, PREVIOUS)
 
     def is_clean(self) -> bool:
-        """Whether no process that died has left anything unfinished."""
-        entries, model = self.ledger.entries(), self.ledger.model()
+        """Return whether no process that died has left anything unfinished."""
+        entries = self.ledger.entries()
         if not entries:
             return True
-        is_described = model is not None and model.description == self._description()
-        return is_described and all(entry.end for entry in entries) and self.ledger.is_consistent()
+        model = self.ledger.model()
+        if model is None or model.description != self._description():
+            return False
+        return all(entry.has_ended for entry in entries) and self.ledger.is_consistent()
 
     def recover(self) -> None:
         """Finish or undo what processes that died left behind, with a warning for each."""
         self.ledger.sync()
-        for entry in [one for one in self.ledger.entries() if not one.end]:
-            self.settle(entry)
+        for entry in self.ledger.entries():
+            if not entry.has_ended:
+                self.resolve(entry)
         if not self.is_clean():
-            self.client.update_registered_model(self.name, self._description())
+            self._describe()
 
     def recover_if_idle(self) -> None:
         """Recover what is to be recovered, unless another promotion is under way."""
         if self.is_clean():
             return
-        with suppress(Timeout), FileLock(self.ledger.path.with_suffix(".lock"), timeout=0):
-            if not self.ledger.remote or self._is_unclaimed():
+        with self._lock.hold_if_free() as is_free:
+            if is_free:
                 self.recover()
 
-    def settle(self, entry: Entry, why: str = "its process ended") -> None:
-        """Finish an entry whose alias has moved, undo one whose alias has not, and warn of it."""
-        start, done = entry.start, ""
-        if start["kind"] == "rollback" and self.aliases().get(CHAMPION) == start["version"]:
-            self._finish_rollback(entry)
-            done = f"version {start['version']} is champion again, which stands"
-        for version in [
-            one for one in self.versions().values() if one.tags.get(ENTRY_TAG) == start["id"]
-        ]:
-            alias, number = version.tags[ALIAS_TAG], str(version.version)
-            if self.aliases().get(alias) == number:
-                outcome = "promoted" if alias == CHAMPION else "kept"
-                self.end(
-                    entry, outcome, version.tags["reason"], version=number, evidence=version.tags
-                )
-                done = f"it had {outcome} version {number}, which stands"
-                break
-            self._restore_previous(start["aliases"].get(PREVIOUS))
-            self.client.delete_model_version(self.name, version.version)
-        if not done:
-            self.end(
-                entry,
-                "interrupted",
-                f"cut off before the alias moved ({why}), nothing of it stands",
-            )
+    def resolve(self, entry: Entry, why: str = "its process ended") -> None:
+        """Finish an entry whose alias has moved, undo an entry whose alias has not, and warn of it.
+
+        Args:
+            entry: An entry that has begun and not ended.
+            why: What cut it off.
+        """
+        done = self._finish(entry)
+        if done is None:
+            reason = f"cut off before the alias moved ({why}), nothing of it stands"
+            self.end(entry, EntryOutcome.INTERRUPTED, reason)
             done = "nothing of it stands, run it again"
+        start = entry.start
         console.warn(
-            f"the {start['kind']} of run {start['run_id']} begun at {start['at']} was cut off: {done}"
+            f"the {start['kind']} of run {start['run_id']} begun at {start['at']} was cut off: "
+            f"{done}"
         )
+
+    def _finish(self, entry: Entry) -> str | None:
+        """Finish an entry whose alias has moved, and say so; else delete its version."""
+        start = entry.start
+        aliases = self.aliases()
+        if start["kind"] == EntryKind.ROLLBACK and aliases.get(CHAMPION) == start["version"]:
+            self._finish_rollback(entry)
+            return f"version {start['version']} is champion again, which stands"
+        for number, version in self.versions().items():
+            if version.tags.get(ENTRY_TAG) != start["id"]:
+                continue
+            alias = version.tags[ALIAS_TAG]
+            if aliases.get(alias) == number:
+                outcome = outcome_of(alias)
+                reason = version.tags["reason"]
+                self.end(entry, outcome, reason, version=number, evidence=version.tags)
+                return f"it had {outcome} version {number}, which stands"
+            self._restore_previous(start["aliases"].get(PREVIOUS))
+            self._client.delete_model_version(self.name, version.version)
+        return None
+
+    def _describe(self) -> None:
+        """Bring the description of the registered model up to date."""
+        self._client.update_registered_model(self.name, self._description())
 
     def _description(self) -> str:
         champion = self.at(CHAMPION)
-        current = "none"
+        current = None
         if champion is not None:
-            before = champion.tags.get(BEFORE_TAG)
-            replaced = f"it replaced version {before}" if before else "there was none before it"
-            current = f"**version {champion.version}**, run {champion.run_id}; {replaced}.\n\n{champion.description}"
-        return (
-            "Reads one handwritten digit: raw pixels (n, 28, 28, 1), 0 to 255, to ten probabilities.\n\n"
-            f"Champion: {current}.\n\nThe sealed test set has been opened {times(self.ledger.openings())}; the tags "
-            "`ledger.*` say by whom, when, for which run and to what end (`python sweeps/promote.py history=true`)."
-        )
+            current = promotion_report.Champion(
+                str(champion.version),
+                str(champion.run_id),
+                champion.tags.get(BEFORE_TAG) or None,
+                champion.description,
+            )
+        return promotion_report.model_description(current, self.ledger.openings())
+
+
+def outcome_of(alias: str) -> EntryOutcome:
+    """Return how a promotion ends that points an alias at its version."""
+    if alias == CHAMPION:
+        return EntryOutcome.PROMOTED
+    return EntryOutcome.KEPT

@@ -1,51 +1,75 @@
 """The gate: whether a challenger becomes champion, decided from numbers alone."""
 
 import math
+import re
 from dataclasses import dataclass
+from typing import Annotated
 
 from digit_study.stats.metrics import accuracy_interval
 from digit_study.stats.ranking import PairedTest
-from digit_study.support.console import percent, with_interval
+from digit_study.support.formatting import percent, with_interval
+from digit_study.support.rules import Rule, between
+
+#: What the name of a registered model must be.
+MODEL_NAME = Rule(
+    "a letter or digit, then letters, digits, '-', '_' or '.'",
+    lambda value: re.fullmatch(r"[A-Za-z0-9][\w.-]*", value, re.ASCII) is not None,
+)
 
 
 @dataclass(frozen=True)
 class GateConfig:
-    """What a challenger must show before the alias ``champion`` moves."""
+    """Say what a challenger must show before the alias ``champion`` moves."""
 
     #: Accuracy that a smaller network may give up; 0.002 is twenty images of MNIST's 10,000.
-    margin: float = 0.002
+    margin: Annotated[float, between(0, 1, "[)")] = 0.002
     #: Accuracy of the first champion; nearest neighbours reach it (LeCun et al. 1998, table 2).
-    floor: float = 0.95
+    floor: Annotated[float, between(0, 1)] = 0.95
     #: The chance of a wrong move that all comparisons on the sealed images share.
-    significance: float = 0.05
+    significance: Annotated[float, between(0, 0.5, "(]")] = 0.05
     #: Say what would be compared and touch nothing.
     dry_run: bool = False
     #: Name of the registered model.
-    model_name: str = "digit-recognizer"
+    model_name: Annotated[str, MODEL_NAME] = "digit-recognizer"
 
 
 @dataclass(frozen=True)
-class Score:
-    """The result of one network on the sealed images."""
+class NetworkResult:
+    """The result of a network on the sealed images.
 
-    name: str  # in the sentence that explains the decision
-    correct: int  # images that it reads correctly
+    Attributes:
+        name: Its name in the sentence that explains the decision.
+        correct: Images that it predicts correctly.
+        images: All images.
+        parameters: Its size.
+    """
+
+    name: str
+    correct: int
     images: int
     parameters: int
 
     @property
     def accuracy(self) -> float:
-        """Share of images read correctly, in [0, 1]."""
+        """Share of images that are predicted correctly, in [0, 1]."""
         return self.correct / self.images
 
     def __str__(self) -> str:
-        shown = with_interval(self.accuracy, *accuracy_interval(self.correct, self.images))
+        low, high = accuracy_interval(self.correct, self.images)
+        shown = with_interval(self.accuracy, low, high)
         return f"{self.name} ({shown}, {self.parameters:,} parameters)"
 
 
 @dataclass(frozen=True)
-class Decision:
-    """Whether the alias ``champion`` moves, by which rule, and why in one sentence."""
+class GateDecision:
+    """Whether the alias ``champion`` moves.
+
+    Attributes:
+        promoted: Whether it does.
+        rule: Which rule decided: ``first``, ``below_floor``, ``better``, ``smaller``, ``worse`` or
+            ``not_better``.
+        reason: Why, in a sentence.
+    """
 
     promoted: bool
     rule: str
@@ -54,70 +78,101 @@ class Decision:
 
 @dataclass(frozen=True)
 class Budget:
-    """What all comparisons on one sealed test set may spend together, and what the next one may."""
+    """What the comparisons on a sealed test set may spend of their common significance.
 
-    comparison: int  # which one it is, counted from 1
-    level: float  # the significance that it may spend
-    left: float  # what is left for all that come after it
+    Attributes:
+        comparison: Number of the next comparison, from 1.
+        level: Significance level of the next comparison.
+        left: What is left for all that come after it.
+    """
+
+    comparison: int
+    level: float
+    left: float
 
 
 def budget(significance: float, before: int) -> Budget:
-    """What the next comparison may spend of ``significance``, after ``before`` ones on the same sealed images.
+    """Return what the next comparison on the same sealed images may spend.
 
-    The n-th may spend the share 6 / (pi n)^2 of it, which sums to 1 (alpha spending, after Lan & DeMets 1983): that any
-    of them moves the alias wrongly has a chance below ``significance``. The Ladder (Blum & Hardt 2015, arXiv
-    1502.04585) has steps of (log(k n) / n)^(1/3), a thousand of 10,000 images, where twenty count here.
+    Args:
+        significance: Probability, at most, that any comparison at all moves the alias wrongly.
+        before: How many comparisons there were on these images.
+
+    See docs/statistics.md#promotion
     """
     shares = [6 / (math.pi * number) ** 2 for number in range(1, before + 2)]
-    return Budget(before + 1, significance * shares[-1], significance * max(0.0, 1 - sum(shares)))
+    return Budget(
+        comparison=before + 1,
+        level=significance * shares[-1],
+        left=significance * max(0.0, 1 - sum(shares)),
+    )
 
 
 def decide(
-    challenger: Score,
-    champion: Score | None,
+    challenger: NetworkResult,
+    champion: NetworkResult | None,
     test: PairedTest | None,
     limits: GateConfig,
     before: int = 0,
-) -> Decision:
-    """Apply the gate. ``test`` compares the champion (first) with the challenger (second) on the same images.
+) -> GateDecision:
+    """Decide whether a challenger becomes champion.
 
-    The champion is replaced if McNemar's exact test shows that the challenger is better, or if it is smaller and shown
-    to be not worse by ``margin``, by the lower end of the difference's interval; both at the level that is left after
-    ``before`` comparisons, see :func:`budget`. An equally good, smaller one on 10,000 images passes at the first, with
-    a margin of 0.002, in 95, 74 and 46 of 100 cases where they differ on 30, 60 and 120 images.
+    It does if it is shown to be better, or if it is smaller and shown to be not worse by
+    ``limits.margin``. The first champion has to reach ``limits.floor``.
+
+    Args:
+        challenger: Result of the challenger.
+        champion: Result of the champion on the same images, if there is a champion.
+        test: Comparison of the champion (first) with the challenger (second).
+        limits: What a challenger must show.
+        before: How many comparisons there were on these images.
+
+    See docs/statistics.md#promotion
     """
     if champion is None or test is None:
-        facts = (
-            f"{challenger} on {challenger.images:,} test images, without a champion to compare with"
-        )
-        if challenger.accuracy >= limits.floor:
-            return Decision(
-                True, "first", f"{facts}: at least the floor of {percent(limits.floor)}"
-            )
-        reason = f"below the floor of {percent(limits.floor)} that the first must pass"
-        return Decision(False, "below_floor", f"{facts}: {reason}")
+        return _decide_first(challenger, limits)
     may = budget(limits.significance, before)
     facts = (
-        f"{challenger} against {champion} on {test.images:,} test images: {100 * test.difference:+.2f} points "
-        f"[{100 * test.low:+.2f}, {100 * test.high:+.2f}], exact McNemar p = {test.p_value:.3g}"
+        f"{challenger} against {champion} on {test.images:,} test images: "
+        f"{100 * test.difference:+.2f} points [{100 * test.low:+.2f}, {100 * test.high:+.2f}], "
+        f"exact McNemar p = {test.p_value:.3g}"
     )
-    spent = f"comparison {may.comparison} on these images, which leaves {may.left:.2g} of {limits.significance:g}"
-    saved, least = champion.parameters - challenger.parameters, test.lower_end(may.level)
+    spent = (
+        f"comparison {may.comparison} on these images, which leaves {may.left:.2g} of "
+        f"{limits.significance:g}"
+    )
     if test.only_second > test.only_first and test.p_value < may.level:
-        return Decision(
-            True, "better", f"{facts}: better, since p is below {may.level:.3g} ({spent})"
-        )
+        reason = f"{facts}: better, since p is below {may.level:.3g} ({spent})"
+        return GateDecision(promoted=True, rule="better", reason=reason)
+    saved = champion.parameters - challenger.parameters
+    least = test.lower_end(may.level)
     shown = f"at worst {100 * least:+.2f} points at the level {may.level:.3g} ({spent})"
     if saved > 0 and least >= -limits.margin:
         reason = f"not worse by {limits.margin:g}, with {saved:,} parameters fewer: {shown}"
-        return Decision(True, "smaller", f"{facts}: {reason}")
+        return GateDecision(promoted=True, rule="smaller", reason=f"{facts}: {reason}")
     if test.difference < -limits.margin:
-        return Decision(
-            False, "worse", f"{facts}: worse by more than the margin of {limits.margin:g}: {shown}"
-        )
-    size = (
-        f"{saved:,} parameters fewer, but not shown to be within {limits.margin:g}"
-        if saved > 0
-        else "no smaller"
+        reason = f"worse by more than the margin of {limits.margin:g}: {shown}"
+        return GateDecision(promoted=False, rule="worse", reason=f"{facts}: {reason}")
+    size = "no smaller"
+    if saved > 0:
+        size = f"{saved:,} parameters fewer, but not shown to be within {limits.margin:g}"
+    return GateDecision(
+        promoted=False, rule="not_better", reason=f"{facts}: not better, and {size}: {shown}"
     )
-    return Decision(False, "not_better", f"{facts}: not better, and {size}: {shown}")
+
+
+def _decide_first(challenger: NetworkResult, limits: GateConfig) -> GateDecision:
+    """Decide about a challenger where there is no champion to compare with."""
+    facts = f"{challenger} on {challenger.images:,} test images, without a champion to compare with"
+    floor = percent(limits.floor)
+    if challenger.accuracy >= limits.floor:
+        return GateDecision(
+            promoted=True, rule="first", reason=f"{facts}: at least the floor of {floor}"
+        )
+    reason = f"{facts}: below the floor of {floor} that the first must pass"
+    return GateDecision(promoted=False, rule="below_floor", reason=reason)
+
+
+#: Old names, until their callers use the new ones.
+Score = NetworkResult
+Decision = GateDecision

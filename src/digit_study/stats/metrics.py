@@ -1,4 +1,4 @@
-"""Predictions to numbers, in pure functions; a new metric is one line in :func:`metrics_of`."""
+"""Numbers from predictions, in pure functions. A new metric is a line in :func:`metrics_of`."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -8,146 +8,271 @@ import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from digit_study.data.sources import CLASSES, Labels
+from digit_study.data.arrays import CLASSES, Labels
 
+#: Bins of equal width that the calibration error is summed over.
 CALIBRATION_BINS = 15
+#: Probabilities below this count as this in the loss, as Keras has it.
+LEAST_PROBABILITY = 1e-7
+#: Columns of tables with the probabilities of the ten digits.
+PROBABILITY_COLUMNS = [f"p{digit}" for digit in range(CLASSES)]
+
+#: Softmax output, (n, 10); rows sum to 1.
 Probabilities = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Predictions of one model for n labelled images."""
+    """Predictions of a model for n labelled images.
 
-    labels: Labels  # true digits, (n,), int64, 0 to 9
-    probabilities: Probabilities  # softmax output, (n, 10), float32, rows sum to 1
-    index: Labels  # (n,), int64: where every image stands in the unsplit source; pairs two runs image by image
-    metrics: dict[str, float]  # by name, from :func:`metrics_of`
-    confusion: Labels  # counts, (10, 10), int64: row = true digit, column = predicted digit
+    Attributes:
+        labels: True digits, (n,), int64, 0 to 9.
+        probabilities: Softmax output, (n, 10), float32, rows sum to 1.
+        index: Position of every image in the source before it was split, (n,), int64. Two runs are
+            paired by it, image by image.
+        metrics: Values by name, from :func:`metrics_of`.
+        confusion: Counts, (10, 10), int64; a row is a true digit, a column a predicted digit.
+    """
+
+    labels: Labels
+    probabilities: Probabilities
+    index: Labels
+    metrics: dict[str, float]
+    confusion: Labels
 
     @property
     def predicted(self) -> Labels:
-        """Most probable digit of every image, shape (n,), int64."""
+        """Most probable digit of every image, (n,), int64."""
         return np.asarray(self.probabilities.argmax(axis=1), dtype=np.int64)
-
-    def in_order(self) -> Self:
-        """The same with its images in the order of their index."""
-        order = self.index.argsort()
-        images = {name: getattr(self, name)[order] for name in ("labels", "probabilities", "index")}
-        return replace(self, **images)
 
     @property
     def correct(self) -> npt.NDArray[np.bool_]:
-        """Whether each image is read right, shape (n,)."""
+        """Whether the prediction of every image is correct, (n,)."""
         return np.asarray(self.predicted == self.labels)
 
+    def in_order(self) -> Self:
+        """Return the same evaluation with its images in the order of their index."""
+        order = self.index.argsort()
+        return replace(
+            self,
+            labels=self.labels[order],
+            probabilities=self.probabilities[order],
+            index=self.index[order],
+        )
 
-def score(labels: Labels, probabilities: Probabilities, index: Labels | None = None) -> Evaluation:
-    """Score ``probabilities`` (n, 10) against ``labels`` (n,), at ``index`` of the unsplit source."""
+
+def evaluate(
+    labels: Labels, probabilities: Probabilities, index: Labels | None = None
+) -> Evaluation:
+    """Evaluate predictions against the true digits.
+
+    Args:
+        labels: True digits, (n,), of any integer type, 0 to 9.
+        probabilities: Softmax output, (n, 10), float32.
+        index: Position of every image in the source before it was split, (n,), int64; 0 to n - 1
+            by default.
+
+    Returns:
+        The predictions with their metrics and confusion matrix.
+
+    See docs/statistics.md#metrics
+    """
     from sklearn.metrics import confusion_matrix
 
     labels = labels.astype(np.int64)
-    confusion = confusion_matrix(
-        labels, probabilities.argmax(axis=1), labels=range(CLASSES)
-    ).astype(np.int64)
-    index = np.arange(len(labels)) if index is None else index
-    return Evaluation(
-        labels, probabilities, index, metrics_of(labels, probabilities, confusion), confusion
-    )
+    if index is None:
+        index = np.arange(len(labels))
+    predicted = probabilities.argmax(axis=1)
+    confusion = confusion_matrix(labels, predicted, labels=range(CLASSES)).astype(np.int64)
+    metrics = metrics_of(labels, probabilities, confusion)
+    return Evaluation(labels, probabilities, index, metrics, confusion)
 
 
 def metrics_of(labels: Labels, probabilities: Probabilities, confusion: Labels) -> dict[str, float]:
-    """Compute all scalar metrics of a validation. An added line reaches MLflow and the tables by its name."""
-    correct, images = int(np.trace(confusion)), len(labels)
+    """Compute all scalar metrics of a validation.
+
+    A line that is added reaches MLflow and the tables by its name.
+
+    Args:
+        labels: True digits, (n,), int64.
+        probabilities: Softmax output, (n, 10), float32.
+        confusion: Counts, (10, 10), true digits in rows.
+
+    Returns:
+        Values by name. ``val_loss`` is in nats, all others are in [0, 1].
+
+    See docs/statistics.md#metrics
+    """
+    correct = int(np.trace(confusion))
+    images = len(labels)
     low, high = accuracy_interval(correct, images)
     # mean negative log probability of the true digit, clipped as Keras does
     true = probabilities[np.arange(images), labels].astype(np.float64)
-    loss = -np.log(np.clip(true, 1e-7, 1.0)).mean()
+    loss = -np.log(np.clip(true, LEAST_PROBABILITY, 1.0)).mean()
     return {
         "val_accuracy": correct / images,
         "val_accuracy_low": low,
         "val_accuracy_high": high,
-        "val_loss": float(loss),  # in nats
+        "val_loss": float(loss),
         "val_calibration_error": calibration_error(labels, probabilities),
         "val_macro_f1": float(per_class_report(confusion)["f1"].mean()),
     }
 
 
 def calibration_error(labels: Labels, probabilities: Probabilities) -> float:
-    """Mean gap of confidence and accuracy over equal bins, in [0, 1] (Guo et al. 2017, arXiv 1706.04599, eq. 3)."""
+    """Return the mean gap between confidence and accuracy, over bins of equal width.
+
+    Args:
+        labels: True digits, (n,), int64.
+        probabilities: Softmax output, (n, 10), float32.
+
+    Returns:
+        The expected calibration error, in [0, 1].
+
+    See docs/statistics.md#calibration-error
+    """
     confidence = probabilities.max(axis=1).astype(np.float64)
-    bin_of = np.clip(
-        np.ceil(confidence * CALIBRATION_BINS).astype(int) - 1, 0, CALIBRATION_BINS - 1
-    )
+    bin_of = np.ceil(confidence * CALIBRATION_BINS).astype(int) - 1
+    bin_of = np.clip(bin_of, 0, CALIBRATION_BINS - 1)
     correct = probabilities.argmax(axis=1) == labels
     gaps = np.bincount(bin_of, weights=correct - confidence, minlength=CALIBRATION_BINS)
     return float(np.abs(gaps).sum() / len(labels))
 
 
 def accuracy_interval(correct: int, images: int) -> tuple[float, float]:
-    """95 % interval, in [0, 1], of an accuracy of ``correct`` out of ``images`` (E. B. Wilson 1927, by statsmodels)."""
+    """Return Wilson's 95 % interval of an accuracy.
+
+    Args:
+        correct: Images that were predicted correctly.
+        images: All images, at least 1.
+
+    Returns:
+        Its lower and its upper end, in [0, 1].
+
+    See docs/statistics.md#accuracy-interval
+    """
     from statsmodels.stats.proportion import proportion_confint
 
     low, high = proportion_confint(correct, images, alpha=0.05, method="wilson")
-    # rounding puts the ends of 0 and n of n on the wrong side by 1e-17, and matplotlib draws no negative error bar
-    return min(float(low), correct / images), max(float(high), correct / images)
+    # rounding puts the ends of 0 and n of n on the wrong side by 1e-17, and matplotlib draws no
+    # negative error bar
+    accuracy = correct / images
+    return min(float(low), accuracy), max(float(high), accuracy)
 
 
 def per_class_report(confusion: Labels) -> pd.DataFrame:
-    """Ten rows of digit, precision, recall, f1, images; a digit never predicted, or without images, scores 0.
+    """Return precision, recall and F1 of every digit.
 
-    From the counts (10, 10) of a confusion matrix: scikit-learn, from the labels, takes as long as reading 700 images.
+    They come from the counts, since scikit-learn, which takes the labels, needs as long as the
+    prediction of 700 images.
+
+    Args:
+        confusion: Counts, (10, 10), true digits in rows.
+
+    Returns:
+        Ten rows of digit, precision, recall, f1, images. A digit that was never predicted, or has
+        no images, has 0.
+
+    See docs/statistics.md#metrics
     """
-    right, images, predicted = np.diag(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
-    parts = {"precision": predicted, "recall": images, "f1": (images + predicted) / 2}
-    scores = {name: right / np.maximum(whole, 0.5) for name, whole in parts.items()}  # 0 of 0 is 0
-    return pd.DataFrame({"digit": np.arange(CLASSES), **scores, "images": images})
+    correct = np.diag(confusion)
+    images = confusion.sum(axis=1)
+    predicted = confusion.sum(axis=0)
+    # at least half an image: 0 of 0 is 0
+    return pd.DataFrame(
+        {
+            "digit": np.arange(CLASSES),
+            "precision": correct / np.maximum(predicted, 0.5),
+            "recall": correct / np.maximum(images, 0.5),
+            "f1": correct / np.maximum((images + predicted) / 2, 0.5),
+            "images": images,
+        }
+    )
 
 
 def predictions_table(evaluation: Evaluation) -> pd.DataFrame:
-    """One row per image: index, label, predicted, correct, confidence and the ten probabilities p0 to p9."""
-    chances = pd.DataFrame(
-        evaluation.probabilities, columns=[f"p{digit}" for digit in range(CLASSES)]
-    )
+    """Return a row for every image, to be written as ``tables/predictions.csv``.
+
+    Args:
+        evaluation: Predictions of n images.
+
+    Returns:
+        n rows of index, label, predicted, correct, confidence and the probabilities p0 to p9.
+
+    See docs/statistics.md#metrics
+    """
     facts = pd.DataFrame(
-        {"index": evaluation.index, "label": evaluation.labels, "predicted": evaluation.predicted}
+        {
+            "index": evaluation.index,
+            "label": evaluation.labels,
+            "predicted": evaluation.predicted,
+            "correct": evaluation.correct,
+            "confidence": evaluation.probabilities.max(axis=1),
+        }
     )
-    facts = facts.assign(
-        correct=evaluation.correct, confidence=evaluation.probabilities.max(axis=1)
-    )
-    return pd.concat([facts, chances], axis=1)
+    probabilities = pd.DataFrame(evaluation.probabilities, columns=PROBABILITY_COLUMNS)
+    return pd.concat([facts, probabilities], axis=1)
 
 
-def evaluation_of(table: pd.DataFrame) -> Evaluation:
-    """The evaluation whose :func:`predictions_table` was written as ``table``."""
-    probabilities = table[[f"p{digit}" for digit in range(CLASSES)]].to_numpy(np.float32)
+def evaluation_from_table(table: pd.DataFrame) -> Evaluation:
+    """Return the evaluation that :func:`predictions_table` was written from.
+
+    Args:
+        table: The rows, as they were read from a CSV file.
+
+    Returns:
+        The evaluation, with probabilities as they were rounded in the file. Its predictions are
+        the recorded ones.
+
+    See docs/statistics.md#metrics
+    """
+    probabilities = table[PROBABILITY_COLUMNS].to_numpy(np.float32)
     predicted = table["predicted"].to_numpy(np.int64)
-    # rounded for the table, the two highest probabilities can be equal: the recorded prediction counts
+    # rounded for the table, the two highest probabilities can be equal: the recorded prediction
+    # counts
     rows = np.flatnonzero(probabilities.argmax(axis=1) != predicted)
-    probabilities[rows, predicted[rows]] = np.nextafter(
-        probabilities[rows].max(axis=1), np.float32(2)
-    )
-    return score(
-        table["label"].to_numpy(np.int64), probabilities, table["index"].to_numpy(np.int64)
-    )
+    highest = probabilities[rows].max(axis=1)
+    probabilities[rows, predicted[rows]] = np.nextafter(highest, np.float32(2))
+    labels = table["label"].to_numpy(np.int64)
+    return evaluate(labels, probabilities, table["index"].to_numpy(np.int64))
 
 
-def unread(evaluations: Sequence[Evaluation]) -> pd.DataFrame:
-    """One row for each image that no network reads as its label, the surest first; all have the same images, in order.
+def misclassified_by_all(evaluations: Sequence[Evaluation]) -> pd.DataFrame:
+    """Return the images that no network predicts as their label.
 
-    Columns are index, label, says (what most networks read), agree (the share of them that do, in [0, 1]), confidence
-    (the mean probability of it), and label_looks_wrong: all networks read the same other digit.
+    Args:
+        evaluations: Predictions of several networks for the same images, in the same order.
+
+    Returns:
+        A row for each such image, those first on which most networks agree, of these the ones of
+        which they are surest. Columns: ``index``; ``label``; ``says``, what most networks predict;
+        ``agree``, the share of networks that do, in [0, 1]; ``confidence``, its mean probability;
+        ``label_looks_wrong``, whether all networks predict the same other digit.
+
+    See docs/statistics.md#labels-that-look-wrong
     """
     first = evaluations[0]
-    predicted = np.stack([one.predicted for one in evaluations])
-    at = np.flatnonzero((predicted != first.labels).all(axis=0))
-    votes = np.stack(
-        [(predicted[:, at] == digit).mean(axis=0) for digit in range(CLASSES)], axis=-1
-    )
+    predicted = np.stack([evaluation.predicted for evaluation in evaluations])
+    rows = np.flatnonzero((predicted != first.labels).all(axis=0))
+    shares = [(predicted[:, rows] == digit).mean(axis=0) for digit in range(CLASSES)]
+    votes = np.stack(shares, axis=-1)
     says = votes.argmax(axis=1)
-    mean = np.mean([one.probabilities[at] for one in evaluations], axis=0)
-    found = pd.DataFrame({
-        "index": first.index[at], "label": first.labels[at], "says": says,
-        "agree": votes[np.arange(len(at)), says], "confidence": mean[np.arange(len(at)), says],
-    })  # fmt: skip
+    mean = np.mean([evaluation.probabilities[rows] for evaluation in evaluations], axis=0)
+    each = np.arange(len(rows))
+    found = pd.DataFrame(
+        {
+            "index": first.index[rows],
+            "label": first.labels[rows],
+            "says": says,
+            "agree": votes[each, says],
+            "confidence": mean[each, says],
+        }
+    )
     found["label_looks_wrong"] = found["agree"] == 1
     return found.sort_values(["agree", "confidence"], ascending=False, ignore_index=True)
+
+
+#: Old names, until their callers use the new ones.
+score = evaluate
+evaluation_of = evaluation_from_table
+unread = misclassified_by_all

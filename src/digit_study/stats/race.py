@@ -1,62 +1,117 @@
-"""A race of candidates over seeds: who is out, who needs another seed, and how much is noise of seeds and of images.
+"""A race of candidates over seeds: who is out, who needs another seed, and how large the noise is.
 
-Plain arrays, (seeds, images) a candidate: whether its network of that seed reads that validation image right. All
-candidates have the same seeds and images, in the same order.
+Candidates are plain arrays (seeds, images): whether the network of that seed predicts that
+validation image correctly. All candidates have the same seeds and images, in the same order. A
+race is a group sequential test: an interim analysis after every seed decides who goes on.
 """
 
 import math
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from functools import cache
 
 import numpy as np
 import numpy.typing as npt
 import pandas as pd
 
-from digit_study.stats.ranking import SIGNIFICANCE, Group, adjusted_p_values, t_test, tukey
+from digit_study.stats.ranking import (
+    SIGNIFICANCE,
+    Group,
+    Numbers,
+    adjusted_p_values,
+    t_test,
+    tukey,
+)
 
-#: Seeds that all have at the first look: with two, chance alone makes a spread of seeds small.
+#: Seeds that all candidates have at the first interim analysis: with two, chance alone makes a
+#: spread of seeds small.
 FIRST = 3
-#: A race goes on while a survivor has this chance of being told from the leader with all seeds there may be.
+#: A candidate goes on while it has this chance of being distinguished from the leader with the
+#: largest number of seeds.
 LEAST_CHANCE = 0.2
+#: Power of the test that :meth:`Gap.more_seeds` plans.
 POWER = 0.8
-#: More seeds than this nobody trains to tell two candidates apart.
+#: More seeds than this nobody trains to distinguish two candidates.
 MOST_SEEDS = 1_000
-#: Columns of a confirmed ranking as tables of accuracies name them.
-ACCURACY_COLUMNS = {"mean": "val_accuracy", "low": "val_accuracy_low", "high": "val_accuracy_high"}
+#: Columns of a confirmed ranking, and how tables of accuracies name them.
+ACCURACY_COLUMNS = {
+    "mean": "val_accuracy",
+    "low": "val_accuracy_low",
+    "high": "val_accuracy_high",
+}
+#: Standard deviations below this are zero but for rounding.
+ROUNDING = 1e-12
 
+#: Whether each seed's network predicts each image correctly, (seeds, images).
 Correct = npt.NDArray[np.bool_]
+
+
+class Standing(StrEnum):
+    """What an interim analysis says of a candidate."""
+
+    #: It can still be the best.
+    IN = "in"
+    #: It is significantly worse than the best.
+    OUT = "out"
+    #: A seed that it needed has failed.
+    LOST = "lost"
 
 
 @dataclass(frozen=True)
 class InterimAnalysis:
-    """What a look at a race, a group sequential test, has found; lists have an entry a candidate, in their order."""
+    """What a race has found so far; the lists have an entry for each candidate, in their order.
 
-    seeds: list[int]  # how many of its seeds count
-    states: list[
-        str
-    ]  # in: it can still be the best; out: it cannot; lost: a seed that it needed has failed
-    goes_on: list[bool]  # whether it gets more seeds
-    p_seeds: list[
-        float
-    ]  # of its last look, for all looks and comparisons together: at most 0.05 in both is out
+    Attributes:
+        seeds: How many of a candidate's seeds count.
+        states: Where a candidate stands.
+        goes_on: Whether a candidate gets more seeds.
+        p_seeds: P-value by seeds at a candidate's last analysis, adjusted for all analyses and
+            comparisons. A candidate is out if this and the next are at most 0.05.
+        p_images: P-value by images at its last analysis, adjusted for all comparisons.
+        wanted: Seeds that each candidate that goes on must have for the next analysis; 0 when the
+            race is over.
+    """
+
+    seeds: list[int]
+    states: list[Standing]
+    goes_on: list[bool]
+    p_seeds: list[float]
     p_images: list[float]
-    wanted: (
-        int  # seeds that each one that goes on must have for the next look; 0 when the race is over
-    )
+    wanted: int
 
 
 @dataclass(frozen=True)
 class Noise:
-    """Standard deviations of an accuracy, in [0, 1]."""
+    """Standard deviations of an accuracy, in [0, 1].
 
-    seeds: float  # from seed to seed, on these images
-    images: float  # from one sample of as many images to another, of the mean over all seeds
+    Attributes:
+        seeds: From seed to seed, on these images.
+        images: From a sample of as many images to another, of the mean over all seeds.
+    """
+
+    seeds: float
+    images: float
 
     @property
     def both(self) -> float:
-        """Of one network on one sample of images."""
+        """Standard deviation of a single network on a single sample of images."""
         return math.hypot(self.seeds, self.images)
+
+
+@dataclass(frozen=True)
+class Components:
+    """Standard deviations that values (seeds, images) are made of.
+
+    Attributes:
+        seeds: Of the means of the seeds, as they are observed: it holds its share of the rest.
+        images: Of the expected values of the images.
+        rest: Of what neither the seed nor the image explains.
+    """
+
+    seeds: float
+    images: float
+    rest: float
 
 
 def race(
@@ -66,220 +121,367 @@ def race(
     most: int,
     lost: Collection[int] = (),
 ) -> InterimAnalysis:
-    """Replay a race from its first look, with ``first`` seeds each, to what has been trained; at most ``most`` seeds.
+    """Replay a race from its first interim analysis to what has been trained.
 
-    Those at the places ``lost`` have no more seeds, for their next one has failed, and leave at the look that wants it.
+    Seeds beyond a candidate's last analysis do not count, so that the order in which trainings end
+    decides nothing. The race is over when nobody but the best would go on, or with ``most`` seeds.
 
-    A look compares those that go on, all on equally many seeds, with the best mean among them (the smallest network of
-    equals). Out is who is worse by both noises: of the seeds (:func:`tukey`) and of the images (the paired t-test of
-    the shares of seeds that read each image right, :func:`adjusted_p_values`). The looks share the 5 % of the seeds'
-    test, see :func:`level`; the images are the same at every look, and with a single look, ``first == most``, this is
-    the test of a fixed number of seeds. Who has no chance of :data:`LEAST_CHANCE` to be told from the best with
-    ``most`` seeds stays in and rests (stopping for futility by conditional power; Lan, Simon, Halperin 1982,
-    Communications in Statistics C 1, 207-219): it can no longer be called out, and counts among those that are
-    compared, so that errors only become fewer. The race is over when only the best would go on, or with ``most`` seeds.
-    Seeds beyond a candidate's last look do not count, so that the order in which they end decides nothing.
+    Args:
+        correct: Candidates, each (seeds, images), with the seeds that are trained.
+        parameters: Size of each candidate's network: among equal means, the smallest leads.
+        first: Seeds that all have at the first analysis, at least 2. With ``first == most`` this is
+            the test of a fixed number of seeds.
+        most: Largest number of seeds.
+        lost: Positions of candidates whose next seed has failed: they have no more seeds, and leave
+            at the analysis that needs it.
+
+    Returns:
+        Where each candidate stands, and which seeds are needed next.
+
+    See docs/statistics.md#race
     """
-    going, resting = list(range(len(correct))), list[int]()
-    seeds, p_values = [0] * len(correct), np.ones((len(correct), 2))
-    for look in range(first, most + 1):
-        going = [one for one in going if one not in lost or len(correct[one]) >= look]
-        if any(len(correct[one]) < look for one in going):
-            return _interim_analysis(seeds, p_values, going, resting, look)
+    going = list(range(len(correct)))
+    resting: list[int] = []
+    seeds = [0] * len(correct)
+    p_values = np.ones((len(correct), 2))
+    for count in range(first, most + 1):
+        going = [number for number in going if number not in lost or len(correct[number]) >= count]
+        if any(len(correct[number]) < count for number in going):
+            return _interim_analysis(seeds, p_values, going, resting, count)
         if not going:
             break
-        going.sort(key=lambda one: (-float(np.mean(correct[one][:look])), parameters[one]))
-        for one in going:
-            seeds[one] = look
-        factor = SIGNIFICANCE / level(look, first, most)
-        p_values[going] = _compare(
-            [correct[one][: seeds[one]] for one in [*going, *resting]], factor
-        )[: len(going)]
-        going = [one for one in going if p_values[one].max() > SIGNIFICANCE]
-        if look == most:
+        going.sort(key=lambda number: (-_mean(correct[number], count), parameters[number]))
+        for number in going:
+            seeds[number] = count
+        seen = [correct[number][: seeds[number]] for number in [*going, *resting]]
+        factor = SIGNIFICANCE / level(count, first, most)
+        p_values[going] = _compare(seen, factor)[: len(going)]
+        going = [number for number in going if p_values[number].max() > SIGNIFICANCE]
+        if count == most:
             break
-        left = SIGNIFICANCE - spent(look, first, most)
-        # who may be told from the best with ``most`` seeds goes on, and then the best too
-        hopeful, k = [], len(going) + len(resting)
-        for rank, one in enumerate(going[1:], start=2 + len(resting)):
-            # by Holm's steps those with a lower mean are out by then
-            levels = left, SIGNIFICANCE * 2 / (rank * (rank - 1))
-            if (
-                Gap.of(correct[going[0]][:look], correct[one][:look]).chance(most, k, *levels)
-                >= LEAST_CHANCE
-            ):
-                hopeful.append(one)
-        hopeful = [*going[: bool(hopeful)], *hopeful]
-        resting += [one for one in going if one not in hopeful]
-        going = hopeful
+        seen = [correct[number][:count] for number in going]
+        hopeful = _hopeful(seen, len(resting), first, most)
+        resting += [number for place, number in enumerate(going) if place not in hopeful]
+        going = [going[place] for place in hopeful]
         if not going:
             break
     return _interim_analysis(seeds, p_values, going, resting, 0)
 
 
+def _mean(correct: Correct, seeds: int) -> float:
+    """Return the mean accuracy over the first seeds."""
+    return float(np.mean(correct[:seeds]))
+
+
+def _hopeful(seen: Sequence[Correct], resting: int, first: int, most: int) -> list[int]:
+    """Return the positions of the candidates that go on, the leader first; empty if none does.
+
+    Args:
+        seen: Candidates that are not out, the leader first, each (seeds, images).
+        resting: How many candidates rest, which count among those that are compared.
+        first: Seeds at the first analysis.
+        most: Largest number of seeds.
+    """
+    if len(seen) < 2:
+        return []
+    leader = seen[0]
+    compared = len(seen) + resting
+    by_seeds = SIGNIFICANCE - spent(len(leader), first, most)
+    hopeful = []
+    for position, candidate in enumerate(seen[1:], start=1):
+        # by Holm's steps the candidates with a lower mean are out by then
+        rank = position + 1 + resting
+        by_images = SIGNIFICANCE * 2 / (rank * (rank - 1))
+        if Gap.of(leader, candidate).chance(most, compared, by_seeds, by_images) >= LEAST_CHANCE:
+            hopeful.append(position)
+    if not hopeful:
+        return []
+    return [0, *hopeful]
+
+
 def _interim_analysis(
     seeds: list[int],
-    p_values: npt.NDArray[np.float64],
+    p_values: Numbers,
     going: list[int],
     resting: list[int],
     wanted: int,
 ) -> InterimAnalysis:
-    everyone, out = range(len(seeds)), p_values.max(axis=1) <= SIGNIFICANCE
-    states = [
-        "in" if one in {*going, *resting} else "out" if out[one] else "lost" for one in everyone
-    ]
-    goes_on = [wanted > 0 and one in going for one in everyone]
+    is_out = p_values.max(axis=1) <= SIGNIFICANCE
+    states = []
+    for number in range(len(seeds)):
+        if number in going or number in resting:
+            states.append(Standing.IN)
+        elif is_out[number]:
+            states.append(Standing.OUT)
+        else:
+            states.append(Standing.LOST)
     return InterimAnalysis(
-        seeds, states, goes_on, p_values[:, 0].tolist(), p_values[:, 1].tolist(), wanted
+        seeds=seeds,
+        states=states,
+        goes_on=[wanted > 0 and number in going for number in range(len(seeds))],
+        p_seeds=p_values[:, 0].tolist(),
+        p_images=p_values[:, 1].tolist(),
+        wanted=wanted,
     )
 
 
-def spent(look: int, first: int, most: int) -> float:
-    """How much of the 5 % the looks up to the one with ``look`` seeds may use; all of it at the last.
+def spent(seeds: int, first: int, most: int) -> float:
+    """Return how much of the 5 % all analyses up to the one with ``seeds`` seeds may use.
 
-    K. K. G. Lan and D. L. DeMets 1983 (Biometrika 70, 659-663), their function in the manner of Pocock, of the share
-    of seeds seen: 0.025 at three of eight.
+    Args:
+        seeds: Seeds of the analysis; before ``first`` nothing is spent.
+        first: Seeds at the first analysis.
+        most: Seeds at the last analysis, which may use all that is left.
+
+    See docs/statistics.md#race
     """
-    return 0.0 if look < first else SIGNIFICANCE * math.log1p((math.e - 1) * look / most)
+    if seeds < first:
+        return 0.0
+    return SIGNIFICANCE * math.log1p((math.e - 1) * seeds / most)
 
 
-def level(look: int, first: int, most: int) -> float:
-    """The level of one look. That levels add up to 5 % holds however looks depend on each other (Bonferroni)."""
-    return spent(look, first, most) - spent(look - 1, first, most)
+def level(seeds: int, first: int, most: int) -> float:
+    """Return the significance level of a single interim analysis.
+
+    Args:
+        seeds: Seeds of the analysis.
+        first: Seeds at the first analysis.
+        most: Seeds at the last analysis.
+
+    See docs/statistics.md#race
+    """
+    return spent(seeds, first, most) - spent(seeds - 1, first, most)
 
 
-def _compare(seen: Sequence[Correct], factor: float) -> npt.NDArray[np.float64]:
-    """P-values (k, 2), by seeds, times ``factor``, and by images, of k candidates (seeds, images).
+def _compare(seen: Sequence[Correct], factor: float) -> Numbers:
+    """Return p-values (k, 2) of "as good as the first", by seeds and by images.
 
-    The best mean comes first, those that rest, with fewer seeds, last; theirs mean nothing.
+    Args:
+        seen: Candidates, each (seeds, images): the best mean first, those that rest last. The
+            latter have fewer seeds, and their p-values mean nothing.
+        factor: What the p-values by seeds are multiplied with, for all analyses together.
     """
     most = len(seen[0])
     accuracies = np.full((len(seen), most), np.nan)
-    for row, one in zip(accuracies, seen, strict=True):
-        row[: len(one)] = one.mean(axis=1)
+    for row, correct in zip(accuracies, seen, strict=True):
+        row[: len(correct)] = correct.mean(axis=1)
     best = seen[0].mean(axis=0)
-    by_images = [
-        t_test(best - one.mean(axis=0))[0] if len(one) == most else 1.0 for one in seen[1:]
-    ]
-    p_images = [1.0, *adjusted_p_values(by_images)]
-    p_seeds = np.minimum(tukey(accuracies) * factor, 1.0) if len(seen) > 1 else np.ones(1)
-    return np.column_stack([p_seeds, p_images])
+    by_images = []
+    for correct in seen[1:]:
+        p_value = 1.0
+        if len(correct) == most:
+            p_value = t_test(best - correct.mean(axis=0)).p_value
+        by_images.append(p_value)
+    p_seeds = np.ones(1)
+    if len(seen) > 1:
+        p_seeds = np.minimum(tukey(accuracies) * factor, 1.0)
+    return np.column_stack([p_seeds, [1.0, *adjusted_p_values(by_images)]])
 
 
 @dataclass(frozen=True)
 class Gap:
-    """How far two candidates are apart, and the noise of that."""
+    """How far two candidates are apart, and the noise of that.
 
-    difference: float  # of the mean accuracies, in [0, 1]
+    Attributes:
+        difference: Of the mean accuracies, in [0, 1].
+        seeds: Seeds that were seen.
+        images: Images that were seen.
+        spread: Standard deviation of the difference from seed to seed, on these images.
+        of_images: Standard deviation from image to image, of the expected difference.
+        rest: Standard deviation of what neither seed nor image explains.
+    """
+
+    difference: float
     seeds: int
     images: int
-    spread: float  # standard deviation of the difference from seed to seed, on these images
-    of_images: float  # from image to image, of the expected difference
-    rest: float  # what neither seed nor image explains
+    spread: float
+    of_images: float
+    rest: float
 
     @classmethod
     def of(cls, first: Correct, second: Correct) -> "Gap":
-        """From two arrays (seeds, images) of at least two seeds."""
+        """Return the gap between two candidates.
+
+        Args:
+            first: A candidate, (seeds, images), with at least two seeds.
+            second: Another candidate, of the same shape.
+
+        See docs/statistics.md#how-many-more-seeds
+        """
         between = first.astype(np.float64) - second
-        return cls(abs(float(between.mean())), len(between), between.shape[1], *components(between))
+        parts = components(between)
+        return cls(
+            difference=abs(float(between.mean())),
+            seeds=len(between),
+            images=between.shape[1],
+            spread=parts.seeds,
+            of_images=parts.images,
+            rest=parts.rest,
+        )
 
     def chance(self, seeds: int, k: int, by_seeds: float, by_images: float) -> float:
-        """The chance that ``seeds`` seeds each, those seen among them, tell the two of ``k`` candidates apart.
+        """Return the chance that more seeds distinguish the two candidates.
 
-        If what was seen is the truth; two-sided, at the levels ``by_seeds`` and ``by_images``.
+        What was seen is taken for the truth, and the seeds that were seen are among ``seeds``.
+
+        Args:
+            seeds: Seeds of each candidate in all.
+            k: How many candidates are compared.
+            by_seeds: Two-sided level of the test by seeds.
+            by_images: Two-sided level of the test by images.
+
+        Returns:
+            The conditional power, in [0, 1].
+
+        See docs/statistics.md#how-many-more-seeds
         """
-        limit = _critical(k, seeds, by_seeds) * self.spread / math.sqrt(2 * seeds)
-        limit = max(
-            limit, _critical(2, self.images, by_images) / math.sqrt(2) * self.image_error(seeds)
-        )
+        of_seeds = _critical(k, seeds, by_seeds) * self.spread / math.sqrt(2 * seeds)
+        limit = max(of_seeds, self._limit_by_images(seeds, by_images))
         new = self.spread * math.sqrt(max(seeds - self.seeds, 0)) / seeds
-        if new < 1e-12:
+        if new < ROUNDING:
             return float(self.difference > limit)
         return 0.5 * math.erfc((limit - self.difference) / new / math.sqrt(2))
 
     def image_error(self, seeds: float) -> float:
-        """Standard error, by the images, of the difference of means over ``seeds`` seeds."""
+        """Return the standard error, by the images, of the difference of means.
+
+        Args:
+            seeds: Seeds that the means are taken over; infinity is allowed.
+
+        See docs/statistics.md#how-many-more-seeds
+        """
         return math.sqrt((self.of_images**2 + self.rest**2 / seeds) / self.images)
 
     def more_seeds(self) -> int | None:
-        """How many more seeds would tell the two apart with a power of 80 %; None if the images are too few for any.
+        """Return how many more seeds would distinguish the two candidates.
 
-        In a test of these two alone, at 5 %. Above :data:`MOST_SEEDS`, only that it is more.
+        The test is of these two alone, at 5 %, with a power of 80 %.
+
+        Returns:
+            The number; one above :data:`MOST_SEEDS` in all stands for any larger number. None if no
+            number of seeds helps, since the images are too few.
+
+        See docs/statistics.md#how-many-more-seeds
         """
-        if self.difference <= _critical(2, self.images, SIGNIFICANCE) / math.sqrt(
-            2
-        ) * self.image_error(math.inf):
+        if self.difference <= self._limit_by_images(math.inf, SIGNIFICANCE):
             return None
-        low, high = self.seeds, MOST_SEEDS + 1
+        low = self.seeds
+        high = MOST_SEEDS + 1
         while high - low > 1:
             middle = (low + high) // 2
-            enough = self.chance(middle, 2, SIGNIFICANCE, SIGNIFICANCE) >= POWER
-            low, high = (low, middle) if enough else (middle, high)
+            if self.chance(middle, 2, SIGNIFICANCE, SIGNIFICANCE) >= POWER:
+                high = middle
+            else:
+                low = middle
         return high - self.seeds
 
+    def _limit_by_images(self, seeds: float, by_images: float) -> float:
+        """Return the difference above which the test by images is significant."""
+        return _critical(2, self.images, by_images) / math.sqrt(2) * self.image_error(seeds)
 
-def components(values: npt.NDArray[np.float64]) -> tuple[float, float, float]:
-    """Standard deviations in ``values`` (seeds, images): of their means a seed, of the images, and of the rest.
 
-    The two-way random analysis of variance, a value a cell (Searle, Casella, McCulloch 1992, Variance Components, ch.
-    4): the first holds its share of the rest, as it is observed; the second is that of the images' expected values.
+def components(values: Numbers) -> Components:
+    """Split the variance of values into that of seeds, of images and of the rest.
+
+    Args:
+        values: The values, (seeds, images), with at least two seeds and two images.
+
+    See docs/statistics.md#noise
     """
     seeds, images = values.shape
-    by_seed, by_image = values.mean(axis=1), values.mean(axis=0)
+    by_seed = values.mean(axis=1)
+    by_image = values.mean(axis=0)
     rest = values - by_seed[:, None] - by_image + values.mean()
     rest_mean_square = float((rest**2).sum()) / max(1, (seeds - 1) * (images - 1))
-    own = max(0.0, float(by_image.var(ddof=1)) - rest_mean_square / seeds)
-    return float(by_seed.std(ddof=1)), math.sqrt(own), math.sqrt(rest_mean_square)
+    of_images = max(0.0, float(by_image.var(ddof=1)) - rest_mean_square / seeds)
+    return Components(
+        seeds=float(by_seed.std(ddof=1)),
+        images=math.sqrt(of_images),
+        rest=math.sqrt(rest_mean_square),
+    )
 
 
 def noise_of(correct: Correct) -> Noise:
-    """The noise of a candidate's accuracy, from two or more seeds on two or more images."""
-    seeds, images, _ = components(correct.astype(np.float64))
-    return Noise(seeds, images / math.sqrt(correct.shape[1]))
+    """Return the noise of a candidate's accuracy.
+
+    Args:
+        correct: The candidate, (seeds, images), with at least two seeds and two images.
+
+    See docs/statistics.md#noise
+    """
+    parts = components(correct.astype(np.float64))
+    return Noise(seeds=parts.seeds, images=parts.images / math.sqrt(correct.shape[1]))
 
 
 @cache
-def _critical(k: int, seeds: int, level_: float) -> float:
-    """The range of ``k`` means in their standard errors that chance exceeds at a level, with seeds as blocks."""
+def _critical(k: int, seeds: int, significance: float) -> float:
+    """Return the range of k means that chance exceeds at a level, in standard errors of a mean.
+
+    The seeds are the blocks.
+    """
     from scipy.stats import studentized_range, t
 
     if k == 2:  # the same, a thousand times as fast
-        return float(t.isf(level_ / 2, seeds - 1)) * math.sqrt(2)
-    return float(studentized_range.isf(level_, k, (k - 1) * (seeds - 1)))
+        return float(t.isf(significance / 2, seeds - 1)) * math.sqrt(2)
+    return float(studentized_range.isf(significance, k, (k - 1) * (seeds - 1)))
 
 
 def confirmed_ranking(
     groups: Sequence[Group], interim: InterimAnalysis, prefer: str
 ) -> pd.DataFrame:
-    """Rank the candidates of a race that are not lost; ``groups`` are all of them, each with the runs that count.
+    """Rank the candidates of a race that are not lost.
 
-    With equally many seeds the best mean comes first. Else those that are not out do, ``tied``; of these, and of the
-    others, the ones with more seeds, and then with the better mean. The ``winner`` is the first if ``prefer`` is
-    ``accuracy``, else the one of the tied with the fewest parameters. ``low`` and ``high`` are the 95 % t-interval of
-    the mean over seeds; ``sd_seeds``, ``sd_images`` and ``sd_both`` are those of :class:`Noise`.
+    Args:
+        groups: All candidates of the race, in its order, each with the runs that count.
+        interim: The race.
+        prefer: ``accuracy`` makes the first the winner, ``smallest`` the tied candidate with the
+            fewest parameters.
+
+    Returns:
+        A row for each candidate. With equally many seeds the best mean comes first. Else those that
+        are not out come first; of these, and of the others, the ones with more seeds, and then
+        with the better mean. ``tied`` marks those that are not out, ``winner`` a single row.
+        ``low`` and ``high`` are the 95 % t-interval of the mean over seeds; ``sd_seeds``,
+        ``sd_images`` and ``sd_both`` are those of :class:`Noise`.
+
+    See docs/statistics.md#race
     """
     rows = []
-    for one, state, p_seeds, p_images in zip(
+    for group, state, p_seeds, p_images in zip(
         groups, interim.states, interim.p_seeds, interim.p_images, strict=True
     ):
-        if state == "lost":
+        if state == Standing.LOST:
             continue
-        _, low, high = t_test(np.array([run.metrics["val_accuracy"] for run in one.runs]))
-        noise = noise_of(np.array([run.correct for run in one.runs]))
-        rows.append({
-            "name": one.name, "run_id": one.best.run_id, "mean": one.mean("val_accuracy"), "low": max(0.0, low),
-            "high": min(1.0, high), "parameters": round(one.mean("parameters")), "seeds": len(one.runs),
-            "p_seeds": p_seeds, "p_images": p_images, "sd_seeds": noise.seeds, "sd_images": noise.images,
-            "sd_both": noise.both, "tied": state == "in",
-        })  # fmt: skip
+        by_seed = t_test(np.array([run.metrics["val_accuracy"] for run in group.runs]))
+        noise = noise_of(np.array([run.correct for run in group.runs]))
+        row = {
+            "name": group.name,
+            "run_id": group.best.run_id,
+            "mean": group.mean("val_accuracy"),
+            "low": max(0.0, by_seed.low),
+            "high": min(1.0, by_seed.high),
+            "parameters": round(group.mean("parameters")),
+            "seeds": len(group.runs),
+            "p_seeds": p_seeds,
+            "p_images": p_images,
+            "sd_seeds": noise.seeds,
+            "sd_images": noise.images,
+            "sd_both": noise.both,
+            "tied": state == Standing.IN,
+        }
+        rows.append(row)
     table = pd.DataFrame(rows)
     table["first"] = table["tied"] | (table["seeds"].nunique() == 1)
-    by = {"first": False, "seeds": False, "mean": False, "parameters": True}
     table = table.sort_values(
-        list(by), ascending=list(by.values()), kind="stable", ignore_index=True
+        ["first", "seeds", "mean", "parameters"],
+        ascending=[False, False, False, True],
+        kind="stable",
+        ignore_index=True,
     )
     table = table.drop(columns="first")
     table.insert(0, "rank", table.index + 1)
-    eligible = table[table["tied"]] if prefer == "smallest" else table.head(1)
+    eligible = table.head(1)
+    if prefer == "smallest":
+        eligible = table[table["tied"]]
     winner = eligible.sort_values(["parameters", "rank"]).index[0]
     return table.assign(winner=table.index == winner)

@@ -1,4 +1,11 @@
-"""Which configuration is best, and which do not differ from it: paired tests, intervals, rankings."""
+"""Which configuration is best, and which are not significantly different from it.
+
+Paired tests, intervals and rankings, on plain arrays::
+
+    from digit_study.stats.ranking import Candidate, leaderboard
+
+    board = leaderboard([Candidate("a", "id of a", metrics, correct), ...])
+"""
 
 import math
 from collections.abc import Sequence
@@ -9,205 +16,383 @@ import numpy.typing as npt
 import pandas as pd
 
 from digit_study.stats.metrics import accuracy_interval
-from digit_study.support.console import accuracy_with_interval
+from digit_study.support.formatting import accuracy_with_interval
 
+#: Probability of a wrong statement that all comparisons of a ranking share.
 SIGNIFICANCE = 0.05
+#: Columns of a leaderboard.
 COLUMNS = (
-    "rank", "name", "run_id", "val_accuracy", "val_accuracy_low", "val_accuracy_high", "val_loss", "parameters",
-    "training_seconds", "n", "seeds", "p_value", "p_adjusted", "tied",
-)  # fmt: skip
+    "rank",
+    "name",
+    "run_id",
+    "val_accuracy",
+    "val_accuracy_low",
+    "val_accuracy_high",
+    "val_loss",
+    "parameters",
+    "training_seconds",
+    "n",
+    "seeds",
+    "p_value",
+    "p_adjusted",
+    "tied",
+)
+#: Numbers nearer to each other than this differ by rounding only.
+ROUNDING = 1e-12
+
+#: Whether each image is predicted correctly, (n,).
+Correct = npt.NDArray[np.bool_]
+Numbers = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class TTest:
+    """A t-test of "the mean is 0".
+
+    Attributes:
+        p_value: Two-sided, in [0, 1].
+        low: Lower end of the 95 % interval of the mean.
+        high: Its upper end.
+    """
+
+    p_value: float
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
 class PairedTest:
-    """Two models on the same images."""
+    """The comparison of two models on the same images.
 
-    only_first: int  # images that only the first model reads right
+    Attributes:
+        only_first: Images that only the first model predicts correctly.
+        only_second: Images that only the second model predicts correctly.
+        images: All images.
+        difference: Accuracy of the second minus accuracy of the first, in [-1, 1].
+        low: Lower end of its 95 % interval, of a paired t-test on the differences by image.
+        high: Its upper end.
+        p_value: Exact two-sided McNemar test of "both are equally good".
+    """
+
+    only_first: int
     only_second: int
     images: int
-    difference: float  # accuracy of the second minus accuracy of the first, in [-1, 1]
-    low: float  # its 95 % interval, of a paired t-test on the differences image by image
+    difference: float
+    low: float
     high: float
-    p_value: float  # exact two-sided McNemar test of "both are equally good"
+    p_value: float
 
-    def score(self, difference: float) -> float:
-        """Standard normal score of "the true difference is ``difference``", in (-1, 0), against a larger one.
+    def z_statistic(self, difference: float) -> float:
+        """Return Tango's score statistic of a supposed true difference.
 
-        Tango 1998 (Statistics in Medicine 17, 891-908). A t-interval takes its width from the flips that were seen: it
-        is narrow where few were, by luck, and its ends fail up to eight times as often as they say.
+        Args:
+            difference: The supposed difference, in (-1, 0).
+
+        Returns:
+            Standard normal if the true difference is ``difference``; large if it is larger.
+
+        See docs/statistics.md#not-worse-by-a-margin
         """
-        b, c, n, spread = (
-            self.only_first,
-            self.only_second,
-            self.images,
-            difference * (1 - difference),
-        )
+        b = self.only_first
+        c = self.only_second
+        n = self.images
+        spread = difference * (1 - difference)
         linear = (2 * n - c + b) * difference - b - c
-        chance = (math.sqrt(linear**2 + 8 * n * b * spread) - linear) / (
-            4 * n
-        )  # that only the first reads an image
+        # the probability that only the first predicts an image correctly
+        chance = (math.sqrt(linear**2 + 8 * n * b * spread) - linear) / (4 * n)
         return (c - b - n * difference) / math.sqrt(n * (2 * chance + spread))
 
     def lower_end(self, level: float) -> float:
-        """The end below which the true difference lies with a probability of at most ``level``, by :meth:`score`."""
+        """Return the lower end of a one-sided interval of the true difference.
+
+        Args:
+            level: Probability, at most, that the true difference lies below the end.
+
+        Returns:
+            The end, in [-1, 0]; 0 where it would lie above that.
+
+        See docs/statistics.md#not-worse-by-a-margin
+        """
         from scipy.optimize import brentq
         from scipy.stats import norm
 
-        wanted, highest = float(norm.isf(level)), min(self.difference, 0.0) - 1e-12
-        if self.score(highest) > wanted:  # it lies above 0, where there is nothing to ask
+        wanted = float(norm.isf(level))
+        highest = min(self.difference, 0.0) - 1e-12
+        if self.z_statistic(highest) > wanted:
             return 0.0
-        return float(brentq(lambda difference: self.score(difference) - wanted, -1 + 1e-9, highest))
+        lowest = -1 + 1e-9
+        return float(brentq(lambda end: self.z_statistic(end) - wanted, lowest, highest))
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A finished run that can be ranked."""
+    """A finished run that can be ranked.
 
-    name: str  # short, for tables
+    Attributes:
+        name: A short name, for tables.
+        run_id: Its id.
+        metrics: Its final metrics by name. A ranking needs ``val_accuracy``, ``val_loss``,
+            ``parameters`` and ``training_seconds``.
+        correct: Which validation images it predicts correctly, (n,), in the order of their index.
+        digest: sha256 of its data; only runs on equal digests are ranked together.
+    """
+
+    name: str
     run_id: str
-    metrics: dict[str, float]  # its final ones
-    correct: npt.NDArray[
-        np.bool_
-    ]  # (n,): which validation images it reads right, in the order of their index
-    digest: str  # sha256 of its data; only runs on equal digests are ranked together
+    metrics: dict[str, float]
+    correct: Correct
+    digest: str = ""
 
 
 @dataclass(frozen=True)
 class Group:
-    """One configuration: its run, or its runs with several seeds."""
+    """A configuration with its run, or with its runs on several seeds."""
 
     name: str
     runs: Sequence[Candidate]
 
     @property
     def best(self) -> Candidate:
-        """The run with the highest accuracy; among equals, the one with the lowest loss."""
+        """The run with the highest accuracy; among equals, the run with the lowest loss."""
         return max(
             self.runs, key=lambda run: (run.metrics["val_accuracy"], -run.metrics["val_loss"])
         )
 
     def mean(self, metric: str) -> float:
-        """Mean of a metric over the runs."""
+        """Return the mean of a metric over the runs."""
         return float(np.mean([run.metrics[metric] for run in self.runs]))
 
 
-def paired_test(first: npt.NDArray[np.bool_], second: npt.NDArray[np.bool_]) -> PairedTest:
-    """Compare two models, given which of the same images each reads right; ValueError if they differ in length."""
+def paired_test(first: Correct, second: Correct) -> PairedTest:
+    """Compare two models on the same images.
+
+    Args:
+        first: Which images the first model predicts correctly, (n,).
+        second: Which of the same images the second model predicts correctly, (n,).
+
+    Returns:
+        McNemar's exact test and the interval of the difference.
+
+    Raises:
+        ValueError: If the two differ in length.
+
+    See docs/statistics.md#paired-test
+    """
     from statsmodels.stats.contingency_tables import mcnemar
 
     if first.shape != second.shape:
         raise ValueError(
             f"a paired test needs the same images, got {first.shape} and {second.shape}"
         )
-    n, both = len(first), int(np.sum(first & second))
-    b, c = int(first.sum()) - both, int(second.sum()) - both
-    _, low, high = t_test(second.astype(np.float64) - first)
+    images = len(first)
+    both = int(np.sum(first & second))
+    only_first = int(first.sum()) - both
+    only_second = int(second.sum()) - both
+    neither = images - both - only_first - only_second
+    table = [[both, only_first], [only_second, neither]]
     # exact binomial p-values can come out a rounding above 1
-    p_value = min(float(mcnemar([[both, b], [c, n - both - b - c]], exact=True).pvalue), 1.0)
-    return PairedTest(b, c, n, (c - b) / n, low, high, p_value)
+    p_value = min(float(mcnemar(table, exact=True).pvalue), 1.0)
+    by_image = t_test(second.astype(np.float64) - first)
+    return PairedTest(
+        only_first=only_first,
+        only_second=only_second,
+        images=images,
+        difference=(only_second - only_first) / images,
+        low=by_image.low,
+        high=by_image.high,
+        p_value=p_value,
+    )
 
 
-def t_test(numbers: npt.NDArray[np.float64]) -> tuple[float, float, float]:
-    """Two-sided p of "the mean is 0", and the ends of its 95 % t-interval; 1 or 0, and a point, of equal values."""
+def t_test(numbers: Numbers) -> TTest:
+    """Test whether the mean of numbers is 0.
+
+    Args:
+        numbers: The numbers, (n,).
+
+    Returns:
+        The two-sided test and the interval of the mean. Equal numbers have a point as their
+        interval, and a p-value of 1 if they are 0, of 0 if they are not.
+
+    See docs/statistics.md#paired-test
+    """
     from scipy.stats import ttest_1samp
 
     mean = float(numbers.mean())
-    if np.ptp(numbers) < 1e-12:
-        return float(abs(mean) < 1e-12), mean, mean
+    if np.ptp(numbers) < ROUNDING:
+        return TTest(p_value=float(abs(mean) < ROUNDING), low=mean, high=mean)
     result = ttest_1samp(numbers, 0.0)
     low, high = result.confidence_interval(0.95)
-    return float(result.pvalue), float(low), float(high)
+    return TTest(p_value=float(result.pvalue), low=float(low), high=float(high))
 
 
 def difference_p_value(first: Group, second: Group) -> float:
-    """Two-sided p of "both read equally well" on the same images; McNemar's exact test for a run against a run."""
+    """Return the two-sided p-value of "both configurations are equally good".
+
+    A run against a run is compared by McNemar's exact test. Several seeds are pooled: the paired
+    t-test on each image's share of correct predictions is McNemar's test extended to shares.
+
+    Args:
+        first: A configuration.
+        second: Another configuration, whose runs were validated on the same images.
+
+    See docs/statistics.md#paired-test
+    """
     if len(first.runs) == len(second.runs) == 1:
         return paired_test(first.runs[0].correct, second.runs[0].correct).p_value
-    # pooled seeds: the paired t-test on each image's share of correct predictions is McNemar's extension to shares
-    shares = [np.mean([run.correct for run in group.runs], axis=0) for group in (first, second)]
-    return t_test(shares[1] - shares[0])[0]
+    return t_test(_shares(second) - _shares(first)).p_value
 
 
-def adjusted_p_values(p_values: Sequence[float]) -> npt.NDArray[np.float64]:
-    """Family-wise p-values of "worse than the observed best", from the p-values of k - 1 tests against it.
+def adjusted_p_values(p_values: Sequence[float]) -> Numbers:
+    """Adjust the p-values of comparisons with the observed best for all comparisons together.
 
-    Luck has a say in which of k is the observed best, so all k (k - 1) / 2 pairs count: with k - 1, a study of 40 equal
-    configurations would call one worse in one case of three. By Holm's steps (1979) what is excluded counts no more.
-    Those above 0.05 hold every truly best one with a probability of 95 % or more, however they are correlated. Exact
-    tests stay exact, which a bootstrapped model confidence set (Hansen et al. 2011) is not on a handful of images.
+    Args:
+        p_values: P-values of k - 1 tests of "as good as the best of k", in any order.
+
+    Returns:
+        Adjusted p-values in the same order, (k - 1,). With a probability of 95 % or more, every
+        truly best configuration is the observed best or has a value above 0.05.
+
+    See docs/statistics.md#all-comparisons-together
     """
     given = np.asarray(p_values, dtype=np.float64)
     order = given.argsort(kind="stable")
-    left = (
-        len(given) + 1 - np.arange(len(given))
-    )  # configurations that are not excluded at each step
+    # configurations that are not excluded yet at each of Holm's steps
+    left = len(given) + 1 - np.arange(len(given))
+    stepwise = np.minimum(given[order] * left * (left - 1) / 2, 1.0)
     adjusted = np.empty_like(given)
-    adjusted[order] = np.maximum.accumulate(np.minimum(given[order] * left * (left - 1) / 2, 1.0))
+    adjusted[order] = np.maximum.accumulate(stepwise)
     return adjusted
 
 
 def leaderboard(candidates: Sequence[Candidate]) -> pd.DataFrame:
-    """Rank single runs; see :func:`pooled_leaderboard`."""
+    """Rank single runs.
+
+    Args:
+        candidates: Runs on the same data, validated on the same images.
+
+    Returns:
+        What :func:`pooled_leaderboard` returns, each run as a configuration of its own.
+
+    Raises:
+        ValueError: If runs were made on different data.
+
+    See docs/statistics.md#ranking
+    """
     return pooled_leaderboard([Group(candidate.name, [candidate]) for candidate in candidates])
 
 
 def pooled_leaderboard(groups: Sequence[Group]) -> pd.DataFrame:
-    """Rank configurations by mean validation accuracy, the smaller network first among equals; see :data:`COLUMNS`.
+    """Rank configurations by mean validation accuracy, the smaller network first among equals.
 
-    The interval is Wilson's on the n validation images, which more seeds do not make narrower. ``run_id`` is of the
-    best run. ``p_value`` is of the one comparison with the observed best, ``p_adjusted`` of all together, see
-    :func:`adjusted_p_values`: the ``tied`` ones hold every truly best configuration with 95 % confidence. Raises
-    ValueError on different data.
+    Args:
+        groups: Configurations, whose runs were made on the same data and validated on the same
+            images.
+
+    Returns:
+        A row for each configuration, with the columns :data:`COLUMNS`. ``val_accuracy_low`` and
+        ``val_accuracy_high`` are the ends of Wilson's interval on the ``n`` validation images,
+        which more seeds do not make narrower. ``run_id`` is that of the best run. ``p_value`` is of
+        the single comparison with the observed best, ``p_adjusted`` of all comparisons together.
+        ``tied`` configurations are not significantly different from the best.
+
+    Raises:
+        ValueError: If runs were made on different data.
+
+    See docs/statistics.md#ranking
     """
-    if len({run.digest for group in groups for run in group.runs}) > 1:
+    digests = {run.digest for group in groups for run in group.runs}
+    if len(digests) > 1:
         raise ValueError("runs on different data are never ranked together")
-    ordered = sorted(groups, key=lambda one: (-one.mean("val_accuracy"), one.mean("parameters")))
-    p_values = [difference_p_value(ordered[0], one) for one in ordered]
+    ordered = sorted(
+        groups, key=lambda group: (-group.mean("val_accuracy"), group.mean("parameters"))
+    )
+    p_values = [difference_p_value(ordered[0], group) for group in ordered]
     adjusted = [1.0, *adjusted_p_values(p_values[1:])]
     rows = []
-    for rank, (one, p_value, p_adjusted) in enumerate(
-        zip(ordered, p_values, adjusted, strict=False), start=1
-    ):
-        accuracy, n = one.mean("val_accuracy"), len(one.runs[0].correct)
-        rows.append((
-            rank, one.name, one.best.run_id, accuracy, *accuracy_interval(round(accuracy * n), n),
-            one.mean("val_loss"), round(one.mean("parameters")), one.mean("training_seconds"),
-            n, len(one.runs), p_value, p_adjusted, p_adjusted > SIGNIFICANCE,
-        ))  # fmt: skip
+    for position, group in enumerate(ordered):
+        accuracy = group.mean("val_accuracy")
+        images = len(group.runs[0].correct)
+        low, high = accuracy_interval(round(accuracy * images), images)
+        row = {
+            "rank": position + 1,
+            "name": group.name,
+            "run_id": group.best.run_id,
+            "val_accuracy": accuracy,
+            "val_accuracy_low": low,
+            "val_accuracy_high": high,
+            "val_loss": group.mean("val_loss"),
+            "parameters": round(group.mean("parameters")),
+            "training_seconds": group.mean("training_seconds"),
+            "n": images,
+            "seeds": len(group.runs),
+            "p_value": p_values[position],
+            "p_adjusted": adjusted[position],
+            "tied": adjusted[position] > SIGNIFICANCE,
+        }
+        rows.append(row)
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def sentence(board: pd.DataFrame, kind: str) -> str:
-    """What a ranking says: the best of it, with its interval and images, and how many cannot be told from it.
+def sentence(board: pd.DataFrame, kind: str, machines: str = "") -> str:
+    """Say in a sentence what a ranking shows: the best of it, and how many are tied with it.
 
-    Last what its attribute ``machines`` says of where the runs were trained, if it has one.
+    Args:
+        board: A leaderboard with at least a row.
+        kind: What is ranked, as a noun: ``run``, ``trial``.
+        machines: Where the runs were trained, which ends the sentence.
+
+    See docs/statistics.md#ranking
     """
-    best, ties = board.iloc[0], int(board["tied"].sum()) - 1
-    reads = f"{accuracy_with_interval(dict(best))} of {best['n']:,} validation images"
-    others = (
-        f"{ties} of the other {len(board) - 1} cannot be told from it"
-        if len(board) > 1
-        else "there is no other"
-    )
-    told = f"{reads} are read right by the best {kind}, {best['name']}; {others}"
-    return f"{told}; {board.attrs['machines']}" if board.attrs.get("machines") else told
+    best = board.iloc[0]
+    others = len(board) - 1
+    ties = int(board["tied"].sum()) - 1
+    accuracy = accuracy_with_interval(dict(best))
+    parts = [
+        f"{accuracy} of {best['n']:,} validation images are predicted correctly by the best "
+        f"{kind}, {best['name']}"
+    ]
+    if others:
+        parts.append(f"{ties} of the other {others} are not significantly different from it")
+    else:
+        parts.append("there is no other")
+    machines = machines or board.attrs.get("machines", "")
+    if machines:
+        parts.append(machines)
+    return "; ".join(parts)
 
 
-def tukey(accuracies: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """P-values (k,) of "as good as the first" of accuracies (k, seeds), best mean first; for all comparisons together.
+def tukey(accuracies: Numbers) -> Numbers:
+    """Test whether candidates are as good as the best of them, with the seeds as blocks.
 
-    Tukey's range test with the seeds as blocks; noise is what neither candidate nor seed explains. Of two candidates it
-    is the paired t-test. Who has NaN for later seeds counts among the k and tells of the noise, and gets NaN.
+    Args:
+        accuracies: Accuracies, (k, seeds), in [0, 1], the best mean in the first row. NaN stands
+            for a later seed that a candidate was not trained with.
+
+    Returns:
+        P-values of "as good as the first", (k,), for all comparisons together; the first is 1. A
+        candidate with NaN counts among the k and for the noise, and gets NaN.
+
+    See docs/statistics.md#seeds
     """
     from scipy.stats import studentized_range
 
-    (k, seeds), is_there = accuracies.shape, ~np.isnan(accuracies)
+    k, seeds = accuracies.shape
+    is_there = ~np.isnan(accuracies)
     rows, columns = np.nonzero(is_there)
-    values, design = accuracies[is_there], np.hstack([np.eye(k)[rows], np.eye(seeds)[columns]])
+    values = accuracies[is_there]
+    # noise is what neither the candidate nor the seed explains
+    design = np.hstack([np.eye(k)[rows], np.eye(seeds)[columns]])
     residuals = values - design @ np.linalg.lstsq(design, values)[0]
     freedom = max(1, len(values) - k - seeds + 1)
     error = np.sqrt((residuals**2).sum() / freedom / seeds)
     below = accuracies[0].mean() - accuracies[1:].mean(axis=1)
-    if error < 1e-12:
-        return np.array([1.0, *np.where(np.isnan(below), np.nan, below < 1e-12)])
-    return np.array([1.0, *(float(studentized_range.sf(one / error, k, freedom)) for one in below)])
+    if error < ROUNDING:
+        return np.array([1.0, *np.where(np.isnan(below), np.nan, below < ROUNDING)])
+    p_values = [float(studentized_range.sf(gap / error, k, freedom)) for gap in below]
+    return np.array([1.0, *p_values])
+
+
+def _shares(group: Group) -> Numbers:
+    """Return the share of a configuration's runs that predict each image correctly, (n,)."""
+    return np.asarray(np.mean([run.correct for run in group.runs], axis=0))

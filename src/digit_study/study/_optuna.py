@@ -36,7 +36,7 @@ from sqlalchemy.exc import (
     SQLAlchemyError,
 )
 
-from digit_study.config.study import SearchConfig, pruner_of
+from digit_study.config.study_config import SearchConfig, pruner_of
 from digit_study.support.console import warn
 from digit_study.support.messages import StudyError, first_line, without_password, without_secrets
 from digit_study.support.signals import is_stopping

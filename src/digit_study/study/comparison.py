@@ -9,8 +9,8 @@ from mlflow import MlflowClient
 from mlflow.entities import Run
 from rich.table import Table
 
-from digit_study.config.promote import CompareConfig
-from digit_study.config.run import Config, TrackingConfig
+from digit_study.config.promote_config import CompareConfig
+from digit_study.config.run_config import Config, TrackingConfig
 from digit_study.data import digits, sources
 from digit_study.report.figures import charts
 from digit_study.stats.metrics import Evaluation, evaluation_of

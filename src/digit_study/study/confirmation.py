@@ -14,7 +14,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 from optuna.trial import TrialState
 
-from digit_study.config.study import StudyConfig
+from digit_study.config import space
+from digit_study.config.study_config import StudyConfig
 from digit_study.data.digits import load_digits
 from digit_study.report.figures import charts
 from digit_study.stats.metrics import unread
@@ -28,7 +29,6 @@ from digit_study.stats.race import (
 )
 from digit_study.stats.ranking import Group
 from digit_study.study import results as report
-from digit_study.study import space
 from digit_study.study.outcomes import RUN_ID
 from digit_study.study.search import kept_elsewhere, parent_of
 from digit_study.study.seed_race import Confirmation, parent_run, train

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from rich.table import Table
 
 from digit_study.config import compose
-from digit_study.config.run import Config
+from digit_study.config.run_config import Config
 from digit_study.report.figures import charts
 from digit_study.stats.race import ACCURACY_COLUMNS, confirmed_ranking
 from digit_study.stats.ranking import Group

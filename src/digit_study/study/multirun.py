@@ -15,11 +15,12 @@ from digit_study.study.parent_run import parent_run
 from digit_study.study.run_plan import PlannedRun, RunPlan
 from digit_study.support import console
 from digit_study.support.job_progress import job_progress
-from digit_study.support.messages import StudyError, flatten, raise_violations
+from digit_study.support.messages import StudyError, raise_violations
+from digit_study.support.rules import flatten
 from digit_study.tracking import session, views
 from digit_study.tracking.location import experiment_name
-from digit_study.tracking.runs import RunLog
 from digit_study.tracking.session import Tracker
+from digit_study.tracking.writer import RunWriter
 from digit_study.trial.events import Failed, Finished
 from digit_study.trial.health import Health
 from digit_study.trial.protocol import ENGINES, TrialResult
@@ -144,7 +145,7 @@ def _train(plan: RunPlan, tracker: Tracker, jobs: Sequence[Job]) -> Outcomes:
 
 
 def _rank(
-    writer: RunLog, plan: RunPlan, names: Sequence[str], outcomes: Outcomes
+    writer: RunWriter, plan: RunPlan, names: Sequence[str], outcomes: Outcomes
 ) -> list[pd.DataFrame]:
     """Rank runs on equal data together, and put tables and figures on their parent."""
     candidates = []
@@ -171,7 +172,7 @@ def _rank(
 
 
 def _describe(
-    writer: RunLog, plan: RunPlan, boards: Sequence[pd.DataFrame], failed: Sequence[str]
+    writer: RunWriter, plan: RunPlan, boards: Sequence[pd.DataFrame], failed: Sequence[str]
 ) -> None:
     """Put the answer and the first runs on the parent's page."""
     answers = [ranking.sentence(board, "run") for board in boards]

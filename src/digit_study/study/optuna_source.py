@@ -12,7 +12,8 @@ from filelock import FileLock
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import Trial, TrialState
 
-from digit_study.study import _optuna, space, storage
+from digit_study.config import space
+from digit_study.study import _optuna, storage
 from digit_study.study.results import remember
 from digit_study.study.storage import StoredStudy
 from digit_study.study.study_plan import StudyPlan

@@ -7,7 +7,6 @@ from typing import Any
 import pandas as pd
 
 from digit_study.registry.ledger import Entry
-from digit_study.registry.promotion import OUTCOMES
 from digit_study.support.console import with_interval
 from digit_study.support.messages import short_names
 
@@ -148,14 +147,11 @@ def ledger_table(entries: Iterable[Entry], run_ids: Iterable[str]) -> Table:
     """Promotions and rollbacks, newest first; marked are those of the runs of this study."""
     own, rows, marked = set(run_ids), list[list[Cell]](), list[int]()
     for place, entry in enumerate(reversed(list(entries))):
-        start, end = entry.start, entry.end
-        outcome = OUTCOMES.get(end.get("outcome", ""), "has not ended").format(
-            version=end.get("version")
-        )
+        start = entry.start
         texts = (
             start.get("at"),
-            f"{start.get('kind')}: {outcome}",
-            end.get("reason", "under way, or cut off"),
+            f"{start.get('kind')}: {entry.outcome_text}",
+            entry.reason,
         )
         rows.append([Cell(str(text)) for text in (*texts, start.get("run_id"), start.get("who"))])
         marked += [place] if start.get("run_id") in own else []

@@ -6,19 +6,19 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
-from digit_study.config.run import Config
+from digit_study.config.run_config import Config
 from digit_study.data.digits import load_digits
 from digit_study.report.figures import run_figures
 from digit_study.support import console
 from digit_study.support.signals import Interrupted
-from digit_study.tracking.runs import RunLog
 from digit_study.tracking.session import Tracker
+from digit_study.tracking.writer import RunWriter
 
 #: Reports on a parent run at its end: its writer, and the status with which it ends.
-Report = Callable[[RunLog, str], None]
+Report = Callable[[RunWriter, str], None]
 
 
-def _report_nothing(writer: RunLog, status: str) -> None:
+def _report_nothing(writer: RunWriter, status: str) -> None:
     """Leave the parent run as it is."""
 
 
@@ -31,7 +31,7 @@ def parent_run(
     interrupted: str = "",
     report: Report = _report_nothing,
     lock: AbstractContextManager[Any] | None = None,
-) -> Iterator[RunLog]:
+) -> Iterator[RunWriter]:
     """Write the parent run while the block lasts, and end it with its true status.
 
     Args:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from mlflow.entities import Run
 
-from digit_study.config.run import Config, resolve_config
+from digit_study.config.run_config import Config, resolve_config
 from digit_study.stats.metrics import Evaluation, evaluation_of
 from digit_study.stats.ranking import SIGNIFICANCE, PairedTest, paired_test
 from digit_study.study.multirun import train_single
@@ -157,7 +157,7 @@ def _plan(asked: Config, old: Run, experiment: str, workspace: Workspace) -> Run
     resolved = replace(resolved, tracking=tracking)
     planned = PlannedRun([], resolved, source.name, cost=0.0)
     context = EngineContext(
-        workspace=workspace, options=asked.place, data=resolved.data, tracking_uri=uri
+        workspace=workspace, options=asked.engine_options, data=resolved.data, tracking_uri=uri
     )
     return RunPlan([], [planned], False, 1, uri, context)
 

@@ -13,13 +13,15 @@ import numpy.typing as npt
 import pandas as pd
 from optuna.trial import FrozenTrial, TrialState
 
-from digit_study.config.study import pruner_of
+from digit_study.config import space
+from digit_study.config.study_config import pruner_of
 from digit_study.report.figures import charts
 from digit_study.report.figures import optuna_figures as study_pictures
 from digit_study.stats.metrics import Evaluation, accuracy_interval, evaluation_of
 from digit_study.stats.ranking import Candidate, Group, pooled_leaderboard, sentence
-from digit_study.study import space
-from digit_study.study.trial_recorder import ranked_trials
+from digit_study.study.storage import StoredStudy
+from digit_study.study.study_plan import StudyPlan
+from digit_study.study.study_plan import study_arguments as address
 from digit_study.study.trial_attributes import (
     EXCESS,
     REASON,
@@ -29,8 +31,7 @@ from digit_study.study.trial_attributes import (
     THREADS,
     Rank,
 )
-from digit_study.study.storage import StoredStudy
-from digit_study.study.study_plan import StudyPlan, study_arguments as address
+from digit_study.study.trial_recorder import ranked_trials
 from digit_study.support.console import CONFIGURATIONS, warn, with_interval
 from digit_study.support.messages import first_line
 from digit_study.tracking import provenance as origin

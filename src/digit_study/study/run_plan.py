@@ -7,13 +7,20 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from digit_study.config import compose
-from digit_study.config.engine import PLACE_KEYS, EngineConfig, Node, common_precision, settle
-from digit_study.config.run import Config, resolve_config
+from digit_study.config.engine_config import (
+    ENGINE_KEYS,
+    EngineConfig,
+    Node,
+    common_precision,
+    with_defaults,
+)
+from digit_study.config.run_config import Config, resolve_config
 from digit_study.data.digits import split_sizes
 from digit_study.model.cost import multiplications
 from digit_study.support import machine
 from digit_study.support.console import warn
-from digit_study.support.messages import StudyError, check, choice
+from digit_study.support.messages import StudyError
+from digit_study.support.rules import check, choice
 from digit_study.support.workspace import Workspace
 from digit_study.tracking.database import check_store, require_run
 from digit_study.tracking.location import store_uri
@@ -210,11 +217,11 @@ def _engine_options(configs: Sequence[Config]) -> EngineConfig:
     """Return where all runs are trained; StudyError if that is no engine, or not the same for all."""
     first = configs[0]
     check(first, {"engine": choice(ENGINES)}, [])
-    if len({str(config.place) for config in configs}) > 1:
-        keys = ", ".join(PLACE_KEYS)
+    if len({str(config.engine_options) for config in configs}) > 1:
+        keys = ", ".join(ENGINE_KEYS)
         raise StudyError(f"{keys} are of the whole command, got a sweep over them: give one value")
     threads = max(config.training.threads or 1 for config in configs)
-    return settle(first.place, threads)
+    return with_defaults(first.engine_options, threads)
 
 
 def _workers(options: EngineConfig, configs: Sequence[Config], nodes: Sequence[Node]) -> int:
@@ -222,7 +229,7 @@ def _workers(options: EngineConfig, configs: Sequence[Config], nodes: Sequence[N
     if options.workers is not None:
         return min(options.workers, len(configs))
     if options.engine != "local":
-        return min(sum(node.room for node in nodes), len(configs))
+        return min(sum(node.capacity for node in nodes), len(configs))
     threads = [config.training.threads for config in configs if config.training.threads]
     if threads:
         return max(1, min(machine.cores() // max(threads), len(configs)))

@@ -25,12 +25,13 @@ from digit_study.study.storage import CREATOR, StoredStudy, open_study, orphans,
 from digit_study.study.study_plan import StudyPlan, describe_storage, study_arguments
 from digit_study.study.trial_attributes import RUN_ID, WORKER
 from digit_study.support import console, machine
-from digit_study.support.messages import StudyError, flatten, without_password
+from digit_study.support.messages import StudyError, without_password
 from digit_study.support.progress import sweep_progress
+from digit_study.support.rules import flatten
 from digit_study.tracking import session, views
 from digit_study.tracking.location import view_command
-from digit_study.tracking.runs import RunLog
 from digit_study.tracking.session import Tracker
+from digit_study.tracking.writer import RunWriter
 from digit_study.trial.protocol import ENGINES, Engine, EngineContext
 from digit_study.trial.runner import Runner
 
@@ -62,14 +63,16 @@ def run_study(
     for trial in orphans(stored):
         machine.end_process(trial.user_attrs.get(WORKER))
     engine = (open_engine or ENGINES[search.engine])(plan.context)
-    with session.session(
-        plan.uri, plan.workspace, search.outage_timeout, "search.outage_timeout"
-    ) as tracker:
-        with around(plan):
-            _search(plan, stored, engine, tracker)
-            if tracker.fault is not None:
-                # what is around this may ask the store
-                tracker.wait()
+    with (
+        session.session(
+            plan.uri, plan.workspace, search.outage_timeout, "search.outage_timeout"
+        ) as tracker,
+        around(plan),
+    ):
+        _search(plan, stored, engine, tracker)
+        if tracker.fault is not None:
+            # what is around this may ask the store
+            tracker.wait()
     return stored
 
 
@@ -95,7 +98,7 @@ def _search(plan: StudyPlan, stored: StoredStudy, engine: Engine, tracker: Track
         run_id,
         plan.run,
         interrupted=f"interrupted: the same command goes on with study '{plan.study.study}'",
-        report=partial(_report, plan, stored),
+        report=partial(_report, plan, stored, tracker),
         lock=study_lock(plan.workspace, plan.study.study, "report"),
     ) as writer:
         writer.describe(results.note(plan, stored), plan.keys)
@@ -145,14 +148,16 @@ def _await_creator(stored: StoredStudy, tracker: Tracker) -> None:
         time.sleep(0.5)
 
 
-def _write_study_config(plan: StudyPlan, writer: RunLog) -> None:
+def _write_study_config(plan: StudyPlan, writer: RunWriter) -> None:
     """Keep the config of a study as an artifact, without any password."""
     values = {**flatten(plan.study), "search.storage": describe_storage(plan)}
     plain = json.loads(json.dumps(values, default=str))
     (writer.folder / "study.yaml").write_text(yaml.safe_dump(plain))
 
 
-def _log_efficiency(plan: StudyPlan, writer: RunLog, step_seconds: float, seconds: float) -> None:
+def _log_efficiency(
+    plan: StudyPlan, writer: RunWriter, step_seconds: float, seconds: float
+) -> None:
     """Log which share of the workers' time was training steps, in [0, 1]."""
     if step_seconds == 0.0:
         # all trials had been there already
@@ -165,7 +170,9 @@ def _log_efficiency(plan: StudyPlan, writer: RunLog, step_seconds: float, second
     )
 
 
-def _report(plan: StudyPlan, stored: StoredStudy, writer: RunLog, status: str) -> None:
+def _report(
+    plan: StudyPlan, stored: StoredStudy, tracker: Tracker, writer: RunWriter, status: str
+) -> None:
     """Put the leaderboard on the study's run, on the terminal and on disk.
 
     Raises:
@@ -190,10 +197,12 @@ def _report(plan: StudyPlan, stored: StoredStudy, writer: RunLog, status: str) -
     best_trial = float(str(board.iloc[0]["name"]).split(":")[0])
     writer.best(board, f"{trials} trials")
     writer.metrics({"best_trial": best_trial, "trials": trials})
-    _print_report(plan, stored, writer, board)
+    _print_report(plan, stored, tracker, writer, board)
 
 
-def _print_report(plan: StudyPlan, stored: StoredStudy, writer: RunLog, board: Any) -> None:
+def _print_report(
+    plan: StudyPlan, stored: StoredStudy, tracker: Tracker, writer: RunWriter, board: Any
+) -> None:
     """Print the leaderboard, the best configuration as a command, and what to do next."""
     study = plan.study.study
     command = results.best_command(plan, stored)
@@ -214,6 +223,6 @@ def _print_report(plan: StudyPlan, stored: StoredStudy, writer: RunLog, board: A
         "search.storage": plan.study.search.storage,
         "tracking.uri": plan.run.tracking.uri,
     }
-    view = views.address(writer.client, plan.uri, writer.run_id, children=True)
+    view = tracker.address(writer.run_id, children=True)
     arguments = study_arguments(study, stores)
     terminal.print(f"next:\n  python sweeps/confirm.py {arguments}\n  {view}", soft_wrap=True)

@@ -8,7 +8,7 @@ from itertools import count, takewhile
 
 import numpy as np
 
-from digit_study.config.run import Config
+from digit_study.config.run_config import Config
 from digit_study.stats.race import InterimAnalysis, race
 from digit_study.stats.ranking import Candidate
 from digit_study.study.study_plan import StudyPlan

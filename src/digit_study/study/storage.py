@@ -22,11 +22,11 @@ from optuna.storages import BaseStorage, JournalStorage, RDBStorage
 from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
-from digit_study.config.engine import PLACE_KEYS
-from digit_study.config.run import Config
-from digit_study.config.study import StudyConfig, objectives_of
+from digit_study.config.engine_config import ENGINE_KEYS
+from digit_study.config.run_config import Config
+from digit_study.config.space import Params, fingerprint
+from digit_study.config.study_config import StudyConfig, objectives_of
 from digit_study.study._optuna import Database, JournalFile, stale_trial_ids
-from digit_study.study.space import Params, fingerprint
 from digit_study.study.study_plan import journal_path
 from digit_study.study.trial_attributes import (
     EXCESS,
@@ -37,13 +37,8 @@ from digit_study.study.trial_attributes import (
     counted,
 )
 from digit_study.support import machine
-from digit_study.support.messages import (
-    StudyError,
-    flatten,
-    nearest,
-    without_password,
-    without_secrets,
-)
+from digit_study.support.messages import StudyError, nearest, without_password, without_secrets
+from digit_study.support.rules import flatten
 from digit_study.support.workspace import Workspace
 from digit_study.tracking import database
 
@@ -96,7 +91,7 @@ FREE_KEYS = (
     "data.source",
     "reproduce",
     "patience",
-    *PLACE_KEYS,
+    *ENGINE_KEYS,
 )
 
 

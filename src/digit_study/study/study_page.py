@@ -17,13 +17,12 @@ import numpy as np
 import pandas as pd
 from markupsafe import escape
 
-from digit_study.config import compose
+from digit_study.config import compose, space
 from digit_study.config.compose import ROOT
-from digit_study.config.study import StudyConfig
+from digit_study.config.study_config import StudyConfig
 from digit_study.registry.ledger import Ledger
 from digit_study.study import page_tables as tables
 from digit_study.study import results as report
-from digit_study.study import space
 from digit_study.study.outcomes import RUN_ID
 from digit_study.study.page_networks import MOST_MISTAKES, Networks, networks
 from digit_study.study.page_pictures import Picture, packed, packed_plotly, pictures
@@ -33,12 +32,14 @@ from digit_study.study.storage import CREATED, OVERRIDES, StoredStudy, find_stud
 from digit_study.study.study_plan import StudyPlan, studies_folder
 from digit_study.support import console
 from digit_study.support.messages import StudyError, first_line
+from digit_study.support.workspace import Workspace
 from digit_study.tracking import database as stores
 from digit_study.tracking import provenance as origin
 from digit_study.tracking import queries as lookup
 from digit_study.tracking import runs as run_log
 from digit_study.tracking import upload as delivery
 from digit_study.tracking import views
+from digit_study.tracking.session import Tracker
 
 #: The text of a page, where every value is escaped.
 PAGES = jinja2.Environment(
@@ -123,7 +124,7 @@ def collect(plan: StudyPlan, stored: StoredStudy, is_watched: bool = False) -> S
     if (parent_id := parent_of(plan, stored)) is None:
         raise kept_elsewhere(plan)
     client, board = run_log.client_of(plan.uri), report.leaderboard(plan, stored)
-    ledger = Ledger(client, plan.uri, stores.REGISTERED_NAME)
+    ledger = Ledger(Tracker(plan.uri, Workspace.of_project()), stores.REGISTERED_NAME)
     asked: list[Callable[[], Any]] = [
         partial(client.get_run, parent_id),
         partial(_confirmation, plan, stored, board),

@@ -12,12 +12,13 @@ from pathlib import Path
 from rich.table import Table
 
 from digit_study.config import compose
-from digit_study.config.engine import Node, common_precision, settle
-from digit_study.config.run import Config, resolve_config, with_values
-from digit_study.config.study import StudyConfig, objectives_of, pruner_of
-from digit_study.study.space import Dimension, Params, apply, parse_space
+from digit_study.config.engine_config import Node, common_precision, with_defaults
+from digit_study.config.run_config import Config, resolve_config
+from digit_study.config.space import Dimension, Params, apply, parse_space
+from digit_study.config.study_config import StudyConfig, objectives_of, pruner_of
 from digit_study.support.console import warn
-from digit_study.support.messages import StudyError, check, choice, listed, without_password
+from digit_study.support.messages import StudyError, listed, without_password
+from digit_study.support.rules import check, choice, with_values
 from digit_study.support.workspace import Workspace
 from digit_study.tracking.database import check_store
 from digit_study.tracking.location import experiment_name, store_uri
@@ -77,7 +78,7 @@ class StudyPlan:
             slots=slots,
             trial_timeout=search.trial_timeout,
             trial_memory=search.trial_memory,
-            options=search.place,
+            options=search.engine_options,
             data=self.run.data,
             tracking_uri=self.uri,
         )
@@ -164,10 +165,10 @@ def plan_study(arguments: Sequence[str], workspace: Workspace) -> StudyPlan:
     check_store(uri)
     if study.search.storage is not None:
         check_store(study.search.storage, "search.storage")
-    options = settle(study.search.place, study.training.threads)
+    options = with_defaults(study.search.engine_options, study.training.threads)
     study = replace(study, search=replace(study.search, resources=options.resources))
     nodes = AVAILABLE_NODES[options.engine](options, uri, workspace)
-    capacity = sum(node.room for node in nodes)
+    capacity = sum(node.capacity for node in nodes)
     workers = options.workers or min(capacity, study.search.trials)
     precision = common_precision(nodes)
     _check_batch_sizes(dimensions, study.run, workers, precision)
@@ -322,7 +323,7 @@ def _add_cluster_rows(table: Table, plan: StudyPlan) -> None:
     search = plan.study.search
     cores = sum(node.cores for node in plan.nodes)
     gpus = sum(node.gpus for node in plan.nodes)
-    capacity = sum(node.room for node in plan.nodes)
+    capacity = sum(node.capacity for node in plan.nodes)
     table.add_row(
         "cluster",
         f"{search.engine} at {search.address or 'auto'}: {len(plan.nodes)} nodes, {cores:g} cores, "
@@ -332,5 +333,5 @@ def _add_cluster_rows(table: Table, plan: StudyPlan) -> None:
         table.add_row(
             "",
             f"{node.host}: {node.cores:g} cores, {node.gpus:g} GPUs, {node.memory:.1f} GiB, "
-            f"{node.processor}: capacity {node.room}",
+            f"{node.processor}: capacity {node.capacity}",
         )

@@ -20,7 +20,7 @@ from typing import IO, Any
 from hydra.core.override_parser.types import Quote, QuotedString
 
 from digit_study.config.compose import ROOT
-from digit_study.config.study import StudyConfig
+from digit_study.config.study_config import StudyConfig
 from digit_study.study import study_page as study
 from digit_study.study.storage import StoredStudy
 from digit_study.study.study_plan import StudyPlan

@@ -1,11 +1,11 @@
-"""The one private name of MLflow that is used, for which 3.17 has no public one; a test fails should it move."""
+"""The private name of MLflow that is used, for which 3.17 has no public name; a test fails should it move."""
 
 from mlflow.store.db.utils import _initialize_tables
 from sqlalchemy import create_engine
 
 
 def create_tables(uri: str) -> None:
-    """Create MLflow's tables at ``uri`` and leave no connection open, as a store that MLflow opens itself does."""
+    """Create MLflow's tables in a database and leave no connection open, as MLflow itself does."""
     engine = create_engine(uri)
     _initialize_tables(engine)  # type: ignore[no-untyped-call]
     engine.dispose()

@@ -1,4 +1,4 @@
-"""Where results are kept: URIs, whether a store answers, its creation, scratch and model files. Imports MLflow late."""
+"""The database or server that holds runs: whether it answers, and its creation. Imports MLflow late."""
 
 import logging
 import os
@@ -9,305 +9,344 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from contextlib import closing, suppress
+from dataclasses import dataclass
 from http.client import HTTPException
 from pathlib import Path
 from typing import TypeVar
 
-from filelock import FileLock
-
-from digit_study.config.compose import ROOT
-from digit_study.config.run import Config
+from digit_study.config.run_config import Config
 from digit_study.support import scratch
-from digit_study.support.messages import StudyError, first_line, without_password, without_secrets
+from digit_study.support.messages import StudyError, without_password, without_secrets
 from digit_study.support.workspace import Workspace
+from digit_study.tracking import location
+from digit_study.tracking.location import is_server, store_uri
 
-ARTIFACTS = ROOT / "mlruns"
-OUTBOX = ARTIFACTS / ".outbox"
-#: How the URI of a server begins, which creates its own tables and says where artifacts go.
-SERVERS = ("http:", "https:", "databricks:")
 #: Packages of database drivers whose module has another name.
 DRIVERS = {"psycopg": "psycopg[binary]", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
-#: Seconds in which a server or database that is asked whether it is there must answer; slow ones take two.
+#: Seconds in which a server or a database that is asked whether it is there must answer.
 ANSWERS_WITHIN_S = 6
-#: Of several machines that create the same tables at the same moment one succeeds; the others find them there later.
-TABLE_ATTEMPTS, TABLE_PAUSE_S = 5, 1.0
-#: What may be heard of libraries, by logger.
-QUIET = {
-    "alembic": "WARNING", "mlflow": "WARNING", "sqlalchemy.pool": "CRITICAL", "mlflow.store.db": "CRITICAL",
+#: Attempts to create tables in a database that several machines share: of those that create them
+#: at the same moment one succeeds, and the others find them there later.
+TABLE_ATTEMPTS = 5
+#: Seconds between two of these attempts.
+TABLE_PAUSE_S = 1.0
+#: HTTP status codes of a server that wants to know who asks: MLflow's client has the credentials.
+ASKS_WHO = (401, 403)
+#: The lowest level at which a library may log, by logger. Below it are tracebacks when a signal
+#: ends a query or the disk is full, and every repetition: what matters is raised too.
+LOG_LEVELS = {
+    "alembic": "WARNING",
+    "mlflow": "WARNING",
+    "sqlalchemy.pool": "CRITICAL",
+    "mlflow.store.db": "CRITICAL",
     "urllib3.connectionpool": "ERROR",
-}  # fmt: skip
-EXPERIMENT = REGISTERED_NAME = "digit-recognizer"
-CHAMPION_URI = f"models:/{REGISTERED_NAME}@champion"
-NAMED = f"{CHAMPION_URI}, models:/{REGISTERED_NAME}/3, runs:/<run id>/model or a .keras file"
+}
+#: Settings of MLflow and its libraries, unless the user set them: no telemetry, no minutes of
+#: retries, no progress bars.
+SETTINGS = {
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "GIT_PYTHON_REFRESH": "quiet",
+    "TF_CPP_MIN_LOG_LEVEL": "3",
+}
+SQLITE = "sqlite:///"
 T = TypeVar("T")
 
 
-def tracking_uri(configured: str | None) -> str:
-    """``configured``, else MLFLOW_TRACKING_URI, else the sqlite database at the root that ``mlflow ui`` opens."""
-    return configured or os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{ROOT / 'mlflow.db'}"
+@dataclass(frozen=True)
+class Problem:
+    """Why nothing can be kept at a URI."""
 
-
-def experiment_name(config: Config, dataset: str) -> str:
-    """Name of the experiment: as configured, else ``digit-recognizer``, with other data's name appended."""
-    return config.tracking.experiment or (
-        EXPERIMENT if dataset == "mnist" else f"{EXPERIMENT}-{dataset}"
-    )
-
-
-def view_command(uri: str) -> str:
-    """The command, or the address, that shows the store at ``uri`` in a browser."""
-    if uri.startswith("http"):
-        return without_password(uri)
-    own = uri == f"sqlite:///{ROOT / 'mlflow.db'}"
-    return "mlflow ui" if own else f"mlflow ui --backend-store-uri '{without_password(uri)}'"
+    #: What must be there instead, as a noun.
+    rule: str
+    #: What was found, and the remedy.
+    reason: str
 
 
 def check_store(uri: str, key: str = "tracking.uri") -> None:
-    """Make sure that results can be kept at ``uri``, without creating anything; raises StudyError if they cannot."""
-    scheme = uri.partition(":")[0] if "://" in uri else ""  # urlsplit raises on what is no host
-    if scheme in ("http", "https"):
-        rule, why, remedy = (
-            "an MLflow server that answers",
-            None,
-            "start it, or leave the address out for ./mlflow.db",
-        )
-        # urllib: one request that is not repeated needs no session, and `requests` takes 0.15 s to import
-        try:
-            urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=ANSWERS_WITHIN_S).close()
-        except urllib.error.HTTPError as error:
-            if error.code not in (
-                401,
-                403,
-            ):  # which ask who we are: MLflow's own client brings the credentials
-                why = f"it answers {error.code} to /health, so it is no MLflow server; {remedy}"
-        except (OSError, ValueError, HTTPException) as error:
-            why = f"no answer ({getattr(error, 'reason', error)}); {remedy}"
-    elif scheme == "sqlite":
-        rule, why = "a sqlite database file that can be written", _sqlite_problem(uri)
-    elif scheme.split("+")[0] in ("postgresql", "mysql", "mssql"):
-        from sqlalchemy import create_engine
-        from sqlalchemy.exc import SQLAlchemyError
+    """Make sure that results can be kept at a URI, without creating anything.
 
-        rule, why = "a database that answers", None
-        # else a host that drops packets is waited for by the minute
-        options = {} if scheme.startswith("mssql") else {"connect_timeout": ANSWERS_WITHIN_S}
-        try:
-            create_engine(uri, connect_args=options).connect().close()
-        except ImportError as error:
-            rule, package = (
-                "a database whose driver is installed",
-                DRIVERS.get(str(error.name), error.name),
-            )
-            why = f"{error}; python -m pip install '{package}'"
-        except (SQLAlchemyError, ValueError) as error:
-            why = without_secrets(str(error), uri)
-    elif scheme == "databricks":
+    Args:
+        uri: URI of a tracking store, or of a database.
+        key: The config key that was set to it, for the message.
+
+    Raises:
+        StudyError: If they cannot.
+    """
+    problem = _problem_of(uri)
+    if problem is None:
         return
-    else:
-        rule, why = "a sqlite:///, http(s):// or database URI", "leave it out for ./mlflow.db"
-    if why:
-        named = (
-            "MLFLOW_TRACKING_URI"
-            if (key, uri) == ("tracking.uri", os.environ.get("MLFLOW_TRACKING_URI"))
-            else key
-        )
-        raise StudyError(f"`{named}` must be {rule}, got '{without_password(uri)}': {why}")
+    is_from_environment = key == "tracking.uri" and uri == os.environ.get("MLFLOW_TRACKING_URI")
+    if is_from_environment:
+        key = "MLFLOW_TRACKING_URI"
+    wrong = f"`{key}` must be {problem.rule}, got '{without_password(uri)}'"
+    raise StudyError(f"{wrong}: {problem.reason}")
+
+
+def _problem_of(uri: str) -> Problem | None:
+    """Return what is wrong with the store at ``uri``, found out by asking it."""
+    # urlsplit raises on what is no host
+    scheme = uri.partition(":")[0] if "://" in uri else ""
+    kind = scheme.split("+")[0]
+    if kind in ("http", "https"):
+        return _server_problem(uri)
+    if scheme == "sqlite":
+        reason = _sqlite_problem(uri)
+        if reason is None:
+            return None
+        return Problem("a sqlite database file that can be written", reason)
+    if kind in ("postgresql", "mysql", "mssql"):
+        return _database_problem(uri, kind)
+    if scheme == "databricks":
+        return None
+    return Problem("a sqlite:///, http(s):// or database URI", "leave it out for ./mlflow.db")
+
+
+def _server_problem(uri: str) -> Problem | None:
+    rule = "an MLflow server that answers"
+    remedy = "start it, or leave the address out for ./mlflow.db"
+    # one request that is not repeated needs no session, and `requests` takes 0.15 s to import
+    try:
+        urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=ANSWERS_WITHIN_S).close()
+    except urllib.error.HTTPError as error:
+        if error.code in ASKS_WHO:
+            return None
+        reason = f"it answers {error.code} to /health, so it is no MLflow server; {remedy}"
+        return Problem(rule, reason)
+    except (OSError, ValueError, HTTPException) as error:
+        return Problem(rule, f"no answer ({getattr(error, 'reason', error)}); {remedy}")
+    return None
+
+
+def _database_problem(uri: str, kind: str) -> Problem | None:
+    from sqlalchemy import create_engine
+    from sqlalchemy.exc import SQLAlchemyError
+
+    options: dict[str, int] = {}
+    if kind != "mssql":  # without this a host that drops packets is waited for by the minute
+        options["connect_timeout"] = ANSWERS_WITHIN_S
+    try:
+        create_engine(uri, connect_args=options).connect().close()
+    except ImportError as error:
+        package = DRIVERS.get(str(error.name), error.name)
+        rule = "a database whose driver is installed"
+        return Problem(rule, f"{error}; python -m pip install '{package}'")
+    except (SQLAlchemyError, ValueError) as error:
+        return Problem("a database that answers", without_secrets(str(error), uri))
+    return None
 
 
 def _sqlite_problem(uri: str) -> str | None:
-    path = Path(uri.removeprefix("sqlite:///"))
-    if not uri.startswith("sqlite:///") or path.name == ":memory:":
+    path = sqlite_path(uri)
+    if not uri.startswith(SQLITE) or path.name == ":memory:":
         return "it would be gone with the process"
     if path.is_dir():
         return "that is a directory"
     if path.exists():
-        try:
-            with closing(_connect(uri)) as connection:
-                for statement in (
-                    "BEGIN IMMEDIATE",
-                    "ROLLBACK",
-                    "SELECT count(*) FROM sqlite_master",
-                ):
-                    connection.execute(statement).close()
-        except sqlite3.DatabaseError as error:
-            if "locked" not in str(error):  # another run that writes at this moment is no fault
-                return str(error)
-    elif not path.parent.is_dir():
+        return _file_problem(uri)
+    if not path.parent.is_dir():
         return f"the directory {path.parent} does not exist: make it first"
-    else:  # permission bits do not tell for root, /proc or a read-only mount: a file must really be made
-        try:
-            tempfile.TemporaryFile(dir=path.parent).close()
-        except OSError:
-            return f"the directory {path.parent} cannot be written"
+    # permission bits say nothing about root, /proc or a read-only mount: a file must be made
+    try:
+        tempfile.TemporaryFile(dir=path.parent).close()
+    except OSError:
+        return f"the directory {path.parent} cannot be written"
     return None
 
 
+def _file_problem(uri: str) -> str | None:
+    """Return why a sqlite file that exists cannot be written."""
+    try:
+        with closing(_connect(uri)) as connection:
+            connection.execute("BEGIN IMMEDIATE").close()
+            connection.execute("ROLLBACK").close()
+            connection.execute("SELECT count(*) FROM sqlite_master").close()
+    except sqlite3.DatabaseError as error:
+        if "locked" in str(error):  # another run writes at this moment
+            return None
+        return str(error)
+    return None
+
+
+def sqlite_path(uri: str) -> Path:
+    """Return the path of the file of a sqlite URI."""
+    return Path(uri.removeprefix(SQLITE))
+
+
 def _connect(uri: str) -> sqlite3.Connection:
-    """Open a sqlite database that is there; one that is not is not made, and no other is opened."""
-    path = Path(uri.removeprefix("sqlite:///"))
-    return sqlite3.connect(f"{path.absolute().as_uri()}?mode=rw", uri=True, timeout=1.0)
+    """Open a sqlite database that exists; none is created, and no other is opened."""
+    address = sqlite_path(uri).absolute().as_uri()
+    return sqlite3.connect(f"{address}?mode=rw", uri=True, timeout=1.0)
 
 
 def is_missing(uri: str) -> bool:
-    """Whether ``uri`` is of a sqlite file that does not exist yet."""
-    return uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).exists()
+    """Return whether a URI is that of a sqlite file that does not exist yet."""
+    return uri.startswith(SQLITE) and not sqlite_path(uri).exists()
 
 
-def require_store(configured: str | None, rule: str, remedy: str) -> str:
-    """The :func:`tracking_uri` of a store that is there, for MLflow would create an empty one; StudyError if not."""
-    uri = tracking_uri(configured)
+def require_store(
+    configured: str | None, rule: str, remedy: str, workspace: Workspace | None = None
+) -> str:
+    """Return the URI of a store that exists: MLflow would create an empty one.
+
+    Args:
+        configured: The URI of the config, or None for the usual store.
+        rule: What must hold, for the message.
+        remedy: What to do first, for the message.
+        workspace: Whose store is the usual one.
+
+    Raises:
+        StudyError: If there is no store, or it does not answer.
+    """
+    uri = store_uri(configured, workspace or default_workspace())
     check_store(uri)
     if is_missing(uri):
-        where = f"there is no database at '{uri.removeprefix('sqlite:///')}'"
-        raise StudyError(f"{rule}, but {where}: {remedy}, or name the store with tracking.uri=…")
+        reason = f"there is no database at '{sqlite_path(uri)}'"
+        raise StudyError(f"{rule}, but {reason}: {remedy}, or name the store with tracking.uri=…")
     return uri
 
 
-def require_run(uri: str, run_id: str, key: str) -> None:
-    """Raise :func:`unknown_run` if a sqlite store does not hold a run; needs no MLflow, and asks no other store."""
-    # missing, locked, or of another version: MLflow says later what there is to say
+def require_run(uri: str, run_id: str, key: str, workspace: Workspace | None = None) -> None:
+    """Make sure that a sqlite store holds a run; no other store is asked, and MLflow not needed.
+
+    Args:
+        uri: URI of the store.
+        run_id: What a person gave.
+        key: The config key that was set to it, for the message.
+        workspace: Whose store is the usual one.
+
+    Raises:
+        StudyError: If it does not.
+    """
+    # a database that is missing, locked or of another version: MLflow says later what is wrong
     with suppress(sqlite3.DatabaseError), closing(_connect(uri)) as connection:
         if not connection.execute("SELECT 1 FROM runs WHERE run_uuid = ?", (run_id,)).fetchone():
-            raise unknown_run(uri, run_id, key)
+            raise unknown_run(uri, run_id, key, workspace or default_workspace())
 
 
-def unknown_run(uri: str, run_id: str, key: str) -> StudyError:
-    """What to say of a run id that a store does not know."""
+def unknown_run(uri: str, run_id: str, key: str, workspace: Workspace) -> StudyError:
+    """Return the error for a run id that a store does not know."""
     wrong = f"`{key}` must be the id of a run, got '{run_id}', which is unknown"
-    return StudyError(f"{wrong}: see the ids with `{view_command(uri)}`")
+    return StudyError(f"{wrong}: see the ids with `{location.view_command(uri, workspace)}`")
 
 
-def prepare_store(uri: str) -> None:
-    """Create or migrate the store at ``uri``, once, however many processes ask, and send it what is kept for it."""
+def create_store(uri: str, workspace: Workspace) -> None:
+    """Create or migrate the tables of a store, once, however many processes ask.
+
+    A server has created its own.
+    """
     quiet_mlflow()
     import mlflow
 
-    # tracebacks when a signal ends a query or the disk is full, and every repetition: what matters is raised too
-    for name, level in QUIET.items():
+    for name, level in LOG_LEVELS.items():
         logging.getLogger(name).setLevel(level)
-    use_scratch()
-    if not uri.startswith(SERVERS):
-        from digit_study.tracking._mlflow import create_tables
+    scratch.use_scratch(workspace)
+    if is_server(uri):
+        return
+    from digit_study.tracking._mlflow import create_tables
 
-        # MLflow's migrations take no lock of their own: of four that start together three crash
-        with FileLock(ARTIFACTS / ".store.lock"):
-            is_shared = not uri.startswith("sqlite:")
-            create_sqlite(uri, create_tables)
-            with_tables(
-                lambda: mlflow.MlflowClient(uri).search_experiments(max_results=1), is_shared
-            )
-    send_kept(uri)
-
-
-def send_kept(uri: str) -> None:
-    """Send what earlier commands could not; without any of that nothing is imported."""
-    if OUTBOX.is_dir() and any(OUTBOX.glob("[!.]*")):
-        from digit_study.tracking.uploader import deliver
-
-        deliver(uri)
+    # MLflow's migrations take no lock of their own: of four that start together three crash
+    with workspace.lock(".store.lock"):
+        create_sqlite(uri, create_tables)
+        client = mlflow.MlflowClient(uri)
+        is_shared = not uri.startswith("sqlite:")
+        with_tables(lambda: client.search_experiments(max_results=1), is_shared)
 
 
-def with_tables(open_store: Callable[[], T], is_shared: bool) -> T:
-    """Open what creates its tables where they are missing; where machines share it, again until that has settled."""
-    for _ in range(TABLE_ATTEMPTS - 1 if is_shared else 0):
+def with_tables(open_store: Callable[[], T], is_shared: bool, pause_s: float | None = None) -> T:
+    """Open what creates its tables where they are missing.
+
+    Args:
+        open_store: Opens it.
+        is_shared: Whether other machines may create the tables too; then it is opened again
+            after a failure, until one of them has.
+        pause_s: Seconds between two attempts, by default `TABLE_PAUSE_S`.
+
+    Returns:
+        What ``open_store`` returns. The failure of the last attempt is raised.
+    """
+    pause_s = TABLE_PAUSE_S if pause_s is None else pause_s
+    attempts = TABLE_ATTEMPTS if is_shared else 1
+    for _ in range(attempts - 1):
         try:
             return open_store()
-        except Exception:  # the last attempt's is raised
-            time.sleep(TABLE_PAUSE_S)
+        except Exception:
+            time.sleep(pause_s)
     return open_store()
 
 
 def create_sqlite(uri: str, create: Callable[[str], None]) -> None:
-    """Create the sqlite file of ``uri`` if it is missing: beside its place first, so that it is whole or not there."""
+    """Create the sqlite file of a URI if it is missing.
+
+    It is created under another name first, so that it is whole or not there. Only one process may
+    do so at a time: files of that name are leftovers.
+
+    Args:
+        uri: URI of the file; others are ignored.
+        create: Creates the tables in the file at a URI.
+    """
     if not is_missing(uri):
         return
-    path = Path(uri.removeprefix("sqlite:///"))
-    new = path.with_name(
-        f".{path.name}.new"
-    )  # only one process is here at a time: what lies there is left over
+    path = sqlite_path(uri)
+    new = path.with_name(f".{path.name}.new")
     for leftover in path.parent.glob(f"{new.name}*"):
         leftover.unlink()
-    create(f"sqlite:///{new}")
-    # a write-ahead log: half the waiting for the disk, and readers and writers do not block each other
+    create(f"{SQLITE}{new}")
+    # a write-ahead log halves the waiting for the disk; readers and writers do not block each other
     with closing(sqlite3.connect(new)) as connection:
         connection.execute("PRAGMA journal_mode=WAL").close()
     new.replace(path)
 
 
 def quiet_mlflow() -> None:
-    """Settings of a good guest, unless the user set them: no telemetry, no minutes of retries, no progress bars."""
-    for name, value in {
-        "MLFLOW_DISABLE_TELEMETRY": "true",
-        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
-        "MLFLOW_HTTP_REQUEST_TIMEOUT": "20",
-        "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
-        "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-        "GIT_PYTHON_REFRESH": "quiet",
-        "TF_CPP_MIN_LOG_LEVEL": "3",
-    }.items():
+    """Set the environment variables of `SETTINGS` that the user has not set."""
+    for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
 
 
+# ------------------------------------------------------------------- deprecated: until the merge
+# What code outside of this package still calls. It goes when that code holds a Tracker.
+
+ARTIFACTS = Workspace.of_project().artifacts
+OUTBOX = ARTIFACTS / ".outbox"
+SERVERS = location.SERVERS
+REGISTERED_NAME = location.REGISTERED_NAME
+CHAMPION_URI = location.CHAMPION_URI
+NAMED = location.MODEL_NAMES
+
+
+def default_workspace() -> Workspace:
+    """Return the workspace of callers that have none."""
+    return Workspace(ARTIFACTS.parent)
+
+
+def tracking_uri(configured: str | None) -> str:
+    """Return the URI of the store; see `location.store_uri`."""
+    return store_uri(configured, Workspace.of_project())
+
+
+def experiment_name(config: Config, dataset: str) -> str:
+    """Return the name of the experiment; see `location.experiment_name`."""
+    return location.experiment_name(config, dataset)
+
+
+def view_command(uri: str) -> str:
+    """Return the command that shows a store; see `location.view_command`."""
+    return location.view_command(uri, Workspace.of_project())
+
+
+def prepare_store(uri: str) -> None:
+    """Create the tables of a store and upload what is left; see `session.session`."""
+    create_store(uri, default_workspace())
+    from digit_study.tracking.store import as_store
+    from digit_study.tracking.uploader import upload_left
+
+    upload_left(as_store(uri))
+
+
 def use_scratch() -> Path:
-    """Use the project's scratch folder."""
+    """Use the project's scratch folder; see `support.scratch`."""
     return scratch.use_scratch(Workspace.of_project())
-
-
-def model_file(uri: str, tracking: str | None = None) -> Path:
-    """Path of the Keras file of a model, named as in ``NAMED``, downloaded from ``tracking`` or the usual store.
-
-    Raises StudyError if there is no such store, alias, version, run or Keras model; what was found is its cause.
-    """
-    if uri.endswith(".keras") and Path(uri).is_file():
-        return Path(uri)
-    if not uri.startswith(("models:/", "runs:/")):
-        raise StudyError(f"`model` must be {NAMED}, got '{uri}'")
-    remedy = "run `python src/run.py` and `python sweeps/promote.py`"
-    store = require_store(tracking, "a model must be registered first", remedy)
-    send_kept(store)
-    import mlflow
-
-    mlflow.set_tracking_uri(
-        store
-    )  # the registry follows it; download_artifacts(tracking_uri=) asks another
-    try:
-        file = Path(mlflow.artifacts.download_artifacts(uri)) / "data" / "model.keras"
-        if file.is_file():
-            return file
-        cause: Exception = FileNotFoundError("it has no data/model.keras")
-    except (mlflow.exceptions.MlflowException, OSError) as fault:
-        cause = fault
-    if not uri.startswith("models:/"):
-        remedy = "see the runs with `mlflow ui`, or leave `model` out for the champion"
-    elif versions := mlflow.MlflowClient().search_model_versions(
-        f"name = '{REGISTERED_NAME}'", max_results=200
-    ):
-        numbers = sorted(int(version.version) for version in versions)
-        example, known = (
-            f"model=models:/{REGISTERED_NAME}/{numbers[-1]}",
-            ", ".join(map(str, numbers)),
-        )
-        remedy = f"take one of the versions there are ({known}), as {example}, or promote one with sweeps/promote.py"
-    else:
-        remedy = (
-            f"no version of {REGISTERED_NAME} is registered yet; run `python sweeps/promote.py`"
-        )
-    why = first_line(cause).rstrip(".")
-    raise StudyError(
-        f"`model` must name a Keras model that MLflow holds, got '{uri}' ({why}): {remedy}"
-    ) from cause
-
-
-def version_named(uri: str, tracking: str | None = None) -> str | None:
-    """The version that ``models:/name@alias`` names at this moment; None where ``uri`` has no alias and never moves.
-
-    Raises what MLflow raises if the store does not answer or the alias is gone.
-    """
-    name, at, alias = uri.removeprefix("models:/").partition("@")
-    if not at or not uri.startswith("models:/"):
-        return None
-    import mlflow
-
-    return str(
-        mlflow.MlflowClient(tracking_uri(tracking)).get_model_version_by_alias(name, alias).version
-    )

@@ -2,7 +2,7 @@
 
 import os
 
-from digit_study.config.run import Config
+from digit_study.config.run_config import Config
 from digit_study.support.messages import without_password
 from digit_study.support.workspace import Workspace
 

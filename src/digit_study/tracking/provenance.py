@@ -1,4 +1,4 @@
-"""What code, what machine and what arithmetic a run comes from, as its technical tags."""
+"""The provenance of a run: its code, its machine and its arithmetic, as tags that begin with ``technical.``."""
 
 import os
 import platform
@@ -9,57 +9,63 @@ from functools import cache
 from importlib.metadata import version
 
 from digit_study.config.compose import ROOT
-from digit_study.config.run import Config
+from digit_study.config.run_config import Config
 from digit_study.support import machine
 
-#: Prefix of these tags: what a person looks for has none.
+#: Prefix of these tags: tags that a person looks for have none.
 TECHNICAL = "technical."
+#: Packages that a saved model needs.
 MODEL_REQUIREMENTS = ("tensorflow", "keras", "numpy")
+#: Commands of git whose output is recorded, by tag.
+GIT_COMMANDS = {"git.commit": "rev-parse HEAD", "git.dirty": "status --porcelain"}
+#: What of a machine decides bits or seconds of a run, beside the versions of packages.
+DECIDING = ("processor", "cores")
+#: How the tags of versions begin.
+VERSION = "version."
+#: Packages whose version is recorded.
 RECORDED_VERSIONS = (*MODEL_REQUIREMENTS, "mlflow", "optuna")
 
 
 def technical(config: Config) -> dict[str, str]:
-    """All technical tags of a run that this process makes."""
-    recipe = config.training
-    settled = {
+    """Return all provenance tags of a run that this process makes."""
+    run = {
         "engine": config.engine,
-        "precision": recipe.precision,
-        "threads": str(recipe.threads),
+        "precision": config.training.precision,
+        "threads": str(config.training.threads),
     }
-    return prefixed({**settled, **code_tags(), **machine_tags()})
+    return prefixed({**run, **code_tags(), **machine_tags()})
 
 
 def prefixed(tags: Mapping[str, str]) -> dict[str, str]:
-    """Tags as a run has them, from their plain names."""
+    """Return tags as a run has them, from their plain names."""
     return {f"{TECHNICAL}{name}": value for name, value in tags.items()}
 
 
 def plain(tags: Mapping[str, str]) -> dict[str, str]:
-    """Tags of a run by their plain names, which runs of earlier code have."""
+    """Return tags of a run by their plain names, which runs of earlier code have."""
     return {key.removeprefix(TECHNICAL): value for key, value in tags.items()}
 
 
 @cache
 def code_tags() -> dict[str, str]:
-    """Git commit and dirtiness of the project."""
-    told = {"git.commit": "rev-parse HEAD", "git.dirty": "status --porcelain"}
-    for tag, words in told.items():
-        command = ["git", "-C", str(ROOT), *words.split()]
-        try:
-            told[tag] = subprocess.check_output(
-                command, stderr=subprocess.DEVNULL, text=True
-            ).strip()
-        except (
-            FileNotFoundError,
-            subprocess.CalledProcessError,
-        ):  # no git on this machine, or no repository
-            told[tag] = "unknown"
-    told["git.dirty"] = str(bool(told["git.dirty"])).lower()
-    return told
+    """Return the git commit of the project, and whether files differ from it."""
+    found = {tag: _git(words) for tag, words in GIT_COMMANDS.items()}
+    found["git.dirty"] = str(bool(found["git.dirty"])).lower()
+    return found
+
+
+def _git(words: str) -> str:
+    """Return what git prints; ``unknown`` without git or without a repository."""
+    command = ["git", "-C", str(ROOT), *words.split()]
+    try:
+        text = subprocess.check_output(command, stderr=subprocess.DEVNULL, text=True)
+    except (FileNotFoundError, subprocess.CalledProcessError):
+        return "unknown"
+    return text.strip()
 
 
 def machine_tags() -> dict[str, str]:
-    """What of this process and its machine decides bits and seconds of a run."""
+    """Return what of this process and its machine decides bits and seconds of a run."""
     return {
         "pid": str(os.getpid()),
         "onednn": os.environ.get("TF_ENABLE_ONEDNN_OPTS", "default"),
@@ -73,30 +79,28 @@ def machine_tags() -> dict[str, str]:
 
 @cache
 def _versions() -> dict[str, str]:
-    return {f"version.{name}": version(name) for name in RECORDED_VERSIONS}
+    return {f"{VERSION}{name}": version(name) for name in RECORDED_VERSIONS}
 
 
 def mixture(runs: Sequence[Mapping[str, str]]) -> str:
-    """A sentence on what differs between the machines of runs, by their plain tags; empty if nothing does.
+    """Return a sentence on what differs between the machines of runs.
 
-    Processor, cores and versions decide bits or seconds of a run.
+    Args:
+        runs: The plain tags of each run.
+
+    Returns:
+        The sentence; empty if nothing differs.
     """
-    keys = sorted(
-        {
-            key
-            for tags in runs
-            for key in tags
-            if key in ("processor", "cores") or key.startswith("version.")
-        }
-    )
-    counts = {key: Counter(tags.get(key, "unknown") for tags in runs) for key in keys}
-    told = [
-        f"{key.removeprefix('version.')} {' and '.join(f'{value} ({count})' for value, count in found.most_common())}"
-        for key, found in counts.items()
-        if len(found) > 1
-    ]
-    return (
-        f"compared across machines that differ, which changes numbers too: {'; '.join(told)}"
-        if told
-        else ""
-    )
+    keys = {key for tags in runs for key in tags}
+    differences = []
+    for key in sorted(keys):
+        if key not in DECIDING and not key.startswith(VERSION):
+            continue
+        counts = Counter(tags.get(key, "unknown") for tags in runs)
+        if len(counts) > 1:
+            values = [f"{value} ({count})" for value, count in counts.most_common()]
+            differences.append(f"{key.removeprefix(VERSION)} {' and '.join(values)}")
+    if not differences:
+        return ""
+    found = "; ".join(differences)
+    return f"compared across machines that differ, which changes numbers too: {found}"

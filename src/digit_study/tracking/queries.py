@@ -1,11 +1,10 @@
-"""Runs and models as MLflow holds them: found, checked, and turned back into what made them. Needs no TensorFlow."""
+"""Runs as a store holds them: found, checked, and turned back into what made them. Needs no TensorFlow."""
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import mlflow
 import pandas as pd
@@ -14,234 +13,448 @@ from mlflow import MlflowException
 from mlflow.entities import Run
 
 from digit_study.config import compose
-from digit_study.config.engine import PLACE_KEYS
-from digit_study.config.run import Config, TrackingConfig
+from digit_study.config.engine_config import ENGINE_KEYS
+from digit_study.config.run_config import Config, TrackingConfig
 from digit_study.stats.metrics import Evaluation, evaluation_of
 from digit_study.support import console
 from digit_study.support.messages import StudyError, first_line, nearest, without_password
-from digit_study.tracking import database as stores
-from digit_study.tracking import provenance as origin
-from digit_study.tracking import views
-from digit_study.tracking.runs import BEST_OF, children, client_of
-from digit_study.tracking.spool import SpooledRun
-from digit_study.tracking.upload import StoreFault
+from digit_study.tracking import models, provenance
+from digit_study.tracking.database import (
+    create_store,
+    default_workspace,
+    require_store,
+    unknown_run,
+)
+from digit_study.tracking.runs import MOST_RUNS, Runs, runs_of
+from digit_study.tracking.spool import MetricValue
+from digit_study.tracking.store import StoreFault, as_store
+from digit_study.tracking.uploader import upload_left
+from digit_study.tracking.writer import BEST_OF
 
 #: MLflow's codes for "there is no such thing", as its several stores spell it.
 ABSENT = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE", "NOT_FOUND")
-#: Tags by which a run that is not a training run names the one that a person probably means.
+#: Tags by which a run that is no training run names the run that a person probably means.
 POINTERS = ("winner.run_id", "best.run_id")
-#: Questions that a server is asked at a time.
-AT_A_TIME = 16
+#: Tag of the parent runs of a study and of its confirmations: which study of its name it is.
+STUDY_UID = "study.uid"
+#: Tag of a run that has trained a network to the end.
+WEIGHTS = "weights.sha256"
+#: How the params begin that are no part of what a run was, but of where it went.
+NOT_RECORDED = ("tracking.", "reproduce", BEST_OF, *ENGINE_KEYS)
 T = TypeVar("T")
 U = TypeVar("U")
 
 
+class Queries(Runs):
+    """A store that is asked for runs.
+
+    What is spooled on this machine is part of the answers, whether the store has it by now or not.
+    """
+
+    # ------------------------------------------------------------------------------- found
+
+    def children_tagged(
+        self, parent_run_id: str, tags: Mapping[str, str]
+    ) -> dict[str, dict[str, str]]:
+        """Return the children of a run that have all of some tags.
+
+        Args:
+            parent_run_id: Id of the parent run.
+            tags: Tags that all must match.
+
+        Returns:
+            The tags of each by its id; none, with a warning, where the store does not answer.
+        """
+        try:
+            return self.children(parent_run_id, _all_of(tags))
+        except StoreFault as fault:
+            console.warn(f"the children of run {parent_run_id} are unknown: {first_line(fault)}")
+            return {}
+
+    def find_run(self, tags: Mapping[str, str]) -> str | None:
+        """Return the id of the newest run in any experiment that has all of ``tags``."""
+        found = self.client.search_runs(self._experiments(), _all_of(tags), max_results=1)
+        if not found:
+            return None
+        return str(found[0].info.run_id)
+
+    def _experiments(self) -> list[str]:
+        return [experiment.experiment_id for experiment in self.client.search_experiments()]
+
+    def runs_with_models(self, parent_run_id: str) -> set[str]:
+        """Return the ids of all runs that have a model, in the experiment of a run."""
+        experiment = self.experiment_of(parent_run_id)
+        found: set[str] = set()
+        token = None
+        while True:
+            page = self.client.search_logged_models([experiment], page_token=token)
+            found |= {str(model.source_run_id) for model in page}
+            token = page.token
+            if not token:
+                return found
+
+    def newest_confirmation(self, study: str, since: float) -> Run | None:
+        """Return the latest confirmation of a study that has a winner.
+
+        Args:
+            study: Name of the study.
+            since: When it must have begun at the earliest, in seconds since 1970.
+        """
+        began = f"attributes.start_time > {since * 1000:.0f}"
+        return next(self._confirmations(study, began, "attributes.end_time DESC"), None)
+
+    def _confirmations(self, study: str, condition: str, order: str) -> Iterator[Run]:
+        """Yield confirmations of a study that have a winner and meet a condition, in an order."""
+        query = f"tags.kind = 'confirmation' and {condition}"
+        experiments = self._experiments()
+        found = self.client.search_runs(experiments, query, order_by=[order], max_results=MOST_RUNS)
+        # the name is compared here: MLflow's filters cannot quote a quote
+        for run in found:
+            if run.data.tags.get("study") == study and "winner.run_id" in run.data.tags:
+                yield run
+
+    def confirmed_winner(self, study: str, uid: str | None = None) -> str:
+        """Return the run id of the winner of a study's latest finished confirmation.
+
+        A store may hold several studies of a name, of several clones of the project. They are told
+        apart by their uid; confirmations of earlier code have none and count by their name.
+
+        Args:
+            study: Name of the study.
+            uid: Which study of that name is meant; None takes the study that was begun last.
+
+        Raises:
+            StudyError: If there is none, or if another study of that name has a winner too and
+                ``uid`` does not say which is meant.
+        """
+        parents = self._studies(study)
+        known = {run.data.tags.get(STUDY_UID) for run in parents}
+        if uid in known:
+            parents = [run for run in parents if run.data.tags.get(STUDY_UID) == uid]
+        since = 0
+        wanted = None
+        if parents:
+            # a study that was begun anew, with search.fresh, has nothing of the study before it
+            newest = max(parents, key=lambda run: int(run.info.start_time))
+            since = newest.info.start_time
+            wanted = newest.data.tags.get(STUDY_UID)
+        is_finished = "attributes.status = 'FINISHED'"
+        confirmations = list(self._confirmations(study, is_finished, "attributes.start_time DESC"))
+        of_others = [
+            run for run in confirmations if run.data.tags.get(STUDY_UID) not in (None, wanted)
+        ]
+        own = [
+            run for run in confirmations if run not in of_others and run.info.start_time >= since
+        ]
+        if not own:
+            raise self._no_winner(study, since, of_others)
+        if of_others and uid not in known:
+            raise _ambiguous(study, [own[0], *of_others])
+        return str(own[0].data.tags["winner.run_id"])
+
+    def _studies(self, study: str) -> list[Run]:
+        """Return the parent runs of all studies of a name."""
+        is_study = "tags.kind = 'study'"
+        found = self.client.search_runs(self._experiments(), is_study, max_results=MOST_RUNS)
+        return [run for run in found if run.data.tags.get("study") == study]
+
+    def _no_winner(self, study: str, since: int, of_others: Sequence[Run]) -> StudyError:
+        """Return the error for a study without a confirmed winner, and say what comes first."""
+        is_of_study = "tags.study LIKE '%'"
+        runs = self.client.search_runs(self._experiments(), is_of_study, max_results=MOST_RUNS)
+        own = [run for run in runs if run.data.tags["study"] == study]
+        recent = [run for run in own if run.info.start_time >= since]
+        trained = [run for run in recent if _is_trained(run)]
+        remedy = (
+            f"run `python sweeps/confirm.py study={study}`, or promote a run of your choice with "
+            "run_id=<run_id>"
+        )
+        found = f" with {len(trained)} finished runs and no finished confirmation"
+        if not own:
+            names = {run.data.tags["study"] for run in runs}
+            found = f", of which this store holds nothing{nearest(study, names)}"
+            remedy = f"run `python sweeps/optuna_search.py study={study}`, then {remedy}"
+        elif not trained:
+            remedy = f"let it finish a trial, then {remedy}"
+        if of_others:
+            found += f" ({_named(of_others)} of another study of this name)"
+        return StudyError(f"`study` must have a confirmed winner, got '{study}'{found}: {remedy}")
+
+    # ------------------------------------------------------------------------------- a run
+
+    def finished_run(self, run_id: str, key: str) -> Run:
+        """Return a training run that ended well.
+
+        Args:
+            run_id: What a person gave.
+            key: The config key that was set to it, for messages.
+
+        Raises:
+            StudyError: If there is no such run, or it did not end well.
+        """
+        try:
+            run = self.client.get_run(run_id)
+        except MlflowException as fault:
+            if fault.error_code not in ABSENT:
+                raise
+            raise unknown_run(self.uri, run_id, key, self.workspace) from None
+        if run.info.lifecycle_stage == "active" and _is_trained(run):
+            return run
+        tags = run.data.tags
+        remedy = f"see the ids with `{self.view_command}`"
+        if run.info.lifecycle_stage != "active":
+            wanted = "run that is not deleted"
+            found = "deleted"
+            remedy = "`mlflow runs restore` it"
+        elif run.info.status != "FINISHED":
+            wanted = "finished run"
+            found = run.info.status
+            remedy = f"wait for it, or take another one; {remedy}"
+        else:
+            wanted = "training run"
+            found = f"a {tags.get('kind', 'run of others')}"
+            meant = [tags[tag] for tag in POINTERS if tag in tags]
+            if meant:
+                remedy = f"take the run it names, {meant[0]}"
+        wrong = f"`{key}` must be a {wanted}, got '{run_id}', which is {found}"
+        raise StudyError(f"{wrong}: {remedy}")
+
+    def finished_metrics(self, run_id: str) -> dict[str, float] | None:
+        """Return the final metrics of a run that has its result, None of any other."""
+        spooled = self.spooled(run_id)
+        if spooled.has_result:  # it may still draw figures, or be closed or uploaded just now
+            values = spooled.metrics()
+            if spooled.folder.is_dir():  # else it has just been uploaded
+                return {name: points[-1].value for name, points in values.items()}
+        run = self.client.get_run(run_id)
+        if run.info.status != "FINISHED":
+            return None
+        return dict(run.data.metrics)
+
+    def epoch_values(self, run_id: str, metric: str) -> dict[int, float]:
+        """Return a metric of a run after every epoch.
+
+        Args:
+            run_id: Id of the run.
+            metric: Name of the metric.
+
+        Returns:
+            Its values by the number of the epoch, from 1. What the end of the run adds to the last
+            epoch is left out.
+        """
+        points = self.spooled(run_id).metrics().get(metric, [])
+        if not points:
+            history = self.client.get_metric_history(run_id, metric)
+            points = [MetricValue(found.step, found.timestamp, found.value) for found in history]
+        values: dict[int, float] = {}
+        for point in sorted(points):
+            if point.step > 0:
+                values.setdefault(point.step, point.value)
+        return values
+
+    def artifact_table(self, run_id: str, name: str) -> pd.DataFrame:
+        """Return ``tables/<name>.csv`` of a run."""
+        file = f"tables/{name}.csv"
+        with suppress(FileNotFoundError):
+            return pd.read_csv(self.spooled(run_id).folder / file)
+        with tempfile.TemporaryDirectory() as folder:
+            return pd.read_csv(self.client.download_artifacts(run_id, file, folder))
+
+    def predictions(self, run: Run, key: str) -> pd.DataFrame:
+        """Return the predictions.csv of a run.
+
+        Args:
+            run: The run.
+            key: The config key that a person set to it, for messages.
+
+        Raises:
+            StudyError: If the table is gone.
+        """
+        try:
+            return self.artifact_table(run.info.run_id, "predictions")
+        except (*StoreFault, pd.errors.ParserError) as fault:
+            rule = f"`{key}` must be a run with tables/predictions.csv"
+            wrong = f"{rule}, got '{run.info.run_id}' ({first_line(fault, 200)})"
+            raise StudyError(f"{wrong}: train it again with `python src/run.py`") from None
+
+    def evaluation_of_model(self, named: str) -> Evaluation:
+        """Return how the run that made a model predicted its validation images.
+
+        Args:
+            named: The model, as in `location.MODEL_NAMES`, but no file.
+
+        Raises:
+            StudyError: If the store knows of no such run.
+        """
+        with self.readable_faults():
+            run_id = models.run_of_model(self.client, named)
+            return evaluation_of(self.predictions(self.client.get_run(run_id), "model"))
+
+    # ------------------------------------------------------------------------------- faults
+
+    @contextmanager
+    def readable_faults(self) -> Iterator[None]:
+        """Turn what the store raises inside the block into one readable message."""
+        try:
+            yield
+        except MlflowException as fault:
+            rule = "`tracking.uri` must be an MLflow store that answers"
+            wrong = f"{rule}, got '{without_password(self.uri)}', which said: {first_line(fault)}"
+            remedy = "make it answer, then run the same command again"
+            raise StudyError(f"{wrong}; {remedy}") from fault
+
+
+def _ambiguous(study: str, confirmations: Sequence[Run]) -> StudyError:
+    """Return the error for a name that several studies with a winner have."""
+    return StudyError(
+        f"`study` must name one study, got '{study}', which several studies in this store are "
+        f"called ({_named(confirmations)}): promote the winner that you mean with run_id=<run_id>"
+    )
+
+
+def _named(confirmations: Sequence[Run]) -> str:
+    """Name the winners of confirmations and their studies."""
+    winners = {
+        run.data.tags.get(STUDY_UID): str(run.data.tags["winner.run_id"])
+        for run in reversed(confirmations)
+    }
+    return ", ".join(f"winner {winner} of study {uid}" for uid, winner in winners.items())
+
+
+def _is_trained(run: Run) -> bool:
+    """Return whether a run has trained a network to the end."""
+    return run.info.status == "FINISHED" and WEIGHTS in run.data.tags
+
+
+def _all_of(tags: Mapping[str, str]) -> str:
+    """Return the condition of MLflow's search that all tags match."""
+    return " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+
+
+def recorded_config(run: Run) -> Config:
+    """Rebuild the config of a run from its params, which name every leaf.
+
+    Args:
+        run: The run.
+
+    Returns:
+        The config, without what says where the run went.
+
+    Raises:
+        StudyError: If the run has none, or one that this code does not know.
+    """
+    if not run.data.params:
+        raise StudyError(f"a run must hold its config, got '{run.info.run_id}' without params")
+    compose.register()
+    overrides = []
+    for key, text in run.data.params.items():
+        if not key.startswith(NOT_RECORDED):
+            overrides.append(f"{key}={_override_value(text)}")
+    try:
+        config: Config = compose.compose_config(overrides)
+        config.validate()
+    except StudyError as fault:
+        commit = provenance.plain(run.data.tags).get("git.commit", "unknown")
+        remedy = f"check out the code it was made with, git commit {commit}"
+        wrong = f"the config of run '{run.info.run_id}' must be one this code knows"
+        raise StudyError(f"{wrong}: {fault}; {remedy}") from None
+    return replace(config, tracking=TrackingConfig(), reproduce=None)
+
+
+def _override_value(text: str) -> str:
+    """Return a param as Hydra reads it: quoted it is a string, which the schema converts."""
+    if text == "None":
+        return "null"
+    return str(QuotedString(text, Quote.single).with_quotes())
+
+
+# ------------------------------------------------------------------- deprecated: until the merge
+
+
+def _queries(uri: str) -> Queries:
+    found = Queries(uri, default_workspace())
+    vars(found).update(vars(as_store(uri)))  # one client and one cache
+    return found
+
+
 def each(uri: str, ask: Callable[[T], U], items: Iterable[T]) -> list[U]:
-    """What ``ask`` returns for every item, in their order: of a server all at a time, for each waits for its answer."""
-    if not uri.startswith(stores.SERVERS):
-        return list(map(ask, items))
-    with ThreadPoolExecutor(AT_A_TIME) as pool:
-        return list(pool.map(ask, items))
+    """Ask for every item; see `Store.each`."""
+    return runs_of(uri).each(ask, items)
 
 
 def finished_metrics(uri: str, run_id: str) -> dict[str, float] | None:
-    """Final metrics of a run that has its result, whether the store has it by now or not; None of any other."""
-    spooled = SpooledRun(run_id)
-    if spooled.has_result:  # it may still be drawn, closed or sent at this moment
-        values = spooled.metrics()
-        if spooled.folder.is_dir():  # else it has just been sent
-            return {name: all[-1][2] for name, all in values.items()}
-    run = client_of(uri).get_run(run_id)
-    return dict(run.data.metrics) if run.info.status == "FINISHED" else None
+    """Return final metrics; see `Queries.finished_metrics`."""
+    return _queries(uri).finished_metrics(run_id)
 
 
 def children_tagged(
     uri: str, parent_run_id: str, tags: Mapping[str, str]
 ) -> list[tuple[str, dict[str, str]]]:
-    """Ids and tags of the runs beneath a parent that have all these tags; none, with a warning, without a store."""
-    try:
-        return children(uri, parent_run_id, _all_of(tags))
-    except StoreFault as fault:
-        console.warn(
-            f"the runs beneath {parent_run_id} could not be looked at: {first_line(fault)}"
-        )
-        return []
+    """Return children; see `Queries.children_tagged`."""
+    return list(_queries(uri).children_tagged(parent_run_id, tags).items())
 
 
 def find_run(uri: str, tags: Mapping[str, str]) -> str | None:
-    """The newest run in any experiment that has all these tags."""
-    client = client_of(uri)
-    experiments = [one.experiment_id for one in client.search_experiments()]
-    found = client.search_runs(experiments, _all_of(tags), max_results=1)
-    return str(found[0].info.run_id) if found else None
-
-
-def _all_of(tags: Mapping[str, str]) -> str:
-    return " and ".join(f"tags.`{key}` = '{value}'" for key, value in tags.items())
+    """Return a run; see `Queries.find_run`."""
+    return _queries(uri).find_run(tags)
 
 
 def runs_with_models(uri: str, parent_run_id: str) -> set[str]:
-    """Ids of all runs that have a model, in the experiment of ``parent_run_id``."""
-    found: set[str] = set()
-    experiment, token = views.experiment_of(client_of(uri), parent_run_id), None
-    while True:
-        page = client_of(uri).search_logged_models([experiment], page_token=token)
-        found |= {str(model.source_run_id) for model in page}
-        if not (token := page.token):
-            return found
+    """Return runs; see `Queries.runs_with_models`."""
+    return _queries(uri).runs_with_models(parent_run_id)
 
 
 def prediction_table(uri: str, run_id: str) -> pd.DataFrame:
-    """The predictions.csv of a run, as MLflow holds it."""
-    return artifact_table(uri, run_id, "predictions")
-
-
-def evaluation_of_model(named: str, tracking: str | None) -> Evaluation:
-    """How the run that made a model reads its validation images; raises StudyError if ``named`` says of no such run."""
-    client, uri = open_store(tracking)
-    with store_faults(uri):
-        run_id = views.run_of_model(client, named)
-        return evaluation_of(predictions(client, client.get_run(run_id), "model"))
-
-
-def epoch_values(uri: str, run_id: str, metric: str) -> dict[int, float]:
-    """A metric of a run after every epoch, by its number; what the end of the run adds to the last is left out."""
-    found: dict[int, float] = {}
-    kept = SpooledRun(run_id).metrics().get(metric, [])
-    told = client_of(uri).get_metric_history(run_id, metric) if not kept else []
-    for step, _, value in sorted(kept + [(one.step, one.timestamp, one.value) for one in told]):
-        if step > 0:
-            found.setdefault(step, value)
-    return found
-
-
-def newest_confirmation(uri: str, study: str, since: float) -> Run | None:
-    """The latest confirmation of ``study`` that has a winner and began after ``since``, in seconds since 1970."""
-    began = f"attributes.start_time > {since * 1000:.0f}"
-    return next(_confirmations(client_of(uri), study, began, "attributes.end_time DESC"), None)
-
-
-def _confirmations(
-    client: mlflow.MlflowClient, study: str, condition: str, order: str
-) -> Iterator[Run]:
-    """Confirmations of ``study`` that have a winner and meet a condition of MLflow's search, in an order of it."""
-    experiments = [found.experiment_id for found in client.search_experiments()]
-    query = f"tags.kind = 'confirmation' and {condition}"
-    # the name is compared here: MLflow's filters cannot quote a quote
-    for run in client.search_runs(experiments, query, order_by=[order], max_results=5_000):
-        if run.data.tags.get("study") == study and "winner.run_id" in run.data.tags:
-            yield run
+    """Return predictions.csv; see `Queries.artifact_table`."""
+    return _queries(uri).artifact_table(run_id, "predictions")
 
 
 def artifact_table(uri: str, run_id: str, name: str) -> pd.DataFrame:
-    """The ``tables/<name>.csv`` of a run, as MLflow holds it or will."""
-    with suppress(FileNotFoundError):
-        return pd.read_csv(SpooledRun(run_id).folder / "tables" / f"{name}.csv")
-    with tempfile.TemporaryDirectory() as folder:
-        return pd.read_csv(client_of(uri).download_artifacts(run_id, f"tables/{name}.csv", folder))
+    """Return a table; see `Queries.artifact_table`."""
+    return _queries(uri).artifact_table(run_id, name)
+
+
+def epoch_values(uri: str, run_id: str, metric: str) -> dict[int, float]:
+    """Return values; see `Queries.epoch_values`."""
+    return _queries(uri).epoch_values(run_id, metric)
+
+
+def newest_confirmation(uri: str, study: str, since: float) -> Run | None:
+    """Return a run; see `Queries.newest_confirmation`."""
+    return _queries(uri).newest_confirmation(study, since)
 
 
 def open_store(configured: str | None) -> tuple[mlflow.MlflowClient, str]:
-    """Client and URI of a store that exists already; raises StudyError if there is none or it does not answer."""
-    uri = stores.require_store(
-        configured, "runs must have been tracked first", "run `python src/run.py`"
-    )
-    stores.prepare_store(uri)
-    mlflow.set_tracking_uri(uri)  # the registry and the artifacts follow it
-    return client_of(uri), uri
+    """Open a store that exists; see `session.open_store`."""
+    rule = "runs must have been tracked first"
+    uri = require_store(configured, rule, "run `python src/run.py`")
+    create_store(uri, default_workspace())
+    upload_left(as_store(uri))
+    mlflow.set_tracking_uri(uri)
+    return as_store(uri).client, uri
 
 
-@contextmanager
-def store_faults(uri: str) -> Iterator[None]:
-    """Turn what a store raises inside the block into one readable message."""
-    try:
-        yield
-    except MlflowException as fault:
-        wrong = f"`tracking.uri` must be an MLflow store that answers, got '{without_password(uri)}', which said"
-        raise StudyError(
-            f"{wrong}: {first_line(fault)}; make it answer, then run the same command again"
-        ) from fault
+def store_faults(uri: str) -> AbstractContextManager[None]:
+    """Turn faults into messages; see `Queries.readable_faults`."""
+    return _queries(uri).readable_faults()
 
 
-def finished_run(client: mlflow.MlflowClient, uri: str, run_id: str, key: str) -> Run:
-    """Look up a training run that ended well; raises StudyError if it is none. ``key`` was set to ``run_id``."""
-    try:
-        run = client.get_run(run_id)
-    except MlflowException as fault:
-        if fault.error_code not in ABSENT:
-            raise
-        raise stores.unknown_run(uri, run_id, key) from None
-    tags, remedy = run.data.tags, f"see the ids with `{stores.view_command(uri)}`"
-    if run.info.lifecycle_stage != "active":
-        wanted, found, remedy = "run that is not deleted", "deleted", "`mlflow runs restore` it"
-    elif run.info.status != "FINISHED":
-        wanted, found = "finished run", run.info.status
-        remedy = f"wait for it, or take another one; {remedy}"
-    elif "weights.sha256" not in tags:
-        wanted, found = "training run", f"a {tags.get('kind', 'run of others')}"
-        if meant := [tags[tag] for tag in POINTERS if tag in tags]:
-            remedy = f"take the run it names, {meant[0]}"
-    else:
-        return run
-    raise StudyError(f"`{key}` must be a {wanted}, got '{run_id}', which is {found}: {remedy}")
+def finished_run(client: Any, uri: str, run_id: str, key: str) -> Run:
+    """Return a run; see `Queries.finished_run`."""
+    return _queries(uri).finished_run(run_id, key)
 
 
-def confirmed_winner(client: mlflow.MlflowClient, study: str) -> str:
-    """Run id of the winner of the latest finished confirmation of ``study``; raises StudyError if there is none."""
-    experiments = [found.experiment_id for found in client.search_experiments()]
-    studies = client.search_runs(experiments, "tags.kind = 'study'", max_results=5_000)
-    # one that was begun anew, with search.fresh, has nothing of the one before it
-    since = max(
-        (run.info.start_time for run in studies if run.data.tags.get("study") == study), default=0
-    )
-    finished = f"attributes.status = 'FINISHED' and attributes.start_time >= {since}"
-    for run in _confirmations(client, study, finished, "attributes.start_time DESC"):
-        return str(run.data.tags["winner.run_id"])
-    runs = client.search_runs(experiments, "tags.study LIKE '%'", max_results=5_000)
-    names = {run.data.tags["study"] for run in runs}
-    own = [run for run in runs if run.data.tags["study"] == study and run.info.start_time >= since]
-    done = sum(run.info.status == "FINISHED" and "weights.sha256" in run.data.tags for run in own)
-    found, first = (
-        f" with {done} finished runs and no finished confirmation",
-        "let it finish a trial, then ",
-    )
-    if study not in names:
-        found = f", of which this store holds nothing{nearest(study, names)}"
-        first = f"run `python sweeps/optuna_search.py study={study}`, then "
-    remedy = f"run `python sweeps/confirm.py study={study}`, or promote a run of your choice with run_id=<run_id>"
-    raise StudyError(
-        f"`study` must have a confirmed winner, got '{study}'{found}: {'' if done else first}{remedy}"
-    )
+def confirmed_winner(client: Any, study: str) -> str:
+    """Return a winner; see `Queries.confirmed_winner`."""
+    return _queries(str(client.tracking_uri)).confirmed_winner(study)
 
 
-def recorded_config(run: Run) -> Config:
-    """Rebuild the config of a run from its params, which name every leaf; raises StudyError if that cannot be done."""
-    leaves = run.data.params
-    if not leaves:
-        raise StudyError(f"a run must hold its config, got '{run.info.run_id}' without params")
-    compose.register()
-    # quoted, a value is a string, which the schema converts
-    overrides = [
-        f"{key}={'null' if text == 'None' else QuotedString(text, Quote.single).with_quotes()}"
-        for key, text in leaves.items()
-        if not key.startswith(("tracking.", "reproduce", BEST_OF, *PLACE_KEYS))
-    ]
-    try:
-        config: Config = compose.compose_config(overrides)
-        config.validate()
-    except StudyError as fault:
-        commit = origin.plain(run.data.tags).get("git.commit", "unknown")
-        remedy = f"check out the code it was made with, git commit {commit}"
-        wrong = f"the config of run '{run.info.run_id}' must be one this code knows"
-        raise StudyError(f"{wrong}: {fault}; {remedy}") from None
-    # tracking says where the run went, not what it was
-    return replace(config, tracking=TrackingConfig(), reproduce=None)
+def predictions(client: Any, run: Run, key: str) -> pd.DataFrame:
+    """Return predictions; see `Queries.predictions`."""
+    return _queries(str(client.tracking_uri)).predictions(run, key)
 
 
-def predictions(client: mlflow.MlflowClient, run: Run, key: str) -> pd.DataFrame:
-    """The run's predictions.csv; ``key`` is what the person set to the run. Raises StudyError if the table is gone."""
-    try:
-        return prediction_table(client.tracking_uri, run.info.run_id)
-    except (*StoreFault, pd.errors.ParserError) as fault:
-        wrong = f"`{key}` must be a run with tables/predictions.csv, got '{run.info.run_id}' ({first_line(fault, 200)})"
-        raise StudyError(f"{wrong}: train it again with `python src/run.py`") from None
+def evaluation_of_model(named: str, configured: str | None) -> Evaluation:
+    """Return an evaluation; see `Queries.evaluation_of_model`."""
+    _, uri = open_store(configured)
+    return _queries(uri).evaluation_of_model(named)

@@ -1,322 +1,250 @@
-"""The only file that logs runs. A run is created, receives epochs and its result, and always ends with its true status.
+"""Runs of a store: created, ended for others, tagged. What a run itself records goes through `writer`."""
 
-All is on disk in ``mlruns/.outbox/<run_id>`` before it is sent, see :mod:`digit_study.tracking.spool`.
-"""
-
-import json
+import shutil
 import sys
-import time
-import urllib.parse
-from collections.abc import Mapping, Sequence
+import tarfile
+from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict, replace
-from functools import cache, cached_property
-from importlib.metadata import version
+from io import BytesIO
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Concatenate, ParamSpec, TypeVar
 
 import mlflow
-import numpy as np
-import pandas as pd
-import yaml
 from mlflow.exceptions import MlflowException
-from mlflow.utils.mlflow_tags import (
-    MLFLOW_PARENT_RUN_ID,
-    MLFLOW_RUN_NOTE,
-    MLFLOW_SOURCE_NAME,
-    MLFLOW_USER,
-)
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_SOURCE_NAME, MLFLOW_USER
 
-from digit_study.config.run import Config
+from digit_study.config.run_config import Config
 from digit_study.support import machine
-from digit_study.support.console import accuracy_with_interval, warn
-from digit_study.support.messages import StudyError, first_line, flatten, without_password
+from digit_study.support.console import warn
+from digit_study.support.messages import first_line
 from digit_study.support.signals import deferred_signals
-from digit_study.tracking import database as stores
-from digit_study.tracking import provenance as origin
-from digit_study.tracking import upload as delivery
-from digit_study.tracking import views
-from digit_study.tracking.database import SERVERS
-from digit_study.tracking.spool import MODEL, SpooledRun
-from digit_study.tracking.upload import StoreFault
+from digit_study.tracking import provenance
+from digit_study.tracking.location import experiment_name
+from digit_study.tracking.spool import SpooledRun
+from digit_study.tracking.store import Store, StoreFault, as_store
+from digit_study.tracking.upload import has_uploader, upload_run
+from digit_study.tracking.writer import RunLog as RunLog
 
-EPOCH_METRICS = (
-    "train_loss", "train_accuracy", "val_loss", "val_accuracy", "learning_rate", "epoch_seconds", "images_per_second",
-)  # fmt: skip
-#: Metrics of quick epochs go to the store together: a batch costs milliseconds however little it holds.
-SECONDS_A_BATCH = 1.0
-#: Seconds from which a run also has metrics of its machine, as MLflow's page "System metrics" names them.
-SYSTEM_AFTER_S = 3.0
-#: How the params of a parent begin that are no part of its config.
-BEST_OF = "best_of_"
-#: The C one is five times as fast, where the package has it.
-DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+#: Characters of a tag's value; the rest is cut.
+LONGEST_VALUE = 5000
+#: Runs at most that a search returns.
+MOST_RUNS = 5000
 
 
-class DatabaseClient(mlflow.MlflowClient):
-    """MLflow's client, for each of whose calls a signal waits: one inside a transaction leaves the database locked."""
+class Runs(Store):
+    """A store whose runs are created, ended and tagged.
 
-    def __getattribute__(self, name: str) -> Any:
-        found = super().__getattribute__(name)
-        return found if name.startswith("_") or not callable(found) else deferred_signals()(found)
+    All but the creation of a run is on disk first, and uploaded at once where no background
+    uploader does that; what a store that is gone misses is uploaded later.
+    """
 
+    def create_run(self, config: Config, dataset: str, name: str | None = None, **tags: str) -> str:
+        """Create a RUNNING run that says what code, data and machine it comes from.
 
-@cache
-def client_of(uri: str) -> mlflow.MlflowClient:
-    """The client of a store; MLflow needs a millisecond to make one. A server's calls may end at any moment."""
-    return mlflow.MlflowClient(uri) if uri.startswith(SERVERS) else DatabaseClient(uri)
+        Args:
+            config: The resolved config of the run.
+            dataset: Name of the digits.
+            name: Name of the run, unless the config has one.
+            **tags: More tags.
 
+        Returns:
+            The id of the run.
+        """
+        experiment = self.experiment_id(experiment_name(config, dataset))
+        all_tags = run_tags(config, dataset, **tags)
+        shown = config.tracking.run_name or name
+        # a signal between the store's commit and our receiving the id would leave a run that
+        # nobody knows to end
+        with deferred_signals() as is_stopping:
+            info = self.client.create_run(experiment, tags=all_tags, run_name=shown).info
+            if is_stopping():
+                self.client.set_terminated(info.run_id, "KILLED")
+        self.location(info.run_id, info)
+        return str(info.run_id)
 
-@cache
-def experiment_id(uri: str, name: str) -> str:
-    """Find or create an experiment, artifacts in ``mlruns`` unless a server decides; StudyError if it was deleted."""
-    client = client_of(uri)
-    if (found := client.get_experiment_by_name(name)) is None:
-        location = (
-            None
-            if uri.startswith(SERVERS)
-            else (stores.ARTIFACTS / urllib.parse.quote(name, safe=" ")).as_uri()
-        )
-        # lets the UI open with runs and their metrics, not with what it has for language models
-        tags = {"mlflow.experimentKind": "custom_model_development"}
+    def close_run(self, run_id: str, status: str, reason: str) -> None:
+        """End a run whose process could not; a run that has ended stays as it is.
+
+        Args:
+            run_id: Id of the run.
+            status: FAILED or KILLED.
+            reason: Why, in one line.
+        """
+        self.spooled(run_id).close(self.uri, status, reason)
+        self._upload(run_id)
+
+    def close_children(self, parent_run_id: str, status: str) -> None:
+        """End every child of a run that is still RUNNING.
+
+        Args:
+            parent_run_id: Id of the parent run.
+            status: FAILED or KILLED.
+        """
+        with suppress(*StoreFault):  # the end of the parent reports it
+            for run_id in self.children(parent_run_id, "attributes.status = 'RUNNING'"):
+                self.close_run(run_id, status, "its supervisor ended before it")
+
+    def reopen_run(self, run_id: str) -> bool:
+        """Set a run back to RUNNING; return False where the store does not have it any more."""
         try:
-            return str(client.create_experiment(name, artifact_location=location, tags=tags))
-        except MlflowException:  # another process was faster
-            found = client.get_experiment_by_name(name)
-    if found is None or found.lifecycle_stage != "active":
-        wrong = (
-            f"`tracking.experiment` must be an active experiment, got '{name}', which is deleted"
-        )
-        raise StudyError(
-            f"{wrong}: choose another name, or restore it with `mlflow experiments restore`"
-        )
-    return str(found.experiment_id)
+            info = self.client.get_run(run_id).info
+        except MlflowException:
+            return False
+        if info.lifecycle_stage != "active":
+            return False
+        self.client.update_run(run_id, status="RUNNING")
+        return True
 
+    def tag_run(self, run_id: str, tags: Mapping[str, str]) -> None:
+        """Set several tags of a run, ended or not; long values are cut."""
+        cut = {key: value[:LONGEST_VALUE] for key, value in tags.items()}
+        self.spooled(run_id).put(self.uri, tags=cut)
+        self._upload(run_id)
 
-def create_run(config: Config, uri: str, dataset: str, name: str | None = None, **tags: str) -> str:
-    """Create a RUNNING run that says what code, data and machine it comes from; returns its id."""
-    client, named = client_of(uri), config.tracking.run_name or name
-    experiment = experiment_id(uri, stores.experiment_name(config, dataset))
-    # a signal between the store's commit and our receiving the id would leave a run that nobody knows to end
-    with deferred_signals() as is_stopping:
-        made = client.create_run(
-            experiment, tags=run_tags(config, dataset, **tags), run_name=named
-        ).info
-        if is_stopping():
-            client.set_terminated(made.run_id, "KILLED")
-    views.run_location(client, made.run_id, made)
-    return str(made.run_id)
+    def drop_models(self, run_id: str) -> None:
+        """Delete the models of a run, from the store and from this machine."""
+        self.spooled(run_id).put(self.uri, drop_models={})
+        self._upload(run_id)
+
+    def add_file(self, run_id: str, path: Path) -> None:
+        """Add a file to the artifacts of a run, ended or not; a file of its name is replaced."""
+        self.spooled(run_id).put_file(self.uri, path)
+        self._upload(run_id)
+
+    def is_spooled(self, run_id: str) -> bool:
+        """Return whether the store does not have all of a run yet."""
+        return self.spooled(run_id).folder.is_dir()
+
+    def children(self, parent_run_id: str, condition: str) -> dict[str, dict[str, str]]:
+        """Return the children of a run that meet a condition of MLflow's search.
+
+        Args:
+            parent_run_id: Id of the parent run.
+            condition: In MLflow's syntax.
+
+        Returns:
+            The tags of each by its id.
+        """
+        experiment = self.experiment_of(parent_run_id)
+        query = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{parent_run_id}' and {condition}"
+        found = self.client.search_runs([experiment], query, max_results=MOST_RUNS)
+        return {run.info.run_id: dict(run.data.tags) for run in found}
+
+    def spooled(self, run_id: str) -> SpooledRun:
+        """Return the folder of what a run still has to upload."""
+        return SpooledRun(run_id, self.workspace)
+
+    def close_abandoned(self, run_id: str) -> None:
+        """End a run as KILLED if the process that wrote it is gone without doing so."""
+        self.spooled(run_id).close_abandoned()
+
+    def upload(self, run_id: str) -> None:
+        """Upload now what is spooled of a run; what the store does not take stays spooled."""
+        upload_run(self.spooled(run_id), self)
+
+    def pack(self, run_id: str) -> bytes | None:
+        """Take a run that has ended out of the spool of this machine, for `unpack` on another.
+
+        What is being uploaded at this moment is in it too: to upload it twice changes nothing.
+
+        Returns:
+            A tar archive. None if the store has all of the run, or if it was killed: then whoever
+            supervises it ends it.
+        """
+        spooled = self.spooled(run_id)
+        if not spooled.outcome:
+            return None
+        with BytesIO() as buffer:
+            with tarfile.open(fileobj=buffer, mode="w") as archive:
+                archive.add(spooled.folder, run_id)
+            shutil.rmtree(spooled.folder, ignore_errors=True)
+            return buffer.getvalue()
+
+    def unpack(self, packed: bytes) -> None:
+        """Spool what another machine has packed; done twice it changes nothing.
+
+        Args:
+            packed: What `pack` returned there.
+        """
+        with TemporaryDirectory() as folder:
+            with tarfile.open(fileobj=BytesIO(packed)) as archive:
+                archive.extractall(folder, filter="data")
+            for path in Path(folder).iterdir():
+                packed_run = SpooledRun(path.name, spool=Path(folder))
+                self.spooled(path.name).merge(self.uri, packed_run)
+
+    def _upload(self, run_id: str) -> None:
+        """Upload what is spooled of a run, or leave it to the background uploader."""
+        if has_uploader(self.uri, self.workspace):
+            return
+        fault = upload_run(self.spooled(run_id), self)
+        if fault is not None:
+            missed = f"run {run_id} could not be uploaded whole, the rest is kept in mlruns/.outbox"
+            warn(f"{missed}: {first_line(fault)}")
 
 
 def run_tags(config: Config, dataset: str, **tags: str) -> dict[str, str]:
-    """All tags that a run of this process has from its beginning, in the order in which MLflow's page shows them."""
-    parent = config.tracking.parent_run_id
-    return {
-        MLFLOW_SOURCE_NAME: Path(sys.argv[0]).name,
-        MLFLOW_USER: machine.user_name(),
-        **({MLFLOW_PARENT_RUN_ID: parent} if parent else {}),
-        **tags,
-        "dataset.name": dataset,
-        "dataset.sha256": str(config.data.sha256),
-        **origin.technical(config),
-    }
+    """Return all tags that a run of this process begins with, in the order of MLflow's page.
+
+    Args:
+        config: The resolved config of the run.
+        dataset: Name of the digits.
+        **tags: More tags, which stand before those of data and provenance.
+    """
+    found = {MLFLOW_SOURCE_NAME: Path(sys.argv[0]).name, MLFLOW_USER: machine.user_name()}
+    if config.tracking.parent_run_id:
+        found[MLFLOW_PARENT_RUN_ID] = config.tracking.parent_run_id
+    found |= tags
+    found["dataset.name"] = dataset
+    found["dataset.sha256"] = str(config.data.sha256)
+    return found | provenance.technical(config)
 
 
-def close_run(uri: str, run_id: str, status: str, reason: str) -> None:
-    """End a run whose process could not; one that has ended stays as it is."""
-    SpooledRun(run_id).close(uri, status, reason)
-    _post(uri, run_id)
+# ------------------------------------------------------------------- deprecated: until the merge
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
-def delete_run(uri: str, run_id: str) -> None:
-    """Delete a run that nothing came of."""
-    client_of(uri).delete_run(run_id)
+def runs_of(uri: str) -> Runs:
+    """Return the runs of a store for callers that have a URI only."""
+    store = as_store(uri)
+    found = Runs(uri, store.workspace)
+    vars(found).update(vars(store))  # one client and one cache
+    return found
+
+
+def _by_uri(method: Callable[Concatenate[Runs, P], R]) -> Callable[Concatenate[str, P], R]:
+    def call(uri: str, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        return method(runs_of(uri), *args, **kwargs)
+
+    return call
+
+
+close_run = _by_uri(Runs.close_run)
+close_children = _by_uri(Runs.close_children)
+reopen_run = _by_uri(Runs.reopen_run)
+tag_run = _by_uri(Runs.tag_run)
+drop_models = _by_uri(Runs.drop_models)
+add_file = _by_uri(Runs.add_file)
+
+
+def create_run(config: Config, uri: str, dataset: str, name: str | None = None, **tags: str) -> str:
+    """Create a run; see `Runs.create_run`."""
+    return runs_of(uri).create_run(config, dataset, name, **tags)
 
 
 def children(uri: str, parent_run_id: str, condition: str) -> list[tuple[str, dict[str, str]]]:
-    """Ids and tags of the runs beneath a parent that meet a condition of MLflow's search."""
-    client = client_of(uri)
-    experiment = views.experiment_of(client, parent_run_id)
-    query = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{parent_run_id}' and {condition}"
-    return [
-        (run.info.run_id, dict(run.data.tags))
-        for run in client.search_runs([experiment], query, max_results=5000)
-    ]
-
-
-def close_children(uri: str, parent_run_id: str, status: str) -> None:
-    """End every run beneath ``parent_run_id`` that is still RUNNING."""
-    with suppress(*StoreFault):  # the parent's own end says so
-        for run_id, _ in children(uri, parent_run_id, "attributes.status = 'RUNNING'"):
-            close_run(uri, run_id, status, "its supervisor ended before it")
-
-
-def reopen_run(uri: str, run_id: str) -> bool:
-    """Set a run back to RUNNING; False where the store does not have it any more."""
-    try:
-        is_active = bool(client_of(uri).get_run(run_id).info.lifecycle_stage == "active")
-    except MlflowException:
-        return False
-    if is_active:
-        client_of(uri).update_run(run_id, status="RUNNING")
-    return is_active
-
-
-def tag_run(uri: str, run_id: str, tags: Mapping[str, str]) -> None:
-    """Set several tags of a run, ended or not."""
-    SpooledRun(run_id).put(uri, tags={key: value[:5000] for key, value in tags.items()})
-    _post(uri, run_id)
+    """Return the children of a run; see `Runs.children`."""
+    return list(runs_of(uri).children(parent_run_id, condition).items())
 
 
 def is_kept_here(run_id: str) -> bool:
-    """Whether the store does not have all of a run yet."""
+    """Return whether a run is spooled; see `Runs.is_spooled`."""
     return SpooledRun(run_id).folder.is_dir()
 
 
-def drop_models(uri: str, run_id: str) -> None:
-    """Delete the models of a run, from store and own disk."""
-    SpooledRun(run_id).put(uri, drop_models={})
-    _post(uri, run_id)
-
-
-def add_file(uri: str, run_id: str, path: Path) -> None:
-    """Add a file to the artifacts of a run, ended or not; what is there of the same name is replaced."""
-    SpooledRun(run_id).put_file(uri, path)
-    _post(uri, run_id)
-
-
-def _post(uri: str, run_id: str) -> None:
-    """Send what a run has to tell, or leave it to the uploader; a store that is gone is told, and sent to later."""
-    if (
-        not delivery.is_served(uri)
-        and (fault := delivery.send(SpooledRun(run_id), client_of(uri))) is not None
-    ):
-        warn(
-            f"run {run_id} could not be told all, which is kept in mlruns/.outbox: {first_line(fault)}"
-        )
-
-
-class RunLog:
-    """One run, written to disk as it goes on, and sent to MLflow by a uploader, or by this process where there is none.
-
-    After the first fault of the store nothing is sent until the end.
-    """
-
-    def __init__(self, uri: str, run_id: str) -> None:
-        self.uri, self.run_id = uri, run_id
-        self.spooled = SpooledRun(run_id)
-        self.spooled.open(uri)
-        self.folder = self.spooled.folder
-        self.opened = self.flushed = time.monotonic()
-        self.fault: str | None = None
-
-    @cached_property
-    def client(self) -> mlflow.MlflowClient:
-        """The client of its store; for a database its import takes half a second, which one with a uploader saves."""
-        return client_of(self.uri)
-
-    def config(self, config: Config) -> None:
-        """Log the composed config: every leaf as a param, and the whole as config.yaml; passwords are left out."""
-        if config.tracking.uri is not None:
-            config = replace(
-                config, tracking=replace(config.tracking, uri=without_password(config.tracking.uri))
-            )
-        (self.folder / "config.yaml").write_text(
-            yaml.dump(asdict(config), Dumper=DUMPER, sort_keys=False)
-        )
-        self._tell(params={key: str(value) for key, value in flatten(config).items()})
-
-    def dataset(self, name: str, sha256: str, counts: Mapping[str, int]) -> None:
-        """Log the digits as the run's input. MLflow keeps 36 characters of a digest; the tag has them all."""
-        self._tell(
-            dataset={
-                "name": name,
-                "digest": sha256[:36],
-                "profile": json.dumps({"sha256": sha256, **counts}),
-            }
-        )
-
-    def epoch(self, number: int, record: Mapping[str, float]) -> None:
-        """Log one epoch's metrics; ``number`` counts from 1. Those of epochs shorter than a second share a batch."""
-        values = {name: record[name] for name in EPOCH_METRICS if name in record}
-        if time.monotonic() - self.opened > SYSTEM_AFTER_S:
-            values |= machine.system_metrics()
-        self.metrics(values, number, SECONDS_A_BATCH)
-
-    def metrics(self, values: Mapping[str, float], step: int = 0, interval: float = 0.0) -> None:
-        """Log several metrics at one step; they wait for later ones until ``interval`` seconds after the last batch."""
-        self._tell(
-            interval, metrics={name: float(value) for name, value in values.items()}, step=step
-        )
-
-    def result(self, values: Mapping[str, float], step: int) -> None:
-        """Log the final metrics: a run that is cut off after this is FINISHED none the less."""
-        self._tell(
-            metrics={name: float(value) for name, value in values.items()}, step=step, result=True
-        )
-
-    def tags(self, values: Mapping[str, str]) -> None:
-        """Set several tags."""
-        self._tell(tags=dict(values))
-
-    def best(self, board: pd.DataFrame, among: str) -> None:
-        """Log the first of a ranking of this parent's runs, which it is the best ``among``, as ``20 trials``."""
-        best = board.iloc[0]
-        self.metrics(
-            {f"best_val_accuracy{end}": best[f"val_accuracy{end}"] for end in ("", "_low", "_high")}
-        )
-        self.tags({"best.run_id": best["run_id"], "best.name": best["name"]})
-        self.best_of(among, dict(best))
-
-    def best_of(self, among: str, row: Mapping[str, Any]) -> None:
-        """Log as a param of this parent which is the best ``among`` its runs: name and accuracy of a ranking's row."""
-        # MLflow lets no param change; that of so many trials never does, and after more of them there is another
-        self._tell(
-            params={
-                f"{BEST_OF}{among.replace(' ', '_')}": f"{row['name']}, {accuracy_with_interval(row)}"
-            }
-        )
-
-    def describe(self, note: views.RunDescription, keys: Sequence[str] = ()) -> None:
-        """Put a note on this parent's page and its answer on the experiment's; the view has columns for ``keys``."""
-        text = note.markdown(views.experiment_of(self.client, self.run_id), self.run_id)
-        said = {"keys": list(keys), "answer": note.answer}
-        self._tell(tags={MLFLOW_RUN_NOTE: text, views.ANSWER: note.answer}, note=said)
-
-    def model(self, model: Any) -> None:
-        """Log a float32 Keras model."""
-        import mlflow.keras
-        from mlflow.types import Schema, TensorSpec
-
-        pixels = TensorSpec(np.dtype(np.float32), (-1, *model.input_shape[1:]), "pixels")
-        probabilities = TensorSpec(
-            np.dtype(np.float32), (-1, *model.output_shape[1:]), "probabilities"
-        )
-        signature = mlflow.models.ModelSignature(Schema([pixels]), Schema([probabilities]))
-        requirements = [f"{name}=={version(name)}" for name in origin.MODEL_REQUIREMENTS]
-        place = str(self.folder / MODEL)
-        mlflow.keras.save_model(model, place, signature=signature, pip_requirements=requirements)
-
-    def end(self, status: str, outcome: Mapping[str, Any]) -> Path | None:
-        """End the run as FINISHED, FAILED or KILLED; returns the folder that keeps what the store did not take, if so.
-
-        None where a uploader sends it.
-        """
-        self.spooled.end(status, **outcome)
-        return self.deliver()
-
-    def deliver(self) -> Path | None:
-        """Send a run that has ended; returns what :meth:`end` does."""
-        self.fault = None
-        self._send()
-        return None if self.fault is None else self.folder
-
-    def _tell(self, interval: float = 0.0, **record: Any) -> None:
-        self.spooled.put(self.uri, **record)
-        if time.monotonic() - self.flushed >= interval and self.fault is None:
-            self._send()
-
-    def _send(self) -> None:
-        if not delivery.is_served(self.uri):
-            fault = delivery.send(self.spooled, self.client)
-            self.fault, self.flushed = first_line(fault) if fault else None, time.monotonic()
+def client_of(uri: str) -> mlflow.MlflowClient:
+    """Return the client of a store; see `Store.client`."""
+    return as_store(uri).client

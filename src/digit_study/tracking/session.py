@@ -1,210 +1,70 @@
 """A tracking store as a command uses it: opened once, then everything that is recorded goes through it."""
 
-from __future__ import annotations
-
-import shutil
-import tarfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import Future
 from contextlib import contextmanager
-from functools import cached_property
-from io import BytesIO
 from pathlib import Path
-from tempfile import TemporaryDirectory
-from typing import TypeVar
 
 import mlflow
-import pandas as pd
-from mlflow.entities import Run
 
-from digit_study.config.run import Config
-from digit_study.stats.metrics import Evaluation
+from digit_study.config.run_config import Config
 from digit_study.support.workspace import Workspace
-from digit_study.tracking import database, queries, runs, upload, views
-from digit_study.tracking.runs import RunLog
-from digit_study.tracking.spool import SpooledRun
-from digit_study.tracking.uploader import BackgroundUploader
+from digit_study.tracking import models, pages
+from digit_study.tracking.database import create_store, require_store
+from digit_study.tracking.queries import Queries
+from digit_study.tracking.runs import Runs
+from digit_study.tracking.uploader import BackgroundUploader, upload_left
+from digit_study.tracking.writer import RunLog
 
-T = TypeVar("T")
-U = TypeVar("U")
 
-
-class Tracker:
+class Tracker(Queries):
     """One tracking store, and what is spooled for it on this machine.
 
-    What is recorded is on disk first, and uploaded exactly once, whatever is killed.
+    What is recorded is on disk first, and uploaded exactly once, whatever is killed. Runs are
+    created, ended and tagged as `Runs` says, written by a `RunWriter`, and found by `Queries`.
     """
 
     def __init__(
         self, uri: str, workspace: Workspace, uploader: BackgroundUploader | None = None
     ) -> None:
-        self.uri = uri
-        self.workspace = workspace
+        """Name the store; `session` and `open_store` also check and prepare it.
+
+        Args:
+            uri: URI of the store.
+            workspace: Where runs are spooled on this machine.
+            uploader: What uploads in the background; None where runs upload themselves.
+        """
+        super().__init__(uri, workspace)
         self._uploader = uploader
 
-    @cached_property
-    def client(self) -> mlflow.MlflowClient:
-        """MLflow's client of the store."""
-        return runs.client_of(self.uri)
-
-    def create_run(self, config: Config, dataset: str, name: str | None = None, **tags: str) -> str:
-        """Create a RUNNING run and return its id."""
-        return runs.create_run(config, self.uri, dataset, name, **tags)
-
     def request_run(self, config: Config, dataset: str, name: str, **tags: str) -> Future[str]:
-        """Create a RUNNING run without waiting for a slow server; the future holds its id."""
+        """Create a RUNNING run without waiting for a slow server.
+
+        Args:
+            config: The resolved config of the run.
+            dataset: Name of the digits.
+            name: Name of the run, unless the config has one.
+            **tags: More tags.
+
+        Returns:
+            A future of the run's id.
+        """
         if self._uploader is not None:
-            return self._uploader.create_run(config, dataset, name, 0, **tags)
+            return self._uploader.create_run(config, dataset, name, **tags)
         created: Future[str] = Future()
         created.set_result(self.create_run(config, dataset, name, **tags))
         return created
 
     def writer(self, run_id: str) -> RunLog:
         """Open a run for writing; it stays open until its ``end`` is called."""
-        return RunLog(self.uri, run_id)
-
-    def close_run(self, run_id: str, status: str, reason: str) -> None:
-        """End a run whose process could not; a run that has ended stays as it is."""
-        runs.close_run(self.uri, run_id, status, reason)
-
-    def close_abandoned(self, run_id: str) -> None:
-        """End a run as KILLED if the process that wrote it is gone without doing so."""
-        SpooledRun(run_id).close_abandoned()
-
-    def upload(self, run_id: str) -> None:
-        """Upload now what is spooled of a run; what the store does not take stays spooled."""
-        upload.send(SpooledRun(run_id), self.client)
-
-    def pack(self, run_id: str) -> bytes | None:
-        """Take a run that has ended out of the spool of this machine.
-
-        What is being uploaded at this moment is in it too: to upload it twice changes nothing.
-
-        Returns:
-            A tar archive for :meth:`unpack`. None if the store has all of the run, or if it was
-            killed: then whoever supervises it ends it.
-        """
-        spooled = SpooledRun(run_id)
-        if not spooled.outcome:
-            return None
-        with BytesIO() as buffer:
-            with tarfile.open(fileobj=buffer, mode="w") as archive:
-                archive.add(spooled.folder, run_id)
-            shutil.rmtree(spooled.folder, ignore_errors=True)
-            return buffer.getvalue()
-
-    def unpack(self, packed: bytes) -> None:
-        """Spool what another machine has packed; done twice it changes nothing.
-
-        Args:
-            packed: What :meth:`pack` returned there.
-        """
-        with TemporaryDirectory() as folder:
-            with tarfile.open(fileobj=BytesIO(packed)) as archive:
-                archive.extractall(folder, filter="data")
-            for path in Path(folder).iterdir():
-                SpooledRun(path.name).merge(self.uri, SpooledRun(path.name, Path(folder)))
-
-    def close_children(self, parent_run_id: str, status: str) -> None:
-        """End every child of a run that is still RUNNING."""
-        runs.close_children(self.uri, parent_run_id, status)
-
-    def reopen_run(self, run_id: str) -> bool:
-        """Set a run back to RUNNING; return False where the store does not have it any more."""
-        return runs.reopen_run(self.uri, run_id)
-
-    def tag_run(self, run_id: str, tags: Mapping[str, str]) -> None:
-        """Set several tags of a run, ended or not."""
-        runs.tag_run(self.uri, run_id, tags)
-
-    def drop_models(self, run_id: str) -> None:
-        """Delete the models of a run, from the store and from this machine."""
-        runs.drop_models(self.uri, run_id)
-
-    def add_file(self, run_id: str, path: Path) -> None:
-        """Add a file to the artifacts of a run, or replace the one of its name."""
-        runs.add_file(self.uri, run_id, path)
-
-    def is_spooled(self, run_id: str) -> bool:
-        """Return whether the store does not have all of a run yet."""
-        return runs.is_kept_here(run_id)
-
-    def children(self, parent_run_id: str, condition: str) -> list[tuple[str, dict[str, str]]]:
-        """Return ids and tags of the children of a run that meet a condition of MLflow's search."""
-        return runs.children(self.uri, parent_run_id, condition)
-
-    def children_tagged(
-        self, parent_run_id: str, tags: Mapping[str, str]
-    ) -> list[tuple[str, dict[str, str]]]:
-        """Return ids and tags of the children of a run that have all of ``tags``."""
-        return queries.children_tagged(self.uri, parent_run_id, tags)
-
-    def find_run(self, tags: Mapping[str, str]) -> str | None:
-        """Return the id of the newest run in any experiment that has all of ``tags``."""
-        return queries.find_run(self.uri, tags)
-
-    def finished_metrics(self, run_id: str) -> dict[str, float] | None:
-        """Return the final metrics of a run that has its result, None of any other."""
-        return queries.finished_metrics(self.uri, run_id)
-
-    def runs_with_models(self, parent_run_id: str) -> set[str]:
-        """Return the ids of all runs that have a model, in the experiment of a run."""
-        return queries.runs_with_models(self.uri, parent_run_id)
-
-    def epoch_values(self, run_id: str, metric: str) -> dict[int, float]:
-        """Return a metric of a run after every epoch, by the number of the epoch."""
-        return queries.epoch_values(self.uri, run_id, metric)
-
-    def artifact_table(self, run_id: str, name: str) -> pd.DataFrame:
-        """Return ``tables/<name>.csv`` of a run."""
-        return queries.artifact_table(self.uri, run_id, name)
-
-    def newest_confirmation(self, study: str, since: float) -> Run | None:
-        """Return the latest confirmation of a study that began after ``since`` (Unix seconds)."""
-        return queries.newest_confirmation(self.uri, study, since)
-
-    def each(self, ask: Callable[[T], U], items: Iterable[T]) -> list[U]:
-        """Return what ``ask`` returns for every item, in order; a server is asked concurrently."""
-        return queries.each(self.uri, ask, items)
-
-    def finished_run(self, run_id: str, key: str) -> Run:
-        """Return a training run that ended well.
-
-        Args:
-            run_id: What a person gave.
-            key: The config key that was set to it, for messages.
-
-        Raises:
-            StudyError: If there is no such run, or it did not end well.
-        """
-        return queries.finished_run(self.client, self.uri, run_id, key)
-
-    def confirmed_winner(self, study: str) -> str:
-        """Return the run id of the winner of a study's latest confirmation; StudyError without."""
-        return queries.confirmed_winner(self.client, study)
-
-    def predictions(self, run: Run, key: str) -> pd.DataFrame:
-        """Return the predictions.csv of a run; StudyError, which names ``key``, if it is gone."""
-        return queries.predictions(self.client, run, key)
-
-    def evaluation_of_model(self, named: str) -> Evaluation:
-        """Return how the run that made a model predicted its validation images."""
-        return queries.evaluation_of_model(named, self.uri)
-
-    @contextmanager
-    def readable_faults(self) -> Iterator[None]:
-        """Turn what the store raises inside the block into one readable message."""
-        with queries.store_faults(self.uri):
-            yield
-
-    def address(self, run_id: str, *, children: bool = False) -> str:
-        """Return the command and the address that show a run, or its children ranked, in a browser."""
-        return views.address(self.client, self.uri, run_id, children)
+        return RunLog(self, run_id)
 
     @property
     def fault(self) -> str | None:
         """What is wrong with the store at this moment, None where nothing is."""
-        return self._uploader.fault if self._uploader is not None else None
+        if self._uploader is None:
+            return None
+        return self._uploader.fault
 
     def wait(self, seconds: float | None = None) -> int:
         """Wait until the store has every run that has ended.
@@ -219,22 +79,64 @@ class Tracker:
             return 0
         return self._uploader.wait(seconds)
 
+    def upload_left(self) -> None:
+        """Upload what commands that have ended could not."""
+        upload_left(self)
+
+    def address(self, run_id: str, *, children: bool = False) -> str:
+        """Return the command and the address that show a run, or its children ranked, in a browser.
+
+        From now on ``make ui`` opens it, if the store is local.
+        """
+        return pages.address(self, run_id, children=children)
+
+    def newest_address(self, page: str) -> str:
+        """Return the command and the address of a page, which ``make ui`` opens from now on.
+
+        Args:
+            page: As `pages.run_page` and `pages.model_page` return it.
+        """
+        return pages.newest_address(self, page)
+
+    def page_address(self, page: str) -> str:
+        """Return the command and the address of a page of MLflow."""
+        return pages.page_address(self, page)
+
+    def model_address(self, named: str) -> str:
+        """Return the command and the address that show a model in a browser."""
+        return models.model_address(self, named)
+
+    def model_file(self, named: str) -> Path:
+        """Return the Keras file of a model; StudyError if there is none."""
+        return models.model_file(named, self.uri, self.workspace)
+
 
 def open_store(configured: str | None, workspace: Workspace) -> Tracker:
-    """Open a store that exists already.
+    """Open a store that exists already, and upload what earlier commands left.
+
+    MLflow's registry and artifacts follow it in this process.
+
+    Args:
+        configured: URI of the store; None for the usual one.
+        workspace: Where runs are spooled.
 
     Raises:
         StudyError: If there is none, or it does not answer.
     """
-    _, uri = queries.open_store(configured)
-    return Tracker(uri, workspace)
+    rule = "runs must have been tracked first"
+    uri = require_store(configured, rule, "run `python src/run.py`", workspace)
+    create_store(uri, workspace)
+    mlflow.set_tracking_uri(uri)
+    tracker = Tracker(uri, workspace)
+    tracker.upload_left()
+    return tracker
 
 
 @contextmanager
 def session(
     uri: str, workspace: Workspace, outage_timeout: float, key: str = "outage_timeout"
 ) -> Iterator[Tracker]:
-    """Open a store: create its tables, upload what earlier commands left, upload in the background.
+    """Open a store: create its tables, upload what earlier commands left, then in the background.
 
     Args:
         uri: URI of the tracking store.
@@ -242,11 +144,16 @@ def session(
         outage_timeout: Minutes for which the store may be unreachable.
         key: Config key that sets ``outage_timeout``, for messages.
 
+    Yields:
+        What everything is recorded through.
+
     Raises:
         StudyError: At the end, if the store has not taken all results; they stay spooled.
     """
-    database.prepare_store(uri)
-    with BackgroundUploader(uri, outage_timeout, key) as uploader:
+    create_store(uri, workspace)
+    runs = Runs(uri, workspace)
+    upload_left(runs)
+    with BackgroundUploader(runs, outage_timeout, key) as uploader:
         yield Tracker(uri, workspace, uploader)
 
 
@@ -258,5 +165,5 @@ def upload_logs(uri: str, workspace: Workspace) -> Iterator[None]:
         uri: URI of the tracking store.
         workspace: Where runs are spooled.
     """
-    with BackgroundUploader(uri, 0.0, is_log_only=True):
+    with BackgroundUploader(Runs(uri, workspace), outage_timeout=0.0, is_log_only=True):
         yield

@@ -1,8 +1,13 @@
-"""What runs have to tell their store, on disk before it is sent: a folder a run in ``mlruns/.outbox``.
+"""What runs still have to upload to their store: on disk first, a folder for each run in ``mlruns/.outbox``.
 
-A folder holds ``about.json`` (the store, and the process that writes while the run goes on), ``log.jsonl`` (params,
-metrics, tags and the rest, a record a line), ``outcome.json`` once the run has ended, ``model/``, and every artifact
-under its name. To send a record or a file twice changes nothing in MLflow, so that a sender may be killed anywhere.
+A folder holds ``about.json`` (the store, and the process that writes while the run goes on),
+``log.jsonl`` (params, metrics, tags and the rest, a record a line), ``outcome.json`` once the run
+has ended, ``sent.json`` (what the store has), ``model/``, and every artifact under its name. To
+upload a record or a file twice changes nothing in MLflow, so that whatever uploads may be killed
+anywhere.
+
+MLflow's own asynchronous logging is no alternative: it holds the data in memory, where a killed
+process loses them, and drops them when the store answers with an error.
 """
 
 import fcntl
@@ -12,21 +17,58 @@ import shutil
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from digit_study.support import machine
 from digit_study.support.messages import without_password
-from digit_study.tracking import database as stores
+from digit_study.support.workspace import Workspace
+from digit_study.tracking.database import default_workspace
 
-ABOUT, LOG, OUTCOME, SENT, MODEL = "about.json", "log.jsonl", "outcome.json", "sent.json", "model"
-#: What a command was killed before it could say.
+#: File with the URI of the store and the name of the process that writes.
+ABOUT = "about.json"
+#: File with the records, a JSON object a line.
+LOG = "log.jsonl"
+#: File that says how the run ended.
+OUTCOME = "outcome.json"
+#: File that says what the store has.
+SENT = "sent.json"
+#: Folder of the Keras model.
+MODEL = "model"
+#: Why a run is closed whose process was killed.
 CUT_OFF = "its process ended before it"
+
+
+class MetricValue(NamedTuple):
+    """A value of a metric, in the order in which MLflow sorts: the last counts."""
+
+    step: int
+    #: Milliseconds since 1970.
+    time: int
+    value: float
+
+
+@dataclass(frozen=True)
+class Records:
+    """Records of a log, and where they end."""
+
+    found: list[dict[str, Any]]
+    #: The byte after the last whole record.
+    end: int
 
 
 @contextmanager
 def file_lock(path: Path, operation: int) -> Iterator[bool]:
-    """Hold the kernel's lock of a file inside the block, which hears whether it was got; it goes with its process."""
+    """Hold a lock of a file inside the block; the kernel frees it when its process ends.
+
+    Args:
+        path: The file, which is created where it is missing.
+        operation: What `fcntl.flock` is asked for.
+
+    Yields:
+        Whether the lock was got.
+    """
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
     try:
         try:
@@ -39,102 +81,144 @@ def file_lock(path: Path, operation: int) -> Iterator[bool]:
         os.close(descriptor)
 
 
-@contextmanager
-def _unmoved(operation: int = fcntl.LOCK_SH) -> Iterator[None]:
-    """Keep folders where they are while something is put into one (shared), or others away while one is removed."""
-    stores.OUTBOX.mkdir(parents=True, exist_ok=True)
-    with file_lock(stores.ARTIFACTS / ".outbox.lock", operation):
-        yield
-
-
 class SpooledRun:
     """The folder of one run."""
 
-    def __init__(self, run_id: str, place: Path | None = None) -> None:
-        self.run_id, self.folder = run_id, (place or stores.OUTBOX) / run_id
-        self.told = 0
+    def __init__(
+        self, run_id: str, workspace: Workspace | None = None, spool: Path | None = None
+    ) -> None:
+        """Name the folder; nothing is created.
+
+        Args:
+            run_id: Id of the run.
+            workspace: Where runs are spooled.
+            spool: Folder that holds the run's folder, by default the workspace's.
+        """
+        self.run_id = run_id
+        self._workspace = workspace or default_workspace()
+        self.folder = (spool or self._workspace.spool) / run_id
+        self._last_time = 0
+
+    # ------------------------------------------------------------------------------- written
 
     def open(self, uri: str) -> None:
-        """Let this process be the one that writes: until the run has an outcome the folder stays."""
-        with _unmoved():
+        """Make this process the one that writes: until the run has an outcome the folder stays."""
+        with self._folders_stay():
             self.folder.mkdir(exist_ok=True)
             self._write(ABOUT, {"uri": without_password(uri), "owner": machine.process_name()})
             (self.folder / OUTCOME).unlink(missing_ok=True)
 
     def put(self, uri: str, **record: Any) -> None:
-        """Append a record; a run that has no folder gets one that goes when it is sent."""
-        # of two values at one step the store takes the later, and of two in one millisecond the greater
-        self.told = max(int(time.time() * 1000), self.told + 1)
-        with _unmoved():
-            self._make(uri)
-            self._append([{"time": self.told, **record}])
+        """Append a record; a run without a folder gets one, which goes when it is uploaded.
 
-    def _append(self, records: list[dict[str, Any]]) -> None:
-        lines = b"".join(json.dumps(record).encode() + b"\n" for record in records)
-        with (self.folder / LOG).open("ab+") as log:
-            end = log.seek(0, os.SEEK_END)
-            log.seek(max(0, end - 1))
-            torn = (
-                b"" if log.read(1) in (b"", b"\n") else b"\n"
-            )  # the disk was full in the middle of a line
-            log.write(torn + lines)
+        Args:
+            uri: URI of the store that the run is in.
+            **record: What `RunUpload` knows how to upload, as JSON.
+        """
+        # of two values at one step the store keeps the later, and of two in one millisecond the
+        # greater: no two records have the same time
+        self._last_time = max(int(time.time() * 1000), self._last_time + 1)
+        with self._folders_stay():
+            self._make(uri)
+            self._append([{"time": self._last_time, **record}])
+
+    def put_file(self, uri: str, path: Path) -> None:
+        """Add a copy of a file as an artifact.
+
+        Args:
+            uri: URI of the store that the run is in.
+            path: The file; its name is the artifact's.
+        """
+        with self._folders_stay():
+            self._make(uri)
+            shutil.copy2(path, self.folder / path.name)
 
     def merge(self, uri: str, other: Self) -> None:
-        """Take over what a folder of this run from another machine has not sent; done twice it changes nothing."""
+        """Take over what a folder of this run from another machine has not uploaded.
+
+        Done twice it changes nothing.
+        """
         own = shutil.ignore_patterns(ABOUT, LOG, OUTCOME, SENT, ".*")
-        with _unmoved():
+        with self._folders_stay():
             self._make(uri)
-            self._append(other.records(other.sent["bytes"])[0])
+            self._append(other.records(other.sent["bytes"]).found)
             shutil.copytree(other.folder, self.folder, ignore=own, dirs_exist_ok=True)
             self.sent = {**other.sent, "bytes": self.sent["bytes"]}
             self._write(OUTCOME, other.outcome)
 
-    def put_file(self, uri: str, path: Path) -> None:
-        """Add a copy of a file as an artifact."""
-        with _unmoved():
-            self._make(uri)
-            shutil.copy2(path, self.folder / path.name)
-
     def end(self, status: str, **outcome: Any) -> None:
-        """Say how the run ended: FINISHED, FAILED or KILLED."""
-        with _unmoved():
+        """Record how the run ended.
+
+        Args:
+            status: FINISHED, FAILED or KILLED.
+            **outcome: More that is kept, as JSON.
+        """
+        with self._folders_stay():
             self._write(OUTCOME, {"status": status, "time": int(time.time() * 1000), **outcome})
 
     def close(self, uri: str, status: str, reason: str) -> None:
-        """End the run in the name of a process that could not; one that has ended, or has its result, keeps that."""
+        """End the run in the name of a process that could not.
+
+        A run that has ended keeps its outcome. A run that has its result is FINISHED: its tables
+        and its model are uploaded too.
+
+        Args:
+            uri: URI of the store that the run is in.
+            status: FAILED or KILLED.
+            reason: Why, in one line.
+        """
         if self.outcome:
             return
-        if self.has_result:  # its tables and its model are sent too
+        if self.has_result:
             self.put(uri, tags={"failure": f"it has its result, but not all figures: {reason}"})
             self.end("FINISHED")
-        else:
-            self.put(uri, close={"status": status, "reason": reason})
-            with _unmoved():
-                self._write(ABOUT, {"uri": without_password(uri)})
+            return
+        self.put(uri, close={"status": status, "reason": reason})
+        with self._folders_stay():
+            self._write(ABOUT, {"uri": without_password(uri)})
 
     def close_abandoned(self) -> None:
         """End the run if the process that wrote it is gone without doing so."""
         if self.is_abandoned:
             self.close(self.about["uri"], "KILLED", CUT_OFF)
 
-    def _make(self, uri: str) -> None:
-        self.folder.mkdir(exist_ok=True)
-        if not self.about:
-            self._write(ABOUT, {"uri": without_password(uri)})
+    def remove(self, uploaded: int) -> bool:
+        """Remove the folder, unless there is more to upload or another process opened it.
+
+        Args:
+            uploaded: Bytes of the log that the store has.
+
+        Returns:
+            Whether the folder is gone.
+        """
+        with self._folders_stay(fcntl.LOCK_EX):
+            is_whole = not self.is_open and self.records(uploaded).end == uploaded
+            if is_whole:
+                shutil.rmtree(self.folder, ignore_errors=True)
+        return is_whole
+
+    def refuse(self) -> Path:
+        """Move the folder to where nothing tries to upload it; return the new folder."""
+        refused = self._workspace.spool / ".refused" / self.run_id
+        refused.parent.mkdir(exist_ok=True)
+        shutil.rmtree(refused, ignore_errors=True)
+        return self.folder.rename(refused)
+
+    # ------------------------------------------------------------------------------- read
 
     @property
     def about(self) -> dict[str, Any]:
-        """What ABOUT says; nothing of a folder that is not there."""
+        """What `ABOUT` holds; nothing of a folder that is not there."""
         return self._read(ABOUT)
 
     @property
     def outcome(self) -> dict[str, Any]:
-        """How the run ended; empty while it goes on, or where the folder is not that of a whole run."""
+        """How the run ended; empty while it goes on, or where the folder holds no whole run."""
         return self._read(OUTCOME)
 
     @property
     def sent(self) -> dict[str, Any]:
-        """What the store is known to have: ``bytes`` of the log, ``files``, the model's id, when it ``ended``."""
+        """What the store has: ``bytes`` of the log, ``files``, the model's id, when it ``ended``."""
         return {"bytes": 0, "files": {}, **self._read(SENT)}
 
     @sent.setter
@@ -151,62 +235,96 @@ class SpooledRun:
         """Whether the process that wrote this run is gone without an outcome."""
         return self.is_open and not machine.is_alive(self.about["owner"])
 
-    def records(self, start: int = 0) -> tuple[list[dict[str, Any]], int]:
-        """The whole records from byte ``start`` on, and the byte after the last; what a full disk tore is left out."""
+    def records(self, start: int = 0) -> Records:
+        """Return the whole records from a byte on; what a full disk tore is left out.
+
+        Args:
+            start: The first byte to read.
+        """
         try:
             with (self.folder / LOG).open("rb") as log:
                 log.seek(start)
                 text = log.read()
         except FileNotFoundError:
-            return [], start
+            return Records([], start)
         whole = text[: text.rfind(b"\n") + 1]
         found = []
         for line in whole.splitlines():
             with suppress(ValueError):
                 found.append(json.loads(line))
-        return found, start + len(whole)
+        return Records(found, start + len(whole))
 
     @property
     def has_result(self) -> bool:
-        """Whether the final metrics of the run are there, its tables and its model, whatever else is."""
-        return self.outcome.get("status") == "FINISHED" or any(
-            "result" in record for record in self.records()[0]
-        )
+        """Whether the run's final metrics are there, its tables and its model, whatever else is."""
+        if self.outcome.get("status") == "FINISHED":
+            return True
+        return any("result" in record for record in self.records().found)
 
-    def metrics(self) -> dict[str, list[tuple[int, int, float]]]:
-        """Every value of every metric by name, as (step, time, value) in MLflow's order: the last one counts."""
-        found: dict[str, list[tuple[int, int, float]]] = {}
-        for record in self.records()[0]:
+    def params(self) -> dict[str, str]:
+        """Return all params that were recorded."""
+        found: dict[str, str] = {}
+        for record in self.records().found:
+            found.update(record.get("params", {}))
+        return found
+
+    def metrics(self) -> dict[str, list[MetricValue]]:
+        """Return every value of every metric by name, in MLflow's order: the last one counts."""
+        found: dict[str, list[MetricValue]] = {}
+        for record in self.records().found:
             for name, value in record.get("metrics", {}).items():
-                found.setdefault(name, []).append((record["step"], record["time"], value))
+                point = MetricValue(record["step"], record["time"], value)
+                found.setdefault(name, []).append(point)
         return {name: sorted(values) for name, values in found.items()}
 
     def files(self) -> dict[str, list[int]]:
-        """Artifacts and the model's files by their names, each with the time of its last change (ns) and its bytes."""
+        """Return artifacts and the model's files by their names.
+
+        Returns:
+            For each the time of its last change (nanoseconds since 1970) and its bytes.
+        """
         own = {ABOUT, LOG, OUTCOME, SENT}
         found = {}
         for path in sorted(self.folder.rglob("*")):
             name = path.relative_to(self.folder).as_posix()
             if name not in own and not path.name.startswith(".") and path.is_file():
-                found[name] = [path.stat().st_mtime_ns, path.stat().st_size]
+                status = path.stat()
+                found[name] = [status.st_mtime_ns, status.st_size]
         return found
 
-    def remove(self, sent: int) -> bool:
-        """Remove the folder unless more came than ``sent`` bytes of its log, or another process opened it."""
-        with _unmoved(fcntl.LOCK_EX):
-            is_whole = not self.is_open and self.records(sent)[1] == sent
-            if is_whole:
-                shutil.rmtree(self.folder, ignore_errors=True)
-        return is_whole
+    # ------------------------------------------------------------------------------- private
+
+    @contextmanager
+    def _folders_stay(self, operation: int = fcntl.LOCK_SH) -> Iterator[None]:
+        """Keep folders from being removed while something is written into one of them.
+
+        With ``LOCK_EX`` keep others from writing while one is removed.
+        """
+        self._workspace.spool.mkdir(parents=True, exist_ok=True)
+        with file_lock(self._workspace.artifacts / ".outbox.lock", operation):
+            yield
+
+    def _make(self, uri: str) -> None:
+        self.folder.mkdir(exist_ok=True)
+        if not self.about:
+            self._write(ABOUT, {"uri": without_password(uri)})
+
+    def _append(self, records: list[dict[str, Any]]) -> None:
+        lines = b"".join(json.dumps(record).encode() + b"\n" for record in records)
+        with (self.folder / LOG).open("ab+") as log:
+            end = log.seek(0, os.SEEK_END)
+            log.seek(max(0, end - 1))
+            is_torn = log.read(1) not in (b"", b"\n")
+            if is_torn:  # the disk was full in the middle of a line
+                lines = b"\n" + lines
+            log.write(lines)
 
     def _read(self, name: str) -> dict[str, Any]:
         try:
             found: dict[str, Any] = json.loads((self.folder / name).read_text())
-        except (
-            FileNotFoundError,
-            NotADirectoryError,
-            ValueError,
-        ):  # a full disk left a piece of it
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        except ValueError:  # a full disk left a piece of it
             return {}
         return found
 
@@ -215,20 +333,11 @@ class SpooledRun:
         new.write_text(json.dumps(content))
         new.replace(self.folder / name)
 
-    def set_aside(self) -> Path:
-        """Keep the folder where nobody tries to send it any more; returns the new place."""
-        aside = stores.OUTBOX / ".refused" / self.run_id
-        aside.parent.mkdir(exist_ok=True)
-        shutil.rmtree(aside, ignore_errors=True)
-        return self.folder.rename(aside)
 
-
-def spooled_runs(uri: str) -> list[SpooledRun]:
-    """The folders of all runs that have something to tell the store at ``uri``."""
-    if not stores.OUTBOX.is_dir():
+def spooled_runs(uri: str, workspace: Workspace) -> list[SpooledRun]:
+    """Return all runs that have something to upload to the store at a URI, sorted by id."""
+    if not workspace.spool.is_dir():
         return []
-    found = [
-        SpooledRun(path.name) for path in stores.OUTBOX.iterdir() if not path.name.startswith(".")
-    ]
-    own = [spooled for spooled in found if spooled.about.get("uri") == without_password(uri)]
-    return sorted(own, key=lambda spooled: spooled.run_id)
+    names = sorted(path.name for path in workspace.spool.iterdir())
+    runs = [SpooledRun(name, workspace) for name in names if not name.startswith(".")]
+    return [run for run in runs if run.about.get("uri") == without_password(uri)]

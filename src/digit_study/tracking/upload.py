@@ -1,11 +1,11 @@
-"""How a run's folder in the outbox gets into its store: what is missing there, each thing once, by one process."""
+"""How a spooled run gets into its store: what is missing there, each thing once, by one process at a time."""
 
 import fcntl
 import hashlib
 import urllib.parse
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from functools import lru_cache, partial
+from functools import partial
 from pathlib import Path
 from shutil import rmtree
 from typing import Any
@@ -24,31 +24,37 @@ from mlflow.exceptions import MlflowException
 
 from digit_study.support import console
 from digit_study.support.messages import first_line, without_password
-from digit_study.tracking import database as stores
-from digit_study.tracking import views
+from digit_study.support.workspace import Workspace
+from digit_study.tracking import pages
 from digit_study.tracking.spool import MODEL, SpooledRun, file_lock
+from digit_study.tracking.store import Store, as_store
+from digit_study.tracking.store import StoreFault as StoreFault
 
-#: What a store that cannot be reached raises, over HTTP, from a database or from the file system.
-StoreFault = (MlflowException, OSError)
-#: MLflow's codes for what no repetition helps: the run was deleted meanwhile, or a value is one that it does not take.
+#: MLflow's codes for what no repetition helps: the run was deleted meanwhile, or a value is not
+#: allowed.
 REFUSED = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
-#: Characters that MLflow takes as the value of a run's tag, and metrics that it takes at once.
-LONGEST_TAG, MOST_METRICS = 8000, 800
+#: Characters that MLflow takes as the value of a run's tag.
+LONGEST_TAG = 8000
+#: Metrics that MLflow takes in a batch with params and tags.
+MOST_METRICS = 800
+#: Characters at most of the reason of a run that is closed from outside.
+LONGEST_REASON = 500
 Call = Callable[[], None]
-#: Runs calls one after the other or together; returns what they raised.
+#: Runs calls sequentially or concurrently; returns what they raised.
 RunAll = Callable[[Sequence[Call]], list[Exception]]
 
 
-def in_turn(calls: Sequence[Call]) -> list[Exception]:
-    """Run calls up to the first one that fails."""
+def run_sequentially(calls: Sequence[Call]) -> list[Exception]:
+    """Run calls up to the first that fails; return what that raised."""
     for call in calls:
-        if (fault := fault_of(call)) is not None:
+        fault = fault_of(call)
+        if fault is not None:
             return [fault]
     return []
 
 
 def fault_of(call: Call) -> Exception | None:
-    """Run a call; returns what the store raised."""
+    """Run a call; return what the store raised, None if nothing."""
     try:
         call()
     except StoreFault as fault:
@@ -57,279 +63,333 @@ def fault_of(call: Call) -> Exception | None:
 
 
 class RunUpload:
-    """Sends one spooled; only one process does at a time."""
+    """Uploads one spooled run; its caller holds the lock of the run's folder.
 
-    def __init__(self, spooled: SpooledRun, client: mlflow.MlflowClient, is_log_only: bool) -> None:
-        self.spooled, self.client, self.run_id, self.is_log_only = (
-            spooled,
-            client,
-            spooled.run_id,
-            is_log_only,
-        )
-        self.sent = spooled.sent
+    What the store has is noted in ``sent``, and written to disk whenever an upload ends.
+    """
 
-    def send(self, run_all: RunAll = in_turn) -> None:
-        """Send what is missing, and remove a run that is whole; raises what the store raises."""
-        before = str(self.sent)
+    def __init__(self, spooled: SpooledRun, store: Store, is_log_only: bool) -> None:
+        """Prepare an upload.
+
+        Args:
+            spooled: The run.
+            store: Where it goes.
+            is_log_only: Whether to leave files, model and the end of the run to others.
+        """
+        self._spooled = spooled
+        self._store = store
+        self._client = store.client
+        self._run_id = spooled.run_id
+        self._is_log_only = is_log_only
+        self._sent = spooled.sent
+        self._repositories: dict[str, Any] = {}
+
+    def run(self, run_all: RunAll = run_sequentially) -> None:
+        """Upload what is missing, and remove a run that is whole; raise what the store raises."""
+        before = str(self._sent)
         try:
             while calls := self._due():
-                if faults := run_all(calls):
-                    # artifacts that find no place keep nobody from knowing how the run ended
+                faults = run_all(calls)
+                if faults:
+                    # that artifacts cannot be stored must not hide how the run ended
                     self._end()
                     raise faults[0]
         finally:
-            is_gone = (
-                not self.is_log_only and not self._due() and self.spooled.remove(self.sent["bytes"])
-            )
-            if not is_gone and str(self.sent) != before:
-                self.spooled.sent = self.sent
+            if not self._remove_if_whole() and str(self._sent) != before:
+                self._spooled.sent = self._sent
+
+    def _remove_if_whole(self) -> bool:
+        if self._is_log_only or self._due():
+            return False
+        return self._spooled.remove(self._sent["bytes"])
+
+    # ------------------------------------------------------------------------------- what is due
 
     def _due(self) -> list[Call]:
-        """What can be sent now, in any order: log and files, the model's files once they have a place, then the end."""
-        records, end = self.spooled.records(self.sent["bytes"])
-        calls = self._log(records, end) if end > self.sent["bytes"] else []
-        if self.is_log_only or self.spooled.is_open or not self.spooled.folder.is_dir():
-            return calls
-        missing = {
-            name: at
-            for name, at in self.spooled.files().items()
-            if self.sent["files"].get(name) != at
-        }
-        model = [name for name in missing if name.startswith(f"{MODEL}/")]
-        calls += [
-            partial(self._file, name, at) for name, at in missing.items() if name not in model
-        ]
-        is_dropped = self.sent.get("dropped") or any("drop_models" in record for record in records)
-        if model and not is_dropped and self.spooled.outcome.get("status") == "FINISHED":
-            if "model_place" in self.sent:
-                calls += [partial(self._model_file, name, missing[name]) for name in model]
-            else:
-                calls.append(self._create_model)
-        return calls or self._last(is_dropped)
+        """Return what can be uploaded now, in any order.
 
-    def _last(self, is_dropped: bool) -> list[Call]:
-        """What is told when the store has all: that the model is whole, and how the run ended."""
+        Log and files come first, then the model's files once the store has named their place, then
+        the links between run and model and the end of the run.
+        """
+        records = self._spooled.records(self._sent["bytes"])
         calls: list[Call] = []
-        if "model_id" in self.sent and not is_dropped:
-            calls += [] if self.sent.get("model_linked") else [self._link_model]
-            calls += [] if self.sent.get("model_ready") else [self._finalize_model]
-        return calls + ([self._end] if self._is_end_due else [])
+        if records.end > self._sent["bytes"]:
+            calls += self._log_calls(records.found, records.end)
+        if self._is_log_only or self._spooled.is_open or not self._spooled.folder.is_dir():
+            return calls
+        drops_models = any("drop_models" in record for record in records.found)
+        is_dropped = drops_models or bool(self._sent.get("dropped"))
+        calls += self._file_calls(is_dropped)
+        return calls or self._last_calls(is_dropped)
 
-    @property
-    def _is_end_due(self) -> bool:
-        """Whether the run has ended, and the store does not know how."""
-        return bool(self.spooled.outcome) and self.sent.get("ended") != self.spooled.outcome["time"]
-
-    def _log(self, records: list[dict[str, Any]], end: int) -> list[Call]:
-        """What sends records of the log; it is sent up to byte ``end`` when the last of these calls is through."""
-        # of a dataset, a note or an end the last one counts
-        others = {
-            kind: content
-            for record in records
-            for kind, content in record.items()
-            if kind in self._others
-        }
+    def _log_calls(self, records: list[dict[str, Any]], end: int) -> list[Call]:
+        """Return what uploads records; when the last call is done the log is uploaded to ``end``."""
         calls: list[Call] = [partial(self._log_batch, records)]
-        calls += [
-            partial(call, **content)
-            for kind, content in others.items()
-            for call in self._others[kind]
-        ]
+        uploads = self._special_records
+        special: dict[str, Any] = {}  # of several of a kind the last counts
+        for record in records:
+            special.update({kind: record[kind] for kind in record if kind in uploads})
+        for kind, content in special.items():
+            calls += [partial(upload, **content) for upload in uploads[kind]]
         left = set(range(len(calls)))
 
-        def send_one(number: int, call: Call) -> None:
-            call()
+        def run(number: int) -> None:
+            calls[number]()
             left.discard(number)
             if not left:
-                self.sent["bytes"] = end
+                self._sent["bytes"] = end
 
-        return [partial(send_one, number, call) for number, call in enumerate(calls)]
-
-    def _log_batch(self, records: list[dict[str, Any]]) -> None:
-        metrics = [
-            Metric(name, value, record["time"], record["step"])
-            for record in records
-            for name, value in record.get("metrics", {}).items()
-        ]
-        said = [
-            {key: value for record in records for key, value in record.get(kind, {}).items()}
-            for kind in ("params", "tags")
-        ]
-        params, tags = (
-            [Param(*one) for one in said[0].items()],
-            [RunTag(*one) for one in said[1].items()],
-        )
-        try:
-            self._log_at_most(metrics, params, tags)
-        except MlflowException as fault:
-            if not params or fault.error_code not in REFUSED:
-                raise
-            self._log_at_most(
-                metrics, [], tags
-            )  # params of a run that is opened again stay as they were
-
-    def _log_at_most(self, metrics: list[Metric], params: list[Param], tags: list[RunTag]) -> None:
-        if metrics or params or tags:
-            self.client.log_batch(self.run_id, metrics[:MOST_METRICS], params, tags)
-        for at in range(MOST_METRICS, len(metrics), MOST_METRICS):
-            self.client.log_batch(self.run_id, metrics[at : at + MOST_METRICS])
+        return [partial(run, number) for number in range(len(calls))]
 
     @property
-    def _others(self) -> dict[str, list[Callable[..., None]]]:
-        """What sends the records of these kinds."""
-        notes = [self._share_view, self._describe_experiment]
+    def _special_records(self) -> dict[str, list[Callable[..., None]]]:
+        """What uploads records other than params, metrics and tags, by their kind."""
         return {
             "dataset": [self._dataset],
-            "note": notes,
+            "note": [self._share_view, self._describe_experiment],
             "close": [self._close],
             "drop_models": [self._drop_models],
         }
 
+    def _file_calls(self, is_dropped: bool) -> list[Call]:
+        calls: list[Call] = []
+        model_files: dict[str, list[int]] = {}
+        for name, version in self._spooled.files().items():
+            if self._sent["files"].get(name) == version:
+                continue
+            if name.startswith(f"{MODEL}/"):
+                model_files[name] = version
+            else:
+                calls.append(partial(self._file, name, version))
+        has_ended_well = self._spooled.outcome.get("status") == "FINISHED"
+        if not model_files or is_dropped or not has_ended_well:
+            return calls
+        if "model_place" not in self._sent:
+            return [*calls, self._create_model]
+        model_calls = [
+            partial(self._model_file, name, version) for name, version in model_files.items()
+        ]
+        return [*calls, *model_calls]
+
+    def _last_calls(self, is_dropped: bool) -> list[Call]:
+        """Return what follows when the store has all files."""
+        calls: list[Call] = []
+        if "model_id" in self._sent and not is_dropped:
+            if not self._sent.get("model_linked"):
+                calls.append(self._link_model)
+            if not self._sent.get("model_ready"):
+                calls.append(self._finalize_model)
+        if self._is_end_due:
+            calls.append(self._end)
+        return calls
+
+    @property
+    def _is_end_due(self) -> bool:
+        """Whether the run has ended, and the store does not know how."""
+        outcome = self._spooled.outcome
+        return bool(outcome) and self._sent.get("ended") != outcome["time"]
+
+    # ------------------------------------------------------------------------------- the log
+
+    def _log_batch(self, records: list[dict[str, Any]]) -> None:
+        metrics: list[Metric] = []
+        params: dict[str, str] = {}
+        tags: dict[str, str] = {}
+        for record in records:
+            params |= record.get("params", {})
+            tags |= record.get("tags", {})
+            for name, value in record.get("metrics", {}).items():
+                metrics.append(Metric(name, value, record["time"], record["step"]))
+        run_params = [Param(name, value) for name, value in params.items()]
+        run_tags = [RunTag(name, value) for name, value in tags.items()]
+        try:
+            self._log_in_parts(metrics, run_params, run_tags)
+        except MlflowException as fault:
+            if not params or fault.error_code not in REFUSED:
+                raise
+            # params of a run that is opened again stay as they were
+            self._log_in_parts(metrics, [], run_tags)
+
+    def _log_in_parts(self, metrics: list[Metric], params: list[Param], tags: list[RunTag]) -> None:
+        if metrics or params or tags:
+            self._client.log_batch(self._run_id, metrics[:MOST_METRICS], params, tags)
+        for start in range(MOST_METRICS, len(metrics), MOST_METRICS):
+            self._client.log_batch(self._run_id, metrics[start : start + MOST_METRICS])
+
     def _dataset(self, name: str, digest: str, profile: str) -> None:
         entity = Dataset(name, digest, "local", f'{{"name": "{name}"}}', profile=profile)
         inputs = [DatasetInput(entity, [InputTag("mlflow.data.context", "training")])]
-        with suppress(
-            MlflowException
-        ):  # another run inserts the same digits at this moment: then they are there
-            return self.client.log_inputs(self.run_id, inputs)
-        return self.client.log_inputs(self.run_id, inputs)
+        try:
+            self._client.log_inputs(self._run_id, inputs)
+        except MlflowException:  # another run inserts the same digits now: then they are there
+            self._client.log_inputs(self._run_id, inputs)
 
     def _share_view(self, keys: Sequence[str], answer: str | None = None) -> None:
-        views.share_view(
-            self.client, views.experiment_of(self.client, self.run_id), self.run_id, keys
-        )
+        pages.share_view(self._store, self._run_id, keys)
 
     def _describe_experiment(self, keys: Sequence[str], answer: str | None = None) -> None:
-        """Let the experiment's page know of a parent's ``answer``, which the store may not have yet."""
-        experiment = views.experiment_of(self.client, self.run_id)
-        views.describe_experiment(self.client, experiment, {self.run_id: answer} if answer else {})
+        """Add a parent's answer, which the store may not have yet, to the experiment's page."""
+        answers = {}
+        if answer:
+            answers[self._run_id] = answer
+        pages.describe_experiment(self._store, self._experiment, answers)
 
     def _close(self, status: str, reason: str) -> None:
-        if self.client.get_run(self.run_id).info.status == "RUNNING":
-            self.client.set_tag(self.run_id, "failure", reason[:500])
-            self.client.set_terminated(self.run_id, status)
+        if self._client.get_run(self._run_id).info.status == "RUNNING":
+            self._client.set_tag(self._run_id, "failure", reason[:LONGEST_REASON])
+            self._client.set_terminated(self._run_id, status)
 
     def _drop_models(self) -> None:
-        """Delete the models of the run, from store and own disk; one that was not sent is not sent any more."""
-        self.sent["dropped"] = True
+        """Delete the models of the run, from the store and this machine; none follows later."""
+        self._sent["dropped"] = True
         for model in self._models():
-            self.client.delete_logged_model(model.model_id)
-            if (place := urllib.parse.urlsplit(model.artifact_location)).scheme == "file":
-                folder = Path(urllib.parse.unquote(place.path))
+            self._client.delete_logged_model(model.model_id)
+            artifacts = urllib.parse.urlsplit(model.artifact_location)
+            if artifacts.scheme == "file":
+                folder = Path(urllib.parse.unquote(artifacts.path))
                 rmtree(folder, ignore_errors=True)
-                with suppress(OSError):  # MLflow made one around it, which is empty now
+                with suppress(OSError):  # MLflow made a folder around it, which is empty now
                     folder.parent.rmdir()
 
     def _models(self) -> list[Any]:
-        experiment = views.experiment_of(self.client, self.run_id)
-        return list(
-            self.client.search_logged_models(
-                [experiment], filter_string=f"source_run_id = '{self.run_id}'"
-            )
-        )
+        of_run = f"source_run_id = '{self._run_id}'"
+        return list(self._client.search_logged_models([self._experiment], filter_string=of_run))
 
-    def _file(self, name: str, at: list[int]) -> None:
-        self._upload(views.run_location(self.client, self.run_id)[1], name, Path(name).parent)
-        self.sent["files"][name] = at
+    @property
+    def _experiment(self) -> str:
+        return self._store.experiment_of(self._run_id)
 
-    def _upload(self, artifacts: str, name: str, place: Path) -> None:
-        """Send a file of the folder; MLflow's client would ask the store once more where a run's or a model's lie."""
-        folder = None if place == Path() else str(place)
-        _repository(artifacts, self.client.tracking_uri).log_artifact(
-            str(self.spooled.folder / name), folder
-        )
+    # ------------------------------------------------------------------------------- files
+
+    def _file(self, name: str, version: list[int]) -> None:
+        artifacts = self._store.location(self._run_id).artifacts
+        self._upload(artifacts, name, Path(name).parent)
+        self._sent["files"][name] = version
+
+    def _upload(self, artifacts: str, name: str, folder: Path) -> None:
+        """Upload a file; MLflow's client would ask the store once more where artifacts go."""
+        if artifacts not in self._repositories:
+            from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
+
+            repository = get_artifact_repository(artifacts, self._store.uri)
+            self._repositories[artifacts] = repository
+        target = None if folder == Path() else str(folder)
+        path = str(self._spooled.folder / name)
+        self._repositories[artifacts].log_artifact(path, target)
+
+    # ------------------------------------------------------------------------------- the model
 
     def _create_model(self) -> None:
-        """Make the model's place in the store and let it name that; an earlier sender may have been killed here."""
+        """Create the model in the store, which names the place of its files, and note its id.
+
+        An earlier upload may have been killed between the two.
+        """
         from mlflow.models import Model
 
-        folder = self.spooled.folder / MODEL
-        known = self._models() if self.sent.get("model") else []
-        self.sent["model"] = True
-        self.spooled.sent = self.sent
+        known = []
+        if self._sent.get("model"):
+            known = self._models()
+        self._sent["model"] = True
+        self._spooled.sent = self._sent
         if known:
-            made = known[0]
+            created = known[0]
         else:
-            params = {
-                key: text
-                for one in self.spooled.records()[0]
-                for key, text in one.get("params", {}).items()
-            }
-            experiment = views.experiment_of(self.client, self.run_id)
-            made = self.client.create_logged_model(experiment, "model", self.run_id, params=params)
-        described = Model.load(str(folder))
-        described.artifact_path, described.run_id = made.artifact_location, self.run_id
-        described.model_uuid = described.model_id = made.model_id
-        described.save(str(folder / "MLmodel"))
-        self.sent |= {"model_id": made.model_id, "model_place": made.artifact_location}
+            params = self._spooled.params()
+            created = self._client.create_logged_model(
+                self._experiment, "model", self._run_id, params=params
+            )
+        folder = self._spooled.folder / MODEL
+        description = Model.load(str(folder))
+        description.artifact_path = created.artifact_location
+        description.run_id = self._run_id
+        description.model_uuid = created.model_id
+        description.model_id = created.model_id
+        description.save(str(folder / "MLmodel"))
+        self._sent["model_id"] = created.model_id
+        self._sent["model_place"] = created.artifact_location
 
-    def _model_file(self, name: str, at: list[int]) -> None:
-        self._upload(self.sent["model_place"], name, Path(name).parent.relative_to(MODEL))
-        self.sent["files"][name] = at
+    def _model_file(self, name: str, version: list[int]) -> None:
+        self._upload(self._sent["model_place"], name, Path(name).parent.relative_to(MODEL))
+        self._sent["files"][name] = version
 
     def _link_model(self) -> None:
-        made = self.sent["model_id"]
+        model_id = self._sent["model_id"]
         try:
-            self.client.log_outputs(self.run_id, [LoggedModelOutput(made, 0)])
-        except MlflowException:  # the one thing that MLflow refuses to be told twice
-            outputs = self.client.get_run(self.run_id).outputs
-            if outputs is None or made not in [one.model_id for one in outputs.model_outputs]:
+            self._client.log_outputs(self._run_id, [LoggedModelOutput(model_id, 0)])
+        except MlflowException:  # MLflow refuses to log this twice
+            outputs = self._client.get_run(self._run_id).outputs
+            linked = outputs.model_outputs if outputs else []
+            if model_id not in [model.model_id for model in linked]:
                 raise
-        self.sent["model_linked"] = True
+        self._sent["model_linked"] = True
 
     def _finalize_model(self) -> None:
-        self.client.finalize_logged_model(self.sent["model_id"], "READY")
-        self.sent["model_ready"] = True
+        self._client.finalize_logged_model(self._sent["model_id"], "READY")
+        self._sent["model_ready"] = True
+
+    # ------------------------------------------------------------------------------- the end
 
     def _end(self) -> None:
         if self._is_end_due:
-            outcome = self.spooled.outcome
-            self.client.set_terminated(self.run_id, outcome["status"], outcome["time"])
-            self.sent["ended"] = outcome["time"]
+            outcome = self._spooled.outcome
+            self._client.set_terminated(self._run_id, outcome["status"], outcome["time"])
+            self._sent["ended"] = outcome["time"]
 
 
-@lru_cache(maxsize=64)
-def _repository(artifacts: str, tracking_uri: str) -> Any:
-    from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
-
-    return get_artifact_repository(artifacts, tracking_uri)
-
-
-def send(
+def upload_run(
     spooled: SpooledRun,
-    client: mlflow.MlflowClient,
-    run_all: RunAll = in_turn,
+    store: Store,
+    run_all: RunAll = run_sequentially,
     is_log_only: bool = False,
 ) -> Exception | None:
-    """Send what is missing of a run, unless another process does; returns what the store raised."""
+    """Upload what is missing of a run, unless another process does.
+
+    A run that the store will never take is moved away, with a warning.
+
+    Args:
+        spooled: The run.
+        store: Where it goes.
+        run_all: How calls are made.
+        is_log_only: Whether to leave files, model and the end of the run to others.
+
+    Returns:
+        What the store raised, None if nothing.
+    """
     try:
         with file_lock(spooled.folder / ".lock", fcntl.LOCK_EX | fcntl.LOCK_NB) as is_ours:
             if is_ours and spooled.about:
-                RunUpload(spooled, client, is_log_only).send(run_all)
+                RunUpload(spooled, store, is_log_only).run(run_all)
     except FileNotFoundError as gone:
-        return gone if spooled.folder.is_dir() else None  # another process has just sent it all
+        if spooled.folder.is_dir():
+            return gone
+        return None  # another process has just uploaded all of it
     except MlflowException as fault:
         if fault.error_code not in REFUSED:
             return fault
-        aside = spooled.set_aside()
-        console.warn(
-            f"the store does not take run {spooled.run_id}, it is kept in {aside}: {first_line(fault)}"
-        )
+        kept = f"the store does not take run {spooled.run_id}, it is kept in {spooled.refuse()}"
+        console.warn(f"{kept}: {first_line(fault)}")
     except OSError as fault:
         return fault
     return None
 
 
-def is_served(uri: str) -> bool:
-    """Whether a uploader delivers what lies in this outbox for the store at ``uri``."""
-    with file_lock(uploader_lock(uri), fcntl.LOCK_SH | fcntl.LOCK_NB) as is_free:
+def has_uploader(uri: str, workspace: Workspace) -> bool:
+    """Return whether a background uploader uploads what is spooled for a store."""
+    operation = fcntl.LOCK_SH | fcntl.LOCK_NB
+    with file_lock(uploader_lock(uri, workspace), operation) as is_free:
         return not is_free
 
 
-def uploader_lock(uri: str) -> Path:
-    """The file whose lock the uploader for the store at ``uri`` holds."""
-    stores.ARTIFACTS.mkdir(parents=True, exist_ok=True)
-    return (
-        stores.ARTIFACTS
-        / f".uploader-{hashlib.sha256(without_password(uri).encode()).hexdigest()[:12]}"
-    )
+def uploader_lock(uri: str, workspace: Workspace) -> Path:
+    """Return the file whose lock the background uploader for a store holds."""
+    workspace.artifacts.mkdir(parents=True, exist_ok=True)
+    digest = hashlib.sha256(without_password(uri).encode()).hexdigest()
+    return workspace.artifacts / f".uploader-{digest[:12]}"
+
+
+# ------------------------------------------------------------------- deprecated: until the merge
+
+
+def send(spooled: SpooledRun, client: mlflow.MlflowClient) -> Exception | None:
+    """Upload a run; see `upload_run`."""
+    return upload_run(spooled, as_store(str(client.tracking_uri)))

@@ -1,274 +1,329 @@
-"""Who sends the outbox: one uploader where several runs go on together, and every command what earlier ones had kept.
+"""What uploads the spool: a background uploader where several runs go on together, and at first every command.
 
-A uploader is a thread of the command that supervises: no trial waits for a store, however slow that is. A run that
-nobody supervises is sent by its own process, see :class:`digit_study.tracking.runs.RunLog`.
+The background uploader is a thread of the command that supervises: no trial waits for a store,
+however slow that is. A run that nobody supervises is uploaded by its own process, see `writer`.
 """
 
 import fcntl
 import threading
 import time
-from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import suppress
-from typing import Self
+from typing import Protocol, Self
 
 from mlflow.exceptions import MlflowException
-from mlflow.utils.mlflow_tags import MLFLOW_RUN_NAME
 
-from digit_study.config.run import Config
-from digit_study.support import console, machine
+from digit_study.config.run_config import Config
+from digit_study.support import console
 from digit_study.support.messages import StudyError, first_line
+from digit_study.support.outage import Outage
 from digit_study.support.signals import raise_if_interrupted
-from digit_study.tracking import database as stores
-from digit_study.tracking import provenance as origin
-from digit_study.tracking import runs as run_log
+from digit_study.tracking.database import check_store
+from digit_study.tracking.runs import Runs, runs_of
 from digit_study.tracking.spool import SpooledRun, file_lock, spooled_runs
-from digit_study.tracking.upload import Call, StoreFault, fault_of, is_served, send, uploader_lock
+from digit_study.tracking.store import Store
+from digit_study.tracking.upload import Call, fault_of, has_uploader, upload_run, uploader_lock
 
-#: Runs, and half the files, that are sent to a server at a time: each waits for it, and none for another.
+#: Runs, and half the files, that are uploaded to a server at a time: none waits for another.
 AT_A_TIME = 8
-#: Seconds between two looks at the outbox, at least and while the store does not answer; and that a signal leaves.
-PAUSE_S, LONGEST_PAUSE_S, HURRIED_S = 0.5, 8.0, 5.0
+#: Seconds between two rounds through the spool.
+PAUSE_S = 0.5
+#: Seconds between two rounds at most: the pause doubles while the store does not answer.
+LONGEST_PAUSE_S = 8.0
+#: Seconds that a signal, or an error while the store is gone, leaves for uploads.
+HURRIED_S = 5.0
 #: Seconds after which a person is told what is waited for.
 QUIET_S = 3.0
-#: Seconds that a server needs for an answer from which on runs are created before they are asked for.
-SLOW_S = 1.0
-#: What the tag ``kind`` says of a run that waits for its trial, and the tag that says which process keeps it.
-SPARE, KEEPER = "spare", f"{origin.TECHNICAL}keeper"
 
 
-def deliver(uri: str) -> None:
-    """Send what commands that have ended could not: killed, or without a store. A store that is gone again is told."""
-    left = [spooled for spooled in spooled_runs(uri) if not spooled.is_open or spooled.is_abandoned]
-    if not left or is_served(uri):
+def upload_left(store: Store) -> None:
+    """Upload what commands that have ended could not, because they were killed or had no store.
+
+    A run whose process is gone is ended. Where a background uploader runs, it does all this. The
+    first fault of the store ends it, with a warning.
+
+    Args:
+        store: The store whose runs are uploaded.
+    """
+    spooled = spooled_runs(store.uri, store.workspace)
+    left = [run for run in spooled if not run.is_open or run.is_abandoned]
+    if not left or has_uploader(store.uri, store.workspace):
         return
-    started, is_told = time.monotonic(), False
-    for number, spooled in enumerate(left):
-        if not is_told and time.monotonic() - started > 3 * QUIET_S:
-            console.print_error(
-                f"sending what earlier commands had kept: {len(left) - number} runs more", ""
-            )
-            is_told = True
-        spooled.close_abandoned()
-        if (fault := send(spooled, run_log.client_of(uri))) is not None:
-            console.warn(f"{len(left) - number} runs of earlier commands are still kept in mlruns/.outbox: "
-                         f"{first_line(fault)}")  # fmt: skip
+    started = time.monotonic()
+    is_announced = False
+    for number, run in enumerate(left):
+        count = len(left) - number
+        if not is_announced and time.monotonic() - started > 3 * QUIET_S:
+            console.print_error(f"uploading what earlier commands left: {count} runs more", "")
+            is_announced = True
+        run.close_abandoned()
+        fault = upload_run(run, store)
+        if fault is not None:
+            kept = f"{count} runs of earlier commands are still kept in mlruns/.outbox"
+            console.warn(f"{kept}: {first_line(fault)}")
             return
 
 
-class BackgroundUploader:
-    """Delivers the outbox for one store, in a thread, as long as the block lasts; with another uploader it only waits.
+class _Uploads(Protocol):
+    """How a background uploader uploads several runs."""
 
-    ``outage_timeout`` are the minutes in which a store that went away may come back; ``key`` is what sets them. One
-    ``is_log_only`` leaves to others what a run has to tell when it has ended.
+    def upload(self, runs: Iterable[SpooledRun]) -> Iterator[Exception | None]:
+        """Upload runs; yield what the store raised for each that is done."""
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no upload goes on."""
+
+    def close(self) -> None:
+        """End; uploads that have not begun are left out."""
+
+
+class _SequentialUploads:
+    """Uploads to a database, which takes one writer at a time anyway."""
+
+    is_idle = True
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+
+    def upload(self, runs: Iterable[SpooledRun]) -> Iterator[Exception | None]:
+        """Upload one run after the other."""
+        for run in runs:
+            yield upload_run(run, self._store)
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+class _ConcurrentUploads:
+    """Uploads to a server: several runs, and several files of each, at a time."""
+
+    def __init__(self, store: Store, is_log_only: bool) -> None:
+        self._store = store
+        self._is_log_only = is_log_only
+        self._runs = ThreadPoolExecutor(AT_A_TIME)
+        self._files = ThreadPoolExecutor(2 * AT_A_TIME)
+        self._run_ids: dict[Future[Exception | None], str] = {}
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no upload goes on."""
+        return not self._run_ids
+
+    def upload(self, runs: Iterable[SpooledRun]) -> Iterator[Exception | None]:
+        """Begin with runs that are not being uploaded; yield of those that are done by now.
+
+        Slower uploads go on.
+        """
+        for run in runs:
+            if run.run_id not in self._run_ids.values():
+                upload = self._runs.submit(
+                    upload_run, run, self._store, self._run_all, self._is_log_only
+                )
+                self._run_ids[upload] = run.run_id
+        for done in wait(self._run_ids, PAUSE_S / 5, FIRST_COMPLETED).done:
+            del self._run_ids[done]
+            yield done.result()
+
+    def _run_all(self, calls: Sequence[Call]) -> list[Exception]:
+        return [fault for fault in self._files.map(fault_of, calls) if fault is not None]
+
+    def close(self) -> None:
+        """Shut the threads down; what they upload just now goes on."""
+        self._runs.shutdown(wait=False, cancel_futures=True)
+        self._files.shutdown(wait=False, cancel_futures=True)
+
+
+class BackgroundUploader:
+    """Uploads the spool to one store, in a thread, as long as the block lasts.
+
+    Of several for the same store and workspace one uploads, and the others wait.
     """
 
     def __init__(
         self,
-        uri: str,
+        runs: Runs | str,
         outage_timeout: float,
         key: str = "search.outage_timeout",
         is_log_only: bool = False,
     ) -> None:
-        self.is_log_only = is_log_only
-        self.uri, self.outage_timeout, self.client = uri, outage_timeout, run_log.client_of(uri)
-        self.fault: str | None = None
-        self.since, self.rounds, self.key = 0.0, 0, key
-        self.lock = threading.Lock()
-        self.news, self.has_begun, self.stopping = (
-            threading.Event(),
-            threading.Event(),
-            threading.Event(),
-        )
-        self.thread = threading.Thread(target=self._run, daemon=True)
-        # a database takes one writer at a time anyway
-        self.is_wide = uri.startswith(stores.SERVERS)
-        self.creators, self.senders = ThreadPoolExecutor(AT_A_TIME), ThreadPoolExecutor(AT_A_TIME)
-        self.files = ThreadPoolExecutor(2 * AT_A_TIME)
-        self.sending: dict[Future[Exception | None], str] = {}
-        self.spares, self.answer_s = deque[Future[str]](), 0.0
+        """Prepare; the thread begins with the block.
+
+        Args:
+            runs: The runs of the store.
+            outage_timeout: Minutes in which a store that went away may come back.
+            key: Config key that sets ``outage_timeout``, for messages.
+            is_log_only: Whether to leave files, models and ends of runs to others.
+        """
+        self._store = runs_of(runs) if isinstance(runs, str) else runs
+        self._key = key
+        self._outage = Outage(outage_timeout, _announce_outage, _announce_end)
+        self._rounds = 0
+        self._uploads: _Uploads = _SequentialUploads(self._store)
+        if self._store.is_server:
+            self._uploads = _ConcurrentUploads(self._store, is_log_only)
+        self._creators = ThreadPoolExecutor(AT_A_TIME)
+        self._has_news = threading.Event()
+        self._has_begun = threading.Event()
+        self._is_stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, daemon=True)
 
     def __enter__(self) -> Self:
-        self.thread.start()
-        self.has_begun.wait()
+        self._thread.start()
+        self._has_begun.wait()
         return self
 
     def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        is_hurried = kind is not None and (
-            self.fault is not None or not issubclass(kind, Exception)
+        seconds = None
+        if kind is not None and (self.fault is not None or not issubclass(kind, Exception)):
+            seconds = HURRIED_S
+        left = self.wait(seconds)
+        self._is_stopping.set()
+        self._creators.shutdown(wait=False, cancel_futures=True)
+        self._uploads.close()
+        self._has_news.set()
+        self._thread.join(HURRIED_S)
+        if not left:
+            return
+        kept = (
+            f"the tracking store must take every result, but it has not taken {left} runs "
+            f"({self.fault or 'there was no time'}): they are kept in "
+            f"{self._store.workspace.spool}, and uploaded by the next command of any kind once it "
+            "answers"
         )
-        dropped = [self.creators.submit(self._drop, spare) for spare in self.spares]
-        left = self.wait(HURRIED_S if is_hurried else None)
-        wait(dropped, HURRIED_S)
-        self.stopping.set()
-        for pool in (self.creators, self.senders, self.files):
-            pool.shutdown(wait=False, cancel_futures=True)
-        self.news.set()
-        self.thread.join(HURRIED_S)
-        if left:
-            kept = f"the tracking store must take every result, but it has not taken {left} runs"
-            kept += f" ({self.fault or 'there was no time'}): they are kept in {stores.OUTBOX}, "
-            kept += "and sent by the next command of any kind once it answers"
-            if kind is None:
-                raise StudyError(kept)
-            console.warn(kept)
+        if kind is None:
+            raise StudyError(kept)
+        console.warn(kept)
 
-    def waiting(self) -> list[SpooledRun]:
-        """Runs that have ended and are not sent whole."""
-        return [spooled for spooled in spooled_runs(self.uri) if not spooled.is_open]
+    @property
+    def fault(self) -> str | None:
+        """What is wrong with the store at this moment, None where nothing is."""
+        return self._outage.reason
 
-    def create_run(
-        self, config: Config, dataset: str, name: str, ahead: int = 0, **tags: str
-    ) -> Future[str]:
-        """Create a RUNNING run, as :func:`run_log.create_run` does; nobody need wait for a server's answer.
+    def create_run(self, config: Config, dataset: str, name: str, **tags: str) -> Future[str]:
+        """Create a RUNNING run, as `Runs.create_run` does, without waiting for a server's answer.
 
-        ``ahead`` more will be asked for, so that a slow server makes one of them now. MLflow takes that for its start.
+        Args:
+            config: The resolved config of the run.
+            dataset: Name of the digits.
+            name: Name of the run, unless the config has one.
+            **tags: More tags.
+
+        Returns:
+            A future of the run's id.
         """
-        asked = config, dataset, name, tags
-        if not self.is_wide:
-            made: Future[str] = Future()
-            made.set_result(self._create(*asked))
-            return made
-        spare = self.spares.popleft() if self.spares else None
-        made = (
-            self.creators.submit(self._use, spare, *asked)
-            if spare
-            else self.creators.submit(self._create, *asked)
-        )
-        if self.answer_s > SLOW_S and len(self.spares) < ahead:
-            marks = {"kind": SPARE, KEEPER: machine.process_name()}
-            self.spares.append(
-                self.creators.submit(self._create, config, dataset, "waits for its trial", marks)
-            )
-        return made
+        if self._store.is_server:
+            return self._creators.submit(self._store.create_run, config, dataset, name, **tags)
+        created: Future[str] = Future()
+        created.set_result(self._store.create_run(config, dataset, name, **tags))
+        return created
 
-    def _create(self, config: Config, dataset: str, name: str, tags: Mapping[str, str]) -> str:
-        run_log.experiment_id(
-            self.uri, stores.experiment_name(config, dataset)
-        )  # is asked for once
-        started = time.monotonic()
-        run_id = run_log.create_run(config, self.uri, dataset, name, **tags)
-        self.answer_s = time.monotonic() - started
-        return run_id
-
-    def _use(
-        self, spare: Future[str], config: Config, dataset: str, name: str, tags: Mapping[str, str]
-    ) -> str:
-        """Let the run that was made ahead be this one."""
-        try:
-            run_id = spare.result()
-        except StoreFault:  # the store was away at that moment
-            return self._create(config, dataset, name, tags)
-        run_log.tag_run(
-            self.uri, run_id, {MLFLOW_RUN_NAME: name, **run_log.run_tags(config, dataset, **tags)}
-        )
-        return run_id
-
-    def _drop(self, spare: Future[str]) -> None:
-        """Delete a run that no trial came for; where the store is away the next command does."""
-        with suppress(*StoreFault):
-            run_log.delete_run(self.uri, spare.result())
+    # ------------------------------------------------------------------------------- waited for
 
     def wait(self, seconds: float | None = None) -> int:
-        """Wait until all that has ended is sent, or for as long as outage_timeout lasts; returns how many runs are left."""
-        started, rounds, is_told, has_waited = time.monotonic(), self.rounds, False, False
-        self.news.set()
-        while left := self.waiting():
-            now, has_waited = time.monotonic(), True
+        """Wait until all runs that have ended are uploaded.
+
+        Args:
+            seconds: How long to wait at most; None waits until an outage has lasted too long.
+
+        Returns:
+            The number of runs that are left.
+        """
+        started = time.monotonic()
+        rounds = self._rounds
+        is_announced = False
+        has_waited = False
+        self._has_news.set()
+        while left := self._ended_runs():
+            has_waited = True
+            waited = time.monotonic() - started
             if self.fault is None:
-                self.news.set()
+                self._has_news.set()
             # what came last is tried once, however late it is
-            is_late = (
-                self.fault is not None
-                and now - self.since > 60 * self.outage_timeout
-                and self.rounds > rounds + 1
-            )
-            if is_late or (seconds is not None and now - started > seconds):
+            is_late = self._outage.is_too_long and self._rounds > rounds + 1
+            if is_late or (seconds is not None and waited > seconds):
                 break
-            if not is_told and now - started > QUIET_S:
-                why = f"which does not take them ({self.fault}), at most " if self.fault else ""
-                limit = (
-                    f"{self.outage_timeout:g} min ({self.key})" if self.fault else "which is slow"
-                )
-                console.print_error(
-                    f"waiting for the tracking store, {why}{limit}: {len(left)} runs to send", ""
-                )
-                is_told = True
+            if not is_announced and waited > QUIET_S:
+                console.print_error(self._what_is_waited_for(len(left)), "")
+                is_announced = True
             if seconds is None:
                 raise_if_interrupted()
             time.sleep(0.05)
         if not left and has_waited:  # so the store takes results
-            self._tell([])
+            self._outage.note_success()
         return len(left)
 
-    def _run(self) -> None:
-        while not self.stopping.is_set():
-            with file_lock(uploader_lock(self.uri), fcntl.LOCK_EX | fcntl.LOCK_NB) as is_ours:
-                pause = PAUSE_S
-                while is_ours and not self.stopping.is_set():
-                    self.has_begun.set()
-                    faults = self._round()
-                    pause = min(2 * pause, LONGEST_PAUSE_S) if faults else PAUSE_S
-                    self.news.wait(pause)
-                    self.news.clear()
-            self.has_begun.set()
-            self.stopping.wait(PAUSE_S / 5)
+    def _ended_runs(self) -> list[SpooledRun]:
+        """Return the runs that have ended and are not uploaded whole."""
+        spooled = spooled_runs(self._store.uri, self._store.workspace)
+        return [run for run in spooled if not run.is_open]
 
-    def _round(self) -> list[Exception]:
-        """Send what every run has to tell; the first fault of the store ends it."""
-        faults, is_any_through = list[Exception](), False
+    def _what_is_waited_for(self, left: int) -> str:
+        why = "which is slow"
+        if self.fault is not None:
+            limit = f"at most {self._outage.timeout:g} min ({self._key})"
+            why = f"which does not take them ({self.fault}), {limit}"
+        return f"waiting for the tracking store, {why}: {left} runs to upload"
+
+    # ------------------------------------------------------------------------------- the thread
+
+    def _run(self) -> None:
+        """Upload in rounds whenever no other uploader has the lock."""
+        lock = uploader_lock(self._store.uri, self._store.workspace)
+        while not self._is_stopping.is_set():
+            with file_lock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB) as is_ours:
+                pause = PAUSE_S
+                while is_ours and not self._is_stopping.is_set():
+                    self._has_begun.set()
+                    has_taken_all = self._round()
+                    pause = min(2 * pause, LONGEST_PAUSE_S)
+                    if has_taken_all:
+                        pause = PAUSE_S
+                    self._has_news.wait(pause)
+                    self._has_news.clear()
+            self._has_begun.set()
+            self._is_stopping.wait(PAUSE_S / 5)
+
+    def _round(self) -> bool:
+        """Upload what is spooled, up to the first fault of the store; return whether it took all."""
+        fault: Exception | None = None
+        is_any_done = False
         try:
             if self.fault is not None:
-                stores.check_store(self.uri)
-            in_turn = (send(spooled, self.client) for spooled in spooled_runs(self.uri))
-            for fault in self._sent_together() if self.is_wide else in_turn:
-                faults += [] if fault is None else [fault]
-                is_any_through = True
-                if isinstance(fault, MlflowException) or self.stopping.is_set():
+                check_store(self._store.uri)
+            runs = spooled_runs(self._store.uri, self._store.workspace)
+            for found in self._uploads.upload(runs):
+                is_any_done = True
+                fault = fault or found
+                if isinstance(found, MlflowException) or self._is_stopping.is_set():
                     break
-        except (
-            Exception
-        ) as fault:  # whatever it is, it is told, and tried again: nothing is lost meanwhile
-            faults.append(fault)
-        if faults or is_any_through or not self.sending:
-            self._tell(faults)
-        self.rounds += bool(faults) or not self.sending
-        return faults
-
-    def _sent_together(self) -> Iterator[Exception | None]:
-        """What the store raised for the runs that are through, while slower ones go on being sent."""
-        for spooled in spooled_runs(self.uri):
-            if spooled.run_id not in self.sending.values():
-                sending = self.senders.submit(
-                    send, spooled, self.client, self._together, self.is_log_only
-                )
-                self.sending[sending] = spooled.run_id
-        for done in wait(self.sending, PAUSE_S / 5, FIRST_COMPLETED).done:
-            del self.sending[done]
-            yield done.result()
-
-    def _tell(self, faults: Sequence[Exception]) -> None:
-        """Say once that the store has gone away, and that it is back."""
-        now = self._reason(faults[0]) if faults else None
-        with self.lock:
-            before, self.fault = self.fault, now
-            if now is not None and before is None:
-                self.since = time.monotonic()
-        if now is not None and before is None:
-            console.warn(f"the tracking store does not take results now ({now}): what it misses is kept in "
-                         "mlruns/.outbox, and sent as soon as it does")  # fmt: skip
-        elif now is None and before is not None:
-            console.print_error("the tracking store takes results again", "")
+        except Exception as error:  # whatever it is, it is reported, and nothing is lost meanwhile
+            fault = fault or error
+        if fault is not None:
+            self._outage.note_fault(self._reason(fault))
+        elif is_any_done or self._uploads.is_idle:
+            self._outage.note_success()
+        if fault is not None or self._uploads.is_idle:
+            self._rounds += 1
+        return fault is None
 
     def _reason(self, fault: Exception) -> str:
-        """What is wrong in plain words, if that can be found out; MLflow's own are those of its HTTP library."""
+        """Say what is wrong in plain words; MLflow's own are those of its HTTP library."""
+        if isinstance(fault, StudyError):
+            return first_line(fault)
         try:
-            if not isinstance(fault, StudyError):
-                stores.check_store(self.uri)
+            check_store(self._store.uri)
         except StudyError as problem:
             return first_line(problem)
         return first_line(fault)
 
-    def _together(self, calls: Sequence[Call]) -> list[Exception]:
-        return [fault for fault in self.files.map(fault_of, calls) if fault is not None]
+
+def _announce_outage(reason: str) -> None:
+    console.warn(
+        f"the tracking store does not take results now ({reason}): what it misses is kept in "
+        "mlruns/.outbox, and uploaded as soon as it does"
+    )
+
+
+def _announce_end() -> None:
+    console.print_error("the tracking store takes results again", "")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
-from digit_study.config.run import Config
+from digit_study.config.run_config import Config
 from digit_study.support.machine import process_name
 from digit_study.support.signals import native_stderr, signals_surface
 from digit_study.trial.events import (

@@ -12,8 +12,8 @@ from pathlib import Path
 from pkgutil import resolve_name
 from typing import TYPE_CHECKING, Protocol
 
-from digit_study.config.engine import EngineConfig, Node
-from digit_study.config.run import Config
+from digit_study.config.engine_config import EngineConfig, Node
+from digit_study.config.run_config import Config
 from digit_study.data.sources import DataConfig
 from digit_study.support.workspace import Workspace
 from digit_study.trial.events import Decision, Event

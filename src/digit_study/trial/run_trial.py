@@ -10,7 +10,7 @@ from typing import Protocol
 
 import keras
 
-from digit_study.config.run import Config
+from digit_study.config.run_config import Config
 from digit_study.data.digits import Digits, load_digits
 from digit_study.model import calibration, fit
 from digit_study.model.networks import Model, build_model, mean_of
@@ -19,8 +19,8 @@ from digit_study.stats.metrics import Evaluation, score
 from digit_study.support import machine
 from digit_study.support.signals import Interrupted, deferred_signals, raise_if_interrupted
 from digit_study.tracking import provenance
-from digit_study.tracking.runs import RunLog
 from digit_study.tracking.session import Tracker
+from digit_study.tracking.writer import RunWriter
 from digit_study.trial.events import Decision
 from digit_study.trial.protocol import Epoch, TrialResult, TrialStopped
 
@@ -85,23 +85,23 @@ def run_trial(
         TrialStopped: If the listener decided so.
         StudyError: If training diverged or the digits have changed.
     """
-    log = tracker.writer(run_id)
+    writer = tracker.writer(run_id)
     try:
-        result, draw = _walk(config, log, listener, digits_folder, data_figures)
+        result, draw = _walk(config, writer, listener, digits_folder, data_figures)
     except BaseException as error:
         reason = f"{type(error).__name__}: {error}".strip()[:LONGEST_REASON]
         status = "FAILED"
         if isinstance(error, Interrupted | KeyboardInterrupt | TrialStopped):
             status = "KILLED"
-        log.tags({"failure": reason})
-        log.end(status, {"reason": reason})
+        writer.tags({"failure": reason})
+        writer.end(status, {"reason": reason})
         raise
     try:
         with deferred_signals():
-            _finish(log, result, draw, listener if result_before_figures else None)
+            _finish(writer, result, draw, listener if result_before_figures else None)
     finally:
-        kept = log.deliver()
-    result = replace(result, kept=kept, fault=log.fault)
+        kept = writer.upload()
+    result = replace(result, kept=kept, fault=writer.fault)
     if not result_before_figures:
         listener.on_result(result)
     return result
@@ -116,7 +116,7 @@ def forget_networks() -> None:
 
 
 def _finish(
-    log: RunLog, result: TrialResult, draw: Callable[[], None], listener: Listener | None
+    writer: RunWriter, result: TrialResult, draw: Callable[[], None], listener: Listener | None
 ) -> None:
     """Report a result, draw its figures, and end the run on disk; it is FINISHED whatever happens."""
     try:
@@ -125,25 +125,31 @@ def _finish(
         draw()
     except Exception as error:
         reason = f"{type(error).__name__}: {error}"[:LONGEST_REASON]
-        log.spooled.close(log.uri, "FAILED", reason)
+        writer.close("FAILED", reason)
         raise
-    log.spooled.end("FINISHED", metrics=result.metrics, weights_sha256=result.weights_sha256)
+    writer.finish(metrics=result.metrics, weights_sha256=result.weights_sha256)
 
 
 def _walk(
-    config: Config, log: RunLog, listener: Listener, digits_folder: Path | None, data_figures: bool
+    config: Config,
+    writer: RunWriter,
+    listener: Listener,
+    digits_folder: Path | None,
+    data_figures: bool,
 ) -> tuple[TrialResult, Callable[[], None]]:
     """Do all but the figures; return the result and what draws them."""
     started = time.perf_counter()
-    log.config(config)
+    writer.config(config)
+    if config.tracking.system_metrics:
+        writer.start_system_metrics()
     digits = load_digits(config.data, digits_folder)
-    log.dataset(digits.name, digits.sha256, digits.counts())
+    writer.dataset(digits.name, digits.sha256, digits.counts())
     if data_figures:
-        run_figures.write_data_figures(digits, log.folder)
+        run_figures.write_data_figures(digits, writer.folder)
     fit.use_threads(config.training.threads or machine.cores())
 
     epochs: list[Epoch] = []
-    trained = _train_members(config, digits, log, listener, epochs)
+    trained = _train_members(config, digits, writer, listener, epochs)
     outcome = trained.evaluation
     temperature, uncertainty = calibration.calibrated(outcome.labels, outcome.probabilities)
     calibrated = calibration.tempered(outcome.probabilities, temperature)
@@ -151,26 +157,28 @@ def _walk(
     metrics = {**outcome.metrics, **uncertainty, **_facts(trained, digits, epochs)}
 
     weights = fit.weights_sha256(trained.model)
-    log.tags({"weights.sha256": weights})
-    run_figures.write_run_tables(outcome, log.folder)
+    writer.tags({"weights.sha256": weights})
+    run_figures.write_run_tables(outcome, writer.folder)
     if config.tracking.save_model:
-        log.model(calibration.with_temperature(trained.model, temperature))
-    log.result({**metrics, "total_seconds": time.perf_counter() - started}, step=len(epochs))
-    result = TrialResult(log.run_id, metrics, epochs, outcome, weights, provenance.machine_tags())
+        writer.model(calibration.with_temperature(trained.model, temperature))
+    writer.result({**metrics, "total_seconds": time.perf_counter() - started}, step=len(epochs))
+    result = TrialResult(
+        writer.run_id, metrics, epochs, outcome, weights, provenance.machine_tags()
+    )
     draw = partial(
-        run_figures.write_run_figures, outcome, epochs, digits, config.model.name, log.folder
+        run_figures.write_run_figures, outcome, epochs, digits, config.model.name, writer.folder
     )
     return result, draw
 
 
 def _train_members(
-    config: Config, digits: Digits, log: RunLog, listener: Listener, epochs: list[Epoch]
+    config: Config, digits: Digits, writer: RunWriter, listener: Listener, epochs: list[Epoch]
 ) -> _Trained:
     """Train every member of an ensemble, usually the only network, and append to ``epochs``."""
 
     def on_record(record: Epoch) -> None:
         epochs.append(record)
-        log.epoch(len(epochs), record)
+        writer.epoch(len(epochs), record)
         if listener.on_epoch(len(epochs), record) is Decision.STOP:
             raise TrialStopped("others promise more")
 

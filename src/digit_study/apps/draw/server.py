@@ -1,7 +1,7 @@
 """The page to draw on and what it asks for: a FastAPI app, served by uvicorn to this machine alone.
 
-A drawing is read as :mod:`predict` reads a file: its bytes, :func:`read_digit`, the model. No part of a request becomes
-a path: drawings are kept under names of their own making.
+A drawing is predicted as ``predict.py`` predicts a file: its bytes, ``read_digit``, the model. No
+part of a request becomes a path: drawings are kept under names of their own making.
 """
 
 import asyncio
@@ -21,131 +21,180 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import HTMLResponse, JSONResponse
 from starlette.requests import ClientDisconnect
 
-from digit_study.apps.draw.drawing_store import NPZ, Kept, sample
-from digit_study.apps.draw.network_view import Network, watch
-from digit_study.apps.draw.same_origin import POLICY, OnlyHere, TooLarge, bounded_body
+from digit_study.apps.draw.drawing_store import DrawingStore, sample
+from digit_study.apps.draw.network_view import ServedNetwork, watch_versions
+from digit_study.apps.draw.same_origin import (
+    POLICY,
+    SameOriginMiddleware,
+    TooLargeError,
+    bounded_body,
+)
 from digit_study.data.sources import CLASSES
 from digit_study.inference.image_files import ImageError
 from digit_study.inference.images import Digit, read_digit
 from digit_study.inference.prediction import Accepts
 from digit_study.support.messages import StudyError
 
+#: The page itself.
 PAGE = Path(__file__).with_name("draw.html")
-MOST_BYTES = 16 * 2**20  # a phone's photo has two to eight megabytes
-UPLOAD_S, READING_S = 20.0, 10.0
-AT_ONCE = 2  # pictures decoded at the same time: one of 80 megapixels takes half a gigabyte
+#: Pictures decoded at the same time: a picture of 80 megapixels takes half a gigabyte.
+DECODED_AT_ONCE = 2
+#: Requests that are answered at the same time.
+CONCURRENT_REQUESTS = 100
+#: Seconds that requests have to end when the server ends.
+SHUTDOWN_S = 2
+#: Decimal places of a saliency map.
+SALIENCY_PLACES = 5
 T = TypeVar("T")
+#: What a request is answered with, as JSON.
+Json = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Limits:
-    """How much of a request is taken, and how long one may take."""
+class RequestLimits:
+    """How much of a request is taken, and how long a request may take."""
 
-    most_bytes: int = MOST_BYTES
-    upload_s: float = UPLOAD_S
-    reading_s: float = READING_S
+    #: A phone's photo has two to eight megabytes.
+    max_bytes: int = 16 * 2**20
+    #: Seconds for the body to arrive.
+    upload_s: float = 20.0
+    #: Seconds to decode and predict it.
+    work_s: float = 10.0
 
 
-def answers(
-    networks: list[Network], image: bytes, with_look: bool, accepts: Accepts | None = None
-) -> dict[str, Any]:
-    """What the page shows of one image: ``error`` in words, or ``pixels`` (28x28) and an answer of every network.
+def predict_image(
+    networks: list[ServedNetwork],
+    image: bytes,
+    *,
+    with_saliency: bool,
+    accepts: Accepts | None = None,
+) -> Json:
+    """Return what the page shows of an image.
 
-    ``is_digit`` is false where a detector does not accept it as one.
+    Args:
+        networks: Who answers, the first first.
+        image: Bytes of an image file.
+        with_saliency: Make the saliency maps too.
+        accepts: The detector of what is no digit, if it is asked.
 
-    An answer has ``network``, ``digit``, ten ``probabilities`` and ``attention``, which is a map (28x28) where it was
-    asked for, else None; see :func:`network.look`.
+    Returns:
+        ``error`` in words or None, ``pixels`` (28x28), an answer of every network, and
+        ``is_digit``. An answer has ``network``, ``digit``, ten ``probabilities`` and ``attention``,
+        which is a map (28x28) or None.
     """
     try:
         digit = read_digit(image)
     except ImageError as fault:
         return {"error": str(fault), "pixels": None, "answers": []}
-    read = [answer(one, digit, with_look) for one in networks]
-    is_digit = accepts is None or bool(accepts(digit[None, ..., None])[0])
-    return {"error": None, "pixels": digit.tolist(), "answers": read, "is_digit": is_digit}
+    return {
+        "error": None,
+        "pixels": digit.tolist(),
+        "answers": [_answer(network, digit, with_saliency=with_saliency) for network in networks],
+        "is_digit": accepts is None or bool(accepts(digit[None, ..., None])[0]),
+    }
 
 
-def answer(network: Network, digit: Digit, with_look: bool) -> dict[str, Any]:
-    """One network's part of :func:`answers`."""
-    name, seen = network.read(digit, with_look)
-    attention = np.round(seen.attention.astype(np.float64), 5).tolist() if with_look else None
-    probabilities = seen.probabilities.tolist()
+def _answer(network: ServedNetwork, digit: Digit, *, with_saliency: bool) -> Json:
+    """Return the answer of a network for the page."""
+    name, answer = network.predict(digit, with_saliency=with_saliency)
+    saliency = None
+    if answer.saliency is not None:
+        saliency = np.round(answer.saliency.astype(np.float64), SALIENCY_PLACES).tolist()
     return {
         "network": name,
-        "digit": int(np.argmax(probabilities)),
-        "probabilities": probabilities,
-        "attention": attention,
+        "digit": int(np.argmax(answer.probabilities)),
+        "probabilities": answer.probabilities.tolist(),
+        "attention": saliency,
     }
 
 
 def examples(random: np.random.Generator) -> list[list[list[int]]]:
-    """One digit of each class, drawn from the sample's unsealed digits: ten times 28x28 grey levels, light ink."""
+    """Return a digit of each class, drawn from the sample's unsealed digits.
+
+    Args:
+        random: Draws them.
+
+    Returns:
+        Ten times 28x28 grey levels, light ink.
+    """
     images, labels = sample()
     drawn = [random.choice(np.flatnonzero(labels == digit)) for digit in range(CLASSES)]
     return [images[index, ..., 0].tolist() for index in drawn]
 
 
-class Desk:
-    """Work of requests in a few threads, each piece with a time limit, and the words for what goes wrong."""
+class RequestWorkers:
+    """A few threads that do the work of requests within time limits, and say what goes wrong."""
 
-    def __init__(self, limits: Limits) -> None:
+    def __init__(self, limits: RequestLimits) -> None:
         self.limits = limits
-        self._threads = ThreadPoolExecutor(AT_ONCE, thread_name_prefix="desk")
+        self._threads = ThreadPoolExecutor(DECODED_AT_ONCE, thread_name_prefix="request")
 
-    async def work(self, do: Callable[[], T], within_s: float) -> T:
-        """Do it in a thread; raises TimeoutError when the limit is over, though the thread still has to end."""
-        return await asyncio.wait_for(
-            asyncio.get_running_loop().run_in_executor(self._threads, do), within_s
-        )
+    async def run(self, work: Callable[[], T]) -> T:
+        """Do work in a thread.
 
-    async def with_image(self, request: Request, do: Callable[[bytes], dict[str, Any]]) -> Response:
-        """Take the image in a request's body and answer with what ``do`` makes of it, as JSON.
+        Raises:
+            TimeoutError: When the limit is over, though the thread still has to end.
+        """
+        loop = asyncio.get_running_loop()
+        return await asyncio.wait_for(loop.run_in_executor(self._threads, work), self.limits.work_s)
 
-        A picture that is refused is an answer like any other, 200 with its ``error``; a body that is too large is 413,
-        one that takes too long 408.
+    async def answer_image(self, request: Request, work: Callable[[bytes], Json]) -> Response:
+        """Take the image in a request's body and answer with what becomes of it.
+
+        A picture that is refused is an answer like any other, 200 with its ``error``. A body that
+        is too large is 413, a body that takes too long 408.
+
+        Args:
+            request: The request.
+            work: Makes the answer of the image's bytes.
         """
         try:
-            image = await asyncio.wait_for(
-                bounded_body(request, self.limits.most_bytes), self.limits.upload_s
-            )
-        except TooLarge:
-            most = f"{self.limits.most_bytes / 2**20:.3g} MB"
-            # the rest of it is not waited for
-            return JSONResponse(
-                {"error": f"is too large: at most {most}; shrink it"}, 413, {"Connection": "close"}
-            )
+            body = bounded_body(request, self.limits.max_bytes)
+            image = await asyncio.wait_for(body, self.limits.upload_s)
+        except TooLargeError:
+            largest = f"{self.limits.max_bytes / 2**20:.3g} MB"
+            return _hang_up(413, f"is too large: at most {largest}; shrink it")
         except ClientDisconnect:  # nobody is there to read an answer
             return Response(status_code=400)
         except TimeoutError:
-            return JSONResponse(
-                {"error": "did not arrive in time; send it again"}, 408, {"Connection": "close"}
-            )
+            return _hang_up(408, "did not arrive in time; send it again")
         try:
-            return JSONResponse(await self.work(partial(do, image), self.limits.reading_s))
+            return JSONResponse(await self.run(partial(work, image)))
         except TimeoutError:
-            why = f"takes longer than {self.limits.reading_s:g} s to read; shrink it"
+            error = f"takes longer than {self.limits.work_s:g} s to read; shrink it"
         except StudyError as fault:
-            why = str(fault)
+            error = str(fault)
         except OSError as fault:
-            why = f"cannot be kept ({fault.strerror}); give another folder with keep=…"
-        return JSONResponse({"error": why, "pixels": None, "answers": []})
+            error = f"cannot be kept ({fault.strerror}); give another folder with keep=…"
+        return JSONResponse({"error": error, "pixels": None, "answers": []})
+
+
+def _hang_up(status: int, error: str) -> Response:
+    """Return an answer after which the rest of the request is not waited for."""
+    return JSONResponse({"error": error}, status, {"Connection": "close"})
 
 
 def make_app(
-    networks: list[Network],
-    kept: Kept,
+    networks: list[ServedNetwork],
+    drawings: DrawingStore,
     port: int,
-    limits: Limits | None = None,
+    limits: RequestLimits | None = None,
     accepts: Accepts | None = None,
 ) -> FastAPI:
-    """The page and its four questions: ``/state``, ``/examples``, ``/read`` and ``/keep``; the first network leads."""
+    """Return the app: the page, ``/state``, ``/examples``, ``/read`` and ``/keep``.
+
+    Args:
+        networks: Who answers, the first first.
+        drawings: Where labelled drawings are kept.
+        port: Port of the page's address.
+        limits: Limits of a request.
+        accepts: The detector of what is no digit, if it is asked.
+    """
     app = FastAPI(openapi_url=None)  # its pages of documentation would be fetched from elsewhere
-    app.add_middleware(OnlyHere, port=port)
-    desk, random, html = (
-        Desk(limits or Limits()),
-        np.random.default_rng(),
-        PAGE.read_text(encoding="utf-8"),
-    )
+    app.add_middleware(SameOriginMiddleware, port=port)
+    workers = RequestWorkers(limits or RequestLimits())
+    random = np.random.default_rng()
+    html = PAGE.read_text(encoding="utf-8")
 
     @app.get("/")
     async def page() -> Response:
@@ -160,52 +209,63 @@ def make_app(
         return JSONResponse(
             {
                 "networks": [network.name for network in networks],
-                "kept": len(kept.names()),
-                "npz": str(kept.folder / NPZ),
-                "most_bytes": desk.limits.most_bytes,
+                "kept": len(drawings.names()),
+                "npz": str(drawings.npz),
+                "most_bytes": workers.limits.max_bytes,
             }
         )
 
     @app.get("/examples")
     async def some_examples() -> Response:
-        return JSONResponse(await desk.work(partial(examples, random), desk.limits.reading_s))
+        return JSONResponse(await workers.run(partial(examples, random)))
 
     @app.post("/read")
     async def read(request: Request) -> Response:
-        with_look = request.query_params.get("look") == "1"
-        return await desk.with_image(
-            request, lambda image: answers(networks, image, with_look, accepts)
-        )
+        with_saliency = request.query_params.get("look") == "1"
+
+        def predict(image: bytes) -> Json:
+            return predict_image(networks, image, with_saliency=with_saliency, accepts=accepts)
+
+        return await workers.answer_image(request, predict)
 
     @app.post("/keep")
     async def keep(request: Request) -> Response:
         label = request.query_params.get("label", "")
-        return await desk.with_image(
-            request,
-            lambda image: {
-                "error": None,
-                "file": kept.keep(image, label),
-                "kept": len(kept.names()),
-            },
-        )
+
+        def add(image: bytes) -> Json:
+            name = drawings.add(image, label)
+            return {"error": None, "file": name, "kept": len(drawings.names())}
+
+        return await workers.answer_image(request, add)
 
     return app
 
 
-def server_of(app: FastAPI) -> uvicorn.Server:
-    """A server without logs of requests, web sockets or a header that says what it is."""
+def make_server(app: FastAPI) -> uvicorn.Server:
+    """Return a server without logs of requests, web sockets or a header that says what it is."""
     config = uvicorn.Config(
-        app, ws="none", log_level="warning", access_log=False, server_header=False
+        app,
+        ws="none",
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        limit_concurrency=CONCURRENT_REQUESTS,
+        timeout_graceful_shutdown=SHUTDOWN_S,
     )
-    config.limit_concurrency, config.timeout_graceful_shutdown = 100, 2
     return uvicorn.Server(config)
 
 
-def serve(app: FastAPI, listener: socket.socket, networks: list[Network]) -> None:
-    """Serve on a listening socket and look for new champions, until SIGINT or SIGTERM, which is raised once more."""
+def serve(app: FastAPI, listener: socket.socket, networks: list[ServedNetwork]) -> None:
+    """Serve until SIGINT or SIGTERM, which is raised once more, and look for new champions.
+
+    Args:
+        app: What :func:`make_app` returned.
+        listener: A listening socket.
+        networks: The networks of the app.
+    """
     ended = threading.Event()
-    watch(networks, ended)
+    watch_versions(networks, ended)
     try:
-        server_of(app).run(sockets=[listener])
+        make_server(app).run(sockets=[listener])
     finally:
         ended.set()

@@ -12,7 +12,7 @@ from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
 from typing import Any
 
-from digit_study.config.run import Config
+from digit_study.config.run_config import Config
 from digit_study.support.messages import StudyError, is_infrastructure_fault
 from digit_study.support.signals import (
     Interrupted,

@@ -9,8 +9,8 @@ from multiprocessing.connection import wait
 
 import psutil
 
-from digit_study.config.engine import EngineConfig, Node, fitting
-from digit_study.config.run import Config
+from digit_study.config.engine_config import EngineConfig, Node, capacity
+from digit_study.config.run_config import Config
 from digit_study.support import machine
 from digit_study.support.console import warn
 from digit_study.support.messages import StudyError, listed
@@ -46,15 +46,15 @@ def available_nodes(options: EngineConfig) -> list[Node]:
     gpus = len(machine.gpus()[:1])
     memory = psutil.virtual_memory().total / 2**30
     has = {"CPU": cores, "GPU": gpus, "memory": memory * 2**30}
-    capacity = fitting(has, {"cpu": 1, "gpu": gpus, "memory": 0, **options.resources})
-    if capacity == 0:
+    trials = capacity(has, {"cpu": 1, "gpu": gpus, "memory": 0, **options.resources})
+    if trials == 0:
         raise StudyError(
             f"a trial asks for {listed(options.resources)}, but this machine has {cores} cores, "
             f"{gpus} GPUs and {memory:.1f} GiB: ask for less with resources="
         )
     precision = machine.resolve_precision("auto")
     name = platform.node()
-    return [Node(name, cores, gpus, memory, machine.processor(), precision, capacity)]
+    return [Node(name, cores, gpus, memory, machine.processor(), precision, trials)]
 
 
 class LocalEngine:

@@ -69,5 +69,6 @@ try:
 finally:  # no thread may be there when the first trial is forked
     _imported.set()
     _guard.join()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # this drops a SIGINT that waits
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+    for number in (signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # and drops one that waits
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGHUP})

@@ -52,9 +52,11 @@ def start_server(
     context.set_forkserver_preload(["digit_study.trial.local.preload"])
     # A Ctrl-C in the middle of its imports would end the server with a traceback. So it is born
     # with SIGINT blocked, which its preload undoes; a Ctrl-C that comes here meanwhile is delayed.
-    # The resource tracker's start unblocks SIGINT, so it comes first.
+    # The resource tracker's start unblocks SIGINT, so it comes first. The SIGHUP of a closed
+    # terminal ends neither: the tracker keeps it blocked, and the preload ignores it.
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     resource_tracker.ensure_running()
-    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
     try:
         forkserver.ensure_running()
     finally:

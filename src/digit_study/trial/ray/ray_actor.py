@@ -31,7 +31,7 @@ from digit_study.trial.ray.messages import (
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from digit_study.config.run import Config
+    from digit_study.config.run_config import Config
     from digit_study.support.workspace import Workspace
     from digit_study.tracking.session import Tracker
     from digit_study.trial.local.child import Reporter

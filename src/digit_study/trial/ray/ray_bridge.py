@@ -26,7 +26,7 @@ from ray.exceptions import (
 )
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from digit_study.config.engine import fitting
+from digit_study.config.engine_config import capacity
 from digit_study.trial.events import LOST_REASONS, Failed, FailureCause
 from digit_study.trial.ray.messages import (
     ActorSetup,
@@ -129,7 +129,7 @@ class RayCluster:
         asked = []
         for node in alive_nodes():
             host = node["NodeManagerHostname"]
-            if fitting(node["Resources"], resources):
+            if capacity(node["Resources"], resources):
                 asked.append((node, self._inspect(node, requirements)))
             else:
                 found.append(ClusterNode(host, node["Resources"], NodeReport(host)))
@@ -254,7 +254,7 @@ class RayCluster:
             raise ConnectionError("the node of this machine is gone")
         wanted = self._wanted
         if wanted is None:
-            wanted = sum(fitting(node["Resources"], self._resources) for node in nodes)
+            wanted = sum(capacity(node["Resources"], self._resources) for node in nodes)
         for _ in range(len(self._slots), wanted):
             slot = SlotState(self._actor.remote())
             slot.pending = slot.actor.open.remote(*self._setup)
@@ -373,8 +373,8 @@ def main(descriptor: int) -> None:
 
     It goes on until the socket closes.
     """
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the supervisor decides
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)  # the supervisor decides
     cluster = RayCluster()
     supervisor = Connection(descriptor)
     try:

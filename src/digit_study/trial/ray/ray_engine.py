@@ -19,8 +19,8 @@ from pathlib import Path
 from socket import create_connection, socketpair
 from typing import Any
 
-from digit_study.config.engine import EngineConfig, Node, fitting
-from digit_study.config.run import Config
+from digit_study.config.engine_config import EngineConfig, Node, capacity
+from digit_study.config.run_config import Config
 from digit_study.data import sources
 from digit_study.support.console import warn
 from digit_study.support.messages import StudyError, listed
@@ -295,7 +295,7 @@ def available_nodes(options: EngineConfig, uri: str, workspace: Workspace) -> li
     resources = options.resources
     connection = connect(options.address, workspace)
     surveyed = connection.call("survey", requirements_for(uri), resources)
-    nodes = [_node(node, fitting(node.resources, resources)) for node in surveyed]
+    nodes = [_node(node, capacity(node.resources, resources)) for node in surveyed]
     problems = [str(node.problem) for node in nodes if node.problem]
     if problems:
         raise StudyError("\n".join(dict.fromkeys(problems)))
@@ -319,7 +319,7 @@ def _node(node: ClusterNode, capacity: int) -> Node:
 
 def _require_capacity(nodes: Sequence[Node], options: EngineConfig) -> None:
     """Raise StudyError unless the trials that are asked for fit on the nodes."""
-    capacity = sum(node.room for node in nodes)
+    capacity = sum(node.capacity for node in nodes)
     asked = listed(options.resources)
     if capacity == 0:
         offered = "; ".join(

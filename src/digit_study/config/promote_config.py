@@ -1,0 +1,105 @@
+"""The configs of ``conf/promote.yaml`` and ``conf/compare.yaml``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Annotated
+
+from digit_study.stats.gate import GateConfig as GateConfig
+from digit_study.support.rules import Rule, check, rules_of
+
+NAME = Rule("a name", lambda value: bool(value.strip()))
+RUN_ID = Rule("a run id", lambda value: bool(value.strip()))
+
+
+@dataclass(frozen=True)
+class StoreConfig:
+    """Name MLflow's store.
+
+    Attributes:
+        uri: Its URI; None: MLFLOW_TRACKING_URI, else ./mlflow.db.
+    """
+
+    uri: str | None = None
+
+
+@dataclass(frozen=True)
+class FileConfig:
+    """Say where the digits of a run are now.
+
+    Attributes:
+        path: Their mnist.npz, if it has moved since the run; None: where the run found it.
+    """
+
+    path: str | None = None
+
+
+@dataclass(frozen=True)
+class PromoteConfig:
+    """Describe a promotion, a rollback or a look at the ledger.
+
+    Attributes:
+        study: The study whose confirmed winner is the challenger.
+        run_id: The challenger, instead of the confirmed winner.
+        rollback: Give the alias ``champion`` back to the version before.
+        history: Print the ledger.
+        promote: What the challenger must show.
+        tracking: MLflow's store.
+        data: Where the digits are now.
+    """
+
+    study: Annotated[str, NAME] = "default"
+    run_id: Annotated[str | None, RUN_ID] = None
+    rollback: bool = False
+    history: bool = False
+    promote: GateConfig = field(default_factory=GateConfig)
+    tracking: StoreConfig = field(default_factory=StoreConfig)
+    data: FileConfig = field(default_factory=FileConfig)
+
+    def validate(self) -> None:
+        """Check every rule.
+
+        Raises:
+            StudyError: With every rule that is broken.
+        """
+        check(self, rules_of(PromoteConfig), self._relation_violations())
+
+    def _relation_violations(self) -> Iterator[str]:
+        given = [key for key in ("run_id", "rollback", "history") if getattr(self, key)]
+        if len(given) > 1:
+            rule = "one of `run_id`, `rollback` and `history` can be given"
+            yield f"{rule}, got {' and '.join(given)}: drop one"
+
+
+@dataclass(frozen=True)
+class CompareConfig:
+    """Name the two runs to compare.
+
+    Attributes:
+        a: Id of the first run.
+        b: Id of the second run; differences are b minus a.
+        tracking: MLflow's store.
+        data: Where the digits are now.
+    """
+
+    a: Annotated[str | None, RUN_ID] = None
+    b: Annotated[str | None, RUN_ID] = None
+    tracking: StoreConfig = field(default_factory=StoreConfig)
+    data: FileConfig = field(default_factory=FileConfig)
+
+    def validate(self) -> None:
+        """Check every rule.
+
+        Raises:
+            StudyError: With every rule that is broken.
+        """
+        check(self, rules_of(CompareConfig), self._relation_violations())
+
+    def _relation_violations(self) -> Iterator[str]:
+        for key, value in (("a", self.a), ("b", self.b)):
+            if value is None:
+                rule = f"`{key}` must be the id of a finished run"
+                yield f"{rule}, got null: sweeps/compare.py a=<run_id> b=<run_id>"
+        if self.a is not None and self.a == self.b:
+            yield f"`a` and `b` must be two runs, got {self.a!r} twice: name another run as b"

@@ -1,0 +1,110 @@
+"""The config of a run: everything that decides its outcome, and what ``auto`` becomes.
+
+A new setting is a field with its rule where its group is declared (``data/sources.py``,
+``model/networks.py``, ``model/recipe.py``, or here), a line in its ``conf/`` group, and the stage
+that reads it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+from digit_study.config import engine_config
+from digit_study.config.engine_config import EngineConfig
+from digit_study.data import digits, sources
+from digit_study.model import networks, recipe
+from digit_study.support import machine
+from digit_study.support.messages import StudyError
+from digit_study.support.rules import check, rules_of
+
+
+@dataclass(frozen=True)
+class TrackingConfig:
+    """Say where results go.
+
+    Attributes:
+        uri: URI of MLflow's store; None: MLFLOW_TRACKING_URI, else ./mlflow.db.
+        experiment: Name of the MLflow experiment; None: named after the data.
+        run_name: Name of the run; None: named after its overrides.
+        parent_run_id: The run under which this run is nested.
+        save_model: Whether the trained model is kept.
+        system_metrics: Whether MLflow records the load of the machine while it trains.
+    """
+
+    uri: str | None = None
+    experiment: str | None = None
+    run_name: str | None = None
+    parent_run_id: str | None = None
+    save_model: bool = True
+    system_metrics: bool = False
+
+
+@dataclass(frozen=True)
+class Config(EngineConfig):
+    """Describe a run: what decides its outcome, where that is kept, and where it is trained.
+
+    Attributes:
+        data: The digits.
+        model: The network.
+        training: How the network is fitted.
+        tracking: Where results go.
+        reproduce: Id of a run to train again and compare with.
+    """
+
+    data: sources.DataConfig = field(default_factory=sources.DataConfig)
+    model: networks.ModelConfig = field(default_factory=networks.ModelConfig)
+    training: recipe.TrainingConfig = field(default_factory=recipe.TrainingConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    reproduce: str | None = None
+
+    @property
+    def epochs(self) -> int:
+        """Return the largest number of epochs, those of all members counted."""
+        return self.training.epochs * self.model.members
+
+    def validate(self) -> None:
+        """Check every rule. What passes can be built and trained.
+
+        Raises:
+            StudyError: With every rule that is broken.
+        """
+        check(self, rules_of(Config), self._relation_violations())
+
+    def _relation_violations(self) -> Iterator[str]:
+        yield from networks.relation_violations(self.model)
+        yield from sources.relation_violations(self.data)
+        yield from engine_config.relation_violations(self)
+
+
+def resolve_config(
+    config: Config, parallel: int = 1, precision: str | None = None
+) -> tuple[Config, sources.Source]:
+    """Decide what a validated config leaves open: data, precision and threads.
+
+    Resolving a resolved config changes nothing.
+
+    Args:
+        config: A validated config.
+        parallel: Runs that share the cores of this machine, 1 or more.
+        precision: What ``auto`` means where the run is trained; None: on this machine.
+
+    Returns:
+        The resolved config, and the digits that were found.
+
+    Raises:
+        StudyError: If the digits are gone or others, or fewer than a batch.
+    """
+    source = sources.resolve(config.data)
+    train, _ = digits.split_sizes(source.images, source.config)
+    training = config.training
+    if training.batch_size > train:
+        rule = f"`training.batch_size` is at most the {train} digits there are to train on"
+        raise StudyError(f"{rule}, got {training.batch_size}: lower it, or raise data.limit")
+    if precision is None or training.precision != "auto":
+        precision = machine.resolve_precision(training.precision)
+    share_of_cores = max(1, machine.cores() // parallel)
+    required_cores = int(config.resources.get("cpu", 0))
+    threads = training.threads or required_cores or share_of_cores
+    training = replace(training, precision=precision, threads=threads)
+    return replace(config, data=source.config, training=training), source

@@ -1,0 +1,443 @@
+"""A search space as data: config keys with choices or ranges, and conditions on other keys.
+
+A new search dimension is a line in ``conf/search/space/*.yaml``; any key of the run's config can be
+a dimension.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from typing import TYPE_CHECKING, Any
+
+from digit_study.config import compose
+from digit_study.config.run_config import Config
+from digit_study.model.recipe import TrainingConfig
+from digit_study.support.messages import StudyError, nearest, raise_violations
+from digit_study.support.rules import flatten, rules_of, with_values
+
+if TYPE_CHECKING:
+    import optuna
+
+Params = dict[str, Any]
+#: Config groups that can be searched as a whole, by the names of their options.
+GROUPS = ("model", "training")
+#: What the keys that can be searched begin with.
+SEARCHABLE = ("data.limit", "model.", "training.")
+#: Fields of an entry of a space.
+FIELDS = ("type", "low", "high", "step", "log", "choices", "when")
+#: Fields of a range, which do not go with choices.
+RANGE_FIELDS = ("low", "high", "step", "log")
+KINDS = ("categorical", "int", "float")
+#: Digits to which values of a stepped range are rounded: 0.1 + 0.2 is 0.3.
+STEP_DIGITS = 12
+#: How far from a whole number of steps a value may lie.
+STEP_TOLERANCE = 1e-9
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """Describe a config key that is searched.
+
+    Attributes:
+        key: A key such as ``model.filters``, or a group such as ``model``.
+        kind: categorical, int or float.
+        choices: Values of a categorical dimension.
+        low: Lower end of a range, included.
+        high: Upper end of a range, included.
+        step: Distance of values; None: 1 for int, continuous for float.
+        log: Whether values are spread evenly in the logarithm.
+        when: Other keys, each with the values under which this dimension matters.
+    """
+
+    key: str
+    kind: str
+    choices: tuple[Any, ...] = ()
+    low: float = 0.0
+    high: float = 0.0
+    step: float | None = None
+    log: bool = False
+    when: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+
+    def is_active(self, params: Mapping[str, Any]) -> bool:
+        """Return whether the dimension matters, given the params of those before it."""
+        return all(params.get(key) in allowed for key, allowed in self.when.items())
+
+    def contains(self, value: Any) -> bool:
+        """Return whether ``value`` can be suggested."""
+        if self.kind == "categorical":
+            return value in self.choices
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            return False
+        if not self.low <= value <= self.high:
+            return False
+        if self.step is None:
+            return True
+        steps = (value - self.low) / self.step
+        return math.isclose(steps, round(steps), abs_tol=STEP_TOLERANCE)
+
+    def suggest(self, trial: optuna.Trial) -> Any:
+        """Return the value that an Optuna trial chooses."""
+        if self.kind == "categorical":
+            return trial.suggest_categorical(self.key, self.choices)
+        if self.kind == "int":
+            step = int(self.step or 1)
+            return trial.suggest_int(
+                self.key, int(self.low), int(self.high), step=step, log=self.log
+            )
+        return trial.suggest_float(
+            self.key, float(self.low), float(self.high), step=self.step, log=self.log
+        )
+
+    def grid(self) -> tuple[Any, ...] | None:
+        """Return all values in order; None where they cannot be counted."""
+        if self.kind == "categorical":
+            return self.choices
+        if self.kind == "int":
+            return tuple(range(int(self.low), int(self.high) + 1, int(self.step or 1)))
+        if self.step is not None:
+            count = _whole_steps(self.low, self.high, self.step) + 1
+            return tuple(round(self.low + i * self.step, STEP_DIGITS) for i in range(count))
+        if self.low == self.high:
+            return (self.low,)
+        return None
+
+    def ends(self) -> tuple[Any, ...]:
+        """Return the values that have to be valid: all choices, or both ends of a range."""
+        if self.kind == "categorical":
+            return self.choices
+        return (self.low, self.high)
+
+
+def fingerprint(params: Mapping[str, Any]) -> str:
+    """Return params as a string that is equal for equal configurations."""
+    return json.dumps(params, sort_keys=True)
+
+
+def short_name(params: Mapping[str, Any]) -> str:
+    """Return params as short text: the last part of every key and its value."""
+    words: list[str] = []
+    for key, value in params.items():
+        shown = str(value)
+        if isinstance(value, float):
+            shown = f"{value:.3g}"
+        words.append(f"{key.split('.')[-1]}={shown}")
+    return " ".join(words)
+
+
+def suggest(trial: optuna.Trial, dimensions: Sequence[Dimension]) -> Params:
+    """Let an Optuna trial choose a value for every dimension that matters."""
+    params: Params = {}
+    for dimension in dimensions:
+        if dimension.is_active(params):
+            params[dimension.key] = dimension.suggest(trial)
+    return params
+
+
+def flat_values(base: Config) -> dict[str, Any]:
+    """Return every setting of a run by its key, and its network by the name of its group."""
+    return {**flatten(base), "model": base.model.name}
+
+
+def baseline(dimensions: Sequence[Dimension], base: Config) -> tuple[Params, list[str]]:
+    """Express the hand-set config in the dimensions of a space.
+
+    Args:
+        dimensions: The space, conditions first.
+        base: The hand-set config.
+
+    Returns:
+        Its params, and the keys whose value lies outside the space.
+    """
+    flat = flat_values(base)
+    params: Params = {}
+    outside: list[str] = []
+    for dimension in dimensions:
+        if not dimension.is_active(params):
+            continue
+        if dimension.contains(flat.get(dimension.key)):
+            params[dimension.key] = flat[dimension.key]
+        else:
+            outside.append(dimension.key)
+    return params, outside
+
+
+def grid(dimensions: Sequence[Dimension]) -> list[Params] | None:
+    """List all distinct configurations in order; None where a range is continuous."""
+    grids: list[tuple[Any, ...]] = []
+    for dimension in dimensions:
+        values = dimension.grid()
+        if values is None:
+            return None
+        grids.append(values)
+    points: dict[str, Params] = {}
+    for point in product(*grids):
+        params: Params = {}
+        for dimension, value in zip(dimensions, point, strict=True):
+            if dimension.is_active(params):
+                params[dimension.key] = value
+        points[fingerprint(params)] = params
+    return list(points.values())
+
+
+def apply(
+    params: Mapping[str, Any], base_overrides: Sequence[str], base: Config, root: str = "study"
+) -> Config:
+    """Make the run that params stand for.
+
+    Args:
+        params: Values by config key, and options by config group.
+        base_overrides: Overrides of the study as typed; they hold in the options of a group too.
+        base: The resolved run that is varied.
+        root: The config whose groups are searched.
+
+    Returns:
+        The run, validated.
+
+    Raises:
+        StudyError: If the combination breaks a rule.
+    """
+    groups = {key: value for key, value in params.items() if key in GROUPS}
+    values = {key: value for key, value in params.items() if key not in GROUPS}
+    if groups:
+        chosen = [f"{key}={value}" for key, value in groups.items()]
+        composed = compose.compose_config([*base_overrides, *chosen], root, recorded=True)
+        for key in groups:
+            option = _with_resolved(getattr(composed, key), base)
+            base = dataclasses.replace(base, **{key: option})
+    config = with_values(base, values)
+    config.validate()
+    return config
+
+
+def _with_resolved(option: Any, base: Config) -> Any:
+    """Give a recipe the precision and the threads that were resolved once for the whole study."""
+    if not isinstance(option, TrainingConfig):
+        return option
+    precision = option.precision
+    if precision == "auto":
+        precision = base.training.precision
+    threads = option.threads or base.training.threads
+    return dataclasses.replace(option, precision=precision, threads=threads)
+
+
+def parse_space(raw: Mapping[str, Any], base: Config, root: str = "study") -> list[Dimension]:
+    """Check a space and order it so that conditions come first.
+
+    Args:
+        raw: A mapping as in ``conf/search/space/*.yaml``.
+        base: The run that is varied. Every end of every range must be valid in it.
+        root: The config whose groups may be searched.
+
+    Returns:
+        The dimensions.
+
+    Raises:
+        StudyError: With everything that is wrong.
+    """
+    if not raw:
+        rule = "`search.space` must name at least one key to search"
+        raise StudyError(f"{rule}, got none: take search/space=default")
+    searchable = [key for key in flatten(base) if key.startswith(SEARCHABLE)]
+    known = [*GROUPS, *searchable]
+    raise_violations(
+        problem for key, entry in raw.items() for problem in _entry_problems(key, entry, known)
+    )
+    dimensions = {key: _dimension(key, entry) for key, entry in raw.items()}
+    raise_violations(
+        problem
+        for dimension in dimensions.values()
+        for problem in _when_problems(dimension, dimensions, base)
+    )
+    for key, dimension in dimensions.items():
+        # a condition on a key that is not searched holds: it was just checked
+        when = {name: values for name, values in dimension.when.items() if name in dimensions}
+        dimensions[key] = dataclasses.replace(dimension, when=when)
+    ordered = _ordered(list(dimensions.values()))
+    raise_violations(
+        problem
+        for dimension in ordered
+        for problem in _value_problems(dimension, dimensions, base, root)
+    )
+    return ordered
+
+
+def _entry_problems(key: str, entry: Any, known: Sequence[str]) -> Iterator[str]:
+    where = f"`search.space` key `{key}`"
+    if key not in known:
+        yield f"{where} is no config key that can be searched{nearest(key, known)}"
+        return
+    if not isinstance(entry, Mapping) or not entry:
+        yield f"{where} must have choices, or low and high, got {entry!r}"
+        return
+    for name in set(entry) - set(FIELDS):
+        fields = ", ".join(FIELDS)
+        yield f"{where} must have fields from {fields}, got {name!r}{nearest(str(name), FIELDS)}"
+    kind = entry.get("type", "int")
+    if kind not in KINDS:
+        yield f"{where} must be of type categorical, int or float, got {kind!r}"
+    elif "choices" in entry or kind == "categorical":
+        for problem in _choices_problems(entry):
+            yield f"{where} {problem}"
+    elif range_problem := _range_problem(entry):
+        yield f"{where} {range_problem}"
+    for problem in _condition_problems(entry.get("when") or {}):
+        yield f"{where}: {problem}"
+
+
+def _condition_problems(conditions: Any) -> Iterator[str]:
+    if not isinstance(conditions, Mapping):
+        rule = "`when` must map a key to the values under which this key matters"
+        yield f"{rule}, got {conditions!r}"
+        return
+    for condition, allowed in conditions.items():
+        if not isinstance(allowed, list) or not allowed:
+            rule = f"`when` must list the values of `{condition}` under which it matters"
+            yield f"{rule}, got {allowed!r}"
+
+
+def _choices_problems(entry: Mapping[str, Any]) -> Iterator[str]:
+    choices = entry.get("choices")
+    extra = sorted(set(RANGE_FIELDS) & set(entry))
+    if extra:
+        yield f"takes either choices or a range, got choices and {', '.join(extra)}: drop one"
+    if not isinstance(choices, list) or not choices:
+        yield f"must have at least one choice, got {choices!r}"
+    elif len({str(choice) for choice in choices}) < len(choices):
+        yield f"must have each choice once, got {choices!r}"
+
+
+def _range_problem(entry: Mapping[str, Any]) -> str | None:
+    low = entry.get("low")
+    high = entry.get("high")
+    step = entry.get("step")
+    if low is None or high is None:
+        return f"must have choices, or low and high, got {dict(entry)!r}"
+    numbers = [value for value in (low, high, step) if value is not None]
+    if not all(_is_finite_number(number) for number in numbers):
+        return f"must have finite numbers as low, high and step, got {dict(entry)!r}"
+    if low > high:
+        return f"must have low ≤ high, got low {low} and high {high}"
+    are_whole = all(number == int(number) for number in numbers)
+    if entry.get("type", "int") == "int" and not are_whole:
+        return f"must have whole numbers, got {dict(entry)!r}: give type: float for others"
+    if step is not None and step <= 0:
+        return f"must have a step greater than 0, got {step}"
+    if entry.get("log") and low <= 0:
+        return f"must have low greater than 0 with log: true, got {low}"
+    if entry.get("log") and step is not None:
+        return "takes either log or step, got both: drop one"
+    return None
+
+
+def _is_finite_number(value: Any) -> bool:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return math.isfinite(value)
+
+
+def _dimension(key: str, entry: Mapping[str, Any]) -> Dimension:
+    conditions = entry.get("when") or {}
+    when = {name: tuple(allowed) for name, allowed in conditions.items()}
+    if "choices" in entry:
+        return Dimension(key, "categorical", choices=tuple(entry["choices"]), when=when)
+    kind = entry.get("type", "int")
+    number = {"int": int, "float": float}[kind]
+    low = number(entry["low"])
+    high = number(entry["high"])
+    step = entry.get("step")
+    if step is not None:
+        # the last value that the steps reach
+        high = number(round(low + _whole_steps(low, high, step) * step, STEP_DIGITS))
+    log = bool(entry.get("log"))
+    return Dimension(key, kind, low=low, high=high, step=step, log=log, when=when)
+
+
+def _whole_steps(low: float, high: float, step: float) -> int:
+    return math.floor((high - low) / step + STEP_TOLERANCE)
+
+
+def _when_problems(
+    dimension: Dimension, dimensions: Mapping[str, Dimension], base: Config
+) -> Iterator[str]:
+    """Yield what is wrong with the conditions of a dimension.
+
+    A searched key must be able to take each value; any other key must have one of them.
+    """
+    flat = flat_values(base)
+    for key, allowed in dimension.when.items():
+        where = f"`search.space` key `{dimension.key}` has a `when` on `{key}`"
+        group = key.split(".")[0]
+        if key in dimensions:
+            names = [str(choice) for choice in dimensions[key].choices]
+            for value in allowed:
+                if not dimensions[key].contains(value):
+                    yield f"{where}, which is never {value!r}{nearest(str(value), names)}"
+        elif group in dimensions:
+            remedy = f"give its options, when: {{{group}: [...]}}"
+            yield f"{where}, which the searched group `{group}` decides: {remedy}"
+        elif key not in flat:
+            yield f"{where}, which is no config key{nearest(key, flat)}"
+        elif flat[key] not in allowed:
+            values = " or ".join(str(value) for value in allowed)
+            remedy = f"search it too, set it, or leave `{dimension.key}` out"
+            yield f"{where} being {values}, but it is {flat[key]} and not searched: {remedy}"
+
+
+def _value_problems(
+    dimension: Dimension, dimensions: Mapping[str, Dimension], base: Config, root: str
+) -> Iterator[str]:
+    """Yield a sentence if an end of a range breaks a rule under any of its conditions."""
+    for value, context in product(dimension.ends(), _contexts(dimension, dimensions)):
+        try:
+            _check_value(dimension.key, value, base)
+            apply({**context, dimension.key: value}, [], base, root)
+        except StudyError as error:
+            given = ""
+            if context:
+                given = " with " + ", ".join(f"{key}={used}" for key, used in context.items())
+            yield f"`search.space` key `{dimension.key}` reaches {value!r}{given}: {error}"
+            return
+
+
+def _contexts(dimension: Dimension, dimensions: Mapping[str, Dimension]) -> list[Params]:
+    """List the combinations of other keys under which a dimension matters."""
+    conditions = dict(dimension.when)
+    for key in dimension.when:
+        conditions = {**dimensions[key].when, **conditions}
+    group = dimension.key.split(".")[0]
+    if group in dimensions and group != dimension.key:
+        conditions.setdefault(group, dimensions[group].choices)
+    combinations = product(*conditions.values())
+    return [dict(zip(conditions, values, strict=True)) for values in combinations]
+
+
+def _check_value(key: str, value: Any, base: Config) -> None:
+    """Check the type and the rule of a single key; raises StudyError."""
+    if key in GROUPS:
+        return
+    with_values(base, {key: value})
+    rule = rules_of(Config).get(key)
+    if rule is not None and (problem := rule.violation(key, value)):
+        raise StudyError(problem)
+
+
+def _ordered(dimensions: list[Dimension]) -> list[Dimension]:
+    """Put conditions first and keep the order of the rest; raises StudyError for a circle."""
+    ordered: list[Dimension] = []
+    waiting = list(dimensions)
+    while waiting:
+        known = {dimension.key for dimension in ordered}
+        ready = [dimension for dimension in waiting if set(dimension.when) <= known]
+        if not ready:
+            first = waiting[0]
+            conditions = ", ".join(first.when)
+            where = f"`search.space` key `{first.key}` has a `when` on {conditions}"
+            raise StudyError(f"{where}, and so on itself")
+        ordered.append(ready[0])
+        waiting.remove(ready[0])
+    return ordered

@@ -1,0 +1,376 @@
+"""What people read of promotions: in the terminal, and in Markdown on the pages of MLflow.
+
+Everything here is made of plain data; nothing asks a store and nothing decides.
+"""
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+
+from rich.table import Table
+
+from digit_study.config.promote_config import GateConfig
+from digit_study.registry.ledger import Entry, EntryKind, LedgerEvent
+from digit_study.stats.gate import Budget
+from digit_study.stats.metrics import accuracy_interval
+from digit_study.support.console import percent, with_interval
+from digit_study.tracking import pages
+
+#: Figures of a run that the description of its version links.
+FIGURES = ("confusion_matrix.png", "mistakes.png")
+
+
+@dataclass(frozen=True)
+class Champion:
+    """The champion, as the description of the registered model names it."""
+
+    version: str
+    run_id: str
+    #: Version that it replaced; None where there was none.
+    replaced: str | None
+    #: Description of the version, in Markdown.
+    description: str | None
+
+
+@dataclass(frozen=True)
+class PromotionPlan:
+    """What a promotion would do."""
+
+    run_id: str
+    parameters: float
+    #: Validation accuracy, in [0, 1].
+    val_accuracy: float
+    #: Name of the data set whose sealed images would be opened.
+    dataset: str
+    #: How often they have been opened so far.
+    openings: int
+    #: Version and run of the champion; None where there is none.
+    champion: tuple[str, str] | None
+    limits: GateConfig
+    #: What the comparison with the champion may spend.
+    budget: Budget
+
+
+@dataclass(frozen=True)
+class PromotionResult:
+    """What a promotion did."""
+
+    #: Name of the registered model.
+    model: str
+    #: Number of the new version.
+    version: str
+    is_promoted: bool
+    #: Version of the champion before it; None where there was none.
+    champion: str | None
+    #: Tags of the new version.
+    evidence: Mapping[str, str]
+    #: How often the sealed images have been opened, this time included.
+    openings: int
+
+
+def times(number: int) -> str:
+    """Return ``1 time`` or ``2 times``."""
+    if number == 1:
+        return "1 time"
+    return f"{number} times"
+
+
+def points(difference: float) -> str:
+    """Return a difference of two accuracies in percentage points: ``+0.20 points``."""
+    return f"{100 * difference:+.2f} points"
+
+
+def opened_sentence(openings: int) -> str:
+    """Return how often the sealed test set has been opened."""
+    return f"The sealed test set has been opened {times(openings)}."
+
+
+def rollback_sentence(
+    version: str, run_id: str, instead_of: str | None, previous: str | None
+) -> str:
+    """Return what a rollback did.
+
+    Args:
+        version: The version that is champion again.
+        run_id: Its run.
+        instead_of: The version that was champion until now.
+        previous: The champion before ``version``; None where there was none.
+    """
+    before = "there is none before it"
+    if previous:
+        before = f"version {previous} is the one before it"
+    again = f"version {version} (run {run_id}) is champion again instead of version {instead_of}"
+    return f"{again}; {before}"
+
+
+def plan_table(plan: PromotionPlan) -> Table:
+    """Return what a dry run says, a row a fact."""
+    limits = plan.limits
+    table = Table.grid(padding=(0, 2))
+    table.add_row(
+        "challenger",
+        f"run {plan.run_id}: validation accuracy {percent(plan.val_accuracy)}, "
+        f"{plan.parameters:,.0f} parameters",
+    )
+    if plan.champion is None:
+        table.add_row("champion", "none yet")
+        table.add_row(
+            "promoted if", f"it predicts {percent(limits.floor)} of the test images correctly"
+        )
+    else:
+        version, run_id = plan.champion
+        level = f"{plan.budget.level:.3g}"
+        table.add_row("champion", f"version {version} (run {run_id})")
+        table.add_row(
+            "promoted if",
+            f"significantly better (exact McNemar p < {level}), or smaller and shown to be at most "
+            f"{100 * limits.margin:g} points worse (one-sided, at the same level)",
+        )
+        table.add_row("error budget", f"{_budget_text(plan.budget, limits.significance)}")
+    table.add_row(
+        "test images",
+        f"{plan.dataset}, sealed: opened {times(plan.openings)} so far, and once more by this "
+        "promotion",
+    )
+    return table
+
+
+def _budget_text(budget: Budget, significance: float) -> str:
+    return (
+        f"comparison {budget.comparison} on these images spends {budget.level:.3g} of the "
+        f"{significance:g} that all share; {budget.left:.2g} is left"
+    )
+
+
+def headline(result: PromotionResult) -> str:
+    """Return what became of the challenger, in a sentence."""
+    if result.is_promoted:
+        return f"Promoted: version {result.version} of {result.model} is the champion now."
+    champion = "there is still no champion"
+    if result.champion is not None:
+        champion = f"version {result.champion} stays the champion"
+    return (
+        f"Not promoted: version {result.version} of {result.model} is registered as challenger; "
+        f"{champion}."
+    )
+
+
+def why(evidence: Mapping[str, str]) -> str:
+    """Return why the gate decided as it did, in a sentence.
+
+    Args:
+        evidence: Tags of the version.
+    """
+    rule = evidence["decision"]
+    if rule in ("first", "below_floor"):
+        relation = "at least" if rule == "first" else "below"
+        return (
+            f"its accuracy is {relation} the {percent(float(evidence['gate.floor']))} that the "
+            "first champion must reach."
+        )
+    level = f"{float(evidence['gate.level']):.3g}"
+    p_value = f"exact McNemar p = {float(evidence['mcnemar_p']):.3g}"
+    if rule == "better":
+        return f"significantly better than the champion: {p_value} is below {level}."
+    margin = f"{100 * float(evidence['gate.margin']):g} points"
+    if rule == "worse":
+        return f"worse than the champion by more than {margin}."
+    saved = int(evidence["compared.parameters"]) - int(evidence["parameters"])
+    at_worst = f"at worst {points(float(evidence['difference_at_worst']))} at the level {level}"
+    if rule == "smaller":
+        return f"{saved:,} parameters fewer, and not worse by {margin}: {at_worst}."
+    not_better = f"not significantly better than the champion ({p_value}, level {level})"
+    if saved > 0:
+        return f"{not_better}; smaller, but it may be worse by {margin} or more: {at_worst}."
+    return f"{not_better}, and no smaller."
+
+
+def result_table(result: PromotionResult) -> Table:
+    """Return both networks on the same sealed images, side by side."""
+    evidence = result.evidence
+    table = Table(
+        title_justify="left", title=f"{int(evidence['test_images']):,} sealed test images"
+    )
+    for heading in ("", f"challenger, version {result.version}"):
+        table.add_column(heading)
+    rows = [
+        ["accuracy [95 %]", _rate(evidence, "test_accuracy")],
+        ["parameters", f"{int(evidence['parameters']):,}"],
+    ]
+    if "compared.version" in evidence:
+        table.add_column(f"champion, version {evidence['compared.version']}")
+        rows[0].append(_compared_accuracy(evidence))
+        rows[1].append(f"{int(evidence['compared.parameters']):,}")
+        ends = [100 * float(evidence[f"difference_{end}"]) for end in ("low", "high")]
+        difference = points(float(evidence["difference"]))
+        rows += [
+            [
+                "correct where the other is not",
+                f"{evidence['only_challenger_right']} images",
+                f"{evidence['only_champion_right']} images",
+            ],
+            ["difference [95 %]", f"{difference} [{ends[0]:+.2f}, {ends[1]:+.2f}]", ""],
+        ]
+    for row in rows:
+        table.add_row(*row)
+    return table
+
+
+def _rate(evidence: Mapping[str, str], name: str) -> str:
+    """Return a share with its 95 % interval."""
+    ends = [float(evidence[f"{name}_{end}"]) for end in ("low", "high")]
+    return with_interval(float(evidence[name]), *ends)
+
+
+def _compared_accuracy(evidence: Mapping[str, str]) -> str:
+    """Return the champion's accuracy with its 95 % interval."""
+    accuracy = float(evidence["compared.test_accuracy"])
+    images = int(evidence["test_images"])
+    return with_interval(accuracy, *accuracy_interval(round(accuracy * images), images))
+
+
+def closing_sentences(result: PromotionResult) -> str:
+    """Return what the promotion has cost and where all numbers are."""
+    evidence = result.evidence
+    sentences = [opened_sentence(result.openings)]
+    if "gate.comparison" in evidence:
+        budget = Budget(
+            int(evidence["gate.comparison"]),
+            float(evidence["gate.level"]),
+            float(evidence["gate.left"]),
+        )
+        text = _budget_text(budget, float(evidence["gate.significance"]))
+        sentences.append(f"Error budget: {text}.")
+    sentences.append(f"All numbers are tags of version {result.version}.")
+    return "\n".join(sentences)
+
+
+def entry_text(entry: Entry) -> str:
+    """Return a promotion or rollback as the history shows it: what and when, by whom, why."""
+    start = entry.start
+    relation = "to" if start["kind"] == EntryKind.ROLLBACK else "of"
+    what = f"{start['kind']} {relation} run {start['run_id']}: {entry.outcome_text}"
+    return f"{_time(start['at'])}  {what}\n  by {start['who']}\n  {_why_of(entry)}"
+
+
+def note_text(event: LedgerEvent) -> str:
+    """Return a request without an effect as the history shows it."""
+    return f"{_time(event['at'])}  run {event['run_id']}: {event['outcome']}\n  by {event['who']}"
+
+
+def _time(at: str) -> str:
+    """Return a time of the ledger as a person reads it."""
+    return f"{datetime.fromisoformat(at):%Y-%m-%d %H:%M} UTC"
+
+
+def _why_of(entry: Entry) -> str:
+    """Return why an entry ended as it did, in short where its evidence is complete."""
+    evidence = entry.end.get("evidence", {})
+    try:
+        return f"test accuracy {_rate(evidence, 'test_accuracy')}: {why(evidence)}"
+    except KeyError:
+        return entry.reason
+
+
+def alias_text(model: str, aliases: Mapping[str, str]) -> str:
+    """Return which versions of a registered model its aliases point at."""
+    if not aliases:
+        return f"{model}: no alias is set, nothing has been promoted yet"
+    named = ", ".join(f"{alias}: version {version}" for alias, version in aliases.items())
+    return f"{model}: {named}"
+
+
+def model_description(champion: Champion | None, openings: int) -> str:
+    """Return the description of a registered model, in Markdown.
+
+    Args:
+        champion: The champion, if there is one.
+        openings: How often the sealed test set has been opened.
+    """
+    current = "none."
+    if champion is not None:
+        replaced = "there was none before it"
+        if champion.replaced is not None:
+            replaced = f"it replaced version {champion.replaced}"
+        current = (
+            f"**version {champion.version}**, run {champion.run_id}; {replaced}.\n\n"
+            f"{champion.description}"
+        )
+    return (
+        "Recognizes a handwritten digit: raw pixels (n, 28, 28, 1), 0 to 255, to ten "
+        f"probabilities.\n\nChampion: {current}\n\nThe sealed test set has been opened "
+        f"{times(openings)}; the tags `ledger.*` say by whom, when, for which run and to what end "
+        "(`python sweeps/promote.py history=true`)."
+    )
+
+
+@dataclass(frozen=True)
+class VersionFacts:
+    """What the description of a version links and quotes."""
+
+    #: Id of the experiment that its run is in.
+    experiment: str
+    run_id: str
+    run_name: str
+    #: Name of the registered model, and version of the champion it was compared with, if any.
+    champion: tuple[str, str] | None
+    #: Tags of the version.
+    evidence: Mapping[str, str]
+
+
+def version_description(facts: VersionFacts) -> str:
+    """Return the description of a version, in Markdown: the decision, then both networks."""
+    evidence = facts.evidence
+    page = pages.run_page(facts.experiment, facts.run_id)
+    figures = [f"[{name}]({page}/artifacts/figures/{name})" for name in FIGURES]
+    paragraphs = [
+        f"**{pages.escape(evidence['reason'])}**",
+        "Asked: may it replace the champion, by a single comparison on test images that nothing "
+        "was selected on?",
+        _markdown_table(_version_rows(facts, page)),
+        _uncertainty_text(evidence),
+        f"Figures, on its validation images: {' · '.join(figures)}",
+        f"Next: `python src/predict.py <images> model=runs:/{facts.run_id}/model`",
+    ]
+    return "\n\n".join(paragraph for paragraph in paragraphs if paragraph)
+
+
+def _version_rows(facts: VersionFacts, page: str) -> list[list[str]]:
+    evidence = facts.evidence
+    rows = [
+        ["", "this version"],
+        [":--", "--:"],
+        ["trained by", f"[{pages.escape(facts.run_name)}]({page})"],
+        [
+            f"correct of {int(evidence['test_images']):,} sealed images",
+            _rate(evidence, "test_accuracy"),
+        ],
+        ["parameters", f"{int(evidence['parameters']):,}"],
+    ]
+    if facts.champion is None:
+        return rows
+    name, version = facts.champion
+    column = [
+        "the champion then",
+        "--:",
+        f"[version {version}]({pages.model_page(name, version)})",
+        percent(float(evidence["compared.test_accuracy"])),
+        f"{int(evidence['compared.parameters']):,}",
+    ]
+    return [[*row, cell] for row, cell in zip(rows, column, strict=True)]
+
+
+def _markdown_table(rows: Iterable[Sequence[str]]) -> str:
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _uncertainty_text(evidence: Mapping[str, str]) -> str:
+    """Return how the prediction sets did, if there are any."""
+    if "test_coverage" not in evidence:
+        return ""
+    return (
+        f"Its prediction sets at {100 * float(evidence['claimed_coverage']):g} % contain the true "
+        f"digit of {_rate(evidence, 'test_coverage')} of these images, with "
+        f"{float(evidence['test_set_size']):.3f} digits each; {_rate(evidence, 'test_refused')} of "
+        "them are refused as no digit."
+    )

@@ -1,0 +1,32 @@
+"""Numbers as a person reads them."""
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def percent(fraction: float) -> str:
+    """Return a fraction as per cent: ``0.9912`` as ``99.12 %``."""
+    return f"{100 * fraction:.2f} %"
+
+
+def with_interval(value: float, low: float, high: float) -> str:
+    """Return an accuracy and its 95 % interval: ``99.12 % [98.82, 99.34]``.
+
+    Args:
+        value: The accuracy, in [0, 1].
+        low: Lower end of its interval, in [0, 1].
+        high: Upper end of its interval, in [0, 1].
+    """
+    return f"{percent(value)} [{100 * low:.2f}, {100 * high:.2f}]"
+
+
+def accuracy_with_interval(metrics: Mapping[Any, Any]) -> str:
+    """Return the validation accuracy of a run's metrics with its 95 % interval.
+
+    Args:
+        metrics: Values by name, with ``val_accuracy``, ``val_accuracy_low`` and
+            ``val_accuracy_high`` among them, in [0, 1].
+    """
+    return with_interval(
+        metrics["val_accuracy"], metrics["val_accuracy_low"], metrics["val_accuracy_high"]
+    )

@@ -1,0 +1,35 @@
+"""Passwords in addresses, hidden before an address is shown or logged."""
+
+import re
+import urllib.parse
+
+#: What precedes a password in a URI, and the password. SQLAlchemy's ``URL`` hides a password only
+#: in a URI that it can parse. A password with ``@``, ``#``, ``/`` or ``[`` in it makes a URI that it
+#: cannot parse, and must not be shown either.
+PASSWORD = re.compile(r"([\w+]+://[^:/@]*:)(.*)@")
+#: A secret among the parameters of a URI.
+SECRET_PARAMETER = re.compile(r"(?i)([?&](?:password|passwd|pwd|token|secret)=)[^&]*")
+
+
+def without_password(uri: str) -> str:
+    """Return a URI, or a line that contains one, as it may be shown and logged."""
+    hidden = PASSWORD.sub(r"\1***@", uri)
+    return SECRET_PARAMETER.sub(r"\1***", hidden)
+
+
+def without_secrets(message: str, uri: str) -> str:
+    """Return the first line of a message without the password of a URI.
+
+    Args:
+        message: Text of a library, which may repeat the URI or only its password.
+        uri: The URI whose password must not be shown.
+    """
+    text = message.replace(uri, without_password(uri)).strip().split("\n")[0]
+    found = PASSWORD.match(uri)
+    if found is None:
+        return text
+    password = found[2]
+    for secret in {password, urllib.parse.unquote(password)}:
+        if secret:
+            text = text.replace(secret, "***")
+    return text

@@ -1,0 +1,189 @@
+"""Settings as fields of frozen dataclasses, each with its rule beside it in one line.
+
+``filters: Annotated[int, between(1, 1024)] = 32`` is a setting: its name, its type, its rule and
+its default. The type is checked when a config is composed, the rule by :func:`check`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, fields, is_dataclass, replace
+from functools import cache
+from types import NoneType
+from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
+
+from digit_study.support.messages import StudyError, nearest, raise_violations
+
+ConfigType = TypeVar("ConfigType")
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What a value must be.
+
+    Attributes:
+        text: The rule in words, as they follow "must be".
+        holds: Tells whether a value keeps the rule.
+        choices: Names to suggest the nearest from when the rule is broken.
+    """
+
+    text: str
+    holds: Callable[[Any], bool]
+    choices: tuple[str, ...] = ()
+
+    def violation(self, key: str, value: Any) -> str | None:
+        """Say in one sentence how ``value`` breaks the rule.
+
+        Args:
+            key: Dotted key of the setting.
+            value: Its value. None always passes: the type says whether None is allowed.
+
+        Returns:
+            The rule, the value and the nearest choice; None if the rule is kept.
+        """
+        if value is None or self.holds(value):
+            return None
+        return f"`{key}` must be {self.text}, got {value!r}{nearest(str(value), self.choices)}"
+
+
+def choice(allowed: Iterable[str]) -> Rule:
+    """Make the rule that a value is one of the names ``allowed``."""
+    names = tuple(allowed)
+    return Rule(f"one of {', '.join(names)}", lambda value: value in names, names)
+
+
+def at_least(low: int) -> Rule:
+    """Make the rule that a number is ``low`` or more, and finite."""
+    return Rule(f"at least {low}", lambda value: low <= value < math.inf)
+
+
+def between(low: float, high: float, ends: str = "[]") -> Rule:
+    """Make the rule that a number lies between two others.
+
+    Args:
+        low: Lower end.
+        high: Upper end.
+        ends: Brackets of the interval; a round one excludes its end.
+
+    Returns:
+        The rule. It is broken by NaN.
+    """
+    includes_low = ends[0] == "["
+    includes_high = ends[1] == "]"
+
+    def holds(value: float) -> bool:
+        if value == low:
+            return includes_low
+        if value == high:
+            return includes_high
+        return low < value < high
+
+    if includes_low:
+        return Rule(f"in [{low:.10g}, {high:.10g}{ends[1]}", holds)
+    return Rule(f"greater than {low:g} and at most {high:g}", holds)
+
+
+@cache
+def rules_of(schema: type) -> dict[str, Rule]:
+    """Collect the rules that stand beside the fields of a config dataclass.
+
+    Args:
+        schema: A dataclass; its fields may be dataclasses themselves.
+
+    Returns:
+        Rules by dotted key, in order of declaration, for the fields that have one.
+    """
+    rules: dict[str, Rule] = {}
+    hints = get_type_hints(schema, include_extras=True)
+    for entry in fields(schema):
+        hint = hints[entry.name]
+        if is_dataclass(hint):
+            inner = rules_of(hint)  # type: ignore[arg-type]
+            rules.update({f"{entry.name}.{key}": rule for key, rule in inner.items()})
+        elif get_origin(hint) is Annotated:
+            for item in get_args(hint):
+                if isinstance(item, Rule):
+                    rules[entry.name] = item
+    return rules
+
+
+def check(config: Any, rules: Mapping[str, Rule], others: Iterable[str]) -> None:
+    """Check a config and report everything that is wrong at once.
+
+    Args:
+        config: A config dataclass.
+        rules: Rules of single values by dotted key, usually :func:`rules_of` its class.
+        others: Sentences about values that do not go together.
+
+    Raises:
+        StudyError: With a line for each broken rule, then ``others``.
+    """
+    values = flatten(config)
+    broken = [rule.violation(key, values.get(key)) for key, rule in rules.items()]
+    raise_violations([*filter(None, broken), *others])
+
+
+def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
+    """List every setting of a config dataclass.
+
+    Args:
+        config: A config dataclass; its fields may be dataclasses themselves.
+        prefix: What all keys begin with.
+
+    Returns:
+        Values by dotted key, in order of declaration.
+    """
+    flat: dict[str, Any] = {}
+    for entry in fields(config):
+        value = getattr(config, entry.name)
+        key = f"{prefix}{entry.name}"
+        if is_dataclass(value):
+            flat.update(flatten(value, f"{key}."))
+        else:
+            flat[key] = value
+    return flat
+
+
+def with_values(config: ConfigType, values: Mapping[str, Any]) -> ConfigType:
+    """Copy a config dataclass with some settings replaced.
+
+    Args:
+        config: A config dataclass.
+        values: New values by dotted key. An integer becomes a float where the setting is one.
+
+    Returns:
+        The copy.
+
+    Raises:
+        StudyError: If a value is not of the type of its setting.
+    """
+    for key, value in values.items():
+        config = _with_value(config, key.split("."), key, value)
+    return config
+
+
+def _with_value(config: Any, names: list[str], key: str, value: Any) -> Any:
+    name = names[0]
+    if len(names) > 1:
+        inner = _with_value(getattr(config, name), names[1:], key, value)
+        return replace(config, **{name: inner})
+    hint = get_type_hints(type(config))[name]
+    return replace(config, **{name: _converted(key, value, hint)})
+
+
+def _converted(key: str, value: Any, hint: Any) -> Any:
+    """Return ``value`` as the type ``hint`` wants it; True and False are of no type but bool."""
+    options = get_args(hint) or (hint,)
+    if value is None and NoneType in options:
+        return None
+    kind = options[0]
+    is_of_kind = isinstance(value, kind)
+    if kind is float:
+        is_of_kind = isinstance(value, int | float)
+    if not is_of_kind or isinstance(value, bool) != (kind is bool):
+        got = f"got {value!r} of type {type(value).__name__}"
+        raise StudyError(f"`{key}` must be of type {kind.__name__}, {got}")
+    if kind is float:
+        return float(value)
+    return value

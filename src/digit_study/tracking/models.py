@@ -1,0 +1,188 @@
+"""Models that a person names: which version an alias is, the Keras file, the run that made it. Imports MLflow late."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from digit_study.support.messages import StudyError, first_line
+from digit_study.support.workspace import Workspace
+from digit_study.tracking.database import default_workspace, require_store
+from digit_study.tracking.location import MODEL_NAMES, REGISTERED_NAME, store_uri
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+    from digit_study.tracking.store import Store
+
+#: How the names begin of models that a store holds.
+SCHEMES = ("models:/", "runs:/")
+#: The Keras file among the artifacts of a model.
+KERAS_FILE = Path("data") / "model.keras"
+#: Versions at most that a message lists.
+MOST_VERSIONS = 200
+
+
+@dataclass(frozen=True)
+class ModelVersion:
+    """A version of a registered model."""
+
+    name: str
+    number: str
+
+
+def model_file(
+    named: str, configured: str | None = None, workspace: Workspace | None = None
+) -> Path:
+    """Return the path of the Keras file of a model, downloaded where a store holds it.
+
+    What earlier commands left to upload is uploaded first.
+
+    Args:
+        named: The model, as in `location.MODEL_NAMES`.
+        configured: URI of the store; None for the usual one.
+        workspace: Whose store is the usual one.
+
+    Raises:
+        StudyError: If there is no such store, alias, version, run or Keras model; what was found
+            is its cause.
+    """
+    if named.endswith(".keras") and Path(named).is_file():
+        return Path(named)
+    if not named.startswith(SCHEMES):
+        raise StudyError(f"`model` must be {MODEL_NAMES}, got '{named}'")
+    workspace = workspace or default_workspace()
+    remedy = "run `python src/run.py` and `python sweeps/promote.py`"
+    uri = require_store(configured, "a model must be registered first", remedy, workspace)
+    import mlflow
+
+    from digit_study.tracking.store import Store
+    from digit_study.tracking.uploader import upload_left
+
+    store = Store(uri, workspace)
+    upload_left(store)
+    # the registry follows it; download_artifacts(tracking_uri=) asks another
+    mlflow.set_tracking_uri(uri)
+    try:
+        file = Path(mlflow.artifacts.download_artifacts(named)) / KERAS_FILE
+    except (mlflow.exceptions.MlflowException, OSError) as fault:
+        raise _no_model(store, named, fault) from fault
+    if not file.is_file():
+        missing = FileNotFoundError(f"it has no {KERAS_FILE}")
+        raise _no_model(store, named, missing) from missing
+    return file
+
+
+def _no_model(store: Store, named: str, cause: Exception) -> StudyError:
+    """Return the error for a name that no Keras model has."""
+    rule = "`model` must name a Keras model that MLflow holds"
+    reason = first_line(cause).rstrip(".")
+    return StudyError(f"{rule}, got '{named}' ({reason}): {_remedy(store, named)}")
+
+
+def _remedy(store: Store, named: str) -> str:
+    if not named.startswith("models:/"):
+        return "see the runs with `mlflow ui`, or leave `model` out for the champion"
+    found = store.client.search_model_versions(
+        f"name = '{REGISTERED_NAME}'", max_results=MOST_VERSIONS
+    )
+    numbers = sorted(int(version.version) for version in found)
+    if not numbers:
+        return f"no version of {REGISTERED_NAME} is registered yet; run `python sweeps/promote.py`"
+    known = ", ".join(str(number) for number in numbers)
+    example = f"model=models:/{REGISTERED_NAME}/{numbers[-1]}"
+    return (
+        f"take one of the versions there are ({known}), as {example}, or promote one with "
+        "sweeps/promote.py"
+    )
+
+
+def version_named(
+    named: str, configured: str | None = None, workspace: Workspace | None = None
+) -> str | None:
+    """Return the version that ``models:/name@alias`` names at this moment.
+
+    Args:
+        named: The model.
+        configured: URI of the store; None for the usual one.
+        workspace: Whose store is the usual one.
+
+    Returns:
+        The number of the version; None of a name without an alias, which never moves.
+
+    Raises:
+        MlflowException: If the store does not answer or the alias is gone.
+    """
+    if not _has_alias(named):
+        return None
+    import mlflow
+
+    uri = store_uri(configured, workspace or default_workspace())
+    return _version_of_alias(mlflow.MlflowClient(uri), named)
+
+
+def _has_alias(named: str) -> bool:
+    return named.startswith("models:/") and "@" in named
+
+
+def _version_of_alias(client: MlflowClient, named: str) -> str:
+    name, _, alias = named.removeprefix("models:/").partition("@")
+    return str(client.get_model_version_by_alias(name, alias).version)
+
+
+def model_version(client: MlflowClient, named: str) -> ModelVersion | None:
+    """Return the version of a registered model; None of a model that is named otherwise."""
+    if not named.startswith("models:/"):
+        return None
+    if _has_alias(named):
+        name = named.removeprefix("models:/").partition("@")[0]
+        return ModelVersion(name, _version_of_alias(client, named))
+    name, _, number = named.removeprefix("models:/").partition("/")
+    if not number:
+        return None
+    return ModelVersion(name, number)
+
+
+def run_of_model(client: Any, named: str) -> str:
+    """Return the id of the run that made a model.
+
+    Args:
+        client: MLflow's client of the store.
+        named: The model, as in `location.MODEL_NAMES`, but no file.
+
+    Raises:
+        MlflowException: If the store does not know it.
+    """
+    version = model_version(client, named)
+    if version is not None:
+        return str(client.get_model_version(version.name, version.number).run_id)
+    kind, _, rest = named.partition(":/")
+    name = rest.partition("/")[0]
+    if kind == "runs":
+        return name
+    return str(client.get_logged_model(name).source_run_id)
+
+
+def model_address(store: Store, named: str) -> str:
+    """Return what shows a model in a browser: its version, or the run that made it.
+
+    Args:
+        store: The store that holds it.
+        named: The model, as in `location.MODEL_NAMES`, but no file.
+
+    Returns:
+        Command and address; the command alone where the store does not answer.
+    """
+    from digit_study.tracking import pages
+    from digit_study.tracking.store import StoreFault
+
+    with suppress(*StoreFault):
+        version = model_version(store.client, named)
+        if version is not None:
+            return pages.page_address(store, pages.model_page(version.name, version.number))
+        run_id = run_of_model(store.client, named)
+        page = pages.run_page(store.experiment_of(run_id), run_id)
+        return pages.page_address(store, page)
+    return store.view_command

@@ -1,0 +1,130 @@
+"""MLflow's pages: the addresses that open them, shared views, and the description of an experiment."""
+
+import json
+import re
+import urllib.parse
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+
+from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
+
+from digit_study.tracking.store import Store, StoreFault
+
+#: Tag of a parent run: what it found, in a sentence.
+ANSWER = "answer"
+#: Tags of a parent run that has only begun: there from the start, the answer stands before others.
+INITIAL = {ANSWER: "nothing has finished yet"}
+#: How the tags of an experiment begin that MLflow 3.17's page reads a view from, as JSON, when its
+#: address has ``viewStateShareKey``.
+SHARED_VIEW = "mlflow.sharedViewState."
+#: Where a bare ``mlflow ui`` listens.
+LOCAL = "http://127.0.0.1:5000"
+#: Lets a page show runs and metrics instead of what MLflow has for language models.
+TRAINING = "workflowType=machine_learning"
+#: Parent runs at most that an experiment's description names.
+MOST_PARENTS = 10
+#: Metrics that a shared view has columns for; the first sorts it.
+VIEW_METRICS = ("val_accuracy", "val_loss", "parameters")
+
+
+def escape(text: str) -> str:
+    r"""Return text as Markdown shows it: what a person named, ``<img onerror=…>`` too, is no markup."""
+    return re.sub(r"([\\`*\[\]|<>])", r"\\\1", text.replace("\n", " "))
+
+
+def share_view(store: Store, run_id: str, keys: Sequence[str]) -> None:
+    """Keep a view of the children of a run, sorted by validation accuracy.
+
+    Args:
+        store: The store that the run is in.
+        run_id: Id of the parent run.
+        keys: Keys of the config that get a column each.
+    """
+    metrics = [f"metrics.`{name}`" for name in VIEW_METRICS]
+    params = [f"params.`{key}`" for key in keys]
+    view = {
+        "searchFilter": f"tags.{MLFLOW_PARENT_RUN_ID} = '{run_id}'",
+        "orderByKey": metrics[0],
+        "orderByAsc": False,
+        "selectedColumns": [*metrics, *params],
+    }
+    tag = f"{SHARED_VIEW}{run_id}"
+    store.client.set_experiment_tag(store.experiment_of(run_id), tag, json.dumps(view))
+
+
+def describe_experiment(store: Store, experiment: str, answers: Mapping[str, str]) -> None:
+    """Describe an experiment by the newest answers of its parent runs, each with its link.
+
+    Args:
+        store: The store that the experiment is in.
+        experiment: Id of the experiment.
+        answers: Answers that the store may not have yet, by run id.
+    """
+    parents = store.client.search_runs(
+        [experiment],
+        f"tags.{ANSWER} LIKE '%'",
+        order_by=["attributes.start_time DESC"],
+        max_results=MOST_PARENTS,
+    )
+    lines = []
+    for run in parents:
+        link = f"[{escape(run.info.run_name)}]({run_page(experiment, run.info.run_id)})"
+        answer = answers.get(run.info.run_id, run.data.tags[ANSWER])
+        lines.append(f"{link}: {escape(answer)}")
+    store.client.set_experiment_tag(experiment, MLFLOW_RUN_NOTE, "\n\n".join(lines))
+
+
+def run_page(experiment: str, run_id: str) -> str:
+    """Return the page of a run, as a link from any other page of MLflow."""
+    return f"#/experiments/{experiment}/runs/{run_id}"
+
+
+def model_page(name: str, version: str = "") -> str:
+    """Return the page of a registered model, or of a version, as a link from any other page."""
+    page = f"#/models/{urllib.parse.quote(name, safe='')}"
+    if version:
+        return f"{page}/versions/{version}"
+    return page
+
+
+def address(store: Store, run_id: str, *, children: bool) -> str:
+    """Return what shows a run in a browser: the command, where there is need of it, and the address.
+
+    From now on ``make ui`` opens it, if the store is local.
+
+    Args:
+        store: The store that the run is in.
+        run_id: Id of the run.
+        children: Whether to show the children of the run, ranked, instead of itself.
+
+    Returns:
+        Command and address; the command alone where the store does not answer.
+    """
+    with suppress(*StoreFault):
+        experiment = store.experiment_of(run_id)
+        if children:
+            page = f"#/experiments/{experiment}/runs?viewStateShareKey={run_id}"
+        else:
+            page = run_page(experiment, run_id)
+        return newest_address(store, page)
+    return store.view_command
+
+
+def newest_address(store: Store, page: str) -> str:
+    """Return the `page_address` of a page with a new result, which ``make ui`` opens from now on."""
+    if not store.is_server:
+        with suppress(OSError):  # where it cannot be kept, `make ui` opens the front page
+            store.workspace.newest_result.write_text(f"{LOCAL}/{_for_training(page)}\n")
+    return page_address(store, page)
+
+
+def page_address(store: Store, page: str) -> str:
+    """Return the command, where there is need of it, and the address of a page of a store."""
+    if store.is_server:
+        return f"{store.view_command.rstrip('/')}/{_for_training(page)}"
+    return f"{store.view_command}, then {LOCAL}/{_for_training(page)}"
+
+
+def _for_training(page: str) -> str:
+    separator = "&" if "?" in page else "?"
+    return f"{page}{separator}{TRAINING}"

@@ -1,0 +1,296 @@
+"""The writer of a run: the only file that knows what a run records. A run always ends with its true status.
+
+All is on disk in ``mlruns/.outbox/<run_id>`` before it is uploaded; see `spool`.
+"""
+
+import json
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Protocol
+
+import mlflow
+import numpy as np
+import pandas as pd
+import yaml
+from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
+
+from digit_study.config.run_config import Config
+from digit_study.support.console import accuracy_with_interval
+from digit_study.support.messages import first_line, without_password
+from digit_study.support.rules import flatten
+from digit_study.tracking import pages, provenance
+from digit_study.tracking.spool import MODEL, SpooledRun
+from digit_study.tracking.store import Store, as_store
+from digit_study.tracking.upload import has_uploader, upload_run
+
+#: Metrics of an epoch that are recorded, in this order.
+EPOCH_METRICS = (
+    "train_loss",
+    "train_accuracy",
+    "val_loss",
+    "val_accuracy",
+    "learning_rate",
+    "epoch_seconds",
+    "images_per_second",
+)
+#: Metrics of quick epochs are uploaded together: a batch costs milliseconds however small it is.
+SECONDS_A_BATCH = 1.0
+#: How the params of a parent begin that are no part of its config.
+BEST_OF = "best_of_"
+#: Characters of a digest that MLflow keeps.
+LONGEST_DIGEST = 36
+#: The one in C is five times as fast, where the package has it.
+DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+
+
+class Description(Protocol):
+    """What the page of a parent run says."""
+
+    @property
+    def answer(self) -> str:
+        """What was found, in one sentence."""
+
+    def markdown(self, experiment: str, run_id: str) -> str:
+        """Return the whole page of a run."""
+
+
+class RunWriter:
+    """Writes one run to disk as it goes on.
+
+    A background uploader uploads it, or this process where there is none. After the first fault of
+    the store this process uploads nothing more until the end.
+    """
+
+    def __init__(
+        self, store: Store | str, run_id: str, seconds_a_batch: float = SECONDS_A_BATCH
+    ) -> None:
+        """Open the run: until its `end` its folder stays.
+
+        Args:
+            store: The store that the run is in.
+            run_id: Id of the run.
+            seconds_a_batch: Seconds from an upload on in which metrics of epochs wait for others.
+        """
+        self.store = as_store(store)
+        self.run_id = run_id
+        self.spooled = SpooledRun(run_id, self.store.workspace)
+        self.spooled.open(self.store.uri)
+        #: What was wrong with the store when this process last uploaded; None if nothing.
+        self.fault: str | None = None
+        self._seconds_a_batch = seconds_a_batch
+        self._uploaded_at = time.monotonic()
+        self._system_metrics: Any = None
+        self._lock = threading.RLock()
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the run: what is put there becomes an artifact."""
+        return self.spooled.folder
+
+    # ------------------------------------------------------------------------------- recorded
+
+    def config(self, config: Config) -> None:
+        """Record the composed config: every leaf as a param, and the whole as config.yaml.
+
+        Passwords are left out.
+        """
+        if config.tracking.uri is not None:
+            tracking = replace(config.tracking, uri=without_password(config.tracking.uri))
+            config = replace(config, tracking=tracking)
+        text = yaml.dump(asdict(config), Dumper=DUMPER, sort_keys=False)
+        (self.folder / "config.yaml").write_text(text)
+        self._record(params={key: str(value) for key, value in flatten(config).items()})
+
+    def dataset(self, name: str, sha256: str, counts: Mapping[str, int]) -> None:
+        """Record the digits as the run's input.
+
+        Args:
+            name: Name of the digits.
+            sha256: Digest of the digits. MLflow keeps 36 characters of it; the run's tag has all.
+            counts: Numbers of images, by what they are for.
+        """
+        profile = json.dumps({"sha256": sha256, **counts})
+        digest = sha256[:LONGEST_DIGEST]
+        self._record(dataset={"name": name, "digest": digest, "profile": profile})
+
+    def epoch(self, number: int, record: Mapping[str, float]) -> None:
+        """Record the metrics of an epoch; those of short epochs are uploaded together.
+
+        Args:
+            number: Number of the epoch, from 1.
+            record: Metrics by name; those that are not in `EPOCH_METRICS` are left out.
+        """
+        values = {name: float(record[name]) for name in EPOCH_METRICS if name in record}
+        self._record(self._seconds_a_batch, metrics=values, step=number)
+
+    def metrics(self, values: Mapping[str, float], step: int = 0) -> None:
+        """Record several metrics at one step."""
+        self._record(metrics=_floats(values), step=step)
+
+    def result(self, values: Mapping[str, float], step: int) -> None:
+        """Record the final metrics: a run that is cut off after this is FINISHED all the same."""
+        self._record(metrics=_floats(values), step=step, result=True)
+
+    def tags(self, values: Mapping[str, str]) -> None:
+        """Set several tags."""
+        self._record(tags=dict(values))
+
+    def best(self, ranking: pd.DataFrame, chosen_from: str) -> None:
+        """Record the first of a ranking of this parent's runs.
+
+        Args:
+            ranking: A row for each run, the best first, with name, run_id, val_accuracy and its
+                interval.
+            chosen_from: What it is the best of, as ``20 trials``.
+        """
+        best = ranking.iloc[0]
+        columns = ("val_accuracy", "val_accuracy_low", "val_accuracy_high")
+        self.metrics({f"best_{column}": best[column] for column in columns})
+        self.tags({"best.run_id": best["run_id"], "best.name": best["name"]})
+        self.best_of(chosen_from, dict(best))
+
+    def best_of(self, chosen_from: str, row: Mapping[str, Any]) -> None:
+        """Record as a param of this parent which run is the best.
+
+        MLflow lets no param change. The best of so many trials never does, and after more of them
+        there is another param.
+
+        Args:
+            chosen_from: What it is the best of, as ``20 trials``.
+            row: Its row of a ranking, with its name, its accuracy and the interval.
+        """
+        key = f"{BEST_OF}{chosen_from.replace(' ', '_')}"
+        self._record(params={key: f"{row['name']}, {accuracy_with_interval(row)}"})
+
+    def describe(self, description: Description, keys: Sequence[str] = ()) -> None:
+        """Put a description on this parent's page, and its answer on the experiment's.
+
+        Args:
+            description: What the page says.
+            keys: Keys of the config that the view of the children has columns for.
+        """
+        text = description.markdown(self.store.experiment_of(self.run_id), self.run_id)
+        tags = {MLFLOW_RUN_NOTE: text, pages.ANSWER: description.answer}
+        self._record(tags=tags, note={"keys": list(keys), "answer": description.answer})
+
+    def model(self, model: Any) -> None:
+        """Record a float32 Keras model, which takes (n, 28, 28, 1) and returns (n, 10)."""
+        import mlflow.keras
+        from mlflow.types import Schema, TensorSpec
+
+        kind = np.dtype(np.float32)
+        pixels = TensorSpec(kind, (-1, *model.input_shape[1:]), "pixels")
+        probabilities = TensorSpec(kind, (-1, *model.output_shape[1:]), "probabilities")
+        mlflow.keras.save_model(
+            model,
+            str(self.folder / MODEL),
+            signature=mlflow.models.ModelSignature(Schema([pixels]), Schema([probabilities])),
+            pip_requirements=[f"{name}=={version(name)}" for name in provenance.MODEL_REQUIREMENTS],
+        )
+
+    def start_system_metrics(self, interval_s: float = 10.0) -> None:
+        """Record what the machine is busy with until the run ends; see `system_metrics`.
+
+        Args:
+            interval_s: Seconds between two samples.
+        """
+        from digit_study.tracking.system_metrics import SystemMetrics
+
+        self._system_metrics = SystemMetrics(self.metrics, interval_s)
+
+    # ------------------------------------------------------------------------------- ended
+
+    def close(self, status: str, reason: str) -> None:
+        """End the run on disk because it could not go on; with its result it is FINISHED.
+
+        Args:
+            status: FAILED or KILLED.
+            reason: Why, in one line.
+        """
+        self._stop_system_metrics()
+        self.spooled.close(self.store.uri, status, reason)
+
+    def finish(self, **outcome: Any) -> None:
+        """End the run on disk as FINISHED; `upload` uploads it.
+
+        Args:
+            **outcome: More that is kept until then, as JSON.
+        """
+        self._stop_system_metrics()
+        self.spooled.end("FINISHED", **outcome)
+
+    def end(self, status: str, outcome: Mapping[str, Any]) -> Path | None:
+        """End the run on disk and upload it.
+
+        Args:
+            status: FINISHED, FAILED or KILLED.
+            outcome: More that is kept until the run is uploaded, as JSON.
+
+        Returns:
+            The folder that keeps what the store did not take; None if it has all, or if a
+            background uploader uploads it.
+        """
+        self._stop_system_metrics()
+        self.spooled.end(status, **outcome)
+        return self.upload()
+
+    def upload(self) -> Path | None:
+        """Upload a run that has ended; return what `end` does."""
+        self._stop_system_metrics()
+        self.fault = None
+        self._upload()
+        if self.fault is None:
+            return None
+        return self.folder
+
+    # ------------------------------------------------------------------------------- private
+
+    def _record(self, seconds_a_batch: float = 0.0, **record: Any) -> None:
+        with self._lock:
+            self.spooled.put(self.store.uri, **record)
+            if time.monotonic() - self._uploaded_at >= seconds_a_batch and self.fault is None:
+                self._upload()
+
+    def _upload(self) -> None:
+        """Upload what is spooled, unless a background uploader does."""
+        if has_uploader(self.store.uri, self.store.workspace):
+            return
+        fault = upload_run(self.spooled, self.store)
+        self.fault = None
+        if fault is not None:
+            self.fault = first_line(fault)
+        self._uploaded_at = time.monotonic()
+
+    def _stop_system_metrics(self) -> None:
+        if self._system_metrics is not None:
+            self._system_metrics.stop()
+            self._system_metrics = None
+
+
+def _floats(values: Mapping[str, float]) -> dict[str, float]:
+    return {name: float(value) for name, value in values.items()}
+
+
+# ------------------------------------------------------------------- deprecated: until the merge
+
+
+class RunLog(RunWriter):
+    """A writer under its former name, with what only others ask it for."""
+
+    @property
+    def uri(self) -> str:
+        """URI of the store."""
+        return self.store.uri
+
+    @property
+    def client(self) -> mlflow.MlflowClient:
+        """MLflow's client of the store."""
+        return self.store.client
+
+    def deliver(self) -> Path | None:
+        """Upload a run that has ended; see `upload`."""
+        return self.upload()

@@ -1,0 +1,232 @@
+"""Output that goes nowhere, terminals of another encoding, terminals that are closed."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import subprocess
+import sys
+import termios
+from pathlib import Path
+
+import mlflow
+import pytest
+from conftest import Project, typed
+from mlflow.entities import Run
+
+from digit_study.support.signals import Interrupted, deferred_signals, interruptible
+
+ROOT = Path(__file__).parents[1]
+SMALL = [
+    "model=tiny",
+    "training=smoke",
+    "data=mnist_sample",
+    "data.limit=300",
+    "training.threads=1",
+]
+#: Long enough to be interrupted at any moment.
+LONG = [*SMALL, "training.epochs=500"]
+#: Prints until after its reader has gone, then says in a file that it came to its end.
+TALKATIVE = """
+import sys
+from digit_study.support.console import protect_standard_streams
+protect_standard_streams()
+for number in range(5_000):
+    print(f"line {number} …")
+    print(f"line {number} …", file=sys.stderr)
+sys.stdout.flush()
+open(sys.argv[1], "w").write("done")
+"""
+
+
+def talk(redirected: str, tmp_path: Path, **environment: str) -> tuple[int, str]:
+    """Run TALKATIVE in a shell that redirects its output; its exit code, and what was printed."""
+    script = tmp_path / "talk.py"
+    script.write_text(TALKATIVE)
+    ended = tmp_path / "ended"
+    command = f"'{sys.executable}' '{script}' '{ended}' {redirected}; exit ${{PIPESTATUS[0]}}"
+    done = subprocess.run(
+        ["bash", "-c", command],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "src"), **environment},
+        capture_output=True,
+        check=False,
+    )
+    assert ended.read_text() == "done", done.stderr
+    return done.returncode, done.stdout.decode("latin-1") + done.stderr.decode("latin-1")
+
+
+@pytest.mark.parametrize(
+    "redirected",
+    [
+        ">&- 2>/dev/null",
+        "2>&- >/dev/null",
+        ">&- 2>&- <&-",
+        "2>&1 | head -1",
+        "2>&1 | true",
+        ">/dev/full 2>&1",
+    ],
+)
+def test_output_that_goes_nowhere_ends_nothing(redirected: str, tmp_path: Path) -> None:
+    code, printed = talk(redirected, tmp_path)
+    assert code == 0 and "Error" not in printed and "Exception" not in printed
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_what_a_terminal_cannot_show_is_replaced(encoding: str, tmp_path: Path) -> None:
+    code, printed = talk("2>/dev/null", tmp_path, PYTHONIOENCODING=encoding)
+    assert code == 0 and printed.splitlines()[0] == "line 0 ?"
+
+
+def test_a_file_never_gets_the_number_of_a_closed_stream(tmp_path: Path) -> None:
+    code = "from digit_study.support.console import protect_standard_streams as protect\n"
+    code += "protect(); import sys; file = open(sys.argv[1], 'w'); assert file.fileno() > 2"
+    command = f"'{sys.executable}' -c \"$CODE\" '{tmp_path / 'file'}' >&- 2>&- <&-"
+    environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "CODE": code}
+    assert subprocess.run(["bash", "-c", command], env=environment, check=False).returncode == 0
+
+
+def test_a_hangup_is_a_signal_to_end() -> None:
+    with pytest.raises(Interrupted, match="SIGHUP") as caught, interruptible():
+        signal.raise_signal(signal.SIGHUP)
+    assert caught.value.exit_code == 129
+
+
+def test_a_hangup_waits_for_what_must_be_whole() -> None:
+    is_whole = False
+    with (
+        pytest.raises(Interrupted, match="SIGHUP"),
+        interruptible(),
+        deferred_signals() as is_pending,
+    ):
+        signal.raise_signal(signal.SIGHUP)
+        is_whole = is_pending()
+    assert is_whole
+
+
+def test_nohup_is_obeyed() -> None:
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with interruptible(), deferred_signals():
+            signal.raise_signal(signal.SIGHUP)
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, previous)
+
+
+# --------------------------------------------------------------------------- whole commands
+
+
+def runs_of(uri: str) -> list[Run]:
+    client = mlflow.MlflowClient(uri)
+    experiments = [found.experiment_id for found in client.search_experiments()]
+    return list(client.search_runs(experiments))
+
+
+def shell(project: Project, line: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a line of a shell in the project; ``$PYTHON`` is the interpreter."""
+    return subprocess.run(
+        ["bash", "-c", f"{line}; exit ${{PIPESTATUS[0]}}"],
+        cwd=project.root,
+        env={**project.environment, "PYTHON": sys.executable, **environment},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("redirected", [">&-", "2>&-", "2>&1 | head -1", "2>&1 | true"])
+def test_a_run_is_kept_that_nobody_listens_to(
+    redirected: str, project: Project, typed_store: str
+) -> None:
+    words = " ".join(SMALL)
+    done = shell(
+        project, f"$PYTHON src/run.py {words} {redirected}", MLFLOW_TRACKING_URI=typed_store
+    )
+    (run,) = runs_of(typed_store)
+    assert run.info.status == "FINISHED" and "val_accuracy" in run.data.metrics
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+
+
+@pytest.mark.slow
+def test_a_multirun_is_kept_on_a_terminal_of_ascii(project: Project, typed_store: str) -> None:
+    words = " ".join(["-m", "model.filters=2,4", *SMALL])
+    done = shell(
+        project,
+        f"$PYTHON src/run.py {words}",
+        MLFLOW_TRACKING_URI=typed_store,
+        PYTHONIOENCODING="ascii",
+    )
+    assert done.returncode == 0 and done.stdout.isascii() and "val accuracy" in done.stdout
+    assert [run.info.status for run in runs_of(typed_store)] == ["FINISHED"] * 3
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_plan_is_shown_on_any_terminal(encoding: str, project: Project) -> None:
+    done = shell(
+        project,
+        f"$PYTHON sweeps/optuna_search.py --plan {' '.join(SMALL)}",
+        PYTHONIOENCODING=encoding,
+    )
+    assert done.returncode == 0 and "Plan of study" in done.stdout
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
+def test_a_refusal_to_predict_is_shown_on_any_terminal(
+    encoding: str, project: Project, tmp_path: Path, typed_store: str
+) -> None:
+    done = shell(
+        project,
+        f"$PYTHON src/predict.py '{tmp_path}/…×–.png'",
+        PYTHONIOENCODING=encoding,
+        MLFLOW_TRACKING_URI=typed_store,
+    )
+    assert done.returncode == 1 and "Traceback" not in done.stderr
+    assert done.stderr.startswith("error: ")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("words", [LONG, ["-m", "model.filters=2,4", *LONG]])
+def test_a_terminal_that_is_closed_ends_a_command_as_killed(
+    words: list[str], project: Project, typed_store: str
+) -> None:
+    """A real terminal: its end is a SIGHUP to all in it, and an error to all that write to it."""
+    ours, theirs = os.openpty()
+    process = subprocess.Popen(
+        [sys.executable, "src/run.py", *words],
+        cwd=project.root,
+        env={**project.environment, "MLFLOW_TRACKING_URI": typed_store},
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+    )
+    os.close(theirs)
+    shown = b""
+    while b"val_accuracy" not in shown:
+        shown += os.read(ours, 4096)
+    os.close(ours)
+    assert process.wait(60) == 128 + signal.SIGHUP
+    runs = runs_of(typed_store)
+    assert runs and {run.info.status for run in runs} == {"KILLED"}
+
+
+@pytest.mark.slow
+def test_a_hangup_of_everyone_ends_a_multirun_as_killed(project: Project, typed_store: str) -> None:
+    environment = {**project.environment, "MLFLOW_TRACKING_URI": typed_store}
+    words = ["-m", "model.filters=2,4", *LONG]
+    process = typed([sys.executable, "src/run.py", *words], project.root, environment)
+    assert process.stdout is not None and process.stderr is not None
+    for line in process.stdout:
+        if "epoch" in line:
+            break
+    os.killpg(process.pid, signal.SIGHUP)
+    _, complaints = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGHUP
+    assert "stopped by SIGHUP" in complaints and "Traceback" not in complaints
+    runs = runs_of(typed_store)
+    assert {run.info.status for run in runs} == {"KILLED"} and len(runs) == 2
