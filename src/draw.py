@@ -14,8 +14,9 @@ from digit_study.apps.draw.network_view import LoadedModel, NetworkSource, Serve
 from digit_study.apps.draw.same_origin import ADDRESS, listening_socket
 from digit_study.inference.prediction import load_model
 from digit_study.support.console import protect_standard_streams
-from digit_study.support.messages import StudyError, nearest
+from digit_study.support.errors import StudyError
 from digit_study.support.signals import Interrupted, collect_rarely, interruptible
+from digit_study.support.suggestions import nearest
 from digit_study.support.workspace import Workspace
 from digit_study.tracking.database import quiet_mlflow
 from digit_study.tracking.location import CHAMPION_URI, MODEL_NAMES

@@ -17,8 +17,9 @@ from rich.text import Text
 from digit_study.inference.detector import are_digits
 from digit_study.inference.prediction import image_files, load_model, read_files, readings_figure
 from digit_study.support.console import protect_standard_streams
-from digit_study.support.messages import StudyError, nearest
+from digit_study.support.errors import StudyError
 from digit_study.support.signals import collect_rarely
+from digit_study.support.suggestions import nearest
 from digit_study.support.workspace import Workspace
 from digit_study.tracking.database import (
     CHAMPION_URI,
@@ -98,7 +99,6 @@ def model_place(named: str, tracking: str | None) -> str:
     """The address of the model's page in MLflow, which is asked now, before an alias moves; empty for a file."""
     if not named.startswith(("models:/", "runs:/")):
         return ""
-    from digit_study.tracking import views
 
     return views.model_place(tracking_uri(tracking), named)
 

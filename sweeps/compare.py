@@ -8,10 +8,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 from digit_study.config.promote_config import CompareConfig
 from digit_study.study.run_plan import plan_task
 from digit_study.support.signals import readable_errors
+from digit_study.support.workspace import Workspace
 
 if __name__ == "__main__":
     with readable_errors():
-        config = plan_task(sys.argv[1:], "compare", CompareConfig)
-        from digit_study.study import comparison
+        workspace = Workspace.of_project()
+        config = plan_task(sys.argv[1:], "compare", CompareConfig, workspace)
+        from digit_study.study.comparison import compare
 
-        comparison.serve(config)
+        compare(config, workspace)

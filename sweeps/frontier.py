@@ -1,4 +1,4 @@
-"""How well each shipped network reads, at how many parameters. See --help; the same command again goes on."""
+"""Measure each shipped network: accuracy and size. See --help; the same command again goes on."""
 
 import sys
 from dataclasses import replace
@@ -18,22 +18,24 @@ def main() -> None:
     compose.answer(sys.argv[1:], "study", StudyConfig)
     from digit_study.study import frontier
 
-    plan, networks = frontier.plan_frontier(sys.argv[1:])
-    work = frontier.measure(plan, networks)
+    workspace = Workspace.of_project()
+    planned = frontier.plan_frontier(sys.argv[1:], workspace)
+    race = frontier.measure(planned)
     from digit_study.registry import promotion
 
-    workspace = Workspace.of_project()
-    asked = PromoteConfig(tracking=StoreConfig(plan.uri))
+    asked = PromoteConfig(tracking=StoreConfig(planned.study.uri))
     known = promotion.evidence_by_run(asked, workspace)
-    table = frontier.table_of(work, known)
-    front = list(table[table["front"]]["run_id"]) if plan.study.frontier.sealed else []
+    table = frontier.table_of(race, known)
+    front: list[str] = []
+    if planned.study.study.frontier.sealed:
+        front = list(table[table["front"]]["run_id"])
     try:
-        for run_id in [one for one in front if one not in known]:
-            promotion.run(replace(asked, run_id=run_id), workspace)
+        for run_id in front:
+            if run_id not in known:
+                promotion.run(replace(asked, run_id=run_id), workspace)
     finally:  # a promotion that is refused takes nothing from what was measured
-        frontier.conclude(
-            work, frontier.table_of(work, promotion.evidence_by_run(asked, workspace))
-        )
+        table = frontier.table_of(race, promotion.evidence_by_run(asked, workspace))
+        frontier.conclude(race, table)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Search the config with Optuna. See --help; --plan says what would be searched and starts nothing."""
 
 import sys
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
@@ -27,15 +28,18 @@ def main() -> None:
 
         # it imports TensorFlow while this process imports MLflow
         start_server(plan.workspace, plan.context.data)
+    from digit_study.study.results import RunResults
     from digit_study.study.search import run_study
     from digit_study.study.study_page import page_at_end
+    from digit_study.tracking.session import Tracker
 
-    stored = run_study(plan, around=page_at_end)
+    results = RunResults(Tracker(plan.uri, plan.workspace))
+    stored = run_study(plan, results=results, around=partial(page_at_end, plan, results))
     if plan.study.search.confirm:
         from digit_study.study.confirmation import confirm
 
-        with page_at_end(plan):
-            confirm(plan, stored)
+        with page_at_end(plan, results):
+            confirm(plan, stored, results)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,7 @@ from digit_study.model import calibration
 from digit_study.registry import contest
 from digit_study.stats.metrics import calibration_error
 from digit_study.stats.ranking import SIGNIFICANCE
-from digit_study.support.messages import StudyError
+from digit_study.support.errors import StudyError
 
 Drawn = tuple[np.ndarray, np.ndarray]
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 import predict
 from digit_study.inference.prediction import image_files, read_files, readings_figure
-from digit_study.support.messages import StudyError
+from digit_study.support.errors import StudyError
 from digit_study.support.workspace import Workspace
 from digit_study.tracking.models import model_file, version_named
 

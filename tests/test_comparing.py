@@ -17,7 +17,8 @@ from digit_study.data import sources
 from digit_study.data.sources import DataConfig
 from digit_study.stats.metrics import evaluation_of
 from digit_study.study import comparison
-from digit_study.support.messages import StudyError
+from digit_study.support.errors import StudyError
+from digit_study.support.workspace import Workspace
 from digit_study.tracking import database as stores
 
 
@@ -40,8 +41,9 @@ def table(digits: data.Digits, wrong: range) -> pd.DataFrame:
     return rs.predictions(predicted, labels, digits.validation_index)
 
 
-def ask(store: rs.Store, a: str, b: str) -> CompareConfig:
-    return CompareConfig(a, b, StoreConfig(store.uri))
+def compare(store: rs.Store, a: str, b: str) -> None:
+    workspace = Workspace(stores.ARTIFACTS.parent)
+    comparison.compare(CompareConfig(a, b, StoreConfig(store.uri)), workspace)
 
 
 def test_a_comparison_is_shown_and_kept(
@@ -49,10 +51,10 @@ def test_a_comparison_is_shown_and_kept(
 ) -> None:
     a = rs.add_run(store, table=table(digits, range(20)), model=False)
     b = rs.add_run(store, table=table(digits, range(15, 25)), model=False)
-    comparison.serve(ask(store, a, b))
+    compare(store, a, b)
     shown = capsys.readouterr().out
     assert "+1.00 points" in shown
-    assert "Images that flipped (20)" in shown
+    assert "Images that only one of the two predicts correctly (20)" in shown
     (run,) = store.client.search_runs([store.experiment], "tags.kind = 'comparison'")
     assert (run.info.status, run.data.tags["compared.a"], run.data.tags["compared.b"]) == (
         "FINISHED",
@@ -84,26 +86,26 @@ def test_equal_runs_differ_in_nothing(
     store: rs.Store, digits: data.Digits, capsys: pytest.CaptureFixture[str]
 ) -> None:
     a, b = (rs.add_run(store, table=table(digits, range(5)), model=False) for _ in range(2))
-    comparison.serve(ask(store, a, b))
-    assert "Images that flipped (0)" in capsys.readouterr().out
+    compare(store, a, b)
+    assert "Images that only one of the two predicts correctly (0)" in capsys.readouterr().out
 
 
 def test_other_digits_are_refused(store: rs.Store, digits: data.Digits) -> None:
     a = rs.add_run(store, table=table(digits, range(5)))
     b = rs.add_run(store, table=table(digits, range(5)), tags={"dataset.sha256": "other"})
     with pytest.raises(StudyError, match="dataset.sha256"):
-        comparison.serve(ask(store, a, b))
+        compare(store, a, b)
 
 
 def test_other_validation_images_are_refused(store: rs.Store, digits: data.Digits) -> None:
     whole = table(digits, range(5))
     a, b = (rs.add_run(store, table=part) for part in (whole, whole.iloc[10:]))
     with pytest.raises(StudyError, match="990 in common"):
-        comparison.serve(ask(store, a, b))
+        compare(store, a, b)
     moved = whole.assign(index=whole["index"] + 1)
     c, d = (rs.add_run(store, table=moved) for _ in range(2))
     with pytest.raises(StudyError, match="predictions are of others"):
-        comparison.serve(ask(store, c, d))
+        compare(store, c, d)
 
 
 def test_runs_that_cannot_be_compared(store: rs.Store, digits: data.Digits) -> None:
@@ -114,7 +116,7 @@ def test_runs_that_cannot_be_compared(store: rs.Store, digits: data.Digits) -> N
         (rs.add_run(store), "tables/predictions.csv"),
     ):
         with pytest.raises(StudyError, match=word):
-            comparison.serve(ask(store, good, bad))
+            compare(store, good, bad)
     assert store.client.search_runs([store.experiment], "tags.kind = 'comparison'") == []
 
 

@@ -20,7 +20,8 @@ from digit_study.config import renamed_keys
 from digit_study.config.compose import compose_config, expand
 from digit_study.config.run_config import Config
 from digit_study.study import run_plan as launch
-from digit_study.support.messages import StudyError, without_password
+from digit_study.support.errors import StudyError
+from digit_study.support.redaction import without_password
 from digit_study.support.rules import flatten
 from digit_study.support.signals import readable_errors
 from digit_study.tracking import database as stores

@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 from digit_study.config.run_config import Config
 from digit_study.model.networks import POOLINGS, WIDEST, ModelConfig, relation_violations
 from digit_study.model.recipe import EarlyStoppingConfig
-from digit_study.support.messages import StudyError, nearest, short_names
+from digit_study.support.errors import StudyError
 from digit_study.support.rules import flatten, rules_of
+from digit_study.support.suggestions import nearest, short_names
 
 RULES = rules_of(Config)
 

@@ -14,15 +14,15 @@ import numpy as np
 import pandas as pd
 import pytest
 import stub_worker
-from stub_worker import SPACE, Stubs, plan
+from stub_worker import SPACE, Stubs, plan, results_of
 
 from digit_study.config.run_config import Config
 from digit_study.data import digits as data
-from digit_study.report.figures import optuna_figures as study_pictures
+from digit_study.report.figures import optuna_figures
 from digit_study.report.figures import run_figures as figures
 from digit_study.study.confirmation import FIRST_SEED, confirm, plan_confirmation
 from digit_study.study.search import run_study
-from digit_study.support.messages import StudyError
+from digit_study.support.errors import StudyError
 from digit_study.support.signals import Interrupted, interruptible
 from digit_study.tracking.queries import artifact_table
 from digit_study.trial.protocol import ENGINES
@@ -32,7 +32,7 @@ WORDS = ("search.trials=4", "search.pruner=none", "confirm.top=2", "confirm.seed
 
 @pytest.fixture(autouse=True)
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(study_pictures, "write", lambda *drawn: None)
+    monkeypatch.setattr(optuna_figures, "write", lambda *drawn: None)
     monkeypatch.setattr(figures, "write_data_figures", lambda digits, folder: None)
     for name in ("open_sealed_test_set",):
         monkeypatch.setattr(
@@ -47,7 +47,7 @@ def study(store: str) -> Any:
 
 def again(store: str, study: Any, *words: str, **how: Any) -> tuple[str, Stubs]:
     stubs = Stubs(store, **how)
-    return confirm(plan(*WORDS, *words), study, stubs.engine), stubs
+    return confirm(plan(*WORDS, *words), study, results_of(store), stubs.engine), stubs
 
 
 def runs(store: str, kind: str) -> list[mlflow.entities.Run]:
@@ -86,7 +86,7 @@ def test_what_was_finished_is_not_run_again(store: str, study: Any) -> None:
         lambda: os.kill(os.getpid(), signal.SIGTERM),
     )
     with pytest.raises(Interrupted), interruptible():
-        confirm(plan(*WORDS), study, stubs.engine)
+        confirm(plan(*WORDS), study, results_of(store), stubs.engine)
     [parent] = runs(store, "confirmation")
     assert parent.info.status == "KILLED"
     assert {run.info.status for run in runs(store, "confirmation-run")} == {"FINISHED", "KILLED"}
@@ -158,7 +158,7 @@ def test_a_study_with_nothing_finished_is_told_what_to_do(store: str) -> None:
     with pytest.raises(
         StudyError, match=r"needs finished trials.*python sweeps/optuna_search.py study=s"
     ):
-        confirm(asked, found, Stubs(store).engine)
+        confirm(asked, found, results_of(store), Stubs(store).engine)
     assert runs(store, "confirmation") == []
 
 
@@ -212,7 +212,7 @@ def test_a_race_trains_three_seeds_of_all_and_more_of_those_that_are_still_in(
     both = np.hypot(ranking["sd_seeds"], ranking["sd_images"])
     assert ranking["sd_both"].tolist() == pytest.approx(both.tolist(), rel=1e-4)
     best = ranking.sort_values("sweep_val_accuracy").iloc[-1]
-    assert metrics["sweep_optimism"] == pytest.approx(
+    assert metrics["selection_bias"] == pytest.approx(
         best["sweep_val_accuracy"] - best["mean"], abs=1e-6
     )
     assert winner in set(seeds["run_id"])

@@ -19,7 +19,7 @@ from sqlalchemy.exc import OperationalError
 
 from digit_study.study import _optuna
 from digit_study.study._optuna import CALLS, Database, stale_trial_ids
-from digit_study.support.messages import StudyError
+from digit_study.support.errors import StudyError
 from digit_study.support.signals import Interrupted, deferred_signals, interruptible
 
 GONE = OperationalError("SELECT 1", {}, Exception("server closed the connection unexpectedly"))

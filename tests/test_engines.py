@@ -22,16 +22,16 @@ from stub_worker import Stubs, plan, workspace
 from digit_study.config.engine_config import (
     EngineConfig,
     Node,
+    capacity,
     common_precision,
-    fitting,
     with_defaults,
 )
 from digit_study.config.run_config import Config, resolve_config
 from digit_study.data import digits, sources
 from digit_study.study import run_plan
 from digit_study.study.search import run_study
-from digit_study.support import machine
-from digit_study.support.messages import StudyError
+from digit_study.support import hardware
+from digit_study.support.errors import StudyError
 from digit_study.support.workspace import Workspace
 from digit_study.tracking import provenance
 from digit_study.tracking.session import Tracker
@@ -80,7 +80,7 @@ GIB = 2.0**30
 def test_as_many_trials_fit_as_the_scarcest_resource_allows(
     has: dict[str, float], asked: dict[str, float], room: int
 ) -> None:
-    assert fitting(has, {"cpu": 1, "gpu": 0, "memory": 0, **asked}) == room
+    assert capacity(has, {"cpu": 1, "gpu": 0, "memory": 0, **asked}) == room
 
 
 def test_threads_follow_from_the_cores_of_a_trial() -> None:
@@ -422,13 +422,13 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         if visible is not None:
             monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
-        machine.gpus.cache_clear()
-        machine.resolve_precision.cache_clear()
+        hardware.gpus.cache_clear()
+        hardware.resolve_precision.cache_clear()
 
     yield stand_in
     monkeypatch.undo()
-    machine.gpus.cache_clear()
-    machine.resolve_precision.cache_clear()
+    hardware.gpus.cache_clear()
+    hardware.resolve_precision.cache_clear()
 
 
 @pytest.mark.parametrize(
@@ -449,17 +449,17 @@ def test_gpus_decide_what_precision_auto_means(
     driver: Callable[..., None],
 ) -> None:
     driver(*capabilities, visible=visible)
-    assert machine.resolve_precision("auto") == precision
-    assert machine.resolve_precision("float32") == "float32"
+    assert hardware.resolve_precision("auto") == precision
+    assert hardware.resolve_precision("float32") == "float32"
 
 
 def test_trials_on_a_gpu_are_as_many_as_fit_on_it(driver: Callable[..., None]) -> None:
     driver(9.0, 9.0)
     assert [node.capacity for node in pool.available_nodes(EngineConfig())] == [1]
     shared = EngineConfig(resources={"gpu": 0.5})
-    assert [node.capacity for node in pool.available_nodes(shared)] == [min(2, machine.cores())]
+    assert [node.capacity for node in pool.available_nodes(shared)] == [min(2, hardware.cores())]
     driver(visible="")
-    assert [node.capacity for node in pool.available_nodes(EngineConfig())] == [machine.cores()]
+    assert [node.capacity for node in pool.available_nodes(EngineConfig())] == [hardware.cores()]
 
 
 def test_nodes_that_differ_train_in_float32() -> None:

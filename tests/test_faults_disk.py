@@ -21,8 +21,7 @@ from digit_study.report.figures import run_figures as figures
 from digit_study.study import results as report
 from digit_study.study.search import run_study
 from digit_study.study.storage import StoredStudy, counted, find_study
-from digit_study.support import machine
-from digit_study.support.messages import StudyError, is_infrastructure_fault
+from digit_study.support.errors import StudyError, is_infrastructure_error
 from digit_study.tracking import database as stores
 from digit_study.trial import health
 
@@ -80,7 +79,7 @@ class CrowdedStub:
         try:
             message = self.stub.receive()
         except OSError as error:
-            assert is_infrastructure_fault(error)
+            assert is_infrastructure_error(error)
             return "world", str(error)
         if (
             self.is_second
@@ -140,10 +139,10 @@ def test_a_disk_that_stays_full_ends_the_command_and_the_same_command_goes_on(
     place, uri = disk
     with pytest.raises((StudyError, OSError)) as caught:
         search(uri, Crowded(uri, place, "done", None), "search.outage_timeout=0.02")
-    assert isinstance(caught.value, StudyError) or is_infrastructure_fault(caught.value)
+    assert isinstance(caught.value, StudyError) or is_infrastructure_error(caught.value)
     place.free()
     monkeypatch.setattr(
-        machine, "find_process", lambda name: None
+        processes, "find_process", lambda name: None
     )  # that command's process is gone
     found = search(uri, Crowded(uri, place, "never", None))
     assert [trial.state.name for trial in counted(found.trials())] == ["COMPLETE"] * 4

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import platform
-import signal
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,9 +21,7 @@ from digit_study.report.figures import run_figures as figures
 from digit_study.study import results as report
 from digit_study.study.search import run_study
 from digit_study.study.storage import StoredStudy, counted, find_study
-from digit_study.support import machine
-from digit_study.support.messages import StudyError
-from digit_study.support.signals import Interrupted
+from digit_study.support.errors import StudyError
 from digit_study.tracking import database as stores
 from digit_study.tracking import uploader
 from digit_study.trial import health
@@ -128,7 +124,7 @@ def test_a_server_that_comes_and_goes_costs_no_trial(
     assert "UserWarning" not in said.err
 
 
-def test_a_server_that_stays_away_is_told_by_the_next_command(
+def test_what_a_server_that_stays_away_misses_is_uploaded_by_the_next_command(
     server: Server, capsys: pytest.CaptureFixture[str]
 ) -> None:
     words, asked = (
@@ -136,7 +132,7 @@ def test_a_server_that_stays_away_is_told_by_the_next_command(
         plan(f"tracking.uri={server.uri}", "study=stays-away"),
     )
     with pytest.raises(
-        StudyError, match=r"has not taken \d runs .* are kept in .*sent by the next command"
+        StudyError, match=r"has not taken \d runs .* are kept in .*uploaded by the next command"
     ):
         search(server, *words, begins=lambda number: server.kill() if number == 4 else None)
     study = find_study(asked.study)
@@ -187,70 +183,7 @@ def test_no_trial_waits_for_a_slow_server(server: Server, monkeypatch: pytest.Mo
     monkeypatch.undo()
     assert waited[at[0] : at[-1]] == []
     assert len(way.asked) > 30  # the uploader's
-    monkeypatch.setattr(stores, "OUTBOX", stores.OUTBOX.with_name("none"))
     assert len(runs(server, study)) == 4
-
-
-def beneath(server: Server, study: StoredStudy) -> list[mlflow.entities.Run]:
-    """All runs of a study that are not deleted, its parent first."""
-    client = mlflow.MlflowClient(server.behind)
-    experiments = [one.experiment_id for one in client.search_experiments()]
-    found = client.search_runs(experiments, order_by=["attributes.start_time ASC"])
-    [parent] = [
-        one for one in found if one.data.tags.get("study.uid") == study.study.user_attrs["uid"]
-    ]
-    return [
-        parent,
-        *(one for one in found if one.data.tags.get("mlflow.parentRunId") == parent.info.run_id),
-    ]
-
-
-@pytest.fixture
-def slow(server: Server, monkeypatch: pytest.MonkeyPatch) -> SlowWay:
-    """A way to a server that counts as slow."""
-    monkeypatch.setattr(uploader, "SLOW_S", 0.1)
-    return SlowWay(server.port, 0.15)
-
-
-def test_a_run_that_was_made_ahead_is_its_trials(server: Server, slow: SlowWay) -> None:
-    study = search(server, "study=ahead", "search.workers=2", uri=slow.uri)
-    assert_whole(server, study)
-    _, *trials = beneath(server, study)
-    assert len(trials) == 4
-    for run in trials:
-        number = int(run.data.tags["trial.number"])
-        assert study.trials()[number].user_attrs["run_id"] == run.info.run_id
-        assert (
-            run.info.run_name.startswith(f"trial {number}: ") and run.data.tags["kind"] == "trial"
-        )
-    assert any(uploader.KEEPER in run.data.tags for run in trials)  # else none was made ahead
-
-
-def test_runs_that_were_made_ahead_for_nothing_go(server: Server, slow: SlowWay) -> None:
-    """By the command that made them, which is interrupted, or by the next one where it was killed."""
-
-    def begins(number: int) -> None:
-        if number == 2:
-            raise Interrupted(signal.SIGINT)
-
-    with pytest.raises(Interrupted):
-        search(server, "study=for-nothing", uri=slow.uri, begins=begins)
-    study = find_study(plan(f"tracking.uri={slow.uri}", "study=for-nothing").study)
-    parent, *trials = beneath(server, study)
-    assert {run.data.tags["kind"] for run in trials} == {"trial"}
-    client, tags = (
-        mlflow.MlflowClient(server.behind),
-        {"mlflow.parentRunId": parent.info.run_id, "kind": uploader.SPARE},
-    )
-    for keeper in (machine.process_name(), f"{platform.node()}:1:0.0"):
-        client.create_run(parent.info.experiment_id, tags={**tags, uploader.KEEPER: keeper})
-    assert_whole(server, search(server, "study=for-nothing", uri=slow.uri))
-    spares = [
-        run.data.tags
-        for run in beneath(server, study)[1:]
-        if run.data.tags["kind"] == uploader.SPARE
-    ]
-    assert [one[uploader.KEEPER] for one in spares] == [machine.process_name()]
 
 
 def test_a_real_study_survives_its_server(lab: Lab, server: Server) -> None:

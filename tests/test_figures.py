@@ -15,10 +15,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.text import Text
 
-from digit_study.report.figures import charts, run_figures
+from digit_study.report.figures import charts, paired_figures, ranking_figures, run_figures
 from digit_study.stats.metrics import Evaluation, score
-from digit_study.study import comparison
-from digit_study.study.confirmation import confirmation_figure
 
 LONG = "model.filters=128 training.learning_rate=0.0001234567 " * 4
 N = 300
@@ -82,7 +80,7 @@ def seeds(candidates: int, count: int) -> tuple[pd.DataFrame, pd.DataFrame]:
     return table, summary.assign(winner=summary.index == 0)
 
 
-LESSONS = [f"optimism of the sweep: +0.10 points: {LONG}", "no number of seeds can tell 1 from 2"]
+LESSONS = [f"selection bias: +0.10 points: {LONG}", "no number of seeds can separate 1 and 2"]
 NAMES = (LONG, "second")
 NO_SEVENS = LABELS[LABELS != 7]
 
@@ -109,28 +107,32 @@ DRAWN: dict[str, Callable[[], Figure]] = {
     ),
     "mistakes": lambda: run_figures.mistakes(IMAGES, evaluation(80)),
     "mistakes, one": lambda: run_figures.mistakes(IMAGES, evaluation(1)),
-    "comparison": lambda: charts.comparison(runs(12), "widths"),
-    "comparison, one run": lambda: charts.comparison(runs(1, LONG), LONG),
-    "comparison, 60 runs": lambda: charts.comparison(runs(60, LONG), "widths"),
-    "comparison, NaN": lambda: charts.comparison(
+    "comparison": lambda: ranking_figures.leaderboard_figure(runs(12), "widths"),
+    "comparison, one run": lambda: ranking_figures.leaderboard_figure(runs(1, LONG), LONG),
+    "comparison, 60 runs": lambda: ranking_figures.leaderboard_figure(runs(60, LONG), "widths"),
+    "comparison, NaN": lambda: ranking_figures.leaderboard_figure(
         runs(4).assign(val_accuracy=[0.9, np.nan, 0.8, 0.7]), "widths"
     ),
-    "confirmation": lambda: confirmation_figure(*seeds(4, 5), LESSONS),
-    "confirmation, one seed": lambda: confirmation_figure(*seeds(1, 1)),
-    "confusion_difference": lambda: comparison.confusion_difference(
+    "confirmation": lambda: ranking_figures.confirmation_figure(*seeds(4, 5), LESSONS),
+    "confirmation, one seed": lambda: ranking_figures.confirmation_figure(*seeds(1, 1)),
+    "confusion_difference": lambda: paired_figures.confusion_difference(
         evaluation(50), evaluation(9), NAMES
     ),
-    "confusion_difference, none": lambda: comparison.confusion_difference(
+    "confusion_difference, none": lambda: paired_figures.confusion_difference(
         evaluation(5), evaluation(5), NAMES
     ),
-    "flipped": lambda: comparison.flipped(IMAGES, evaluation(50), evaluation(9), NAMES),
+    "flipped": lambda: paired_figures.flipped(IMAGES, evaluation(50), evaluation(9), NAMES),
 }
 NOTHING: dict[str, Callable[[], Figure]] = {
     "curves": lambda: run_figures.curves([], "a run"),
     "mistakes": lambda: run_figures.mistakes(IMAGES, evaluation(0)),
-    "comparison": lambda: charts.comparison(runs(2).assign(val_accuracy=np.nan), "widths"),
-    "confirmation": lambda: confirmation_figure(*(table[:0] for table in seeds(1, 1))),
-    "flipped": lambda: comparison.flipped(IMAGES, evaluation(9), evaluation(9), NAMES),
+    "comparison": lambda: ranking_figures.leaderboard_figure(
+        runs(2).assign(val_accuracy=np.nan), "widths"
+    ),
+    "confirmation": lambda: ranking_figures.confirmation_figure(
+        *(table[:0] for table in seeds(1, 1))
+    ),
+    "flipped": lambda: paired_figures.flipped(IMAGES, evaluation(9), evaluation(9), NAMES),
 }
 
 
@@ -142,6 +144,7 @@ def cut_off(figure: Figure) -> list[str]:
     shown = {id(text) for axes in figure.axes for text in visible_texts(axes)} | {
         id(t) for t in figure.texts
     }
+    shown |= {id(text) for legend in figure.legends for text in legend.get_texts()}
     for text in figure.findobj(Text):
         box = text.get_window_extent(renderer)
         inside = box.x0 >= -1 and box.y0 >= -1 and box.x1 <= page.x1 + 1 and box.y1 <= page.y1 + 1
@@ -186,7 +189,7 @@ def test_mistakes_show_the_most_confident_first() -> None:
 
 
 def test_comparison_ranks_and_keeps_forty() -> None:
-    figure = charts.comparison(runs(60).sample(frac=1, random_state=0), "widths")
+    figure = ranking_figures.leaderboard_figure(runs(60).sample(frac=1, random_state=0), "widths")
     names = [label.get_text() for label in figure.axes[0].get_yticklabels()]
     assert names == [f"run {i}" for i in range(40)]
     assert "best 40 of 60 runs" in figure.axes[0].get_title()
@@ -195,7 +198,7 @@ def test_comparison_ranks_and_keeps_forty() -> None:
 def test_one_run_that_did_not_learn_leaves_room_for_the_others() -> None:
     board = runs(12)
     board.loc[11, ["val_accuracy", "val_accuracy_low", "val_accuracy_high"]] = [0.1, 0.09, 0.11]
-    axes = charts.comparison(board, "widths").axes[0]
+    axes = ranking_figures.leaderboard_figure(board, "widths").axes[0]
     low, high = axes.get_xlim()
     assert 95 < low < high < 101
     (beyond,) = [line for line in axes.lines if line.get_label() == "off the axis"]
@@ -239,7 +242,7 @@ def test_numbers_on_a_heatmap_stand_out_from_their_cells() -> None:
     ],
 )
 def test_a_confirmation_counts_in_words(candidates: int, count: int, title: str) -> None:
-    assert confirmation_figure(*seeds(candidates, count)).get_suptitle() == title
+    assert ranking_figures.confirmation_figure(*seeds(candidates, count)).get_suptitle() == title
 
 
 def test_a_long_name_is_shown_whole() -> None:
@@ -249,7 +252,7 @@ def test_a_long_name_is_shown_whole() -> None:
         f"learning_rate=0.0028{i} schedule=cosine{i} augmentation=shift_rotate{i} shift=1.2{i}"
         for i in range(4)
     ]
-    figure = charts.comparison(board, "widths")
+    figure = ranking_figures.leaderboard_figure(board, "widths")
     names = [label.get_text().replace("\n", " ") for label in figure.axes[0].get_yticklabels()]
     assert "[...]" not in "".join(names) and "…" not in "".join(names) and cut_off(figure) == []
     assert all(
@@ -268,7 +271,7 @@ def test_confusion_counts_stand_in_their_cells() -> None:
 
 def test_flipped_refuses_different_images() -> None:
     with pytest.raises(ValueError, match="same images"):
-        comparison.flipped(IMAGES, evaluation(5), evaluation(5, LABELS[:50]), NAMES)
+        paired_figures.flipped(IMAGES, evaluation(5), evaluation(5, LABELS[:50]), NAMES)
 
 
 def test_save_makes_folders_and_a_png(tmp_path) -> None:

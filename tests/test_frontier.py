@@ -11,9 +11,9 @@ import pytest
 from conftest import Done, Project
 
 from digit_study.data.sources import sample_arrays
-from digit_study.report.figures.charts import unread_figure
-from digit_study.stats.metrics import score, unread
-from digit_study.study.frontier import frontier_figure
+from digit_study.report.figures import paired_figures
+from digit_study.report.figures.ranking_figures import frontier_figure
+from digit_study.stats.metrics import misclassified_by_all, score
 from digit_study.tracking.queries import artifact_table
 
 SCRIPT = "sweeps/frontier.py"
@@ -38,22 +38,25 @@ def test_the_picture_shows_networks_front_sealed_readings_and_what_is_published(
     assert any("sealed" in label for label in axes.get_legend_handles_labels()[1])
 
 
-def test_images_that_no_network_reads_and_labels_that_look_wrong() -> None:
+def test_images_that_all_networks_misclassify_and_labels_that_look_wrong() -> None:
     labels, sure = np.array([0, 1, 2, 3]), np.eye(10, dtype=np.float32)
     index = np.array([7, 9, 11, 13])
     says = [[0, 7, 2, 5], [0, 7, 2, 8], [0, 7, 4, 8]]
-    found = unread([score(labels, sure[one], index) for one in says])
+    found = misclassified_by_all([score(labels, sure[one], index) for one in says])
     assert found[["index", "label", "says", "label_looks_wrong"]].to_numpy().tolist() == [
         [9, 1, 7, True],
         [13, 3, 8, False],
     ]
     assert found["agree"].tolist() == pytest.approx([1, 2 / 3])
     images = sample_arrays("train")[0][:4]
-    figure = unread_figure(found, images, index, 3)
+    figure = paired_figures.misclassified_by_all(found, images, index, 3)
     assert "2 of 4 validation images" in figure.get_suptitle()
     assert any("all say 7" in text.get_text() for text in figure.axes[0].texts)
-    none = unread([score(labels, sure[labels], index)])
-    assert "None" in unread_figure(none, images, index, 1).axes[0].texts[0].get_text()
+    none = misclassified_by_all([score(labels, sure[labels], index)])
+    assert (
+        "None"
+        in paired_figures.misclassified_by_all(none, images, index, 1).axes[0].texts[0].get_text()
+    )
 
 
 @pytest.mark.slow

@@ -28,8 +28,8 @@ from digit_study.model.fit import Diverged, Predictor, weights_sha256
 from digit_study.model.networks import build_model
 from digit_study.report.figures import run_figures as figures
 from digit_study.stats import metrics as evaluation
-from digit_study.support import machine as hardware
-from digit_study.support.messages import StudyError
+from digit_study.support import hardware
+from digit_study.support.errors import StudyError
 from digit_study.support.rules import flatten
 from digit_study.support.signals import Interrupted, interruptible
 from digit_study.support.workspace import Workspace

@@ -26,7 +26,7 @@ from digit_study.registry import contest, promotion
 from digit_study.stats.gate import NetworkResult, budget, decide
 from digit_study.stats.ranking import PairedTest, paired_test
 from digit_study.study.identity import local_uid
-from digit_study.support.messages import StudyError
+from digit_study.support.errors import StudyError
 from digit_study.support.workspace import Workspace
 
 N = 10_000

@@ -22,7 +22,7 @@ from digit_study.config.promote_config import PromoteConfig
 from digit_study.registry.ledger import Ledger, ledger_path
 from digit_study.registry.promotion_lock import LOCK_TAG
 from digit_study.registry.registry import Registry
-from digit_study.support.messages import StudyError
+from digit_study.support.errors import StudyError
 from digit_study.support.workspace import Workspace
 
 

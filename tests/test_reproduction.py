@@ -16,7 +16,7 @@ from digit_study.model.recipe import TrainingConfig
 from digit_study.stats.ranking import PairedTest
 from digit_study.study import reproduction
 from digit_study.study import run_plan as launch
-from digit_study.support.messages import StudyError
+from digit_study.support.errors import StudyError
 from digit_study.support.rules import flatten
 from digit_study.tracking import queries as recorded
 

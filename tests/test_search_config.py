@@ -15,7 +15,7 @@ from digit_study.config.study_config import (
     objectives_of,
     pruner_of,
 )
-from digit_study.support.messages import StudyError
+from digit_study.support.errors import StudyError
 
 composition.register("study", StudyConfig)
 

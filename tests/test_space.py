@@ -21,7 +21,7 @@ from digit_study.config.space import (
 )
 from digit_study.config.study_config import StudyConfig
 from digit_study.study.study_plan import grid_size
-from digit_study.support.messages import StudyError
+from digit_study.support.errors import StudyError
 from digit_study.support.rules import flatten, with_values
 
 composition.register("study", StudyConfig)

@@ -26,9 +26,9 @@ from digit_study.study._optuna import JournalFile
 from digit_study.study.storage import StoredStudy
 from digit_study.study.study_plan import journal_path, study_arguments
 from digit_study.study.trial_attributes import EXCESS, REQUEUED, counted
-from digit_study.support import machine
-from digit_study.support import messages as redaction
-from digit_study.support.messages import StudyError
+from digit_study.support import redaction
+from digit_study.support import processes
+from digit_study.support.errors import StudyError
 from digit_study.tracking import database
 
 
@@ -140,7 +140,7 @@ def test_fresh_starts_of_the_same_moment_join() -> None:
 def test_a_study_that_somebody_works_on_is_not_put_aside() -> None:
     study = opened()
     _age(study)
-    study.set_user_attr(f"{study_store.SUPERVISED}{machine.process_name()}", True)
+    study.set_user_attr(f"{study_store.SUPERVISED}{processes.process_name()}", True)
     with pytest.raises(StudyError, match="is being searched by"):
         opened("search.fresh=true")
 
@@ -363,30 +363,30 @@ def test_a_sqlite_store_is_whole_or_not_there(tmp_path: Path) -> None:
 
 def test_a_process_is_known_by_more_than_its_number() -> None:
     child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    name = machine.process_name(child.pid)
+    name = processes.process_name(child.pid)
     host, pid, created = name.rsplit(":", 2)
-    assert machine.is_alive(name) and machine.find_process(name)
-    assert not machine.find_process(f"{host}:{pid}:{float(created) - 60:.2f}")
-    assert machine.is_alive(f"elsewhere:{pid}:{created}") and not machine.find_process(
+    assert processes.is_alive(name) and processes.find_process(name)
+    assert not processes.find_process(f"{host}:{pid}:{float(created) - 60:.2f}")
+    assert processes.is_alive(f"elsewhere:{pid}:{created}") and not processes.find_process(
         f"elsewhere:{pid}:{created}"
     )
     psutil.Process(child.pid).suspend()
-    machine.end_process(name, grace=0.2)
+    processes.end_process(name, grace=0.2)
     child.communicate(timeout=5)
-    assert not machine.is_alive(name)
+    assert not processes.is_alive(name)
 
 
 def test_ending_spares_this_process_and_the_dead() -> None:
-    machine.end_process(machine.process_name())
-    machine.end_process(f"{machine.process_name().rsplit(':', 2)[0]}:{2**22 + 1}:1.0")
+    processes.end_process(processes.process_name())
+    processes.end_process(f"{processes.process_name().rsplit(':', 2)[0]}:{2**22 + 1}:1.0")
     assert os.getpid() > 0
 
 
 def test_orphans_are_those_whose_supervisor_is_gone(storage: str) -> None:
     found = stored(storage)
     study = found.study
-    gone = machine.process_name().replace(f":{os.getpid()}:", f":{2**22 + 1}:")
-    for name in (machine.process_name(), gone, "elsewhere:1:1.0"):
+    gone = processes.process_name().replace(f":{os.getpid()}:", f":{2**22 + 1}:")
+    for name in (processes.process_name(), gone, "elsewhere:1:1.0"):
         with warnings.catch_warnings():  # Optuna wants heartbeats to come from its own loop
             warnings.simplefilter("ignore")
             study.ask().set_user_attr(study_store.SUPERVISOR, name)

@@ -34,8 +34,8 @@ from digit_study.study.storage import StoredStudy
 from digit_study.study.study_plan import journal_path
 from digit_study.study.trial_attributes import SUPERVISOR, counted, deaths
 from digit_study.study.trial_recorder import TrialRecorder
-from digit_study.support import machine, processes
-from digit_study.support.messages import StudyError
+from digit_study.support import processes
+from digit_study.support.errors import StudyError
 from digit_study.support.signals import Interrupted, interruptible
 from digit_study.tracking.runs import Runs
 from digit_study.tracking.session import Tracker
@@ -361,7 +361,7 @@ def test_the_last_trial_of_a_supervisor_that_then_dies_is_run_here(
                 study_name="s",
                 storage=optuna.storages.JournalStorage(JournalFile(journal_path(workspace(), "s"))),
             ).ask()
-            trial.set_user_attr(SUPERVISOR, machine.process_name(other.pid))
+            trial.set_user_attr(SUPERVISOR, processes.process_name(other.pid))
             dies.start()
         return "done"
 

@@ -130,7 +130,8 @@ def shell(project: Project, line: str, **environment: str) -> subprocess.Complet
         cwd=project.root,
         env={**project.environment, "PYTHON": sys.executable, **environment},
         capture_output=True,
-        text=True,
+        encoding="utf-8",
+        errors="replace",  # what another encoding writes
         check=False,
     )
 

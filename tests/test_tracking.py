@@ -18,7 +18,7 @@ from mlflow.exceptions import MlflowException
 from tracked import CONFIG, Gone, again, created, is_spool_empty, stored_run, tracker, workspace
 
 from digit_study.config.run_config import Config, TrackingConfig
-from digit_study.support.messages import StudyError
+from digit_study.support.errors import StudyError
 from digit_study.support.rules import flatten
 from digit_study.support.signals import Interrupted, interruptible
 from digit_study.support.workspace import Workspace

@@ -16,7 +16,7 @@ from digit_study.stats.ranking import Candidate, leaderboard, sentence
 from digit_study.support import processes
 from digit_study.support.console import RUNS
 from digit_study.support.workspace import Workspace
-from digit_study.tracking import pages, views
+from digit_study.tracking import pages
 from digit_study.tracking.session import Tracker
 from digit_study.tracking.upload import LONGEST_TAG
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -15,12 +16,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import psutil
 import pytest
 from conftest import Finalised
+from tracked import CONFIG, created
 
 from digit_study.config.run_config import Config
-from digit_study.support.messages import StudyError
+from digit_study.support.errors import StudyError
 from digit_study.support.signals import (
     Interrupted,
     deferred_signals,
@@ -28,11 +31,13 @@ from digit_study.support.signals import (
     signals_surface,
 )
 from digit_study.support.workspace import Workspace
+from digit_study.tracking.session import Tracker
 from digit_study.trial.events import (
     Decision,
     EpochDone,
     Event,
     Failed,
+    FailureCause,
     Finished,
     StepsDone,
 )
@@ -328,6 +333,118 @@ def in_another_process(statement: str, *arguments: str) -> list[str]:
         statement,
     ]
     return [sys.executable, "-c", "; ".join(lines), *arguments]
+
+
+def wait_in_a_trial(config: Config, run_id: str, reporter: Reporter) -> None:
+    reporter.on_steps(1, 1, 1)
+    time.sleep(60)
+
+
+def fill_the_disk(config: Config, run_id: str, reporter: Reporter) -> None:
+    raise RuntimeError("save") from OSError(errno.ENOSPC, "No space left on device")
+
+
+def next_event(engine: LocalEngine, kinds: tuple[type[Event], ...]) -> Event:
+    """Return the next event of these kinds."""
+    for _ in range(400):
+        for event in engine.events():
+            if isinstance(event, kinds):
+                return event
+    raise AssertionError("nothing has been heard")
+
+
+@pytest.mark.parametrize(
+    ("killed", "cause", "words"),
+    [
+        ("trial", FailureCause.PROCESS, "SIGKILL"),
+        (
+            "trial for memory",
+            FailureCause.INFRASTRUCTURE,
+            "killed by the kernel, for no memory was left",
+        ),
+        (
+            "server and trial",
+            FailureCause.INFRASTRUCTURE,
+            "the server that it was forked from was killed",
+        ),
+        ("disk", FailureCause.INFRASTRUCTURE, "RuntimeError: save"),
+    ],
+)
+def test_an_engine_tells_faults_of_the_infrastructure_from_those_of_a_trial(
+    killed: str, cause: FailureCause, words: str
+) -> None:
+    target = fill_the_disk if killed == "disk" else wait_in_a_trial
+    memory_kills = [0]
+
+    def launch(request: TrialRequest) -> Worker:
+        return Worker(
+            target, request, start_server=bare_server, memory_kills=lambda: memory_kills[0]
+        )
+
+    engine = LocalEngine(context(), launch)
+    engine.submit(1, Config(), "run")
+    if killed != "disk":
+        assert isinstance(next_event(engine, (StepsDone, Failed)), StepsDone)
+        trial = psutil.Process(engine.trials[1].process.pid)
+        if killed == "trial for memory":
+            memory_kills[0] += 1
+        if killed == "server and trial":
+            trial.parent().kill()
+        os.kill(trial.pid, signal.SIGKILL)
+    event = next_event(engine, (Failed,))
+    assert isinstance(event, Failed) and (event.key, event.cause) == (1, cause)
+    assert words in event.reason
+    engine.stop()
+
+
+def draw_for_long(config: Config, run_id: str, reporter: Reporter) -> None:
+    uri = str(config.tracking.uri)
+    workspace = Workspace(Path(uri.removeprefix("sqlite:///")).parent)
+    writer = Tracker(uri, workspace).writer(run_id)
+    (writer.folder / "model").mkdir()
+    mlflow.models.Model().save(str(writer.folder / "model" / "MLmodel"))
+    writer.result({"val_accuracy": 0.5}, step=1)
+    with deferred_signals():
+        reporter.on_result(config.tracking.run_name)  # type: ignore[arg-type]
+        time.sleep(0.5 if config.tracking.run_name == "soon" else 60)
+        writer.finish()
+
+
+def test_a_trial_that_only_draws_holds_no_slot_and_loses_no_result(
+    store: str, tmp_path: Path
+) -> None:
+    tracker = Tracker(store, Workspace(tmp_path))
+
+    def launch(request: TrialRequest) -> Worker:
+        return Worker(draw_for_long, request, start_server=bare_server)
+
+    there = EngineContext(workspace=tracker.workspace, tracking_uri=store)
+    engine = LocalEngine(there, launch, drawing_time=2.0)
+    names = ("soon", "killed", "at the end")
+    runs = {name: created(tracker) for name in names}
+    for number, (name, run_id) in enumerate(runs.items()):
+        assert engine.free == 1
+        tracking = replace(CONFIG.tracking, uri=store, run_name=name)
+        engine.submit(number, replace(CONFIG, tracking=tracking), run_id)
+        assert engine.free == 0
+        event = next_event(engine, (Finished, Failed))
+        assert event == Finished(number, name)  # type: ignore[arg-type]
+        if name == "soon":
+            while engine.finishing:
+                assert not list(engine.events())
+        if name == "killed":
+            os.kill(engine.finishing[0].process.pid, signal.SIGKILL)
+    assert tracker.finished_metrics(runs["at the end"]) == {"val_accuracy": 0.5}
+    engine.stop()
+    tracker.upload_left()
+    client = mlflow.MlflowClient(tracker.uri)
+    ended = {name: client.get_run(run_id) for name, run_id in runs.items()}
+    assert {run.info.status for run in ended.values()} == {"FINISHED"}
+    assert {run.data.metrics["val_accuracy"] for run in ended.values()} == {0.5}
+    assert [len(run.outputs.model_outputs) for run in ended.values()] == [1, 1, 1]
+    reasons = {name: run.data.tags.get("failure", "") for name, run in ended.items()}
+    killed = "it has its result, but not all figures: its process ended before it"
+    assert reasons == {"soon": "", "killed": killed, "at the end": killed}
 
 
 def test_an_idle_worker_does_not_outlive_its_supervisor() -> None:

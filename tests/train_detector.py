@@ -18,7 +18,7 @@ from digit_study.data.sources import CLASSES, DataConfig
 from digit_study.inference import detector
 from digit_study.model import fit
 from digit_study.model.recipe import TrainingConfig
-from digit_study.support import machine
+from digit_study.support import hardware
 
 #: Of the validation digits so many are refused; of those by writers that it has not seen, twice as many.
 REFUSED = 0.0025
@@ -40,7 +40,7 @@ def main(path: str | None, into: Path = detector.WEIGHTS) -> None:
     """Train, set the threshold, keep."""
     source = sources.resolve(DataConfig("mnist", path))
     digits = load_digits(source.config)
-    fit.use_threads(machine.cores())
+    fit.use_threads(hardware.cores())
     networks = [trained(digits, shares) for shares in SHARES]
     found = np.sort(detector.scorer(networks)(digits.validation_images))
     threshold = float(found[int(REFUSED * len(found))])
@@ -52,7 +52,7 @@ def trained(digits: Digits, shares: tuple[float, float, float]) -> keras.Model:
     """One network, with its weights as they are kept: the threshold is of these."""
     others = made(NON_DIGITS, digits.train_images, digits.train_labels, 0, shares)
     keras.utils.set_random_seed(0)
-    model = detector.build(machine.resolve_precision("auto"), fit.FUSED_LAYERS)
+    model = detector.build(hardware.resolve_precision("auto"), fit.FUSED_LAYERS)
     images = np.concatenate([digits.train_images, others])
     labels = np.concatenate([digits.train_labels, np.full(len(others), CLASSES)])
 

@@ -28,32 +28,39 @@ sys.path[:0] = [str(HERE.parents[2] / "src"), str(HERE.parents[1]), str(HERE.par
 
 from stub_worker import Stub, Stubs, plan  # noqa: E402
 
-from digit_study.config.run_config import Config  # noqa: E402
 from digit_study.study import search as study_run  # noqa: E402
-from digit_study.tracking import database as stores  # noqa: E402
-from digit_study.tracking import runs as run_log  # noqa: E402
-from digit_study.trial.protocol import ENGINES, Engine, EngineContext  # noqa: E402
-from digit_study.trial.ray import ray_engine as on_ray  # noqa: E402
-from digit_study.trial.ray.ray_actor import Slot  # noqa: E402
+from digit_study.support.scratch import use_scratch  # noqa: E402
+from digit_study.support.workspace import Workspace  # noqa: E402
+from digit_study.tracking.database import create_store  # noqa: E402
+from digit_study.tracking.session import Tracker  # noqa: E402
+from digit_study.trial.events import Decision, StepsDone  # noqa: E402
+from digit_study.trial.protocol import (  # noqa: E402
+    ENGINES,
+    Engine,
+    EngineContext,
+    TrialRequest,
+)
+from digit_study.trial.ray.ray_actor import TrialActor  # noqa: E402
+from digit_study.trial.ray.ray_engine import RayEngine  # noqa: E402
 
 TRIAL_S = 2.0
 
 
-class StubSlot(Slot):
-    """A slot of stub trials that take no time."""
+class StubActor(TrialActor):
+    """An actor that runs stub trials that take no time."""
 
     seconds = 0.0
 
-    def launcher(self, data: Any) -> Any:
+    def launcher(self, context: EngineContext) -> Any:
         """Start a stub, slowed down."""
-        stubs = Stubs(os.environ["MLFLOW_TRACKING_URI"])
-        # its imports, which a real slot's trials are forked with
-        run_log.client_of(stubs.uri).search_experiments()
-        return lambda config, run_id: SlowStub(stubs, config, run_id, "done", self.seconds)
+        stubs = Stubs(str(context.tracking_uri))
+        # its imports, which a real actor's trials are forked with
+        stubs.tracker.client.search_experiments()
+        return lambda request: SlowStub(stubs, request, "done", self.seconds)
 
 
-class SlowSlot(StubSlot):
-    """A slot of stub trials that take two seconds."""
+class SlowActor(StubActor):
+    """An actor that runs stub trials of two seconds."""
 
     seconds = TRIAL_S
 
@@ -61,14 +68,14 @@ class SlowSlot(StubSlot):
 class SlowStub(Stub):
     """A stub that waits before each epoch."""
 
-    def __init__(self, owner: Stubs, config: Config, run_id: str, end: str, seconds: float) -> None:
-        super().__init__(owner, config, run_id, end)
-        self.pause = seconds / config.training.epochs
+    def __init__(self, owner: Stubs, request: TrialRequest, end: str, seconds: float) -> None:
+        super().__init__(owner, request, end)
+        self.pause = seconds / request.config.training.epochs
 
-    def answer(self, go_on: bool) -> None:
-        """Take the answer to an epoch, and take the time of the next."""
+    def answer(self, decision: Decision) -> None:
+        """Take the decision about an epoch, and take the time of the next."""
         time.sleep(self.pause)
-        super().answer(go_on)
+        super().answer(decision)
 
 
 @contextlib.contextmanager
@@ -136,8 +143,9 @@ def first_step(*words: str) -> float:
     try:
         while not engine.free:
             list(engine.events())
-        engine.submit(0, found.run, run_log.create_run(found.run, found.uri, found.dataset))
-        while not [event for event in engine.events() if event.kind == "steps"]:
+        tracker = Tracker(found.uri, found.workspace)
+        engine.submit(0, found.run, tracker.create_run(found.run, found.dataset))
+        while not [event for event in engine.events() if isinstance(event, StepsDone)]:
             pass
         return time.perf_counter() - began
     finally:
@@ -149,20 +157,16 @@ def main(trials: int, slots: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         os.environ["MLFLOW_TRACKING_URI"] = uri = f"sqlite:///{folder}/mlflow.db"
         os.environ["PYTHONPATH"] = os.pathsep.join(sys.path[:3])
-        stores.use_scratch()
-        for module in (stores, run_log):
-            module.ARTIFACTS, module.OUTBOX = (
-                Path(folder, "mlruns"),
-                Path(folder, "mlruns", ".outbox"),
-            )
-        stores.prepare_store(uri)
+        workspace = Workspace(Path(folder))
+        use_scratch(workspace)
+        create_store(uri, workspace)
         study_run._report = lambda *arguments: None
         with cluster(slots, folder) as address:
             ray = ("search.engine=ray", f"search.address={address}")
             few = min(100, trials)
             local = each(Stubs(uri).engine, few, "study=local")
             remote = each(
-                lambda limits: on_ray.RayEngine(limits, "bench_engine:StubSlot"),
+                lambda context: RayEngine(context, "bench_engine:StubActor"),
                 few,
                 *ray,
                 "study=ray",
@@ -170,7 +174,7 @@ def main(trials: int, slots: int) -> None:
             times = f"local {1000 * local:.0f} ms, ray {1000 * remote:.0f} ms"
             print(f"a stub trial: {times}, {1000 * (remote - local):.0f} more")
             print(f"first step after: local {first_step():.1f} s, ray {first_step(*ray):.1f} s")
-            *began, ended = search(lambda limits: on_ray.RayEngine(limits, "bench_engine:SlowSlot"), *ray, "study=busy",
+            *began, ended = search(lambda context: RayEngine(context, "bench_engine:SlowActor"), *ray, "study=busy",
                                    f"search.trials={trials}", f"search.workers={slots}")  # fmt: skip
             names = [name for _, name in began]
             last = next(place for place in range(trials) if len(set(names[: place + 1])) == slots)

@@ -24,31 +24,29 @@ def main(rounds: int) -> None:
     from digit_study.config import compose as composition
     from digit_study.config.run_config import resolve_config
     from digit_study.support.signals import native_stderr
-    from digit_study.tracking import database as stores
+    from digit_study.support.workspace import Workspace
+    from digit_study.tracking import database
 
-    stores.quiet_mlflow()
+    database.quiet_mlflow()
     with native_stderr():
         import digit_study.trial.run_trial  # noqa: F401
+        from digit_study.tracking.session import Tracker
 
     composition.register()
     words = ["data=mnist_sample", "model=tiny", "training.epochs=1", "tracking.experiment=bench"]
     config, _ = resolve_config(composition.compose_config(words))
     with tempfile.TemporaryDirectory() as folder:
-        os.environ["MLFLOW_TRACKING_URI"] = uri = f"sqlite:///{folder}/mlflow.db"
-        _keep_artifacts_in(Path(folder))
-        stores.prepare_store(uri)
+        workspace = Workspace(Path(folder))
+        os.environ["MLFLOW_TRACKING_URI"] = uri = workspace.default_store
+        # until a trial is handed its workspace
+        database.ARTIFACTS = workspace.artifacts
+        database.create_store(uri, workspace)
+        tracker = Tracker(uri, workspace)
         tracked, bare = [], []
         for _ in range(rounds + 1):
-            tracked.append(_seconds(lambda: _tracked(config, uri)))
+            tracked.append(_seconds(lambda: _tracked(config, tracker)))
             bare.append(_seconds(lambda: _bare(config)))
     _print(tracked[1:], bare[1:], first=tracked[0] - bare[0])
-
-
-def _keep_artifacts_in(folder: Path) -> None:
-    from digit_study.tracking import database as stores
-
-    stores.use_scratch()  # before the folder that goes when the measurement ends
-    stores.ARTIFACTS, stores.OUTBOX = folder / "mlruns", folder / "mlruns" / ".outbox"
 
 
 def _seconds(walk: object) -> float:
@@ -57,11 +55,10 @@ def _seconds(walk: object) -> float:
     return time.perf_counter() - started
 
 
-def _tracked(config: object, uri: str) -> None:
-    from digit_study.tracking.runs import create_run
+def _tracked(config: object, tracker: object) -> None:
     from digit_study.trial.run_trial import run_trial
 
-    run_id = create_run(config, uri, "mnist_sample")  # type: ignore[arg-type]
+    run_id = tracker.create_run(config, "mnist_sample")  # type: ignore[attr-defined]
     run_trial(config, run_id, lambda *_: None, lambda *_: None)  # type: ignore[arg-type]
 
 

@@ -29,6 +29,8 @@ EPOCHS = 3
 
 def measure(engine: Any, config: Any, run_id: str) -> dict[str, float]:
     """Seconds of one trial by part."""
+    from digit_study.trial import events
+
     submitted = time.perf_counter()
     engine.submit(0, config, run_id)
     steps: list[tuple[float, int]] = []
@@ -37,13 +39,13 @@ def measure(engine: Any, config: Any, run_id: str) -> dict[str, float]:
     while True:
         for event in engine.events(0.05):
             now = time.perf_counter()
-            if event.kind == "steps":
-                steps.append((now, event.content[1]))
-            elif event.kind == "epoch":
-                records.append(event.content[1])
+            if isinstance(event, events.StepsDone):
+                steps.append((now, event.step))
+            elif isinstance(event, events.EpochDone):
+                records.append(event.record)
                 read = now
-                engine.answer(0, True)
-            elif event.kind == "done":
+                engine.answer(0, events.Decision.CONTINUE)
+            elif isinstance(event, events.Finished):
                 total, trained = now - submitted, sum(one["step_seconds"] for one in records)
                 size, in_all = steps[0][1], max(step for _, step in steps)
                 first = steps[0][0] - submitted - records[0]["step_seconds"] * size / in_all
@@ -54,7 +56,7 @@ def measure(engine: Any, config: Any, run_id: str) -> dict[str, float]:
                 shares = {"validation": validation / trained, "steps": trained / total}
                 return {"before": first, "after": after, "reading": reading, **shares}
             else:
-                raise SystemExit(f"{event.kind}: {event.content}")
+                raise SystemExit(str(event))
 
 
 def first_trace(records: list[Any]) -> float:
@@ -72,11 +74,10 @@ def main() -> None:
     given = parser.parse_args()
     from digit_study.config import compose
     from digit_study.config.run_config import resolve_config
-    from digit_study.tracking import database as stores
-    from digit_study.tracking import runs as run_log
-    from digit_study.tracking.uploader import BackgroundUploader
-    from digit_study.trial import protocol
-    from digit_study.trial.local import pool as local
+    from digit_study.support.workspace import Workspace
+    from digit_study.tracking.session import session
+    from digit_study.trial.local.pool import LocalEngine
+    from digit_study.trial.protocol import EngineContext
 
     compose.register()
     with tempfile.TemporaryDirectory() as folder:
@@ -93,14 +94,14 @@ def main() -> None:
             width: resolve_config(compose.compose_config([*words, f"model.filters={width}"]))[0]
             for width in given.filters
         }
-        stores.prepare_store(uri)
+        workspace = Workspace(Path(folder))
         found: dict[tuple[int, str], list[float]] = defaultdict(list)
         first = next(iter(configs.values()))
-        with BackgroundUploader(uri, 1.0):
-            engine = local.LocalEngine(protocol.EngineContext(1, data=first.data))
+        with session(uri, workspace, outage_timeout=1.0) as tracker:
+            engine = LocalEngine(EngineContext(workspace=workspace, data=first.data))
             for number in range(given.rounds + 1):
                 for width, config in configs.items():
-                    run_id = run_log.create_run(config, uri, "mnist", f"{width}")
+                    run_id = tracker.create_run(config, "mnist", f"{width}")
                     for name, value in measure(engine, config, run_id).items():
                         if number:
                             found[width, name].append(value)

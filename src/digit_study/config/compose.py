@@ -31,7 +31,9 @@ from digit_study.config.renamed_keys import (
     tell_new_name,
 )
 from digit_study.config.run_config import Config
-from digit_study.support.messages import StudyError, first_line, nearest, without_password
+from digit_study.support.errors import StudyError, first_line
+from digit_study.support.redaction import without_password
+from digit_study.support.suggestions import nearest
 
 ROOT = Path(__file__).resolve().parents[3]
 #: The folder of the shipped configs.

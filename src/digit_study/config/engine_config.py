@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Any
 
-from digit_study.support.messages import nearest
 from digit_study.support.rules import between
+from digit_study.support.suggestions import nearest
 
 #: What a trial may require of its node, each with the unit in which it counts.
 RESOURCES = {"cpu": "cores", "gpu": "GPUs, or as a share of one below 1", "memory": "GiB"}

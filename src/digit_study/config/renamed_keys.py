@@ -9,7 +9,8 @@ from collections.abc import Sequence
 from functools import cache
 
 from digit_study.support.console import print_error
-from digit_study.support.messages import StudyError, without_password
+from digit_study.support.errors import StudyError
+from digit_study.support.redaction import without_password
 
 #: Keys by their old name.
 RENAMED = {

@@ -14,8 +14,8 @@ from digit_study.config import engine_config
 from digit_study.config.engine_config import EngineConfig
 from digit_study.data import digits, sources
 from digit_study.model import networks, recipe
-from digit_study.support import machine
-from digit_study.support.messages import StudyError
+from digit_study.support import hardware
+from digit_study.support.errors import StudyError
 from digit_study.support.rules import check, rules_of
 
 
@@ -102,8 +102,8 @@ def resolve_config(
         rule = f"`training.batch_size` is at most the {train} digits there are to train on"
         raise StudyError(f"{rule}, got {training.batch_size}: lower it, or raise data.limit")
     if precision is None or training.precision != "auto":
-        precision = machine.resolve_precision(training.precision)
-    share_of_cores = max(1, machine.cores() // parallel)
+        precision = hardware.resolve_precision(training.precision)
+    share_of_cores = max(1, hardware.cores() // parallel)
     required_cores = int(config.resources.get("cpu", 0))
     threads = training.threads or required_cores or share_of_cores
     training = replace(training, precision=precision, threads=threads)

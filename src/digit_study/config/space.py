@@ -17,8 +17,9 @@ from typing import TYPE_CHECKING, Any
 from digit_study.config import compose
 from digit_study.config.run_config import Config
 from digit_study.model.recipe import TrainingConfig
-from digit_study.support.messages import StudyError, nearest, raise_violations
-from digit_study.support.rules import flatten, rules_of, with_values
+from digit_study.support.errors import StudyError
+from digit_study.support.rules import flatten, raise_violations, rules_of, with_values
+from digit_study.support.suggestions import nearest
 
 if TYPE_CHECKING:
     import optuna

@@ -12,8 +12,8 @@ from digit_study.config.engine_config import EngineConfig
 from digit_study.config.run_config import Config, TrackingConfig
 from digit_study.data import sources
 from digit_study.model import networks, recipe
-from digit_study.support.messages import nearest
 from digit_study.support.rules import Rule, at_least, between, check, choice, rules_of
+from digit_study.support.suggestions import nearest
 
 SAMPLERS = ("tpe", "random", "qmc", "cmaes", "grid", "nsga2", "gp")
 PRUNERS = ("hyperband", "successive_halving", "median", "percentile", "patient", "none")

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from digit_study.support.messages import StudyError
+from digit_study.support.errors import StudyError
 
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000", "ICO", "TGA", "AVIF")
 KNOWN = "png jpg jpeg jpe jfif gif bmp dib tif tiff webp pbm pgm ppm pnm jp2 ico tga avif"

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from digit_study.inference.image_files import SUFFIXES, ImageError
 from digit_study.inference.images import Digit, read_digit
 from digit_study.model.calibration import prediction_sets
-from digit_study.support.messages import StudyError, first_line
+from digit_study.support.errors import StudyError, first_line
 from digit_study.support.signals import native_stderr, signals_surface
 
 if TYPE_CHECKING:

@@ -25,7 +25,7 @@ from digit_study.stats.metrics import (
     evaluation_of,
 )
 from digit_study.stats.ranking import PairedTest, paired_test
-from digit_study.support.messages import StudyError, first_line
+from digit_study.support.errors import StudyError, first_line
 from digit_study.support.signals import native_stderr, signals_surface
 from digit_study.tracking import provenance, queries
 from digit_study.tracking.session import Tracker

@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 import mlflow
 from mlflow.entities.model_registry import RegisteredModel
 
-from digit_study.support import machine
+from digit_study.support import processes
 from digit_study.support.workspace import Workspace
 from digit_study.tracking.queries import ABSENT
 from digit_study.tracking.session import Tracker
@@ -159,7 +159,7 @@ class Ledger:
         return self.append(
             f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}-{uuid.uuid4().hex[:6]}",
             event,
-            who=f"{machine.user_name()}@{platform.node()}",
+            who=f"{processes.user_name()}@{platform.node()}",
             run_id=run_id,
             **details,
         )

@@ -13,7 +13,7 @@ from digit_study.config.promote_config import GateConfig
 from digit_study.registry.ledger import Entry, EntryKind, LedgerEvent
 from digit_study.stats.gate import Budget
 from digit_study.stats.metrics import accuracy_interval
-from digit_study.support.console import percent, with_interval
+from digit_study.support.formatting import percent, with_interval
 from digit_study.tracking import pages
 
 #: Figures of a run that the description of its version links.

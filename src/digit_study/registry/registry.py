@@ -22,7 +22,7 @@ from digit_study.registry.ledger import (
 )
 from digit_study.registry.promotion_lock import WAIT_S, PromotionLock
 from digit_study.support import console
-from digit_study.support.messages import StudyError
+from digit_study.support.errors import StudyError
 from digit_study.tracking.session import Tracker
 
 #: Alias of the version that predictions use.

@@ -1,1 +1,4 @@
-"""Render results for people: terminal, Markdown, HTML, figures. Imports config to support."""
+"""Show results to people: view models, and their renderers (terminal, Markdown, HTML, figures).
+
+Takes plain data, never a store. Imports config, model, stats, data and support.
+"""

@@ -57,7 +57,7 @@ function matrix(title, values, signed) {
     const line = make("tr", {}, make("th", { scope: "row" }, String(i)));
     row.forEach((value, j) => {
       const text = value ? (signed && value > 0 ? "+" : "") + String(value).replace("-", "−") : "";
-      const cell = make("td", { title: `${i} read as ${j}: ${value}` }, text);
+      const cell = make("td", { title: `true ${i}, predicted ${j}: ${value}` }, text);
       if (i === j) cell.className = "diagonal";
       else if (value) {
         // of mistakes fewer is better: b's fewer ones are blue in the difference
@@ -76,11 +76,11 @@ function wrongOf(network) {
 }
 
 function mistake(image, at, a, b) {
-  const says = [a, b].map((one) => `${one.says[at]} (${one.sure[at]} %)`);
+  const says = [a, b].map((network) => `${network.says[at]} (${network.sure[at]} %)`);
   const picture = image.png
     ? make("img", { src: `data:image/png;base64,${image.png}`, alt: `image ${image.index}, a ${image.label}` })
     : make("div", { class: "blank" });
-  const caption = make("figcaption", {}, `is ${image.label}`, make("br"), `a ${says[0]}`, make("br"), `b ${says[1]}`);
+  const caption = make("figcaption", {}, `true ${image.label}`, make("br"), `a ${says[0]}`, make("br"), `b ${says[1]}`);
   return make("figure", { title: `image ${image.index}` }, picture, caption);
 }
 
@@ -93,7 +93,7 @@ function compare() {
   const groups = [["Only a is wrong", true, false], ["Only b is wrong", false, true], ["Both are wrong", true, true]];
   const place = document.getElementById("mistakes");
   place.replaceChildren(make("p", { class: "soft" },
-    `Of every network those ${data.most} mistakes that it was surest of, with what a and b say and how sure they are.`));
+    `The ${data.most} mistakes that each network was surest of, with the predictions of a and b and their confidence.`));
   for (const [title, isA, isB] of groups) {
     const found = data.images.map((image, at) => [image, at]).filter(([image, at]) =>
       (a.says[at] !== image.label) === isA && (b.says[at] !== image.label) === isB);
@@ -116,7 +116,7 @@ const COLOURS = ["#0173b2", "#de8f05", "#029e73", "#d55e00", "#cc78bc", "#ca9161
   "#56b4e9"];
 
 async function unpack(id) {
-  const bytes = Uint8Array.from(atob(document.getElementById(id).textContent), (one) => one.charCodeAt(0));
+  const bytes = Uint8Array.from(atob(document.getElementById(id).textContent), (letter) => letter.charCodeAt(0));
   const stream = new Blob([bytes]).stream().pipeThrough(new DecompressionStream("gzip"));
   return new Response(stream).text();
 }
@@ -124,12 +124,12 @@ async function unpack(id) {
 function ownPictures() {
   const figures = [];
   for (const metric of ["val_accuracy", "val_loss"]) {
-    const lines = data.curves.map((one) => ({
-      x: one.epoch, y: one[metric], name: plain(one.name.length > 60 ? one.name.slice(0, 59) + "…" : one.name),
-      mode: "lines+markers", hovertemplate: `epoch %{x}: %{y:.4f}<extra>trial ${plain(one.name.split(":")[0])}</extra>`,
+    const lines = data.curves.map((curve) => ({
+      x: curve.epoch, y: curve[metric], name: plain(curve.name.length > 60 ? curve.name.slice(0, 59) + "…" : curve.name),
+      mode: "lines+markers", hovertemplate: `epoch %{x}: %{y:.4f}<extra>trial ${plain(curve.name.split(":")[0])}</extra>`,
     }));
     const axes = { xaxis: { title: { text: "epoch" }, dtick: 1 }, yaxis: { title: { text: metric } } };
-    const longest = Math.max(0, ...data.curves.map((one) => one.epoch.length));
+    const longest = Math.max(0, ...data.curves.map((curve) => curve.epoch.length));
     if (longest > 12) delete axes.xaxis.dtick;
     if (metric === "val_accuracy") axes.yaxis.tickformat = ".1%";
     figures.push({ name: metric, figure: { data: lines, layout: { ...axes, hovermode: "closest" } } });
@@ -143,7 +143,7 @@ function confirmed() {
   const name = (row) => (row.winner ? "★ " : "") + "trial " + plain(row.name.split(":")[0]);
   const seeds = {
     x: rows.flatMap((row) => row.values), y: rows.flatMap((row) => row.values.map(() => name(row))), mode: "markers",
-    name: "one seed", marker: { symbol: "circle-open", size: 8, color: "#949494" },
+    name: "one fresh seed", marker: { symbol: "circle-open", size: 8, color: "#949494" },
   };
   const means = {
     x: rows.map((row) => row.mean), y: rows.map(name), mode: "markers", name: "mean, 95 % interval",
@@ -154,7 +154,7 @@ function confirmed() {
     },
   };
   const searched = {
-    x: rows.map((row) => row.sweep_val_accuracy), y: rows.map(name), mode: "markers", name: "in the sweep",
+    x: rows.map((row) => row.sweep_val_accuracy), y: rows.map(name), mode: "markers", name: "in the search",
     marker: { size: 10, symbol: "x", color: "#de8f05" },
   };
   const axes = { xaxis: { title: { text: "validation accuracy" }, tickformat: ".1%" }, yaxis: { automargin: true } };
@@ -172,7 +172,7 @@ function draw(place, figure) {
     colorscale: { sequential: "Blues", diverging: "RdBu" },
   } };
   const layout = { ...structuredClone(figure.layout), template, autosize: true, margin: { l: 60, r: 20, t: 30, b: 50 } };
-  const isLong = figure.data.filter((one) => one.showlegend !== false && one.name).length > 3;
+  const isLong = figure.data.filter((trace) => trace.showlegend !== false && trace.name).length > 3;
   if (narrow.matches || isLong) layout.legend = { ...layout.legend, orientation: "h", x: 0, y: 0, yref: "container", yanchor: "bottom" };
   layout.height = (layout.height || 440) + (isLong ? (narrow.matches ? 25 : 9) * figure.data.length * (layout.showlegend === false ? 0 : 1) : 0);
   if (layout.height > 1100) layout.height = 1100;
@@ -190,14 +190,14 @@ async function drawAll() {
   document.head.append(script);
   const all = [...ownPictures(), ...JSON.parse(await unpack("packed-drawn")).pictures];
   const places = new Map();
-  for (const one of all) {
-    const place = document.querySelector(`[data-plot="${one.name}"]`);
-    if (place) places.set(place, one.figure);
+  for (const picture of all) {
+    const place = document.querySelector(`[data-plot="${picture.name}"]`);
+    if (place) places.set(place, picture.figure);
   }
   const seen = new Set();
   // far down the page nothing is drawn before it is looked for: a phone draws one picture at a time
   const watcher = new IntersectionObserver((entries) => {
-    for (const entry of entries.filter((one) => one.isIntersecting && !seen.has(one.target))) {
+    for (const entry of entries.filter((entry) => entry.isIntersecting && !seen.has(entry.target))) {
       seen.add(entry.target);
       draw(entry.target, places.get(entry.target)).catch((fault) => problem(`A picture is not drawn: ${fault.message}`));
     }
@@ -207,44 +207,4 @@ async function drawAll() {
     change.addEventListener("change", () => { for (const place of seen) draw(place, places.get(place)); });
 }
 
-const drawn = drawAll().catch((fault) => problem(`The pictures cannot be drawn by this browser: ${fault.message}`));
-
-// ---------------------------------------------------------------- watched
-
-function remember() {
-  const kept = { y: scrollY, a: document.getElementById("a")?.value, b: document.getElementById("b")?.value };
-  sessionStorage.setItem("place", JSON.stringify(kept));
-}
-
-function restore() {
-  const kept = JSON.parse(sessionStorage.getItem("place") || "null");
-  if (!kept) return;
-  for (const key of ["a", "b"]) {
-    const place = document.getElementById(key);
-    if (place && kept[key] && place.options[kept[key]]) place.value = kept[key];
-  }
-  if (data.compared.length) compare();
-  scrollTo(0, kept.y);
-}
-
-async function look() {
-  try {
-    const now = await (await fetch("version", { cache: "no-store" })).text();
-    if (Number(now) !== data.version) {
-      remember();
-      location.reload();
-      return;
-    }
-  } catch {
-    const place = document.getElementById("ended");
-    place.hidden = false;
-    place.textContent = "The sweep has ended or was stopped: this is what was last shown.";
-    return;
-  }
-  setTimeout(look, 2000);
-}
-
-if (data.version !== null) {
-  drawn.then(restore);
-  setTimeout(look, 2000);
-}
+drawAll().catch((fault) => problem(`The pictures cannot be drawn by this browser: ${fault.message}`));

@@ -38,7 +38,8 @@ from sqlalchemy.exc import (
 
 from digit_study.config.study_config import SearchConfig, pruner_of
 from digit_study.support.console import warn
-from digit_study.support.messages import StudyError, first_line, without_password, without_secrets
+from digit_study.support.errors import StudyError, first_line
+from digit_study.support.redaction import without_password, without_secrets
 from digit_study.support.signals import is_stopping
 
 #: Calls of a storage that ask its database: Optuna's own, and those that its cache makes past them.

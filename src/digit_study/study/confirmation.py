@@ -1,72 +1,119 @@
 """The best configurations of a study, trained again on fresh seeds, and the winner among them.
 
-A sweep's best trial is partly luck: of many noisy scores the highest is too high. Fresh seeds, the same for every
-candidate, are not selected on.
+The best trial of a search is partly luck: of many noisy accuracies the highest is too high. Fresh
+seeds, the same for every candidate, are not selected on.
 """
+
+from __future__ import annotations
 
 import hashlib
 import json
-import textwrap
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 import pandas as pd
-from matplotlib.figure import Figure
 from optuna.trial import TrialState
 
 from digit_study.config import space
 from digit_study.config.study_config import StudyConfig
 from digit_study.data.digits import load_digits
-from digit_study.report.figures import charts
-from digit_study.stats.metrics import unread
-from digit_study.stats.race import (
-    ACCURACY_COLUMNS,
-    FIRST,
-    MOST_SEEDS,
-    POWER,
-    Gap,
-    confirmed_ranking,
-)
+from digit_study.report import sentences
+from digit_study.report.description import RunDescription
+from digit_study.report.figures import charts, paired_figures
+from digit_study.report.figures.ranking_figures import confirmation_figure
+from digit_study.report.ranking import RankedRow, RankedTable, RankingKind
+from digit_study.report.sentences import MISCLASSIFIED, SelectionBias
+from digit_study.report.terminal import print_lines, print_next, print_ranking
+from digit_study.stats.metrics import misclassified_by_all
+from digit_study.stats.race import ACCURACY_COLUMNS, FIRST, Gap, confirmed_ranking
 from digit_study.stats.ranking import Group
-from digit_study.study import results as report
-from digit_study.study.outcomes import RUN_ID
-from digit_study.study.search import kept_elsewhere, parent_of
-from digit_study.study.seed_race import Confirmation, parent_run, train
+from digit_study.study import results as study_results
+from digit_study.study.results import RunResults
+from digit_study.study.search import find_parent, runs_elsewhere
+from digit_study.study.seed_race import RaceEntry, SeedRace, race_run
 from digit_study.study.storage import (
     DATA_PATH,
     OVERRIDES,
-    UID,
     StoredStudy,
     exclusive,
     find_study,
     refuse_changes,
 )
-from digit_study.study.study_plan import StudyPlan, address, plan_study
-from digit_study.support import console
-from digit_study.support.messages import StudyError
-from digit_study.tracking import database as stores
-from digit_study.tracking import queries as lookup
-from digit_study.tracking import runs as run_log
-from digit_study.tracking import views
-from digit_study.tracking.uploader import BackgroundUploader
+from digit_study.study.study_plan import StudyPlan, plan_study, study_arguments
+from digit_study.study.trial_attributes import RUN_ID
+from digit_study.support.errors import StudyError
+from digit_study.support.workspace import Workspace
+from digit_study.tracking.pages import INITIAL
+from digit_study.tracking.session import Tracker, session
+from digit_study.tracking.writer import RunWriter
 from digit_study.trial.protocol import ENGINES, Engine, EngineContext
 
-#: Far from the seeds of a sweep's trials, so that a confirmation never meets one that was selected on.
+#: Far from the seeds of a search, so that a confirmation never meets a seed that was selected on.
 FIRST_SEED = 1_000_000
+#: Tag ``kind`` of the parent run.
 KIND = "confirmation"
-FIGURES = ["figures/confirmation.png", "figures/unread.png", "tables/seeds.csv"]
+#: Files that the description of a confirmation links.
+FILES = ("figures/confirmation.png", f"figures/{MISCLASSIFIED}.png", "tables/seeds.csv")
+#: Failures that the description of a confirmation names.
+MOST_PROBLEMS = 5
+
+
+@dataclass
+class _Candidates:
+    """What is confirmed, by the fingerprint of each configuration, the best first."""
+
+    #: How many configurations the search has; the candidates are the best of them.
+    configurations: int
+    entries: dict[str, RaceEntry] = field(default_factory=dict)
+    #: The validation accuracy that each had in the search.
+    searched: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Conclusion:
+    """What a confirmation found."""
+
+    ranking: pd.DataFrame
+    #: A row a network of a ranked candidate: candidate, seed, val_accuracy, run_id.
+    seeds: pd.DataFrame
+    #: All networks that count, those of candidates too that lost a seed.
+    run_ids: Sequence[str]
+    #: None where the best of the search lost a seed that it needed.
+    bias: SelectionBias | None
+    #: Sentences on what the seeds have shown.
+    lessons: Sequence[str]
+
+    @property
+    def table(self) -> RankedTable:
+        """Return the ranking as people see it."""
+        return RankedTable.of(RankingKind.CANDIDATES, self.ranking)
+
+    @property
+    def winner(self) -> RankedRow:
+        """Return the candidate that won."""
+        return next(row for row in self.table.rows if row.is_winner)
 
 
 def plan_confirmation(
-    arguments: Sequence[str], study: StudyConfig
+    arguments: Sequence[str], study: StudyConfig, workspace: Workspace
 ) -> tuple[StudyPlan, StoredStudy]:
-    """Rebuild a study from what its storage holds and what is typed now; raises StudyError if it were not the same."""
-    found = find_study(study)
+    """Rebuild a study from what its storage holds and what is typed now.
+
+    Args:
+        arguments: The command line.
+        study: The same, composed.
+        workspace: Where the study is kept.
+
+    Raises:
+        StudyError: If it were not the same study.
+    """
+    found = find_study(study, workspace)
     attributes = found.study.user_attrs
-    place = (
-        [f"data.path={json.dumps(path)}"] if (path := attributes.get(DATA_PATH)) is not None else []
-    )
-    plan = plan_study([*attributes[OVERRIDES], *place, *arguments])
+    words = [*attributes[OVERRIDES]]
+    if attributes.get(DATA_PATH) is not None:
+        words.append(f"data.path={json.dumps(attributes[DATA_PATH])}")
+    plan = plan_study([*words, *arguments], workspace)
     refuse_changes(found.study, plan.study, plan.run)
     return plan, found
 
@@ -74,302 +121,268 @@ def plan_confirmation(
 def confirm(
     plan: StudyPlan,
     stored: StoredStudy,
+    results: RunResults,
     open_engine: Callable[[EngineContext], Engine] | None = None,
 ) -> str:
-    """Train every candidate on every seed, rank them, and name the winner; returns the id of the winner's run.
+    """Train every candidate on every seed, rank them, and name the winner.
 
-    Raises StudyError if nothing can be confirmed, or runs failed.
+    Args:
+        plan: The study.
+        stored: Its trials.
+        results: Results of its runs.
+        open_engine: Makes the engine; by default the engine that ``search.engine`` names.
+
+    Returns:
+        The id of the winner's run.
+
+    Raises:
+        StudyError: If nothing can be confirmed, or runs failed.
     """
-    search, name = plan.study.search, plan.study.study
-    with exclusive(name, "confirm", "is being confirmed"):
+    search = plan.study.search
+    with exclusive(plan.workspace, plan.study.study, "confirm", "is being confirmed"):
         engine = (open_engine or ENGINES[search.engine])(plan.context)
-        stores.prepare_store(plan.uri)
-        with BackgroundUploader(plan.uri, search.outage_timeout) as uploader:
-            work = _prepare(plan, stored)
-            winner = _walk(work, engine, uploader)
-    if failures := work.failures():
+        timeout = search.outage_timeout
+        with session(plan.uri, plan.workspace, timeout, "search.outage_timeout") as tracker:
+            candidates = _choose(plan, stored, results, tracker)
+            race = _prepare(plan, stored, candidates, tracker)
+            conclusion = _run(race, candidates, engine, results)
+    failures = race.failures()
+    if failures:
         raise StudyError(
-            "\n".join([f"{len(failures)} runs of the confirmation failed:", *failures])
+            f"{len(failures)} runs of the confirmation failed:\n" + "\n".join(failures)
         )
-    return winner
+    return conclusion.winner.run_id
 
 
-def _walk(work: Confirmation, engine: Engine, uploader: BackgroundUploader) -> str:
-    """The parent run, from its beginning to its end; returns the id of the winner's run."""
-    name = work.plan.study.study
-    told = f"interrupted: the same command goes on with the confirmation of '{name}'"
-    with parent_run(work, told) as log:
-        _describe(work, log, None)
-        train(work, engine)
-        uploader.wait()
-        return _conclude(work)
+def _run(
+    race: SeedRace, candidates: _Candidates, engine: Engine, results: RunResults
+) -> _Conclusion:
+    """Train, rank and publish, in a parent run that goes on where an earlier start ended."""
+    name = race.plan.study.study
+    message = f"interrupted: the same command goes on with the confirmation of '{name}'"
+    with race_run(race, results, message) as writer:
+        writer.describe(_description(race), _keys(race.plan))
+        race.train(engine)
+        race.tracker.wait()
+        conclusion = _conclude(race, candidates)
+        _publish(race, conclusion, results, writer)
+    return conclusion
 
 
-def _prepare(plan: StudyPlan, stored: StoredStudy) -> Confirmation:
-    """Choose the candidates, and find the parent run of the same confirmation again, or create it."""
-    name, wanted = plan.study.study, plan.study.confirm
-    if parent_of(plan, stored) is None:
-        raise kept_elsewhere(plan)
-    board = report.leaderboard(plan, stored)
+def _prepare(
+    plan: StudyPlan, stored: StoredStudy, candidates: _Candidates, tracker: Tracker
+) -> SeedRace:
+    """Set up the race of the candidates, beneath the run of the same confirmation or a new one."""
+    wanted = plan.study.confirm
+    first = 1000 * plan.study.search.seed + FIRST_SEED
+    seeds = list(range(first, first + (wanted.fixed or wanted.max_seeds)))
+    return SeedRace(
+        plan=plan,
+        tracker=tracker,
+        parent_run_id=_parent_run_id(plan, stored, list(candidates.entries), seeds, tracker),
+        entries=candidates.entries,
+        seeds=seeds,
+        first_seeds=wanted.fixed or FIRST,
+    )
+
+
+def _choose(
+    plan: StudyPlan, stored: StoredStudy, results: RunResults, tracker: Tracker
+) -> _Candidates:
+    """Return the best configurations of the search.
+
+    Raises:
+        StudyError: If it has none, or its runs are in another store.
+    """
+    if find_parent(tracker, stored) is None:
+        raise runs_elsewhere(plan)
+    name = plan.study.study
+    board = study_results.leaderboard(plan, stored, results)
     if board.empty:
-        remedy = f"go on with python sweeps/optuna_search.py study={name}"
         raise StudyError(
-            f"a confirmation needs finished trials, but study '{name}' has none that keeps the constraints: {remedy}"
+            f"a confirmation needs finished trials, but study '{name}' has none that keeps the "
+            f"constraints: go on with python sweeps/optuna_search.py study={name}"
         )
     complete = {trial.user_attrs.get(RUN_ID): trial for trial in stored.trials(TrialState.COMPLETE)}
-    names, configs, searched = {}, {}, {}
-    for run_id, accuracy in (
-        board[["run_id", "val_accuracy"]].head(wanted.top).itertuples(index=False)
-    ):
-        trial = complete[run_id]
+    chosen = _Candidates(len(board))
+    for row in board.head(plan.study.confirm.top).to_dict("records"):
+        trial = complete[row["run_id"]]
         key = hashlib.sha256(space.fingerprint(trial.params).encode()).hexdigest()[:12]
-        names[key] = report.trial_name(trial, plan)
-        configs[key] = space.apply(trial.params, plan.overrides, plan.run)
-        searched[key] = float(accuracy)
-    most = wanted.fixed or wanted.max_seeds
-    seeds = [FIRST_SEED + 1000 * plan.study.search.seed + number for number in range(most)]
-    asked = seeds if wanted.fixed else ["race", *seeds]
-    content = json.dumps([stored.study.user_attrs[UID], sorted(configs), asked, wanted.prefer])
+        config = space.apply(trial.params, plan.overrides, plan.run)
+        chosen.entries[key] = RaceEntry(study_results.trial_name(trial, plan), config)
+        chosen.searched[key] = float(row["val_accuracy"])
+    return chosen
+
+
+def _parent_run_id(
+    plan: StudyPlan,
+    stored: StoredStudy,
+    keys: Sequence[str],
+    seeds: Sequence[int],
+    tracker: Tracker,
+) -> str:
+    """Reopen the parent run of the same candidates on the same seeds, or create it."""
+    wanted = plan.study.confirm
+    asked: list[int | str] = [*seeds]
+    if not wanted.fixed:
+        asked.insert(0, "race")
+    content = json.dumps([stored.uid, sorted(keys), asked, wanted.prefer])
     known = {"kind": KIND, "confirmation.key": hashlib.sha256(content.encode()).hexdigest()[:16]}
-    parent = lookup.find_run(plan.uri, known)
-    if parent is None or not run_log.reopen_run(plan.uri, parent):
-        tags = {**views.INITIAL, "study": name, **known}
-        parent = run_log.create_run(
-            plan.run, plan.uri, plan.dataset, f"confirmation of {name}", **tags
-        )
-    return Confirmation(
-        plan, names, configs, searched, len(board), seeds, wanted.fixed or FIRST, parent
-    )
+    parent = tracker.find_run(known)
+    if parent is not None and tracker.reopen_run(parent):
+        return parent
+    name = plan.study.study
+    tags = {**INITIAL, "study": name, "study.uid": stored.uid, **known}
+    return tracker.create_run(plan.run, plan.dataset, f"confirmation of {name}", **tags)
 
 
-def _conclude(work: Confirmation) -> str:
-    """Rank the candidates, track and print the ranking, keep the winner's model alone; returns the winner's run id."""
-    log, interim = run_log.RunLog(work.plan.uri, work.parent), work.interim()
+def _conclude(race: SeedRace, candidates: _Candidates) -> _Conclusion:
+    """Rank the candidates; StudyError if none finished on all seeds."""
+    interim = race.interim()
     if "in" not in interim.states:
-        raise StudyError("\n".join(["no candidate finished on all seeds:", *work.failures()]))
-    counted = [
-        work.finished(key)[:count] for key, count in zip(work.names, interim.seeds, strict=True)
-    ]
-    groups = [Group(name, runs) for name, runs in zip(work.names.values(), counted, strict=True)]
-    ranking = confirmed_ranking(groups, interim, work.plan.study.confirm.prefer)
-    searched = ranking["name"].map({name: work.searched[key] for key, name in work.names.items()})
-    ranking = ranking.assign(sweep_val_accuracy=searched, optimism=searched - ranking["mean"])
-    winner = ranking[ranking["winner"]].iloc[0]
-    rows = [
-        (one.name, seed, run.metrics["val_accuracy"], run.run_id)
-        for one in groups
-        for seed, run in zip(work.seeds, one.runs, strict=False)
-        if one.name in set(ranking["name"])
-    ]
-    seeds = pd.DataFrame(rows, columns=["candidate", "seed", "val_accuracy", "run_id"])
-    charts.write_table(seeds, log.folder, "seeds")
-    charts.write_table(ranking, log.folder, "confirmation")
-    selected = ranking[
-        ranking["name"] == next(iter(work.names.values()))
-    ]  # by the sweep; it may have been lost
-    lessons = [*_optimism(selected, work.configurations), *_more_seeds(ranking, groups)]
-    figure = confirmation_figure(seeds, ranking.rename(columns={"name": "candidate"}), lessons)
-    charts.save(figure, log.folder / "figures" / "confirmation.png")
-    _write_errors(work, [run.run_id for one in groups for run in one.runs], log)
-    _describe(work, log, ranking.rename(columns=ACCURACY_COLUMNS), lessons)
-    log.tags({"winner.run_id": str(winner["run_id"]), "winner.name": str(winner["name"])})
-    optimism = {"sweep_optimism": selected["optimism"].iloc[0]} if len(selected) else {}
-    log.best_of(f"{len(ranking)} candidates", dict(winner.rename(ACCURACY_COLUMNS)))
-    log.metrics(
-        {f"winner_{name}": winner[end] for end, name in ACCURACY_COLUMNS.items()} | optimism
+        raise StudyError("\n".join(["no candidate finished on all seeds:", *race.failures()]))
+    groups = []
+    searched = {}
+    for (key, entry), count in zip(race.entries.items(), interim.seeds, strict=True):
+        groups.append(Group(entry.name, race.finished(key)[:count]))
+        searched[entry.name] = candidates.searched[key]
+    ranking = confirmed_ranking(groups, interim, race.plan.study.confirm.prefer)
+    ranking["sweep_val_accuracy"] = ranking["name"].map(searched)
+    ranking["selection_bias"] = ranking["sweep_val_accuracy"] - ranking["mean"]
+    by_name = {group.name: group for group in groups}
+    ranked = {name: by_name[name] for name in ranking["name"]}
+    bias = _selection_bias(candidates, ranking)
+    lessons = []
+    if bias is not None:
+        lessons.append(str(bias))
+    if len(ranking) > 1:
+        lessons.append(_separation(ranking, ranked))
+    seeds = _seeds_table(race, [group for group in groups if group.name in ranked])
+    run_ids = [run.run_id for group in groups for run in group.runs]
+    return _Conclusion(ranking, seeds, run_ids, bias, lessons)
+
+
+def _seeds_table(race: SeedRace, groups: Sequence[Group]) -> pd.DataFrame:
+    rows = []
+    for group in groups:
+        for seed, run in zip(race.seeds, group.runs, strict=False):
+            rows.append((group.name, seed, run.metrics["val_accuracy"], run.run_id))
+    return pd.DataFrame(rows, columns=["candidate", "seed", "val_accuracy", "run_id"])
+
+
+def _selection_bias(candidates: _Candidates, ranking: pd.DataFrame) -> SelectionBias | None:
+    """Return by how much the best of the search was better there than on fresh seeds."""
+    best = next(iter(candidates.entries.values())).name
+    rows = ranking[ranking["name"] == best].to_dict("records")
+    if not rows:  # it lost a seed that it needed
+        return None
+    return SelectionBias(
+        name=best,
+        configurations=candidates.configurations,
+        searched=rows[0]["sweep_val_accuracy"],
+        confirmed=rows[0]["mean"],
+        seeds=rows[0]["seeds"],
     )
-    work.keep_models([str(winner["run_id"])])
-    _print(work, log, ranking, lessons)
-    return str(winner["run_id"])
 
 
-def _write_errors(work: Confirmation, run_ids: Sequence[str], log: run_log.RunLog) -> None:
-    """Table and picture of the validation images that none of the networks reads."""
-    uri = work.plan.uri
-    read = lookup.each(uri, lambda run_id: report.evaluation(uri, run_id), run_ids)
-    if known := [one for one in read if one is not None]:
-        digits, table = load_digits(work.plan.run.data), unread(known)
-        charts.write_table(table, log.folder, "unread")
-        figure = charts.unread_figure(
-            table, digits.validation_images, digits.validation_index, len(known)
-        )
-        charts.save(figure, log.folder / "figures" / "unread.png")
+def _separation(ranking: pd.DataFrame, groups: Mapping[str, Group]) -> str:
+    """Say whether the seeds separate the first two, or how many more would."""
+    names = list(ranking["name"][:2])
+    seeds = min(len(groups[name].runs) for name in names)
+    correct = [np.array([run.correct for run in groups[name].runs[:seeds]]) for name in names]
+    return sentences.separation(names, Gap.of(*correct), is_tied=bool(ranking["tied"][1]))
 
 
-def _optimism(selected: pd.DataFrame, configurations: int) -> list[str]:
-    """By how much the sweep's best was better there than on fresh seeds, as a sentence; none if there is no row."""
-    found = []
-    for row in selected.to_dict("records"):
-        then, now = console.percent(row["sweep_val_accuracy"]), console.percent(row["mean"])
-        where = f"{row['name'].split(':')[0]}, best of {configurations}: {then}; on {row['seeds']} fresh seeds {now}"
-        found.append(f"optimism of the sweep: {100 * row['optimism']:+.2f} points ({where})")
-    return found
+def _publish(race: SeedRace, conclusion: _Conclusion, results: RunResults, log: RunWriter) -> None:
+    """Record the conclusion, keep the winner's model alone, and print it."""
+    _write_files(race, conclusion, results, log)
+    log.describe(_description(race, conclusion), _keys(race.plan))
+    winner = conclusion.winner
+    log.tags({"winner.run_id": winner.run_id, "winner.name": winner.name})
+    log.best_of(f"{len(conclusion.ranking)} candidates", _winner_record(conclusion))
+    metrics = {
+        "winner_val_accuracy": winner.accuracy.value,
+        "winner_val_accuracy_low": winner.accuracy.low,
+        "winner_val_accuracy_high": winner.accuracy.high,
+    }
+    if conclusion.bias is not None:
+        metrics["selection_bias"] = conclusion.bias.value
+    log.metrics(metrics)
+    race.keep_models([winner.run_id])
+    _print(race, conclusion, results)
 
 
-def _more_seeds(ranking: pd.DataFrame, groups: Sequence[Group]) -> list[str]:
-    """How many more seeds would tell the first from the second, as a sentence; none if there is one candidate."""
-    if len(ranking) == 1:
-        return []
-    pair = [one for name in ranking["name"][:2] for one in groups if one.name == name]
-    seeds = min(len(one.runs) for one in pair)
-    gap = Gap.of(*(np.array([run.correct for run in one.runs[:seeds]]) for one in pair))
-    both = " from ".join(one.name.split(":")[0] for one in pair)
-    apart = f"{100 * gap.difference:.2f} points"
-    if not ranking["tied"][1]:
-        return [f"these seeds tell {both}: {apart}"]
-    more = gap.more_seeds()
-    if more is None:
-        return [
-            f"no number of seeds can tell {both}: {gap.images:,} images are too few for {apart}"
-        ]
-    count = f"more than {MOST_SEEDS:,}" if more + seeds > MOST_SEEDS else f"about {more}"
-    return [
-        f"{count} more seed{'s' * (more > 1)} each would tell {both} ({apart}, power {100 * POWER:.0f} %)"
-    ]
+def _winner_record(conclusion: _Conclusion) -> dict[str, object]:
+    ranking = conclusion.ranking
+    winner = ranking[ranking["winner"]].rename(columns=ACCURACY_COLUMNS)
+    return {str(name): value for name, value in winner.to_dict("records")[0].items()}
 
 
-def _print(
-    work: Confirmation, log: run_log.RunLog, ranking: pd.DataFrame, lessons: Sequence[str]
+def _write_files(
+    race: SeedRace, conclusion: _Conclusion, results: RunResults, log: RunWriter
 ) -> None:
-    """Print the ranking, what it teaches, the winner, and what to do next."""
-    study, terminal, winner = work.plan.study, console.console(), ranking[ranking["winner"]].iloc[0]
-    title, note = (
-        f"Confirmation of study '{study.study}'",
-        " (Tukey over seeds, or Holm over images); * the winner",
-    )
-    is_even = ranking["seeds"].nunique() == 1
-    note += "" if is_even else "; those with more seeds first"
-    terminal.print(
-        console.ranked_table(
-            title, ranking.rename(columns=ACCURACY_COLUMNS), console.CANDIDATES, note
-        )
-    )
-    is_smallest = study.confirm.prefer == "smallest"
-    why = f"the highest mean{'' if is_even else ' of those with the most seeds'}"
-    why = "the smallest of those that cannot be told from the best" if is_smallest else why
-    networks = f"{ranking['seeds'].sum()} networks were compared"
-    winner_text = f"winner: {winner['name']} ({why}), run {winner['run_id']}"
-    mixed = report.mixture(work.plan.uri, work.parent, {run.run_id for run in work.runs.values()})
-    terminal.print(
-        "\n".join([*lessons, networks, *filter(None, [mixed]), winner_text]), soft_wrap=True
-    )
-    where = address(study.study, {"tracking.uri": work.plan.run.tracking.uri})
-    view = views.address(log.client, log.uri, log.run_id, children=True)
-    terminal.print(f"next:\n  python sweeps/promote.py {where}\n  {view}", soft_wrap=True)
-
-
-def _describe(
-    work: Confirmation,
-    log: run_log.RunLog,
-    ranking: pd.DataFrame | None,
-    lessons: Sequence[str] = (),
-) -> None:
-    """Put the winner, the ranking and what failed on the parent's page; without a ranking it goes on."""
-    study, keys = work.plan.study, ["training.seed", *(one.key for one in work.plan.dimensions)]
-    asked = (
-        f"Asked: are the {len(work.names)} best configurations of study '{study.study}' as good on "
-    )
-    count = (
-        f"{len(work.seeds)}"
-        if work.first == len(work.seeds)
-        else f"{work.first} to {len(work.seeds)}"
-    )
-    asked += f"{count} fresh seeds; the winner is the {study.confirm.prefer} among ties"
-    where = address(study.study, {"tracking.uri": work.plan.run.tracking.uri})
-    if ranking is None:
-        log.describe(
-            views.RunDescription(
-                "no winner yet", asked, command=f"python sweeps/confirm.py {where}"
-            ),
-            keys,
-        )
+    """Write tables and figures, what all networks misclassify among them."""
+    figures = log.folder / "figures"
+    charts.write_table(conclusion.seeds, log.folder, "seeds")
+    charts.write_table(conclusion.ranking, log.folder, "confirmation")
+    ranking = conclusion.ranking.rename(columns={"name": "candidate"})
+    figure = confirmation_figure(conclusion.seeds, ranking, conclusion.lessons)
+    charts.save(figure, figures / "confirmation.png")
+    read = results.evaluations(conclusion.run_ids)
+    known = [evaluation for evaluation in read if evaluation is not None]
+    if not known:
         return
-    winner, figures = ranking[ranking["winner"]].iloc[0], FIGURES
-    mean = f"{console.accuracy_with_interval(dict(winner))}, mean of {winner['seeds']} fresh seeds"
-    answer = f"{mean}, is the accuracy of the winner, {winner['name']}"
-    asked = ". ".join([asked, *lessons])
-    given = (
-        ranking,
-        console.CANDIDATES,
-        work.failures()[:5],
-        figures,
-        f"python sweeps/promote.py {where}",
+    table = misclassified_by_all(known)
+    charts.write_table(table, log.folder, MISCLASSIFIED)
+    digits = load_digits(race.plan.run.data)
+    figure = paired_figures.misclassified_by_all(
+        table, digits.validation_images, digits.validation_index, len(known)
     )
-    log.describe(views.RunDescription(answer, asked, *given), keys)
+    charts.save(figure, figures / f"{MISCLASSIFIED}.png")
 
 
-def confirmation_figure(
-    seeds: pd.DataFrame, summary: pd.DataFrame, lessons: Sequence[str] = ()
-) -> Figure:
-    """Draw every candidate over its seeds, in the order of the ranking; accuracies lie in [0, 1].
-
-    Columns of ``seeds`` are candidate, seed, val_accuracy; of ``summary`` candidate, mean, low and high (its 95 %
-    interval), winner, tied, parameters, sweep_val_accuracy, and the standard deviations sd_seeds, sd_images, sd_both.
-    """
-    if summary.empty:
-        return charts.message_figure(
-            "Confirmation over seeds", "No candidate has been confirmed yet."
-        )
-    ranked = summary.set_index("candidate")
-    each, counted = ("", "candidate") if len(ranked) == 1 else (" each", "candidates")
-    counts = seeds.groupby("candidate").size()
-    count = (
-        f"{counts.min()}" if counts.min() == counts.max() else f"{counts.min()} to {counts.max()}"
+def _print(race: SeedRace, conclusion: _Conclusion, results: RunResults) -> None:
+    """Print the ranking, what it teaches, the winner, and what to do next."""
+    study = race.plan.study
+    winner = conclusion.winner
+    print_ranking(f"Confirmation of study '{study.study}'", conclusion.table)
+    is_even = conclusion.ranking["seeds"].nunique() == 1
+    rule = sentences.winner_rule(study.confirm.prefer, is_even=is_even)
+    run_ids = {run.run_id for run in race.runs.values()}
+    print_lines(
+        *conclusion.lessons,
+        f"{conclusion.ranking['seeds'].sum()} networks were compared",
+        results.machines(race.parent_run_id, run_ids),
+        f"winner: {winner.name} ({rule}), run {winner.run_id}",
     )
-    count = f"{count} fresh seed{'s' * (count != '1')}"
-    title = (
-        f"{len(ranked)} {counted} on {count}{each}, {len(seeds)} network{'s' * (len(seeds) > 1)}"
-    )
-    looks = [_look(won, tied) for won, tied in zip(ranked["winner"], ranked["tied"], strict=True)]
-    ends = 100 * ranked[["mean", "low", "high"]].to_numpy(dtype=float).T
-    texts = []
-    for row in ranked.to_dict("records"):
-        noise = [f"{100 * row[f'sd_{name}']:.2f}" for name in ("seeds", "images", "both")]
-        noises = f"± {noise[0]} seeds, {noise[1]} images, {noise[2]} both"
-        texts.append(f"{row['parameters']:,} parameters\n{noises}")
-    figure, axes, shared = charts.interval_figure(title, ranked.index, ends, looks, texts, row=0.75)
-    table = seeds.pivot_table(index="candidate", columns="seed", values="val_accuracy").reindex(
-        ranked.index
-    )
-    ring: charts.Look = {
-        "color": charts.GREY,
-        "lw": 0.5,
-        "ms": 6,
-        "mfc": "white",
-        "mec": charts.GREY,
-        "zorder": 1,
-    }
-    label = "one seed (lines join the same)"
-    axes.plot(100 * table.to_numpy(), np.arange(len(table)), "o-", label=label, **ring)
-    cross: charts.Look = {"marker": "X", "color": charts.ORANGE, "ms": 9, "ls": "", "zorder": 4}
-    axes.plot(
-        100 * ranked["sweep_val_accuracy"], np.arange(len(table)), label="in the sweep", **cross
-    )
-    heading = [textwrap.fill(text[0].upper() + text[1:], 95) for text in lessons]
-    charts.style_axes(
-        axes,
-        "validation accuracy (%), 95 % interval of the mean",
-        "candidate",
-        "\n".join([*heading, *filter(None, [shared])]),
-    )
-    charts.legend_below(figure, axes)
-    return figure
+    promote = f"python sweeps/promote.py {_address(race.plan)}"
+    print_next(promote, race.tracker.address(race.parent_run_id, children=True))
 
 
-def _look(won: bool, tied: bool) -> charts.Look:
-    if won:
-        return {"color": charts.GREEN, "marker": "*", "ms": 16, "label": "winner"}
-    if tied:
-        return {
-            "color": charts.BLUE,
-            "marker": "D",
-            "ms": 8,
-            "label": "cannot be told from the best",
-        }
-    return {
-        "color": charts.RED,
-        "marker": "D",
-        "ms": 8,
-        "mfc": "white",
-        "label": "worse than the best",
-    }
+def _description(race: SeedRace, conclusion: _Conclusion | None = None) -> RunDescription:
+    """Describe the parent run: winner, ranking and failures; without a conclusion it goes on."""
+    study = race.plan.study
+    seeds = sentences.range_of([race.first_seeds, len(race.seeds)])
+    question = sentences.confirmation_question(
+        study.study, len(race.entries), seeds, study.confirm.prefer
+    )
+    if conclusion is None:
+        again = f"python sweeps/confirm.py {_address(race.plan)}"
+        return RunDescription("no winner yet", question, command=again)
+    return RunDescription(
+        answer=sentences.confirmation_answer(conclusion.winner),
+        question=". ".join([question, *conclusion.lessons]),
+        ranking=conclusion.table,
+        problems=race.failures()[:MOST_PROBLEMS],
+        files=FILES,
+        command=f"python sweeps/promote.py {_address(race.plan)}",
+    )
+
+
+def _keys(plan: StudyPlan) -> list[str]:
+    """Return the config keys that MLflow's view of the runs has columns for."""
+    return ["training.seed", *plan.keys]
+
+
+def _address(plan: StudyPlan) -> str:
+    return study_arguments(plan.study.study, {"tracking.uri": plan.run.tracking.uri})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from digit_study.support import console
+from digit_study.support import formatting
 from digit_study.support.job_progress import JobProgress
 from digit_study.trial.events import (
     Decision,
@@ -67,7 +67,7 @@ class JobList:
         match outcome:
             case Finished():
                 self.outcomes[job.key] = outcome
-                text = console.accuracy_with_interval(outcome.result.metrics)
+                text = formatting.accuracy_with_interval(outcome.result.metrics)
             case Failed() if runs_again:
                 deaths = job.deaths + int(outcome.cause.is_trials_fault)
                 self._waiting.insert(0, replace(job, deaths=deaths))

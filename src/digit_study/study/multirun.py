@@ -7,18 +7,23 @@ from dataclasses import replace
 
 import pandas as pd
 
+from digit_study.report.description import RunDescription
 from digit_study.report.figures import charts
+from digit_study.report.figures.ranking_figures import leaderboard_figure
+from digit_study.report.ranking import RankedTable, RankingKind
+from digit_study.report.sentences import ranking_answer, runs_question
+from digit_study.report.terminal import print_lines, print_ranking, print_run
 from digit_study.stats import ranking
 from digit_study.stats.ranking import Candidate
 from digit_study.study.job_list import JobList
 from digit_study.study.parent_run import parent_run
 from digit_study.study.run_plan import PlannedRun, RunPlan
-from digit_study.support import console
+from digit_study.support.errors import StudyError
 from digit_study.support.job_progress import job_progress
-from digit_study.support.messages import StudyError, raise_violations
-from digit_study.support.rules import flatten
-from digit_study.tracking import session, views
+from digit_study.support.rules import flatten, raise_violations
+from digit_study.tracking import session
 from digit_study.tracking.location import experiment_name
+from digit_study.tracking.pages import INITIAL
 from digit_study.tracking.session import Tracker
 from digit_study.tracking.writer import RunWriter
 from digit_study.trial.events import Failed, Finished
@@ -30,6 +35,8 @@ from digit_study.trial.runner import Job, Runner
 Outcomes = Sequence[Finished | Failed]
 #: Characters that the name of a run has at most.
 LONGEST_NAME = 200
+#: Files that the page of a parent run links.
+FILES = ("figures/comparison.png", "figures/class_counts.png", "figures/samples.png")
 #: Failures that the page of a parent run lists.
 LISTED_FAILURES = 5
 
@@ -48,7 +55,7 @@ def run(plan: RunPlan) -> None:
         else:
             result = train_single(plan, tracker, run_name(plan.runs[0], []))
             where = tracker.address(result.run_id)
-            console.console().print(console.run_table(result.run_id, result.metrics, where))
+            print_run(result.run_id, result.metrics, where)
 
 
 def train_single(plan: RunPlan, tracker: Tracker, name: str, **tags: str) -> TrialResult:
@@ -90,7 +97,7 @@ def _run_many(plan: RunPlan, tracker: Tracker) -> None:
         text for text in plan.typed if "tracking." not in text and not text.startswith("hydra")
     ]
     title = f"{len(plan.runs)} runs: {' '.join(swept)}"[:LONGEST_NAME]
-    tags = {"kind": "multirun", **views.INITIAL}
+    tags = {"kind": "multirun", **INITIAL}
     run_id = tracker.create_run(first.config, first.dataset, title, **tags)
     with parent_run(tracker, run_id, first.config) as writer:
         _describe(writer, plan, [], [])
@@ -103,12 +110,10 @@ def _run_many(plan: RunPlan, tracker: Tracker) -> None:
             if isinstance(outcome, Failed)
         ]
         _describe(writer, plan, boards, failed)
-        terminal = console.console()
         for board in boards:
-            table = console.ranked_table("Comparison", board, console.RUNS, " (McNemar)")
-            terminal.print(table)
-        where = tracker.address(run_id, children=True)
-        terminal.print(f"parent run {run_id}; look at it: {where}", soft_wrap=True)
+            compared = RankedTable.of(RankingKind.RUNS, board)
+            print_ranking("Comparison on the validation images", compared)
+        print_lines(f"parent run {run_id}", f"see it: {tracker.address(run_id, children=True)}")
         if failed:
             raise_violations([f"{len(failed)} of {len(outcomes)} runs FAILED:", *failed])
 
@@ -164,7 +169,7 @@ def _rank(
         if len(boards) == 1:
             suffix = ""
         charts.write_table(board, writer.folder, f"comparison{suffix}")
-        figure = charts.comparison(board, "Validation accuracy")
+        figure = leaderboard_figure(board, "Validation accuracy")
         charts.save(figure, writer.folder / "figures" / f"comparison{suffix}.png")
     if len(boards) == 1:
         writer.best(boards[0], f"{len(boards[0])} runs")
@@ -175,19 +180,17 @@ def _describe(
     writer: RunWriter, plan: RunPlan, boards: Sequence[pd.DataFrame], failed: Sequence[str]
 ) -> None:
     """Put the answer and the first runs on the parent's page."""
-    answers = [ranking.sentence(board, "run") for board in boards]
-    table = pd.DataFrame()
+    answers = [ranking_answer(board, "run") for board in boards]
+    table = None
     if boards:
-        table = boards[0]
+        table = RankedTable.of(RankingKind.RUNS, boards[0])
     configs = [flatten(planned.config) for planned in plan.runs]
     differing = [key for key in configs[0] if len({str(config[key]) for config in configs}) > 1]
-    figures = [f"figures/{name}.png" for name in ("comparison", "class_counts", "samples")]
-    description = views.RunDescription(
+    description = RunDescription(
         answer="; ".join(answers) or "no run has finished yet",
-        asked=f"Asked: which of {len(plan.runs)} runs is best: {' '.join(plan.typed)}",
+        question=runs_question(len(plan.runs), plan.typed),
         ranking=table,
-        columns=console.RUNS,
-        trouble=failed[:LISTED_FAILURES],
-        figures=figures,
+        problems=failed[:LISTED_FAILURES],
+        files=FILES,
     )
     writer.describe(description, differing)

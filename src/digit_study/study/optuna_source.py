@@ -14,7 +14,7 @@ from optuna.trial import Trial, TrialState
 
 from digit_study.config import space
 from digit_study.study import _optuna, storage
-from digit_study.study.results import remember
+from digit_study.study.results import RunResults
 from digit_study.study.storage import StoredStudy
 from digit_study.study.study_plan import StudyPlan
 from digit_study.study.trial_attributes import (
@@ -32,7 +32,7 @@ from digit_study.study.trial_attributes import (
     deaths,
 )
 from digit_study.study.trial_recorder import RUNNING_STATE, STATE_TAG, TrialEnd, TrialRecorder
-from digit_study.support import machine
+from digit_study.support import processes
 from digit_study.support.console import warn
 from digit_study.support.progress import SweepProgress
 from digit_study.tracking.session import Tracker
@@ -107,6 +107,7 @@ class OptunaSource:
         stored: StoredStudy,
         tracker: Tracker,
         parent_run_id: str,
+        results: RunResults,
         progress: SweepProgress,
     ) -> None:
         """Prepare to search; :meth:`join` begins.
@@ -116,12 +117,14 @@ class OptunaSource:
             stored: The study as Optuna has it.
             tracker: The store that has the runs of the trials.
             parent_run_id: Id of the study's run.
+            results: Keeps what trials leave, for the report.
             progress: Where trials are shown.
         """
         self._plan = plan
         self._stored = stored
         self._tracker = tracker
         self._parent_run_id = parent_run_id
+        self._results = results
         self._progress = progress
         self._recorder = TrialRecorder(plan, stored, tracker, parent_run_id, self._show_end)
         self._total = _Total(stored, _declared_total(plan))
@@ -149,7 +152,7 @@ class OptunaSource:
         study = self._stored.study
         with self._turn():
             joined = [key for key in study.user_attrs if key.startswith(storage.SUPERVISED)]
-            study.set_user_attr(f"{storage.SUPERVISED}{machine.process_name()}", True)
+            study.set_user_attr(f"{storage.SUPERVISED}{processes.process_name()}", True)
             study.sampler, study.pruner = _optuna.make_sampler_and_pruner(
                 search, _longest_epochs(self._plan), len(joined)
             )
@@ -181,7 +184,7 @@ class OptunaSource:
             if self._total.left() == 0:
                 return None
             trial = self._ask()
-            trial.set_user_attr(SUPERVISOR, machine.process_name())
+            trial.set_user_attr(SUPERVISOR, processes.process_name())
         self._stored.send_heartbeats([trial.number])
         if self._stored.drop_excess(trial, _declared_total(self._plan)):
             return None
@@ -276,7 +279,7 @@ class OptunaSource:
     @property
     def _is_alone(self) -> bool:
         """Whether every trial is of this process: then its two stores agree unless it was cut off."""
-        this_process = machine.process_name()
+        this_process = processes.process_name()
         supervisors = {trial.user_attrs.get(SUPERVISOR) for trial in self._stored.trials()}
         return supervisors <= {this_process}
 
@@ -333,7 +336,7 @@ class OptunaSource:
         trial = self._stored.trial(running.trial.number)
         match outcome:
             case Finished():
-                remember(self._tracker.uri, outcome.result)
+                self._results.remember(outcome.result)
                 seconds = [record["epoch_seconds"] for record in outcome.result.epochs]
                 metrics = {**outcome.result.metrics, "epoch_seconds": statistics.mean(seconds)}
                 recorder.complete(trial, metrics)
@@ -382,7 +385,7 @@ class OptunaSource:
 
         A trial whose supervisor dies meanwhile is run again here.
         """
-        this_process = machine.process_name()
+        this_process = processes.process_name()
         others = [
             trial.number
             for trial in self._stored.trials(TrialState.RUNNING)

@@ -1,126 +1,162 @@
-"""The best networks image by image, as the page compares them: learning curves, confusions, mistakes as images."""
+"""The best networks image by image, for the study page: learning curves, confusions, mistakes."""
+
+from __future__ import annotations
 
 import base64
 import io
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pandas as pd
 from PIL import Image
 
 from digit_study.data import digits, sources
 from digit_study.data.sources import DataConfig
+from digit_study.report.study_report import MOST_MISTAKES, NetworkComparison
 from digit_study.stats.metrics import Evaluation
-from digit_study.study import results as report
-from digit_study.study.results import MOST_NETWORKS
-from digit_study.support.messages import StudyError, first_line, short_names
-from digit_study.tracking import queries as lookup
+from digit_study.study.results import MOST_NETWORKS, RunResults
+from digit_study.support.errors import StudyError, first_line
+from digit_study.support.suggestions import short_names
 
-#: Mistakes of a network that are shown: those it was surest of.
-MOST_MISTAKES = 40
+#: Metrics of a learning curve.
+CURVES = ("val_accuracy", "val_loss")
 
 
 @dataclass(frozen=True)
-class Networks:
-    """What the page's script draws, as JSON; a note says what is missing, and why."""
+class _Images:
+    """Images as base64 PNG by their index, or the reason why there are none."""
 
-    curves: list[dict[str, Any]]  # name, epoch, val_accuracy, val_loss
-    compared: list[
-        dict[str, Any]
-    ]  # name, run_id, confusion (10, 10), says and sure of each of the images
-    images: list[dict[str, Any]]  # index, label, png (base64)
-    note: str
+    png: Mapping[int, str]
+    problem: str = ""
 
 
-def networks(uri: str, source: DataConfig, board: pd.DataFrame) -> Networks:
-    """The best of a leaderboard, whose runs are in the store ``uri`` and were validated on digits of ``source``."""
+def compare_networks(
+    results: RunResults, source: DataConfig, board: pd.DataFrame
+) -> NetworkComparison:
+    """Collect the best networks of a leaderboard.
+
+    Networks are left out that cannot be read, or were validated on other images than the first.
+
+    Args:
+        results: Results of the runs.
+        source: The digits that they were validated on.
+        board: The leaderboard.
+    """
     top = board.head(MOST_NETWORKS)
     names, _ = short_names([str(name) for name in top["name"]])
     best = dict(zip(map(str, top["run_id"]), names, strict=True))
-    # left out are those that cannot be read, or were validated on other images than the first
-    read: dict[str, Evaluation] = {}
-    mistakes: set[int] = set()
-    for run_id, one in zip(
-        best, lookup.each(uri, partial(report.evaluation, uri), best), strict=True
-    ):
-        if one is not None and all(
-            np.array_equal(one.index, other.index) for other in read.values()
-        ):
-            read[run_id] = one
-            wrong = np.flatnonzero(~one.correct)
-            surest = wrong[np.argsort(-one.probabilities.max(axis=1)[wrong], kind="stable")]
-            mistakes |= set(one.index[surest[:MOST_MISTAKES]].tolist())
+    evaluations = _comparable(results, list(best))
+    mistakes = {int(image) for found in evaluations.values() for image in _surest_mistakes(found)}
     shown = sorted(mistakes)
-    images, note = _images(source, shown)
-    if len(read) < len(best):
-        note = " ".join(
-            [
-                note,
-                f"Of {len(best) - len(read)} networks there are no predictions that can be read.",
-            ]
-        )
+    images = _load_images(source, shown)
+    notes = [images.problem]
+    missing = len(best) - len(evaluations)
+    if missing:
+        notes.append(f"Of {missing} networks there are no predictions that can be read.")
     compared = []
-    for run_id, one in read.items():
-        places = np.searchsorted(one.index, shown)
-        sure = np.round(100 * one.probabilities.max(axis=1)[places]).astype(int)
-        says = {"says": one.predicted[places].tolist(), "sure": sure.tolist()}
-        compared.append(
-            {"name": best[run_id], "run_id": run_id, "confusion": one.confusion.tolist(), **says}
-        )
-    labels = {
-        int(i): int(label)
-        for one in read.values()
-        for i, label in zip(one.index, one.labels, strict=True)
+    labels: dict[int, int] = {}
+    for run_id, evaluation in evaluations.items():
+        compared.append(_compared(best[run_id], run_id, evaluation, shown))
+        labels |= dict(zip(evaluation.index.tolist(), evaluation.labels.tolist(), strict=True))
+    cells = []
+    for index in shown:
+        cells.append({"index": index, "label": labels[index], "png": images.png.get(index)})
+    curves = results.tracker.each(lambda run: _curve(results, *run), best.items())
+    return NetworkComparison(curves, compared, cells, " ".join(filter(None, notes)))
+
+
+def _comparable(results: RunResults, run_ids: Sequence[str]) -> dict[str, Evaluation]:
+    """Return the evaluations on the same images, by the id of the run."""
+    found: dict[str, Evaluation] = {}
+    for run_id, evaluation in zip(run_ids, results.evaluations(run_ids), strict=True):
+        if evaluation is None:
+            continue
+        if all(np.array_equal(evaluation.index, other.index) for other in found.values()):
+            found[run_id] = evaluation
+    return found
+
+
+def _surest_mistakes(evaluation: Evaluation) -> npt.NDArray[np.int64]:
+    """Return the index of each of the mistakes that a network was surest of."""
+    wrong = np.flatnonzero(~evaluation.correct)
+    confidence = evaluation.probabilities.max(axis=1)[wrong]
+    surest = wrong[np.argsort(-confidence, kind="stable")]
+    return evaluation.index[surest[:MOST_MISTAKES]]
+
+
+def _compared(
+    name: str, run_id: str, evaluation: Evaluation, shown: Sequence[int]
+) -> dict[str, Any]:
+    positions = np.searchsorted(evaluation.index, shown)
+    confidence = np.round(100 * evaluation.probabilities.max(axis=1)[positions]).astype(int)
+    return {
+        "name": name,
+        "run_id": run_id,
+        "confusion": evaluation.confusion.tolist(),
+        "says": evaluation.predicted[positions].tolist(),
+        "sure": confidence.tolist(),
     }
-    cells = [{"index": index, "label": labels[index], "png": images.get(index)} for index in shown]
-    curves = lookup.each(uri, lambda run: _curve(uri, *run), best.items())
-    return Networks(curves, compared, cells, note.strip())
 
 
-def _curve(uri: str, run_id: str, name: str) -> dict[str, Any]:
-    """A network's validation by epoch; epochs count from 1."""
-    names = "val_accuracy", "val_loss"
-    if (result := report.result_of(uri, run_id)) is not None:
-        values = [
-            {at: record[key] for at, record in enumerate(result.epochs, start=1)} for key in names
-        ]
-    else:
-        values = lookup.each(uri, partial(lookup.epoch_values, uri, run_id), names)
-    metrics = dict(zip(names, values, strict=True))
-    epochs = sorted(set[int]().union(*metrics.values()))
-    # a diverged epoch is a gap: JSON has no NaN
-    lines = {
-        key: [value if math.isfinite(value := found.get(at, math.nan)) else None for at in epochs]
-        for key, found in metrics.items()
-    }
-    return {"name": name, "epoch": epochs, **lines}
+def _curve(results: RunResults, run_id: str, name: str) -> dict[str, Any]:
+    """Return a network's validation by epoch; epochs count from 1."""
+    values = _epoch_values(results, run_id)
+    epochs = sorted(set[int]().union(*values.values()))
+    curve: dict[str, Any] = {"name": name, "epoch": epochs}
+    for metric, by_epoch in values.items():
+        curve[metric] = [_finite(by_epoch.get(epoch)) for epoch in epochs]
+    return curve
 
 
-def _images(source: DataConfig, shown: list[int]) -> tuple[dict[int, str], str]:
-    """PNGs by index, base64, ink on paper; or none, and a sentence that says why the digits are not there."""
+def _epoch_values(results: RunResults, run_id: str) -> dict[str, dict[int, float]]:
+    result = results.remembered(run_id)
+    if result is None:
+        ask = partial(results.tracker.epoch_values, run_id)
+        return dict(zip(CURVES, results.tracker.each(ask, CURVES), strict=True))
+    found: dict[str, dict[int, float]] = {}
+    for metric in CURVES:
+        found[metric] = {
+            epoch: record[metric] for epoch, record in enumerate(result.epochs, start=1)
+        }
+    return found
+
+
+def _finite(value: float | None) -> float | None:
+    """Return a number, None for an epoch that diverged: JSON has no NaN."""
+    if value is None or not math.isfinite(value):
+        return None
+    return value
+
+
+def _load_images(source: DataConfig, shown: Sequence[int]) -> _Images:
+    """Return validation images as PNG, ink on paper."""
     if not shown:
-        return {}, ""
+        return _Images({})
     try:
         loaded = digits.load_digits(sources.resolve(source).config)
     except (StudyError, OSError) as fault:
-        return (
+        reason = first_line(fault)
+        return _Images(
+            {}, f"The digits are not there any more, so no mistake is shown as an image: {reason}"
+        )
+    positions = {int(index): at for at, index in enumerate(loaded.validation_index)}
+    if not positions.keys() >= set(shown):
+        return _Images(
             {},
-            f"The digits are not there any more, so no mistake can be shown as an image: {first_line(fault)}",
+            "The digits are others than these networks were validated on: "
+            "no mistake is shown as an image.",
         )
-    place = {int(index): at for at, index in enumerate(loaded.validation_index)}
-    if not place.keys() >= set(shown):
-        return (
-            {},
-            "The digits are others than these networks were validated on: no mistake is shown as an image.",
-        )
-    drawn = {}
-    for index in shown:
-        file = io.BytesIO()
-        Image.fromarray(255 - loaded.validation_images[place[index]][..., 0]).save(
-            file, format="png", optimize=True
-        )
-        drawn[index] = base64.b64encode(file.getvalue()).decode()
-    return drawn, ""
+    pixels = loaded.validation_images
+    return _Images({index: _png(pixels[positions[index]]) for index in shown})
+
+
+def _png(pixels: npt.NDArray[np.uint8]) -> str:
+    """Return an image (28, 28, 1) as PNG in base64, ink on paper."""
+    file = io.BytesIO()
+    Image.fromarray(255 - pixels[..., 0]).save(file, format="png", optimize=True)
+    return base64.b64encode(file.getvalue()).decode()

@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 from mlflow.entities import Run
 
 from digit_study.config.run_config import Config, resolve_config
+from digit_study.report.terminal import print_lines, print_run
 from digit_study.stats.metrics import Evaluation, evaluation_of
 from digit_study.stats.ranking import SIGNIFICANCE, PairedTest, paired_test
 from digit_study.study.multirun import train_single
 from digit_study.study.run_plan import PlannedRun, RunPlan
-from digit_study.support import console
-from digit_study.support.messages import StudyError
+from digit_study.support.errors import StudyError
 from digit_study.support.workspace import Workspace
 from digit_study.tracking import provenance, session
 from digit_study.tracking.location import store_uri
@@ -77,8 +77,8 @@ def reproduce(asked: Config, workspace: Workspace) -> None:
         }
         tracker.tag_run(result.run_id, verdict_tags)
         where = tracker.address(result.run_id)
-    console.console().print(console.run_table(result.run_id, result.metrics, where))
-    console.console().print(verdict.sentence)
+    print_run(result.run_id, result.metrics, where)
+    print_lines(verdict.sentence)
 
 
 def assess(old: Run, new: Run, weights: str, test: PairedTest) -> Verdict:

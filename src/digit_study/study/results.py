@@ -1,10 +1,11 @@
-"""A study at its end: the leaderboard with ties, tables, what is said of them, and the best of them as a command."""
+"""What a study found: results of its runs, its leaderboard, its tables, its best trial."""
+
+from __future__ import annotations
 
 import re
 import shlex
-from collections import Counter
-from collections.abc import Mapping, Set
-from dataclasses import replace
+from collections.abc import Iterable, Mapping, Set
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,15 @@ from optuna.trial import FrozenTrial, TrialState
 
 from digit_study.config import space
 from digit_study.config.study_config import pruner_of
-from digit_study.report.figures import charts
-from digit_study.report.figures import optuna_figures as study_pictures
+from digit_study.report import sentences
+from digit_study.report.description import RunDescription
+from digit_study.report.figures import charts, optuna_figures, ranking_figures
+from digit_study.report.ranking import RankedTable, RankingKind
+from digit_study.report.tables import Estimate
 from digit_study.stats.metrics import Evaluation, accuracy_interval, evaluation_of
-from digit_study.stats.ranking import Candidate, Group, pooled_leaderboard, sentence
+from digit_study.stats.ranking import Candidate, Group, pooled_leaderboard
 from digit_study.study.storage import StoredStudy
-from digit_study.study.study_plan import StudyPlan
-from digit_study.study.study_plan import study_arguments as address
+from digit_study.study.study_plan import StudyPlan, study_arguments
 from digit_study.study.trial_attributes import (
     EXCESS,
     REASON,
@@ -30,269 +33,383 @@ from digit_study.study.trial_attributes import (
     SEED,
     THREADS,
     Rank,
+    RankedTrial,
+    ranked_trials,
 )
-from digit_study.study.trial_recorder import ranked_trials
-from digit_study.support.console import CONFIGURATIONS, warn, with_interval
-from digit_study.support.messages import first_line
-from digit_study.tracking import provenance as origin
-from digit_study.tracking import queries as lookup
-from digit_study.tracking import runs as run_log
-from digit_study.tracking import upload as delivery
-from digit_study.tracking import views
+from digit_study.support.console import warn
+from digit_study.support.errors import first_line
+from digit_study.support.workspace import Workspace
+from digit_study.tracking import provenance
+from digit_study.tracking.session import Tracker
+from digit_study.tracking.upload import StoreFault
 from digit_study.trial.protocol import TrialResult
 
-#: Of so many trials the page of a study shows more than a row.
+#: Of so many trials, the best ones, the study page shows more than a row.
 MOST_NETWORKS = 10
-#: Of runs by store and id: final metrics, and whether each validation image is read right, in the order of their index.
-_remembered: dict[tuple[str, str], tuple[Mapping[str, float], npt.NDArray[np.bool_]]] = {}
-#: Of trials that this process saw end, by store and id: the machine of every one, and all of the best.
-_machines: dict[tuple[str, str], Mapping[str, str]] = {}
-_best: dict[tuple[str, str], TrialResult] = {}
+#: Problems that the description of a study names, the latest ones.
+MOST_PROBLEMS = 5
+#: Files that the description of a study links.
+FILES = ("study.html", "figures/leaderboard.png", "figures/importances.png", "tables/trials.csv")
+#: Groups of config keys that do not belong to a single run.
+NOT_OF_A_RUN = ("search", "confirm", "study", "tracking")
+
+
+@dataclass(frozen=True)
+class _RunFacts:
+    """What a leaderboard needs of a finished run, which changes no more."""
+
+    metrics: Mapping[str, float]
+    #: Whether each validation image is classified correctly, in the order of their index.
+    correct: npt.NDArray[np.bool_]
+
+
+class RunResults:
+    """Results of finished runs of one store, each asked for once.
+
+    What this process saw end need not be asked for at all: a store may be slow, or gone.
+    """
+
+    def __init__(self, tracker: Tracker) -> None:
+        self.tracker = tracker
+        self._facts: dict[str, _RunFacts] = {}
+        #: Whole results of the best runs that this process saw end.
+        self._best: dict[str, TrialResult] = {}
+        #: Machine of every run that this process saw end.
+        self._machines: dict[str, Mapping[str, str]] = {}
+
+    @property
+    def workspace(self) -> Workspace:
+        """Return the workspace of the store."""
+        return self.tracker.workspace
+
+    def remember(self, result: TrialResult) -> None:
+        """Keep the result of a trial that has just ended."""
+        evaluation = result.evaluation.in_order()
+        self._facts[result.run_id] = _RunFacts(result.metrics, evaluation.correct)
+        self._best[result.run_id] = replace(result, evaluation=evaluation)
+        if result.machine:
+            self._machines[result.run_id] = result.machine
+        if len(self._best) > MOST_NETWORKS:
+            worst = min(self._best.values(), key=lambda kept: kept.metrics["val_accuracy"])
+            del self._best[worst.run_id]
+
+    def remembered(self, run_id: str) -> TrialResult | None:
+        """Return the whole result of a run, images in the order of their index.
+
+        Only the best of the trials that this process saw end are kept; None of any other.
+        """
+        return self._best.get(run_id)
+
+    def evaluation(self, run_id: str) -> Evaluation | None:
+        """Return the predictions of a run for the validation images, in the order of their index.
+
+        Returns:
+            None where the store does not have them.
+        """
+        if run_id in self._best:
+            return self._best[run_id].evaluation
+        try:
+            table = self.tracker.artifact_table(run_id, "predictions")
+            return evaluation_of(table).in_order()
+        except (*StoreFault, pd.errors.ParserError, KeyError):
+            return None
+
+    def evaluations(self, run_ids: Iterable[str]) -> list[Evaluation | None]:
+        """Return :meth:`evaluation` of several runs, in their order."""
+        return self.tracker.each(self.evaluation, run_ids)
+
+    def candidate(self, name: str, run_id: str, digest: str) -> Candidate | None:
+        """Return a finished run as it is ranked.
+
+        Args:
+            name: What it is called in tables.
+            run_id: Id of the run.
+            digest: sha256 of its data.
+
+        Returns:
+            None, after a warning, where the store does not have it any more.
+        """
+        try:
+            facts = self._facts_of(run_id)
+        except StoreFault as fault:
+            reason = first_line(fault)
+            warn(f"{name} is not ranked, its run {run_id} cannot be read: {reason}")
+            return None
+        return Candidate(name, run_id, dict(facts.metrics), facts.correct, digest)
+
+    def _facts_of(self, run_id: str) -> _RunFacts:
+        """Return what is known of a run; to ask the store takes 30 ms."""
+        if run_id not in self._facts:
+            table = self.tracker.artifact_table(run_id, "predictions").sort_values("index")
+            metrics = self.tracker.finished_metrics(run_id) or {}
+            self._facts[run_id] = _RunFacts(metrics, table["correct"].to_numpy(bool))
+        return self._facts[run_id]
+
+    def machines(self, parent_run_id: str, run_ids: Set[str]) -> str:
+        """Say how the machines of runs differ: processor, cores and versions.
+
+        These decide bits or seconds of a run.
+
+        Args:
+            parent_run_id: Parent of the runs.
+            run_ids: Runs that are compared with each other.
+
+        Returns:
+            A sentence, empty where nothing differs.
+        """
+        known = [self._machines[run_id] for run_id in run_ids if run_id in self._machines]
+        if len(known) == len(run_ids):
+            return provenance.mixture(known)
+        try:
+            finished = self.tracker.children(parent_run_id, "attributes.status = 'FINISHED'")
+        except StoreFault:  # the uploader says so
+            return ""
+        compared = [tags for run_id, tags in finished.items() if run_id in run_ids]
+        return provenance.mixture([provenance.plain(tags) for tags in compared])
 
 
 def feasible_trials(stored: StoredStudy) -> list[FrozenTrial]:
-    """Complete trials that keep every constraint, the best first."""
-    return [e.trial for e in ranked_trials(stored) if not e.rank.breaks_constraint]
+    """Return complete trials that keep every constraint, the best first."""
+    return [
+        entry.trial for entry in ranked_trials(stored.study) if not entry.rank.breaks_constraint
+    ]
 
 
 def trial_name(trial: FrozenTrial, plan: StudyPlan) -> str:
-    """``3: filters=16 pooling=max``: number and params, in the order of the space."""
-    params = {one.key: trial.params[one.key] for one in plan.dimensions if one.key in trial.params}
+    """Return number and params in the order of the space, as ``3: filters=16 pooling=max``."""
+    params = {key: trial.params[key] for key in plan.keys if key in trial.params}
     return f"{trial.number}: {space.short_name(params)}"
 
 
-def leaderboard(plan: StudyPlan, stored: StoredStudy) -> pd.DataFrame:
-    """Configurations by validation accuracy, replicates pooled; see :func:`ranking.pooled_leaderboard`."""
+def leaderboard(plan: StudyPlan, stored: StoredStudy, results: RunResults) -> pd.DataFrame:
+    """Rank configurations by validation accuracy, replicates pooled.
+
+    A configuration is named after its first trial.
+
+    Args:
+        plan: The study.
+        stored: Its trials.
+        results: Results of their runs.
+
+    Returns:
+        See :func:`digit_study.stats.ranking.pooled_leaderboard`.
+    """
+    digest = str(plan.run.data.sha256)
+    trials = [trial for trial in feasible_trials(stored) if RUN_ID in trial.user_attrs]
+    trials.sort(key=lambda trial: trial.number)
+
+    def read(trial: FrozenTrial) -> Candidate | None:
+        return results.candidate(trial_name(trial, plan), trial.user_attrs[RUN_ID], digest)
+
     groups: dict[str, list[Candidate]] = {}
-    trials = sorted(
-        feasible_trials(stored), key=lambda trial: trial.number
-    )  # named after its first trial
-    trials = [trial for trial in trials if RUN_ID in trial.user_attrs]
-    read = lookup.each(
-        plan.uri,
-        lambda trial: candidate(plan, trial_name(trial, plan), trial.user_attrs[RUN_ID]),
-        trials,
-    )
-    for trial, found in zip(trials, read, strict=True):
+    for trial, found in zip(trials, results.tracker.each(read, trials), strict=True):
         if found is not None:
             groups.setdefault(space.fingerprint(trial.params), []).append(found)
     return pooled_leaderboard([Group(group[0].name, group) for group in groups.values()])
 
 
-def candidate(plan: StudyPlan, name: str, run_id: str) -> Candidate | None:
-    """A finished run of the study, with its per-image validation readings; None where MLflow has it no more."""
-    try:
-        metrics, correct = _result(plan.uri, run_id)
-    except delivery.StoreFault as fault:
-        warn(f"{name} is not ranked, its run {run_id} cannot be read: {first_line(fault)}")
-        return None
-    return Candidate(name, run_id, dict(metrics), correct, str(plan.run.data.sha256))
+def ranking_of(board: pd.DataFrame) -> RankedTable:
+    """Return the leaderboard of a study as people see it."""
+    return RankedTable.of(RankingKind.CONFIGURATIONS, board)
 
 
-def remember(uri: str, result: TrialResult) -> None:
-    """Keep what is told of a trial: no leaderboard or page need ask the store for it, which may be slow, or gone."""
-    run, evaluation = (uri, result.run_id), result.evaluation.in_order()
-    _remembered[run] = result.metrics, evaluation.correct
-    _best[run] = replace(result, evaluation=evaluation)
-    if result.machine:
-        _machines[run] = result.machine
-    if len(_best) > MOST_NETWORKS:
-        del _best[min(_best, key=lambda one: _best[one].metrics["val_accuracy"])]
-
-
-def result_of(uri: str, run_id: str) -> TrialResult | None:
-    """All that a trial left, its images in order, if it is of the best that this process saw end."""
-    return _best.get((uri, run_id))
-
-
-def evaluation(uri: str, run_id: str) -> Evaluation | None:
-    """How a finished run reads the validation images, in their order; None where the store does not tell."""
-    if (result := result_of(uri, run_id)) is not None:
-        return result.evaluation
-    try:
-        return evaluation_of(lookup.prediction_table(uri, run_id)).in_order()
-    except (*delivery.StoreFault, pd.errors.ParserError, KeyError):
-        return None
-
-
-def _result(uri: str, run_id: str) -> tuple[Mapping[str, float], npt.NDArray[np.bool_]]:
-    """Final metrics of a run, and which validation images it reads right; to ask for them takes 30 ms.
-
-    They change no more. A leaderboard is made when a sweep ends, for its page, and after every trial that is watched.
-    """
-    if (uri, run_id) not in _remembered:
-        correct = (
-            lookup.prediction_table(uri, run_id).sort_values("index")["correct"].to_numpy(bool)
-        )
-        _remembered[uri, run_id] = lookup.finished_metrics(uri, run_id) or {}, correct
-    return _remembered[uri, run_id]
+def machines(stored: StoredStudy, parent_run_id: str, results: RunResults) -> str:
+    """Say how the machines of the trials differ that a leaderboard compares; empty if nothing."""
+    run_ids = {str(trial.user_attrs.get(RUN_ID)) for trial in feasible_trials(stored)}
+    return results.machines(parent_run_id, run_ids)
 
 
 def trials_frame(plan: StudyPlan, stored: StoredStudy) -> pd.DataFrame:
-    """One row a trial: number, state, value, started, finished, every objective and every searched key."""
+    """Return one row a trial.
 
-    def row(trial: FrozenTrial) -> dict[str, Any]:
-        values = trial.values or [np.nan] * len(plan.objectives)
-        return {
-            "number": trial.number,
-            "state": trial.state.name,
-            "value": values[0],
-            "started": pd.Timestamp(trial.datetime_start) if trial.datetime_start else pd.NaT,
-            "finished": pd.Timestamp(trial.datetime_complete)
-            if trial.datetime_complete
-            else pd.NaT,
-            "seed": trial.user_attrs.get(SEED),
-            "replicate_of": trial.user_attrs.get(REPLICATE_OF),
-            "reason": trial.user_attrs.get(REASON, ""),
-            "run_id": trial.user_attrs.get(RUN_ID, ""),
-            **(dict(zip(plan.objectives, values, strict=True)) if trial.values else {}),
-            **{one.key: trial.params.get(one.key) for one in plan.dimensions},
-        }
+    Returns:
+        Columns number, state, value, started, finished, seed, replicate_of, reason, run_id, every
+        objective and every searched key.
+    """
+    rows = [_trial_row(plan, trial) for trial in stored.trials()]
+    if not rows:
+        return pd.DataFrame(columns=["number", "state", "value"])
+    return pd.DataFrame(rows)
 
-    rows = [row(trial) for trial in stored.trials()]
-    return pd.DataFrame(rows, columns=None if rows else ["number", "state", "value"])
+
+def _trial_row(plan: StudyPlan, trial: FrozenTrial) -> dict[str, Any]:
+    values = trial.values or [np.nan] * len(plan.objectives)
+    row = {
+        "number": trial.number,
+        "state": trial.state.name,
+        "value": values[0],
+        "started": _time(trial.datetime_start),
+        "finished": _time(trial.datetime_complete),
+        "seed": trial.user_attrs.get(SEED),
+        "replicate_of": trial.user_attrs.get(REPLICATE_OF),
+        "reason": trial.user_attrs.get(REASON, ""),
+        "run_id": trial.user_attrs.get(RUN_ID, ""),
+    }
+    if trial.values:
+        row |= dict(zip(plan.objectives, values, strict=True))
+    return row | {key: trial.params.get(key) for key in plan.keys}
+
+
+def _time(moment: Any) -> Any:
+    if moment is None:
+        return pd.NaT
+    return pd.Timestamp(moment)
 
 
 def pareto_front(plan: StudyPlan, stored: StoredStudy) -> pd.DataFrame:
-    """One row a trial that no other beats in every objective: number, every objective, front (True)."""
-    rows = [
-        {
-            "number": trial.number,
-            **dict(zip(plan.objectives, trial.values, strict=True)),
-            "front": True,
-        }
-        for trial in sorted(stored.study.best_trials, key=lambda trial: trial.number)
-    ]
+    """Return one row a trial that no other beats in every objective.
+
+    Returns:
+        Columns number, every objective, and front, which is True.
+    """
+    rows = []
+    for trial in sorted(stored.study.best_trials, key=lambda trial: trial.number):
+        values = dict(zip(plan.objectives, trial.values, strict=True))
+        rows.append({"number": trial.number, **values, "front": True})
     return pd.DataFrame(rows, columns=["number", *plan.objectives, "front"])
 
 
 def write(plan: StudyPlan, stored: StoredStudy, board: pd.DataFrame, folder: Path) -> None:
-    """Write every table and picture of the study into ``folder``."""
+    """Write every table and picture of the study.
+
+    Args:
+        plan: The study.
+        stored: Its trials.
+        board: Its leaderboard.
+        folder: Where ``tables/`` and ``figures/`` are made.
+    """
     charts.write_table(trials_frame(plan, stored), folder, "trials")
     charts.write_table(board, folder, "leaderboard")
     if len(plan.objectives) > 1:
         charts.write_table(pareto_front(plan, stored), folder, "pareto")
+    figures = folder / "figures"
     if len(board):
-        charts.save(
-            charts.comparison(board, "Leaderboard, validation"),
-            folder / "figures" / "leaderboard.png",
-        )
-    study_pictures.write(
-        stored.study, plan.objectives, plan.keys, stored.hosts(), folder / "figures"
-    )
+        figure = ranking_figures.leaderboard_figure(board, "Leaderboard, validation images")
+        charts.save(figure, figures / "leaderboard.png")
+    optuna_figures.write(stored.study, plan.objectives, plan.keys, stored.hosts(), figures)
 
 
-def note(
-    plan: StudyPlan, stored: StoredStudy, board: pd.DataFrame | None = None
-) -> views.RunDescription:
-    """The description of the study's run: the answer, the first ten, what failed; without a ``board`` it goes on."""
-    trials, search = stored.trials(), plan.study.search
-    states = ", ".join(
-        f"{count} {state.lower()}"
-        for state, count in Counter(one.state.name for one in trials).items()
-    )
-    asked = f"Asked: which of {', '.join(plan.keys)} reads {plan.dataset} best, in {search.trials} trials "
-    asked += f"({search.sampler}, {pruner_of(search)}); {states or 'none has begun'}"
-    reasons = [(one.number, one.user_attrs.get(REASON)) for one in trials]
-    failed = [
-        f"trial {number}: {reason}"[:300]
-        for number, reason in reasons
-        if reason not in (None, EXCESS)
-    ]
-    where = address(
-        plan.study.study, {"search.storage": search.storage, "tracking.uri": plan.run.tracking.uri}
-    )
-    if board is None or board.empty:
-        answer = f"not at its end; best so far: {BestSoFar(plan, stored)()}"
-        if board is not None:
-            answer = "no trial that keeps the constraints has finished"
-        return views.RunDescription(
-            answer, asked, trouble=failed[-5:], command=f"python sweeps/optuna_search.py {where}"
-        )
-    pictures = [
-        "figures/leaderboard.png",
-        "figures/study.html",
-        "figures/importances.png",
-        "tables/trials.csv",
-    ]
-    shown = sentence(board, "trial"), asked, board, CONFIGURATIONS, failed[-5:], pictures
-    return views.RunDescription(*shown, f"python sweeps/confirm.py {where}")
+def description(
+    plan: StudyPlan,
+    stored: StoredStudy,
+    board: pd.DataFrame | None = None,
+    machines: str = "",
+) -> RunDescription:
+    """Describe the study's run: the answer, the first ten configurations, what failed.
 
-
-def machines(plan: StudyPlan, stored: StoredStudy, parent_run_id: str) -> str:
-    """The :func:`mixture` of all trials that a leaderboard compares."""
-    return mixture(
-        plan.uri,
-        parent_run_id,
-        {str(one.user_attrs.get(RUN_ID)) for one in feasible_trials(stored)},
-    )
-
-
-def mixture(uri: str, parent_run_id: str, compared: Set[str]) -> str:
-    """A sentence on what differs between the machines of the ``compared`` runs beneath a parent; empty if nothing does.
-
-    Processor, cores and versions decide bits or seconds of a run, as its tags have them.
+    Args:
+        plan: The study.
+        stored: Its trials.
+        board: Its leaderboard; None while it goes on.
+        machines: How the machines of its trials differ, empty where they do not.
     """
-    known = [_machines[uri, run_id] for run_id in compared if (uri, run_id) in _machines]
-    if len(known) == len(compared):
-        return origin.mixture(known)
-    try:
-        finished = run_log.children(uri, parent_run_id, "attributes.status = 'FINISHED'")
-    except delivery.StoreFault:  # the uploader says so
-        return ""
-    return origin.mixture([origin.plain(tags) for run_id, tags in finished if run_id in compared])
+    search = plan.study.search
+    states = [trial.state.name for trial in stored.trials()]
+    method = f"{search.sampler}, {pruner_of(search)}"
+    question = sentences.search_question(plan.keys, plan.dataset, search.trials, method, states)
+    problems = _problems(stored)
+    again = f"python sweeps/optuna_search.py {address_of(plan)}"
+    if board is None:
+        answer = f"the search has not ended; best so far: {BestSoFar(plan, stored)()}"
+        return RunDescription(answer, question, problems=problems, command=again)
+    if board.empty:
+        answer = "no trial that keeps the constraints has finished"
+        return RunDescription(answer, question, problems=problems, command=again)
+    return RunDescription(
+        answer=sentences.ranking_answer(board, "trial", machines),
+        question=question,
+        ranking=ranking_of(board),
+        problems=problems,
+        files=FILES,
+        command=f"python sweeps/confirm.py {address_of(plan)}",
+    )
+
+
+def address_of(plan: StudyPlan) -> str:
+    """Return the overrides by which another command finds the study."""
+    places = {
+        "search.storage": plan.study.search.storage,
+        "tracking.uri": plan.run.tracking.uri,
+    }
+    return study_arguments(plan.study.study, places)
+
+
+def _problems(stored: StoredStudy) -> list[str]:
+    """Return why the latest trials failed, a sentence each."""
+    found = []
+    for trial in stored.trials():
+        reason = trial.user_attrs.get(REASON)
+        if reason not in (None, EXCESS):
+            found.append(f"trial {trial.number}: {reason}"[:300])
+    return found[-MOST_PROBLEMS:]
 
 
 class BestSoFar:
     """The best trial by the first objective as text, with its interval where that is an accuracy.
 
-    Every trial is looked at once: a study may have thousands, and this is asked for at the end of each.
+    Each trial is compared once: a study may have thousands, and this is asked for at the end of
+    each.
     """
 
     def __init__(self, plan: StudyPlan, stored: StoredStudy) -> None:
-        self.plan, self.stored, self.seen = plan, stored, set[int]()
-        self.best: tuple[Rank, FrozenTrial] | None = None
+        self._objective = next(iter(plan.objectives))
+        self._stored = stored
+        self._seen: set[int] = set()
+        self._best: RankedTrial | None = None
 
     def __call__(self) -> str:
-        """What is best by now, or that nothing is yet."""
-        new = [
-            one for one in self.stored.trials(TrialState.COMPLETE) if one.number not in self.seen
-        ]
-        self.seen.update(one.number for one in new)
-        ranked = [(Rank.of(one, self.stored.study), one) for one in new] + (
-            [self.best] if self.best else []
-        )
-        self.best = min(ranked, key=lambda pair: pair[0], default=None)
-        if (
-            self.best is None or self.best[0].breaks_constraint
-        ):  # that one breaks a constraint, and so do all others
+        """Return what is best by now, or that nothing is yet."""
+        study = self._stored.study
+        for trial in self._stored.trials(TrialState.COMPLETE):
+            if trial.number in self._seen:
+                continue
+            self._seen.add(trial.number)
+            rank = Rank.of(trial, study)
+            if self._best is None or rank < self._best.rank:
+                self._best = RankedTrial(rank, trial)
+        # if the best breaks a constraint, so do all others
+        if self._best is None or self._best.rank.breaks_constraint:
             return "none yet"
-        value, objective = self.best[1].values[0], next(iter(self.plan.objectives))
-        images = self.stored.study.user_attrs.get("validation_images")
-        shown = f"{objective} {value:.6g}"
-        if objective == "val_accuracy" and images:
-            shown = with_interval(value, *accuracy_interval(round(value * images), images))
-        return f"trial {self.best[1].number}, {shown}"
+        best = self._best.trial
+        return f"trial {best.number}, {self._shown(best.values[0])}"
+
+    def _shown(self, value: float) -> str:
+        images = self._stored.study.user_attrs.get("validation_images")
+        if self._objective == "val_accuracy" and images:
+            return str(Estimate(value, *accuracy_interval(round(value * images), images)))
+        return f"{self._objective} {value:.6g}"
 
 
 def best_command(plan: StudyPlan, stored: StoredStudy) -> str:
-    """The command that trains the best trial's configuration again, with its seed, on as many threads."""
-    best, training = feasible_trials(stored)[0], plan.run.training
-    # another number of workers leaves this command other threads than that trial had; what is searched is a param
-    threads = best.user_attrs.get(THREADS, training.threads)
-    used = {SEED: best.user_attrs[SEED], THREADS: threads, "training.precision": training.precision}
-    chosen = best.params | used | best.params  # what was searched comes first, and counts
-    words = []
-    for text in plan.overrides:
-        key = text.lstrip("+~").split("=")[0]
-        if key not in chosen and re.split("[./]", key)[0] not in (
-            "search",
-            "confirm",
-            "study",
-            "tracking",
-        ):
-            words.append(text)
-    for key, value in chosen.items():
-        is_word = value is None or isinstance(value, bool)
-        words.append(f"{key}={str(value).lower().replace('none', 'null') if is_word else value}")
+    """Return the command that trains the best trial's configuration again, with its seed.
+
+    It trains on as many threads as that trial had.
+    """
+    best = feasible_trials(stored)[0]
+    training = plan.run.training
+    # another number of workers leaves this command other threads than that trial had
+    recorded = {
+        SEED: best.user_attrs[SEED],
+        THREADS: best.user_attrs.get(THREADS, training.threads),
+        "training.precision": training.precision,
+    }
+    # what was searched comes first, and counts
+    chosen = best.params | recorded | best.params
+    typed = [text for text in plan.overrides if _is_kept(text, chosen)]
+    words = [*typed, *[f"{key}={_typed(value)}" for key, value in chosen.items()]]
     return " ".join(["python src/run.py", *map(shlex.quote, words)])
+
+
+def _is_kept(override: str, chosen: Mapping[str, Any]) -> bool:
+    """Return whether an override of the study belongs to the command of a single run."""
+    key = override.lstrip("+~").split("=")[0]
+    return key not in chosen and re.split("[./]", key)[0] not in NOT_OF_A_RUN
+
+
+def _typed(value: Any) -> str:
+    """Return a value as Hydra takes it."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    return str(value)

@@ -17,9 +17,9 @@ from digit_study.config.engine_config import (
 from digit_study.config.run_config import Config, resolve_config
 from digit_study.data.digits import split_sizes
 from digit_study.model.cost import multiplications
-from digit_study.support import machine
+from digit_study.support import hardware
 from digit_study.support.console import warn
-from digit_study.support.messages import StudyError
+from digit_study.support.errors import StudyError
 from digit_study.support.rules import check, choice
 from digit_study.support.workspace import Workspace
 from digit_study.tracking.database import check_store, require_run
@@ -232,8 +232,8 @@ def _workers(options: EngineConfig, configs: Sequence[Config], nodes: Sequence[N
         return min(sum(node.capacity for node in nodes), len(configs))
     threads = [config.training.threads for config in configs if config.training.threads]
     if threads:
-        return max(1, min(machine.cores() // max(threads), len(configs)))
-    return choose_workers([_model_cost(config) for config in configs], machine.cores())
+        return max(1, min(hardware.cores() // max(threads), len(configs)))
+    return choose_workers([_model_cost(config) for config in configs], hardware.cores())
 
 
 def _model_cost(config: Config) -> float:

@@ -18,19 +18,23 @@ from typing import Any
 
 import yaml
 
-from digit_study.study import results
+from digit_study.report.tables import front_table
+from digit_study.report.terminal import print_lines, print_next, print_ranking, print_table
+from digit_study.study import results as study_results
 from digit_study.study.optuna_source import OptunaSource
 from digit_study.study.parent_run import parent_run
+from digit_study.study.results import RunResults
 from digit_study.study.storage import CREATOR, StoredStudy, open_study, orphans, study_lock
-from digit_study.study.study_plan import StudyPlan, describe_storage, study_arguments
+from digit_study.study.study_plan import StudyPlan, describe_storage
 from digit_study.study.trial_attributes import RUN_ID, WORKER
-from digit_study.support import console, machine
-from digit_study.support.messages import StudyError, without_password
+from digit_study.support import console, processes
+from digit_study.support.errors import StudyError
 from digit_study.support.progress import sweep_progress
+from digit_study.support.redaction import without_password
 from digit_study.support.rules import flatten
-from digit_study.tracking import session, views
 from digit_study.tracking.location import view_command
-from digit_study.tracking.session import Tracker
+from digit_study.tracking.pages import INITIAL
+from digit_study.tracking.session import Tracker, session
 from digit_study.tracking.writer import RunWriter
 from digit_study.trial.protocol import ENGINES, Engine, EngineContext
 from digit_study.trial.runner import Runner
@@ -44,13 +48,15 @@ PRINTED_ROWS = 10
 def run_study(
     plan: StudyPlan,
     open_engine: Callable[[EngineContext], Engine] | None = None,
-    around: Callable[[StudyPlan], AbstractContextManager[Any]] = nullcontext,
+    results: RunResults | None = None,
+    around: Callable[[], AbstractContextManager[Any]] = nullcontext,
 ) -> StoredStudy:
     """Search until the declared total is met, then report; the same call resumes.
 
     Args:
         plan: The study.
         open_engine: Makes the engine; by default that of ``search.engine``.
+        results: Keeps what trials leave, for whoever reports on them later.
         around: Left when everything is reported, while the store can still be asked.
 
     Raises:
@@ -61,15 +67,13 @@ def run_study(
     stored = open_study(plan.study, plan.run, plan.overrides, plan.workspace)
     # a worker that was suspended while it wrote still holds its lock on the tracking store
     for trial in orphans(stored):
-        machine.end_process(trial.user_attrs.get(WORKER))
+        processes.end_process(trial.user_attrs.get(WORKER))
     engine = (open_engine or ENGINES[search.engine])(plan.context)
-    with (
-        session.session(
-            plan.uri, plan.workspace, search.outage_timeout, "search.outage_timeout"
-        ) as tracker,
-        around(plan),
-    ):
-        _search(plan, stored, engine, tracker)
+    timeout = search.outage_timeout
+    if results is None:
+        results = RunResults(Tracker(plan.uri, plan.workspace))
+    with session(plan.uri, plan.workspace, timeout, "search.outage_timeout") as tracker, around():
+        _search(plan, stored, engine, results, tracker)
         if tracker.fault is not None:
             # what is around this may ask the store
             tracker.wait()
@@ -90,7 +94,13 @@ def runs_elsewhere(plan: StudyPlan) -> StudyError:
     )
 
 
-def _search(plan: StudyPlan, stored: StoredStudy, engine: Engine, tracker: Tracker) -> None:
+def _search(
+    plan: StudyPlan,
+    stored: StoredStudy,
+    engine: Engine,
+    results: RunResults,
+    tracker: Tracker,
+) -> None:
     """Run the trials of a study and report on them."""
     run_id = _open_parent(plan, stored, tracker)
     with parent_run(
@@ -98,16 +108,16 @@ def _search(plan: StudyPlan, stored: StoredStudy, engine: Engine, tracker: Track
         run_id,
         plan.run,
         interrupted=f"interrupted: the same command goes on with study '{plan.study.study}'",
-        report=partial(_report, plan, stored, tracker),
+        report=partial(_report, plan, stored, results),
         lock=study_lock(plan.workspace, plan.study.study, "report"),
     ) as writer:
-        writer.describe(results.note(plan, stored), plan.keys)
+        writer.describe(study_results.description(plan, stored), plan.keys)
         _write_study_config(plan, writer)
         # what the imports left need not be gone through in every collection of garbage
         gc.freeze()
         began = time.monotonic()
-        with sweep_progress(results.BestSoFar(plan, stored)) as progress:
-            source = OptunaSource(plan, stored, tracker, run_id, progress)
+        with sweep_progress(study_results.BestSoFar(plan, stored)) as progress:
+            source = OptunaSource(plan, stored, tracker, run_id, results, progress)
             source.join()
             runner = Runner(
                 engine, tracker, plan.health(), awaits_upload=stored.database is not None
@@ -132,17 +142,17 @@ def _open_parent(plan: StudyPlan, stored: StoredStudy, tracker: Tracker) -> str:
             return known
         if any(RUN_ID in trial.user_attrs for trial in stored.trials()):
             raise runs_elsewhere(plan)
-        tags = {**views.INITIAL, "study": study, "kind": "study", "study.uid": stored.uid}
+        tags = {**INITIAL, "study": study, "kind": "study", "study.uid": stored.uid}
         return tracker.create_run(plan.run, plan.dataset, f"study {study}", **tags)
 
 
 def _await_creator(stored: StoredStudy, tracker: Tracker) -> None:
     """Leave the creation of the run to the process that created the study, while that lives."""
     creator = stored.study.user_attrs.get(CREATOR)
-    if creator in (machine.process_name(), None):
+    if creator in (processes.process_name(), None):
         return
     deadline = time.monotonic() + PARENT_WITHIN_S
-    while machine.is_alive(creator) and time.monotonic() < deadline:
+    while processes.is_alive(creator) and time.monotonic() < deadline:
         if find_parent(tracker, stored) is not None:
             return
         time.sleep(0.5)
@@ -171,7 +181,7 @@ def _log_efficiency(
 
 
 def _report(
-    plan: StudyPlan, stored: StoredStudy, tracker: Tracker, writer: RunWriter, status: str
+    plan: StudyPlan, stored: StoredStudy, results: RunResults, writer: RunWriter, status: str
 ) -> None:
     """Put the leaderboard on the study's run, on the terminal and on disk.
 
@@ -179,50 +189,39 @@ def _report(
         StudyError: If no trial finished, unless the study fails for another reason.
     """
     if status == "KILLED":
-        writer.describe(results.note(plan, stored), plan.keys)
+        writer.describe(study_results.description(plan, stored), plan.keys)
         return
-    board = results.leaderboard(plan, stored)
-    board.attrs["machines"] = results.machines(plan, stored, writer.run_id)
-    results.write(plan, stored, board, writer.folder)
-    writer.describe(results.note(plan, stored, board), plan.keys)
+    board = study_results.leaderboard(plan, stored, results)
+    machines = study_results.machines(stored, writer.run_id, results)
+    study_results.write(plan, stored, board, writer.folder)
+    writer.describe(study_results.description(plan, stored, board, machines), plan.keys)
     if board.empty and status == "FAILED":
         return
-    study = plan.study.study
     if board.empty:
         raise StudyError(
-            f"study '{study}' has no finished trial that keeps the constraints; see "
+            f"study '{plan.study.study}' has no finished trial that keeps the constraints; see "
             f"{view_command(plan.uri, plan.workspace)}"
         )
     trials = len(stored.trials())
     best_trial = float(str(board.iloc[0]["name"]).split(":")[0])
     writer.best(board, f"{trials} trials")
     writer.metrics({"best_trial": best_trial, "trials": trials})
-    _print_report(plan, stored, tracker, writer, board)
-
-
-def _print_report(
-    plan: StudyPlan, stored: StoredStudy, tracker: Tracker, writer: RunWriter, board: Any
-) -> None:
-    """Print the leaderboard, the best configuration as a command, and what to do next."""
-    study = plan.study.study
-    command = results.best_command(plan, stored)
-    path = plan.workspace.studies / f"{study}.best.txt"
-    path.write_text(command + "\n")
-    terminal = console.console()
-    title = f"Leaderboard of study '{study}'"
-    top = board.head(PRINTED_ROWS)
-    terminal.print(console.ranked_table(title, top, console.CONFIGURATIONS))
-    if board.attrs["machines"]:
-        terminal.print(board.attrs["machines"], soft_wrap=True)
+    ranking = study_results.ranking_of(board)
+    print_ranking(f"Leaderboard of study '{plan.study.study}'", ranking, most_rows=PRINTED_ROWS)
+    if machines:
+        print_lines(machines)
     if len(plan.objectives) > 1:
-        front = results.pareto_front(plan, stored)
-        terminal.print(console.front_table(front, plan.objectives))
-    shown = plan.workspace.shown(path)
-    terminal.print(f"best config (also in {shown}):\n  {command}", soft_wrap=True)
-    stores = {
-        "search.storage": plan.study.search.storage,
-        "tracking.uri": plan.run.tracking.uri,
-    }
-    view = tracker.address(writer.run_id, children=True)
-    arguments = study_arguments(study, stores)
-    terminal.print(f"next:\n  python sweeps/confirm.py {arguments}\n  {view}", soft_wrap=True)
+        print_table(front_table(study_results.pareto_front(plan, stored), plan.objectives))
+    _print_next_steps(plan, stored, results, writer.run_id)
+
+
+def _print_next_steps(
+    plan: StudyPlan, stored: StoredStudy, results: RunResults, run_id: str
+) -> None:
+    """Print the best configuration as a command, which is also kept, and what to do next."""
+    command = study_results.best_command(plan, stored)
+    path = plan.workspace.studies / f"{plan.study.study}.best.txt"
+    path.write_text(command + "\n")
+    print_lines(f"best config (also in {plan.workspace.shown(path)}):", f"  {command}")
+    confirm = f"python sweeps/confirm.py {study_results.address_of(plan)}"
+    print_next(confirm, results.tracker.address(run_id, children=True))

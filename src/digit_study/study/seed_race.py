@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count, takewhile
 
@@ -11,10 +12,13 @@ import numpy as np
 from digit_study.config.run_config import Config
 from digit_study.stats.race import InterimAnalysis, race
 from digit_study.stats.ranking import Candidate
+from digit_study.study.parent_run import parent_run
+from digit_study.study.results import RunResults
 from digit_study.study.study_plan import StudyPlan
-from digit_study.support import console
-from digit_study.support.job_progress import JobProgress
+from digit_study.support import formatting
+from digit_study.support.job_progress import JobProgress, job_progress
 from digit_study.tracking.session import Tracker
+from digit_study.tracking.writer import RunWriter
 from digit_study.trial.events import (
     Decision,
     EpochDone,
@@ -24,7 +28,8 @@ from digit_study.trial.events import (
     StepsDone,
     Stopped,
 )
-from digit_study.trial.runner import Job
+from digit_study.trial.protocol import Engine
+from digit_study.trial.runner import Job, Runner
 
 #: Tags of a run that name its candidate and its seed.
 CANDIDATE_TAG = "candidate"
@@ -80,23 +85,13 @@ class SeedRace:
     _analysis: InterimAnalysis | None = field(default=None, init=False)
     _analysed: tuple[int, int] = field(default=(0, 0), init=False)
 
-    def resume(self, finished: Sequence[tuple[str, int, Candidate]]) -> None:
-        """Take over runs that an earlier command has finished: fingerprint, seed and result."""
-        for fingerprint, seed, candidate in finished:
-            if fingerprint in self.entries and seed in self.seeds:
-                self.runs[SeedRun(fingerprint, seed)] = candidate
-
-    def show_on(self, progress: JobProgress) -> None:
-        """Show from now on what is trained."""
-        self._progress = progress
+    def resume(self, finished: Mapping[SeedRun, Candidate]) -> None:
+        """Take over runs that an earlier command has finished."""
+        self.runs.update(finished)
 
     def name(self, run: SeedRun) -> str:
         """Return candidate and seed, for a person."""
         return f"{self.entries[run.fingerprint].name} seed {run.seed}"
-
-    def names(self) -> dict[str, str]:
-        """Return the names of the candidates by their fingerprint."""
-        return {fingerprint: entry.name for fingerprint, entry in self.entries.items()}
 
     def finished(self, fingerprint: str) -> list[Candidate]:
         """Return the runs of a candidate with its first seeds, up to one that has not finished."""
@@ -135,6 +130,13 @@ class SeedRace:
         for run in self.runs.values():
             if run.run_id not in run_ids:
                 self.tracker.drop_models(run.run_id)
+
+    def train(self, engine: Engine) -> None:
+        """Train what the race needs until it is over, on an engine that is stopped at the end."""
+        with job_progress(prints_epochs=False) as progress:
+            self._progress = progress
+            Runner(engine, self.tracker, self.plan.health()).run(self)
+        self._progress = None
 
     # The methods of a job source.
 
@@ -195,7 +197,7 @@ class SeedRace:
         match outcome:
             case Finished():
                 self._keep(run, outcome)
-                text = console.accuracy_with_interval(outcome.result.metrics)
+                text = formatting.accuracy_with_interval(outcome.result.metrics)
             case Stopped():
                 text = "not needed any more"
             case Failed() if runs_again:
@@ -287,3 +289,42 @@ class SeedRace:
         if going:
             return f"{sentence}more seeds for {', '.join(going)}"
         return f"{sentence}the race is over"
+
+
+@contextmanager
+def race_run(race: SeedRace, results: RunResults, interrupted: str) -> Iterator[RunWriter]:
+    """Write the parent run of a race, which takes over what an earlier command has finished.
+
+    Args:
+        race: The race.
+        results: Results of its runs.
+        interrupted: What a person who interrupts the command is told.
+
+    Yields:
+        The writer of the parent run.
+    """
+    tracker = race.tracker
+    tracker.close_children(race.parent_run_id, "KILLED")
+    try:
+        with parent_run(
+            tracker, race.parent_run_id, race.plan.run, interrupted=interrupted
+        ) as writer:
+            race.resume(_finished_before(race, results))
+            yield writer
+    finally:
+        tracker.close_children(race.parent_run_id, "KILLED")
+
+
+def _finished_before(race: SeedRace, results: RunResults) -> dict[SeedRun, Candidate]:
+    """Return the runs of a race that earlier commands have finished."""
+    finished = race.tracker.children(race.parent_run_id, "attributes.status = 'FINISHED'")
+    found = {}
+    for run_id, tags in finished.items():
+        run = SeedRun(tags.get(CANDIDATE_TAG, ""), int(tags.get(SEED_TAG, -1)))
+        if run.fingerprint not in race.entries or run.seed not in race.seeds:
+            continue
+        name = race.entries[run.fingerprint].name
+        candidate = results.candidate(name, run_id, str(race.plan.run.data.sha256))
+        if candidate is not None:
+            found[run] = candidate
+    return found

@@ -36,9 +36,11 @@ from digit_study.study.trial_attributes import (
     WORKER,
     counted,
 )
-from digit_study.support import machine
-from digit_study.support.messages import StudyError, nearest, without_password, without_secrets
+from digit_study.support import processes
+from digit_study.support.errors import StudyError
+from digit_study.support.redaction import without_password, without_secrets
 from digit_study.support.rules import flatten
+from digit_study.support.suggestions import nearest
 from digit_study.support.workspace import Workspace
 from digit_study.tracking import database
 
@@ -310,17 +312,17 @@ def orphans(stored: StoredStudy) -> list[FrozenTrial]:
     """Return the RUNNING trials whose supervisor is dead on this host, or silent on another."""
     is_shared = stored.database is not None
     stale = stale_trial_ids(stored.storage, stored.study.study_name)
-    this_process = machine.process_name()
+    this_process = processes.process_name()
 
     def is_orphan(trial: FrozenTrial) -> bool:
         supervisor = trial.user_attrs.get(SUPERVISOR)
         if stale and supervisor != this_process and stored.trial_id(trial.number) in stale:
             return True
         if supervisor is not None and is_shared:
-            return not machine.is_alive(supervisor)
+            return not processes.is_alive(supervisor)
         if supervisor is not None:
             # a journal is of one machine, whatever its name was when the study was created
-            return not machine.find_process(supervisor)
+            return not processes.find_process(supervisor)
         # A trial that was asked for and not signed: this machine does both under a lock, on
         # another machine it may be going on at this moment.
         if not is_shared:
@@ -411,7 +413,7 @@ def _define(created: Study, study: StudyConfig, run: Config, overrides: Sequence
     ]
     attributes = {
         UID: uuid.uuid4().hex,
-        CREATOR: machine.process_name(),
+        CREATOR: processes.process_name(),
         CREATED: time.time(),
         OVERRIDES: kept,
         DATA_PATH: run.data.path,
@@ -432,7 +434,7 @@ def _put_aside(study: StudyConfig, opened: StoredStudy, workspace: Workspace) ->
         for key in opened.study.user_attrs
         if key.startswith(SUPERVISED)
     ]
-    working = {name for name in supervisors if machine.find_process(name)}
+    working = {name for name in supervisors if processes.find_process(name)}
     abandoned = {trial.number for trial in orphans(opened)}
     for trial in opened.trials(TrialState.RUNNING):
         if trial.number not in abandoned:

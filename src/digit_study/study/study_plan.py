@@ -17,7 +17,9 @@ from digit_study.config.run_config import Config, resolve_config
 from digit_study.config.space import Dimension, Params, apply, parse_space
 from digit_study.config.study_config import StudyConfig, objectives_of, pruner_of
 from digit_study.support.console import warn
-from digit_study.support.messages import StudyError, listed, without_password
+from digit_study.support.errors import StudyError
+from digit_study.support.formatting import listed
+from digit_study.support.redaction import without_password
 from digit_study.support.rules import check, choice, with_values
 from digit_study.support.workspace import Workspace
 from digit_study.tracking.database import check_store

@@ -109,3 +109,18 @@ class Rank:
             number=trial.number,
             run_id=str(trial.user_attrs.get(RUN_ID)),
         )
+
+
+@dataclass(frozen=True)
+class RankedTrial:
+    """A complete trial and its rank."""
+
+    rank: Rank
+    trial: FrozenTrial
+
+
+def ranked_trials(study: Study) -> list[RankedTrial]:
+    """Return all complete trials of a study, the best first."""
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+    ranked = [RankedTrial(Rank.of(trial, study), trial) for trial in complete]
+    return sorted(ranked, key=lambda entry: entry.rank)

@@ -26,8 +26,9 @@ from digit_study.study.trial_attributes import (
     SUPERVISOR,
     WORKER,
     Rank,
+    ranked_trials,
 )
-from digit_study.support import machine
+from digit_study.support import processes
 from digit_study.tracking.session import Tracker
 from digit_study.trial.events import Failed, FailureCause
 
@@ -45,23 +46,6 @@ class TrialEnd:
     #: COMPLETE, PRUNED or FAIL.
     state: str
     text: str
-
-
-@dataclass(frozen=True)
-class RankedTrial:
-    """A complete trial and its rank."""
-
-    rank: Rank
-    trial: FrozenTrial
-
-
-def ranked_trials(stored: StoredStudy) -> list[RankedTrial]:
-    """Return all complete trials of a study, the best first."""
-    ranked = [
-        RankedTrial(Rank.of(trial, stored.study), trial)
-        for trial in stored.trials(TrialState.COMPLETE)
-    ]
-    return sorted(ranked, key=lambda entry: entry.rank)
 
 
 class TrialRecorder:
@@ -94,7 +78,7 @@ class TrialRecorder:
         self.stop_reason: str | None = None
         kept = max(1, plan.study.search.keep_models)
         #: Ranks of the best trials, whose models are kept.
-        self._best = [entry.rank for entry in ranked_trials(stored)[:kept]]
+        self._best = [entry.rank for entry in ranked_trials(stored.study)[:kept]]
 
     def complete(self, trial: FrozenTrial, metrics: Mapping[str, float]) -> None:
         """End a trial that has its final metrics.
@@ -169,13 +153,13 @@ class TrialRecorder:
     def adopt_orphans(self) -> None:
         """End the trials that supervisors left RUNNING which are gone."""
         for trial in orphans(self._stored):
-            machine.end_process(trial.user_attrs.get(WORKER))
+            processes.end_process(trial.user_attrs.get(WORKER))
             abandoned = Failed(trial.number, FailureCause.SUPERVISOR, ABANDONED)
             self.end_without_result(trial, abandoned, runs_again=True)
 
     def interrupt(self) -> None:
         """End all trials that this process started, so that every configuration comes again."""
-        this_process = machine.process_name()
+        this_process = processes.process_name()
         for trial in self._stored.trials(TrialState.RUNNING):
             if trial.user_attrs.get(SUPERVISOR) == this_process:
                 interrupted = Failed(trial.number, FailureCause.INTERRUPTED, INTERRUPTED)
@@ -205,7 +189,7 @@ class TrialRecorder:
     def drop_models(self) -> None:
         """Delete the models of all trials but the best, whichever process trained them."""
         own = {trial.user_attrs.get(RUN_ID) for trial in self._stored.trials()}
-        kept = ranked_trials(self._stored)[: self._plan.study.search.keep_models]
+        kept = ranked_trials(self._stored.study)[: self._plan.study.search.keep_models]
         best = {entry.rank.run_id for entry in kept}
         for run_id in self._tracker.runs_with_models(self._parent_run_id) & own - best:
             self._tracker.drop_models(str(run_id))

@@ -30,3 +30,9 @@ def accuracy_with_interval(metrics: Mapping[Any, Any]) -> str:
     return with_interval(
         metrics["val_accuracy"], metrics["val_accuracy_low"], metrics["val_accuracy_high"]
     )
+
+
+def listed(values: Mapping[str, Any]) -> str:
+    """Return a flat mapping of numbers as a person types it, without zeros: ``{cpu: 4, gpu: 0.25}``."""
+    shown = [f"{key}: {value:g}" for key, value in values.items() if value]
+    return "{" + ", ".join(shown) + "}"

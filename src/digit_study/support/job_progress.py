@@ -15,7 +15,8 @@ from rich.progress import (
     TimeRemainingColumn,
 )
 
-from digit_study.support.console import console, percent
+from digit_study.support.console import console
+from digit_study.support.formatting import percent
 
 
 class JobProgress:

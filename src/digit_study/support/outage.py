@@ -10,7 +10,7 @@ def _ignore(*_: object) -> None:
 
 
 class Outage:
-    """One outage after the other of the same thing; each is announced once, and once more when it ends.
+    """Outages of one thing; each is announced when it begins and when it ends.
 
     Whoever uses the thing reports faults and successes, and asks whether to wait any longer.
     Threads may share it.

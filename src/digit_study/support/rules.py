@@ -13,7 +13,8 @@ from functools import cache
 from types import NoneType
 from typing import Annotated, Any, TypeVar, get_args, get_origin, get_type_hints
 
-from digit_study.support.messages import StudyError, nearest, raise_violations
+from digit_study.support.errors import StudyError
+from digit_study.support.suggestions import nearest
 
 ConfigType = TypeVar("ConfigType")
 
@@ -187,3 +188,10 @@ def _converted(key: str, value: Any, hint: Any) -> Any:
     if kind is float:
         return float(value)
     return value
+
+
+def raise_violations(sentences: Iterable[str]) -> None:
+    """Raise all sentences as one StudyError, or nothing where there are none."""
+    message = "\n".join(sentences)
+    if message:
+        raise StudyError(message)

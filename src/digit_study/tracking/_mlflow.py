@@ -1,4 +1,4 @@
-"""The private name of MLflow that is used, for which 3.17 has no public name; a test fails should it move."""
+"""The private name of MLflow that is used; 3.17 has no public name. A test fails should it move."""
 
 from mlflow.store.db.utils import _initialize_tables
 from sqlalchemy import create_engine

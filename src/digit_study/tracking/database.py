@@ -1,4 +1,4 @@
-"""The database or server that holds runs: whether it answers, and its creation. Imports MLflow late."""
+"""The database or server that holds runs: whether it answers, its creation. Imports MLflow late."""
 
 import logging
 import os
@@ -16,7 +16,8 @@ from typing import TypeVar
 
 from digit_study.config.run_config import Config
 from digit_study.support import scratch
-from digit_study.support.messages import StudyError, without_password, without_secrets
+from digit_study.support.errors import StudyError
+from digit_study.support.redaction import without_password, without_secrets
 from digit_study.support.workspace import Workspace
 from digit_study.tracking import location
 from digit_study.tracking.location import is_server, store_uri
@@ -256,19 +257,18 @@ def create_store(uri: str, workspace: Workspace) -> None:
         with_tables(lambda: client.search_experiments(max_results=1), is_shared)
 
 
-def with_tables(open_store: Callable[[], T], is_shared: bool, pause_s: float | None = None) -> T:
+def with_tables(open_store: Callable[[], T], is_shared: bool, pause_s: float = TABLE_PAUSE_S) -> T:
     """Open what creates its tables where they are missing.
 
     Args:
         open_store: Opens it.
         is_shared: Whether other machines may create the tables too; then it is opened again
             after a failure, until one of them has.
-        pause_s: Seconds between two attempts, by default `TABLE_PAUSE_S`.
+        pause_s: Seconds between two attempts.
 
     Returns:
         What ``open_store`` returns. The failure of the last attempt is raised.
     """
-    pause_s = TABLE_PAUSE_S if pause_s is None else pause_s
     attempts = TABLE_ATTEMPTS if is_shared else 1
     for _ in range(attempts - 1):
         try:

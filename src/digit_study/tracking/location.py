@@ -1,9 +1,9 @@
-"""Where runs are tracked: the URI of the store, names of experiments and models, how to look at them."""
+"""Where runs are tracked: the URI of the store, the names of experiments and models."""
 
 import os
 
 from digit_study.config.run_config import Config
-from digit_study.support.messages import without_password
+from digit_study.support.redaction import without_password
 from digit_study.support.workspace import Workspace
 
 #: How the URI of a server begins, which creates its own tables and says where artifacts go.

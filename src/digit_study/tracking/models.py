@@ -1,4 +1,4 @@
-"""Models that a person names: which version an alias is, the Keras file, the run that made it. Imports MLflow late."""
+"""Models that a person names: their version, their Keras file, their run. Imports MLflow late."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from digit_study.support.messages import StudyError, first_line
+from digit_study.support.errors import StudyError, first_line
 from digit_study.support.workspace import Workspace
 from digit_study.tracking.database import default_workspace, require_store
 from digit_study.tracking.location import MODEL_NAMES, REGISTERED_NAME, store_uri
@@ -110,7 +110,7 @@ def version_named(
         workspace: Whose store is the usual one.
 
     Returns:
-        The number of the version; None of a name without an alias, which never moves.
+        The number of the version; None if the name has no alias: it never moves.
 
     Raises:
         MlflowException: If the store does not answer or the alias is gone.
@@ -133,7 +133,7 @@ def _version_of_alias(client: MlflowClient, named: str) -> str:
 
 
 def model_version(client: MlflowClient, named: str) -> ModelVersion | None:
-    """Return the version of a registered model; None of a model that is named otherwise."""
+    """Return the version of a registered model, None if the model is named otherwise."""
     if not named.startswith("models:/"):
         return None
     if _has_alias(named):

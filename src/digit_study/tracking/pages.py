@@ -1,4 +1,4 @@
-"""MLflow's pages: the addresses that open them, shared views, and the description of an experiment."""
+"""MLflow's pages: their addresses, shared views, and the description of an experiment."""
 
 import json
 import re
@@ -28,7 +28,7 @@ VIEW_METRICS = ("val_accuracy", "val_loss", "parameters")
 
 
 def escape(text: str) -> str:
-    r"""Return text as Markdown shows it: what a person named, ``<img onerror=…>`` too, is no markup."""
+    r"""Return text without markup for Markdown, what a person named ``<img onerror=…>`` too."""
     return re.sub(r"([\\`*\[\]|<>])", r"\\\1", text.replace("\n", " "))
 
 
@@ -88,7 +88,7 @@ def model_page(name: str, version: str = "") -> str:
 
 
 def address(store: Store, run_id: str, *, children: bool) -> str:
-    """Return what shows a run in a browser: the command, where there is need of it, and the address.
+    """Return what shows a run in a browser: the command, where it is needed, and the address.
 
     From now on ``make ui`` opens it, if the store is local.
 
@@ -111,7 +111,7 @@ def address(store: Store, run_id: str, *, children: bool) -> str:
 
 
 def newest_address(store: Store, page: str) -> str:
-    """Return the `page_address` of a page with a new result, which ``make ui`` opens from now on."""
+    """Return the `page_address` of a page with a new result, which ``make ui`` opens."""
     if not store.is_server:
         with suppress(OSError):  # where it cannot be kept, `make ui` opens the front page
             store.workspace.newest_result.write_text(f"{LOCAL}/{_for_training(page)}\n")
@@ -119,7 +119,7 @@ def newest_address(store: Store, page: str) -> str:
 
 
 def page_address(store: Store, page: str) -> str:
-    """Return the command, where there is need of it, and the address of a page of a store."""
+    """Return the command, where it is needed, and the address of a page of a store."""
     if store.is_server:
         return f"{store.view_command.rstrip('/')}/{_for_training(page)}"
     return f"{store.view_command}, then {LOCAL}/{_for_training(page)}"

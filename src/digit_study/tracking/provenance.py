@@ -1,4 +1,4 @@
-"""The provenance of a run: its code, its machine and its arithmetic, as tags that begin with ``technical.``."""
+"""The provenance of a run, as tags that begin with ``technical.``: code, machine, arithmetic."""
 
 import os
 import platform
@@ -10,7 +10,7 @@ from importlib.metadata import version
 
 from digit_study.config.compose import ROOT
 from digit_study.config.run_config import Config
-from digit_study.support import machine
+from digit_study.support import hardware
 
 #: Prefix of these tags: tags that a person looks for have none.
 TECHNICAL = "technical."
@@ -71,8 +71,8 @@ def machine_tags() -> dict[str, str]:
         "onednn": os.environ.get("TF_ENABLE_ONEDNN_OPTS", "default"),
         "host": platform.node(),
         "os": platform.platform(),
-        "processor": machine.processor(),
-        "cores": str(machine.cores()),
+        "processor": hardware.processor(),
+        "cores": str(hardware.cores()),
         **_versions(),
     }
 

@@ -1,9 +1,10 @@
-"""Runs as a store holds them: found, checked, and turned back into what made them. Needs no TensorFlow."""
+"""Runs that a store is asked for: found, checked, turned back into configs. Needs no TensorFlow."""
 
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import mlflow
@@ -17,7 +18,10 @@ from digit_study.config.engine_config import ENGINE_KEYS
 from digit_study.config.run_config import Config, TrackingConfig
 from digit_study.stats.metrics import Evaluation, evaluation_of
 from digit_study.support import console
-from digit_study.support.messages import StudyError, first_line, nearest, without_password
+from digit_study.support.errors import StudyError, first_line
+from digit_study.support.redaction import without_password
+from digit_study.support.suggestions import nearest
+from digit_study.support.workspace import Workspace
 from digit_study.tracking import models, provenance
 from digit_study.tracking.database import (
     create_store,
@@ -25,7 +29,7 @@ from digit_study.tracking.database import (
     require_store,
     unknown_run,
 )
-from digit_study.tracking.runs import MOST_RUNS, Runs, runs_of
+from digit_study.tracking.runs import MOST_RUNS, Runs, adopt, runs_of
 from digit_study.tracking.spool import MetricValue
 from digit_study.tracking.store import StoreFault, as_store
 from digit_study.tracking.uploader import upload_left
@@ -55,7 +59,7 @@ class Queries(Runs):
 
     def children_tagged(
         self, parent_run_id: str, tags: Mapping[str, str]
-    ) -> dict[str, dict[str, str]]:
+    ) -> list[tuple[str, dict[str, str]]]:
         """Return the children of a run that have all of some tags.
 
         Args:
@@ -63,13 +67,13 @@ class Queries(Runs):
             tags: Tags that all must match.
 
         Returns:
-            The tags of each by its id; none, with a warning, where the store does not answer.
+            The id and the tags of each; none, with a warning, if the store does not answer.
         """
         try:
             return self.children(parent_run_id, _all_of(tags))
         except StoreFault as fault:
             console.warn(f"the children of run {parent_run_id} are unknown: {first_line(fault)}")
-            return {}
+            return []
 
     def find_run(self, tags: Mapping[str, str]) -> str | None:
         """Return the id of the newest run in any experiment that has all of ``tags``."""
@@ -372,9 +376,12 @@ def _override_value(text: str) -> str:
 
 
 def _queries(uri: str) -> Queries:
-    found = Queries(uri, default_workspace())
-    vars(found).update(vars(as_store(uri)))  # one client and one cache
-    return found
+    return _queries_of(uri, default_workspace())
+
+
+@lru_cache(maxsize=8)
+def _queries_of(uri: str, workspace: Workspace) -> Queries:
+    return adopt(Queries(uri, workspace))
 
 
 def each(uri: str, ask: Callable[[T], U], items: Iterable[T]) -> list[U]:
@@ -391,7 +398,7 @@ def children_tagged(
     uri: str, parent_run_id: str, tags: Mapping[str, str]
 ) -> list[tuple[str, dict[str, str]]]:
     """Return children; see `Queries.children_tagged`."""
-    return list(_queries(uri).children_tagged(parent_run_id, tags).items())
+    return _queries(uri).children_tagged(parent_run_id, tags)
 
 
 def find_run(uri: str, tags: Mapping[str, str]) -> str | None:

@@ -1,10 +1,11 @@
-"""Runs of a store: created, ended for others, tagged. What a run itself records goes through `writer`."""
+"""Runs of a store: created, ended for others, tagged. `writer` writes what a run records."""
 
 import shutil
 import sys
 import tarfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -15,15 +16,18 @@ from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_SOURCE_NAME, MLFLOW_USER
 
 from digit_study.config.run_config import Config
-from digit_study.support import machine
+from digit_study.support import processes
 from digit_study.support.console import warn
-from digit_study.support.messages import first_line
+from digit_study.support.errors import first_line
 from digit_study.support.signals import deferred_signals
+from digit_study.support.workspace import Workspace
 from digit_study.tracking import provenance
+from digit_study.tracking.database import default_workspace
 from digit_study.tracking.location import experiment_name
 from digit_study.tracking.spool import SpooledRun
 from digit_study.tracking.store import Store, StoreFault, as_store
 from digit_study.tracking.upload import has_uploader, upload_run
+from digit_study.tracking.writer import EPOCH_METRICS as EPOCH_METRICS
 from digit_study.tracking.writer import RunLog as RunLog
 
 #: Characters of a tag's value; the rest is cut.
@@ -82,7 +86,7 @@ class Runs(Store):
             status: FAILED or KILLED.
         """
         with suppress(*StoreFault):  # the end of the parent reports it
-            for run_id in self.children(parent_run_id, "attributes.status = 'RUNNING'"):
+            for run_id, _ in self.children(parent_run_id, "attributes.status = 'RUNNING'"):
                 self.close_run(run_id, status, "its supervisor ended before it")
 
     def reopen_run(self, run_id: str) -> bool:
@@ -116,7 +120,7 @@ class Runs(Store):
         """Return whether the store does not have all of a run yet."""
         return self.spooled(run_id).folder.is_dir()
 
-    def children(self, parent_run_id: str, condition: str) -> dict[str, dict[str, str]]:
+    def children(self, parent_run_id: str, condition: str) -> list[tuple[str, dict[str, str]]]:
         """Return the children of a run that meet a condition of MLflow's search.
 
         Args:
@@ -124,12 +128,12 @@ class Runs(Store):
             condition: In MLflow's syntax.
 
         Returns:
-            The tags of each by its id.
+            The id and the tags of each.
         """
         experiment = self.experiment_of(parent_run_id)
         query = f"tags.`{MLFLOW_PARENT_RUN_ID}` = '{parent_run_id}' and {condition}"
         found = self.client.search_runs([experiment], query, max_results=MOST_RUNS)
-        return {run.info.run_id: dict(run.data.tags) for run in found}
+        return [(run.info.run_id, dict(run.data.tags)) for run in found]
 
     def spooled(self, run_id: str) -> SpooledRun:
         """Return the folder of what a run still has to upload."""
@@ -192,7 +196,7 @@ def run_tags(config: Config, dataset: str, **tags: str) -> dict[str, str]:
         dataset: Name of the digits.
         **tags: More tags, which stand before those of data and provenance.
     """
-    found = {MLFLOW_SOURCE_NAME: Path(sys.argv[0]).name, MLFLOW_USER: machine.user_name()}
+    found = {MLFLOW_SOURCE_NAME: Path(sys.argv[0]).name, MLFLOW_USER: processes.user_name()}
     if config.tracking.parent_run_id:
         found[MLFLOW_PARENT_RUN_ID] = config.tracking.parent_run_id
     found |= tags
@@ -205,13 +209,22 @@ def run_tags(config: Config, dataset: str, **tags: str) -> dict[str, str]:
 
 P = ParamSpec("P")
 R = TypeVar("R")
+S = TypeVar("S", bound=Store)
 
 
 def runs_of(uri: str) -> Runs:
     """Return the runs of a store for callers that have a URI only."""
-    store = as_store(uri)
-    found = Runs(uri, store.workspace)
-    vars(found).update(vars(store))  # one client and one cache
+    return _runs_of(uri, default_workspace())
+
+
+@lru_cache(maxsize=8)
+def _runs_of(uri: str, workspace: Workspace) -> Runs:
+    return adopt(Runs(uri, workspace))
+
+
+def adopt(found: S) -> S:
+    """Let a store share its caches with `as_store`."""
+    vars(found).update(vars(as_store(found.uri)))
     return found
 
 
@@ -228,16 +241,12 @@ reopen_run = _by_uri(Runs.reopen_run)
 tag_run = _by_uri(Runs.tag_run)
 drop_models = _by_uri(Runs.drop_models)
 add_file = _by_uri(Runs.add_file)
+children = _by_uri(Runs.children)
 
 
 def create_run(config: Config, uri: str, dataset: str, name: str | None = None, **tags: str) -> str:
     """Create a run; see `Runs.create_run`."""
     return runs_of(uri).create_run(config, dataset, name, **tags)
-
-
-def children(uri: str, parent_run_id: str, condition: str) -> list[tuple[str, dict[str, str]]]:
-    """Return the children of a run; see `Runs.children`."""
-    return list(runs_of(uri).children(parent_run_id, condition).items())
 
 
 def is_kept_here(run_id: str) -> bool:

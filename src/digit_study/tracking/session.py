@@ -1,4 +1,4 @@
-"""A tracking store as a command uses it: opened once, then everything that is recorded goes through it."""
+"""A tracking store as a command uses it: everything that is recorded goes through it."""
 
 from collections.abc import Iterator
 from concurrent.futures import Future

@@ -1,10 +1,10 @@
-"""What runs still have to upload to their store: on disk first, a folder for each run in ``mlruns/.outbox``.
+"""What runs still have to upload to their store: on disk first, in ``mlruns/.outbox``.
 
-A folder holds ``about.json`` (the store, and the process that writes while the run goes on),
-``log.jsonl`` (params, metrics, tags and the rest, a record a line), ``outcome.json`` once the run
-has ended, ``sent.json`` (what the store has), ``model/``, and every artifact under its name. To
-upload a record or a file twice changes nothing in MLflow, so that whatever uploads may be killed
-anywhere.
+Each run has a folder. It holds ``about.json`` (the store, and the process that writes while the
+run goes on), ``log.jsonl`` (params, metrics, tags and the rest, a record a line), ``outcome.json``
+once the run has ended, ``sent.json`` (what the store has), ``model/``, and every artifact under
+its name. To upload a record or a file twice changes nothing in MLflow, so that whatever uploads
+may be killed anywhere.
 
 MLflow's own asynchronous logging is no alternative: it holds the data in memory, where a killed
 process loses them, and drops them when the store answers with an error.
@@ -21,8 +21,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
-from digit_study.support import machine
-from digit_study.support.messages import without_password
+from digit_study.support import processes
+from digit_study.support.redaction import without_password
 from digit_study.support.workspace import Workspace
 from digit_study.tracking.database import default_workspace
 
@@ -105,7 +105,7 @@ class SpooledRun:
         """Make this process the one that writes: until the run has an outcome the folder stays."""
         with self._folders_stay():
             self.folder.mkdir(exist_ok=True)
-            self._write(ABOUT, {"uri": without_password(uri), "owner": machine.process_name()})
+            self._write(ABOUT, {"uri": without_password(uri), "owner": processes.process_name()})
             (self.folder / OUTCOME).unlink(missing_ok=True)
 
     def put(self, uri: str, **record: Any) -> None:
@@ -218,7 +218,7 @@ class SpooledRun:
 
     @property
     def sent(self) -> dict[str, Any]:
-        """What the store has: ``bytes`` of the log, ``files``, the model's id, when it ``ended``."""
+        """What the store has: ``bytes`` of the log, ``files``, model's id, when it ``ended``."""
         return {"bytes": 0, "files": {}, **self._read(SENT)}
 
     @sent.setter
@@ -233,7 +233,7 @@ class SpooledRun:
     @property
     def is_abandoned(self) -> bool:
         """Whether the process that wrote this run is gone without an outcome."""
-        return self.is_open and not machine.is_alive(self.about["owner"])
+        return self.is_open and not processes.is_alive(self.about["owner"])
 
     def records(self, start: int = 0) -> Records:
         """Return the whole records from a byte on; what a full disk tore is left out.

@@ -1,4 +1,4 @@
-"""A tracking store as MLflow's client sees it, and the workspace of this machine that spools for it."""
+"""A tracking store as MLflow's client sees it, and the workspace that spools runs for it."""
 
 import urllib.parse
 from collections.abc import Callable, Iterable
@@ -11,7 +11,7 @@ import mlflow
 from mlflow.entities import RunInfo
 from mlflow.exceptions import MlflowException
 
-from digit_study.support.messages import StudyError
+from digit_study.support.errors import StudyError
 from digit_study.support.signals import deferred_signals
 from digit_study.support.workspace import Workspace
 from digit_study.tracking import location
@@ -29,7 +29,10 @@ U = TypeVar("U")
 
 
 class DatabaseClient(mlflow.MlflowClient):
-    """MLflow's client, during whose calls a signal waits: in a transaction it would leave the database locked."""
+    """MLflow's client of a database, during whose calls a signal waits.
+
+    An exception in a transaction would leave the database locked.
+    """
 
     def __getattribute__(self, name: str) -> Any:
         found = super().__getattribute__(name)

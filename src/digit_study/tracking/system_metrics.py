@@ -1,4 +1,4 @@
-"""What the machine is busy with while a run goes on: MLflow's own monitors, recorded through the spool.
+"""What the machine is busy with while a run goes on: MLflow's monitors, through the spool.
 
 MLflow's `SystemMetricsMonitor`, which runs the same monitors, cannot go through the spool: it opens
 the store when it is made, asks it after every sample whether the run goes on, uploads by itself,
@@ -36,7 +36,7 @@ class Monitor(Protocol):
 
 
 class SystemMetrics:
-    """Records processor, memory, disk, network and NVIDIA's GPUs in a thread, until it is stopped."""
+    """Records processor, memory, disk, network and NVIDIA's GPUs, in a thread of its own."""
 
     def __init__(self, record: Record, interval_s: float = SAMPLE_S) -> None:
         """Begin.
@@ -48,6 +48,8 @@ class SystemMetrics:
         self._record = record
         self._interval_s = interval_s
         self._monitors = _monitors()
+        # psutil measures the processor from call to call: the first call says 0
+        self._sample()
         self._is_stopping = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()

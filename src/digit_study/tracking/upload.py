@@ -1,4 +1,4 @@
-"""How a spooled run gets into its store: what is missing there, each thing once, by one process at a time."""
+"""How a spooled run gets into its store: each thing once, by one process at a time."""
 
 import fcntl
 import hashlib
@@ -23,7 +23,8 @@ from mlflow.entities import (
 from mlflow.exceptions import MlflowException
 
 from digit_study.support import console
-from digit_study.support.messages import first_line, without_password
+from digit_study.support.errors import first_line
+from digit_study.support.redaction import without_password
 from digit_study.support.workspace import Workspace
 from digit_study.tracking import pages
 from digit_study.tracking.spool import MODEL, SpooledRun, file_lock
@@ -68,7 +69,7 @@ class RunUpload:
     What the store has is noted in ``sent``, and written to disk whenever an upload ends.
     """
 
-    def __init__(self, spooled: SpooledRun, store: Store, is_log_only: bool) -> None:
+    def __init__(self, spooled: SpooledRun, store: Store, *, is_log_only: bool) -> None:
         """Prepare an upload.
 
         Args:
@@ -119,11 +120,11 @@ class RunUpload:
             return calls
         drops_models = any("drop_models" in record for record in records.found)
         is_dropped = drops_models or bool(self._sent.get("dropped"))
-        calls += self._file_calls(is_dropped)
-        return calls or self._last_calls(is_dropped)
+        calls += self._file_calls(is_dropped=is_dropped)
+        return calls or self._last_calls(is_dropped=is_dropped)
 
     def _log_calls(self, records: list[dict[str, Any]], end: int) -> list[Call]:
-        """Return what uploads records; when the last call is done the log is uploaded to ``end``."""
+        """Return what uploads records up to byte ``end``, in any order."""
         calls: list[Call] = [partial(self._log_batch, records)]
         uploads = self._special_records
         special: dict[str, Any] = {}  # of several of a kind the last counts
@@ -151,7 +152,7 @@ class RunUpload:
             "drop_models": [self._drop_models],
         }
 
-    def _file_calls(self, is_dropped: bool) -> list[Call]:
+    def _file_calls(self, *, is_dropped: bool) -> list[Call]:
         calls: list[Call] = []
         model_files: dict[str, list[int]] = {}
         for name, version in self._spooled.files().items():
@@ -171,7 +172,7 @@ class RunUpload:
         ]
         return [*calls, *model_calls]
 
-    def _last_calls(self, is_dropped: bool) -> list[Call]:
+    def _last_calls(self, *, is_dropped: bool) -> list[Call]:
         """Return what follows when the store has all files."""
         calls: list[Call] = []
         if "model_id" in self._sent and not is_dropped:
@@ -340,6 +341,7 @@ def upload_run(
     spooled: SpooledRun,
     store: Store,
     run_all: RunAll = run_sequentially,
+    *,
     is_log_only: bool = False,
 ) -> Exception | None:
     """Upload what is missing of a run, unless another process does.
@@ -358,7 +360,7 @@ def upload_run(
     try:
         with file_lock(spooled.folder / ".lock", fcntl.LOCK_EX | fcntl.LOCK_NB) as is_ours:
             if is_ours and spooled.about:
-                RunUpload(spooled, store, is_log_only).run(run_all)
+                RunUpload(spooled, store, is_log_only=is_log_only).run(run_all)
     except FileNotFoundError as gone:
         if spooled.folder.is_dir():
             return gone

@@ -1,4 +1,4 @@
-"""What uploads the spool: a background uploader where several runs go on together, and at first every command.
+"""What uploads the spool: a background uploader, and every command at its start.
 
 The background uploader is a thread of the command that supervises: no trial waits for a store,
 however slow that is. A run that nobody supervises is uploaded by its own process, see `writer`.
@@ -15,7 +15,7 @@ from mlflow.exceptions import MlflowException
 
 from digit_study.config.run_config import Config
 from digit_study.support import console
-from digit_study.support.messages import StudyError, first_line
+from digit_study.support.errors import StudyError, first_line
 from digit_study.support.outage import Outage
 from digit_study.support.signals import raise_if_interrupted
 from digit_study.tracking.database import check_store
@@ -98,7 +98,7 @@ class _SequentialUploads:
 class _ConcurrentUploads:
     """Uploads to a server: several runs, and several files of each, at a time."""
 
-    def __init__(self, store: Store, is_log_only: bool) -> None:
+    def __init__(self, store: Store, *, is_log_only: bool) -> None:
         self._store = store
         self._is_log_only = is_log_only
         self._runs = ThreadPoolExecutor(AT_A_TIME)
@@ -118,7 +118,11 @@ class _ConcurrentUploads:
         for run in runs:
             if run.run_id not in self._run_ids.values():
                 upload = self._runs.submit(
-                    upload_run, run, self._store, self._run_all, self._is_log_only
+                    upload_run,
+                    run,
+                    self._store,
+                    self._run_all,
+                    is_log_only=self._is_log_only,
                 )
                 self._run_ids[upload] = run.run_id
         for done in wait(self._run_ids, PAUSE_S / 5, FIRST_COMPLETED).done:
@@ -145,6 +149,7 @@ class BackgroundUploader:
         runs: Runs | str,
         outage_timeout: float,
         key: str = "search.outage_timeout",
+        *,
         is_log_only: bool = False,
     ) -> None:
         """Prepare; the thread begins with the block.
@@ -161,7 +166,7 @@ class BackgroundUploader:
         self._rounds = 0
         self._uploads: _Uploads = _SequentialUploads(self._store)
         if self._store.is_server:
-            self._uploads = _ConcurrentUploads(self._store, is_log_only)
+            self._uploads = _ConcurrentUploads(self._store, is_log_only=is_log_only)
         self._creators = ThreadPoolExecutor(AT_A_TIME)
         self._has_news = threading.Event()
         self._has_begun = threading.Event()
@@ -285,7 +290,7 @@ class BackgroundUploader:
             self._is_stopping.wait(PAUSE_S / 5)
 
     def _round(self) -> bool:
-        """Upload what is spooled, up to the first fault of the store; return whether it took all."""
+        """Upload up to the first fault of the store; return whether it took everything."""
         fault: Exception | None = None
         is_any_done = False
         try:

@@ -1,7 +1,10 @@
-"""The writer of a run: the only file that knows what a run records. A run always ends with its true status.
+"""The writer of a run, the only file that knows what a run records.
 
-All is on disk in ``mlruns/.outbox/<run_id>`` before it is uploaded; see `spool`.
+A run always ends with its true status. All is on disk in ``mlruns/.outbox/<run_id>`` before it is
+uploaded; see `spool`.
 """
+
+from __future__ import annotations
 
 import json
 import threading
@@ -10,7 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import mlflow
 import numpy as np
@@ -19,13 +22,17 @@ import yaml
 from mlflow.utils.mlflow_tags import MLFLOW_RUN_NOTE
 
 from digit_study.config.run_config import Config
-from digit_study.support.console import accuracy_with_interval
-from digit_study.support.messages import first_line, without_password
+from digit_study.support.errors import first_line
+from digit_study.support.formatting import accuracy_with_interval
+from digit_study.support.redaction import without_password
 from digit_study.support.rules import flatten
 from digit_study.tracking import pages, provenance
 from digit_study.tracking.spool import MODEL, SpooledRun
 from digit_study.tracking.store import Store, as_store
 from digit_study.tracking.upload import has_uploader, upload_run
+
+if TYPE_CHECKING:
+    from digit_study.tracking.system_metrics import SystemMetrics
 
 #: Metrics of an epoch that are recorded, in this order.
 EPOCH_METRICS = (
@@ -83,7 +90,8 @@ class RunWriter:
         self.fault: str | None = None
         self._seconds_a_batch = seconds_a_batch
         self._uploaded_at = time.monotonic()
-        self._system_metrics: Any = None
+        self._system_metrics: SystemMetrics | None = None
+        # the thread of system metrics records too
         self._lock = threading.RLock()
 
     @property

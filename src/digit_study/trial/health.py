@@ -13,13 +13,14 @@ from pathlib import Path
 import psutil
 
 from digit_study.support import console
-from digit_study.support.messages import StudyError, first_line
+from digit_study.support.errors import StudyError, first_line
+from digit_study.support.outage import Outage
 from digit_study.support.workspace import Workspace
 from digit_study.tracking.database import check_store
 
 #: Seconds until the infrastructure is probed again after a fault; the pause doubles each time.
 FIRST_PAUSE_S = 1.0
-#: Seconds that the pause is at most. Without a fault for longer than that an outage is over.
+#: Seconds that the pause is at most. A fault within twice that after the last continues its outage.
 LONGEST_PAUSE_S = 60.0
 #: Bytes that must fit on a disk before a trial starts again.
 DISK_BYTES = 8 * 2**20
@@ -32,8 +33,7 @@ SQLITE = "sqlite:///"
 class Health:
     """Knows whether trials may start.
 
-    It has eleven attributes: six say what is probed and how long an outage may last, five hold the
-    state of an outage.
+    It has eleven attributes: five say what is probed, the rest when to probe it.
     """
 
     def __init__(
@@ -62,17 +62,22 @@ class Health:
         """
         self._uri = uri
         self._workspace = workspace
-        self._outage_timeout = outage_timeout
-        self._key = key
         self._storage = storage
-        self._first_pause = first_pause
         self._memory = memory
-        self._clock = clock
-        self._fault: str | None = None
+        self._key = key
+        self._outage = Outage(
+            outage_timeout,
+            on_begin=self._begin,
+            on_end=_announce_end,
+            relapse_s=2 * LONGEST_PAUSE_S,
+            clock=clock,
+        )
+        self._first_pause = first_pause
         self._pause = first_pause
-        self._outage_since = 0.0
-        self._last_fault_at = float("-inf")
+        self._clock = clock
         self._next_probe = 0.0
+        #: Whether there was any fault so far.
+        self.had_fault = False
 
     def report_fault(self, fault: str) -> None:
         """Let trials wait because of a fault of the infrastructure.
@@ -83,24 +88,8 @@ class Health:
         Raises:
             StudyError: If the outage has lasted longer than its time-out.
         """
-        now = self._clock()
-        if now - self._last_fault_at > LONGEST_PAUSE_S + self._pause:  # it had ended in between
-            self._outage_since = now
-            self._pause = self._first_pause
-        if self._fault is None:
-            console.warn(
-                f"{fault}: no trial is to blame, all wait and go on when that is well, within "
-                f"{self._outage_timeout:g} min ({self._key})"
-            )
-            self._next_probe = now + self._pause
-        self._fault = fault
-        self._last_fault_at = now
-        self._raise_after_timeout(now)
-
-    @property
-    def had_fault(self) -> bool:
-        """Whether there was any fault so far."""
-        return self._last_fault_at > float("-inf")
+        self._outage.note_fault(fault)
+        self._raise_after_timeout()
 
     def is_ok(self) -> bool:
         """Return whether trials may start; after a fault, probe again with growing pauses.
@@ -108,21 +97,18 @@ class Health:
         Raises:
             StudyError: If the outage has lasted longer than its time-out.
         """
-        if self._fault is None:
+        if self._outage.reason is None:
             return True
-        now = self._clock()
-        if now < self._next_probe:
+        if self._clock() < self._next_probe:
             return False
         self._pause = min(2 * self._pause, LONGEST_PAUSE_S)
         problem = self.problem()
         if problem is None:
-            console.print_error("the machine is well again: trials go on", "")
-            self._fault = None
+            self._outage.note_success()
             return True
-        self._fault = problem
-        self._last_fault_at = now
-        self._next_probe = now + self._pause
-        self._raise_after_timeout(now)
+        self._outage.note_fault(problem)
+        self._next_probe = self._clock() + self._pause
+        self._raise_after_timeout()
         return False
 
     def problem(self) -> str | None:
@@ -141,12 +127,23 @@ class Health:
             return first_line(error)
         return None
 
-    def _raise_after_timeout(self, now: float) -> None:
-        if now - self._outage_since > 60 * self._outage_timeout:
+    def _begin(self, fault: str) -> None:
+        """Announce an outage; when it only goes on after a moment, its pauses go on growing."""
+        self.had_fault = True
+        if self._outage.seconds < self._first_pause:
+            self._pause = self._first_pause
+        self._next_probe = self._clock() + self._pause
+        console.warn(
+            f"{fault}: no trial is to blame, all wait and go on when that is well, within "
+            f"{self._outage.timeout:g} min ({self._key})"
+        )
+
+    def _raise_after_timeout(self) -> None:
+        if self._outage.is_too_long:
             raise StudyError(
                 "trials need a disk, memory and stores that work, but for "
-                f"{self._outage_timeout:g} min ({self._key}) there was none: {self._fault}: "
-                "mend that, then the same command goes on; no trial was used up"
+                f"{self._outage.timeout:g} min ({self._key}) there was none: "
+                f"{self._outage.reason}: mend that, then the same command goes on; no trial was used up"
             )
 
     def _folders(self) -> set[Path]:
@@ -156,6 +153,10 @@ class Health:
             if uri is not None and uri.startswith(SQLITE):
                 folders.add(Path(uri.removeprefix(SQLITE)).parent)
         return folders
+
+
+def _announce_end() -> None:
+    console.print_error("the machine is well again: trials go on", "")
 
 
 def _write_error(folder: Path) -> str | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 from digit_study.config.run_config import Config
-from digit_study.support.machine import process_name
+from digit_study.support.processes import process_name
 from digit_study.support.signals import native_stderr, signals_surface
 from digit_study.trial.events import (
     Decision,
@@ -23,9 +23,9 @@ class InlineEngine:
     """An :class:`~digit_study.trial.protocol.Engine` that runs a trial inside :meth:`events`.
 
     It listens to the trial itself, see :class:`digit_study.trial.run_trial.Listener`. Nobody can
-    take an event from :meth:`events` while this process trains. So steps and epochs go to a listener as they
-    happen, and :meth:`events` yields the outcome alone. What the trial raises is raised there: a
-    person sees it as an error of the command, whose process this is.
+    take an event from :meth:`events` while this process trains. So steps and epochs go to a
+    listener as they happen, and :meth:`events` yields the outcome alone. What the trial raises is
+    raised there: a person sees it as an error of the command, whose process this is.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class InlineEngine:
         return process_name()
 
     def answer(self, key: int, decision: Decision) -> None:
-        """Answer the epoch that the listener has just heard of."""
+        """Answer the epoch that the listener was just called with."""
         self._decision = decision
 
     def events(self, timeout: float = 0.5) -> Iterator[Event]:
@@ -82,7 +82,7 @@ class InlineEngine:
 
         workspace = self._context.workspace
         tracker = Tracker(store_uri(request.config.tracking.uri, workspace), workspace)
-        # From here on the run is known on disk. If this process is killed, the next command ends it.
+        # The run is known on disk now. If this process is killed, the next command ends it.
         tracker.writer(request.run_id)
         try:
             with native_stderr(), signals_surface():

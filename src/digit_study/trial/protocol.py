@@ -42,7 +42,8 @@ class TrialResult:
     evaluation: Evaluation
     #: sha256 of the trained weights.
     weights_sha256: str
-    #: Tags of the machine that trained it, see :func:`digit_study.tracking.provenance.machine_tags`.
+    #: Tags of the machine that trained it, see
+    #: :func:`digit_study.tracking.provenance.machine_tags`.
     machine: Mapping[str, str] = field(default_factory=dict)
     #: Folder of the spooled run, if the tracking store did not take all of it.
     kept: Path | None = None

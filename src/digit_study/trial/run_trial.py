@@ -16,7 +16,7 @@ from digit_study.model import calibration, fit
 from digit_study.model.networks import Model, build_model, mean_of
 from digit_study.report.figures import run_figures
 from digit_study.stats.metrics import Evaluation, score
-from digit_study.support import machine
+from digit_study.support import hardware
 from digit_study.support.signals import Interrupted, deferred_signals, raise_if_interrupted
 from digit_study.tracking import provenance
 from digit_study.tracking.session import Tracker
@@ -118,7 +118,7 @@ def forget_networks() -> None:
 def _finish(
     writer: RunWriter, result: TrialResult, draw: Callable[[], None], listener: Listener | None
 ) -> None:
-    """Report a result, draw its figures, and end the run on disk; it is FINISHED whatever happens."""
+    """Report a result, draw its figures, and end the run on disk, FINISHED in any case."""
     try:
         if listener is not None:
             listener.on_result(result)
@@ -146,7 +146,7 @@ def _walk(
     writer.dataset(digits.name, digits.sha256, digits.counts())
     if data_figures:
         run_figures.write_data_figures(digits, writer.folder)
-    fit.use_threads(config.training.threads or machine.cores())
+    fit.use_threads(config.training.threads or hardware.cores())
 
     epochs: list[Epoch] = []
     trained = _train_members(config, digits, writer, listener, epochs)

@@ -18,7 +18,7 @@ from optuna.exceptions import StorageInternalError
 from sqlalchemy.exc import OperationalError
 
 from digit_study.config.run_config import Config
-from digit_study.support.messages import StudyError, first_line, is_infrastructure_fault
+from digit_study.support.errors import StudyError, first_line, is_infrastructure_error
 from digit_study.support.signals import deferred_signals, raise_if_interrupted
 from digit_study.tracking.session import Tracker
 from digit_study.tracking.upload import StoreFault
@@ -136,7 +136,7 @@ def is_outage(error: Exception) -> bool:
         return False
     if isinstance(error, MlflowException | StorageInternalError | OperationalError):
         return True
-    return is_infrastructure_fault(error)
+    return is_infrastructure_error(error)
 
 
 def describe_outage(error: BaseException) -> str:

@@ -19,7 +19,7 @@ from PIL import Image
 from digit_study.data.sources import CLASSES, DATASETS, Arrays
 from digit_study.inference.image_files import ImageError, read_grey
 from digit_study.inference.images import Digit, read_digit, to_mnist
-from digit_study.support.messages import StudyError
+from digit_study.support.errors import StudyError
 
 #: Name of the file to train on.
 NPZ = "drawings.npz"

@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from digit_study.inference.images import SIDE, Digit
 from digit_study.inference.prediction import Model
-from digit_study.support.messages import first_line
+from digit_study.support.errors import first_line
 
 #: Seconds between two looks for a new version.
 REFRESH_EVERY_S = 2.0

@@ -12,7 +12,7 @@ from starlette.requests import Request
 from starlette.responses import PlainTextResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from digit_study.support.messages import StudyError
+from digit_study.support.errors import StudyError
 
 #: The address that the server listens on.
 ADDRESS = "127.0.0.1"

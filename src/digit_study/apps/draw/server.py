@@ -33,7 +33,7 @@ from digit_study.data.sources import CLASSES
 from digit_study.inference.image_files import ImageError
 from digit_study.inference.images import Digit, read_digit
 from digit_study.inference.prediction import Accepts
-from digit_study.support.messages import StudyError
+from digit_study.support.errors import StudyError
 
 #: The page itself.
 PAGE = Path(__file__).with_name("draw.html")

@@ -1,9 +1,14 @@
-"""Optuna's own pictures of a study, as PNG and as one HTML page; the timeline goes host by host."""
+"""Optuna's own pictures of a study, as PNG files and for the study page.
 
-import html
+A timeline of several hosts goes host by host.
+"""
+
+from __future__ import annotations
+
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -14,16 +19,50 @@ from optuna.study import Study
 from optuna.trial import TrialState
 
 from digit_study.report.figures import charts
-from digit_study.support.messages import first_line
+from digit_study.support.errors import first_line
 
-MOST_DIMENSIONS, MOST_CONTOURS, LONGEST_CHOICE, MOST_TICKS = 6, 4, 14, 5
-PAGE = """<!doctype html><html lang="en"><head><meta charset="utf-8"><title>{title}</title></head>
-<body style="font-family: sans-serif; max-width: 1100px; margin: auto"><h1>{title}</h1>{figures}</body></html>"""
-#: Of these there is a PNG, with the most important dimensions; the page has all.
+#: Keys that slices and parallel coordinates show as a PNG, the most important ones.
+MOST_KEYS = 6
+#: Keys of which every pair has a panel.
+MOST_PAIRED = 4
+#: Characters of a choice, at most.
+LONGEST_CHOICE = 14
+#: Ticks below a narrow panel.
+MOST_TICKS = 5
+#: Pictures that are PNG files too, which MLflow shows among a study's artifacts.
 AS_PNG = (
-    "optimisation_history", "importances", "slices", "parallel_coordinates", "timeline", "intermediate_values",
+    "optimisation_history",
+    "importances",
+    "slices",
+    "parallel_coordinates",
+    "timeline",
+    "intermediate_values",
     "pareto",
-)  # fmt: skip
+)
+
+
+@dataclass(frozen=True)
+class PictureRequest:
+    """One of Optuna's pictures."""
+
+    #: Stem of its file.
+    name: str
+    #: Name of the function in ``optuna.visualization`` that draws it.
+    function: str
+    #: Its keyword arguments.
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def keys(self) -> list[str]:
+        """Return the config keys that it shows, empty where it shows no key or all."""
+        return list(self.options.get("params", []))
+
+    def with_most(self, count: int) -> PictureRequest:
+        """Return the picture of the first ``count`` keys."""
+        if not self.keys:
+            return self
+        options = {**self.options, "params": self.keys[:count]}
+        return PictureRequest(self.name, self.function, options)
 
 
 def write(
@@ -33,40 +72,28 @@ def write(
     hosts: Mapping[int, str],
     folder: Path,
 ) -> None:
-    """Draw Optuna's pictures: PNGs, and all as interactive figures in ``study.html``, which needs no network.
+    """Draw Optuna's pictures as PNG files.
 
-    ``objectives`` are metric to direction, ``keys`` what is searched, ``hosts`` where each trial ran, by its number.
+    Args:
+        study: What is drawn.
+        objectives: Direction (``maximize`` or ``minimize``) by metric.
+        keys: Config keys that are searched.
+        hosts: Host of each trial, by its number.
+        folder: Where the files go.
     """
-    from plotly.offline import get_plotlyjs
-
-    title = html.escape(f"Study {study.study_name}: {', '.join(objectives)}")
-    figures = [f"<script>{get_plotlyjs()}</script>"]  # once: it is nearly five megabytes
     with quiet_optuna():
-        for name, (function, options) in picture_options(study, objectives, keys).items():
-            figure = interactive(study, name, function, options, hosts)
-            if isinstance(figure, str):
-                figures.append(f"<p>{name.replace('_', ' ')}: {html.escape(figure)}</p>")
-            else:
-                drawn = figure.to_html(
-                    full_html=False, include_plotlyjs=False, config={"displaylogo": False}
-                )
-                figures.append(f'<div style="overflow-x: auto">{drawn}</div>')
-            if name in AS_PNG:
-                _write_png(
-                    name,
-                    function,
-                    options,
-                    study,
-                    next(iter(objectives)),
-                    hosts,
-                    folder / f"{name}.png",
-                )
-    (folder / "study.html").write_text(PAGE.format(title=title, figures="\n".join(figures)))
+        for request in picture_requests(study, objectives, keys):
+            if request.name in AS_PNG:
+                path = folder / f"{request.name}.png"
+                _write_png(request.with_most(MOST_KEYS), study, next(iter(objectives)), hosts, path)
 
 
 @contextmanager
 def quiet_optuna() -> Iterator[None]:
-    """Let Optuna draw in silence: it calls most of its pictures experimental, and logs what it cannot draw."""
+    """Let Optuna draw in silence.
+
+    It calls most of its pictures experimental, and logs what it cannot draw.
+    """
     verbosity = optuna.logging.get_verbosity()
     optuna.logging.set_verbosity(optuna.logging.ERROR)
     try:
@@ -77,124 +104,156 @@ def quiet_optuna() -> Iterator[None]:
         optuna.logging.set_verbosity(verbosity)
 
 
-def interactive(
-    study: Study, name: str, function: str, options: Mapping[str, Any], hosts: Mapping[int, str]
-) -> Any:
-    """One of :func:`picture_options` as a Plotly figure; a text that says why where there are too few trials for it."""
-    try:
-        figure = getattr(optuna.visualization, function)(study, **options)
-    except (ValueError, RuntimeError) as error:
-        return first_line(error)
-    if name == "timeline":
-        _group_page(figure, hosts)
-    if name in ("contour", "rank"):  # a grid of panels
+def interactive(study: Study, request: PictureRequest, hosts: Mapping[int, str]) -> Any:
+    """Return a picture as a Plotly figure.
+
+    Args:
+        study: What is drawn.
+        request: Which picture.
+        hosts: Host of each trial, by its number.
+
+    Raises:
+        ValueError: If there are too few trials for it.
+        RuntimeError: For the same reason.
+    """
+    figure = getattr(optuna.visualization, request.function)(study, **request.options)
+    if request.name == "timeline":
+        _group_figure(figure, hosts)
+    if request.name in ("contour", "rank"):  # a grid of panels
         figure.update_layout(height=900)
     return figure
 
 
-def picture_options(
+def picture_requests(
     study: Study, objectives: Mapping[str, str], keys: Sequence[str]
-) -> dict[str, tuple[str, dict[str, Any]]]:
-    """Optuna's pictures that apply to this study: by file name, the name of the function and its options."""
-    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
+) -> list[PictureRequest]:
+    """Return Optuna's pictures that apply to a study, the most important keys first.
+
+    Args:
+        study: What is drawn.
+        objectives: Direction (``maximize`` or ``minimize``) by metric.
+        keys: Config keys that are searched.
+    """
     first, direction = next(iter(objectives.items()))
     target: dict[str, Any] = {"target_name": first}
-    low_is_good: dict[str, Any] = {}  # importances of one of several objectives are for low values
+    importance_target: dict[str, Any] = {}
     if len(objectives) > 1:
-        sign = -1 if direction == "maximize" else 1
-        target["target"], low_is_good["target"] = (
-            lambda trial: trial.values[0],
-            lambda trial: sign * trial.values[0],
-        )
+        target["target"] = lambda trial: trial.values[0]
+        # importances of one of several objectives are for low values
+        importance_target["target"] = lambda trial: trial.values[0]
+        if direction == "maximize":
+            importance_target["target"] = lambda trial: -trial.values[0]
+    ordered = _by_importance(study, keys, importance_target)
+    of_keys = {**target, "params": ordered}
+    requests = [
+        PictureRequest("optimisation_history", "plot_optimization_history", target),
+        PictureRequest("importances", "plot_param_importances", {**target, **importance_target}),
+        PictureRequest("slices", "plot_slice", of_keys),
+        PictureRequest("parallel_coordinates", "plot_parallel_coordinate", of_keys),
+        PictureRequest("edf", "plot_edf", target),
+        PictureRequest("timeline", "plot_timeline"),
+    ]
+    if len(ordered) > 1:
+        of_pairs = {**target, "params": ordered[:MOST_PAIRED]}
+        requests.append(PictureRequest("contour", "plot_contour", of_pairs))
+        requests.append(PictureRequest("rank", "plot_rank", of_pairs))
+    if len(objectives) == 1:
+        requests.append(PictureRequest("intermediate_values", "plot_intermediate_values"))
+    elif len(objectives) <= 3:
+        names = {"target_names": list(objectives)}
+        requests.append(PictureRequest("pareto", "plot_pareto_front", names))
+    return requests
+
+
+def _by_importance(study: Study, keys: Sequence[str], target: Mapping[str, Any]) -> list[str]:
+    """Return the keys that some trial has, the most important one first."""
     try:
-        shares = optuna.importance.get_param_importances(study, **low_is_good)
+        shares = optuna.importance.get_param_importances(study, **target)
     except (ValueError, RuntimeError):  # too few trials, or all values are equal
         shares = {}
+    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
     used = [key for key in keys if any(key in trial.params for trial in complete)]
-    keys = sorted(used, key=lambda key: -shares.get(key, 0.0))
-    pictures = {
-        "optimisation_history": ("plot_optimization_history", target),
-        "importances": ("plot_param_importances", {**target, **low_is_good}),
-        "slices": ("plot_slice", {**target, "params": keys}),
-        "parallel_coordinates": ("plot_parallel_coordinate", {**target, "params": keys}),
-        "edf": ("plot_edf", target),
-        "timeline": ("plot_timeline", {}),
-    }
-    if len(keys) > 1:
-        pictures["contour"] = ("plot_contour", {**target, "params": keys[:MOST_CONTOURS]})
-        pictures["rank"] = ("plot_rank", {**target, "params": keys[:MOST_CONTOURS]})
-    if len(objectives) == 1:
-        pictures["intermediate_values"] = ("plot_intermediate_values", {})
-    elif len(objectives) <= 3:
-        pictures["pareto"] = ("plot_pareto_front", {"target_names": list(objectives)})
-    return pictures
+    return sorted(used, key=lambda key: -shares.get(key, 0.0))
 
 
 def _write_png(
-    name: str, function: str, options: Mapping[str, Any], study: Study, objective: str, hosts: Mapping[int, str],
-    path: Path,
-) -> None:  # fmt: skip
+    request: PictureRequest, study: Study, objective: str, hosts: Mapping[int, str], path: Path
+) -> None:
     """Draw a picture by Optuna, or say in words why there is none."""
     import matplotlib.pyplot as plt
     from optuna.visualization import matplotlib as optuna_plots
 
-    chosen = {
-        key: value[:MOST_DIMENSIONS] if key == "params" else value for key, value in options.items()
-    }
-    # of a study without anything to draw Optuna draws empty axes
-    drawn = study.get_trials(deepcopy=False)
-    if name == "intermediate_values":
-        drawn = [trial for trial in drawn if trial.intermediate_values]
-    elif name != "timeline":
-        drawn = [trial for trial in drawn if trial.state == TrialState.COMPLETE]
     with plt.rc_context({"backend": "agg"}):  # Optuna sets a style for all figures that follow
         try:
-            if not drawn:
+            # of a study without anything to draw Optuna draws empty axes
+            if not _has_content(request.name, study):
                 raise ValueError("No trial has finished yet.")
-            axes = np.ravel(getattr(optuna_plots, function)(study, **chosen))
+            axes = np.ravel(getattr(optuna_plots, request.function)(study, **request.options))
         except (ValueError, RuntimeError) as error:  # too few trials for this picture
             plt.close("all")
-            charts.save(
-                charts.message_figure(name.replace("_", " ").capitalize(), first_line(error)), path
-            )
+            title = request.name.replace("_", " ").capitalize()
+            charts.save(charts.message_figure(title, first_line(error)), path)
             return
-        _fit(name, axes, objective, hosts)
+        _fit(request.name, axes, objective, hosts)
         plt.gcf().savefig(path, dpi=charts.DPI, bbox_inches="tight", pad_inches=0.2)
         plt.close("all")
 
 
-def _fit(name: str, axes: Any, objective: str, hosts: Mapping[int, str]) -> None:
-    """Give a picture by Optuna a size that fits its content, and labels that do not lie on each other."""
-    figure, width = (
-        axes[0].figure,
-        {"slices": 2.6 * len(axes), "parallel_coordinates": 11.0}.get(name, 9.0),
-    )
-    figure.set_size_inches(max(width, 9.0), 5.0)
-    if name == "intermediate_values":
-        axes[0].set(xlabel="epoch", ylabel=objective)
-        charts.integer_ticks(axes[0].xaxis)
-        for line in axes[
-            0
-        ].lines:  # Optuna has ten colours; of hundreds only where many lie is to be seen
-            line.set(color=charts.BLUE, alpha=max(0.06, min(1.0, 12 / len(axes[0].lines))))
-    if name in ("intermediate_values", "importances") and (legend := axes[0].get_legend()):
-        legend.remove()  # a line a trial; or one colour for all bars, on which it lies
-    if name == "importances":
-        axes[0].set_xlabel(f"importance for {objective} (share of 1)")
-    if name in ("optimisation_history", "timeline"):
-        charts.integer_ticks(axes[0].xaxis if name == "optimisation_history" else axes[0].yaxis)
+def _has_content(name: str, study: Study) -> bool:
+    """Return whether some trial has what a picture shows."""
+    trials = study.get_trials(deepcopy=False)
     if name == "timeline":
-        _group_axes(axes[0], hosts)
-    if name == "slices":
-        _space_ticks(axes)
-    for panel in figure.axes if name == "parallel_coordinates" else []:
-        _shorten_choices(panel.yaxis)
+        return bool(trials)
+    if name == "intermediate_values":
+        return any(trial.intermediate_values for trial in trials)
+    return any(trial.state == TrialState.COMPLETE for trial in trials)
+
+
+def _fit(name: str, axes: Any, objective: str, hosts: Mapping[int, str]) -> None:
+    """Give a picture by Optuna a size that fits its content, and labels that do not overlap."""
+    first = axes[0]
+    figure = first.figure
+    widths = {"slices": 2.6 * len(axes), "parallel_coordinates": 11.0}
+    figure.set_size_inches(max(widths.get(name, 9.0), 9.0), 5.0)
+    match name:
+        case "intermediate_values":
+            first.set(xlabel="epoch", ylabel=objective)
+            charts.integer_ticks(first.xaxis)
+            _mute_lines(first.lines)
+            _drop_legend(first)
+        case "importances":
+            first.set_xlabel(f"importance for {objective} (share of 1)")
+            _drop_legend(first)
+        case "optimisation_history":
+            charts.integer_ticks(first.xaxis)
+        case "timeline":
+            charts.integer_ticks(first.yaxis)
+            _group_axes(first, hosts)
+        case "slices":
+            _space_ticks(axes)
+        case "parallel_coordinates":
+            for panel in figure.axes:
+                _shorten_choices(panel.yaxis)
     if "accuracy" in objective and name not in ("importances", "timeline", "pareto"):
-        axes[0].yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+        first.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+
+
+def _mute_lines(lines: Sequence[Any]) -> None:
+    """Let hundreds of lines show where many of them lie: Optuna has ten colours."""
+    alpha = max(0.06, min(1.0, 12 / len(lines)))
+    for line in lines:
+        line.set(color=charts.BLUE, alpha=alpha)
+
+
+def _drop_legend(axes: Any) -> None:
+    """Remove a legend with a line a trial, or with a single colour, which covers the data."""
+    legend = axes.get_legend()
+    if legend:
+        legend.remove()
 
 
 def _space_ticks(panels: Any) -> None:
-    """Turn what stands below narrow panels, and leave out of it what has no room."""
+    """Turn what stands below narrow panels, and leave out what has no room."""
     for panel in panels:
         _shorten_choices(panel.xaxis)
         if panel.get_xscale() == "log":
@@ -203,52 +262,65 @@ def _space_ticks(panels: Any) -> None:
             panel.xaxis.set_minor_formatter(NullFormatter())
             low, high = panel.get_xlim()
             ticks = [tick for tick in panel.get_xticks() if low <= tick <= high]
-            panel.set_xticks(ticks[:: -(-len(ticks) // MOST_TICKS) or 1])
+            step = max(1, -(-len(ticks) // MOST_TICKS))
+            panel.set_xticks(ticks[::step])
         for label in panel.get_xticklabels():
             label.set(rotation=30, ha="right", rotation_mode="anchor")
 
 
 def _shorten_choices(axis: Any) -> None:
-    """Cut what a categorical dimension's choices are called: whole, long ones lie on the panels beside theirs."""
+    """Cut the choices of a categorical key: whole, long ones lie on the panels beside theirs."""
     labels = [label.get_text() for label in axis.get_ticklabels()]
     if any(len(label) > LONGEST_CHOICE and not label.startswith("$") for label in labels):
-        axis.set_ticks(
-            axis.get_ticklocs(), [charts.shorten(label, LONGEST_CHOICE) for label in labels]
-        )
+        short = [charts.shorten(label, LONGEST_CHOICE) for label in labels]
+        axis.set_ticks(axis.get_ticklocs(), short)
 
 
-def _rows_by_host(hosts: Mapping[int, str]) -> tuple[dict[int, int], dict[str, float]]:
-    """A row for every trial, host after host, and the middle of every host's rows; nothing where there is one host."""
+@dataclass(frozen=True)
+class _HostRows:
+    """Rows of a timeline that goes host after host; empty where there is one host."""
+
+    #: Row of each trial, by its number.
+    rows: dict[int, int] = field(default_factory=dict)
+    #: Middle of the rows of each host, by its name.
+    middles: dict[str, float] = field(default_factory=dict)
+
+
+def _rows_by_host(hosts: Mapping[int, str]) -> _HostRows:
+    found = _HostRows()
     if len({*hosts.values()} - {""}) < 2:
-        return {}, {}
-    rows, middles = dict[int, int](), dict[str, float]()
+        return found
     for host in sorted({*hosts.values()}):
-        numbers = [number for number, where in hosts.items() if where == host]
-        middles[host or "nowhere"] = len(rows) + (len(numbers) - 1) / 2
-        rows |= {number: row for row, number in enumerate(numbers, start=len(rows))}
-    return rows, middles
+        numbers = [number for number, name in hosts.items() if name == host]
+        first = len(found.rows)
+        found.middles[host or "nowhere"] = first + (len(numbers) - 1) / 2
+        for row, number in enumerate(numbers, start=first):
+            found.rows[number] = row
+    return found
 
 
-def _group_page(figure: Any, hosts: Mapping[int, str]) -> None:
+def _group_figure(figure: Any, hosts: Mapping[int, str]) -> None:
     """Put the bars of Optuna's interactive timeline host after host."""
-    rows, middles = _rows_by_host(hosts)
-    if rows:
-        for trace in figure.data:
-            trace.y = [rows[number] for number in trace.y]
-        figure.update_yaxes(
-            title_text="host",
-            tickvals=list(middles.values()),
-            ticktext=list(middles),
-            tickmode="array",
-        )
+    grouped = _rows_by_host(hosts)
+    if not grouped.rows:
+        return
+    for trace in figure.data:
+        trace.y = [grouped.rows[number] for number in trace.y]
+    figure.update_yaxes(
+        title_text="host",
+        tickvals=list(grouped.middles.values()),
+        ticktext=list(grouped.middles),
+        tickmode="array",
+    )
 
 
 def _group_axes(axes: Any, hosts: Mapping[int, str]) -> None:
     """Put the bars of Optuna's timeline host after host."""
-    rows, middles = _rows_by_host(hosts)
-    if rows:
-        for bar in axes.patches:
-            middle = bar.get_height() / 2
-            bar.set_y(rows[round(bar.get_y() + middle)] - middle)
-        axes.set_yticks(list(middles.values()), list(middles))
-        axes.set_ylabel("host")
+    grouped = _rows_by_host(hosts)
+    if not grouped.rows:
+        return
+    for bar in axes.patches:
+        middle = bar.get_height() / 2
+        bar.set_y(grouped.rows[round(bar.get_y() + middle)] - middle)
+    axes.set_yticks(list(grouped.middles.values()), list(grouped.middles))
+    axes.set_ylabel("host")

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from digit_study.config.run_config import Config
-from digit_study.support.messages import StudyError, is_infrastructure_fault
+from digit_study.support.errors import StudyError, is_infrastructure_error
 from digit_study.support.signals import (
     Interrupted,
     interruptible,
@@ -98,7 +98,7 @@ class Reporter:
     def on_error(self, error: Exception) -> None:
         """Report that the trial has failed."""
         cause = FailureCause.TRIAL
-        if is_infrastructure_fault(error):
+        if is_infrastructure_error(error):
             cause = FailureCause.INFRASTRUCTURE
         reason = f"{type(error).__name__}: {error}"
         if isinstance(error, StudyError):

@@ -11,9 +11,10 @@ import psutil
 
 from digit_study.config.engine_config import EngineConfig, Node, capacity
 from digit_study.config.run_config import Config
-from digit_study.support import machine
+from digit_study.support import hardware
 from digit_study.support.console import warn
-from digit_study.support.messages import StudyError, listed
+from digit_study.support.errors import StudyError
+from digit_study.support.formatting import listed
 from digit_study.tracking.location import store_uri
 from digit_study.trial.events import (
     Decision,
@@ -42,8 +43,8 @@ def available_nodes(options: EngineConfig) -> list[Node]:
     Raises:
         StudyError: If a trial asks for more than it has.
     """
-    cores = machine.cores()
-    gpus = len(machine.gpus()[:1])
+    cores = hardware.cores()
+    gpus = len(hardware.gpus()[:1])
     memory = psutil.virtual_memory().total / 2**30
     has = {"CPU": cores, "GPU": gpus, "memory": memory * 2**30}
     trials = capacity(has, {"cpu": 1, "gpu": gpus, "memory": 0, **options.resources})
@@ -52,9 +53,9 @@ def available_nodes(options: EngineConfig) -> list[Node]:
             f"a trial asks for {listed(options.resources)}, but this machine has {cores} cores, "
             f"{gpus} GPUs and {memory:.1f} GiB: ask for less with resources="
         )
-    precision = machine.resolve_precision("auto")
+    precision = hardware.resolve_precision("auto")
     name = platform.node()
-    return [Node(name, cores, gpus, memory, machine.processor(), precision, trials)]
+    return [Node(name, cores, gpus, memory, hardware.processor(), precision, trials)]
 
 
 class LocalEngine:
@@ -87,7 +88,7 @@ class LocalEngine:
         self._in_background = in_background
         if launch is None:
             # A GPU's memory is a worker's for as long as it lives: the next trial needs the same.
-            self._in_background = in_background and not machine.gpus()
+            self._in_background = in_background and not hardware.gpus()
             launch = forking_launch(context, in_background=self._in_background)
         self._launch = launch
         self.trials: dict[int, Worker] = {}

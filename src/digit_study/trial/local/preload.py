@@ -34,7 +34,7 @@ _imported = threading.Event()
 
 
 def _end_with_parent(parent: int = os.getppid()) -> None:
-    """End this process if its parent is killed during the imports; later the server does so itself."""
+    """End this process if its parent dies during the imports; later the server does so itself."""
     while not _imported.wait(0.3):
         if os.getppid() != parent:
             os._exit(1)
@@ -44,7 +44,7 @@ def _load_digits() -> None:
     """Load the digits that most trials want; the trials say what is wrong with them."""
     from digit_study.data.digits import load_digits
     from digit_study.data.sources import DataConfig
-    from digit_study.support.messages import StudyError
+    from digit_study.support.errors import StudyError
 
     with suppress(KeyError, OSError, StudyError, ValueError):
         wanted = json.loads(Path(os.environ["TMPDIR"], PRELOAD_FILE).read_text())

@@ -10,8 +10,8 @@ from typing import Any
 
 import psutil
 
-from digit_study.support.machine import process_name
-from digit_study.support.messages import StudyError
+from digit_study.support.errors import StudyError
+from digit_study.support.processes import process_name
 from digit_study.trial.events import FailureCause
 
 #: What multiprocessing takes for the exit code of a process whose server died.
@@ -48,7 +48,11 @@ class ForkedProcess:
     def __init__(
         self, context: ForkServerContext, target: Callable[..., Any], arguments: tuple[Any, ...]
     ) -> None:
-        """Fork a process that calls ``target(*arguments)``; EOFError or OSError without a server."""
+        """Fork a process that calls ``target(*arguments)``.
+
+        Raises:
+            EOFError, OSError: If the server was killed.
+        """
         self._process = context.Process(target=target, args=arguments)
         self._process.start()
         self._handle: psutil.Process | None = None

@@ -1,4 +1,4 @@
-"""A worker as its supervisor sees it: a process that runs one trial after another."""
+"""A worker as its supervisor sees it: a process that runs trial after trial."""
 
 import os
 import pickle
@@ -89,7 +89,7 @@ class Worker:
 
     @property
     def name(self) -> str | None:
-        """Name of the process; None of one that died at once."""
+        """Name of the process; None if it died at once."""
         return self.process.name
 
     @property
@@ -119,7 +119,7 @@ class Worker:
     def waitables(self) -> list[Any]:
         """Return what :func:`multiprocessing.connection.wait` shall wait for."""
         if self.process.has_lost_server:
-            # The sentinel is ready for ever then. The process lives on; its pipe tells its end.
+            # The sentinel is ready for ever then. The process lives on; its pipe says when it ends.
             return [self.connection]
         return [self.connection, self.process.sentinel]
 

@@ -1,4 +1,4 @@
-"""What the supervisor, the process that speaks to Ray, and the actors on the nodes tell each other.
+"""What the supervisor, the process that speaks to Ray, and the actors on the nodes send each other.
 
 It imports only the standard library, like :mod:`digit_study.trial.ray.ray_actor`.
 """

@@ -1,4 +1,4 @@
-"""What runs on the nodes of a Ray cluster: an inspection of the node, and the actor that runs trials.
+"""What runs on the nodes of a Ray cluster: the inspection of a node, and actors that run trials.
 
 It imports only the standard library until an actor opens, so that a node without the packages can
 say which are missing.
@@ -49,14 +49,14 @@ def inspect_node(requirements: Requirements) -> NodeReport:
     problem = _problem(requirements, versions)
     if problem is not None:
         return NodeReport(host, versions, problem=f"node {host} {problem}")
-    from digit_study.support import machine
+    from digit_study.support import hardware
 
     return NodeReport(
         host,
         versions,
-        cores=machine.cores(),
-        processor=machine.processor(),
-        precision=machine.resolve_precision("auto"),
+        cores=hardware.cores(),
+        processor=hardware.processor(),
+        precision=hardware.resolve_precision("auto"),
     )
 
 
@@ -99,7 +99,7 @@ def _problem(requirements: Requirements, versions: Mapping[str, str | None]) -> 
 class TrialActor:
     """A slot on a node: it runs a trial at a time, in the node's local engine.
 
-    Its methods are called one after the other.
+    Its methods are called in turn.
     """
 
     def __init__(self, root: Path | None = None) -> None:
@@ -135,7 +135,7 @@ class TrialActor:
             raise ValueError(report.problem)
         os.environ.update(setup.environment)
         from digit_study.data import sources
-        from digit_study.support import machine
+        from digit_study.support import processes
         from digit_study.support.scratch import use_scratch
         from digit_study.support.workspace import Workspace
         from digit_study.tracking.location import store_uri
@@ -159,7 +159,7 @@ class TrialActor:
         threading.Thread(target=_upload_logs, args=(self._tracker,), daemon=True).start()
         versions = " ".join(f"{name} {at}" for name, at in report.versions.items())
         node_kind = f"{report.processor}, {report.cores} cores, {versions}"
-        return OpenedActor(machine.process_name(), node_kind)
+        return OpenedActor(processes.process_name(), node_kind)
 
     def launcher(self, context: EngineContext) -> Callable[[TrialRequest], Worker]:
         """Return what starts a worker; the server that it is forked from starts now."""

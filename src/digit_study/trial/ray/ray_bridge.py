@@ -96,7 +96,7 @@ class RayCluster:
         self._home: str | None = None
 
     def connect(self, address: str | None) -> None:
-        """Connect to the cluster at ``address``, or start a cluster on this machine for ``local``."""
+        """Connect to the cluster at ``address``; for ``local`` start a cluster here."""
         others = [f"/{name}" for name in os.listdir(ROOT) if name not in SENT]
         environment = {
             "working_dir": str(ROOT),

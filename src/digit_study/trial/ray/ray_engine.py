@@ -23,7 +23,8 @@ from digit_study.config.engine_config import EngineConfig, Node, capacity
 from digit_study.config.run_config import Config
 from digit_study.data import sources
 from digit_study.support.console import warn
-from digit_study.support.messages import StudyError, listed
+from digit_study.support.errors import StudyError
+from digit_study.support.formatting import listed
 from digit_study.support.scratch import use_scratch
 from digit_study.support.signals import deferred_signals
 from digit_study.support.workspace import Workspace
@@ -147,7 +148,9 @@ class RayConnection:
         """
         self._calls += 1
         try:
-            with deferred_signals():  # between two pieces of a message one would leave half of it
+            with (
+                deferred_signals()
+            ):  # a signal between two pieces of a message would leave half of it
                 self._socket.send((self._calls, name, arguments))
             succeeded, answer = self._await_answer(name, timeout)
         except (EOFError, OSError):
@@ -303,7 +306,7 @@ def available_nodes(options: EngineConfig, uri: str, workspace: Workspace) -> li
     return nodes
 
 
-def _node(node: ClusterNode, capacity: int) -> Node:
+def _node(node: ClusterNode, trials: int) -> Node:
     report = node.report
     return Node(
         node.host,
@@ -312,16 +315,16 @@ def _node(node: ClusterNode, capacity: int) -> Node:
         node.resources.get("memory", 0.0) / 2**30,
         report.processor,
         report.precision,
-        capacity,
+        trials,
         report.problem,
     )
 
 
 def _require_capacity(nodes: Sequence[Node], options: EngineConfig) -> None:
     """Raise StudyError unless the trials that are asked for fit on the nodes."""
-    capacity = sum(node.capacity for node in nodes)
+    trials = sum(node.capacity for node in nodes)
     asked = listed(options.resources)
-    if capacity == 0:
+    if trials == 0:
         offered = "; ".join(
             f"{node.host} {node.cores:g}, {node.gpus:g} and {node.memory:.1f} GiB" for node in nodes
         )
@@ -329,11 +332,11 @@ def _require_capacity(nodes: Sequence[Node], options: EngineConfig) -> None:
             f"a trial asks for {asked}, which no node has: cores, GPUs and memory are "
             f"{offered or 'none'}: ask for less with resources=, or start nodes that have it"
         )
-    if options.workers is not None and options.workers > capacity:
+    if options.workers is not None and options.workers > trials:
         raise StudyError(
-            f"`workers` is at most the {capacity} trials of {asked} that fit on {len(nodes)} nodes, "
-            f"got {options.workers}: lower it, start more nodes, or leave it null for as many as "
-            "fit at any time"
+            f"`workers` is at most the {trials} trials of {asked} that fit on "
+            f"{len(nodes)} nodes, got {options.workers}: lower it, start more nodes, or leave it "
+            "null for as many as fit at any time"
         )
 
 

@@ -1,0 +1,102 @@
+"""The description of a parent run in MLflow, as Markdown."""
+
+from __future__ import annotations
+
+import json
+import re
+import urllib.parse
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import jinja2
+
+from digit_study.report.ranking import Medium, RankedTable
+from digit_study.report.tables import Cell
+
+#: Rows of a ranking in a description.
+MOST_ROWS = 10
+#: Runs that a link compares side by side.
+MOST_COMPARED = 10
+
+
+@dataclass(frozen=True)
+class RunDescription:
+    """What a parent run found: the answer first, since MLflow shows three lines until asked."""
+
+    #: One sentence, with its numbers and their interval.
+    answer: str
+    #: One sentence.
+    question: str
+    ranking: RankedTable | None = None
+    #: What failed or was refused, one sentence each.
+    problems: Sequence[str] = ()
+    #: Paths of artifacts.
+    files: Sequence[str] = ()
+    #: What to type next.
+    command: str = ""
+
+    def markdown(self, experiment: str, run_id: str) -> str:
+        """Return the whole description.
+
+        Args:
+            experiment: Id of the experiment that the run is in.
+            run_id: Id of the run.
+        """
+        template = _environment().get_template("description.md")
+        text = template.render(
+            description=self,
+            table=self._table(),
+            experiment=experiment,
+            run=run_page(experiment, run_id),
+            comparison=self._comparison(experiment),
+        )
+        return re.sub(r"\n{3,}", "\n\n", text).strip()
+
+    def _table(self) -> object:
+        if self.ranking is None or not self.ranking.rows:
+            return None
+        return self.ranking.view(Medium.DESCRIPTION, most_rows=MOST_ROWS)
+
+    def _comparison(self, experiment: str) -> str:
+        """Return the link to the first runs side by side, empty for a single run."""
+        if self.ranking is None or len(self.ranking.rows) < 2:
+            return ""
+        best = [row.run_id for row in self.ranking.rows[:MOST_COMPARED]]
+        named = {"runs": json.dumps(best), "experiments": json.dumps([experiment])}
+        query = urllib.parse.urlencode(named, quote_via=urllib.parse.quote)
+        return f"[Compare these {len(best)} runs side by side](#/compare-runs?{query})"
+
+
+def escape(text: str) -> str:
+    r"""Return a text as Markdown shows it: names that contain markup, as ``<img …>``, stay text."""
+    return re.sub(r"([\\`*\[\]|<>])", r"\\\1", text.replace("\n", " "))
+
+
+def run_page(experiment: str, run_id: str) -> str:
+    """Return the page of a run, as a link from any other page of MLflow."""
+    return f"#/experiments/{experiment}/runs/{run_id}"
+
+
+def _linked(cell: Cell, experiment: str) -> str:
+    """Return a cell as Markdown, with a link to its run where it has one."""
+    text = escape(cell.text)
+    if cell.run_id:
+        return f"[{text}]({run_page(experiment, cell.run_id)})"
+    return text
+
+
+@cache
+def _environment() -> jinja2.Environment:
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    # Markdown is escaped by the filter of its own
+    environment = jinja2.Environment(
+        loader=loader,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["markdown"] = escape
+    environment.filters["linked"] = _linked
+    return environment

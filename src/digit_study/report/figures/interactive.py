@@ -1,0 +1,188 @@
+"""Optuna's pictures for the study page: small enough, in colours that the colour-blind tell apart."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from optuna.study import Study
+from optuna.trial import TrialState
+
+from digit_study.report.figures import charts
+from digit_study.report.figures.optuna_figures import (
+    PictureRequest,
+    interactive,
+    picture_requests,
+    quiet_optuna,
+)
+from digit_study.support.errors import first_line
+
+#: Keys in slices and parallel coordinates.
+MOST_KEYS = 6
+#: Keys in pictures of pairs.
+MOST_PAIRED = 3
+#: From so many trials on, each pair is a megabyte of grid.
+MANY_TRIALS = 60
+#: Keys in pictures of pairs of so many trials.
+MOST_PAIRED_OF_MANY = 2
+#: Entries of a legend; a longer one is left out.
+MOST_LEGEND = 12
+#: With so many epochs each has a tick.
+MOST_EPOCH_TICKS = 12
+#: Colour of a trial in the timeline, by its state.
+STATES = {
+    "COMPLETE": charts.BLUE,
+    "PRUNED": charts.ORANGE,
+    "FAIL": charts.RED,
+    "RUNNING": charts.GREEN,
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """One of Optuna's pictures, or the reason why it cannot be drawn."""
+
+    name: str
+    title: str
+    caption: str
+    #: Data and layout, as plotly.js takes them; None where it cannot be drawn.
+    figure: dict[str, Any] | None = None
+    problem: str = ""
+
+
+#: Title and caption of every picture.
+CAPTIONS = [
+    Picture("optimisation_history", "History", "Every trial in order, and the best so far."),
+    Picture(
+        "importances",
+        "Importances",
+        "How much of the differences between trials each key explains (PED-ANOVA).",
+    ),
+    Picture("slices", "Slices", "Every trial by one key at a time; the colour says when it ran."),
+    Picture(
+        "parallel_coordinates",
+        "Parallel coordinates",
+        "A line a trial, through its value of every key; the colour is the objective.",
+    ),
+    Picture("edf", "Distribution", "The share of trials that reach at most a value."),
+    Picture("timeline", "Timeline", "When each trial ran, and how it ended."),
+    Picture("contour", "Contour", "The objective over two keys at a time; dots are trials."),
+    Picture("rank", "Rank", "Trials over two keys at a time, coloured by their rank."),
+    Picture(
+        "intermediate_values",
+        "Intermediate values",
+        "The objective after every epoch; a line that stops was pruned.",
+    ),
+    Picture("pareto", "Pareto front", "Trials that no other trial beats in every objective."),
+]
+
+
+def pictures(
+    study: Study,
+    objectives: Mapping[str, str],
+    keys: Sequence[str],
+    hosts: Mapping[int, str],
+    epochs: int,
+) -> list[Picture]:
+    """Return all of Optuna's pictures that apply to a study, in the order in which they are read.
+
+    Args:
+        study: What is drawn.
+        objectives: Direction (``maximize`` or ``minimize``) by metric.
+        keys: Config keys that are searched.
+        hosts: Host of each trial, by its number.
+        epochs: Most epochs of a trial.
+    """
+    with quiet_optuna():
+        return list(_pictures(study, objectives, keys, hosts, epochs))
+
+
+def _pictures(
+    study: Study,
+    objectives: Mapping[str, str],
+    keys: Sequence[str],
+    hosts: Mapping[int, str],
+    epochs: int,
+) -> Iterator[Picture]:
+    captions = {picture.name: picture for picture in CAPTIONS}
+    complete = len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
+    for request in picture_requests(study, objectives, keys):
+        is_paired = request.name in ("contour", "rank")
+        limit = _most_keys(complete, is_paired=is_paired)
+        captioned = captions[request.name]
+        shown_keys = request.keys
+        if is_paired:
+            shown_keys = list(keys)
+        if request.keys and len(shown_keys) > limit:
+            caption = f"{captioned.caption} Shown are the {limit} most important keys."
+            captioned = replace(captioned, caption=caption)
+        picture = _drawn(captioned, study, request.with_most(limit), hosts)
+        if picture.figure is not None:
+            _shorten(picture.figure, request.keys)
+            if request.name == "intermediate_values" and epochs <= MOST_EPOCH_TICKS:
+                picture.figure["layout"].setdefault("xaxis", {})["dtick"] = 1
+        yield picture
+
+
+def _most_keys(trials: int, *, is_paired: bool) -> int:
+    if not is_paired:
+        return MOST_KEYS
+    if trials <= MANY_TRIALS:
+        return MOST_PAIRED
+    return MOST_PAIRED_OF_MANY
+
+
+def _drawn(
+    captioned: Picture, study: Study, request: PictureRequest, hosts: Mapping[int, str]
+) -> Picture:
+    """Return a picture with its figure, or with its problem."""
+    try:
+        figure = interactive(study, request, hosts)
+    except (ValueError, RuntimeError) as error:  # too few trials for this picture
+        return replace(captioned, problem=first_line(error))
+    if not figure.data:  # Optuna draws empty axes where no trial has a result
+        return replace(captioned, problem="no trial has the result that it shows")
+    return replace(captioned, figure=_plain(figure))
+
+
+def _plain(figure: Any) -> dict[str, Any]:
+    """Return a figure without Plotly's template and without an endless legend.
+
+    The page has colours of its own, in light and dark.
+    """
+    found: dict[str, Any] = json.loads(figure.to_json())
+    for unwanted in ("template", "title", "width", "plot_bgcolor"):
+        found["layout"].pop(unwanted, None)
+    for annotation in found["layout"].get("annotations", []):
+        annotation.get("font", {}).pop("color", None)
+    named = [trace for trace in found["data"] if trace.get("showlegend", True)]
+    for trace in found["data"]:
+        if trace.get("name") in STATES and trace.get("type") == "bar":
+            trace.setdefault("marker", {})["color"] = STATES[trace["name"]]
+        if len(named) > MOST_LEGEND:
+            trace["showlegend"] = False
+    return found
+
+
+def _shorten(figure: dict[str, Any], keys: Sequence[str]) -> None:
+    """Call keys by their last parts where those differ: half a dozen stand side by side."""
+    short = {key: key.rsplit(".", 1)[-1] for key in keys}
+    if len(set(short.values())) < len(keys):
+        return
+    for name, axis in figure["layout"].items():
+        if not name.startswith(("xaxis", "yaxis")):
+            continue
+        title = axis.get("title", {})
+        if title.get("text") in short:
+            title["text"] = short[title["text"]]
+        if axis.get("ticktext"):
+            axis["ticktext"] = [short.get(_whole(text, keys), text) for text in axis["ticktext"]]
+
+
+def _whole(text: str, keys: Sequence[str]) -> str:
+    """Return the key that Optuna cut off, which it ends with dots."""
+    if not text.endswith("..."):
+        return text
+    return next((key for key in keys if key.startswith(text.removesuffix("..."))), text)

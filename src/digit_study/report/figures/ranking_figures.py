@@ -1,0 +1,211 @@
+"""Figures of rankings: a leaderboard, a confirmation over seeds, the frontier."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from digit_study.report.figures import charts
+from digit_study.report.figures.charts import BLUE, GREEN, GREY, ORANGE, RED, TICK, Style
+from digit_study.report.sentences import counted, range_of
+
+#: Runs that a leaderboard shows.
+MOST_RUNS = 40
+TIED = "not significantly different from the best"
+WORSE = "significantly worse than the best"
+#: What An et al. 2020 (arXiv 2008.10400) publish of their ensembles; their number of epochs was
+#: chosen on the test set.
+PUBLISHED = {
+    "An et al. 2020, vote of three": 0.9987,
+    "An et al. 2020, two layers of votes": 0.9991,
+}
+
+
+def leaderboard_figure(board: pd.DataFrame, title: str, most_runs: int = MOST_RUNS) -> Figure:
+    """Draw the best runs of a leaderboard, best on top.
+
+    Runs without an accuracy are left out, and counted.
+
+    Args:
+        board: Columns name, val_accuracy and its ends, tied and n, the number of images.
+        title: Title of the figure.
+        most_runs: How many runs are shown.
+    """
+    measured = board.dropna(subset=["val_accuracy"])
+    if measured.empty:
+        return charts.message_figure(title, "No run has a validation accuracy.")
+    ranked = measured.sort_values("val_accuracy", ascending=False, kind="stable")
+    shown = ranked.head(most_runs)
+    rows = [_leaderboard_row(row) for row in shown.to_dict("records")]
+    made = charts.interval_figure(title, rows)
+    notes = []
+    if len(ranked) > most_runs:
+        notes.append(f"best {most_runs} of {len(ranked)} runs")
+    if len(board) > len(ranked):
+        notes.append(f"{len(board) - len(ranked)} without accuracy left out")
+    _fit_axis(made.axes, rows)
+    images = sorted({shown["n"].min(), shown["n"].max()})
+    count = " to ".join(f"{number:,.0f}" for number in images)
+    label = f"validation accuracy (%), 95 % interval, n = {count} images"
+    charts.style_axes(made.axes, label, "run", "\n".join([*notes, made.shared]).strip())
+    charts.legend_below(made.figure, made.axes)
+    return made.figure
+
+
+def _leaderboard_row(row: Mapping[Any, Any]) -> charts.IntervalRow:
+    style: Style = {"color": RED, "marker": "D", "ms": 8, "mfc": "white", "label": WORSE}
+    if row["tied"]:
+        style = {"color": BLUE, "marker": "o", "ms": 8, "label": TIED}
+    value = 100 * row["val_accuracy"]
+    ends = (value, 100 * row["val_accuracy_low"], 100 * row["val_accuracy_high"])
+    return charts.IntervalRow(str(row["name"]), ends, style, f"{value:.2f}")
+
+
+def _fit_axis(axes: Axes, rows: Sequence[charts.IntervalRow]) -> None:
+    """Leave room for most runs, where a single one that did not learn would take it from them."""
+    low, high = charts.axis_limits([row.ends for row in rows])
+    axes.set_xlim(low, high)
+    beyond = [position for position, row in enumerate(rows) if row.ends[0] < low]
+    if beyond:
+        arrow: Style = {"color": RED, "ms": 9, "clip_on": False, "label": "off the axis"}
+        axes.plot([low] * len(beyond), beyond, "<", **arrow)
+
+
+def confirmation_figure(
+    seeds: pd.DataFrame, ranking: pd.DataFrame, lessons: Sequence[str] = ()
+) -> Figure:
+    """Draw every candidate of a confirmation over its seeds, in the order of the ranking.
+
+    Args:
+        seeds: Columns candidate, seed and val_accuracy.
+        ranking: Columns candidate, mean, low and high (its 95 % interval), winner, tied,
+            parameters, sweep_val_accuracy, and the standard deviations sd_seeds, sd_images and
+            sd_both. All accuracies lie in [0, 1].
+        lessons: Sentences that stand above the plot.
+    """
+    if ranking.empty:
+        title = "Confirmation on fresh seeds"
+        return charts.message_figure(title, "No candidate has been confirmed yet.")
+    ranked = ranking.set_index("candidate", drop=False)
+    rows = [_confirmation_row(row) for row in ranked.to_dict("records")]
+    made = charts.interval_figure(_confirmation_title(seeds), rows, height=0.75)
+    accuracies = seeds.pivot_table(index="candidate", columns="seed", values="val_accuracy")
+    accuracies = accuracies.reindex(ranked.index)
+    positions = np.arange(len(rows))
+    ring: Style = {
+        "color": GREY,
+        "lw": 0.5,
+        "ms": 6,
+        "mfc": "white",
+        "mec": GREY,
+        "zorder": 1,
+        "label": "one fresh seed (lines join the same)",
+    }
+    made.axes.plot(100 * accuracies.to_numpy(), positions, "o-", **ring)
+    cross: Style = {"marker": "X", "color": ORANGE, "ms": 9, "ls": "", "zorder": 4}
+    searched = 100 * ranked["sweep_val_accuracy"]
+    made.axes.plot(searched, positions, label="in the search", **cross)
+    heading = [textwrap.fill(text[0].upper() + text[1:], 95) for text in lessons]
+    if made.shared:
+        heading.append(made.shared)
+    label = "validation accuracy (%), 95 % interval of the mean"
+    charts.style_axes(made.axes, label, "candidate", "\n".join(heading))
+    charts.legend_below(made.figure, made.axes, columns=3)
+    return made.figure
+
+
+def _confirmation_title(seeds: pd.DataFrame) -> str:
+    counts = seeds.groupby("candidate").size()
+    count = range_of(counts)
+    text = f"{counted(len(counts), 'candidate')} on {count} fresh seeds"
+    if count == "1":
+        text = text.removesuffix("s")
+    if len(counts) > 1:
+        text += " each"
+    return f"{text}, {counted(len(seeds), 'network')}"
+
+
+def _confirmation_row(row: Mapping[Any, Any]) -> charts.IntervalRow:
+    noise = [f"{100 * row[f'sd_{name}']:.2f} {name}" for name in ("seeds", "images", "both")]
+    text = f"{row['parameters']:,} parameters\n± {', '.join(noise)}"
+    ends = (100 * row["mean"], 100 * row["low"], 100 * row["high"])
+    style: Style = {"color": RED, "marker": "D", "ms": 8, "mfc": "white", "label": WORSE}
+    if row["winner"]:
+        style = {"color": GREEN, "marker": "*", "ms": 16, "label": "winner"}
+    elif row["tied"]:
+        style = {"color": BLUE, "marker": "D", "ms": 8, "label": TIED}
+    return charts.IntervalRow(str(row["candidate"]), ends, style, text)
+
+
+def frontier_figure(table: pd.DataFrame, dataset: str) -> Figure:
+    """Draw accuracy against parameters, with intervals and the Pareto front.
+
+    Args:
+        table: A row a network, see :func:`digit_study.study.frontier.table_of`.
+        dataset: Name of the data.
+    """
+    figure = charts.new_figure(11, 6.5, f"Accuracy of networks of each size on {dataset}")
+    axes = figure.subplots()
+    for is_front, rows in table.groupby("front"):
+        _draw_networks(axes, rows, is_front=bool(is_front))
+    front = table[table["front"]]
+    steps: Style = {"drawstyle": "steps-post", "color": BLUE, "lw": 1, "alpha": 0.6}
+    axes.plot(front["parameters"], 100 * front["mean"], **steps)
+    sealed = table.dropna(subset=["test_accuracy"])
+    if len(sealed):
+        cross: Style = {"marker": "X", "ms": 9, "ls": "", "color": ORANGE, "zorder": 4}
+        accuracies = 100 * sealed["test_accuracy"]
+        label = "first seed on the sealed test images"
+        axes.plot(sealed["parameters"], accuracies, label=label, **cross)
+    axes.set_xscale("log")
+    _name_networks(axes, table)
+    _draw_published(axes)
+    axes.grid(alpha=0.3)
+    charts.style_axes(axes, "parameters", "accuracy (%)")
+    charts.legend_below(figure, axes, columns=1)
+    return figure
+
+
+def _draw_networks(axes: Axes, rows: pd.DataFrame, *, is_front: bool) -> None:
+    values = 100 * rows[["mean", "low", "high"]].to_numpy(float).T
+    colour = GREY
+    meaning = "a smaller network is as good"
+    if is_front:
+        colour = BLUE
+        meaning = "no smaller network is as good"
+    label = f"validation images, mean of {range_of(rows['seeds'])} seeds, 95 % interval: {meaning}"
+    dot: Style = {"marker": "o", "ms": 8, "ls": "", "capsize": 4, "color": colour}
+    errors = np.abs(values[1:] - values[0])
+    axes.errorbar(rows["parameters"], values[0], yerr=errors, label=label, **dot)
+
+
+def _name_networks(axes: Axes, table: pd.DataFrame) -> None:
+    """Write names beside the axes, by accuracy: beside their points they would cover each other."""
+    ordered = table.sort_values("mean").to_dict("records")
+    line: Style = {"arrowstyle": "-", "color": GREY, "lw": 0.7, "relpos": (0, 0.5)}
+    for row, height in zip(ordered, np.linspace(0.04, 0.8, len(ordered)), strict=True):
+        accuracy = 100 * row["mean"]
+        axes.annotate(
+            f"{row['name']}  {accuracy:.2f} %",
+            xy=(row["parameters"], accuracy),
+            xytext=(1.02, height),
+            xycoords="data",
+            textcoords="axes fraction",
+            arrowprops=line,
+            fontsize=TICK,
+            va="center",
+        )
+
+
+def _draw_published(axes: Axes) -> None:
+    for name, accuracy in PUBLISHED.items():
+        axes.axhline(100 * accuracy, color=GREEN, lw=1, ls="--")
+        text = f"{name}: {100 * accuracy:.2f} %, chosen on the test set"
+        style: Style = {"color": GREEN, "fontsize": TICK, "va": "bottom"}
+        axes.text(0.01, 100 * accuracy, text, transform=axes.get_yaxis_transform(), **style)

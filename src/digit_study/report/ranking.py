@@ -1,0 +1,363 @@
+"""A ranking of runs, configurations, candidates or networks, whatever it is rendered as."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Any
+
+import pandas as pd
+
+from digit_study.report.tables import Cell, Estimate, TableView, accuracy, number
+from digit_study.stats.race import ACCURACY_COLUMNS
+from digit_study.support.suggestions import short_names
+
+
+class RankingKind(Enum):
+    """What is ranked."""
+
+    #: Runs of ``run.py -m``.
+    RUNS = auto()
+    #: Configurations of a study.
+    CONFIGURATIONS = auto()
+    #: Candidates of a confirmation, each over its seeds.
+    CANDIDATES = auto()
+    #: Networks of the frontier, by their size.
+    NETWORKS = auto()
+
+
+class Medium(Enum):
+    """Where a ranking is shown."""
+
+    TERMINAL = auto()
+    #: The description of a run in MLflow.
+    DESCRIPTION = auto()
+    #: The study page, which alone has room for every column.
+    PAGE = auto()
+
+
+@dataclass(frozen=True)
+class Noise:
+    """Standard deviations of an accuracy, in [0, 1]; None where they are not known."""
+
+    seeds: float | None
+    images: float | None
+    both: float | None
+
+
+@dataclass(frozen=True)
+class RankedRow:
+    """One run, configuration, candidate or network; it has an attribute for each column."""
+
+    rank: int
+    name: str
+    #: The run, or the best of several.
+    run_id: str
+    accuracy: Estimate
+    parameters: float
+    seeds: int
+    #: Whether it is not significantly different from the best.
+    is_tied: bool
+    is_winner: bool
+    #: Whether no smaller network is as good.
+    is_on_front: bool
+    loss: float | None
+    seconds: float | None
+    p_value: float | None
+    p_seeds: float | None
+    p_images: float | None
+    noise: Noise
+    #: Accuracy on the sealed test images, where they were opened for it.
+    sealed: Estimate | None
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a ranking."""
+
+    heading: str
+    cell: Callable[[RankedRow], Cell]
+    media: Sequence[Medium] = tuple(Medium)
+
+
+def _points(deviation: float | None) -> Cell:
+    """Return a standard deviation in percentage points."""
+    if deviation is None:
+        return number(None)
+    return number(100 * deviation, "{:.3f}")
+
+
+def _sealed(row: RankedRow) -> Cell:
+    if row.sealed is None:
+        return Cell("")
+    return accuracy(row.sealed)
+
+
+def _front(row: RankedRow) -> Cell:
+    if row.is_on_front:
+        return Cell("yes")
+    return Cell("no")
+
+
+_ON_PAGE = (Medium.PAGE,)
+_NAME = "name"
+_VERDICT = "verdict"
+_RANK = Column("rank", lambda row: number(row.rank))
+_ACCURACY = Column("accuracy [95 % interval]", lambda row: accuracy(row.accuracy))
+_MEAN = Column("mean accuracy [95 %]", lambda row: accuracy(row.accuracy))
+_PARAMETERS = Column("parameters", lambda row: number(row.parameters))
+_SEEDS = Column("seeds", lambda row: number(row.seeds))
+_LOSS = Column("loss", lambda row: number(row.loss, "{:.4f}"))
+_SECONDS = Column("seconds", lambda row: number(row.seconds, "{:.1f}"))
+_P_VALUE = Column("p", lambda row: number(row.p_value, "{:.3f}"))
+_RUN_ID = Column(
+    "run id",
+    lambda row: Cell(row.run_id, run_id=row.run_id),
+    (Medium.TERMINAL, Medium.PAGE),
+)
+
+
+def _on_page(column: Column) -> Column:
+    return Column(column.heading, column.cell, _ON_PAGE)
+
+
+#: Columns by what is ranked; those named ``name`` and ``verdict`` are filled by the table.
+COLUMNS: dict[RankingKind, tuple[Column | str, ...]] = {
+    RankingKind.RUNS: (
+        _RANK,
+        _NAME,
+        _ACCURACY,
+        _LOSS,
+        _PARAMETERS,
+        _SECONDS,
+        _P_VALUE,
+        _VERDICT,
+        _RUN_ID,
+    ),
+    RankingKind.CONFIGURATIONS: (
+        _RANK,
+        _ACCURACY,
+        _VERDICT,
+        _on_page(_P_VALUE),
+        _PARAMETERS,
+        _SEEDS,
+        _NAME,
+        _on_page(_LOSS),
+        _on_page(_SECONDS),
+        _on_page(_RUN_ID),
+    ),
+    RankingKind.CANDIDATES: (
+        _RANK,
+        _MEAN,
+        _VERDICT,
+        _SEEDS,
+        _PARAMETERS,
+        _NAME,
+        Column("± seeds", lambda row: _points(row.noise.seeds), _ON_PAGE),
+        Column("± images", lambda row: _points(row.noise.images), _ON_PAGE),
+        Column("± both", lambda row: _points(row.noise.both), _ON_PAGE),
+        Column("p, seeds", lambda row: number(row.p_seeds, "{:.3f}"), _ON_PAGE),
+        Column("p, images", lambda row: number(row.p_images, "{:.3f}"), _ON_PAGE),
+        _on_page(_RUN_ID),
+    ),
+    RankingKind.NETWORKS: (
+        _NAME,
+        _PARAMETERS,
+        Column("minutes", lambda row: number(_minutes(row), "{:.1f}")),
+        _MEAN,
+        _SEEDS,
+        Column("on the front", _front),
+        Column("sealed test images [95 %]", _sealed),
+    ),
+}
+#: What a column of names is called.
+NAMED = {
+    RankingKind.RUNS: "run",
+    RankingKind.CONFIGURATIONS: "trial: configuration",
+    RankingKind.CANDIDATES: "trial: configuration",
+    RankingKind.NETWORKS: "network",
+}
+#: What the words in the cells mean.
+LEGENDS = {
+    RankingKind.RUNS: (
+        "tied: not significantly different from the best "
+        "(p > 0.05; McNemar, for all comparisons together)"
+    ),
+    RankingKind.CONFIGURATIONS: (
+        "tied: not significantly different from the best "
+        "(McNemar, 95 % confidence for all comparisons together)"
+    ),
+    RankingKind.CANDIDATES: (
+        "tied: not significantly different from the best (Tukey over seeds, or Holm over images)"
+    ),
+    RankingKind.NETWORKS: (
+        "on the front: no network as small is as good; "
+        "minutes of one network; sealed test images: the first seed"
+    ),
+}
+
+
+def _minutes(row: RankedRow) -> float | None:
+    if row.seconds is None:
+        return None
+    return row.seconds / 60
+
+
+@dataclass(frozen=True)
+class RankedTable:
+    """A ranking, best first; networks of the frontier by their size."""
+
+    kind: RankingKind
+    rows: Sequence[RankedRow]
+
+    @classmethod
+    def of(cls, kind: RankingKind, ranking: pd.DataFrame) -> RankedTable:
+        """Make a ranking of what ``stats`` computed.
+
+        Args:
+            kind: What is ranked.
+            ranking: Rows with name, run_id, parameters, seeds, tied and an accuracy with its ends:
+                val_accuracy, val_accuracy_low and val_accuracy_high, or mean, low and high. See
+                :func:`digit_study.stats.ranking.pooled_leaderboard` and
+                :func:`digit_study.stats.race.confirmed_ranking` for the others.
+        """
+        named = ranking.rename(columns=ACCURACY_COLUMNS)
+        records = named.to_dict("records")
+        return cls(kind, [_row(place, row) for place, row in enumerate(records, start=1)])
+
+    def view(self, medium: Medium, *, title: str = "", most_rows: int | None = None) -> TableView:
+        """Return the table as a medium shows it.
+
+        Args:
+            medium: Where it is shown.
+            title: What stands above it.
+            most_rows: How many rows are shown; None shows all.
+        """
+        shown = self.rows[:most_rows]
+        names, shared = short_names([row.name for row in shown])
+        columns = [column for column in COLUMNS[self.kind] if _is_shown(column, medium)]
+        headings = [self._heading(column) for column in columns]
+        rows = []
+        for name, row in zip(names, shown, strict=True):
+            rows.append([self._cell(column, row, name) for column in columns])
+        return TableView(
+            headings,
+            rows,
+            title=title,
+            marked=[position for position, row in enumerate(shown) if self._is_marked(row)],
+            sections=self._sections(shown),
+            note=_note(shared, len(shown), len(self.rows)),
+            legend=LEGENDS[self.kind],
+        )
+
+    def _heading(self, column: Column | str) -> str:
+        if isinstance(column, Column):
+            return column.heading
+        if column == _NAME:
+            return NAMED[self.kind]
+        return column
+
+    def _cell(self, column: Column | str, row: RankedRow, name: str) -> Cell:
+        if isinstance(column, Column):
+            return column.cell(row)
+        if column == _NAME:
+            return Cell(name, run_id=row.run_id)
+        return Cell(self.verdict(row))
+
+    def verdict(self, row: RankedRow) -> str:
+        """Return in a word or two how a row stands to the best.
+
+        A candidate that left a race early says after how many seeds.
+        """
+        if row.is_winner:
+            return "winner"
+        has_left = self.kind is RankingKind.CANDIDATES and row.seeds < self._most_seeds
+        if row.is_tied and has_left:
+            return f"tied, after {row.seeds} seeds"
+        if has_left:
+            return f"dropped after {row.seeds} seeds"
+        if row.is_tied and row.rank == 1:
+            return "best"
+        if row.is_tied:
+            return "tied"
+        return "worse"
+
+    def _is_marked(self, row: RankedRow) -> bool:
+        """Return whether a row stands out: the winner, or all that may be the best."""
+        if self.kind is RankingKind.CANDIDATES:
+            return row.is_winner
+        if self.kind is RankingKind.NETWORKS:
+            return row.is_on_front
+        return row.is_tied
+
+    def _sections(self, shown: Sequence[RankedRow]) -> list[int]:
+        """Return where a group of candidates begins: those who stayed, then those who left."""
+        if self.kind is not RankingKind.CANDIDATES:
+            return []
+        groups = [(row.is_tied, row.seeds == self._most_seeds) for row in shown]
+        return [at for at in range(1, len(groups)) if groups[at] != groups[at - 1]]
+
+    @property
+    def _most_seeds(self) -> int:
+        return max(row.seeds for row in self.rows)
+
+
+def _is_shown(column: Column | str, medium: Medium) -> bool:
+    return isinstance(column, str) or medium in column.media
+
+
+def _note(shared: str, shown: int, count: int) -> str:
+    """Return what all rows share, and how many there are if not all are shown."""
+    notes = []
+    if shared:
+        notes.append(f"All: {shared}.")
+    if count > shown:
+        notes.append(f"The best {shown} of {count}.")
+    return " ".join(notes)
+
+
+def _row(place: int, record: dict[Any, Any]) -> RankedRow:
+    noise = Noise(
+        _known(record.get("sd_seeds")),
+        _known(record.get("sd_images")),
+        _known(record.get("sd_both")),
+    )
+    seconds = record.get("training_seconds")
+    if "minutes" in record:
+        seconds = 60 * record["minutes"]
+    return RankedRow(
+        rank=int(record.get("rank", place)),
+        name=str(record["name"]),
+        run_id=str(record["run_id"]),
+        accuracy=_estimate(record, "val_accuracy"),
+        parameters=record["parameters"],
+        seeds=int(record.get("seeds", 1)),
+        is_tied=bool(record["tied"]),
+        is_winner=bool(record.get("winner", False)),
+        is_on_front=bool(record.get("front", False)),
+        loss=_known(record.get("val_loss")),
+        seconds=_known(seconds),
+        p_value=_known(record.get("p_adjusted")),
+        p_seeds=_known(record.get("p_seeds")),
+        p_images=_known(record.get("p_images")),
+        noise=noise,
+        sealed=_sealed_estimate(record),
+    )
+
+
+def _estimate(record: dict[Any, Any], metric: str) -> Estimate:
+    return Estimate(record[metric], record[f"{metric}_low"], record[f"{metric}_high"])
+
+
+def _sealed_estimate(record: dict[Any, Any]) -> Estimate | None:
+    if _known(record.get("test_accuracy")) is None:
+        return None
+    return _estimate(record, "test_accuracy")
+
+
+def _known(value: Any) -> float | None:
+    """Return a number, None for NaN."""
+    if value is None or value != value:
+        return None
+    return float(value)

@@ -1,0 +1,196 @@
+"""Tables as people see them, before any renderer: cells, headings, marks and legends."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from digit_study.support.formatting import with_interval
+
+#: Rows of the longest tables: a page with thousands cannot be read any more.
+MOST_ROWS = 500
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """An accuracy and its 95 % interval, all in [0, 1]."""
+
+    value: float
+    low: float
+    high: float
+
+    def __str__(self) -> str:
+        return with_interval(self.value, self.low, self.high)
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One value of a table."""
+
+    #: What is read.
+    text: str
+    #: By what a page sorts; a cell with a number stands on the right.
+    number: float | None = None
+    #: The run that the cell leads to, where a renderer has links.
+    run_id: str = ""
+
+
+@dataclass(frozen=True)
+class TableView:
+    """Rows below headings, for any renderer."""
+
+    headings: Sequence[str]
+    rows: Sequence[Sequence[Cell]]
+    title: str = ""
+    #: Numbers of the rows that stand out, counted from 0.
+    marked: Sequence[int] = ()
+    #: Numbers of the rows before which a line is drawn.
+    sections: Sequence[int] = ()
+    #: What the reader needs to know before the rows.
+    note: str = ""
+    #: What the words in the cells mean.
+    legend: str = ""
+
+    @property
+    def numeric(self) -> list[bool]:
+        """Return for every column whether it holds numbers alone."""
+        columns = range(len(self.headings))
+        return [all(row[column].number is not None for row in self.rows) for column in columns]
+
+
+@dataclass(frozen=True)
+class PromotionRow:
+    """One promotion or rollback, as the ledger has it."""
+
+    at: str
+    decision: str
+    evidence: str
+    run_id: str
+    who: str
+
+
+def number(value: Any, form: str = "{:,.0f}") -> Cell:
+    """Return a number in its format; a dash, sorted last, where there is none.
+
+    Args:
+        value: A number, NaN or None.
+        form: A format string with one field.
+    """
+    if value is None or value != value:
+        return Cell("–", float("-inf"))
+    return Cell(form.format(value), float(value))
+
+
+def accuracy(estimate: Estimate) -> Cell:
+    """Return an accuracy with its interval, sorted by the accuracy."""
+    return Cell(str(estimate), estimate.value)
+
+
+def trials_table(
+    frame: pd.DataFrame, keys: Sequence[str], objectives: Iterable[str], most_rows: int = MOST_ROWS
+) -> TableView:
+    """Show the newest trials of a study.
+
+    Args:
+        frame: A row a trial, see :func:`digit_study.study.results.trials_frame`.
+        keys: Searched config keys, a column each.
+        objectives: Names of the metrics that are optimised, a column each.
+        most_rows: How many trials are shown.
+    """
+    objectives = list(objectives)
+    shown = frame.tail(most_rows).to_dict("records")
+    rows = []
+    for row in shown:
+        rows.append(
+            [
+                number(row["number"]),
+                Cell(str(row["state"]).lower()),
+                *[number(row.get(name), "{:.6g}") for name in objectives],
+                number(_seconds(row), "{:.1f}"),
+                *[_chosen(row.get(key)) for key in keys],
+                Cell(str(row.get("reason") or "")),
+            ]
+        )
+    note = ""
+    if len(frame) > len(shown):
+        note = f"The last {most_rows} of {len(frame)}."
+    return TableView(["trial", "state", *objectives, "seconds", *keys, "reason"], rows, note=note)
+
+
+def _seconds(trial: Mapping[Any, Any]) -> float | None:
+    if trial["finished"] is pd.NaT:
+        return None
+    return float((trial["finished"] - trial["started"]).total_seconds())
+
+
+def _chosen(value: Any) -> Cell:
+    """Return the value of a searched key."""
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return number(value, "{:.4g}")
+    if value is None:
+        return Cell("–")
+    return Cell(str(value))
+
+
+def front_table(front: pd.DataFrame, objectives: Mapping[str, str]) -> TableView:
+    """Show the Pareto front of several objectives, the best by the first one on top.
+
+    Args:
+        front: A row a trial with its number and every objective.
+        objectives: Direction (``maximize`` or ``minimize``) by metric.
+    """
+    headings = [f"{metric} ({direction})" for metric, direction in objectives.items()]
+    first, direction = next(iter(objectives.items()))
+    ordered = front.sort_values(first, ascending=direction == "minimize").to_dict("records")
+    rows = []
+    for row in ordered:
+        values = [number(row[name], "{:.6g}") for name in objectives]
+        rows.append([number(row["number"], "{}"), *values])
+    return TableView(["trial", *headings], rows, title="Pareto front")
+
+
+def promotions_table(promotions: Sequence[PromotionRow], run_ids: Iterable[str]) -> TableView:
+    """Show promotions and rollbacks, the newest first.
+
+    Args:
+        promotions: All of the ledger, the oldest first.
+        run_ids: Runs of the study that is shown, whose rows are marked.
+    """
+    own = set(run_ids)
+    rows = []
+    marked = []
+    for position, promotion in enumerate(reversed(promotions)):
+        rows.append(
+            [
+                Cell(promotion.at),
+                Cell(promotion.decision),
+                Cell(promotion.evidence),
+                Cell(promotion.run_id, run_id=promotion.run_id),
+                Cell(promotion.who),
+            ]
+        )
+        if promotion.run_id in own:
+            marked.append(position)
+    return TableView(["date", "decision", "evidence", "run", "who"], rows, marked=marked)
+
+
+def flipped_table(flips: pd.DataFrame, most_rows: int) -> TableView:
+    """Show the images that exactly one of two runs predicts correctly.
+
+    Args:
+        flips: Columns index, label, a, b and right (``a`` or ``b``).
+        most_rows: How many images are shown.
+    """
+    rows = []
+    for row in flips.head(most_rows).to_dict("records"):
+        rows.append([number(row[name], "{}") for name in ("index", "label", "a", "b")])
+        rows[-1].append(Cell(str(row["right"])))
+    legend = ""
+    if len(flips) > most_rows:
+        legend = f"the first {most_rows}; all are in tables/flipped.csv"
+    headings = ["image", "true digit", "a predicts", "b predicts", "correct"]
+    title = f"Images that only one of the two predicts correctly ({len(flips)})"
+    return TableView(headings, rows, title=title, legend=legend)
