@@ -16,8 +16,10 @@ from conftest import LIGHT, ROOT, Project, copy_project, sample
 
 from digit_study.config import compose
 from digit_study.config.promote_config import CompareConfig, PromoteConfig
+from digit_study.config.renamed_keys import RENAMED
 from digit_study.config.run_config import Config
 from digit_study.config.study_config import StudyConfig
+from digit_study.support.rules import flatten
 
 PACKAGE = ROOT / "src" / "digit_study"
 PAGES = [
@@ -211,8 +213,12 @@ def check_pip(words: Sequence[str]) -> None:
     if words[1] == "-r":
         assert (ROOT / words[2]).is_file()
         return
+    if words[1] != "-e":
+        package = words[1].partition("[")[0]
+        assert package in extras, f"{package} is no extra of the project"
+        return
     extra = re.fullmatch(r"\.\[(\w+)\]", words[2])
-    assert words[1] == "-e" and extra and extra[1] in extras
+    assert extra and extra[1] in extras
 
 
 def check_mlflow(words: Sequence[str]) -> None:
@@ -445,6 +451,27 @@ def test_the_files_of_the_way_of_a_trial_exist() -> None:
     files = re.findall(r"^ +participant \w+ as ([\w/.]+)", text, flags=re.MULTILINE)
     assert len(files) == 8
     assert [file for file in files if project_path(file) is None] == []
+
+
+def known_keys() -> set[str]:
+    """Return the keys of all configs, and those that have another name by now."""
+    keys = set(RENAMED)
+    for root, schema in (("config", Config), ("study", StudyConfig), ("promote", PromoteConfig)):
+        compose.register(root, schema)
+        keys |= set(flatten(compose.compose_config([], root)))
+    return keys
+
+
+@pytest.mark.parametrize("page", PAGES, ids=name_of)
+def test_keys_that_are_named_exist(page: Path) -> None:
+    if page.name == "CHANGELOG.md":
+        pytest.skip("it also names what is gone")
+    keys = known_keys()
+    groups = "|".join(sorted({key.partition(".")[0] for key in keys if "." in key}))
+    spans = re.findall(rf"`((?:{groups})\.[a-z_.]+)(?:=[^`]*)?`", prose_of(page))
+    named = [span for span in spans if not span.endswith(".py")]
+    unknown = [name for name in named if not any(f"{key}.".startswith(f"{name}.") for key in keys)]
+    assert unknown == []
 
 
 # ------------------------------------------------------------------------------------- README
