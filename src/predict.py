@@ -21,12 +21,8 @@ from digit_study.support.errors import StudyError
 from digit_study.support.signals import collect_rarely
 from digit_study.support.suggestions import nearest
 from digit_study.support.workspace import Workspace
-from digit_study.tracking.database import (
-    CHAMPION_URI,
-    NAMED,
-    quiet_mlflow,
-    tracking_uri,
-)
+from digit_study.tracking.database import quiet_mlflow
+from digit_study.tracking.location import CHAMPION_URI, MODEL_NAMES, store_uri
 from digit_study.tracking.models import model_file
 
 SETTINGS, SHOWN = ("model", "abstain", "tracking.uri"), "predicted.png"
@@ -40,7 +36,7 @@ def parsed(words: Sequence[str]) -> argparse.Namespace:
         allow_abbrev=False,
         description="Reads the digit in each image: any size, mode, format or polarity; one digit per image. "
         "Exit code: 0 if all images were read, 1 if not, 2 for a wrong option.",
-        epilog=f"Settings: model={NAMED}; abstain=false, to read also what is no digit; tracking.uri=….",
+        epilog=f"Settings: model={MODEL_NAMES}; abstain=false, to read also what is no digit; tracking.uri=….",
     )
     images = "of an animation or a multi-page file the first picture; of a folder the images directly in it"
     picture = (
@@ -96,11 +92,13 @@ def check_show(path: str, files: Sequence[Path]) -> None:
 
 
 def model_place(named: str, tracking: str | None) -> str:
-    """The address of the model's page in MLflow, which is asked now, before an alias moves; empty for a file."""
+    """Return the address of a model's page in MLflow, before an alias moves; empty for a file."""
     if not named.startswith(("models:/", "runs:/")):
         return ""
+    from digit_study.tracking.session import Tracker
 
-    return views.model_place(tracking_uri(tracking), named)
+    workspace = Workspace.of_project()
+    return Tracker(store_uri(tracking, workspace), workspace).model_address(named)
 
 
 def least_probability(coverage: float, named: str, tracking: str | None) -> float:
@@ -109,12 +107,12 @@ def least_probability(coverage: float, named: str, tracking: str | None) -> floa
         raise StudyError(f"`--coverage` must be in (0, 1), got {coverage:g}: --coverage 0.99")
     if not named.startswith(("models:/", "runs:/")):
         raise StudyError(
-            f"`--coverage` needs the run of a model, got the file '{named}': name it as {NAMED}"
+            f"`--coverage` needs the run of a model, got the file '{named}': name it as {MODEL_NAMES}"
         )
     from digit_study.model import calibration
-    from digit_study.tracking import queries as lookup
+    from digit_study.tracking.session import open_store
 
-    found = lookup.evaluation_of_model(named, tracking)
+    found = open_store(tracking, Workspace.of_project()).evaluation_of_model(named)
     return calibration.least_probability(found.labels, found.probabilities, coverage)
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from digit_study.support.messages import StudyError
+from digit_study.support.errors import StudyError
 from digit_study.support.workspace import Workspace
 from digit_study.trial.health import Health
 

@@ -26,8 +26,7 @@ from digit_study.study._optuna import JournalFile
 from digit_study.study.storage import StoredStudy
 from digit_study.study.study_plan import journal_path, study_arguments
 from digit_study.study.trial_attributes import EXCESS, REQUEUED, counted
-from digit_study.support import redaction
-from digit_study.support import processes
+from digit_study.support import processes, redaction
 from digit_study.support.errors import StudyError
 from digit_study.tracking import database
 

@@ -164,7 +164,7 @@ class RunResults:
             finished = self.tracker.children(parent_run_id, "attributes.status = 'FINISHED'")
         except StoreFault:  # the uploader says so
             return ""
-        compared = [tags for run_id, tags in finished.items() if run_id in run_ids]
+        compared = [tags for run_id, tags in finished if run_id in run_ids]
         return provenance.mixture([provenance.plain(tags) for tags in compared])
 
 

@@ -166,7 +166,7 @@ def plan_task(arguments: Sequence[str], root: str, schema: type, workspace: Work
     for key in RUN_ID_KEYS:
         run_id = getattr(config, key, None)
         if run_id is not None:
-            require_run(uri, run_id, key)
+            require_run(uri, run_id, key, workspace)
     return config
 
 

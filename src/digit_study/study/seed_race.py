@@ -319,7 +319,7 @@ def _finished_before(race: SeedRace, results: RunResults) -> dict[SeedRun, Candi
     """Return the runs of a race that earlier commands have finished."""
     finished = race.tracker.children(race.parent_run_id, "attributes.status = 'FINISHED'")
     found = {}
-    for run_id, tags in finished.items():
+    for run_id, tags in finished:
         run = SeedRun(tags.get(CANDIDATE_TAG, ""), int(tags.get(SEED_TAG, -1)))
         if run.fingerprint not in race.entries or run.seed not in race.seeds:
             continue

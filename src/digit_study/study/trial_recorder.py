@@ -169,7 +169,7 @@ class TrialRecorder:
         """Make MLflow agree with Optuna, where a process was killed between the two."""
         trials = {trial.number: trial for trial in self._stored.trials()}
         running = self._tracker.children_tagged(self._parent_run_id, {STATE_TAG: RUNNING_STATE})
-        for run_id, tags in running.items():
+        for run_id, tags in running:
             trial = trials.get(int(tags.get("trial.number", -1)))
             is_its_run = trial is not None and trial.user_attrs.get(RUN_ID) == run_id
             if trial is not None and is_its_run and trial.state.is_finished():

@@ -14,7 +14,6 @@ from http.client import HTTPException
 from pathlib import Path
 from typing import TypeVar
 
-from digit_study.config.run_config import Config
 from digit_study.support import scratch
 from digit_study.support.errors import StudyError
 from digit_study.support.redaction import without_password, without_secrets
@@ -188,9 +187,7 @@ def is_missing(uri: str) -> bool:
     return uri.startswith(SQLITE) and not sqlite_path(uri).exists()
 
 
-def require_store(
-    configured: str | None, rule: str, remedy: str, workspace: Workspace | None = None
-) -> str:
+def require_store(configured: str | None, rule: str, remedy: str, workspace: Workspace) -> str:
     """Return the URI of a store that exists: MLflow would create an empty one.
 
     Args:
@@ -202,7 +199,7 @@ def require_store(
     Raises:
         StudyError: If there is no store, or it does not answer.
     """
-    uri = store_uri(configured, workspace or default_workspace())
+    uri = store_uri(configured, workspace)
     check_store(uri)
     if is_missing(uri):
         reason = f"there is no database at '{sqlite_path(uri)}'"
@@ -210,7 +207,7 @@ def require_store(
     return uri
 
 
-def require_run(uri: str, run_id: str, key: str, workspace: Workspace | None = None) -> None:
+def require_run(uri: str, run_id: str, key: str, workspace: Workspace) -> None:
     """Make sure that a sqlite store holds a run; no other store is asked, and MLflow not needed.
 
     Args:
@@ -225,7 +222,7 @@ def require_run(uri: str, run_id: str, key: str, workspace: Workspace | None = N
     # a database that is missing, locked or of another version: MLflow says later what is wrong
     with suppress(sqlite3.DatabaseError), closing(_connect(uri)) as connection:
         if not connection.execute("SELECT 1 FROM runs WHERE run_uuid = ?", (run_id,)).fetchone():
-            raise unknown_run(uri, run_id, key, workspace or default_workspace())
+            raise unknown_run(uri, run_id, key, workspace)
 
 
 def unknown_run(uri: str, run_id: str, key: str, workspace: Workspace) -> StudyError:
@@ -305,48 +302,3 @@ def quiet_mlflow() -> None:
     """Set the environment variables of `SETTINGS` that the user has not set."""
     for name, value in SETTINGS.items():
         os.environ.setdefault(name, value)
-
-
-# ------------------------------------------------------------------- deprecated: until the merge
-# What code outside of this package still calls. It goes when that code holds a Tracker.
-
-ARTIFACTS = Workspace.of_project().artifacts
-OUTBOX = ARTIFACTS / ".outbox"
-SERVERS = location.SERVERS
-REGISTERED_NAME = location.REGISTERED_NAME
-CHAMPION_URI = location.CHAMPION_URI
-NAMED = location.MODEL_NAMES
-
-
-def default_workspace() -> Workspace:
-    """Return the workspace of callers that have none."""
-    return Workspace(ARTIFACTS.parent)
-
-
-def tracking_uri(configured: str | None) -> str:
-    """Return the URI of the store; see `location.store_uri`."""
-    return store_uri(configured, Workspace.of_project())
-
-
-def experiment_name(config: Config, dataset: str) -> str:
-    """Return the name of the experiment; see `location.experiment_name`."""
-    return location.experiment_name(config, dataset)
-
-
-def view_command(uri: str) -> str:
-    """Return the command that shows a store; see `location.view_command`."""
-    return location.view_command(uri, Workspace.of_project())
-
-
-def prepare_store(uri: str) -> None:
-    """Create the tables of a store and upload what is left; see `session.session`."""
-    create_store(uri, default_workspace())
-    from digit_study.tracking.store import as_store
-    from digit_study.tracking.uploader import upload_left
-
-    upload_left(as_store(uri))
-
-
-def use_scratch() -> Path:
-    """Use the project's scratch folder; see `support.scratch`."""
-    return scratch.use_scratch(Workspace.of_project())

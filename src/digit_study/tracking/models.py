@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from digit_study.support.errors import StudyError, first_line
 from digit_study.support.workspace import Workspace
-from digit_study.tracking.database import default_workspace, require_store
+from digit_study.tracking.database import require_store
 from digit_study.tracking.location import MODEL_NAMES, REGISTERED_NAME, store_uri
 
 if TYPE_CHECKING:
@@ -33,9 +33,7 @@ class ModelVersion:
     number: str
 
 
-def model_file(
-    named: str, configured: str | None = None, workspace: Workspace | None = None
-) -> Path:
+def model_file(named: str, configured: str | None, workspace: Workspace) -> Path:
     """Return the path of the Keras file of a model, downloaded where a store holds it.
 
     What earlier commands left to upload is uploaded first.
@@ -53,7 +51,6 @@ def model_file(
         return Path(named)
     if not named.startswith(SCHEMES):
         raise StudyError(f"`model` must be {MODEL_NAMES}, got '{named}'")
-    workspace = workspace or default_workspace()
     remedy = "run `python src/run.py` and `python sweeps/promote.py`"
     uri = require_store(configured, "a model must be registered first", remedy, workspace)
     import mlflow
@@ -99,9 +96,7 @@ def _remedy(store: Store, named: str) -> str:
     )
 
 
-def version_named(
-    named: str, configured: str | None = None, workspace: Workspace | None = None
-) -> str | None:
+def version_named(named: str, configured: str | None, workspace: Workspace) -> str | None:
     """Return the version that ``models:/name@alias`` names at this moment.
 
     Args:
@@ -119,7 +114,7 @@ def version_named(
         return None
     import mlflow
 
-    uri = store_uri(configured, workspace or default_workspace())
+    uri = store_uri(configured, workspace)
     return _version_of_alias(mlflow.MlflowClient(uri), named)
 
 

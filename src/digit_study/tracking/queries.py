@@ -1,13 +1,11 @@
 """Runs that a store is asked for: found, checked, turned back into configs. Needs no TensorFlow."""
 
 import tempfile
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, suppress
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
-from functools import lru_cache
-from typing import Any, TypeVar
+from typing import TypeVar
 
-import mlflow
 import pandas as pd
 from hydra.core.override_parser.types import Quote, QuotedString
 from mlflow import MlflowException
@@ -21,18 +19,13 @@ from digit_study.support import console
 from digit_study.support.errors import StudyError, first_line
 from digit_study.support.redaction import without_password
 from digit_study.support.suggestions import nearest
-from digit_study.support.workspace import Workspace
 from digit_study.tracking import models, provenance
 from digit_study.tracking.database import (
-    create_store,
-    default_workspace,
-    require_store,
     unknown_run,
 )
-from digit_study.tracking.runs import MOST_RUNS, Runs, adopt, runs_of
+from digit_study.tracking.runs import MOST_RUNS, Runs
 from digit_study.tracking.spool import MetricValue
-from digit_study.tracking.store import StoreFault, as_store
-from digit_study.tracking.uploader import upload_left
+from digit_study.tracking.store import StoreFault
 from digit_study.tracking.writer import BEST_OF
 
 #: MLflow's codes for "there is no such thing", as its several stores spell it.
@@ -370,98 +363,3 @@ def _override_value(text: str) -> str:
     if text == "None":
         return "null"
     return str(QuotedString(text, Quote.single).with_quotes())
-
-
-# ------------------------------------------------------------------- deprecated: until the merge
-
-
-def _queries(uri: str) -> Queries:
-    return _queries_of(uri, default_workspace())
-
-
-@lru_cache(maxsize=8)
-def _queries_of(uri: str, workspace: Workspace) -> Queries:
-    return adopt(Queries(uri, workspace))
-
-
-def each(uri: str, ask: Callable[[T], U], items: Iterable[T]) -> list[U]:
-    """Ask for every item; see `Store.each`."""
-    return runs_of(uri).each(ask, items)
-
-
-def finished_metrics(uri: str, run_id: str) -> dict[str, float] | None:
-    """Return final metrics; see `Queries.finished_metrics`."""
-    return _queries(uri).finished_metrics(run_id)
-
-
-def children_tagged(
-    uri: str, parent_run_id: str, tags: Mapping[str, str]
-) -> list[tuple[str, dict[str, str]]]:
-    """Return children; see `Queries.children_tagged`."""
-    return _queries(uri).children_tagged(parent_run_id, tags)
-
-
-def find_run(uri: str, tags: Mapping[str, str]) -> str | None:
-    """Return a run; see `Queries.find_run`."""
-    return _queries(uri).find_run(tags)
-
-
-def runs_with_models(uri: str, parent_run_id: str) -> set[str]:
-    """Return runs; see `Queries.runs_with_models`."""
-    return _queries(uri).runs_with_models(parent_run_id)
-
-
-def prediction_table(uri: str, run_id: str) -> pd.DataFrame:
-    """Return predictions.csv; see `Queries.artifact_table`."""
-    return _queries(uri).artifact_table(run_id, "predictions")
-
-
-def artifact_table(uri: str, run_id: str, name: str) -> pd.DataFrame:
-    """Return a table; see `Queries.artifact_table`."""
-    return _queries(uri).artifact_table(run_id, name)
-
-
-def epoch_values(uri: str, run_id: str, metric: str) -> dict[int, float]:
-    """Return values; see `Queries.epoch_values`."""
-    return _queries(uri).epoch_values(run_id, metric)
-
-
-def newest_confirmation(uri: str, study: str, since: float) -> Run | None:
-    """Return a run; see `Queries.newest_confirmation`."""
-    return _queries(uri).newest_confirmation(study, since)
-
-
-def open_store(configured: str | None) -> tuple[mlflow.MlflowClient, str]:
-    """Open a store that exists; see `session.open_store`."""
-    rule = "runs must have been tracked first"
-    uri = require_store(configured, rule, "run `python src/run.py`")
-    create_store(uri, default_workspace())
-    upload_left(as_store(uri))
-    mlflow.set_tracking_uri(uri)
-    return as_store(uri).client, uri
-
-
-def store_faults(uri: str) -> AbstractContextManager[None]:
-    """Turn faults into messages; see `Queries.readable_faults`."""
-    return _queries(uri).readable_faults()
-
-
-def finished_run(client: Any, uri: str, run_id: str, key: str) -> Run:
-    """Return a run; see `Queries.finished_run`."""
-    return _queries(uri).finished_run(run_id, key)
-
-
-def confirmed_winner(client: Any, study: str) -> str:
-    """Return a winner; see `Queries.confirmed_winner`."""
-    return _queries(str(client.tracking_uri)).confirmed_winner(study)
-
-
-def predictions(client: Any, run: Run, key: str) -> pd.DataFrame:
-    """Return predictions; see `Queries.predictions`."""
-    return _queries(str(client.tracking_uri)).predictions(run, key)
-
-
-def evaluation_of_model(named: str, configured: str | None) -> Evaluation:
-    """Return an evaluation; see `Queries.evaluation_of_model`."""
-    _, uri = open_store(configured)
-    return _queries(uri).evaluation_of_model(named)

@@ -3,15 +3,12 @@
 import shutil
 import sys
 import tarfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from contextlib import suppress
-from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Concatenate, ParamSpec, TypeVar
 
-import mlflow
 from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_SOURCE_NAME, MLFLOW_USER
 
@@ -20,15 +17,12 @@ from digit_study.support import processes
 from digit_study.support.console import warn
 from digit_study.support.errors import first_line
 from digit_study.support.signals import deferred_signals
-from digit_study.support.workspace import Workspace
 from digit_study.tracking import provenance
-from digit_study.tracking.database import default_workspace
 from digit_study.tracking.location import experiment_name
 from digit_study.tracking.spool import SpooledRun
-from digit_study.tracking.store import Store, StoreFault, as_store
+from digit_study.tracking.store import Store, StoreFault
 from digit_study.tracking.upload import has_uploader, upload_run
 from digit_study.tracking.writer import EPOCH_METRICS as EPOCH_METRICS
-from digit_study.tracking.writer import RunLog as RunLog
 
 #: Characters of a tag's value; the rest is cut.
 LONGEST_VALUE = 5000
@@ -175,7 +169,7 @@ class Runs(Store):
             with tarfile.open(fileobj=BytesIO(packed)) as archive:
                 archive.extractall(folder, filter="data")
             for path in Path(folder).iterdir():
-                packed_run = SpooledRun(path.name, spool=Path(folder))
+                packed_run = SpooledRun(path.name, self.workspace, spool=Path(folder))
                 self.spooled(path.name).merge(self.uri, packed_run)
 
     def _upload(self, run_id: str) -> None:
@@ -203,57 +197,3 @@ def run_tags(config: Config, dataset: str, **tags: str) -> dict[str, str]:
     found["dataset.name"] = dataset
     found["dataset.sha256"] = str(config.data.sha256)
     return found | provenance.technical(config)
-
-
-# ------------------------------------------------------------------- deprecated: until the merge
-
-P = ParamSpec("P")
-R = TypeVar("R")
-S = TypeVar("S", bound=Store)
-
-
-def runs_of(uri: str) -> Runs:
-    """Return the runs of a store for callers that have a URI only."""
-    return _runs_of(uri, default_workspace())
-
-
-@lru_cache(maxsize=8)
-def _runs_of(uri: str, workspace: Workspace) -> Runs:
-    return adopt(Runs(uri, workspace))
-
-
-def adopt(found: S) -> S:
-    """Let a store share its caches with `as_store`."""
-    vars(found).update(vars(as_store(found.uri)))
-    return found
-
-
-def _by_uri(method: Callable[Concatenate[Runs, P], R]) -> Callable[Concatenate[str, P], R]:
-    def call(uri: str, /, *args: P.args, **kwargs: P.kwargs) -> R:
-        return method(runs_of(uri), *args, **kwargs)
-
-    return call
-
-
-close_run = _by_uri(Runs.close_run)
-close_children = _by_uri(Runs.close_children)
-reopen_run = _by_uri(Runs.reopen_run)
-tag_run = _by_uri(Runs.tag_run)
-drop_models = _by_uri(Runs.drop_models)
-add_file = _by_uri(Runs.add_file)
-children = _by_uri(Runs.children)
-
-
-def create_run(config: Config, uri: str, dataset: str, name: str | None = None, **tags: str) -> str:
-    """Create a run; see `Runs.create_run`."""
-    return runs_of(uri).create_run(config, dataset, name, **tags)
-
-
-def is_kept_here(run_id: str) -> bool:
-    """Return whether a run is spooled; see `Runs.is_spooled`."""
-    return SpooledRun(run_id).folder.is_dir()
-
-
-def client_of(uri: str) -> mlflow.MlflowClient:
-    """Return the client of a store; see `Store.client`."""
-    return as_store(uri).client

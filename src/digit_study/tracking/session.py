@@ -14,7 +14,7 @@ from digit_study.tracking.database import create_store, require_store
 from digit_study.tracking.queries import Queries
 from digit_study.tracking.runs import Runs
 from digit_study.tracking.uploader import BackgroundUploader, upload_left
-from digit_study.tracking.writer import RunLog
+from digit_study.tracking.writer import RunWriter
 
 
 class Tracker(Queries):
@@ -55,9 +55,9 @@ class Tracker(Queries):
         created.set_result(self.create_run(config, dataset, name, **tags))
         return created
 
-    def writer(self, run_id: str) -> RunLog:
+    def writer(self, run_id: str) -> RunWriter:
         """Open a run for writing; it stays open until its ``end`` is called."""
-        return RunLog(self, run_id)
+        return RunWriter(self, run_id)
 
     @property
     def fault(self) -> str | None:

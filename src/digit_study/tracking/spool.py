@@ -24,7 +24,6 @@ from typing import Any, NamedTuple, Self
 from digit_study.support import processes
 from digit_study.support.redaction import without_password
 from digit_study.support.workspace import Workspace
-from digit_study.tracking.database import default_workspace
 
 #: File with the URI of the store and the name of the process that writes.
 ABOUT = "about.json"
@@ -84,9 +83,7 @@ def file_lock(path: Path, operation: int) -> Iterator[bool]:
 class SpooledRun:
     """The folder of one run."""
 
-    def __init__(
-        self, run_id: str, workspace: Workspace | None = None, spool: Path | None = None
-    ) -> None:
+    def __init__(self, run_id: str, workspace: Workspace, spool: Path | None = None) -> None:
         """Name the folder; nothing is created.
 
         Args:
@@ -95,8 +92,8 @@ class SpooledRun:
             spool: Folder that holds the run's folder, by default the workspace's.
         """
         self.run_id = run_id
-        self._workspace = workspace or default_workspace()
-        self.folder = (spool or self._workspace.spool) / run_id
+        self._workspace = workspace
+        self.folder = (spool or workspace.spool) / run_id
         self._last_time = 0
 
     # ------------------------------------------------------------------------------- written

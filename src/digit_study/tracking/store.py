@@ -4,7 +4,7 @@ import urllib.parse
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import cached_property
 from typing import Any, TypeVar
 
 import mlflow
@@ -15,7 +15,6 @@ from digit_study.support.errors import StudyError
 from digit_study.support.signals import deferred_signals
 from digit_study.support.workspace import Workspace
 from digit_study.tracking import location
-from digit_study.tracking.database import default_workspace
 
 #: What a store that cannot be reached raises, over HTTP, from a database or from the file system.
 StoreFault = (MlflowException, OSError)
@@ -141,18 +140,3 @@ class Store:
             return [ask(item) for item in items]
         with ThreadPoolExecutor(AT_A_TIME) as pool:
             return list(pool.map(ask, items))
-
-
-# ------------------------------------------------------------------- deprecated: until the merge
-
-
-def as_store(given: Store | str) -> Store:
-    """Return a store for callers that have a URI only."""
-    if isinstance(given, Store):
-        return given
-    return _store_of(given, default_workspace())
-
-
-@lru_cache(maxsize=8)
-def _store_of(uri: str, workspace: Workspace) -> Store:
-    return Store(uri, workspace)

@@ -10,7 +10,6 @@ from pathlib import Path
 from shutil import rmtree
 from typing import Any
 
-import mlflow
 from mlflow.entities import (
     Dataset,
     DatasetInput,
@@ -28,7 +27,7 @@ from digit_study.support.redaction import without_password
 from digit_study.support.workspace import Workspace
 from digit_study.tracking import pages
 from digit_study.tracking.spool import MODEL, SpooledRun, file_lock
-from digit_study.tracking.store import Store, as_store
+from digit_study.tracking.store import Store
 from digit_study.tracking.store import StoreFault as StoreFault
 
 #: MLflow's codes for what no repetition helps: the run was deleted meanwhile, or a value is not
@@ -387,11 +386,3 @@ def uploader_lock(uri: str, workspace: Workspace) -> Path:
     workspace.artifacts.mkdir(parents=True, exist_ok=True)
     digest = hashlib.sha256(without_password(uri).encode()).hexdigest()
     return workspace.artifacts / f".uploader-{digest[:12]}"
-
-
-# ------------------------------------------------------------------- deprecated: until the merge
-
-
-def send(spooled: SpooledRun, client: mlflow.MlflowClient) -> Exception | None:
-    """Upload a run; see `upload_run`."""
-    return upload_run(spooled, as_store(str(client.tracking_uri)))

@@ -19,7 +19,7 @@ from digit_study.support.errors import StudyError, first_line
 from digit_study.support.outage import Outage
 from digit_study.support.signals import raise_if_interrupted
 from digit_study.tracking.database import check_store
-from digit_study.tracking.runs import Runs, runs_of
+from digit_study.tracking.runs import Runs
 from digit_study.tracking.spool import SpooledRun, file_lock, spooled_runs
 from digit_study.tracking.store import Store
 from digit_study.tracking.upload import Call, fault_of, has_uploader, upload_run, uploader_lock
@@ -146,7 +146,7 @@ class BackgroundUploader:
 
     def __init__(
         self,
-        runs: Runs | str,
+        runs: Runs,
         outage_timeout: float,
         key: str = "search.outage_timeout",
         *,
@@ -160,7 +160,7 @@ class BackgroundUploader:
             key: Config key that sets ``outage_timeout``, for messages.
             is_log_only: Whether to leave files, models and ends of runs to others.
         """
-        self._store = runs_of(runs) if isinstance(runs, str) else runs
+        self._store = runs
         self._key = key
         self._outage = Outage(outage_timeout, _announce_outage, _announce_end)
         self._rounds = 0

@@ -15,7 +15,6 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-import mlflow
 import numpy as np
 import pandas as pd
 import yaml
@@ -28,7 +27,7 @@ from digit_study.support.redaction import without_password
 from digit_study.support.rules import flatten
 from digit_study.tracking import pages, provenance
 from digit_study.tracking.spool import MODEL, SpooledRun
-from digit_study.tracking.store import Store, as_store
+from digit_study.tracking.store import Store
 from digit_study.tracking.upload import has_uploader, upload_run
 
 if TYPE_CHECKING:
@@ -72,9 +71,7 @@ class RunWriter:
     the store this process uploads nothing more until the end.
     """
 
-    def __init__(
-        self, store: Store | str, run_id: str, seconds_a_batch: float = SECONDS_A_BATCH
-    ) -> None:
+    def __init__(self, store: Store, run_id: str, seconds_a_batch: float = SECONDS_A_BATCH) -> None:
         """Open the run: until its `end` its folder stays.
 
         Args:
@@ -82,7 +79,7 @@ class RunWriter:
             run_id: Id of the run.
             seconds_a_batch: Seconds from an upload on in which metrics of epochs wait for others.
         """
-        self.store = as_store(store)
+        self.store = store
         self.run_id = run_id
         self.spooled = SpooledRun(run_id, self.store.workspace)
         self.spooled.open(self.store.uri)
@@ -281,24 +278,3 @@ class RunWriter:
 
 def _floats(values: Mapping[str, float]) -> dict[str, float]:
     return {name: float(value) for name, value in values.items()}
-
-
-# ------------------------------------------------------------------- deprecated: until the merge
-
-
-class RunLog(RunWriter):
-    """A writer under its former name, with what only others ask it for."""
-
-    @property
-    def uri(self) -> str:
-        """URI of the store."""
-        return self.store.uri
-
-    @property
-    def client(self) -> mlflow.MlflowClient:
-        """MLflow's client of the store."""
-        return self.store.client
-
-    def deliver(self) -> Path | None:
-        """Upload a run that has ended; see `upload`."""
-        return self.upload()
