@@ -277,7 +277,6 @@ SMALL = (
 #: Commands as they are shown, in the order of the documentation, and what makes them small.
 JOURNEY = [
     ("python src/run.py -m model.filters=16,32,64", SMALL),
-    ("python src/run.py experiment=quick", ()),
     ("python sweeps/optuna_search.py --plan", SMALL),
     (
         "python sweeps/optuna_search.py",
@@ -290,8 +289,6 @@ JOURNEY = [
     ("python sweeps/promote.py history=true", ()),
     ("python src/predict.py photo.jpg scans/", ("abstain=false",)),
     ("python src/predict.py photo.jpg --json", ("abstain=false",)),
-    ("python src/predict.py photo.jpg --show=seen.png", ("abstain=false",)),
-    ("python src/predict.py photo.jpg --coverage 0.99", ("abstain=false",)),
     ("python sweeps/compare.py a=<run_id> b=<run_id>", ()),
     ("python src/run.py reproduce=<run_id>", ()),
 ]
@@ -301,7 +298,6 @@ LEFT = (
     "mlruns/studies/default.journal",
     "mlruns/studies/default.html",
     "mlruns/studies/default.best.txt",
-    "seen.png",
 )
 
 
