@@ -473,9 +473,9 @@ def _add_key(schema: DictConfig, key: str) -> bool:
     is_renamed = key in RENAMED and OmegaConf.select(schema, RENAMED[key]) is None
     if not isinstance(holder, DictConfig) or is_renamed or not name.isidentifier():
         return False
-    OmegaConf.set_struct(holder, False)
+    OmegaConf.set_struct(holder, value=False)
     holder[name] = None
-    OmegaConf.set_struct(holder, None)
+    OmegaConf.set_struct(holder, value=None)
     return True
 
 

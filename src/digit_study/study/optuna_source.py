@@ -152,7 +152,7 @@ class OptunaSource:
         study = self._stored.study
         with self._turn():
             joined = [key for key in study.user_attrs if key.startswith(storage.SUPERVISED)]
-            study.set_user_attr(f"{storage.SUPERVISED}{processes.process_name()}", True)
+            study.set_user_attr(f"{storage.SUPERVISED}{processes.process_name()}", value=True)
             study.sampler, study.pruner = _optuna.make_sampler_and_pruner(
                 search, _longest_epochs(self._plan), len(joined)
             )

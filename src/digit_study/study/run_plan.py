@@ -116,8 +116,14 @@ def plan_runs(arguments: Sequence[str], workspace: Workspace) -> RunPlan:
         data=runs[0].config.data,
         tracking_uri=uri,
     )
-    is_multirun = bool(parsed.multirun)
-    return RunPlan(list(parsed.overrides), runs, is_multirun, workers, uri, context)
+    return RunPlan(
+        typed=list(parsed.overrides),
+        runs=runs,
+        is_multirun=bool(parsed.multirun),
+        workers=workers,
+        uri=uri,
+        context=context,
+    )
 
 
 def plan_reproduction(arguments: Sequence[str], workspace: Workspace) -> Config:

@@ -158,7 +158,7 @@ class StoredStudy:
         before = [other for other in counted(self.trials()) if other.number <= trial.number]
         if len(before) <= total:
             return False
-        trial.set_user_attr(REQUEUED, True)
+        trial.set_user_attr(REQUEUED, value=True)
         trial.set_user_attr(REASON, EXCESS)
         self.study.tell(trial.number, state=TrialState.FAIL)
         return True
@@ -347,7 +347,7 @@ def _open_storage(study: StudyConfig, workspace: Workspace) -> BaseStorage:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            storage: BaseStorage = database.with_tables(open_storage, is_shared)
+            storage: BaseStorage = database.with_tables(open_storage, is_shared=is_shared)
     except Exception as fault:
         # SQLAlchemy's messages quote what they were given
         raise StudyError(

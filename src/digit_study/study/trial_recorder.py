@@ -236,7 +236,7 @@ class TrialRecorder:
         writable.set_user_attr(REASON, reason)
         writable.set_user_attr(CAUSE, cause.value)
         if runs_again:
-            writable.set_user_attr(REQUEUED, True)
+            writable.set_user_attr(REQUEUED, value=True)
             # a process that was killed while it ended this trial may have enqueued it already
             retried = {other.user_attrs.get(RETRY_OF) for other in self._stored.trials()}
             if trial.number not in retried:
