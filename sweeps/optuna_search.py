@@ -1,4 +1,4 @@
-"""Search the config with Optuna. See --help; --plan says what would be searched and starts nothing."""
+"""Search the config with Optuna. See --help; --plan shows the search and starts nothing."""
 
 import sys
 from functools import partial

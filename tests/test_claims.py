@@ -106,7 +106,7 @@ def test_the_evidence_of_a_version_says_how_its_claims_hold() -> None:
     labels, probabilities = honest(6, 2_000, sharp=2.0)
     least = calibration.least_probability(labels[:1000], probabilities[:1000], contest.COVERAGE)
     refused = np.arange(1000) < 4
-    found = contest.claims_of(labels[1000:], probabilities[1000:], refused, least)
+    found = contest.measure_uncertainty(labels[1000:], probabilities[1000:], refused, least)
     assert (
         found["test_refused"] == 0.004
         and found["test_refused_low"] < 0.004 < found["test_refused_high"]
@@ -116,7 +116,7 @@ def test_the_evidence_of_a_version_says_how_its_claims_hold() -> None:
         and found["test_coverage_high"] > contest.COVERAGE
     )
     assert 1 < found["test_set_size"] < 10 and found["claimed_coverage"] == contest.COVERAGE
-    assert "test_coverage" not in contest.claims_of(
+    assert "test_coverage" not in contest.measure_uncertainty(
         labels[1000:], probabilities[1000:], refused, None
     )
 

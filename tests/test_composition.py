@@ -14,17 +14,21 @@ from typing import Any
 
 import pytest
 import yaml
+from stub_worker import workspace
 
 from digit_study.config import compose as composition
 from digit_study.config import renamed_keys
 from digit_study.config.compose import compose_config, expand
 from digit_study.config.run_config import Config
 from digit_study.study import run_plan as launch
+from digit_study.support import hardware
 from digit_study.support.errors import StudyError
 from digit_study.support.redaction import without_password
 from digit_study.support.rules import flatten
 from digit_study.support.signals import readable_errors
+from digit_study.support.workspace import Workspace
 from digit_study.tracking import database as stores
+from digit_study.tracking.location import store_uri, view_command
 
 composition.register()
 
@@ -337,20 +341,15 @@ def test_a_command_answers_without_a_traceback(words: list[str], code: int, told
 
 
 def test_a_plan_settles_data_threads_and_precision(store: str) -> None:
-    plan = launch.plan(["-m", "data=mnist_sample", "model.filters=8,16"])
-    assert plan.multirun and plan.typed == ["data=mnist_sample", "model.filters=8,16"]
-    assert [job.config.model.filters for job in plan.jobs] == [8, 16]
-    for job in plan.jobs:
-        assert (
-            job.config.data.sha256
-            and job.config.training.threads
-            and job.config.training.precision != "auto"
-        )
-    again = compose_config([*plan.jobs[0].overrides, *plan.resolved_overrides()])
-    assert (
-        again.data == plan.jobs[0].config.data
-        and again.training.threads == plan.jobs[0].config.training.threads
-    )
+    plan = launch.plan_runs(["-m", "data=mnist_sample", "model.filters=8,16"], workspace())
+    assert plan.is_multirun and plan.typed == ["data=mnist_sample", "model.filters=8,16"]
+    assert [run.config.model.filters for run in plan.runs] == [8, 16]
+    for run in plan.runs:
+        assert run.config.data.sha256
+        assert run.config.training.threads
+        assert run.config.training.precision != "auto"
+    assert plan.workers * plan.runs[0].config.training.threads <= hardware.cores()
+    assert [plan.runs[number].config.model.filters for number in plan.longest_first] == [16, 8]
 
 
 @pytest.mark.parametrize(
@@ -359,7 +358,7 @@ def test_a_plan_settles_data_threads_and_precision(store: str) -> None:
 )
 def test_one_bad_value_in_a_sweep_refuses_all(bad: str, store: str) -> None:
     with pytest.raises(StudyError, match=bad.partition("=")[0]):
-        launch.plan(["-m", "data=mnist_sample", bad])
+        launch.plan_runs(["-m", "data=mnist_sample", bad], workspace())
 
 
 @pytest.mark.parametrize(
@@ -369,10 +368,10 @@ def test_one_bad_value_in_a_sweep_refuses_all(bad: str, store: str) -> None:
 def test_batch_and_limit_fit_the_data(limit: int, batch: int, fits: bool, store: str) -> None:
     typed = ["data=mnist_sample", f"data.limit={limit}", f"training.batch_size={batch}"]
     if fits:
-        assert launch.plan(typed).jobs[0].dataset == "mnist_sample"
+        assert launch.plan_runs(typed, workspace()).runs[0].dataset == "mnist_sample"
         return
     with pytest.raises(StudyError, match=r"at most the \d+ digits"):
-        launch.plan(typed)
+        launch.plan_runs(typed, workspace())
 
 
 @pytest.mark.parametrize("words", [["--help"], ["--cfg", "job"], ["--info"], ["--hydra-help"]])
@@ -477,12 +476,13 @@ def test_a_server_is_asked_for_its_health(server: HTTPServer, code: int, fits: b
 def test_the_uri_is_the_configured_one_then_the_environments(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    here = Workspace.of_project()
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://there")
-    assert stores.tracking_uri("http://here") == "http://here"
-    assert stores.tracking_uri(None) == "http://there"
+    assert store_uri("http://here", here) == "http://here"
+    assert store_uri(None, here) == "http://there"
     monkeypatch.delenv("MLFLOW_TRACKING_URI")
-    assert stores.tracking_uri(None) == f"sqlite:///{composition.ROOT}/mlflow.db"
-    assert stores.view_command(stores.tracking_uri(None)) == "mlflow ui"
+    assert store_uri(None, here) == f"sqlite:///{here.root}/mlflow.db"
+    assert view_command(store_uri(None, here), here) == "mlflow ui"
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from stub_worker import workspace
 
 from digit_study.config import compose as composition
 from digit_study.config.study_config import (
@@ -126,5 +127,5 @@ def test_a_sampler_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr(plan, "find_spec", lambda name: None if name == "torch" else object())
     with pytest.raises(StudyError, match=r"torch.*pip install -e '\.\[gp\]'"):
-        plan.plan_study(["search.sampler=gp", "data=mnist_sample"])
-    plan.plan_study(["search.sampler=tpe", "data=mnist_sample"])
+        plan.plan_study(["search.sampler=gp", "data=mnist_sample"], workspace())
+    plan.plan_study(["search.sampler=tpe", "data=mnist_sample"], workspace())

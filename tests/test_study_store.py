@@ -196,10 +196,10 @@ def test_tables_that_other_machines_create_meanwhile_are_waited_for(
         return "open"
 
     if opens:
-        assert database.with_tables(open_store, is_shared, pause_s=0.0) == "open"
+        assert database.with_tables(open_store, is_shared=is_shared, pause_s=0.0) == "open"
         return
     with pytest.raises(RuntimeError, match="already exists"):
-        database.with_tables(open_store, is_shared, pause_s=0.0)
+        database.with_tables(open_store, is_shared=is_shared, pause_s=0.0)
 
 
 @pytest.mark.parametrize(

@@ -24,9 +24,7 @@ from stub_worker import SPACE, Stubs, plan, workspace
 from digit_study.config.run_config import Config
 from digit_study.config.space import suggest
 from digit_study.config.study_config import PRUNERS
-from digit_study.report.figures import charts
-from digit_study.report.figures import optuna_figures as study_pictures
-from digit_study.report.figures import run_figures as figures
+from digit_study.report.figures import charts, optuna_figures, ranking_figures, run_figures
 from digit_study.study._optuna import SAMPLERS, JournalFile
 from digit_study.study.results import best_command, trials_frame
 from digit_study.study.search import run_study
@@ -52,11 +50,11 @@ SMALL = (
 def plain(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw nothing but where a test is about pictures: they take a second a study."""
     if "picture" not in request.node.name:
-        monkeypatch.setattr(study_pictures, "write", lambda *drawn: None)
+        monkeypatch.setattr(optuna_figures, "write", lambda *drawn: None)
         monkeypatch.setattr(
-            charts, "comparison", lambda board, title: charts.message_figure("", "")
+            ranking_figures, "leaderboard_figure", lambda *drawn: charts.message_figure("", "")
         )
-        monkeypatch.setattr(figures, "write_data_figures", lambda digits, folder: None)
+        monkeypatch.setattr(run_figures, "write_data_figures", lambda digits, folder: None)
 
 
 def search(store: str, *words: str, space: str = SPACE, **how: object) -> tuple[StoredStudy, Stubs]:

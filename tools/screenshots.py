@@ -26,7 +26,7 @@ from digit_study.tracking.session import open_store
 #: The project's folder.
 ROOT = Path(__file__).resolve().parents[1]
 #: Where the screenshots go.
-FOLDER = ROOT / ".readme"
+FOLDER = ROOT / "docs" / "images"
 #: Where ``mlflow ui`` listens.
 MLFLOW = "http://127.0.0.1:5000"
 #: Side of the sheet that :data:`SEVEN` is meant for.

@@ -1,4 +1,4 @@
-"""The only private name of Hydra that is used: 1.3 has no public one. A test fails should it move."""
+"""The only private name of Hydra that is used; 1.3 has no public one. A test fails if it moves."""
 
 from argparse import Namespace
 from collections.abc import Sequence

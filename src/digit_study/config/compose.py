@@ -6,7 +6,7 @@ import copy
 import os
 import sys
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -159,26 +159,6 @@ def checked(arguments: Sequence[str], root: str, schema: type) -> Any:
     config = compose_config(parse_arguments(arguments).overrides, root)
     config.validate()
     return config
-
-
-def run_hydra(task: Callable[[], None], extra: Sequence[str]) -> None:
-    """Let Hydra compose and launch ``task`` from the command line, with ``extra`` overrides behind what was typed.
-
-    Jobs, in whatever process, read from the environment which overrides nobody typed, and leave them out of names.
-    """
-    typed = list(sys.argv)
-    parsed = parse_arguments(typed[1:])
-    words = _words_for_hydra(parsed, parsed.overrides)
-    if parsed.multirun:
-        words = ["--multirun", *words]
-    os.environ["DIGIT_STUDY_SETTLED"] = "\n".join(extra)
-    # else Hydra prints a traceback of its own and exits, and the message for a person is lost in it
-    os.environ["HYDRA_FULL_ERROR"] = "1"
-    try:
-        sys.argv = [typed[0], *words, *extra]
-        task()
-    finally:
-        sys.argv = typed
 
 
 def expand(overrides: Sequence[str], root: str = "config") -> list[list[str]]:
@@ -493,9 +473,9 @@ def _add_key(schema: DictConfig, key: str) -> bool:
     is_renamed = key in RENAMED and OmegaConf.select(schema, RENAMED[key]) is None
     if not isinstance(holder, DictConfig) or is_renamed or not name.isidentifier():
         return False
-    OmegaConf.set_struct(holder, False)
+    OmegaConf.set_struct(holder, value=False)
     holder[name] = None
-    OmegaConf.set_struct(holder, None)
+    OmegaConf.set_struct(holder, value=None)
     return True
 
 

@@ -1,1 +1,1 @@
-"""The digits: where they come from, their digests, the split, the sealed test set. Imports support."""
+"""Digits: their sources, digests, the split, the sealed test set. Imports support."""

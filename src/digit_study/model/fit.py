@@ -338,7 +338,7 @@ class _Recorder(keras.callbacks.Callback):  # type: ignore[misc]
         return (now - since) * self._steps / counted
 
     def _choose_weights(self, epoch: int) -> None:
-        """Keep the weights if they are the best so far, or stop when no better ones came for long."""
+        """Keep the weights if they are the best so far; stop when none were better for long."""
         losses = [record["val_loss"] for record in self.epochs]
         patience = self._config.early_stopping.patience
         waited = epoch - losses.index(min(losses))

@@ -6,13 +6,11 @@ the tags are authoritative and the file is a copy.
 """
 
 import json
-import os
 import platform
 import re
 import urllib.parse
 import uuid
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -23,6 +21,7 @@ import mlflow
 from mlflow.entities.model_registry import RegisteredModel
 
 from digit_study.support import processes
+from digit_study.support.files import append_json_lines, parse_json_lines
 from digit_study.support.workspace import Workspace
 from digit_study.tracking.queries import ABSENT
 from digit_study.tracking.session import Tracker
@@ -258,29 +257,13 @@ class Ledger:
     def _write(self, event: LedgerEvent) -> None:
         """Append a line to the file; file and folder are on the disk when this returns."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        line = json.dumps(event) + "\n"
-        if self._ends_torn():
-            line = "\n" + line
-        with self.path.open("ab", buffering=0) as file:
-            file.write(line.encode())
-            os.fsync(file)
-        folder = os.open(self.path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
-
-    def _ends_torn(self) -> bool:
-        """Return whether a power cut tore the last line, which must stay by itself."""
-        return self.path.exists() and self.path.read_bytes()[-1:] not in (b"\n", b"")
+        append_json_lines(self.path, [event], sync=True)
 
 
 def _parse(texts: Iterable[str]) -> EventsByKey:
     """Return events by their keys; what a power cut tore is left out."""
     events: EventsByKey = {}
-    for text in texts:
-        with suppress(json.JSONDecodeError):
-            event = json.loads(text)
-            if isinstance(event, dict) and {"id", "event"} <= event.keys():
-                events[str(event["id"]), str(event["event"])] = event
+    for event in parse_json_lines(texts):
+        if isinstance(event, dict) and {"id", "event"} <= event.keys():
+            events[str(event["id"]), str(event["event"])] = event
     return events

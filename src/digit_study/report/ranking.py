@@ -88,7 +88,7 @@ def _points(deviation: float | None) -> Cell:
     return number(100 * deviation, "{:.3f}")
 
 
-def _sealed(row: RankedRow) -> Cell:
+def _sealed_accuracy(row: RankedRow) -> Cell:
     if row.sealed is None:
         return Cell("")
     return accuracy(row.sealed)
@@ -168,7 +168,7 @@ COLUMNS: dict[RankingKind, tuple[Column | str, ...]] = {
         _MEAN,
         _SEEDS,
         Column("on the front", _front),
-        Column("sealed test images [95 %]", _sealed),
+        Column("sealed test images [95 %]", _sealed_accuracy),
     ),
 }
 #: What a column of names is called.

@@ -1,6 +1,6 @@
-"""Optuna's samplers, pruners and storages, with what is changed in them and the private names that takes.
+"""Optuna's samplers, pruners and storages, as the project changes them.
 
-Tests fail should an upgrade move those.
+It is the only file that uses private names of Optuna; a test fails if an upgrade moves them.
 """
 
 import fcntl
@@ -39,6 +39,7 @@ from sqlalchemy.exc import (
 from digit_study.config.study_config import SearchConfig, pruner_of
 from digit_study.support.console import warn
 from digit_study.support.errors import StudyError, first_line
+from digit_study.support.files import drop_torn_line
 from digit_study.support.redaction import without_password, without_secrets
 from digit_study.support.signals import is_stopping
 
@@ -189,12 +190,8 @@ def _locked(path: Path) -> Iterator[BinaryIO]:
     """
     with path.open("ab+") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
-        end = file.seek(0, os.SEEK_END)
-        file.seek(max(0, end - 1))
-        if file.read(1) not in (b"", b"\n"):
-            # a process was killed while it wrote a line
-            file.seek(0)
-            file.truncate(file.read().rfind(b"\n") + 1)
+        # a process may have been killed while it wrote a line
+        drop_torn_line(file)
         yield file
 
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from digit_study.support import formatting
-from digit_study.support.job_progress import JobProgress
+from digit_study.support.progress import JobProgress
 from digit_study.trial.events import (
     Decision,
     EpochDone,
@@ -20,7 +20,10 @@ from digit_study.trial.runner import Job
 
 
 class JobList:
-    """Trains every job of a list, in the order given; see :class:`digit_study.trial.runner.JobSource`."""
+    """Trains every job of a list, in the order given.
+
+    It is a :class:`digit_study.trial.runner.JobSource`.
+    """
 
     def __init__(self, jobs: Sequence[Job], progress: JobProgress) -> None:
         """Prepare to train.

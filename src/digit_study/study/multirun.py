@@ -19,7 +19,7 @@ from digit_study.study.job_list import JobList
 from digit_study.study.parent_run import parent_run
 from digit_study.study.run_plan import PlannedRun, RunPlan
 from digit_study.support.errors import StudyError
-from digit_study.support.job_progress import job_progress
+from digit_study.support.progress import job_progress
 from digit_study.support.rules import flatten, raise_violations
 from digit_study.tracking import session
 from digit_study.tracking.location import experiment_name

@@ -152,7 +152,7 @@ class OptunaSource:
         study = self._stored.study
         with self._turn():
             joined = [key for key in study.user_attrs if key.startswith(storage.SUPERVISED)]
-            study.set_user_attr(f"{storage.SUPERVISED}{processes.process_name()}", True)
+            study.set_user_attr(f"{storage.SUPERVISED}{processes.process_name()}", value=True)
             study.sampler, study.pruner = _optuna.make_sampler_and_pruner(
                 search, _longest_epochs(self._plan), len(joined)
             )
@@ -278,7 +278,7 @@ class OptunaSource:
 
     @property
     def _is_alone(self) -> bool:
-        """Whether every trial is of this process: then its two stores agree unless it was cut off."""
+        """Whether every trial is of this process: then both stores agree unless it was cut off."""
         this_process = processes.process_name()
         supervisors = {trial.user_attrs.get(SUPERVISOR) for trial in self._stored.trials()}
         return supervisors <= {this_process}
@@ -353,7 +353,7 @@ class OptunaSource:
                 recorder.fail(trial, failure, runs_again=False)
 
     def _end_not_started(self) -> None:
-        """Fail the trials that an outage kept from becoming jobs; their configurations come again."""
+        """Fail the trials that an outage kept from becoming jobs; they come again."""
         while self._not_started:
             failure = self._not_started[0]
             trial = self._stored.trial(failure.key)

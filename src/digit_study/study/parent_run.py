@@ -1,4 +1,4 @@
-"""The run that groups the runs of a study, a multirun or a confirmation: begun, found again, ended."""
+"""The parent run of a study, a multirun or a confirmation: written, reported on, ended."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def parent_run(
 
 
 def _end(tracker: Tracker, run_id: str, status: str, report: Report) -> None:
-    """Report and end a parent run; the writer is opened anew, as another process may have ended it."""
+    """Report and end a parent run, which another process may have ended meanwhile."""
     writer = tracker.writer(run_id)
     try:
         report(writer, status)

@@ -1,4 +1,4 @@
-"""Train a recorded run again from what MLflow holds of it, and say how far the result is the same."""
+"""Train a recorded run again, and say how far the result is the same."""
 
 from __future__ import annotations
 
@@ -159,7 +159,7 @@ def _plan(asked: Config, old: Run, experiment: str, workspace: Workspace) -> Run
     context = EngineContext(
         workspace=workspace, options=asked.engine_options, data=resolved.data, tracking_uri=uri
     )
-    return RunPlan([], [planned], False, 1, uri, context)
+    return RunPlan(typed=[], runs=[planned], is_multirun=False, workers=1, uri=uri, context=context)
 
 
 def _use_onednn_of(old: Run) -> None:

@@ -1,4 +1,4 @@
-"""From a command line to checked runs, before TensorFlow is imported and before anything is written."""
+"""From a command line to checked runs, before TensorFlow is imported or anything is written."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ from digit_study.trial.protocol import AVAILABLE_NODES, ENGINES, EngineContext
 BESIDE_REPRODUCE = ("tracking.uri", "tracking.experiment", "tracking.run_name", "data.path")
 #: Keys of reproductions, promotions and comparisons that hold the id of a run.
 RUN_ID_KEYS = ("reproduce", "run_id", "a", "b")
-#: A run on n cores is n to this power faster than on a single core: 1.15 times on two. Two runs side
-#: by side on a core each do 1.6 to 1.9 times the work of a single run on both.
+#: A run on n cores is n to this power faster than on a single core: 1.15 times on two. Two runs
+#: side by side on a core each do 1.6 to 1.9 times the work of a single run on both.
 THREAD_EXPONENT = 0.2
-#: Work of an image beside its multiplications: reading, augmenting, activations. In multiplications.
+#: Work of an image beside its multiplications (reading, augmenting), in multiplications.
 FIXED_COST = 1_500_000
 
 
@@ -116,8 +116,14 @@ def plan_runs(arguments: Sequence[str], workspace: Workspace) -> RunPlan:
         data=runs[0].config.data,
         tracking_uri=uri,
     )
-    is_multirun = bool(parsed.multirun)
-    return RunPlan(list(parsed.overrides), runs, is_multirun, workers, uri, context)
+    return RunPlan(
+        typed=list(parsed.overrides),
+        runs=runs,
+        is_multirun=bool(parsed.multirun),
+        workers=workers,
+        uri=uri,
+        context=context,
+    )
 
 
 def plan_reproduction(arguments: Sequence[str], workspace: Workspace) -> Config:
@@ -204,7 +210,7 @@ def choose_workers(costs: Sequence[float], cores: int) -> int:
 
 
 def _common_store(configs: Sequence[Config], workspace: Workspace) -> str:
-    """Return the URI of the store of all runs; StudyError if there are several or it cannot be used."""
+    """Return the URI of the store of all runs; StudyError unless it is one that can be used."""
     uris = {store_uri(config.tracking.uri, workspace) for config in configs}
     for uri in uris:
         check_store(uri)
@@ -214,7 +220,7 @@ def _common_store(configs: Sequence[Config], workspace: Workspace) -> str:
 
 
 def _engine_options(configs: Sequence[Config]) -> EngineConfig:
-    """Return where all runs are trained; StudyError if that is no engine, or not the same for all."""
+    """Return where all runs are trained; StudyError if that differs or is no engine."""
     first = configs[0]
     check(first, {"engine": choice(ENGINES)}, [])
     if len({str(config.engine_options) for config in configs}) > 1:

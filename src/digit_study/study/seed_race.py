@@ -1,4 +1,4 @@
-"""Candidates trained on fresh seeds, as many as their race needs: a source for confirmations and frontiers."""
+"""A race of candidates over fresh seeds: the job source of confirmations and frontiers."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from digit_study.study.parent_run import parent_run
 from digit_study.study.results import RunResults
 from digit_study.study.study_plan import StudyPlan
 from digit_study.support import formatting
-from digit_study.support.job_progress import JobProgress, job_progress
+from digit_study.support.progress import JobProgress, job_progress
 from digit_study.tracking.session import Tracker
 from digit_study.tracking.writer import RunWriter
 from digit_study.trial.events import (
@@ -146,7 +146,7 @@ class SeedRace:
         return not self._needed(self.interim())
 
     def next(self) -> Job | None:
-        """Return a run that the next interim analysis needs, else one that a later analysis may need."""
+        """Return a run that the next interim analysis needs, or a later analysis may need."""
         interim = self.interim()
         active = set(self._active.values())
         candidates = [*self._needed(interim), *self._ahead(interim)]
@@ -238,7 +238,7 @@ class SeedRace:
         return self._unfinished(runs)
 
     def _ahead(self, interim: InterimAnalysis) -> list[SeedRun]:
-        """Return what fills slots until the next analysis: later seeds, of the best so far first."""
+        """Return what fills slots meanwhile: later seeds, of the best candidates first."""
         means = {}
         for fingerprint in self.entries:
             accuracies = [run.metrics["val_accuracy"] for run in self.finished(fingerprint)]

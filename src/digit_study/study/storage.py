@@ -148,7 +148,7 @@ class StoredStudy:
             self.database.record_heartbeat(self.trial_id(number))
 
     def drop_excess(self, trial: Trial, total: int) -> bool:
-        """End a trial in excess of the total, as several machines may ask for the last trial at once.
+        """End a trial in excess of the total: several machines may ask for the last at once.
 
         Returns:
             Whether the trial was in excess.
@@ -158,7 +158,7 @@ class StoredStudy:
         before = [other for other in counted(self.trials()) if other.number <= trial.number]
         if len(before) <= total:
             return False
-        trial.set_user_attr(REQUEUED, True)
+        trial.set_user_attr(REQUEUED, value=True)
         trial.set_user_attr(REASON, EXCESS)
         self.study.tell(trial.number, state=TrialState.FAIL)
         return True
@@ -289,7 +289,7 @@ def find_study(study: StudyConfig, workspace: Workspace) -> StoredStudy:
 
 
 def refuse_changes(opened: Study, study: StudyConfig, run: Config) -> None:
-    """Raise a StudyError that names every difference unless a study was created as it is asked for."""
+    """Raise a StudyError that names every change, unless a study is as it was created."""
     was: Mapping[str, Any] = opened.user_attrs.get(DEFINITION, {})
     now = definition_of(study, run)
     # a key that did not exist then had what is its default now
@@ -334,7 +334,7 @@ def orphans(stored: StoredStudy) -> list[FrozenTrial]:
 
 
 def _open_storage(study: StudyConfig, workspace: Workspace) -> BaseStorage:
-    """Open the storage, and create it first where it is new; one process of this machine at a time."""
+    """Open the storage, and create it where it is new; one process at a time."""
     uri = study.search.storage
     if uri is None:
         return _open_journal(journal_path(workspace, study.study))
@@ -347,7 +347,7 @@ def _open_storage(study: StudyConfig, workspace: Workspace) -> BaseStorage:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-            storage: BaseStorage = database.with_tables(open_storage, is_shared)
+            storage: BaseStorage = database.with_tables(open_storage, is_shared=is_shared)
     except Exception as fault:
         # SQLAlchemy's messages quote what they were given
         raise StudyError(
@@ -386,7 +386,7 @@ def _create(study: StudyConfig, storage: BaseStorage) -> Study:
 
 
 def _await_whole(study: StudyConfig, found: Study) -> None:
-    """Give another machine, which may be creating a study at this moment, the time to complete it."""
+    """Give another machine, which may be creating a study now, the time to complete it."""
     if not study.search.is_shared:
         return
     deadline = time.monotonic() + WHOLE_WITHIN_S

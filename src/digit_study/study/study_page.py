@@ -1,4 +1,4 @@
-"""The study in one page: collected from Optuna, MLflow and the ledger, kept on disk and in MLflow."""
+"""The study in one page: collected from Optuna, MLflow and the ledger, and kept."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a command line to a checked study, before TensorFlow is imported and before anything is written."""
+"""From a command line to a checked study, before TensorFlow is imported or anything is written."""
 
 from __future__ import annotations
 
@@ -133,7 +133,7 @@ class StudyPlan:
     def child_config(
         self, parent_run_id: str, config: Config, seed: int, *, save_model: bool
     ) -> Config:
-        """Return a config for a child of one of this study's parent runs, with a seed of its own."""
+        """Return a config for a child of a parent run of this study, with its own seed."""
         tracking = replace(
             config.tracking,
             parent_run_id=parent_run_id,
@@ -193,7 +193,7 @@ def plan_study(arguments: Sequence[str], workspace: Workspace) -> StudyPlan:
 
 
 def grid_size(dimensions: Sequence[Dimension]) -> int | None:
-    """Return how many combinations there are, conditions not counted; None for a continuous range."""
+    """Return how many combinations there are without conditions; None if uncountable."""
     sizes = []
     for dimension in dimensions:
         values = dimension.grid()

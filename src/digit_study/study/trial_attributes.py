@@ -1,4 +1,4 @@
-"""What the project keeps in an Optuna study and its trials beside what Optuna keeps, and how trials rank.
+"""What the project keeps of trials beside what Optuna keeps, and how trials rank.
 
 The values of the constants are in stores that people have: they never change.
 """
@@ -81,7 +81,7 @@ def deaths(trial: FrozenTrial, trials: Sequence[FrozenTrial]) -> int:
 
 
 def counted(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
-    """Return the trials that count towards the declared total: all that began and were not requeued."""
+    """Return the trials that count towards the total: all that began and were not requeued."""
     return [
         trial
         for trial in trials

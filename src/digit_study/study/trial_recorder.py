@@ -230,13 +230,13 @@ class TrialRecorder:
     def _fail_in_optuna(
         self, trial: FrozenTrial, cause: FailureCause, reason: str, *, runs_again: bool
     ) -> None:
-        """Record in Optuna why a trial failed, and enqueue its configuration where it runs again."""
+        """Record in Optuna why a trial failed; enqueue its configuration if it runs again."""
         study = self._stored.study
         writable = Trial(study, self._stored.trial_id(trial.number))
         writable.set_user_attr(REASON, reason)
         writable.set_user_attr(CAUSE, cause.value)
         if runs_again:
-            writable.set_user_attr(REQUEUED, True)
+            writable.set_user_attr(REQUEUED, value=True)
             # a process that was killed while it ended this trial may have enqueued it already
             retried = {other.user_attrs.get(RETRY_OF) for other in self._stored.trials()}
             if trial.number not in retried:

@@ -106,7 +106,11 @@ def _protected(stream: Any, descriptor: int) -> Any:
         return _lasting_stream(descriptor, "utf-8", is_line_buffered=True, writes_through=False)
     if not isinstance(stream, io.TextIOWrapper) or isinstance(stream.buffer, _LastingBuffer):
         return stream
-    if stream.fileno() != descriptor:
+    try:
+        is_own = stream.fileno() == descriptor
+    except OSError:  # it writes to memory
+        is_own = False
+    if not is_own:
         return stream
     with suppress(OSError):
         stream.flush()

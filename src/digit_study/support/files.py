@@ -42,7 +42,7 @@ def write_whole(path: Path, content: bytes) -> None:
 
 
 def ends_with_a_line(file: BinaryIO) -> bool:
-    """Return whether an open file is empty or ends with a newline; its position moves to the end."""
+    """Return whether an open file is empty or ends with a newline; move to its end."""
     end = file.seek(0, os.SEEK_END)
     file.seek(max(0, end - 1))
     return file.read(1) in (b"", b"\n")

@@ -33,6 +33,6 @@ def accuracy_with_interval(metrics: Mapping[Any, Any]) -> str:
 
 
 def listed(values: Mapping[str, Any]) -> str:
-    """Return a flat mapping of numbers as a person types it, without zeros: ``{cpu: 4, gpu: 0.25}``."""
+    """Return numbers by name as a person types them, without zeros: ``{cpu: 4, gpu: 0.25}``."""
     shown = [f"{key}: {value:g}" for key, value in values.items() if value]
     return "{" + ", ".join(shown) + "}"

@@ -4,7 +4,6 @@ import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
-from typing import Any
 
 from rich.console import Group
 from rich.live import Live
@@ -24,71 +23,6 @@ from digit_study.support.formatting import percent
 
 #: Colours of the states of trials, as Optuna names them.
 STATE_COLOURS = {"COMPLETE": "green", "PRUNED": "yellow", "FAIL": "red"}
-
-
-class EpochProgress:
-    """Follows a training: a bar on a terminal, a line an epoch where the bar is disabled."""
-
-    def __init__(self, label: str, epochs: int, bar: Progress) -> None:
-        self._label = label
-        self._epochs = epochs
-        self._bar = bar
-        self._status = "starting"
-        self._task = bar.add_task(label, total=epochs, status=self._status)
-
-    def steps(self, epoch: int, step: int, steps: int) -> None:
-        """Show how far an epoch is.
-
-        Args:
-            epoch: Number of the epoch, from 1.
-            step: Steps of it that are done.
-            steps: Steps that it has.
-        """
-        self._bar.update(self._task, completed=epoch - 1 + step / steps, status=self._status)
-
-    def epoch(self, number: int, record: Mapping[str, float]) -> None:
-        """Show a finished epoch.
-
-        Args:
-            number: Number of the epoch, from 1.
-            record: Its values, by the names that :func:`digit_study.model.fit.fit` gives them.
-        """
-        accuracy = percent(record["val_accuracy"])
-        self._status = f"val_accuracy {accuracy}  val_loss {record['val_loss']:.4f}"
-        self._bar.update(self._task, completed=number, status=self._status)
-        if not self._bar.disable:
-            return
-        words = [
-            self._label,
-            f"epoch {number}/{self._epochs}",
-            f"train_loss {record['train_loss']:.4f}",
-            self._status,
-            f"{record['epoch_seconds']:.1f} s",
-        ]
-        print("  ".join(words), flush=True)
-
-
-@contextmanager
-def epoch_progress(label: str, epochs: int, live: bool = True) -> Iterator[EpochProgress]:
-    """Show the progress of a training for as long as the block lasts.
-
-    Args:
-        label: What is trained.
-        epochs: How many epochs it has at most.
-        live: Draw a bar, if standard output is a terminal.
-    """
-    bar = Progress(
-        "[progress.description]{task.description}",
-        BarColumn(),
-        "epoch {task.completed:.1f}/{task.total}",
-        TextColumn("{task.fields[status]}", style="cyan"),
-        TimeElapsedColumn(),
-        TimeRemainingColumn(),
-        console=console(),
-        disable=not (live and sys.stdout.isatty()),
-    )
-    with bar:
-        yield EpochProgress(label, epochs, bar)
 
 
 class SweepProgress:
@@ -174,63 +108,77 @@ def sweep_progress(best: Callable[[], str]) -> Iterator[SweepProgress]:
         yield SweepProgress(best, live)
 
 
-class RunProgress:
-    """Follows several runs: bars on a terminal, and a line for every run that ends."""
+class JobProgress:
+    """Follows the jobs of a command, each by a number."""
 
-    def __init__(self, bars: Progress) -> None:
+    def __init__(self, bars: Progress, *, prints_epochs: bool) -> None:
+        """Prepare to follow.
+
+        Args:
+            bars: Where jobs are drawn; it is disabled where the output is no terminal.
+            prints_epochs: Whether an epoch is a line of its own where bars are disabled.
+        """
         self._bars = bars
-        self._all_runs = bars.add_task("all runs", total=None)
+        self._prints_epochs = prints_epochs
         self._tasks: dict[int, TaskID] = {}
+        self._labels: dict[int, str] = {}
+        self._epochs: dict[int, int] = {}
+        self._total: TaskID | None = None
 
-    def count(self, done: int, total: int) -> None:
-        """Show how many runs have ended, of how many that are wanted by now."""
-        self._bars.update(self._all_runs, completed=done, total=total)
+    def count(self, ended: int, total: int) -> None:
+        """Show how many of ``total`` jobs have ended; a single job needs no such bar."""
+        if total <= 1:
+            return
+        if self._total is None:
+            self._total = self._bars.add_task("all runs", status="")
+        self._bars.update(self._total, completed=ended, total=total)
 
-    def begin(self, number: int, name: str, epochs: int) -> None:
-        """Show a run from its start.
+    def begin(self, key: int, label: str, epochs: int) -> None:
+        """Show a job that starts and has at most ``epochs`` epochs."""
+        self._labels[key] = label
+        self._epochs[key] = epochs
+        self._tasks[key] = self._bars.add_task(label, total=epochs, status="starting")
 
-        Args:
-            number: Key of the run in later calls.
-            name: What is trained.
-            epochs: How many epochs it has at most.
-        """
-        self._tasks[number] = self._bars.add_task(name, total=epochs)
+    def steps(self, key: int, epoch: int, step: int, steps: int) -> None:
+        """Show that a job has done ``step`` of the ``steps`` of an epoch, counted from 1."""
+        self._bars.update(self._tasks[key], completed=epoch - 1 + step / steps)
 
-    def follow(self, number: int, kind: str, content: Any) -> None:
-        """Show how far a run is.
+    def epoch(self, key: int, number: int, record: Mapping[str, float]) -> None:
+        """Show an epoch that has ended, with its metrics by name."""
+        accuracy = percent(record["val_accuracy"])
+        status = f"val_accuracy {accuracy}  val_loss {record['val_loss']:.4f}"
+        self._bars.update(self._tasks[key], completed=number, status=status)
+        if self._bars.disable and self._prints_epochs:
+            position = f"epoch {number}/{self._epochs[key]}"
+            train_loss = f"train_loss {record['train_loss']:.4f}"
+            seconds = f"{record['epoch_seconds']:.1f} s"
+            line = f"{self._labels[key]}  {position}  {train_loss}  {status}  {seconds}"
+            self._bars.console.print(line, soft_wrap=True)
 
-        Args:
-            number: Key of the run.
-            kind: ``epoch`` for a finished epoch, else steps were done.
-            content: (epoch, record) of an epoch, (epoch, step, steps) of steps.
-        """
-        if kind == "epoch":
-            completed = content[0]
-        else:
-            epoch, step, steps = content
-            completed = epoch - 1 + step / steps
-        self._bars.update(self._tasks[number], completed=completed)
+    def end(self, key: int) -> None:
+        """Take the bar of a job away; a job that never began has none."""
+        if key not in self._tasks:
+            return
+        self._bars.remove_task(self._tasks.pop(key))
+        del self._labels[key]
+        del self._epochs[key]
 
-    def end(self, number: int) -> None:
-        """Remove the bar of a run."""
-        self._bars.remove_task(self._tasks.pop(number))
-
-    def say(self, text: str) -> None:
+    def print(self, text: str) -> None:
         """Print a line above the bars."""
         self._bars.console.print(text, soft_wrap=True)
 
 
 @contextmanager
-def confirmation_progress() -> Iterator[RunProgress]:
-    """Show the progress of several runs for as long as the block lasts."""
-    bars = Progress(
+def job_progress(*, prints_epochs: bool) -> Iterator[JobProgress]:
+    """Show the progress of jobs while the block lasts."""
+    columns = (
         TextColumn("{task.description}"),
         BarColumn(),
         TextColumn("{task.completed:.1f}/{task.total}"),
+        TextColumn("{task.fields[status]}", style="cyan"),
+        TimeElapsedColumn(),
         TimeRemainingColumn(),
-        console=console(),
-        transient=True,
-        disable=not sys.stdout.isatty(),
     )
+    bars = Progress(*columns, console=console(), transient=True, disable=not sys.stdout.isatty())
     with bars:
-        yield RunProgress(bars)
+        yield JobProgress(bars, prints_epochs=prints_epochs)

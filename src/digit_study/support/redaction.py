@@ -4,8 +4,8 @@ import re
 import urllib.parse
 
 #: What precedes a password in a URI, and the password. SQLAlchemy's ``URL`` hides a password only
-#: in a URI that it can parse. A password with ``@``, ``#``, ``/`` or ``[`` in it makes a URI that it
-#: cannot parse, and must not be shown either.
+#: in a URI that it can parse. A password with ``@``, ``#``, ``/`` or ``[`` in it makes a URI that
+#: it cannot parse, and must not be shown either.
 PASSWORD = re.compile(r"([\w+]+://[^:/@]*:)(.*)@")
 #: A secret among the parameters of a URI.
 SECRET_PARAMETER = re.compile(r"(?i)([?&](?:password|passwd|pwd|token|secret)=)[^&]*")

@@ -251,10 +251,12 @@ def create_store(uri: str, workspace: Workspace) -> None:
         create_sqlite(uri, create_tables)
         client = mlflow.MlflowClient(uri)
         is_shared = not uri.startswith("sqlite:")
-        with_tables(lambda: client.search_experiments(max_results=1), is_shared)
+        with_tables(lambda: client.search_experiments(max_results=1), is_shared=is_shared)
 
 
-def with_tables(open_store: Callable[[], T], is_shared: bool, pause_s: float = TABLE_PAUSE_S) -> T:
+def with_tables(
+    open_store: Callable[[], T], *, is_shared: bool, pause_s: float = TABLE_PAUSE_S
+) -> T:
     """Open what creates its tables where they are missing.
 
     Args:

@@ -10,18 +10,22 @@ MLflow's own asynchronous logging is no alternative: it holds the data in memory
 process loses them, and drops them when the store answers with an error.
 """
 
-import fcntl
 import json
-import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 from digit_study.support import processes
+from digit_study.support.files import (
+    append_json_lines,
+    file_lock,
+    parse_json_lines,
+    write_whole,
+)
 from digit_study.support.redaction import without_password
 from digit_study.support.workspace import Workspace
 
@@ -55,29 +59,6 @@ class Records:
     found: list[dict[str, Any]]
     #: The byte after the last whole record.
     end: int
-
-
-@contextmanager
-def file_lock(path: Path, operation: int) -> Iterator[bool]:
-    """Hold a lock of a file inside the block; the kernel frees it when its process ends.
-
-    Args:
-        path: The file, which is created where it is missing.
-        operation: What `fcntl.flock` is asked for.
-
-    Yields:
-        Whether the lock was got.
-    """
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-    try:
-        try:
-            fcntl.flock(descriptor, operation)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
-    finally:
-        os.close(descriptor)
 
 
 class SpooledRun:
@@ -117,7 +98,7 @@ class SpooledRun:
         self._last_time = max(int(time.time() * 1000), self._last_time + 1)
         with self._folders_stay():
             self._make(uri)
-            self._append([{"time": self._last_time, **record}])
+            append_json_lines(self.folder / LOG, [{"time": self._last_time, **record}])
 
     def put_file(self, uri: str, path: Path) -> None:
         """Add a copy of a file as an artifact.
@@ -138,7 +119,7 @@ class SpooledRun:
         own = shutil.ignore_patterns(ABOUT, LOG, OUTCOME, SENT, ".*")
         with self._folders_stay():
             self._make(uri)
-            self._append(other.records(other.sent["bytes"]).found)
+            append_json_lines(self.folder / LOG, other.records(other.sent["bytes"]).found)
             shutil.copytree(other.folder, self.folder, ignore=own, dirs_exist_ok=True)
             self.sent = {**other.sent, "bytes": self.sent["bytes"]}
             self._write(OUTCOME, other.outcome)
@@ -188,7 +169,7 @@ class SpooledRun:
         Returns:
             Whether the folder is gone.
         """
-        with self._folders_stay(fcntl.LOCK_EX):
+        with self._folders_stay(exclusive=True):
             is_whole = not self.is_open and self.records(uploaded).end == uploaded
             if is_whole:
                 shutil.rmtree(self.folder, ignore_errors=True)
@@ -245,11 +226,7 @@ class SpooledRun:
         except FileNotFoundError:
             return Records([], start)
         whole = text[: text.rfind(b"\n") + 1]
-        found = []
-        for line in whole.splitlines():
-            with suppress(ValueError):
-                found.append(json.loads(line))
-        return Records(found, start + len(whole))
+        return Records(list(parse_json_lines(whole.splitlines())), start + len(whole))
 
     @property
     def has_result(self) -> bool:
@@ -292,29 +269,19 @@ class SpooledRun:
     # ------------------------------------------------------------------------------- private
 
     @contextmanager
-    def _folders_stay(self, operation: int = fcntl.LOCK_SH) -> Iterator[None]:
+    def _folders_stay(self, *, exclusive: bool = False) -> Iterator[None]:
         """Keep folders from being removed while something is written into one of them.
 
         With ``LOCK_EX`` keep others from writing while one is removed.
         """
         self._workspace.spool.mkdir(parents=True, exist_ok=True)
-        with file_lock(self._workspace.artifacts / ".outbox.lock", operation):
+        with file_lock(self._workspace.artifacts / ".outbox.lock", exclusive=exclusive):
             yield
 
     def _make(self, uri: str) -> None:
         self.folder.mkdir(exist_ok=True)
         if not self.about:
             self._write(ABOUT, {"uri": without_password(uri)})
-
-    def _append(self, records: list[dict[str, Any]]) -> None:
-        lines = b"".join(json.dumps(record).encode() + b"\n" for record in records)
-        with (self.folder / LOG).open("ab+") as log:
-            end = log.seek(0, os.SEEK_END)
-            log.seek(max(0, end - 1))
-            is_torn = log.read(1) not in (b"", b"\n")
-            if is_torn:  # the disk was full in the middle of a line
-                lines = b"\n" + lines
-            log.write(lines)
 
     def _read(self, name: str) -> dict[str, Any]:
         try:
@@ -326,9 +293,7 @@ class SpooledRun:
         return found
 
     def _write(self, name: str, content: Mapping[str, Any]) -> None:
-        new = self.folder / f".{name}.{os.getpid()}"
-        new.write_text(json.dumps(content))
-        new.replace(self.folder / name)
+        write_whole(self.folder / name, json.dumps(content).encode())
 
 
 def spooled_runs(uri: str, workspace: Workspace) -> list[SpooledRun]:

@@ -1,6 +1,5 @@
 """How a spooled run gets into its store: each thing once, by one process at a time."""
 
-import fcntl
 import hashlib
 import urllib.parse
 from collections.abc import Callable, Sequence
@@ -23,10 +22,11 @@ from mlflow.exceptions import MlflowException
 
 from digit_study.support import console
 from digit_study.support.errors import first_line
+from digit_study.support.files import file_lock
 from digit_study.support.redaction import without_password
 from digit_study.support.workspace import Workspace
 from digit_study.tracking import pages
-from digit_study.tracking.spool import MODEL, SpooledRun, file_lock
+from digit_study.tracking.spool import MODEL, SpooledRun
 from digit_study.tracking.store import Store
 from digit_study.tracking.store import StoreFault as StoreFault
 
@@ -357,7 +357,7 @@ def upload_run(
         What the store raised, None if nothing.
     """
     try:
-        with file_lock(spooled.folder / ".lock", fcntl.LOCK_EX | fcntl.LOCK_NB) as is_ours:
+        with file_lock(spooled.folder / ".lock", wait=False) as is_ours:
             if is_ours and spooled.about:
                 RunUpload(spooled, store, is_log_only=is_log_only).run(run_all)
     except FileNotFoundError as gone:
@@ -376,8 +376,8 @@ def upload_run(
 
 def has_uploader(uri: str, workspace: Workspace) -> bool:
     """Return whether a background uploader uploads what is spooled for a store."""
-    operation = fcntl.LOCK_SH | fcntl.LOCK_NB
-    with file_lock(uploader_lock(uri, workspace), operation) as is_free:
+    lock = uploader_lock(uri, workspace)
+    with file_lock(lock, exclusive=False, wait=False) as is_free:
         return not is_free
 
 

@@ -4,7 +4,6 @@ The background uploader is a thread of the command that supervises: no trial wai
 however slow that is. A run that nobody supervises is uploaded by its own process, see `writer`.
 """
 
-import fcntl
 import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -16,11 +15,12 @@ from mlflow.exceptions import MlflowException
 from digit_study.config.run_config import Config
 from digit_study.support import console
 from digit_study.support.errors import StudyError, first_line
+from digit_study.support.files import file_lock
 from digit_study.support.outage import Outage
 from digit_study.support.signals import raise_if_interrupted
 from digit_study.tracking.database import check_store
 from digit_study.tracking.runs import Runs
-from digit_study.tracking.spool import SpooledRun, file_lock, spooled_runs
+from digit_study.tracking.spool import SpooledRun, spooled_runs
 from digit_study.tracking.store import Store
 from digit_study.tracking.upload import Call, fault_of, has_uploader, upload_run, uploader_lock
 
@@ -276,7 +276,7 @@ class BackgroundUploader:
         """Upload in rounds whenever no other uploader has the lock."""
         lock = uploader_lock(self._store.uri, self._store.workspace)
         while not self._is_stopping.is_set():
-            with file_lock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB) as is_ours:
+            with file_lock(lock, wait=False) as is_ours:
                 pause = PAUSE_S
                 while is_ours and not self._is_stopping.is_set():
                     self._has_begun.set()

@@ -143,7 +143,8 @@ class Health:
             raise StudyError(
                 "trials need a disk, memory and stores that work, but for "
                 f"{self._outage.timeout:g} min ({self._key}) there was none: "
-                f"{self._outage.reason}: mend that, then the same command goes on; no trial was used up"
+                f"{self._outage.reason}: mend that, then the same command goes on; "
+                "no trial was used up"
             )
 
     def _folders(self) -> set[Path]:

@@ -87,7 +87,7 @@ def run_trial(
     """
     writer = tracker.writer(run_id)
     try:
-        result, draw = _walk(config, writer, listener, digits_folder, data_figures)
+        result, draw = _walk(config, writer, listener, digits_folder, data_figures=data_figures)
     except BaseException as error:
         reason = f"{type(error).__name__}: {error}".strip()[:LONGEST_REASON]
         status = "FAILED"
@@ -135,6 +135,7 @@ def _walk(
     writer: RunWriter,
     listener: Listener,
     digits_folder: Path | None,
+    *,
     data_figures: bool,
 ) -> tuple[TrialResult, Callable[[], None]]:
     """Do all but the figures; return the result and what draws them."""

@@ -7,7 +7,6 @@ alone: what is trained on it can be compared and used, not promoted.
 """
 
 import hashlib
-import os
 import re
 import threading
 from functools import cache
@@ -20,6 +19,7 @@ from digit_study.data.sources import CLASSES, DATASETS, Arrays
 from digit_study.inference.image_files import ImageError, read_grey
 from digit_study.inference.images import Digit, read_digit, to_mnist
 from digit_study.support.errors import StudyError
+from digit_study.support.files import replacing
 
 #: Name of the file to train on.
 NPZ = "drawings.npz"
@@ -89,9 +89,8 @@ class DrawingStore:
         name = f"{label}-{content}.png"
         with self._writes:
             self.folder.mkdir(parents=True, exist_ok=True)
-            new = self.folder / f".{name}.new"  # a full disk leaves no half of a picture
-            Image.fromarray(grey).save(new, "PNG")
-            os.replace(new, self.folder / name)
+            with replacing(self.folder / name) as new:
+                Image.fromarray(grey).save(new, "PNG")
             for other in self.folder.glob(f"[0-9]-{content}.png"):
                 if other.name != name:
                     other.unlink()
@@ -116,11 +115,9 @@ class DrawingStore:
         drawings = np.array([self._digit(name) for name in names], np.uint8)
         drawings = drawings.reshape(-1, *images.shape[1:3])
         drawn_labels = np.array([int(name[0]) for name in names], np.int64)
-        new = self.folder / f".{NPZ}.new"
-        with new.open("wb") as file:
+        with replacing(self.npz) as new:
             np.savez(
-                file,
+                new,
                 x_train=np.concatenate([images[..., 0], drawings]),
                 y_train=np.concatenate([labels, drawn_labels]),
             )
-        os.replace(new, self.npz)

@@ -3,7 +3,6 @@
 There is no pyplot, which keeps every figure alive and is not thread-safe, and no ``rcParams``.
 """
 
-import os
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import MaxNLocator
 
 from digit_study.data.sources import IMAGE_SIDE as SIDE
+from digit_study.support.files import replacing
 from digit_study.support.suggestions import short_names
 
 #: Resolution of a PNG, in dots an inch.
@@ -305,9 +305,9 @@ def save(figure: Figure, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     # a process that is killed here leaves no half of a picture, and supervisors of one study may
     # draw the same picture at once
-    new = path.with_name(f".{os.getpid()}-{path.name}")
-    FigureCanvasAgg(figure).print_png(new)  # type: ignore[no-untyped-call]  # savefig draws twice
-    new.replace(path)
+    with replacing(path) as new:
+        # savefig would draw twice
+        FigureCanvasAgg(figure).print_png(new)  # type: ignore[no-untyped-call]
 
 
 def write_table(table: pd.DataFrame, folder: Path, name: str) -> None:

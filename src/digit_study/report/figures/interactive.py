@@ -1,4 +1,4 @@
-"""Optuna's pictures for the study page: small enough, in colours that the colour-blind tell apart."""
+"""Optuna's pictures for the study page: small, and in colours for the colour-blind."""
 
 from __future__ import annotations
 

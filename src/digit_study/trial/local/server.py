@@ -15,6 +15,7 @@ from pathlib import Path
 import psutil
 
 from digit_study.data.sources import DataConfig
+from digit_study.support.files import write_whole
 from digit_study.support.scratch import use_scratch
 from digit_study.support.workspace import Workspace
 
@@ -44,9 +45,8 @@ def start_server(
     if data is not None and data.sha256 is not None:
         folder = None if digits_folder is None else str(digits_folder)
         wanted = {"data": asdict(data), "digits_folder": folder}
-        new = scratch / f".{PRELOAD_FILE}"  # the server may be reading what an earlier call wrote
-        new.write_text(json.dumps(wanted))
-        new.replace(scratch / PRELOAD_FILE)
+        # the server may be reading what an earlier call wrote
+        write_whole(scratch / PRELOAD_FILE, json.dumps(wanted).encode())
     context = multiprocessing.get_context("forkserver")
     _put_sources_on_path()
     context.set_forkserver_preload(["digit_study.trial.local.preload"])
