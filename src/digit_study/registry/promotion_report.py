@@ -326,7 +326,7 @@ def version_description(facts: VersionFacts) -> str:
     figures = [f"[{name}]({page}/artifacts/figures/{name})" for name in FIGURES]
     paragraphs = [
         f"**{escape(evidence['reason'])}**",
-        "Asked: may it replace the champion, by a single comparison on test images that nothing "
+        "Question: may it replace the champion, by a single comparison on test images that nothing "
         "was selected on?",
         _markdown_table(_version_rows(facts, page)),
         _uncertainty_text(evidence),
