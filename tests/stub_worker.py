@@ -37,7 +37,8 @@ from digit_study.trial.protocol import EngineContext, TrialRequest, TrialResult
 
 IMAGES = 200
 SPACE = (
-    "search.space={model.filters: {low: 8, high: 64, step: 8}, model.dropout: {type: float, low: 0.0, high: 0.5}, "
+    "search.space={model.filters: {low: 8, high: 64, step: 8}, "
+    "model.dropout: {type: float, low: 0.0, high: 0.5}, "
     "training.optimizer: {choices: [adam, sgd]}}"
 )
 

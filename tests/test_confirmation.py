@@ -51,7 +51,9 @@ def again(store: str, study: Any, *words: str, **how: Any) -> tuple[str, Stubs]:
 
 def runs(store: str, kind: str) -> list[mlflow.entities.Run]:
     client = mlflow.MlflowClient(store)
-    found = client.search_runs([one.experiment_id for one in client.search_experiments()])
+    found = client.search_runs(
+        [experiment.experiment_id for experiment in client.search_experiments()]
+    )
     return [run for run in found if run.data.tags["kind"] == kind]
 
 
@@ -68,7 +70,7 @@ def test_the_best_are_trained_on_the_same_fresh_seeds_and_one_wins(store: str, s
         parent.info.run_id
     }
     client = mlflow.MlflowClient(store)
-    assert [one.path for one in client.list_artifacts(parent.info.run_id, "figures")] == [
+    assert [file.path for file in client.list_artifacts(parent.info.run_id, "figures")] == [
         "figures/confirmation.png"
     ]
     table = Path(
@@ -223,7 +225,7 @@ def test_a_race_trains_three_seeds_of_all_and_more_of_those_that_are_still_in(
 
 @pytest.mark.slow
 def test_the_outcome_of_a_race_does_not_depend_on_who_trains_it(store: str, raced: Any) -> None:
-    """With more workers than there are runs at first, later seeds are tried before they are known to be needed."""
+    """With more workers than runs at first, later seeds start before they are known to be needed."""
     race(store, raced)
     _, ranking, seeds = outcome(store)
     for workers in (2, 5, 16):

@@ -315,4 +315,4 @@ def test_two_processes_may_draw_the_same_picture_at_once(
     monkeypatch.setattr(charts.os, "getpid", lambda: next(processes))
     monkeypatch.setattr(charts.FigureCanvasAgg, "print_png", draw_while_another_does)
     charts.save(charts.message_figure("first", "whole"), path)
-    assert [one.name for one in tmp_path.iterdir()] == ["same.png"]
+    assert [path.name for path in tmp_path.iterdir()] == ["same.png"]

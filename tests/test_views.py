@@ -34,11 +34,11 @@ def board(count: int) -> pd.DataFrame:
         Candidate(
             f"n={number} {HOSTILE}",
             f"{number:032x}",
-            {**metrics, "val_accuracy": float(one.mean())},
-            one,
+            {**metrics, "val_accuracy": float(correct.mean())},
+            correct,
             "d",
         )
-        for number, one in enumerate(right)
+        for number, correct in enumerate(right)
     ]
     return leaderboard(ranked)
 
@@ -59,7 +59,8 @@ def test_a_note_begins_with_the_answer_and_links_the_first_ten() -> None:
     )
     text = note.markdown("7", "f00")
     assert text.startswith(
-        "**100.00 % \\[98.12, 100.00\\] of 200 validation images are predicted correctly by the best run"
+        "**100.00 % \\[98.12, 100.00\\] of 200 validation images are predicted correctly "
+        "by the best run"
     )
     assert [text.count(f"#/experiments/7/runs/{number:032x})") for number in (0, 9, 10)] == [
         1,
