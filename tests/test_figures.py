@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -312,7 +313,7 @@ def test_two_processes_may_draw_the_same_picture_at_once(
         monkeypatch.setattr(charts.FigureCanvasAgg, "print_png", draw)
         charts.save(charts.message_figure("second", "whole"), path)
 
-    monkeypatch.setattr(charts.os, "getpid", lambda: next(processes))
+    monkeypatch.setattr(os, "getpid", lambda: next(processes))
     monkeypatch.setattr(charts.FigureCanvasAgg, "print_png", draw_while_another_does)
     charts.save(charts.message_figure("first", "whole"), path)
     assert [path.name for path in tmp_path.iterdir()] == ["same.png"]
