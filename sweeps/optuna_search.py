@@ -13,13 +13,13 @@ from digit_study.support.signals import readable_errors
 from digit_study.support.workspace import Workspace
 
 
-def main() -> None:
+def main(workspace: Workspace) -> None:
     """Check the whole study, then search."""
     sys.argv[1:] = ["search.plan=true" if word == "--plan" else word for word in sys.argv[1:]]
     compose.answer(sys.argv[1:], "study", StudyConfig)
     from digit_study.study.study_plan import plan_study, plan_table
 
-    plan = plan_study(sys.argv[1:], Workspace.of_project())
+    plan = plan_study(sys.argv[1:], workspace)
     if plan.study.search.plan:
         console().print(plan_table(plan))
         return
@@ -44,4 +44,4 @@ def main() -> None:
 
 if __name__ == "__main__":
     with readable_errors():
-        main()
+        main(Workspace.of_project())

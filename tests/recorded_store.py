@@ -27,7 +27,7 @@ from digit_study.registry.contest import NetworkFile, SealedResult
 from digit_study.registry.registry import Registry
 from digit_study.support.rules import flatten
 from digit_study.support.workspace import Workspace
-from digit_study.tracking import database as stores
+from digit_study.tracking.database import quiet_mlflow
 from digit_study.tracking.session import Tracker
 
 SEALED = 1_000
@@ -69,7 +69,7 @@ class Store:
 
 def make_store(migrated: Path, folder: Path) -> Store:
     """A store in ``folder``: a copy of ``migrated``, an empty database."""
-    stores.quiet_mlflow()
+    quiet_mlflow()
     uri = f"sqlite:///{shutil.copy(migrated, folder / 'mlflow.db')}"
     mlflow.set_tracking_uri(uri)
     client = mlflow.MlflowClient()

@@ -18,6 +18,7 @@ import pandas as pd
 from digit_study.config.run_config import Config
 from digit_study.report.figures import charts
 from digit_study.stats.metrics import Evaluation, accuracy_interval
+from digit_study.study.results import RunResults
 from digit_study.study.study_plan import StudyPlan, plan_study
 from digit_study.support.workspace import Workspace
 from digit_study.tracking.session import Tracker
@@ -36,7 +37,8 @@ from digit_study.trial.protocol import EngineContext, TrialRequest, TrialResult
 
 IMAGES = 200
 SPACE = (
-    "search.space={model.filters: {low: 8, high: 64, step: 8}, model.dropout: {type: float, low: 0.0, high: 0.5}, "
+    "search.space={model.filters: {low: 8, high: 64, step: 8}, "
+    "model.dropout: {type: float, low: 0.0, high: 0.5}, "
     "training.optimizer: {choices: [adam, sgd]}}"
 )
 
@@ -60,6 +62,11 @@ def plan(*words: str, space: str = SPACE) -> StudyPlan:
         space,
     ]
     return plan_study([*usual, *words], workspace())
+
+
+def results_of(uri: str) -> RunResults:
+    """Return the results of the runs of a store, as a new command finds them."""
+    return RunResults(Stubs(uri).tracker)
 
 
 def accuracy(config: Config) -> float:

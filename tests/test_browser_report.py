@@ -17,6 +17,8 @@ from browser import MISSING, REASON, chrome, console_errors, foreign_requests
 from conftest import Project
 from lab import CONFIRM, Lab, wait_until
 
+from digit_study.report.markdown import run_page
+
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.browser,
@@ -97,15 +99,17 @@ def test_a_table_is_sorted_by_a_click_and_by_a_key(driver: Any) -> None:
     from selenium.webdriver.common.keys import Keys
 
     buttons = driver.find_elements("css selector", "#leaderboard th button")
-    parameters = next(at for at, one in enumerate(buttons) if one.text.startswith("parameters"))
+    parameters = next(
+        at for at, button in enumerate(buttons) if button.text.startswith("parameters")
+    )
     numbers = sorted(int(text.replace(",", "")) for text in texts(driver, parameters))
     buttons[parameters].click()
     assert [int(text.replace(",", "")) for text in texts(driver, parameters)] == numbers[::-1]
     buttons[parameters].send_keys(Keys.ENTER)
     assert [int(text.replace(",", "")) for text in texts(driver, parameters)] == numbers
     states = [
-        one.get_attribute("aria-sort")
-        for one in driver.find_elements("css selector", "#leaderboard th")
+        heading.get_attribute("aria-sort")
+        for heading in driver.find_elements("css selector", "#leaderboard th")
     ]
     assert states[parameters] == "ascending" and states.count("none") == len(states) - 1
 
@@ -131,9 +135,9 @@ def test_any_two_networks_are_compared(driver: Any) -> None:
     Select(driver.find_element("id", "a")).select_by_index(1)
     Select(driver.find_element("id", "b")).select_by_index(0)
     tables = driver.find_elements("css selector", "#matrices table")
-    cells = [[one.text for one in table.find_elements("css selector", "td")] for table in tables]
-    assert [len(one) for one in cells] == [100] * 3
-    a, b, change = ([int(text.replace("−", "-") or 0) for text in one] for one in cells)
+    cells = [[cell.text for cell in table.find_elements("css selector", "td")] for table in tables]
+    assert [len(matrix) for matrix in cells] == [100] * 3
+    a, b, change = ([int(text.replace("−", "-") or 0) for text in matrix] for matrix in cells)
     assert sum(a) == sum(b) == 200 and [y - x for x, y in zip(a, b, strict=True)] == change
     shown = driver.execute_script(
         """return [...document.querySelectorAll("#mistakes img")].map((one) => one.naturalWidth)"""
@@ -173,8 +177,8 @@ def ui(lab: Lab) -> Iterator[str]:
 def test_mlflow_shows_the_page_as_an_artifact(lab: Lab, ui: str) -> None:
     [parent] = [run for run in lab.runs() if run.data.tags["kind"] == "study"]
     with chrome(width=1600) as driver:
-        run = f"{ui}/#/experiments/{parent.info.experiment_id}/runs/{parent.info.run_id}/artifacts/study.html"
-        driver.get(run)
+        page = run_page(parent.info.experiment_id, parent.info.run_id)
+        driver.get(f"{ui}/{page}/artifacts/study.html")
         wait_until(
             lambda: driver.find_elements("css selector", "iframe"), 60, "the artifact is shown"
         )

@@ -15,17 +15,13 @@ from digit_study.config.promote_config import CompareConfig, StoreConfig
 from digit_study.data import digits as data
 from digit_study.data import sources
 from digit_study.data.sources import DataConfig
-from digit_study.stats.metrics import evaluation_of
+from digit_study.stats.metrics import evaluation_from_table
 from digit_study.study import comparison
 from digit_study.support.errors import StudyError
-from digit_study.support.workspace import Workspace
-from digit_study.tracking import database as stores
 
 
 @pytest.fixture
-def store(migrated: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> rs.Store:
-    monkeypatch.setattr(stores, "ARTIFACTS", tmp_path / "mlruns")
-    monkeypatch.setattr(stores, "OUTBOX", tmp_path / "mlruns" / ".outbox")
+def store(migrated: Path, tmp_path: Path) -> rs.Store:
     return rs.make_store(migrated, tmp_path)
 
 
@@ -42,8 +38,7 @@ def table(digits: data.Digits, wrong: range) -> pd.DataFrame:
 
 
 def compare(store: rs.Store, a: str, b: str) -> None:
-    workspace = Workspace(stores.ARTIFACTS.parent)
-    comparison.compare(CompareConfig(a, b, StoreConfig(store.uri)), workspace)
+    comparison.compare(CompareConfig(a, b, StoreConfig(store.uri)), store.workspace)
 
 
 def test_a_comparison_is_shown_and_kept(
@@ -131,7 +126,7 @@ def test_values_are_checked(a: str | None, b: str | None, word: str) -> None:
 
 def test_the_recorded_prediction_counts_where_probabilities_tie() -> None:
     tied = rs.predictions([3], [3], [0]).assign(p2=0.91)
-    assert evaluation_of(tied).predicted.tolist() == [3]
+    assert evaluation_from_table(tied).predicted.tolist() == [3]
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import stub_worker
-from stub_worker import SPACE, Stubs, plan, results_of
+from stub_worker import SPACE, Stubs, plan, results_of, workspace
 
 from digit_study.config.run_config import Config
 from digit_study.data import digits as data
@@ -24,7 +24,6 @@ from digit_study.study.confirmation import FIRST_SEED, confirm, plan_confirmatio
 from digit_study.study.search import run_study
 from digit_study.support.errors import StudyError
 from digit_study.support.signals import Interrupted, interruptible
-from digit_study.tracking.queries import artifact_table
 from digit_study.trial.protocol import ENGINES
 
 WORDS = ("search.trials=4", "search.pruner=none", "confirm.top=2", "confirm.seeds=3")
@@ -52,7 +51,9 @@ def again(store: str, study: Any, *words: str, **how: Any) -> tuple[str, Stubs]:
 
 def runs(store: str, kind: str) -> list[mlflow.entities.Run]:
     client = mlflow.MlflowClient(store)
-    found = client.search_runs([one.experiment_id for one in client.search_experiments()])
+    found = client.search_runs(
+        [experiment.experiment_id for experiment in client.search_experiments()]
+    )
     return [run for run in found if run.data.tags["kind"] == kind]
 
 
@@ -69,7 +70,7 @@ def test_the_best_are_trained_on_the_same_fresh_seeds_and_one_wins(store: str, s
         parent.info.run_id
     }
     client = mlflow.MlflowClient(store)
-    assert [one.path for one in client.list_artifacts(parent.info.run_id, "figures")] == [
+    assert [file.path for file in client.list_artifacts(parent.info.run_id, "figures")] == [
         "figures/confirmation.png"
     ]
     table = Path(
@@ -138,14 +139,16 @@ def test_a_search_can_confirm_at_its_end(store: str, monkeypatch: pytest.MonkeyP
         SPACE,
     ]
     monkeypatch.setattr(sys, "argv", ["optuna_search.py", *words, *WORDS, "search.confirm=true"])
-    runpy.run_path(str(Path(__file__).parents[1] / "sweeps" / "optuna_search.py"))["main"]()
+    runpy.run_path(str(Path(__file__).parents[1] / "sweeps" / "optuna_search.py"))["main"](
+        workspace()
+    )
     [parent] = runs(store, "confirmation")
     assert "winner.run_id" in parent.data.tags
 
 
 def test_a_study_is_rebuilt_from_its_storage(store: str, study: Any) -> None:
     asked = plan("confirm.top=1")
-    rebuilt, found = plan_confirmation(["study=s", "confirm.top=1"], asked.study)
+    rebuilt, found = plan_confirmation(["study=s", "confirm.top=1"], asked.study, workspace())
     assert found.study.study_name == "s" and rebuilt.study.confirm.top == 1
     assert (rebuilt.run.model, rebuilt.run.data) == (asked.run.model, asked.run.data)
 
@@ -154,7 +157,7 @@ def test_a_study_with_nothing_finished_is_told_what_to_do(store: str) -> None:
     with pytest.raises(StudyError, match="no finished trial"):
         run_study(plan("search.trials=1"), Stubs(store, lambda config, n: "failed").engine)
     asked = plan("search.trials=1")
-    _, found = plan_confirmation(["study=s"], asked.study)
+    _, found = plan_confirmation(["study=s"], asked.study, workspace())
     with pytest.raises(
         StudyError, match=r"needs finished trials.*python sweeps/optuna_search.py study=s"
     ):
@@ -194,8 +197,10 @@ def race(store: str, study: Any, *words: str, **how: Any) -> tuple[str, Stubs]:
 def outcome(store: str) -> tuple[dict[str, Any], pd.DataFrame, pd.DataFrame]:
     """Metrics and tables of the newest confirmation."""
     parent = max(runs(store, "confirmation"), key=lambda run: run.info.start_time)
-    tables = [artifact_table(store, parent.info.run_id, name) for name in ("confirmation", "seeds")]
-    return parent.data.metrics, tables[0], tables[1]
+    tracker = Stubs(store).tracker
+    ranking = tracker.artifact_table(parent.info.run_id, "confirmation")
+    seeds = tracker.artifact_table(parent.info.run_id, "seeds")
+    return parent.data.metrics, ranking, seeds
 
 
 def test_a_race_trains_three_seeds_of_all_and_more_of_those_that_are_still_in(
@@ -220,7 +225,7 @@ def test_a_race_trains_three_seeds_of_all_and_more_of_those_that_are_still_in(
 
 @pytest.mark.slow
 def test_the_outcome_of_a_race_does_not_depend_on_who_trains_it(store: str, raced: Any) -> None:
-    """With more workers than there are runs at first, later seeds are tried before they are known to be needed."""
+    """With more workers than runs at first, later seeds start before they are known to be needed."""
     race(store, raced)
     _, ranking, seeds = outcome(store)
     for workers in (2, 5, 16):

@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Text
 
 from digit_study.report.figures import charts, paired_figures, ranking_figures, run_figures
-from digit_study.stats.metrics import Evaluation, score
+from digit_study.stats.metrics import Evaluation, evaluate
 
 LONG = "model.filters=128 training.learning_rate=0.0001234567 " * 4
 N = 300
@@ -29,7 +29,7 @@ def evaluation(wrong: int, labels: np.ndarray = LABELS) -> Evaluation:
     """A model that takes the first ``wrong`` images for the next digit."""
     read = labels.copy()
     read[:wrong] = (read[:wrong] + 1) % 10
-    return score(
+    return evaluate(
         labels,
         np.full((len(labels), 10), 0.01, np.float32) + 0.9 * np.eye(10, dtype=np.float32)[read],
     )
@@ -184,7 +184,7 @@ def test_nothing_to_draw_is_said_in_words(name: str) -> None:
 def test_mistakes_show_the_most_confident_first() -> None:
     probabilities = np.full((3, 10), 0.01)
     probabilities[[0, 1, 2], [5, 5, 2]] = [0.6, 0.9, 0.9]
-    figure = run_figures.mistakes(IMAGES[:3], score(np.array([3, 4, 2]), probabilities))
+    figure = run_figures.mistakes(IMAGES[:3], evaluate(np.array([3, 4, 2]), probabilities))
     assert [text.get_text() for text in figure.axes[0].texts] == ["4 → 5, 90 %", "3 → 5, 60 %"]
 
 
@@ -315,4 +315,4 @@ def test_two_processes_may_draw_the_same_picture_at_once(
     monkeypatch.setattr(charts.os, "getpid", lambda: next(processes))
     monkeypatch.setattr(charts.FigureCanvasAgg, "print_png", draw_while_another_does)
     charts.save(charts.message_figure("first", "whole"), path)
-    assert [one.name for one in tmp_path.iterdir()] == ["same.png"]
+    assert [path.name for path in tmp_path.iterdir()] == ["same.png"]

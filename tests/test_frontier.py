@@ -1,4 +1,4 @@
-"""The frontier: every network on the same seeds, resumed, drawn, and opened once on the sealed images."""
+"""The frontier: every network on the same seeds, resumed, drawn, opened once on sealed images."""
 
 from __future__ import annotations
 
@@ -13,11 +13,15 @@ from conftest import Done, Project
 from digit_study.data.sources import sample_arrays
 from digit_study.report.figures import paired_figures
 from digit_study.report.figures.ranking_figures import frontier_figure
-from digit_study.stats.metrics import misclassified_by_all, score
-from digit_study.tracking.queries import artifact_table
+from digit_study.stats.metrics import evaluate, misclassified_by_all
+from digit_study.support.workspace import Workspace
+from digit_study.tracking.session import Tracker
 
 SCRIPT = "sweeps/frontier.py"
-NETWORKS = "frontier.networks={small: 'model=tiny training=smoke', two: 'model=tiny training=smoke model.members=2'}"
+NETWORKS = (
+    "frontier.networks={small: 'model=tiny training=smoke', "
+    "two: 'model=tiny training=smoke model.members=2'}"
+)
 
 
 def table(*rows: tuple[str, int, float, bool, float]) -> pd.DataFrame:
@@ -42,7 +46,7 @@ def test_images_that_all_networks_misclassify_and_labels_that_look_wrong() -> No
     labels, sure = np.array([0, 1, 2, 3]), np.eye(10, dtype=np.float32)
     index = np.array([7, 9, 11, 13])
     says = [[0, 7, 2, 5], [0, 7, 2, 8], [0, 7, 4, 8]]
-    found = misclassified_by_all([score(labels, sure[one], index) for one in says])
+    found = misclassified_by_all([evaluate(labels, sure[predicted], index) for predicted in says])
     assert found[["index", "label", "says", "label_looks_wrong"]].to_numpy().tolist() == [
         [9, 1, 7, True],
         [13, 3, 8, False],
@@ -52,7 +56,7 @@ def test_images_that_all_networks_misclassify_and_labels_that_look_wrong() -> No
     figure = paired_figures.misclassified_by_all(found, images, index, 3)
     assert "2 of 4 validation images" in figure.get_suptitle()
     assert any("all say 7" in text.get_text() for text in figure.axes[0].texts)
-    none = misclassified_by_all([score(labels, sure[labels], index)])
+    none = misclassified_by_all([evaluate(labels, sure[labels], index)])
     assert (
         "None"
         in paired_figures.misclassified_by_all(none, images, index, 1).axes[0].texts[0].get_text()
@@ -72,7 +76,9 @@ def test_a_frontier_goes_on_with_more_seeds_and_opens_the_seal_once_for_each_on_
     again = frontier("frontier.seeds=3")
     assert again.code == 0 and "6/6" in again.out and "4/6" not in again.out
     client = mlflow.MlflowClient(typed_store)
-    runs = client.search_runs([one.experiment_id for one in client.search_experiments()])
+    runs = client.search_runs(
+        [experiment.experiment_id for experiment in client.search_experiments()]
+    )
     (parent,) = [run for run in runs if run.data.tags["kind"] == "frontier"]
     children = [
         run for run in runs if run.data.tags.get("mlflow.parentRunId") == parent.info.run_id
@@ -80,7 +86,9 @@ def test_a_frontier_goes_on_with_more_seeds_and_opens_the_seal_once_for_each_on_
     assert len(children) == 6 and {run.info.status for run in children} == {"FINISHED"}
     small, two = sorted({run.data.metrics["parameters"] for run in children})
     assert two == 2 * small
-    shown = artifact_table(typed_store, parent.info.run_id, "frontier")
+    shown = Tracker(typed_store, Workspace(project.root)).artifact_table(
+        parent.info.run_id, "frontier"
+    )
     opened = again.out.count("The sealed test set has been opened")
     assert opened == shown["front"].sum() == shown["test_accuracy"].notna().sum() >= 1
     once_more = frontier("frontier.seeds=3")

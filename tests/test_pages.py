@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from recorded_store import add_run, make_store, predictions
-from stub_worker import Stubs, plan, results_of
+from stub_worker import Stubs, plan, results_of, workspace
 from test_study_pictures import study_of
 
 from digit_study.config import compose
@@ -36,10 +36,10 @@ from digit_study.study import study_page
 from digit_study.study.confirmation import confirm
 from digit_study.study.page_networks import compare_networks
 from digit_study.study.results import trials_frame
-from digit_study.study.search import run_study
+from digit_study.study.search import find_parent, run_study
 from digit_study.study.storage import CREATED, StoredStudy
 from digit_study.support.errors import StudyError
-from digit_study.tracking import database as stores
+from digit_study.tracking.location import REGISTERED_NAME
 from digit_study.tracking.session import Tracker
 
 HOSTILE = "<img src=x onerror=alert(1)>'\"</script>"
@@ -98,12 +98,12 @@ def test_a_page_is_on_the_disk_and_beside_the_studys_run(store: str) -> None:
     wanted, stored = search(store)
     path = study_page.write_page(wanted, stored, results_of(store))
     text = path.read_text()
-    assert path == stores.ARTIFACTS / "studies" / "s.html"
+    assert path == workspace().studies / "s.html"
     assert_safe(text)
-    parent = study_page.parent_of(wanted, stored)
+    parent = find_parent(Stubs(store).tracker, stored)
     copy = mlflow.MlflowClient(store).download_artifacts(str(parent), "study.html")
     assert Path(copy).read_text() == text
-    assert [one.path for one in mlflow.MlflowClient(store).list_artifacts(str(parent))].count(
+    assert [file.path for file in mlflow.MlflowClient(store).list_artifacts(str(parent))].count(
         "study.html"
     ) == 1
     for word in (
@@ -130,7 +130,7 @@ def test_one_trial_makes_a_page(store: str) -> None:
     page, text = page_of(*search(store, "search.trials=1"))
     assert_safe(text)
     assert len(page.leaderboard.rows) == 1 and all(
-        one.figure or one.problem for one in page.pictures
+        picture.figure or picture.problem for picture in page.pictures
     )
 
 
@@ -141,7 +141,7 @@ def test_a_study_without_a_result_has_its_page_before_its_message(store: str, ca
         study_page.page_at_end(wanted, results_of(store)),
     ):
         run_study(wanted, Stubs(store, lambda config, n: "failed").engine)
-    text = (stores.ARTIFACTS / "studies" / "s.html").read_text()
+    text = (workspace().studies / "s.html").read_text()
     assert_safe(text)
     assert "No answer yet" in text and "training diverged" in text
     assert "Not drawn: no trial has the result that it shows" in text
@@ -151,7 +151,7 @@ def test_a_study_without_a_result_has_its_page_before_its_message(store: str, ca
 def test_several_objectives_have_their_front(store: str) -> None:
     page, text = page_of(*search(store, TWO, "search.sampler=random"))
     assert page.front is not None and len(page.front.rows) >= 1
-    assert {"pareto"} <= {one.name for one in page.pictures} and 'id="front"' in text
+    assert {"pareto"} <= {picture.name for picture in page.pictures} and 'id="front"' in text
 
 
 @pytest.mark.slow
@@ -165,7 +165,9 @@ def test_a_confirmed_study_answers_with_fresh_seeds_and_both_kinds_of_noise(stor
     by_seeds = [cell.number for cell in column(table, "± seeds")]
     by_images = [cell.number for cell in column(table, "± images")]
     both = [cell.number for cell in column(table, "± both")]
-    deviations = [100 * np.std(one.values, ddof=1) for one in page.confirmation.candidates]
+    deviations = [
+        100 * np.std(candidate.values, ddof=1) for candidate in page.confirmation.candidates
+    ]
     assert by_seeds == pytest.approx(deviations)
     assert both == pytest.approx(np.hypot(by_seeds, by_images).tolist(), rel=1e-5)
     assert "Selection bias" in page.confirmation.summary
@@ -188,9 +190,9 @@ def test_a_confirmation_from_before_noise_was_split_is_still_shown(
     assert_safe(text)
     assert page.confirmation is not None
     candidates = page.confirmation.candidates
-    assert [one.sweep_val_accuracy for one in candidates] == [None, None]
+    assert [candidate.sweep_val_accuracy for candidate in candidates] == [None, None]
     table = page.confirmation.table
-    deviations = [100 * np.std(one.values, ddof=1) for one in candidates]
+    deviations = [100 * np.std(candidate.values, ddof=1) for candidate in candidates]
     assert [cell.number for cell in column(table, "± seeds")] == pytest.approx(deviations)
     for heading in ("± images", "± both"):
         assert [cell.text for cell in column(table, heading)] == ["–", "–"]
@@ -214,7 +216,7 @@ def test_a_confirmation_of_an_older_study_of_the_same_name_is_not_shown(store: s
 def test_promotions_stand_on_the_page_with_their_evidence(store: str) -> None:
     wanted, stored = search(store)
     own = stored.trials()[0].user_attrs["run_id"]
-    ledger = Ledger(mlflow.MlflowClient(store), store, stores.REGISTERED_NAME)
+    ledger = Ledger(Stubs(store).tracker, REGISTERED_NAME)
     for run_id in ("another", own):
         begun = ledger.record("begun", run_id, kind="promotion", study="s")
         ledger.append(
@@ -237,8 +239,8 @@ def test_a_stored_study_is_found_again_without_its_command_line(store: str) -> N
         wanted.objectives,
     )
     ignored = {"written", "commands"}
-    one, other = (vars(collect(*pair)) for pair in ((wanted, stored), (found, again)))
-    assert {key for key in one if one[key] != other[key]} <= ignored
+    first, second = (vars(collect(*pair)) for pair in ((wanted, stored), (found, again)))
+    assert {key for key in first if first[key] != second[key]} <= ignored
     with pytest.raises(StudyError, match="did you mean 's'|must name a study that exists"):
         study_page.plan_page(compose.compose_config(["study=ss"], "study"), tracker)
 
@@ -267,9 +269,10 @@ def test_names_are_text_wherever_they_stand(store: str) -> None:
         [{"name": HOSTILE, "run_id": "r", "confusion": [], "says": [], "sure": []}],
     )
     board = replace(page.leaderboard, rows=[[cell] * 10], note=HOSTILE, legend=HOSTILE, marked=[])
+    networks = NetworkComparison([{"name": HOSTILE, "epoch": []}], compared, [], HOSTILE)
     bad = replace(
         page, name=HOSTILE, answer=Answer(HOSTILE, HOSTILE, [HOSTILE]), facts={HOSTILE: HOSTILE},
-        leaderboard=board, networks=NetworkComparison([{"name": HOSTILE, "epoch": []}], compared, [], HOSTILE),
+        leaderboard=board, networks=networks,
         origins={HOSTILE: HOSTILE}, commands={HOSTILE: HOSTILE},
         pictures=[interactive.Picture(HOSTILE, HOSTILE, HOSTILE, None, HOSTILE)],
     )  # fmt: skip
@@ -308,7 +311,10 @@ def test_columns_of_numbers_sort_as_numbers() -> None:
 
 @pytest.fixture
 def board(migrated: Path, tmp_path: Path) -> tuple[str, pd.DataFrame]:
-    """Two runs on the sample's validation images, the second with 60 mistakes, and a third without predictions."""
+    """Two runs on the sample's validation images and a third without predictions.
+
+    The first makes 3 mistakes, the second 60.
+    """
     held = make_store(migrated, tmp_path)
     digits = load_digits(DataConfig(source="mnist_sample", sha256=SAMPLE_SHA256))
     labels, index = digits.validation_labels, digits.validation_index
@@ -326,17 +332,17 @@ def test_the_mistakes_of_two_networks_are_there_as_images(board: tuple[str, pd.D
     found = compare_networks(
         results_of(board[0]), DataConfig(source="mnist_sample", sha256=SAMPLE_SHA256), board[1]
     )
-    assert [one["name"] for one in found.compared] == [
+    assert [network["name"] for network in found.compared] == [
         "1: a=1",
         "2: a=2",
     ] and "Of 1 networks" in found.note
-    wrong = [np.array(one["confusion"]) for one in found.compared]
-    assert [int(one.sum() - np.trace(one)) for one in wrong] == [3, 60]
-    assert 40 <= len(found.images) <= 43 and all(one["png"] for one in found.images)
-    for one, most in zip(found.compared, (3, 43), strict=True):
+    wrong = [np.array(network["confusion"]) for network in found.compared]
+    assert [int(matrix.sum() - np.trace(matrix)) for matrix in wrong] == [3, 60]
+    assert 40 <= len(found.images) <= 43 and all(image["png"] for image in found.images)
+    for network, most in zip(found.compared, (3, 43), strict=True):
         misread = [
             says
-            for says, image in zip(one["says"], found.images, strict=True)
+            for says, image in zip(network["says"], found.images, strict=True)
             if says != image["label"]
         ]
         assert len(misread) <= most
@@ -350,5 +356,5 @@ def test_digits_that_are_gone_or_others_are_told(
     source: DataConfig, board: tuple[str, pd.DataFrame]
 ) -> None:
     found = compare_networks(results_of(board[0]), source, board[1])
-    assert len(found.compared) == 2 and not any(one["png"] for one in found.images)
+    assert len(found.compared) == 2 and not any(image["png"] for image in found.images)
     assert "not there any more" in found.note or "others than" in found.note

@@ -220,13 +220,13 @@ def test_the_model_loads_and_gives_exactly_what_was_logged(finished: Finished) -
     model = mlflow.keras.load_model(f"models:/{logged.model_id}")
     assert weights_sha256(model) == finished.result.weights_sha256
     read = Predictor(model)(digits.validation_images)
-    again = evaluation.score(digits.validation_labels, read, digits.validation_index)
+    again = evaluation.evaluate(digits.validation_labels, read, digits.validation_index)
     # the metrics are those before, the model gives probabilities at its temperature
     assert np.allclose(read, finished.result.evaluation.probabilities, atol=1e-6)
     assert again.metrics["val_accuracy"] == finished.result.metrics["val_accuracy"]
     served = mlflow.pyfunc.load_model(f"models:/{logged.model_id}")
     probabilities = served.predict(digits.validation_images.astype(np.float32))
-    score = evaluation.score(digits.validation_labels, np.asarray(probabilities))
+    score = evaluation.evaluate(digits.validation_labels, np.asarray(probabilities))
     assert score.metrics["val_accuracy"] == finished.run.data.metrics["val_accuracy"]
     assert {
         spec.name: (str(spec.type), spec.shape) for spec in served.metadata.signature.inputs
@@ -258,7 +258,7 @@ def test_what_is_reported_is_read_by_the_weights_that_are_kept(
     digits = data.load_digits(config.data)
     model = mlflow.keras.load_model(f"models:/{logged.model_id}")
     read = Predictor(model)(digits.validation_images)
-    again = evaluation.score(digits.validation_labels, read, digits.validation_index)
+    again = evaluation.evaluate(digits.validation_labels, read, digits.validation_index)
     assert np.allclose(read, result.evaluation.probabilities, atol=1e-6)
     for name in ("val_accuracy", "val_macro_f1"):
         assert again.metrics[name] == result.metrics[name]

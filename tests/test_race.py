@@ -46,16 +46,19 @@ fields = st.tuples(
 @settings(deadline=None, max_examples=20)
 @given(fields, st.integers(2, 6))
 def test_a_fixed_number_of_seeds_has_one_look_at_all_of_them(drawn: Any, seeds: int) -> None:
-    """Tukey's test over seeds and the adjusted paired test over images, as before there were races."""
+    """Tukey's test over seeds and the adjusted paired test over images, as without a race."""
     correct = networks(np.random.default_rng(drawn[0]), drawn[1], seeds)
     found = stand(correct, seeds, seeds)
-    order = sorted(range(len(correct)), key=lambda one: -correct[one].mean())
-    means = np.array([correct[one].mean(axis=1) for one in order])
+    order = sorted(range(len(correct)), key=lambda network: -correct[network].mean())
+    means = np.array([correct[network].mean(axis=1) for network in order])
     by_seeds = tukey(means) if len(order) > 1 else np.ones(1)
-    shares = [correct[one].mean(axis=0) for one in order]
-    by_images = [1.0, *adjusted_p_values([t_test(shares[0] - one).p_value for one in shares[1:]])]
-    assert [found.p_seeds[one] for one in order] == pytest.approx(by_seeds.tolist())
-    assert [found.p_images[one] for one in order] == pytest.approx(by_images)
+    shares = [correct[network].mean(axis=0) for network in order]
+    by_images = [
+        1.0,
+        *adjusted_p_values([t_test(shares[0] - share).p_value for share in shares[1:]]),
+    ]
+    assert [found.p_seeds[network] for network in order] == pytest.approx(by_seeds.tolist())
+    assert [found.p_images[network] for network in order] == pytest.approx(by_images)
     assert found.wanted == 0 and found.seeds == [seeds] * len(order)
 
 
@@ -72,15 +75,15 @@ def test_a_race_is_of_one_opinion_however_it_is_run(drawn: Any, most: int) -> No
     # seed by seed, and with candidates in another order
     have = [0] * len(everything)
     while (
-        now := stand([one[:n] for one, n in zip(everything, have, strict=True)], most=most)
+        now := stand([rows[:n] for rows, n in zip(everything, have, strict=True)], most=most)
     ).wanted:
         assert now.wanted <= most
         have = [now.wanted if goes_on else n for goes_on, n in zip(now.goes_on, have, strict=True)]
     assert (now, have) == (end, end.seeds)
     other = random.permutation(len(everything))
-    turned = stand([everything[one] for one in other], most=most)
-    assert [end.states[one] for one in other] == turned.states
-    assert [end.seeds[one] for one in other] == turned.seeds
+    turned = stand([everything[network] for network in other], most=most)
+    assert [end.states[network] for network in other] == turned.states
+    assert [end.seeds[network] for network in other] == turned.seeds
 
 
 @pytest.mark.parametrize(("first", "most"), [(3, 3), (3, 4), (3, 8), (3, 100), (5, 5), (2, 2)])
@@ -133,8 +136,8 @@ def test_the_leader_among_equals_is_the_smallest() -> None:
     found = [
         race([HALF, shifted, WRONG], sizes, 3, 8) for sizes in ([2.0, 1.0, 1.0], [1.0, 2.0, 1.0])
     ]
-    assert [one.p_images[:2] for one in found] == [[1.0, 1.0]] * 2
-    assert all(one.states == ["in", "in", "out"] for one in found)
+    assert [interim.p_images[:2] for interim in found] == [[1.0, 1.0]] * 2
+    assert all(interim.states == ["in", "in", "out"] for interim in found)
 
 
 # --------------------------------------------------------------------------- error rate and power
@@ -174,14 +177,14 @@ def test_components_are_those_that_made_the_values() -> None:
 
 
 def test_noise_is_that_of_new_seeds_and_new_images() -> None:
-    """Both together are the spread of a network's accuracy, seed and images drawn anew each time."""
+    """Both together are the spread of an accuracy, seed and images drawn anew each time."""
     random = np.random.default_rng(1)
     fresh = [networks(random, [0.9], seeds=1)[0].mean() for _ in range(4_000)]
     found = [noise_of(networks(random, [0.9])[0]) for _ in range(100)]
-    assert np.sqrt(np.mean([one.both**2 for one in found])) == pytest.approx(
+    assert np.sqrt(np.mean([noise.both**2 for noise in found])) == pytest.approx(
         np.std(fresh), rel=0.08
     )
-    assert np.sqrt(np.mean([one.seeds**2 + one.images**2 for one in found])) == pytest.approx(
+    assert np.sqrt(np.mean([noise.seeds**2 + noise.images**2 for noise in found])) == pytest.approx(
         np.std(fresh), rel=0.08
     )
 

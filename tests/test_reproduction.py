@@ -15,10 +15,11 @@ from digit_study.model.networks import ModelConfig
 from digit_study.model.recipe import TrainingConfig
 from digit_study.stats.ranking import PairedTest
 from digit_study.study import reproduction
-from digit_study.study import run_plan as launch
+from digit_study.study.run_plan import plan_reproduction
 from digit_study.support.errors import StudyError
 from digit_study.support.rules import flatten
-from digit_study.tracking import queries as recorded
+from digit_study.support.workspace import Workspace
+from digit_study.tracking.queries import recorded_config
 
 
 @pytest.fixture
@@ -40,10 +41,10 @@ def paired(p_value: float) -> PairedTest:
 )
 def test_verdicts(store: rs.Store, weights: str, p_value: float, kind: str) -> None:
     old, new = run_with(store), run_with(store)
-    verdict, sentence = reproduction.assess(old, new, weights, paired(p_value))
-    assert verdict == kind
-    assert sentence.startswith(kind)
-    assert ("McNemar p" in sentence) == (kind != "bit-identical")
+    verdict = reproduction.assess(old, new, weights, paired(p_value))
+    assert verdict.name == kind
+    assert verdict.sentence.startswith(kind)
+    assert ("McNemar p" in verdict.sentence) == (kind != "bit-identical")
 
 
 def test_what_differs_is_named() -> None:
@@ -84,7 +85,7 @@ def test_a_config_comes_back_as_it_was(store: rs.Store) -> None:
     store.client.log_batch(
         run_id, params=[Param(key, str(value)) for key, value in flatten(wanted).items()]
     )
-    assert recorded.recorded_config(store.client.get_run(run_id)) == wanted
+    assert recorded_config(store.client.get_run(run_id)) == wanted
 
 
 @pytest.mark.parametrize(
@@ -94,10 +95,10 @@ def test_a_config_of_other_code_is_named(store: rs.Store, tag: str) -> None:
     run_id = store.client.create_run(store.experiment, tags={tag: "abc"}).info.run_id
     store.client.log_batch(run_id, params=[Param("model.wings", "2")])
     with pytest.raises(StudyError, match=r"model.wings.* git commit abc"):
-        recorded.recorded_config(store.client.get_run(run_id))
+        recorded_config(store.client.get_run(run_id))
     bare = store.client.create_run(store.experiment).info.run_id
     with pytest.raises(StudyError, match="without params"):
-        recorded.recorded_config(store.client.get_run(bare))
+        recorded_config(store.client.get_run(bare))
 
 
 @pytest.mark.parametrize(
@@ -108,24 +109,25 @@ def test_a_config_of_other_code_is_named(store: rs.Store, tag: str) -> None:
         (["reproduce=abc", "tracking.uri=sqlite:////nowhere/x.db"], "does not exist"),
     ],
 )
-def test_command_lines_are_checked(words: list[str], word: str) -> None:
+def test_command_lines_are_checked(words: list[str], word: str, tmp_path: Path) -> None:
     with pytest.raises(StudyError, match=word):
-        launch.plan_reproduction(words)
+        plan_reproduction(words, Workspace(tmp_path))
 
 
-def ask(words: list[str]) -> None:
-    reproduction.reproduce(launch.plan_reproduction(words))
+def reproduce(store: rs.Store, run_id: str) -> None:
+    words = [f"reproduce={run_id}", f"tracking.uri='{store.uri}'"]
+    reproduction.reproduce(plan_reproduction(words, store.workspace), store.workspace)
 
 
 def test_unknown_runs_and_runs_without_predictions(store: rs.Store) -> None:
     with pytest.raises(StudyError, match="which is unknown"):
-        ask([f"reproduce={'0' * 32}", f"tracking.uri='{store.uri}'"])
+        reproduce(store, "0" * 32)
     with pytest.raises(StudyError, match=r"predictions\.csv"):
-        ask([f"reproduce={rs.add_run(store)}", f"tracking.uri='{store.uri}'"])
+        reproduce(store, rs.add_run(store))
 
 
 def test_changed_digits_are_named(store: rs.Store) -> None:
     table = rs.predictions([1], [1], [0])
     run_id = rs.add_run(store, tags={"dataset.sha256": "f" * 64}, table=table)
     with pytest.raises(StudyError, match="the data differ or are gone"):
-        ask([f"reproduce={run_id}", f"tracking.uri='{store.uri}'"])
+        reproduce(store, run_id)

@@ -61,7 +61,7 @@ def candidate(name: str, wrong: range, parameters: int = 100, digest: str = "d")
     ],
 )
 def test_rank_and_ties(candidates: list[Candidate], order: list[str], tied: list[bool]) -> None:
-    board = pooled_leaderboard([Group(one.name, [one]) for one in candidates])
+    board = pooled_leaderboard([Group(entry.name, [entry]) for entry in candidates])
     assert list(board["name"]) == order and list(board["tied"]) == tied
     assert list(board["rank"]) == list(range(1, len(order) + 1)) and set(board["n"]) == {N}
     assert board["p_value"][0] == 1.0 and list(board["tied"]) == list(board["p_adjusted"] > 0.05)

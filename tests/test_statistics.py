@@ -141,7 +141,9 @@ PLAIN = {"Evaluation.in_order", "Group.mean"}
 def test_every_function_links_its_section(module: ModuleType) -> None:
     headings = re.findall(r"^## (.+)$", PAGE.read_text(), re.MULTILINE)
     anchors = {re.sub(r"[^a-z -]", "", heading.lower()).replace(" ", "-") for heading in headings}
-    functions = [one for one in public_functions(module) if one.__qualname__ not in PLAIN]
+    functions = [
+        function for function in public_functions(module) if function.__qualname__ not in PLAIN
+    ]
     assert functions
     for function in functions:
         last = (inspect.getdoc(function) or "").splitlines()[-1]

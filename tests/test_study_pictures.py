@@ -39,8 +39,8 @@ def study_of(
     dimensions = list(KEYS.values())[:keys]
     for number in range(count):
         trial = study.ask()
-        for one in dimensions if number % 2 else dimensions[:-1]:  # conditions leave some out
-            one.suggest(trial)
+        for dimension in dimensions if number % 2 else dimensions[:-1]:  # conditions leave some out
+            dimension.suggest(trial)
         if objectives == 1:
             for epoch in range(1, 4):
                 trial.report(0.9 + chance.random() / 20 + epoch / 100, epoch)
@@ -51,7 +51,7 @@ def study_of(
         state = {4: TrialState.FAIL, 2: TrialState.PRUNED}.get(number % 5, TrialState.COMPLETE)
         study.tell(trial, values if state == TrialState.COMPLETE else None, state=state)
     metrics = dict(zip(("val_accuracy", "parameters", "val_loss"), directions, strict=False))
-    names = [one.key for one in dimensions]
+    names = [dimension.key for dimension in dimensions]
     plan = SimpleNamespace(
         dimensions=dimensions, keys=names, objectives=metrics, study=SimpleNamespace(study=name)
     )

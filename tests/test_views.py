@@ -12,9 +12,12 @@ import pandas as pd
 import pytest
 from tracked import again, created, tracker, workspace
 
-from digit_study.stats.ranking import Candidate, leaderboard, sentence
+from digit_study.report.description import RunDescription
+from digit_study.report.markdown import run_page
+from digit_study.report.ranking import RankedTable, RankingKind
+from digit_study.report.sentences import ranking_answer
+from digit_study.stats.ranking import Candidate, leaderboard
 from digit_study.support import processes
-from digit_study.support.console import RUNS
 from digit_study.support.workspace import Workspace
 from digit_study.tracking import pages
 from digit_study.tracking.session import Tracker
@@ -31,11 +34,11 @@ def board(count: int) -> pd.DataFrame:
         Candidate(
             f"n={number} {HOSTILE}",
             f"{number:032x}",
-            {**metrics, "val_accuracy": float(one.mean())},
-            one,
+            {**metrics, "val_accuracy": float(correct.mean())},
+            correct,
             "d",
         )
-        for number, one in enumerate(right)
+        for number, correct in enumerate(right)
     ]
     return leaderboard(ranked)
 
@@ -46,25 +49,25 @@ def description(tracker: Tracker, run_id: str) -> str:
 
 def test_a_note_begins_with_the_answer_and_links_the_first_ten() -> None:
     ranking = board(13)
-    note = views.RunDescription(
-        sentence(ranking, "run"),
+    note = RunDescription(
+        ranking_answer(ranking, "run"),
         "Asked: what?",
-        ranking,
-        RUNS,
+        RankedTable.of(RankingKind.RUNS, ranking),
         ["n=1: broke"],
         ["figures/a.png"],
         "go on",
     )
     text = note.markdown("7", "f00")
     assert text.startswith(
-        "**100.00 % \\[98.12, 100.00\\] of 200 validation images are predicted correctly by the best run"
+        "**100.00 % \\[98.12, 100.00\\] of 200 validation images are predicted correctly "
+        "by the best run"
     )
     assert [text.count(f"#/experiments/7/runs/{number:032x})") for number in (0, 9, 10)] == [
         1,
         1,
         0,
     ]
-    assert "and 3 more" in text and "- n=1: broke" in text and "Next: `go on`" in text
+    assert "The best 10 of 13." in text and "- n=1: broke" in text and "Next: `go on`" in text
     assert "[Compare these 10 runs side by side](#/compare-runs?runs=%5B%22000" in text
     assert "(#/experiments/7/runs/f00/artifacts/figures/a.png)" in text
     rows = [line for line in text.split("\n") if line.startswith("|")]
@@ -72,7 +75,8 @@ def test_a_note_begins_with_the_answer_and_links_the_first_ten() -> None:
 
 
 def test_what_a_person_named_is_no_markup() -> None:
-    text = views.RunDescription(HOSTILE, HOSTILE, board(2), RUNS, [HOSTILE]).markdown("1", "r")
+    ranking = RankedTable.of(RankingKind.RUNS, board(2))
+    text = RunDescription(HOSTILE, HOSTILE, ranking, [HOSTILE]).markdown("1", "r")
     assert "\\<img onerror=alert(1) src=x\\> \\| a \\`b\\` \\[c\\](d) \\*e\\*" in text
     assert not re.search(r"(?<!\\)<", text)  # and so no tag, whatever draws it
 
@@ -81,7 +85,7 @@ def test_a_parent_its_experiment_and_a_view_say_what_was_found(tracker: Tracker)
     first = created(tracker)
     second = created(tracker)
     for run_id, answer in ((first, "it is 16"), (second, "it is 32 | or 64")):
-        found = views.RunDescription(answer, "Asked: which?")
+        found = RunDescription(answer, "Asked: which?")
         tracker.writer(run_id).describe(found, ["model.filters"])
     run = tracker.client.get_run(second)
     assert description(tracker, second) == "**it is 32 \\| or 64**\n\nAsked: which?"
@@ -99,7 +103,7 @@ def test_a_parent_its_experiment_and_a_view_say_what_was_found(tracker: Tracker)
 def test_a_description_is_brought_up_to_date(tracker: Tracker) -> None:
     log = tracker.writer(created(tracker))
     for answer in ("not yet", "it is 16"):
-        log.describe(views.RunDescription(answer, "Asked: which?"))
+        log.describe(RunDescription(answer, "Asked: which?"))
     assert description(tracker, log.run_id).startswith("**it is 16**")
     experiment = tracker.client.get_experiment(tracker.experiment_of(log.run_id))
     assert "not yet" not in experiment.tags["mlflow.note.content"]
@@ -124,7 +128,7 @@ def test_a_parent_says_what_is_best_of_so_many(tracker: Tracker) -> None:
 
 def test_a_description_longer_than_mlflow_takes_is_cut(tracker: Tracker) -> None:
     log = tracker.writer(created(tracker))
-    log.describe(views.RunDescription("a" * 9000, "b"))
+    log.describe(RunDescription("a" * 9000, "b"))
     assert log.fault is None and len(description(tracker, log.run_id)) == LONGEST_TAG
 
 
@@ -163,8 +167,8 @@ def test_a_model_is_shown_by_its_version_or_by_its_run(tracker: Tracker) -> None
     shown_pages = {
         "models:/digits, mine@champion": "#/models/digits%2C%20mine/versions/2",
         "models:/digits, mine/1": "#/models/digits%2C%20mine/versions/1",
-        f"models:/{made.model_id}": pages.run_page(experiment, run_id),
-        f"runs:/{run_id}/model": pages.run_page(experiment, run_id),
+        f"models:/{made.model_id}": run_page(experiment, run_id),
+        f"runs:/{run_id}/model": run_page(experiment, run_id),
     }
     for named, page in shown_pages.items():
         expected = f"mlflow ui, then {pages.LOCAL}/{page}?{pages.TRAINING}"

@@ -82,7 +82,7 @@ def _bare(config: object) -> None:
     def validate() -> evaluation.Evaluation:
         final.set_weights(model.get_weights())
         read = training.Predictor(final)(digits.validation_images)
-        return evaluation.score(digits.validation_labels, read, digits.validation_index)
+        return evaluation.evaluate(digits.validation_labels, read, digits.validation_index)
 
     training.fit(
         model,

@@ -22,7 +22,7 @@ from digit_study.stats.metrics import (
     Probabilities,
     accuracy_interval,
     calibration_error,
-    evaluation_of,
+    evaluation_from_table,
 )
 from digit_study.stats.ranking import PairedTest, paired_test
 from digit_study.support.errors import StudyError, first_line
@@ -267,7 +267,7 @@ def set_threshold(tracker: Tracker, challenger: Challenger) -> float | None:
         for that: its gate does not ask.
     """
     with suppress(StudyError):
-        found = evaluation_of(tracker.predictions(challenger.run, "run_id"))
+        found = evaluation_from_table(tracker.predictions(challenger.run, "run_id"))
         return calibration.least_probability(found.labels, found.probabilities, COVERAGE)
     return None
 

@@ -13,6 +13,7 @@ from digit_study.registry.ledger import Entry, EntryKind, EventKind
 from digit_study.registry.promotion_lock import WAIT_S
 from digit_study.registry.promotion_report import PromotionPlan, PromotionResult, VersionFacts
 from digit_study.registry.registry import CHALLENGER, CHAMPION, Registry, outcome_of
+from digit_study.report.markdown import run_page
 from digit_study.stats.gate import budget
 from digit_study.support.console import console
 from digit_study.support.workspace import Workspace
@@ -92,7 +93,7 @@ def _plan_promotion(registry: Registry, challenger: Challenger, config: PromoteC
         limits=limits,
         budget=budget(limits.significance, registry.ledger.comparisons()),
     )
-    page = pages.run_page(challenger.run.info.experiment_id, challenger.run_id)
+    page = run_page(challenger.run.info.experiment_id, challenger.run_id)
     terminal = console()
     terminal.print("Dry run: nothing was opened or written.")
     terminal.print(promotion_report.plan_table(plan))

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from digit_study.config.promote_config import GateConfig
 from digit_study.registry.ledger import Entry, EntryKind, LedgerEvent
+from digit_study.report.markdown import escape, run_page
 from digit_study.stats.gate import Budget
 from digit_study.stats.metrics import accuracy_interval
 from digit_study.support.formatting import percent, with_interval
@@ -321,11 +322,11 @@ class VersionFacts:
 def version_description(facts: VersionFacts) -> str:
     """Return the description of a version, in Markdown: the decision, then both networks."""
     evidence = facts.evidence
-    page = pages.run_page(facts.experiment, facts.run_id)
+    page = run_page(facts.experiment, facts.run_id)
     figures = [f"[{name}]({page}/artifacts/figures/{name})" for name in FIGURES]
     paragraphs = [
-        f"**{pages.escape(evidence['reason'])}**",
-        "Asked: may it replace the champion, by a single comparison on test images that nothing "
+        f"**{escape(evidence['reason'])}**",
+        "Question: may it replace the champion, by a single comparison on test images that nothing "
         "was selected on?",
         _markdown_table(_version_rows(facts, page)),
         _uncertainty_text(evidence),
@@ -340,7 +341,7 @@ def _version_rows(facts: VersionFacts, page: str) -> list[list[str]]:
     rows = [
         ["", "this version"],
         [":--", "--:"],
-        ["trained by", f"[{pages.escape(facts.run_name)}]({page})"],
+        ["trained by", f"[{escape(facts.run_name)}]({page})"],
         [
             f"correct of {int(evidence['test_images']):,} sealed images",
             _rate(evidence, "test_accuracy"),

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import jinja2
 
+from digit_study.report.markdown import escape, run_page
 from digit_study.report.ranking import Medium, RankedTable
 from digit_study.report.tables import Cell
 
@@ -67,16 +68,6 @@ class RunDescription:
         named = {"runs": json.dumps(best), "experiments": json.dumps([experiment])}
         query = urllib.parse.urlencode(named, quote_via=urllib.parse.quote)
         return f"[Compare these {len(best)} runs side by side](#/compare-runs?{query})"
-
-
-def escape(text: str) -> str:
-    r"""Return a text as Markdown shows it: names that contain markup, as ``<img …>``, stay text."""
-    return re.sub(r"([\\`*\[\]|<>])", r"\\\1", text.replace("\n", " "))
-
-
-def run_page(experiment: str, run_id: str) -> str:
-    """Return the page of a run, as a link from any other page of MLflow."""
-    return f"#/experiments/{experiment}/runs/{run_id}"
 
 
 def _linked(cell: Cell, experiment: str) -> str:

@@ -73,20 +73,30 @@ def ranking_answer(board: pd.DataFrame, noun: str, machines: str = "") -> str:
         machines: How the machines of the runs differ, empty where they do not.
     """
     best = board.iloc[0]
-    ties = int(board["tied"].sum()) - 1
     text = (
-        f"{accuracy_with_interval(dict(best))} of {best['n']:,} validation images are classified "
+        f"{accuracy_with_interval(dict(best))} of {best['n']:,} validation images are predicted "
         f"correctly by the best {noun}, {best['name']}"
     )
-    if len(board) == 1:
-        text += "; there is no other"
-    else:
-        text += (
-            f"; {ties} of the other {len(board) - 1} are not significantly different from the best"
-        )
+    parts = [text, _ties(others=len(board) - 1, ties=int(board["tied"].sum()) - 1)]
     if machines:
-        text += f"; {machines}"
-    return text
+        parts.append(machines)
+    return "; ".join(parts)
+
+
+def _ties(others: int, ties: int) -> str:
+    """Say how many of the others are not significantly different from the best."""
+    if others == 0:
+        return "there is no other"
+    if others == 1 and ties == 0:
+        return "the other is significantly worse"
+    if others == 1:
+        return "the other is not significantly different from it"
+    if ties == 0:
+        return f"all {others} others are significantly worse"
+    verb = "are"
+    if ties == 1:
+        verb = "is"
+    return f"{ties} of the other {others} {verb} not significantly different from it"
 
 
 def search_question(

@@ -270,9 +270,3 @@ def misclassified_by_all(evaluations: Sequence[Evaluation]) -> pd.DataFrame:
     )
     found["label_looks_wrong"] = found["agree"] == 1
     return found.sort_values(["agree", "confidence"], ascending=False, ignore_index=True)
-
-
-#: Old names, until their callers use the new ones.
-score = evaluate
-evaluation_of = evaluation_from_table
-unread = misclassified_by_all

@@ -16,7 +16,6 @@ import numpy.typing as npt
 import pandas as pd
 
 from digit_study.stats.metrics import accuracy_interval
-from digit_study.support.formatting import accuracy_with_interval
 
 #: Probability of a wrong statement that all comparisons of a ranking share.
 SIGNIFICANCE = 0.05
@@ -332,34 +331,6 @@ def pooled_leaderboard(groups: Sequence[Group]) -> pd.DataFrame:
         }
         rows.append(row)
     return pd.DataFrame(rows, columns=list(COLUMNS))
-
-
-def sentence(board: pd.DataFrame, kind: str, machines: str = "") -> str:
-    """Say in a sentence what a ranking shows: the best of it, and how many are tied with it.
-
-    Args:
-        board: A leaderboard with at least a row.
-        kind: What is ranked, as a noun: ``run``, ``trial``.
-        machines: Where the runs were trained, which ends the sentence.
-
-    See docs/statistics.md#ranking
-    """
-    best = board.iloc[0]
-    others = len(board) - 1
-    ties = int(board["tied"].sum()) - 1
-    accuracy = accuracy_with_interval(dict(best))
-    parts = [
-        f"{accuracy} of {best['n']:,} validation images are predicted correctly by the best "
-        f"{kind}, {best['name']}"
-    ]
-    if others:
-        parts.append(f"{ties} of the other {others} are not significantly different from it")
-    else:
-        parts.append("there is no other")
-    machines = machines or board.attrs.get("machines", "")
-    if machines:
-        parts.append(machines)
-    return "; ".join(parts)
 
 
 def tukey(accuracies: Numbers) -> Numbers:

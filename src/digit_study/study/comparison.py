@@ -18,7 +18,7 @@ from digit_study.data import digits, sources
 from digit_study.report.figures import charts, paired_figures
 from digit_study.report.tables import flipped_table
 from digit_study.report.terminal import print_facts, print_lines, print_table
-from digit_study.stats.metrics import Evaluation, evaluation_of
+from digit_study.stats.metrics import Evaluation, evaluation_from_table
 from digit_study.stats.ranking import PairedTest, paired_test
 from digit_study.support.errors import StudyError
 from digit_study.support.formatting import accuracy_with_interval
@@ -114,8 +114,8 @@ def load_pair(tracker: Tracker, config: CompareConfig) -> Pair:
             "predictions are of others: compare runs whose tables/predictions.csv is as it was "
             "logged"
         )
-    a = Compared(first, evaluation_of(table_a))
-    b = Compared(second, evaluation_of(table_b))
+    a = Compared(first, evaluation_from_table(table_a))
+    b = Compared(second, evaluation_from_table(table_b))
     test = paired_test(a.evaluation.correct, b.evaluation.correct)
     return Pair(a, b, test, loaded.validation_images, replace(recipe, data=source))
 

@@ -371,7 +371,7 @@ def _description(race: SeedRace, conclusion: _Conclusion | None = None) -> RunDe
         return RunDescription("no winner yet", question, command=again)
     return RunDescription(
         answer=sentences.confirmation_answer(conclusion.winner),
-        question=". ".join([question, *conclusion.lessons]),
+        question="; ".join([question, *conclusion.lessons]),
         ranking=conclusion.table,
         problems=race.failures()[:MOST_PROBLEMS],
         files=FILES,

@@ -35,8 +35,10 @@ from digit_study.trial.runner import Job, Runner
 Outcomes = Sequence[Finished | Failed]
 #: Characters that the name of a run has at most.
 LONGEST_NAME = 200
-#: Files that the page of a parent run links.
-FILES = ("figures/comparison.png", "figures/class_counts.png", "figures/samples.png")
+#: Figures of the data, which the page of a parent run links.
+DATA_FIGURES = ("figures/class_counts.png", "figures/samples.png")
+#: Figure of the ranking, which it links where runs were ranked.
+RANKING_FIGURE = "figures/comparison.png"
 #: Failures that the page of a parent run lists.
 LISTED_FAILURES = 5
 
@@ -182,7 +184,9 @@ def _describe(
     """Put the answer and the first runs on the parent's page."""
     answers = [ranking_answer(board, "run") for board in boards]
     table = None
+    files = list(DATA_FIGURES)
     if boards:
+        files.insert(0, RANKING_FIGURE)
         table = RankedTable.of(RankingKind.RUNS, boards[0])
     configs = [flatten(planned.config) for planned in plan.runs]
     differing = [key for key in configs[0] if len({str(config[key]) for config in configs}) > 1]
@@ -191,6 +195,6 @@ def _describe(
         question=runs_question(len(plan.runs), plan.typed),
         ranking=table,
         problems=failed[:LISTED_FAILURES],
-        files=FILES,
+        files=files,
     )
     writer.describe(description, differing)

@@ -10,7 +10,7 @@ from mlflow.entities import Run
 
 from digit_study.config.run_config import Config, resolve_config
 from digit_study.report.terminal import print_lines, print_run
-from digit_study.stats.metrics import Evaluation, evaluation_of
+from digit_study.stats.metrics import Evaluation, evaluation_from_table
 from digit_study.stats.ranking import SIGNIFICANCE, PairedTest, paired_test
 from digit_study.study.multirun import train_single
 from digit_study.study.run_plan import PlannedRun, RunPlan
@@ -61,7 +61,7 @@ def reproduce(asked: Config, workspace: Workspace) -> None:
     existing = session.open_store(asked.tracking.uri, workspace)
     with existing.readable_faults():
         old = existing.finished_run(str(asked.reproduce), "reproduce")
-        before = evaluation_of(existing.predictions(old, "reproduce"))
+        before = evaluation_from_table(existing.predictions(old, "reproduce"))
         experiment = existing.client.get_experiment(old.info.experiment_id).name
     plan = _plan(asked, old, experiment, workspace)
     _use_onednn_of(old)

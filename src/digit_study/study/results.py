@@ -21,7 +21,7 @@ from digit_study.report.description import RunDescription
 from digit_study.report.figures import charts, optuna_figures, ranking_figures
 from digit_study.report.ranking import RankedTable, RankingKind
 from digit_study.report.tables import Estimate
-from digit_study.stats.metrics import Evaluation, accuracy_interval, evaluation_of
+from digit_study.stats.metrics import Evaluation, accuracy_interval, evaluation_from_table
 from digit_study.stats.ranking import Candidate, Group, pooled_leaderboard
 from digit_study.study.storage import StoredStudy
 from digit_study.study.study_plan import StudyPlan, study_arguments
@@ -110,7 +110,7 @@ class RunResults:
             return self._best[run_id].evaluation
         try:
             table = self.tracker.artifact_table(run_id, "predictions")
-            return evaluation_of(table).in_order()
+            return evaluation_from_table(table).in_order()
         except (*StoreFault, pd.errors.ParserError, KeyError):
             return None
 

@@ -6,16 +6,9 @@ import io
 import os
 import sys
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from rich.console import Console
-
-from digit_study.support.formatting import accuracy_with_interval as accuracy_with_interval
-from digit_study.support.formatting import percent as percent
-from digit_study.support.formatting import with_interval as with_interval
-
-if TYPE_CHECKING:  # half a second that --help can do without
-    pass
 
 #: Width of output that is piped: a table of so many characters is not wrapped.
 PIPED_WIDTH = 160

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from digit_study.report.markdown import run_page
 from digit_study.support.errors import StudyError, first_line
 from digit_study.support.workspace import Workspace
 from digit_study.tracking.database import require_store
@@ -178,6 +179,6 @@ def model_address(store: Store, named: str) -> str:
         if version is not None:
             return pages.page_address(store, pages.model_page(version.name, version.number))
         run_id = run_of_model(store.client, named)
-        page = pages.run_page(store.experiment_of(run_id), run_id)
+        page = run_page(store.experiment_of(run_id), run_id)
         return pages.page_address(store, page)
     return store.view_command

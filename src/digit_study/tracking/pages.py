@@ -1,13 +1,13 @@
 """MLflow's pages: their addresses, shared views, and the description of an experiment."""
 
 import json
-import re
 import urllib.parse
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 
+from digit_study.report.markdown import escape, run_page
 from digit_study.tracking.store import Store, StoreFault
 
 #: Tag of a parent run: what it found, in a sentence.
@@ -25,11 +25,6 @@ TRAINING = "workflowType=machine_learning"
 MOST_PARENTS = 10
 #: Metrics that a shared view has columns for; the first sorts it.
 VIEW_METRICS = ("val_accuracy", "val_loss", "parameters")
-
-
-def escape(text: str) -> str:
-    r"""Return text without markup for Markdown, what a person named ``<img onerror=…>`` too."""
-    return re.sub(r"([\\`*\[\]|<>])", r"\\\1", text.replace("\n", " "))
 
 
 def share_view(store: Store, run_id: str, keys: Sequence[str]) -> None:
@@ -72,11 +67,6 @@ def describe_experiment(store: Store, experiment: str, answers: Mapping[str, str
         answer = answers.get(run.info.run_id, run.data.tags[ANSWER])
         lines.append(f"{link}: {escape(answer)}")
     store.client.set_experiment_tag(experiment, MLFLOW_RUN_NOTE, "\n\n".join(lines))
-
-
-def run_page(experiment: str, run_id: str) -> str:
-    """Return the page of a run, as a link from any other page of MLflow."""
-    return f"#/experiments/{experiment}/runs/{run_id}"
 
 
 def model_page(name: str, version: str = "") -> str:

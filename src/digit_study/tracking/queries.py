@@ -14,7 +14,7 @@ from mlflow.entities import Run
 from digit_study.config import compose
 from digit_study.config.engine_config import ENGINE_KEYS
 from digit_study.config.run_config import Config, TrackingConfig
-from digit_study.stats.metrics import Evaluation, evaluation_of
+from digit_study.stats.metrics import Evaluation, evaluation_from_table
 from digit_study.support import console
 from digit_study.support.errors import StudyError, first_line
 from digit_study.support.redaction import without_password
@@ -285,7 +285,7 @@ class Queries(Runs):
         """
         with self.readable_faults():
             run_id = models.run_of_model(self.client, named)
-            return evaluation_of(self.predictions(self.client.get_run(run_id), "model"))
+            return evaluation_from_table(self.predictions(self.client.get_run(run_id), "model"))
 
     # ------------------------------------------------------------------------------- faults
 

@@ -94,7 +94,7 @@ class Tracker(Queries):
         """Return the command and the address of a page, which ``make ui`` opens from now on.
 
         Args:
-            page: As `pages.run_page` and `pages.model_page` return it.
+            page: As `markdown.run_page` and `pages.model_page` return it.
         """
         return pages.newest_address(self, page)
 

@@ -15,7 +15,7 @@ from digit_study.data.digits import Digits, load_digits
 from digit_study.model import calibration, fit
 from digit_study.model.networks import Model, build_model, mean_of
 from digit_study.report.figures import run_figures
-from digit_study.stats.metrics import Evaluation, score
+from digit_study.stats.metrics import Evaluation, evaluate
 from digit_study.support import hardware
 from digit_study.support.signals import Interrupted, deferred_signals, raise_if_interrupted
 from digit_study.tracking import provenance
@@ -255,7 +255,7 @@ def _train(
 def _evaluate(predictor: fit.Predictor, digits: Digits) -> Evaluation:
     """Predict the validation images."""
     probabilities = predictor(digits.validation_images)
-    return score(digits.validation_labels, probabilities, digits.validation_index)
+    return evaluate(digits.validation_labels, probabilities, digits.validation_index)
 
 
 def _facts(trained: _Trained, digits: Digits, epochs: list[Epoch]) -> dict[str, float]:
