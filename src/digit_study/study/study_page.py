@@ -79,7 +79,9 @@ def plan_page(typed: StudyConfig, tracker: Tracker) -> tuple[StudyPlan, StoredSt
     """
     stored = find_study(typed, tracker.workspace)
     overrides = list(stored.study.user_attrs[OVERRIDES])
-    study: StudyConfig = compose.compose_config([*overrides, f"study='{typed.study}'"], "study")
+    study: StudyConfig = compose.compose_config(
+        [*overrides, f"study='{typed.study}'"], "study", recorded=True
+    )
     plan = StudyPlan(
         study=study,
         overrides=overrides,

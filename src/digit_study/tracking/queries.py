@@ -348,7 +348,7 @@ def recorded_config(run: Run) -> Config:
         if not key.startswith(NOT_RECORDED):
             overrides.append(f"{key}={_override_value(text)}")
     try:
-        config: Config = compose.compose_config(overrides)
+        config: Config = compose.compose_config(overrides, recorded=True)
         config.validate()
     except StudyError as fault:
         commit = provenance.plain(run.data.tags).get("git.commit", "unknown")

@@ -40,6 +40,8 @@ MAX_RETRIES = 1
 #: Seconds that an event is waited for, and while a run is being created.
 EVENT_WAIT_S = 0.5
 EVENT_WAIT_WHILE_CREATING_S = 0.1
+#: Reason of a run whose job was stopped with its command.
+STOPPED = "its command was stopped before it ended"
 #: Seconds that a run which is being created has left when a command is interrupted.
 CREATION_GRACE_S = 5.0
 
@@ -316,10 +318,15 @@ class Runner:
             self._health.report_fault(failure.reason)
 
     def _stop(self, source: JobSource, *, is_interrupted: bool) -> None:
-        """Stop the engine, and let the source record what was stopped."""
+        """Stop the engine, let the source record what was stopped, and end the runs of it."""
         self._engine.stop()
         for active in self._creating:
             # the next command ends a run whose id did not arrive
             with suppress(*StoreFault, TimeoutError):
                 source.on_created(active.job, active.run_id.result(CREATION_GRACE_S))
         source.on_stop(is_interrupted=is_interrupted, had_outage=self._health.had_fault)
+        for active in self._active.values():
+            if active.run_id.done() and active.run_id.exception() is None:
+                # a process that was killed has not ended its run; the next command ends it else
+                with suppress(*StoreFault):
+                    self._tracker.close_run(active.run_id.result(), "KILLED", STOPPED)
