@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import replace
 
+from digit_study.study.trial_attributes import ABANDONED
 from digit_study.support import formatting
 from digit_study.support.job_progress import JobProgress
+from digit_study.tracking.session import Tracker
 from digit_study.trial.events import (
     Decision,
     EpochDone,
@@ -22,16 +25,30 @@ from digit_study.trial.runner import Job
 class JobList:
     """Trains every job of a list, in the order given; see :class:`digit_study.trial.runner.JobSource`."""
 
-    def __init__(self, jobs: Sequence[Job], progress: JobProgress) -> None:
+    def __init__(
+        self,
+        jobs: Sequence[Job],
+        progress: JobProgress,
+        tracker: Tracker,
+        *,
+        trains_here: bool,
+    ) -> None:
         """Prepare to train.
 
         Args:
             jobs: What is trained, first what should start first.
             progress: Where that is shown.
+            tracker: The store that has the runs of the jobs.
+            trains_here: Whether jobs are trained on this machine, so that their runs are spooled
+                here.
         """
         self._waiting = list(jobs)
         self._total = len(jobs)
         self._progress = progress
+        self._tracker = tracker
+        self._trains_here = trains_here
+        #: Ids of the runs of jobs that have not ended, by their keys.
+        self._open_runs: dict[int, str] = {}
         #: How each job ended, by its key.
         self.outcomes: dict[int, Finished | Failed] = {}
         progress.count(0, self._total)
@@ -46,7 +63,10 @@ class JobList:
         return self._waiting.pop(0) if self._waiting else None
 
     def on_created(self, job: Job, run_id: str) -> None:
-        """Show a job that starts."""
+        """Show a job that starts; its run ends also if this process is killed from now on."""
+        self._open_runs[job.key] = run_id
+        if self._trains_here:
+            self._tracker.claim_run(run_id)
         self._progress.begin(job.key, job.name, job.config.epochs)
 
     def on_submitted(self, job: Job, worker: str) -> None:
@@ -64,6 +84,7 @@ class JobList:
     def on_end(self, job: Job, outcome: Outcome, *, runs_again: bool) -> None:
         """Keep how a job ended, or put it back at the head of the list."""
         self._progress.end(job.key)
+        self._open_runs.pop(job.key, None)
         match outcome:
             case Finished():
                 self.outcomes[job.key] = outcome
@@ -86,4 +107,8 @@ class JobList:
         """Do nothing: a list belongs to one command."""
 
     def on_stop(self, *, is_interrupted: bool, had_outage: bool) -> None:
-        """Do nothing: the parent run ends what was stopped."""
+        """End the runs of jobs that were stopped, where their processes could not."""
+        for run_id in self._open_runs.values():
+            # where the disk is full the next command does it
+            with suppress(OSError):
+                self._tracker.close_run(run_id, "KILLED", ABANDONED)
