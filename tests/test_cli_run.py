@@ -280,15 +280,22 @@ def test_children_that_fail_leave_the_others_running(project: Project, typed_sto
     ]
     rates = "training.learning_rate=10,1e-2,0.001"
     words = [*SMALL[:3], "training.threads=1", "training.epochs=30", "tracking.save_model=false"]
-    command = project.fork("-m", *words, *wild, rates, MLFLOW_TRACKING_URI=typed_store)
-    command.wait_for("learning_rate=0.01  epoch 1/")
+    command = project.fork("-m", "workers=1", *words, *wild, rates, MLFLOW_TRACKING_URI=typed_store)
     name = "training.learning_rate=0.01"
-    wait_until(
-        lambda: named(runs_of(typed_store))[name].data.metrics, 20, "an epoch is in the store"
-    )
-    workers_of(command)[0].kill()
+
+    def epochs_begun() -> int:
+        return sum(f"{name}  epoch 1/" in line for line in command.lines)
+
+    for times in (1, 2):  # a run whose process is killed runs once more
+        wait_until(lambda: epochs_begun() == times, 120, "an epoch")  # noqa: B023
+        wait_until(
+            lambda: named(runs_of(typed_store))[name].data.metrics, 20, "an epoch is in the store"
+        )
+        workers_of(command)[0].kill()
     done = command.finish()
-    runs = named(runs_of(typed_store))
+    found = runs_of(typed_store)
+    runs = named(found)
+    assert [run.info.status for run in found if run.info.run_name == name] == ["FAILED"] * 2
     ends = {
         name.removeprefix("training.learning_rate="): run.info.status for name, run in runs.items()
     }

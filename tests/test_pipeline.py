@@ -33,7 +33,7 @@ from digit_study.support.errors import StudyError
 from digit_study.support.rules import flatten
 from digit_study.support.signals import Interrupted, interruptible
 from digit_study.support.workspace import Workspace
-from digit_study.tracking import runs
+from digit_study.tracking import writer
 from digit_study.tracking.location import store_uri
 from digit_study.tracking.session import Tracker
 from digit_study.trial import events
@@ -173,7 +173,7 @@ def test_the_digits_are_its_input(finished: Finished) -> None:
     }
 
 
-@pytest.mark.parametrize("metric", runs.EPOCH_METRICS)
+@pytest.mark.parametrize("metric", writer.EPOCH_METRICS)
 def test_every_epoch_has_its_point(finished: Finished, metric: str) -> None:
     history = finished.client.get_metric_history(finished.run.info.run_id, metric)
     by_step = {point.step: point.value for point in history}

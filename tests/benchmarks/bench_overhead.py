@@ -41,17 +41,17 @@ def search(folder: Path, trials: int, overrides: list[str]) -> list[tuple[float,
     from stub_worker import Stubs, plan
 
     from digit_study.study import search as study_run
+    from digit_study.support.scratch import use_scratch
     from digit_study.support.signals import collect_rarely
-    from digit_study.tracking import database as stores
+    from digit_study.support.workspace import Workspace
     from digit_study.trial.local.pool import LocalEngine
 
     collect_rarely()  # as the commands do
-    stores.use_scratch()  # before the folder that goes when the measurement ends
-    stores.ARTIFACTS, stores.OUTBOX = folder / "mlruns", folder / "mlruns" / ".outbox"
-    study_run._report = lambda *arguments: (
-        None
-    )  # pictures and tables are drawn once, not for every trial
-    stubs, stamps = Stubs(os.environ["MLFLOW_TRACKING_URI"]), []
+    use_scratch(Workspace(folder))
+    # pictures and tables are drawn once, not for every trial
+    study_run._report = lambda *arguments: None
+    stubs = Stubs(os.environ["MLFLOW_TRACKING_URI"])
+    stamps: list[tuple[float, float]] = []
 
     def launch(*arguments: object) -> object:
         stamps.append((time.perf_counter(), time.process_time()))
@@ -59,7 +59,7 @@ def search(folder: Path, trials: int, overrides: list[str]) -> list[tuple[float,
 
     words = ("training.epochs=1", f"search.trials={trials}", *overrides)
     with contextlib.redirect_stdout(io.StringIO()):
-        study_run.run_study(plan(*words, space=SPACE), lambda limits: LocalEngine(limits, launch))
+        study_run.run_study(plan(*words, space=SPACE), lambda context: LocalEngine(context, launch))
     return stamps
 
 

@@ -38,8 +38,6 @@ def main(rounds: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         workspace = Workspace(Path(folder))
         os.environ["MLFLOW_TRACKING_URI"] = uri = workspace.default_store
-        # until a trial is handed its workspace
-        database.ARTIFACTS = workspace.artifacts
         database.create_store(uri, workspace)
         tracker = Tracker(uri, workspace)
         tracked, bare = [], []
@@ -55,11 +53,27 @@ def _seconds(walk: object) -> float:
     return time.perf_counter() - started
 
 
+class _Quiet:
+    """Follows a trial and does nothing."""
+
+    def on_steps(self, epoch: int, step: int, steps: int) -> None:
+        """Hear of some steps."""
+
+    def on_epoch(self, epoch: int, record: object) -> object:
+        """Let the trial go on."""
+        from digit_study.trial.events import Decision
+
+        return Decision.CONTINUE
+
+    def on_result(self, result: object) -> None:
+        """Hear of the result."""
+
+
 def _tracked(config: object, tracker: object) -> None:
     from digit_study.trial.run_trial import run_trial
 
     run_id = tracker.create_run(config, "mnist_sample")  # type: ignore[attr-defined]
-    run_trial(config, run_id, lambda *_: None, lambda *_: None)  # type: ignore[arg-type]
+    run_trial(config, run_id, tracker, _Quiet())  # type: ignore[arg-type]
 
 
 def _bare(config: object) -> None:
