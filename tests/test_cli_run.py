@@ -356,7 +356,12 @@ def stop(command: Command, number: int, everyone: bool) -> Done:
 
 @pytest.mark.parametrize(
     ("number", "moment"),
-    [(signal.SIGINT, "created"), (signal.SIGTERM, "created"), (signal.SIGTERM, "epoch 3/")],
+    [
+        (signal.SIGINT, "created"),
+        (signal.SIGTERM, "created"),
+        (signal.SIGTERM, "epoch 3/"),
+        (signal.SIGHUP, "epoch 3/"),
+    ],
 )
 def test_a_signal_ends_a_run_as_killed(
     number: int, moment: str, project: Project, typed_store: str
@@ -373,6 +378,42 @@ def test_a_signal_ends_a_run_as_killed(
     assert len(history) >= len(measured) >= (0 if moment == "created" else int(moment[6]))
 
 
+def test_a_single_run_whose_process_is_killed_runs_once_more(
+    project: Project, typed_store: str
+) -> None:
+    words = [*SMALL[:3], *PLAIN, "training.threads=1", "training.epochs=30"]
+    command = project.fork(*words, MLFLOW_TRACKING_URI=typed_store)
+    command.wait_for("epoch 2/30")
+    workers_of(command)[0].kill()
+    done = command.finish()
+    assert (done.code, done.err) == (0, "")
+    killed, again = runs_of(typed_store)
+    assert (killed.info.status, again.info.status) == ("FAILED", "FINISHED")
+    assert "SIGKILL" in killed.data.tags["failure"] and killed.data.metrics["val_accuracy"] > 0
+    assert again.info.run_id in done.out
+
+
+@pytest.mark.parametrize("moment", ["created", "epoch 2/"])
+def test_a_single_run_whose_supervisor_is_killed_is_ended_by_the_next_command(
+    moment: str, project: Project, typed_store: str
+) -> None:
+    command = project.fork(*LONG, MLFLOW_TRACKING_URI=typed_store)
+    if moment == "created":
+        wait_for_run(typed_store)(command)
+    else:
+        command.wait_for(moment)
+    family = psutil.Process(command.process.pid).children(recursive=True)
+    command.process.kill()
+    _, alive = psutil.wait_procs(family, timeout=20)
+    assert not alive
+    done = project.run(*LONG[:-2], "training.epochs=1", MLFLOW_TRACKING_URI=typed_store)
+    assert (done.code, done.err) == (0, "")
+    killed, after = runs_of(typed_store)
+    assert (killed.info.status, after.info.status) == ("KILLED", "FINISHED")
+    if moment != "created":
+        assert killed.data.metrics["val_accuracy"] > 0
+
+
 @pytest.mark.parametrize(
     ("number", "everyone", "moment"),
     [
@@ -383,7 +424,7 @@ def test_a_signal_ends_a_run_as_killed(
 def test_a_signal_ends_a_multirun_as_killed(
     number: int, everyone: bool, moment: str, project: Project, typed_store: str
 ) -> None:
-    command = project.fork("-m", *LONG, "training.seed=0,1", MLFLOW_TRACKING_URI=typed_store)
+    command = project.fork("-m", "workers=1", *LONG, "training.seed=0,1", MLFLOW_TRACKING_URI=typed_store)
     (wait_for_run(typed_store) if moment == "created" else lambda c: c.wait_for(moment))(command)
     family = [
         psutil.Process(command.process.pid),
@@ -430,6 +471,7 @@ def test_a_server_that_goes_away_loses_no_result(server: Server, project: Projec
         "training.threads=1",
         "training.epochs=6",
         f"tracking.uri={server.uri}",
+        "outage_timeout=0.05",
     ]
     at_once = {
         f"MLFLOW_HTTP_REQUEST_BACKOFF_{name}": "0" for name in ("FACTOR", "JITTER")
@@ -441,7 +483,7 @@ def test_a_server_that_goes_away_loses_no_result(server: Server, project: Projec
     assert command.printed("epoch 6/6") and done.code == 1 and "Traceback" not in done.err
     *_, run = runs_of(server.behind)
     folder = project.root / "mlruns" / ".outbox" / run.info.run_id
-    assert str(folder) in done.err and "the tracking store did not take the result" in done.err
+    assert str(folder) in done.err and "the tracking store must take every result" in done.err
     kept = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     wanted = {
         "outcome.json",
