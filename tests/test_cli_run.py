@@ -189,6 +189,8 @@ def test_a_run_is_kept_whole(single: tuple[str, Done], project: Project) -> None
         and run.data.params["training.precision"] != "auto"
     )
     assert not (project.root / "mlruns" / ".outbox" / run.info.run_id).exists()
+    names = ("curves", "confusion_matrix", "mistakes", "class_counts", "samples")
+    assert artifacts_of(uri, run, "figures") == {f"{name}.png" for name in names}
 
 
 def test_the_same_command_gives_the_same_bits(
