@@ -19,7 +19,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from optuna.trial import FrozenTrial
 
-from digit_study.study.storage import counted
+from digit_study.study.trial_attributes import counted
 
 T = TypeVar("T")
 SEARCH, CONFIRM = "sweeps/optuna_search.py", "sweeps/confirm.py"

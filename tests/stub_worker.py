@@ -51,7 +51,7 @@ def workspace() -> Workspace:
     return Workspace(Path(uri.removeprefix("sqlite:///")).parent)
 
 
-def plan(*words: str, space: str = SPACE) -> StudyPlan:
+def plan(*words: str, space: str = SPACE, within: Workspace | None = None) -> StudyPlan:
     """Plan a study on the sample with one worker; later words win."""
     usual = [
         "study=s",
@@ -61,7 +61,7 @@ def plan(*words: str, space: str = SPACE) -> StudyPlan:
         "search.workers=1",
         space,
     ]
-    return plan_study([*usual, *words], workspace())
+    return plan_study([*usual, *words], within or workspace())
 
 
 def results_of(uri: str) -> RunResults:
@@ -136,11 +136,14 @@ class Stubs:
     on_signal: Callable[[], None] = lambda: None
     started: list[Config] = field(default_factory=list)
     stopped: int = 0
+    #: Where their runs are spooled; None is the folder of the store's file.
+    workspace: Workspace | None = None
 
     @property
     def tracker(self) -> Tracker:
-        """The store of the stubs, whose file lies in their workspace."""
-        return Tracker(self.uri, Workspace(Path(self.uri.removeprefix("sqlite:///")).parent))
+        """The store of the stubs."""
+        beside = Workspace(Path(self.uri.removeprefix("sqlite:///")).parent)
+        return Tracker(self.uri, self.workspace or beside)
 
     def engine(self, context: EngineContext) -> LocalEngine:
         """Return the local engine, with stubs instead of processes."""

@@ -27,7 +27,7 @@ from lab import (
 )
 from optuna.trial import FrozenTrial
 
-from digit_study.study.storage import counted
+from digit_study.study.trial_attributes import counted
 
 __all__ = ["lab"]
 pytestmark = pytest.mark.slow

@@ -189,6 +189,8 @@ def test_a_run_is_kept_whole(single: tuple[str, Done], project: Project) -> None
         and run.data.params["training.precision"] != "auto"
     )
     assert not (project.root / "mlruns" / ".outbox" / run.info.run_id).exists()
+    names = ("curves", "confusion_matrix", "mistakes", "class_counts", "samples")
+    assert artifacts_of(uri, run, "figures") == {f"{name}.png" for name in names}
 
 
 def test_the_same_command_gives_the_same_bits(
@@ -280,15 +282,22 @@ def test_children_that_fail_leave_the_others_running(project: Project, typed_sto
     ]
     rates = "training.learning_rate=10,1e-2,0.001"
     words = [*SMALL[:3], "training.threads=1", "training.epochs=30", "tracking.save_model=false"]
-    command = project.fork("-m", *words, *wild, rates, MLFLOW_TRACKING_URI=typed_store)
-    command.wait_for("learning_rate=0.01  epoch 1/")
+    command = project.fork("-m", "workers=1", *words, *wild, rates, MLFLOW_TRACKING_URI=typed_store)
     name = "training.learning_rate=0.01"
-    wait_until(
-        lambda: named(runs_of(typed_store))[name].data.metrics, 20, "an epoch is in the store"
-    )
-    workers_of(command)[0].kill()
+
+    def epochs_begun() -> int:
+        return sum(f"{name}  epoch 1/" in line for line in command.lines)
+
+    for times in (1, 2):  # a run whose process is killed runs once more
+        wait_until(lambda: epochs_begun() == times, 120, "an epoch")  # noqa: B023
+        wait_until(
+            lambda: named(runs_of(typed_store))[name].data.metrics, 20, "an epoch is in the store"
+        )
+        workers_of(command)[0].kill()
     done = command.finish()
-    runs = named(runs_of(typed_store))
+    found = runs_of(typed_store)
+    runs = named(found)
+    assert [run.info.status for run in found if run.info.run_name == name] == ["FAILED"] * 2
     ends = {
         name.removeprefix("training.learning_rate="): run.info.status for name, run in runs.items()
     }
@@ -349,7 +358,12 @@ def stop(command: Command, number: int, everyone: bool) -> Done:
 
 @pytest.mark.parametrize(
     ("number", "moment"),
-    [(signal.SIGINT, "created"), (signal.SIGTERM, "created"), (signal.SIGTERM, "epoch 3/")],
+    [
+        (signal.SIGINT, "created"),
+        (signal.SIGTERM, "created"),
+        (signal.SIGTERM, "epoch 3/"),
+        (signal.SIGHUP, "epoch 3/"),
+    ],
 )
 def test_a_signal_ends_a_run_as_killed(
     number: int, moment: str, project: Project, typed_store: str
@@ -366,6 +380,42 @@ def test_a_signal_ends_a_run_as_killed(
     assert len(history) >= len(measured) >= (0 if moment == "created" else int(moment[6]))
 
 
+def test_a_single_run_whose_process_is_killed_runs_once_more(
+    project: Project, typed_store: str
+) -> None:
+    words = [*SMALL[:3], *PLAIN, "training.threads=1", "training.epochs=30"]
+    command = project.fork(*words, MLFLOW_TRACKING_URI=typed_store)
+    command.wait_for("epoch 2/30")
+    workers_of(command)[0].kill()
+    done = command.finish()
+    assert (done.code, done.err) == (0, "")
+    killed, again = runs_of(typed_store)
+    assert (killed.info.status, again.info.status) == ("FAILED", "FINISHED")
+    assert "SIGKILL" in killed.data.tags["failure"] and killed.data.metrics["val_accuracy"] > 0
+    assert again.info.run_id in done.out
+
+
+@pytest.mark.parametrize("moment", ["created", "epoch 2/"])
+def test_a_single_run_whose_supervisor_is_killed_is_ended_by_the_next_command(
+    moment: str, project: Project, typed_store: str
+) -> None:
+    command = project.fork(*LONG, MLFLOW_TRACKING_URI=typed_store)
+    if moment == "created":
+        wait_for_run(typed_store)(command)
+    else:
+        command.wait_for(moment)
+    family = psutil.Process(command.process.pid).children(recursive=True)
+    command.process.kill()
+    _, alive = psutil.wait_procs(family, timeout=20)
+    assert not alive
+    done = project.run(*LONG[:-2], "training.epochs=1", MLFLOW_TRACKING_URI=typed_store)
+    assert (done.code, done.err) == (0, "")
+    killed, after = runs_of(typed_store)
+    assert (killed.info.status, after.info.status) == ("KILLED", "FINISHED")
+    if moment != "created":
+        assert killed.data.metrics["val_accuracy"] > 0
+
+
 @pytest.mark.parametrize(
     ("number", "everyone", "moment"),
     [
@@ -376,7 +426,9 @@ def test_a_signal_ends_a_run_as_killed(
 def test_a_signal_ends_a_multirun_as_killed(
     number: int, everyone: bool, moment: str, project: Project, typed_store: str
 ) -> None:
-    command = project.fork("-m", *LONG, "training.seed=0,1", MLFLOW_TRACKING_URI=typed_store)
+    command = project.fork(
+        "-m", "workers=1", *LONG, "training.seed=0,1", MLFLOW_TRACKING_URI=typed_store
+    )
     (wait_for_run(typed_store) if moment == "created" else lambda c: c.wait_for(moment))(command)
     family = [
         psutil.Process(command.process.pid),
@@ -423,6 +475,7 @@ def test_a_server_that_goes_away_loses_no_result(server: Server, project: Projec
         "training.threads=1",
         "training.epochs=6",
         f"tracking.uri={server.uri}",
+        "outage_timeout=0.05",
     ]
     at_once = {
         f"MLFLOW_HTTP_REQUEST_BACKOFF_{name}": "0" for name in ("FACTOR", "JITTER")
@@ -434,7 +487,7 @@ def test_a_server_that_goes_away_loses_no_result(server: Server, project: Projec
     assert command.printed("epoch 6/6") and done.code == 1 and "Traceback" not in done.err
     *_, run = runs_of(server.behind)
     folder = project.root / "mlruns" / ".outbox" / run.info.run_id
-    assert str(folder) in done.err and "the tracking store did not take the result" in done.err
+    assert str(folder) in done.err and "the tracking store must take every result" in done.err
     kept = {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()}
     wanted = {
         "outcome.json",

@@ -14,7 +14,7 @@ import pytest
 from conftest import LIGHT, Project
 from lab import CONFIRM, Lab, lab, of_study, wait_until
 
-from digit_study.study.storage import counted
+from digit_study.study.trial_attributes import counted
 
 __all__ = ["lab"]
 pytestmark = pytest.mark.slow

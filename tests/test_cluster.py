@@ -78,7 +78,7 @@ def test_hosts_have_nothing_in_common_but_the_link(three: list[Host]) -> None:
         told = host.run(
             ["sh", "-c", 'ls src/digit_study/study; touch "$0/new" /usr/new', sys.prefix]
         )
-        assert "sweep.py" in told.out and told.err.count("Read-only file system") == 2
+        assert "search.py" in told.out and told.err.count("Read-only file system") == 2
     serve(*three)
     assert [asked(one, f"10.0.0.{n}") for one in three for n in (1, 2, 3)] == [
         "host1",

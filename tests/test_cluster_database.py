@@ -21,7 +21,7 @@ from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial
 from sqlalchemy import NullPool
 
-from digit_study.study.storage import SURPLUS
+from digit_study.study.trial_attributes import EXCESS
 
 BINARIES = max(Path("/usr/lib/postgresql").glob("*/bin"), default=Path("/usr/lib/postgresql"))
 NO_DATABASE = not (BINARIES / "initdb").exists() or find_spec("psycopg") is None
@@ -230,7 +230,7 @@ def test_hosts_that_die_or_are_cut_off_are_replaced(shared: Shared) -> None:
     trials = shared.trials()
     failed = [one.user_attrs["reason"] for one in trials if one.state.name == "FAIL"]
     taken_over = [
-        reason for reason in failed if reason != SURPLUS
+        reason for reason in failed if reason != EXCESS
     ]  # two may have asked for the last one
     assert len(taken_over) in (3, 4) and set(taken_over) == {"its supervisor ended before it"}
     message = told(commands[cut], 1)
@@ -290,7 +290,7 @@ def test_a_fault_that_ends_costs_no_trial(fault: Any, shared: Shared) -> None:
     failed = [
         one
         for one in shared.trials()
-        if one.state.name == "FAIL" and one.user_attrs["reason"] != SURPLUS
+        if one.state.name == "FAIL" and one.user_attrs["reason"] != EXCESS
     ]
     assert not begun & {trial.number for trial in failed}
     assert all(trial.user_attrs["reason"].startswith("no fault of the trial") for trial in failed)

@@ -140,7 +140,6 @@ def test_a_place_that_cannot_be_is_told(words: str, told: str) -> None:
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["engine=ray"], "is for the runs of -m, got one run, which is trained here: add -m"),
         (
             ["-m", "engine=ray,local", "model.filters=4,8"],
             "are of the whole command, got a sweep over them",

@@ -1,4 +1,4 @@
-"""What is the world's fault and what a trial's, and what the spool holds through kills, full disks and repetitions."""
+"""What is the infrastructure's fault and what a trial's, and what the spool holds through kills, full disks and repetitions."""
 
 from __future__ import annotations
 
@@ -10,12 +10,11 @@ from typing import Any
 
 import mlflow
 import pytest
-from digit_study.study.outcomes import ABANDONED, INTERRUPTED, OF_WORLD, is_blameless
-from hypothesis import given
-from hypothesis import strategies as st
 from mlflow.exceptions import MlflowException
+from optuna.trial import TrialState, create_trial
 from tracked import CONFIG, again, created, is_spool_empty, tracker, workspace
 
+from digit_study.study.trial_attributes import deaths, failure_cause
 from digit_study.support import processes
 from digit_study.support.errors import StudyError, is_infrastructure_error
 from digit_study.support.workspace import Workspace
@@ -23,6 +22,8 @@ from digit_study.tracking.session import Tracker
 from digit_study.tracking.spool import SpooledRun
 from digit_study.tracking.upload import RunUpload, upload_run
 from digit_study.tracking.writer import RunWriter
+from digit_study.trial.events import Failed, FailureCause
+from digit_study.trial.runner import MAX_RETRIES, may_run_again
 
 __all__ = ["tracker", "workspace"]
 
@@ -33,7 +34,7 @@ def caused(error: Exception, cause: Exception) -> Exception:
 
 
 @pytest.mark.parametrize(
-    ("error", "is_of_world"),
+    ("error", "is_infrastructure"),
     [
         (OSError(errno.ENOSPC, "No space left on device"), True),
         (OSError(errno.EROFS, "Read-only file system", "/a"), True),
@@ -55,16 +56,88 @@ def caused(error: Exception, cause: Exception) -> Exception:
         (caused(RuntimeError("a"), KeyError("b")), False),
     ],
 )
-def test_what_is_the_worlds_fault(error: Exception, is_of_world: bool) -> None:
-    assert is_infrastructure_error(error) == is_of_world
+def test_what_is_the_fault_of_the_infrastructure(error: Exception, is_infrastructure: bool) -> None:
+    assert is_infrastructure_error(error) == is_infrastructure
 
 
-@given(st.text())
-def test_only_what_ended_by_no_fault_of_its_own_is_blameless(reason: str) -> None:
-    assert is_blameless(OF_WORLD + reason)
-    assert is_blameless(reason) == (
-        reason in (ABANDONED, INTERRUPTED) or reason.startswith(OF_WORLD)
-    )
+@pytest.mark.parametrize(
+    ("cause", "retries"),
+    [
+        (FailureCause.TRIAL, 0),
+        (FailureCause.LIMIT, 0),
+        (FailureCause.PROCESS, MAX_RETRIES),
+        (FailureCause.INFRASTRUCTURE, 100),
+        (FailureCause.NODE, 100),
+        (FailureCause.SLOT, 100),
+        (FailureCause.SUPERVISOR, 100),
+        (FailureCause.INTERRUPTED, 100),
+    ],
+)
+def test_a_trial_runs_again_unless_it_is_to_blame(cause: FailureCause, retries: int) -> None:
+    failure = Failed(7, cause, "whatever it says")
+    assert [may_run_again(failure, died) for died in range(100)] == [
+        died < retries for died in range(100)
+    ]
+
+
+def test_every_cause_is_in_the_table() -> None:
+    """Also of a cause that is added later it must be decided whether it uses up a retry."""
+    blamed = {cause for cause in FailureCause if cause.is_trials_fault}
+    assert blamed == {FailureCause.TRIAL, FailureCause.LIMIT, FailureCause.PROCESS}
+    assert len(FailureCause) == 8
+
+
+@pytest.mark.parametrize(
+    ("attributes", "cause"),
+    [
+        ({"reason": "its supervisor ended before it"}, FailureCause.SUPERVISOR),
+        ({"reason": "interrupted"}, FailureCause.INTERRUPTED),
+        ({"reason": "its node went away"}, FailureCause.NODE),
+        ({"reason": "its slot was killed"}, FailureCause.SLOT),
+        (
+            {"reason": "no fault of the trial: [Errno 28] No space left on device"},
+            FailureCause.INFRASTRUCTURE,
+        ),
+        ({"reason": "no fault of the trial: "}, FailureCause.INFRASTRUCTURE),
+        (
+            {
+                "reason": "the trial's process was killed by SIGKILL "
+                "(out of memory, or somebody's kill -9)"
+            },
+            FailureCause.PROCESS,
+        ),
+        (
+            {"reason": "the trial's process ended with exit code 3 and no result"},
+            FailureCause.PROCESS,
+        ),
+        # a sentence that only contains another is none of these
+        ({"reason": "so it was interrupted"}, FailureCause.PROCESS),
+        ({"reason": "it is no fault of the trial: no"}, FailureCause.PROCESS),
+        ({"reason": ""}, FailureCause.PROCESS),
+        ({}, FailureCause.PROCESS),
+        # what is kept today counts, whatever the sentence is
+        ({"reason": "interrupted", "failure_cause": "limit"}, FailureCause.LIMIT),
+        ({"reason": "training diverged", "failure_cause": "trial"}, FailureCause.TRIAL),
+    ],
+)
+def test_the_cause_of_a_failure_is_understood_also_of_an_old_record(
+    attributes: dict[str, str], cause: FailureCause
+) -> None:
+    trial = create_trial(state=TrialState.FAIL, user_attrs=attributes)
+    assert failure_cause(trial) is cause
+
+
+def test_only_deaths_of_its_own_process_are_counted_along_the_retries_of_a_trial() -> None:
+    reasons = ["interrupted", "the trial's process was killed by SIGKILL", "its node went away"]
+    trials = []
+    for number, reason in enumerate([*reasons, ""]):
+        attributes: dict[str, Any] = {"reason": reason}
+        if number > 0:
+            attributes["retry_of"] = number - 1
+        trial = create_trial(state=TrialState.FAIL, user_attrs=attributes)
+        trial.number = number
+        trials.append(trial)
+    assert [deaths(trial, trials) for trial in trials] == [0, 0, 1, 1]
 
 
 # ---------------------------------------------------------------------------------- the spool

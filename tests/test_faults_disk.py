@@ -11,19 +11,22 @@ from typing import Any
 import mlflow
 import pytest
 from conftest import Project, open_store
-from stub_worker import Stub, Stubs, plan
+from stub_worker import Stub, Stubs, plan, workspace
+from tracked import is_spool_empty
 from world import Disk, mounted, small_disk
 
-from digit_study.config.run_config import Config
-from digit_study.report.figures import charts
-from digit_study.report.figures import optuna_figures as study_pictures
-from digit_study.report.figures import run_figures as figures
-from digit_study.study import results as report
+from digit_study.report.figures import optuna_figures, run_figures
+from digit_study.study.results import RunResults, leaderboard
 from digit_study.study.search import run_study
-from digit_study.study.storage import StoredStudy, counted, find_study
+from digit_study.study.storage import StoredStudy, find_study
+from digit_study.study.trial_attributes import counted
+from digit_study.support import processes
 from digit_study.support.errors import StudyError, is_infrastructure_error
-from digit_study.tracking import database as stores
-from digit_study.trial import health
+from digit_study.tracking.session import Tracker
+from digit_study.trial.events import EpochDone, Event, Failed, FailureCause, Finished
+from digit_study.trial.local.child import Message
+from digit_study.trial.local.pool import LocalEngine
+from digit_study.trial.protocol import TrialRequest
 
 pytestmark = pytest.mark.slow
 WORDS = ("search.trials=4", "search.pruner=none", "search.sampler=random")
@@ -31,10 +34,8 @@ WORDS = ("search.trials=4", "search.pruner=none", "search.sampler=random")
 
 @pytest.fixture(autouse=True)
 def plain(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(study_pictures, "write", lambda *drawn: None)
-    monkeypatch.setattr(charts, "comparison", lambda board, title: charts.message_figure("", ""))
-    monkeypatch.setattr(figures, "write_data_figures", lambda digits, folder: None)
-    monkeypatch.setattr(health, "PAUSE_S", 0.2)
+    monkeypatch.setattr(optuna_figures, "write", lambda *drawn: None)
+    monkeypatch.setattr(run_figures, "write_data_figures", lambda digits, folder: None)
 
 
 @pytest.fixture
@@ -47,17 +48,23 @@ def disk(
 
 
 class Crowded:
-    """Stubs of which the second trial meets a full disk at a moment; it has room again ``seconds`` later."""
+    """Stubs of which the second trial meets a full disk at a moment.
+
+    The disk has room again ``seconds`` later.
+    """
 
     def __init__(self, uri: str, disk: Disk, moment: str, seconds: float | None) -> None:
-        self.stubs, self.disk, self.moment, self.seconds = Stubs(uri), disk, moment, seconds
+        self.stubs = Stubs(uri)
+        self.disk = disk
+        self.moment = moment
+        self.seconds = seconds
         self.hits = 0
 
-    def __call__(self, config: Config, run_id: str) -> Any:
+    def __call__(self, request: TrialRequest) -> Any:
         is_second = len(self.stubs.started) == 1
         if is_second and self.moment == "start":
             self.fill()
-        return CrowdedStub(self, self.stubs(config, run_id), is_second)
+        return CrowdedStub(self, self.stubs(request), is_second)
 
     def fill(self) -> None:
         self.hits += 1
@@ -66,40 +73,43 @@ class Crowded:
             threading.Timer(self.seconds, self.disk.free).start()
 
 
+#: Moments by the message with which they come.
+MOMENTS: dict[type[Event], str] = {EpochDone: "epoch", Finished: "done"}
+
+
 class CrowdedStub:
-    """A stub that tells what a full disk did to it as a trial's process does."""
+    """A stub that reports what a full disk did to it as a trial's process does."""
 
     def __init__(self, owner: Crowded, stub: Stub, is_second: bool) -> None:
-        self.owner, self.stub, self.is_second = owner, stub, is_second
+        self.owner = owner
+        self.stub = stub
+        self.is_second = is_second
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.stub, name)
 
-    def receive(self) -> Any:
+    def receive(self) -> Message | None:
         try:
             message = self.stub.receive()
         except OSError as error:
             assert is_infrastructure_error(error)
-            return "world", str(error)
-        if (
-            self.is_second
-            and not self.owner.hits
-            and message is not None
-            and message[0] == self.owner.moment
-        ):
+            return Failed(self.stub.key, FailureCause.INFRASTRUCTURE, str(error))
+        is_moment = MOMENTS.get(type(message)) == self.owner.moment  # type: ignore[arg-type]
+        if self.is_second and not self.owner.hits and is_moment:
             self.owner.fill()
         return message
 
 
 def search(uri: str, crowded: Crowded, *words: str) -> StoredStudy:
-    from digit_study.trial.local.pool import LocalEngine
-
-    return run_study(plan(*WORDS, *words), lambda limits: LocalEngine(limits, crowded))  # type: ignore[arg-type]
+    planned = plan(*WORDS, *words)
+    health = planned.health(first_pause=0.2)
+    return run_study(planned, lambda context: LocalEngine(context, crowded), health=health)
 
 
 def runs(uri: str) -> list[mlflow.entities.Run]:
     client = mlflow.MlflowClient(uri)
-    return list(client.search_runs([one.experiment_id for one in client.search_experiments()]))
+    ids = [experiment.experiment_id for experiment in client.search_experiments()]
+    return list(client.search_runs(ids))
 
 
 @pytest.mark.parametrize("kept", ["journal", "database"])
@@ -109,7 +119,9 @@ def test_a_disk_that_is_full_for_a_while_costs_no_trial(
 ) -> None:
     place, uri = disk
     crowded = Crowded(uri, place, moment, 1.0)
-    words = [f"search.storage=sqlite:///{place.place}/optuna.db"] if kept == "database" else []
+    words = []
+    if kept == "database":
+        words.append(f"search.storage=sqlite:///{place.place}/optuna.db")
     found = search(uri, crowded, *words)
     assert crowded.hits == 1
     trials = counted(found.trials())
@@ -130,7 +142,7 @@ def test_a_disk_that_is_full_for_a_while_costs_no_trial(
     # a shared database is told of a result only when MLflow has it, and by then there is room again
     paused = 0 if (moment, kept) == ("done", "database") else 1
     assert said.count("no trial is to blame") == paused == said.count("the machine is well again")
-    assert not [path for path in stores.OUTBOX.iterdir() if path.is_dir()]
+    assert is_spool_empty(workspace())
 
 
 def test_a_disk_that_stays_full_ends_the_command_and_the_same_command_goes_on(
@@ -154,17 +166,17 @@ def test_a_disk_that_stays_full_ends_the_command_and_the_same_command_goes_on(
 
 def test_artifacts_that_find_no_place_are_sent_when_they_do(disk: tuple[Disk, str]) -> None:
     place, uri = disk
-    folder = stores.ARTIFACTS / "digit-recognizer-mnist_sample"
+    folder = workspace().artifacts / "digit-recognizer-mnist_sample"
     folder.mkdir(parents=True)
     with mounted(folder, "--bind", str(folder)):
         subprocess.run(["mount", "-o", "remount,bind,ro", str(folder)], check=True)
         with pytest.raises(StudyError, match="has not taken 5 runs .*Read-only file system"):
             search(uri, Crowded(uri, place, "never", None), "search.outage_timeout=0.02")
-        found = find_study(plan().study)
-        best = report.leaderboard(plan(), found)
+        found = find_study(plan().study, workspace())
+        best = leaderboard(plan(), found, RunResults(Tracker(uri, workspace())))
         assert len(best) == 4 and {run.info.status for run in runs(uri)} == {"FINISHED"}
-    stores.prepare_store(uri)
-    assert not [path for path in stores.OUTBOX.iterdir() if path.is_dir()]
+    Tracker(uri, workspace()).upload_left()
+    assert is_spool_empty(workspace())
     for run in runs(uri):
         assert mlflow.MlflowClient(uri).list_artifacts(run.info.run_id, "tables")
 
@@ -182,6 +194,6 @@ def test_a_run_on_a_full_disk_says_so_in_one_message(
     ]
     with small_disk(project.root / "mlruns", 8) as full:
         full.fill()
-        done = project.run(*words, *small, MLFLOW_TRACKING_URI=typed_store)
+        done = project.run(*words, *small, "outage_timeout=0.02", MLFLOW_TRACKING_URI=typed_store)
     assert done.code == 1 and "Traceback" not in done.err
     assert "No space left on device" in done.err, done.err

@@ -33,14 +33,12 @@ from digit_study.support.errors import StudyError
 from digit_study.support.rules import flatten
 from digit_study.support.signals import Interrupted, interruptible
 from digit_study.support.workspace import Workspace
-from digit_study.tracking import runs
+from digit_study.tracking import writer
 from digit_study.tracking.location import store_uri
 from digit_study.tracking.session import Tracker
-from digit_study.trial import events
 from digit_study.trial.events import Decision
-from digit_study.trial.inline import InlineEngine
 from digit_study.trial.local import child
-from digit_study.trial.protocol import EngineContext, TrialResult, TrialStopped
+from digit_study.trial.protocol import TrialResult, TrialStopped
 from digit_study.trial.run_trial import forget_networks, run_trial
 
 composition.register()
@@ -173,7 +171,7 @@ def test_the_digits_are_its_input(finished: Finished) -> None:
     }
 
 
-@pytest.mark.parametrize("metric", runs.EPOCH_METRICS)
+@pytest.mark.parametrize("metric", writer.EPOCH_METRICS)
 def test_every_epoch_has_its_point(finished: Finished, metric: str) -> None:
     history = finished.client.get_metric_history(finished.run.info.run_id, metric)
     by_step = {point.step: point.value for point in history}
@@ -443,51 +441,6 @@ def test_divergence_fails_the_run_with_its_reason(small_npz: Path, store: str) -
         run_trial(config, run_id, tracker, Listener())
     run = tracker.client.get_run(run_id)
     assert run.info.status == "FAILED" and "`train_loss` is" in run.data.tags["failure"]
-
-
-# ---------------------------------------------------------------------------------- a single run
-
-
-def inline(config: Config, listener: Callable[[Any], None]) -> tuple[InlineEngine, Tracker, str]:
-    """Return an engine in this process with a trial submitted, and the run of that."""
-    tracker, run_id = begin(config)
-    engine = InlineEngine(EngineContext(workspace=tracker.workspace), listener)
-    assert engine.free == 1 and engine.submit(3, config, run_id)
-    assert engine.free == 0
-    return engine, tracker, run_id
-
-
-@pytest.mark.slow
-def test_a_run_in_this_process_gives_the_same_bits(finished: Finished, store: str) -> None:
-    heard: list[Any] = []
-    engine, tracker, run_id = inline(finished.config, heard.append)
-    (outcome,) = engine.events()
-    assert isinstance(outcome, events.Finished) and outcome.key == 3
-    assert outcome.result.weights_sha256 == finished.result.weights_sha256
-    assert outcome.result.kept is None
-    assert [type(event) for event in heard] == [events.StepsDone, events.EpochDone] * 2
-    assert tracker.client.get_run(run_id).info.status == "FINISHED"
-    assert engine.free == 1 and not list(engine.events())
-
-
-def test_a_run_in_this_process_is_stopped_by_an_answer(small_npz: Path, store: str) -> None:
-    engine, tracker, run_id = inline(
-        trial(small_npz, "tracking.save_model=false"),
-        lambda event: engine.answer(event.key, Decision.STOP),
-    )
-    assert list(engine.events()) == [events.Stopped(3)]
-    assert tracker.client.get_run(run_id).info.status == "KILLED"
-
-
-def test_what_a_run_in_this_process_raises_ends_its_run(small_npz: Path, store: str) -> None:
-    def interrupt(event: Any) -> None:
-        raise Interrupted(signal.SIGINT)
-
-    engine, tracker, run_id = inline(trial(small_npz), interrupt)
-    with pytest.raises(Interrupted):
-        list(engine.events())
-    assert tracker.client.get_run(run_id).info.status == "KILLED"
-    assert engine.free == 1
 
 
 # ---------------------------------------------------------------------------------- what auto becomes

@@ -15,7 +15,7 @@ from lab import CONFIRM, Lab, in_an_epoch, wait_until
 from lab import lab as lab  # a fixture
 from world import Server, SlowWay, assert_survives, small_disk
 
-from digit_study.study.storage import counted
+from digit_study.study.trial_attributes import counted
 
 pytestmark = [
     pytest.mark.cluster,
@@ -75,6 +75,24 @@ def test_a_multirun_gives_the_same_bits_on_ray(
             {run.data.params["model.filters"]: run.data.tags["weights.sha256"] for run in runs[:2]}
         )
     assert found[0] == found[1] and len(found[0]) == 2 and sys.modules.get("ray") is None
+
+
+def test_a_single_run_gives_the_same_bits_on_ray(
+    project: Project, typed_store: str, small_npz: Path
+) -> None:
+    words = ["model=tiny", f"data.path={small_npz}", "data.validation=100"]
+    words += ["training.epochs=1", "training.threads=1"]
+    client = mlflow.MlflowClient(typed_store)
+    found = []
+    for place in ([], ["engine=ray", "address=local"]):
+        done = project.run(*words, *place, MLFLOW_TRACKING_URI=typed_store)
+        assert (done.code, done.err) == (0, "")
+        run = client.search_runs(["1"])[0]
+        assert run.info.status == "FINISHED" and run.info.run_id in done.out
+        found.append(run.data.tags)
+    assert found[0]["weights.sha256"] == found[1]["weights.sha256"]
+    assert found[1]["technical.engine"] == "ray"
+    assert not (project.root / "mlruns" / ".outbox" / run.info.run_id).exists()
 
 
 def test_a_study_on_ray_survives_its_server(lab: Lab, migrated: Path, tmp_path: Path) -> None:

@@ -15,11 +15,12 @@ import psutil
 import pytest
 from cluster import Host
 from conftest import Command
-from digit_study.study.outcomes import is_blameless
 from lab import wait_until
 from ray_hosts import BIN, PORT, WHY, RayHosts, ray_hosts
 
-from digit_study.study.storage import counted
+from digit_study.study.trial_attributes import counted, failure_cause
+from digit_study.trial.events import Failed
+from digit_study.trial.runner import MAX_RETRIES, may_run_again
 
 pytestmark = [pytest.mark.cluster, pytest.mark.skipif(bool(WHY), reason=WHY)]
 SECRET = "hush-hush"
@@ -53,11 +54,10 @@ def assert_ended(rays: RayHosts, study: str, total: int) -> None:
 def test_a_plan_says_what_the_cluster_offers_and_starts_nothing(rays: RayHosts) -> None:
     done = rays.head.run([*rays.line("plan"), "--plan"], MLFLOW_TRACKING_URI=rays.uri)
     assert (
-        "ray at auto: 3 nodes, 2 cores, 0 GPUs, room for 2 trials of {cpu: 1} at a time" in done.out
+        "ray at auto: 3 nodes, 2 cores, 0 GPUs, capacity 2 trials of {cpu: 1} at a time" in done.out
     ), done.err
-    assert re.search(r"host2: 1 cores, .*: room for 1", done.out) and re.search(
-        r"host1: 0 cores, .*: room for 0", done.out
-    )
+    assert re.search(r"host2: 1 cores, .*: capacity 1", done.out)
+    assert re.search(r"host1: 0 cores, .*: capacity 0", done.out)
     assert rays.trials("plan") == [] and rays.actors() == []
 
 
@@ -202,17 +202,18 @@ def test_a_full_disk_of_a_node_costs_no_trial(rays: RayHosts) -> None:
     wait_until(
         lambda: any("no fault of the trial" in line for line in command.lines),
         60,
-        "a fault of the world",
+        "a fault of the infrastructure",
     )
     assert two.run(["mount", "-o", "remount,size=50%", "/"]).code == 0
     done = command.finish(300)
     assert done.code == 0 and "Traceback" not in done.err, done.err
     assert "No space left on device" in done.err and "the machine is well again" in done.err
     assert_ended(rays, "crowded", 10)
-    reasons = [
-        one.user_attrs["reason"] for one in rays.trials("crowded") if one.state.name == "FAIL"
-    ]
-    assert reasons and all(is_blameless(reason) for reason in reasons)
+    failed = [trial for trial in rays.trials("crowded") if trial.state.name == "FAIL"]
+    assert failed
+    for trial in failed:
+        failure = Failed(trial.number, failure_cause(trial), trial.user_attrs["reason"])
+        assert may_run_again(failure, MAX_RETRIES)
 
 
 def test_a_study_outlives_a_trial_a_slot_a_node_and_a_link(rays: RayHosts) -> None:

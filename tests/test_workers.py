@@ -631,7 +631,7 @@ def test_a_signal_that_native_code_makes_an_error_of_is_not_told_besides(
 
 def test_this_module_needs_no_tensorflow() -> None:
     """Workers are supervised by a process that never imports it."""
-    modules = "digit_study.trial.local.pool, digit_study.trial.protocol, digit_study.trial.inline"
+    modules = "digit_study.trial.local.pool, digit_study.trial.protocol"
     line = f"import sys; sys.path.insert(0, 'src'); import {modules}; sys.exit('tensorflow' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", line], cwd=ROOT).returncode == 0
 

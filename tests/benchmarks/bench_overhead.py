@@ -8,9 +8,11 @@ of the two ends. Under 50 ms and a ratio below 1.5 is the aim, on a machine that
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import io
 import os
+import shutil
 import sys
 import tempfile
 import time
@@ -23,9 +25,11 @@ SPACE = "search/space=default"
 
 
 def main(trials: int, overrides: list[str]) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
-        stamps = search(Path(folder), trials, overrides)
+    folder = Path(tempfile.mkdtemp())
+    # after multiprocessing, which is imported later and has temporary files in there
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
+    stamps = search(trials, overrides)
     tenth = max(1, trials // 10)
     for name, column in (("clock", 0), ("processor", 1)):
         first, last = (
@@ -36,22 +40,19 @@ def main(trials: int, overrides: list[str]) -> None:
         print(f"{name:9} {told}")
 
 
-def search(folder: Path, trials: int, overrides: list[str]) -> list[tuple[float, float]]:
+def search(trials: int, overrides: list[str]) -> list[tuple[float, float]]:
     """Run the study; returns the clock and the processor time at the start of every trial."""
     from stub_worker import Stubs, plan
 
     from digit_study.study import search as study_run
     from digit_study.support.signals import collect_rarely
-    from digit_study.tracking import database as stores
     from digit_study.trial.local.pool import LocalEngine
 
     collect_rarely()  # as the commands do
-    stores.use_scratch()  # before the folder that goes when the measurement ends
-    stores.ARTIFACTS, stores.OUTBOX = folder / "mlruns", folder / "mlruns" / ".outbox"
-    study_run._report = lambda *arguments: (
-        None
-    )  # pictures and tables are drawn once, not for every trial
-    stubs, stamps = Stubs(os.environ["MLFLOW_TRACKING_URI"]), []
+    # pictures and tables are drawn once, not for every trial
+    study_run._report = lambda *arguments: None
+    stubs = Stubs(os.environ["MLFLOW_TRACKING_URI"])
+    stamps: list[tuple[float, float]] = []
 
     def launch(*arguments: object) -> object:
         stamps.append((time.perf_counter(), time.process_time()))
@@ -59,7 +60,7 @@ def search(folder: Path, trials: int, overrides: list[str]) -> list[tuple[float,
 
     words = ("training.epochs=1", f"search.trials={trials}", *overrides)
     with contextlib.redirect_stdout(io.StringIO()):
-        study_run.run_study(plan(*words, space=SPACE), lambda limits: LocalEngine(limits, launch))
+        study_run.run_study(plan(*words, space=SPACE), lambda context: LocalEngine(context, launch))
     return stamps
 
 

@@ -30,7 +30,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
 
 from digit_study.config.study_config import SearchConfig
 from digit_study.study._optuna import PRUNERS, SAMPLERS, make_sampler_and_pruner
-from digit_study.study.study_plan import NEEDS
+from digit_study.study.study_plan import SAMPLER_PACKAGES
 
 WORKERS, BESIDE_S, VALIDATING = 2, 0.6, 0.1
 NEAR, IMAGES = 0.001, 5_000
@@ -158,8 +158,8 @@ def main() -> None:
         f"{'sampler':10}{'pruner':20}{'seconds':>9}{'found':>8}{'held':>8}{'good pruned':>13}{'epochs':>8}"
     )
     for sampler in given.samplers:
-        if find_spec(NEEDS.get(sampler, ("optuna", ""))[0]) is None:
-            print(f"{sampler:10}left out: {NEEDS[sampler][0]} is not installed")
+        if find_spec(SAMPLER_PACKAGES.get(sampler, ("optuna", ""))[0]) is None:
+            print(f"{sampler:10}left out: {SAMPLER_PACKAGES[sampler][0]} is not installed")
             continue
         for pruner in given.pruners:
             config = SearchConfig(sampler=sampler, pruner=pruner)

@@ -20,7 +20,7 @@ from pathlib import Path
 HERE = Path(__file__).resolve()
 sys.path[:0] = [str(HERE.parents[1]), str(HERE.parents[2] / "src")]
 
-from conftest import copy_project  # noqa: E402
+from conftest import Project, copy_project  # noqa: E402
 from lab import trials_of  # noqa: E402
 from world import Server, SlowWay  # noqa: E402
 
@@ -33,7 +33,8 @@ def sweep(folder: Path, delay: float, words: list[str]) -> tuple[float, float]:
     """Seconds of a whole command, and of these from the first trial's start to the last one's end."""
     copy_project(folder)
     create_tables(f"sqlite:///{folder / 'tables.db'}")
-    server = Server(folder / "tables.db", folder)
+    project = Project(folder, dict(os.environ))
+    server = Server(project, folder / "tables.db", folder)
     server.ensure()
     try:
         environment = {**os.environ, "MLFLOW_TRACKING_URI": SlowWay(server.port, delay).uri}
@@ -43,6 +44,8 @@ def sweep(folder: Path, delay: float, words: list[str]) -> tuple[float, float]:
         seconds = time.monotonic() - began
     finally:
         server.kill()
+        for shell in project.shells.values():
+            shell.communicate()  # its input ends, and so does it
     times = [(one.datetime_start, one.datetime_complete) for one in trials_of(folder, "slow")]
     return seconds, (
         max(end for _, end in times) - min(start for start, _ in times)

@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import statistics
 import sys
 import tempfile
 import time
+from multiprocessing.util import Finalize
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "src"))
@@ -35,17 +37,17 @@ def main(rounds: int) -> None:
     composition.register()
     words = ["data=mnist_sample", "model=tiny", "training.epochs=1", "tracking.experiment=bench"]
     config, _ = resolve_config(composition.compose_config(words))
-    with tempfile.TemporaryDirectory() as folder:
-        workspace = Workspace(Path(folder))
-        os.environ["MLFLOW_TRACKING_URI"] = uri = workspace.default_store
-        # until a trial is handed its workspace
-        database.ARTIFACTS = workspace.artifacts
-        database.create_store(uri, workspace)
-        tracker = Tracker(uri, workspace)
-        tracked, bare = [], []
-        for _ in range(rounds + 1):
-            tracked.append(_seconds(lambda: _tracked(config, tracker)))
-            bare.append(_seconds(lambda: _bare(config)))
+    folder = Path(tempfile.mkdtemp())
+    # after multiprocessing, which has temporary files in there
+    Finalize(None, shutil.rmtree, args=(folder, True), exitpriority=-300)
+    workspace = Workspace(folder)
+    os.environ["MLFLOW_TRACKING_URI"] = uri = workspace.default_store
+    database.create_store(uri, workspace)
+    tracker = Tracker(uri, workspace)
+    tracked, bare = [], []
+    for _ in range(rounds + 1):
+        tracked.append(_seconds(lambda: _tracked(config, tracker)))
+        bare.append(_seconds(lambda: _bare(config)))
     _print(tracked[1:], bare[1:], first=tracked[0] - bare[0])
 
 
@@ -55,11 +57,27 @@ def _seconds(walk: object) -> float:
     return time.perf_counter() - started
 
 
+class _Quiet:
+    """Follows a trial and does nothing."""
+
+    def on_steps(self, epoch: int, step: int, steps: int) -> None:
+        """Hear of some steps."""
+
+    def on_epoch(self, epoch: int, record: object) -> object:
+        """Let the trial go on."""
+        from digit_study.trial.events import Decision
+
+        return Decision.CONTINUE
+
+    def on_result(self, result: object) -> None:
+        """Hear of the result."""
+
+
 def _tracked(config: object, tracker: object) -> None:
     from digit_study.trial.run_trial import run_trial
 
     run_id = tracker.create_run(config, "mnist_sample")  # type: ignore[attr-defined]
-    run_trial(config, run_id, lambda *_: None, lambda *_: None)  # type: ignore[arg-type]
+    run_trial(config, run_id, tracker, _Quiet())  # type: ignore[arg-type]
 
 
 def _bare(config: object) -> None:

@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections import defaultdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -99,10 +100,14 @@ def main() -> None:
         first = next(iter(configs.values()))
         with session(uri, workspace, outage_timeout=1.0) as tracker:
             engine = LocalEngine(EngineContext(workspace=workspace, data=first.data))
+            # as in a sweep, whose parent has the figures of the digits
+            parent = tracker.create_run(first, "mnist", "parent")
             for number in range(given.rounds + 1):
                 for width, config in configs.items():
-                    run_id = tracker.create_run(config, "mnist", f"{width}")
-                    for name, value in measure(engine, config, run_id).items():
+                    tracking = replace(config.tracking, parent_run_id=parent)
+                    child = replace(config, tracking=tracking)
+                    run_id = tracker.create_run(child, "mnist", f"{width}")
+                    for name, value in measure(engine, child, run_id).items():
                         if number:
                             found[width, name].append(value)
             engine.stop()

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from digit_study.support import formatting
 from digit_study.support.progress import JobProgress
+from digit_study.tracking.session import Tracker
 from digit_study.trial.events import (
     Decision,
     EpochDone,
@@ -25,16 +26,28 @@ class JobList:
     It is a :class:`digit_study.trial.runner.JobSource`.
     """
 
-    def __init__(self, jobs: Sequence[Job], progress: JobProgress) -> None:
+    def __init__(
+        self,
+        jobs: Sequence[Job],
+        progress: JobProgress,
+        tracker: Tracker,
+        *,
+        trains_here: bool,
+    ) -> None:
         """Prepare to train.
 
         Args:
             jobs: What is trained, first what should start first.
             progress: Where that is shown.
+            tracker: The store that has the runs of the jobs.
+            trains_here: Whether jobs are trained on this machine, so that their runs are spooled
+                here.
         """
         self._waiting = list(jobs)
         self._total = len(jobs)
         self._progress = progress
+        self._tracker = tracker
+        self._trains_here = trains_here
         #: How each job ended, by its key.
         self.outcomes: dict[int, Finished | Failed] = {}
         progress.count(0, self._total)
@@ -49,7 +62,9 @@ class JobList:
         return self._waiting.pop(0) if self._waiting else None
 
     def on_created(self, job: Job, run_id: str) -> None:
-        """Show a job that starts."""
+        """Show a job that starts; its run ends also if this process is killed from now on."""
+        if self._trains_here:
+            self._tracker.claim_run(run_id)
         self._progress.begin(job.key, job.name, job.config.epochs)
 
     def on_submitted(self, job: Job, worker: str) -> None:
@@ -89,4 +104,4 @@ class JobList:
         """Do nothing: a list belongs to one command."""
 
     def on_stop(self, *, is_interrupted: bool, had_outage: bool) -> None:
-        """Do nothing: the parent run ends what was stopped."""
+        """Do nothing: the runner ends the runs of jobs that were stopped."""

@@ -104,7 +104,12 @@ def _run_many(plan: RunPlan, tracker: Tracker) -> None:
     with parent_run(tracker, run_id, first.config) as writer:
         _describe(writer, plan, [], [])
         names = _names(plan)
-        outcomes = _train(plan, tracker, _child_jobs(plan, names, run_id))
+        try:
+            outcomes = _train(plan, tracker, _child_jobs(plan, names, run_id))
+        except BaseException:
+            # also a run whose id did not arrive
+            tracker.close_children(run_id, "KILLED")
+            raise
         boards = _rank(writer, plan, names, outcomes)
         failed = [
             f"{name}: {outcome.reason}"
@@ -146,7 +151,7 @@ def _train(plan: RunPlan, tracker: Tracker, jobs: Sequence[Job]) -> Outcomes:
     engine = ENGINES[options.engine](plan.context)
     health = Health(plan.uri, plan.workspace, options.outage_timeout, "outage_timeout")
     with job_progress(prints_epochs=True) as progress:
-        source = JobList(jobs, progress)
+        source = JobList(jobs, progress, tracker, trains_here=options.engine == "local")
         Runner(engine, tracker, health).run(source)
     return [source.outcomes[key] for key in sorted(source.outcomes)]
 

@@ -36,6 +36,7 @@ from digit_study.tracking.location import view_command
 from digit_study.tracking.pages import INITIAL
 from digit_study.tracking.session import Tracker, session
 from digit_study.tracking.writer import RunWriter
+from digit_study.trial.health import Health
 from digit_study.trial.protocol import ENGINES, Engine, EngineContext
 from digit_study.trial.runner import Runner
 
@@ -50,6 +51,9 @@ def run_study(
     open_engine: Callable[[EngineContext], Engine] | None = None,
     results: RunResults | None = None,
     around: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    *,
+    health: Health | None = None,
+    open_session: Callable[..., AbstractContextManager[Tracker]] = session,
 ) -> StoredStudy:
     """Search until the declared total is met, then report; the same call resumes.
 
@@ -58,6 +62,8 @@ def run_study(
         open_engine: Makes the engine; by default that of ``search.engine``.
         results: Keeps what trials leave, for whoever reports on them later.
         around: Left when everything is reported, while the store can still be asked.
+        health: Watches over what trials need; by default that of the plan.
+        open_session: Opens the tracking store as :func:`digit_study.tracking.session.session` does.
 
     Raises:
         StudyError: If the study is not the one that was begun, or too many trials failed.
@@ -72,8 +78,9 @@ def run_study(
     timeout = search.outage_timeout
     if results is None:
         results = RunResults(Tracker(plan.uri, plan.workspace))
-    with session(plan.uri, plan.workspace, timeout, "search.outage_timeout") as tracker, around():
-        _search(plan, stored, engine, results, tracker)
+    opened = open_session(plan.uri, plan.workspace, timeout, "search.outage_timeout")
+    with opened as tracker, around():
+        _search(plan, stored, engine, results, tracker, health or plan.health())
         if tracker.fault is not None:
             # what is around this may ask the store
             tracker.wait()
@@ -100,6 +107,7 @@ def _search(
     engine: Engine,
     results: RunResults,
     tracker: Tracker,
+    health: Health,
 ) -> None:
     """Run the trials of a study and report on them."""
     run_id = _open_parent(plan, stored, tracker)
@@ -119,9 +127,7 @@ def _search(
         with sweep_progress(study_results.BestSoFar(plan, stored)) as progress:
             source = OptunaSource(plan, stored, tracker, run_id, results, progress)
             source.join()
-            runner = Runner(
-                engine, tracker, plan.health(), awaits_upload=stored.database is not None
-            )
+            runner = Runner(engine, tracker, health, awaits_upload=stored.database is not None)
             runner.run(source)
         if source.stop_reason is not None:
             raise StudyError(source.stop_reason)

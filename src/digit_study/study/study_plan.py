@@ -24,7 +24,7 @@ from digit_study.support.rules import check, choice, with_values
 from digit_study.support.workspace import Workspace
 from digit_study.tracking.database import check_store
 from digit_study.tracking.location import experiment_name, store_uri
-from digit_study.trial.health import Health
+from digit_study.trial.health import FIRST_PAUSE_S, Health
 from digit_study.trial.protocol import AVAILABLE_NODES, ENGINES, EngineContext
 
 #: Name of the root config of a study.
@@ -85,8 +85,12 @@ class StudyPlan:
             tracking_uri=self.uri,
         )
 
-    def health(self) -> Health:
-        """Return a watch over what trials need: disk, memory, stores."""
+    def health(self, first_pause: float = FIRST_PAUSE_S) -> Health:
+        """Return a watch over what trials need: disk, memory, stores.
+
+        Args:
+            first_pause: Seconds until the first probe after a fault.
+        """
         search = self.study.search
         return Health(
             self.uri,
@@ -94,6 +98,7 @@ class StudyPlan:
             search.outage_timeout,
             "search.outage_timeout",
             search.storage,
+            first_pause=first_pause,
         )
 
     @property

@@ -60,6 +60,13 @@ class Runs(Store):
         self.location(info.run_id, info)
         return str(info.run_id)
 
+    def claim_run(self, run_id: str) -> None:
+        """Note on disk that this process supervises a run, until another process writes it.
+
+        If this process is killed before that, the next command ends the run.
+        """
+        self.spooled(run_id).open(self.uri)
+
     def close_run(self, run_id: str, status: str, reason: str) -> None:
         """End a run whose process could not; a run that has ended stays as it is.
 

@@ -13,7 +13,12 @@ from digit_study.tracking import models, pages
 from digit_study.tracking.database import create_store, require_store
 from digit_study.tracking.queries import Queries
 from digit_study.tracking.runs import Runs
-from digit_study.tracking.uploader import BackgroundUploader, upload_left
+from digit_study.tracking.uploader import (
+    LONGEST_PAUSE_S,
+    QUIET_S,
+    BackgroundUploader,
+    upload_left,
+)
 from digit_study.tracking.writer import RunWriter
 
 
@@ -134,7 +139,13 @@ def open_store(configured: str | None, workspace: Workspace) -> Tracker:
 
 @contextmanager
 def session(
-    uri: str, workspace: Workspace, outage_timeout: float, key: str = "outage_timeout"
+    uri: str,
+    workspace: Workspace,
+    outage_timeout: float,
+    key: str = "outage_timeout",
+    *,
+    longest_pause: float = LONGEST_PAUSE_S,
+    quiet_time: float = QUIET_S,
 ) -> Iterator[Tracker]:
     """Open a store: create its tables, upload what earlier commands left, then in the background.
 
@@ -143,6 +154,8 @@ def session(
         workspace: Where runs are spooled.
         outage_timeout: Minutes for which the store may be unreachable.
         key: Config key that sets ``outage_timeout``, for messages.
+        longest_pause: Seconds at most between two attempts to upload.
+        quiet_time: Seconds after which a person is told what is waited for.
 
     Yields:
         What everything is recorded through.
@@ -153,7 +166,10 @@ def session(
     create_store(uri, workspace)
     runs = Runs(uri, workspace)
     upload_left(runs)
-    with BackgroundUploader(runs, outage_timeout, key) as uploader:
+    background = BackgroundUploader(
+        runs, outage_timeout, key, longest_pause=longest_pause, quiet_time=quiet_time
+    )
+    with background as uploader:
         yield Tracker(uri, workspace, uploader)
 
 

@@ -151,6 +151,8 @@ class BackgroundUploader:
         key: str = "search.outage_timeout",
         *,
         is_log_only: bool = False,
+        longest_pause: float = LONGEST_PAUSE_S,
+        quiet_time: float = QUIET_S,
     ) -> None:
         """Prepare; the thread begins with the block.
 
@@ -159,8 +161,12 @@ class BackgroundUploader:
             outage_timeout: Minutes in which a store that went away may come back.
             key: Config key that sets ``outage_timeout``, for messages.
             is_log_only: Whether to leave files, models and ends of runs to others.
+            longest_pause: Seconds between two rounds at most.
+            quiet_time: Seconds after which a person is told what is waited for.
         """
         self._store = runs
+        self._longest_pause = longest_pause
+        self._quiet_time = quiet_time
         self._key = key
         self._outage = Outage(outage_timeout, _announce_outage, _announce_end)
         self._rounds = 0
@@ -182,7 +188,8 @@ class BackgroundUploader:
         seconds = None
         if kind is not None and (self.fault is not None or not issubclass(kind, Exception)):
             seconds = HURRIED_S
-        left = self.wait(seconds)
+        self.wait(seconds)
+        left = self._ended_runs()
         self._is_stopping.set()
         self._creators.shutdown(wait=False, cancel_futures=True)
         self._uploads.close()
@@ -190,11 +197,13 @@ class BackgroundUploader:
         self._thread.join(HURRIED_S)
         if not left:
             return
+        folder = self._store.workspace.spool
+        if len(left) == 1:
+            folder = left[0].folder
         kept = (
-            f"the tracking store must take every result, but it has not taken {left} runs "
-            f"({self.fault or 'there was no time'}): they are kept in "
-            f"{self._store.workspace.spool}, and uploaded by the next command of any kind once it "
-            "answers"
+            f"the tracking store must take every result, but it has not taken {len(left)} runs "
+            f"({self.fault or 'there was no time'}): they are kept in {folder}, and uploaded by "
+            "the next command of any kind once it answers"
         )
         if kind is None:
             raise StudyError(kept)
@@ -248,7 +257,7 @@ class BackgroundUploader:
             is_late = self._outage.is_too_long and self._rounds > rounds + 1
             if is_late or (seconds is not None and waited > seconds):
                 break
-            if not is_announced and waited > QUIET_S:
+            if not is_announced and waited > self._quiet_time:
                 console.print_error(self._what_is_waited_for(len(left)), "")
                 is_announced = True
             if seconds is None:
@@ -281,7 +290,7 @@ class BackgroundUploader:
                 while is_ours and not self._is_stopping.is_set():
                     self._has_begun.set()
                     has_taken_all = self._round()
-                    pause = min(2 * pause, LONGEST_PAUSE_S)
+                    pause = min(2 * pause, self._longest_pause)
                     if has_taken_all:
                         pause = PAUSE_S
                     self._has_news.wait(pause)

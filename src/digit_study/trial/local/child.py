@@ -146,7 +146,8 @@ def train(
             tracker,
             reporter,
             digits_folder=digits_folder,
-            data_figures=False,
+            # a parent run has them for its children
+            data_figures=config.tracking.parent_run_id is None,
             result_before_figures=in_background,
         )
     except TrialStopped:
