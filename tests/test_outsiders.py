@@ -2,16 +2,24 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+import sqlite3
+import subprocess
+from contextlib import closing
 from pathlib import Path
 
 import mlflow
 import pytest
-from conftest import ROOT, Project
+from conftest import ROOT, Project, copy_project
 from mlflow.entities import Run
 
 from digit_study.study.run_plan import plan_runs
 from digit_study.support.workspace import Workspace
+from digit_study.tracking.relocation import COLUMNS, follow_project
 
+#: A name that a folder may have.
+NAME = """it's "mine", 100% [ü] #1? a=b,c ${x} {y}"""
 SMALL = ["data=mnist_sample", "model=tiny", "training=smoke", "data.limit=300"]
 
 
@@ -63,3 +71,108 @@ def test_validation_sets_of_two_sizes_have_a_table_each(project: Project, typed_
     (parent,) = [run for run in runs_of(typed_store) if run.data.tags.get("kind") == "multirun"]
     tables = mlflow.MlflowClient(typed_store).list_artifacts(parent.info.run_id, "tables")
     assert {Path(table.path).name for table in tables} == {"comparison.csv", "comparison_2.csv"}
+
+
+# ---------------------------------------------------------------------------------- moved
+
+
+def locations(uri: str) -> set[str]:
+    """Return every artifact location of a sqlite store."""
+    with closing(sqlite3.connect(uri.removeprefix("sqlite:///"))) as connection:
+        found = set()
+        for table, column in COLUMNS:
+            found |= {row[0] for row in connection.execute(f"SELECT {column} FROM {table}")}
+    return {text for text in found if text and "/mlruns/mine" in text}
+
+
+@pytest.fixture
+def old_home(migrated: Path, tmp_path: Path) -> Workspace:
+    """A project with an experiment, a run, a model and a version of it."""
+    workspace = Workspace(tmp_path / "an old home")
+    (workspace.artifacts / "mine").mkdir(parents=True)
+    shutil.copy(migrated, workspace.root / "mlflow.db")
+    client = mlflow.MlflowClient(workspace.default_store)
+    experiment = client.create_experiment("mine", (workspace.artifacts / "mine").as_uri())
+    run_id = client.create_run(experiment).info.run_id
+    model = client.create_logged_model(experiment, "model", run_id)
+    client.create_registered_model("digits")
+    client.create_model_version("digits", model.artifact_location, run_id, model_id=model.model_id)
+    return workspace
+
+
+@pytest.mark.parametrize("is_copied", [False, True])
+def test_the_store_follows_its_project(
+    old_home: Workspace, is_copied: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spooled = old_home.spool / "a-run"
+    spooled.mkdir(parents=True)
+    (spooled / "about.json").write_text(json.dumps({"uri": old_home.default_store}))
+    new = Workspace(old_home.root.with_name("new 100% #1?"))
+    place = f"{old_home.artifacts.as_uri()}/mine/models/m-1"
+    (spooled / "sent.json").write_text(json.dumps({"model_place": place}))
+    if is_copied:
+        shutil.copytree(old_home.root, new.root)
+    else:
+        old_home.root.rename(new.root)
+    follow_project(new.default_store, new)
+    assert "its store follows" in capsys.readouterr().err
+    found = locations(new.default_store)
+    own = f"{new.artifacts.as_uri()}/mine"
+    assert len(found) >= 3 and all(text == own or text.startswith(f"{own}/") for text in found)
+    about = json.loads((new.spool / "a-run" / "about.json").read_text())
+    assert about == {"uri": new.default_store}
+    sent = json.loads((new.spool / "a-run" / "sent.json").read_text())
+    assert sent == {"model_place": f"{own}/models/m-1"}
+    follow_project(new.default_store, new)
+    assert capsys.readouterr().err == ""
+
+
+def test_the_store_follows_its_project_with_artifacts_on_another_disk(
+    old_home: Workspace, tmp_path: Path
+) -> None:
+    old_home.artifacts.rename(tmp_path / "disk")
+    old_home.artifacts.symlink_to(tmp_path / "disk")
+    new = Workspace(tmp_path / "new home")
+    old_home.root.rename(new.root)
+    follow_project(new.default_store, new)
+    assert f"{new.artifacts.as_uri()}/mine" in locations(new.default_store)
+
+
+def test_artifacts_that_a_person_placed_elsewhere_stay_there(
+    old_home: Workspace, tmp_path: Path
+) -> None:
+    before = locations(old_home.default_store)
+    other = Workspace(tmp_path / "other")
+    other.artifacts.mkdir(parents=True)
+    # the store of another project, named by tracking.uri, and an own database with foreign artifacts
+    follow_project(old_home.default_store, other)
+    shutil.copy(old_home.root / "mlflow.db", other.root / "mlflow.db")
+    follow_project(other.default_store, other)
+    assert locations(old_home.default_store) == locations(other.default_store) == before
+
+
+@pytest.mark.slow
+def test_a_run_in_a_moved_project_is_kept_in_its_new_folder(
+    project: Project, migrated: Path, tmp_path: Path
+) -> None:
+    """A folder with every character that URIs, Hydra, SQL and shells know another meaning of."""
+    old = Workspace(tmp_path / "old")
+    (old.artifacts / "mine").mkdir(parents=True)
+    shutil.copy(migrated, old.root / "mlflow.db")
+    copy_project(old.root)
+    client = mlflow.MlflowClient(old.default_store)
+    client.create_experiment("mine", (old.artifacts / "mine").as_uri())
+    new = Workspace(tmp_path / NAME)
+    old.root.rename(new.root)
+    moved = Project(new.root, project.environment)
+    done = moved.start(*SMALL, "tracking.experiment=mine").finish()
+    assert done.code == 0 and f"The project has moved from {old.root}" in done.err, done.err
+    assert not old.root.exists()
+    assert list((new.artifacts / "mine").glob("*/artifacts/config.yaml"))
+    assert list((new.artifacts / "mine" / "models").glob("*/artifacts/data/model.keras"))
+
+
+def test_the_page_of_mlflow_starts_in_a_moved_project() -> None:
+    """A console script of an environment that was moved has a dead first line."""
+    line = subprocess.run(["make", "-n", "ui"], cwd=ROOT, capture_output=True, text=True).stdout
+    assert "python -m mlflow ui" in line and "bin/mlflow" not in line

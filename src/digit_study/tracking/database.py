@@ -20,6 +20,7 @@ from digit_study.support.redaction import without_password, without_secrets
 from digit_study.support.workspace import Workspace
 from digit_study.tracking import location
 from digit_study.tracking.location import is_server, store_uri
+from digit_study.tracking.relocation import follow_project
 
 #: Packages of database drivers whose module has another name.
 DRIVERS = {"psycopg": "psycopg[binary]", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
@@ -204,6 +205,7 @@ def require_store(configured: str | None, rule: str, remedy: str, workspace: Wor
     if is_missing(uri):
         reason = f"there is no database at '{sqlite_path(uri)}'"
         raise StudyError(f"{rule}, but {reason}: {remedy}, or name the store with tracking.uri=…")
+    follow_project(uri, workspace)
     return uri
 
 
@@ -246,6 +248,7 @@ def create_store(uri: str, workspace: Workspace) -> None:
         return
     from digit_study.tracking._mlflow import create_tables
 
+    follow_project(uri, workspace)
     # MLflow's migrations take no lock of their own: of four that start together three crash
     with workspace.lock(".store.lock"):
         create_sqlite(uri, create_tables)
