@@ -15,6 +15,7 @@ from conftest import ROOT, Project, copy_project
 from mlflow.entities import Run
 
 from digit_study.study.run_plan import plan_runs
+from digit_study.support.sqlite import sqlite_path
 from digit_study.support.workspace import Workspace
 from digit_study.tracking.relocation import COLUMNS, follow_project
 
@@ -78,7 +79,7 @@ def test_validation_sets_of_two_sizes_have_a_table_each(project: Project, typed_
 
 def locations(uri: str) -> set[str]:
     """Return every artifact location of a sqlite store."""
-    with closing(sqlite3.connect(uri.removeprefix("sqlite:///"))) as connection:
+    with closing(sqlite3.connect(sqlite_path(uri))) as connection:
         found = set()
         for table, column in COLUMNS:
             found |= {row[0] for row in connection.execute(f"SELECT {column} FROM {table}")}

@@ -11,12 +11,12 @@ from collections.abc import Callable
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from http.client import HTTPException
-from pathlib import Path
 from typing import TypeVar
 
 from digit_study.support import scratch
 from digit_study.support.errors import StudyError
 from digit_study.support.redaction import without_password, without_secrets
+from digit_study.support.sqlite import SQLITE, sqlite_path, sqlite_uri
 from digit_study.support.workspace import Workspace
 from digit_study.tracking import location
 from digit_study.tracking.location import is_server, store_uri
@@ -53,7 +53,6 @@ SETTINGS = {
     "GIT_PYTHON_REFRESH": "quiet",
     "TF_CPP_MIN_LOG_LEVEL": "3",
 }
-SQLITE = "sqlite:///"
 T = TypeVar("T")
 
 
@@ -170,11 +169,6 @@ def _file_problem(uri: str) -> str | None:
             return None
         return str(error)
     return None
-
-
-def sqlite_path(uri: str) -> Path:
-    """Return the path of the file of a sqlite URI."""
-    return Path(uri.removeprefix(SQLITE))
 
 
 def _connect(uri: str) -> sqlite3.Connection:
@@ -294,7 +288,7 @@ def create_sqlite(uri: str, create: Callable[[str], None]) -> None:
     new = path.with_name(f".{path.name}.new")
     for leftover in path.parent.glob(f"{new.name}*"):
         leftover.unlink()
-    create(f"{SQLITE}{new}")
+    create(sqlite_uri(new))
     # a write-ahead log halves the waiting for the disk; readers and writers do not block each other
     with closing(sqlite3.connect(new)) as connection:
         connection.execute("PRAGMA journal_mode=WAL").close()

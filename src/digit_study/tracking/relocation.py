@@ -13,6 +13,7 @@ from pathlib import Path
 
 from digit_study.support.console import print_error
 from digit_study.support.files import write_whole
+from digit_study.support.sqlite import SQLITE, sqlite_path, sqlite_uri
 from digit_study.support.workspace import Workspace
 
 #: Columns of MLflow's tables that hold the address of artifacts.
@@ -25,8 +26,6 @@ COLUMNS = (
 )
 #: What stands between the folder of a project and that of an experiment.
 FOLDER = "/mlruns/"
-#: How the URI of a sqlite store begins.
-SQLITE = "sqlite:///"
 #: Id of MLflow's own experiment, whose location is the folder that a command was started in.
 DEFAULT = "0"
 #: Seconds in which another process must have ended its transaction.
@@ -57,7 +56,7 @@ def follow_project(uri: str, workspace: Workspace) -> None:
         uri: URI of a store; others than those of sqlite files that exist are ignored.
         workspace: Where the project is now.
     """
-    path = Path(uri.removeprefix(SQLITE)).absolute()
+    path = sqlite_path(uri).absolute()
     if not uri.startswith(SQLITE) or not path.is_file():
         return
     # a database that is locked or of another version: MLflow says later what is wrong
@@ -110,10 +109,11 @@ def _rewrite(path: Path, moves: list[Move]) -> None:
 
 def _move_spooled(old_root: Path, workspace: Workspace) -> None:
     """Let what runs still have to upload belong to the store in the new folder."""
-    store = f"{SQLITE}{old_root}/"
+    store = sqlite_uri(old_root / "x").removesuffix("x")
+    new_store = sqlite_uri(workspace.root / "x").removesuffix("x")
     artifacts = f"{old_root.as_uri()}/"
     for folder in workspace.spool.glob("*/"):
-        _replace(folder / "about.json", "uri", store, f"{SQLITE}{workspace.root}/")
+        _replace(folder / "about.json", "uri", store, new_store)
         _replace(folder / "sent.json", "model_place", artifacts, f"{workspace.root.as_uri()}/")
 
 
