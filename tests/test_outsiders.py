@@ -6,6 +6,7 @@ import json
 import shutil
 import sqlite3
 import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -14,7 +15,9 @@ import pytest
 from conftest import ROOT, Project, copy_project
 from mlflow.entities import Run
 
+from digit_study.config.run_config import Config, TrackingConfig
 from digit_study.study.run_plan import plan_runs
+from digit_study.support.errors import StudyError
 from digit_study.support.sqlite import sqlite_path
 from digit_study.support.workspace import Workspace
 from digit_study.tracking.relocation import COLUMNS, follow_project
@@ -177,3 +180,72 @@ def test_the_page_of_mlflow_starts_in_a_moved_project() -> None:
     """A console script of an environment that was moved has a dead first line."""
     line = subprocess.run(["make", "-n", "ui"], cwd=ROOT, capture_output=True, text=True).stdout
     assert "python -m mlflow ui" in line and "bin/mlflow" not in line
+
+
+# ---------------------------------------------------------------------------------- foreign
+
+
+@pytest.fixture(scope="module")
+def usual(project: Project, migrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run as it is on a machine where nothing is unusual."""
+    uri = f"sqlite:///{shutil.copy(migrated, tmp_path_factory.mktemp('usual') / 'mlflow.db')}"
+    done = project.run(*SMALL, MLFLOW_TRACKING_URI=uri)
+    assert done.code == 0, done.err
+    return runs_of(uri)[0]
+
+
+@pytest.fixture(scope="module")
+def foreign(project: Project, migrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The same run with a keras.json and a GIT_DIR of other projects, by `python -I`."""
+    folder = tmp_path_factory.mktemp("foreign")
+    subprocess.run(["git", "init", "-q", str(folder)], check=True)
+    keras = {"floatx": "float16", "image_data_format": "channels_first", "backend": "jax"}
+    (folder / "keras.json").write_text(json.dumps(keras))
+    root = folder / "clone"
+    copy_project(root)
+    inside = Project(root, project.environment)
+    command = inside.start(
+        *SMALL,
+        "tracking.tags={owner: me, purpose: thesis}",
+        "tracking.note=the first of many",
+        python=("-I",),
+        MLFLOW_TRACKING_URI=f"sqlite:///{shutil.copy(migrated, folder / 'mlflow.db')}",
+        KERAS_HOME=str(folder),
+        KERAS_BACKEND="torch",
+        GIT_DIR=str(folder / ".git"),
+    )
+    done = command.finish()
+    assert done.code == 0, done.err
+    return runs_of(f"sqlite:///{folder}/mlflow.db")[0]
+
+
+@pytest.mark.slow
+def test_a_keras_json_of_another_project_changes_no_bit(usual: Run, foreign: Run) -> None:
+    assert foreign.data.tags["weights.sha256"] == usual.data.tags["weights.sha256"]
+    assert "floatx=float32" in foreign.data.tags["technical.keras"]
+
+
+@pytest.mark.slow
+def test_the_commit_of_another_repository_is_not_recorded(usual: Run, foreign: Run) -> None:
+    assert foreign.data.tags["technical.git.commit"] == "unknown"
+    assert foreign.data.tags["technical.git.dirty"] == "unknown"
+    assert usual.data.tags["technical.git.dirty"] == "false"
+
+
+@pytest.mark.slow
+def test_own_tags_and_a_note_are_kept(foreign: Run) -> None:
+    assert (foreign.data.tags["owner"], foreign.data.tags["purpose"]) == ("me", "thesis")
+    assert foreign.data.tags["mlflow.note.content"] == "the first of many"
+
+
+@pytest.mark.parametrize("name", ["mlflow.note.content", "kind", "study.uid", "a\tb"])
+def test_own_tags_have_names_of_their_own(name: str, store: str) -> None:
+    with pytest.raises(StudyError, match=r"`tracking\.tags`"):
+        Config(tracking=TrackingConfig(tags={name: 1})).validate()
+
+
+@pytest.mark.parametrize("option", ["-P", "-I"])
+@pytest.mark.parametrize("script", ["src/run.py", "src/draw.py"])
+def test_commands_are_found_where_python_adds_no_folder(script: str, option: str) -> None:
+    done = subprocess.run([sys.executable, option, script, "--help"], cwd=ROOT, capture_output=True)
+    assert done.returncode == 0, done.stderr

@@ -362,13 +362,14 @@ def _print(race: SeedRace, conclusion: _Conclusion, results: RunResults) -> None
 def _description(race: SeedRace, conclusion: _Conclusion | None = None) -> RunDescription:
     """Describe the parent run: winner, ranking and failures; without a conclusion it goes on."""
     study = race.plan.study
+    note = race.plan.run.tracking.note or ""
     seeds = sentences.range_of([race.first_seeds, len(race.seeds)])
     question = sentences.confirmation_question(
         study.study, len(race.entries), seeds, study.confirm.prefer
     )
     if conclusion is None:
         again = f"python sweeps/confirm.py {_address(race.plan)}"
-        return RunDescription("no winner yet", question, command=again)
+        return RunDescription("no winner yet", question, command=again, note=note)
     return RunDescription(
         answer=sentences.confirmation_answer(conclusion.winner),
         question=". ".join([question, *conclusion.lessons]),
@@ -376,6 +377,7 @@ def _description(race: SeedRace, conclusion: _Conclusion | None = None) -> RunDe
         problems=race.failures()[:MOST_PROBLEMS],
         files=FILES,
         command=f"python sweeps/promote.py {_address(race.plan)}",
+        note=note,
     )
 
 

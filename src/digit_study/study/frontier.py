@@ -198,6 +198,7 @@ def conclude(race: SeedRace, table: pd.DataFrame) -> None:
         question=sentences.frontier_question(len(table), plan.dataset),
         ranking=ranking,
         files=["figures/frontier.png"],
+        note=plan.run.tracking.note or "",
     )
     with _session(plan) as tracker:
         log = tracker.writer(race.parent_run_id)

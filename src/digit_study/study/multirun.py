@@ -281,5 +281,6 @@ def _describe(
         ranking=comparison.first_table,
         problems=failed[:LISTED_FAILURES],
         files=FILES,
+        note=plan.runs[0].config.tracking.note or "",
     )
     writer.describe(description, differing)

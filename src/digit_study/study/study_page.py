@@ -184,6 +184,9 @@ def _facts(plan: StudyPlan, frame: pd.DataFrame, board: pd.DataFrame) -> dict[st
         facts["validation images"] = f"{board['n'].iloc[0]:,}"
     facts["data"] = plan.dataset
     facts["objective"] = ", ".join(plan.objectives)
+    facts |= plan.run.tracking.own_tags
+    if plan.run.tracking.note:
+        facts["note"] = plan.run.tracking.note
     return facts
 
 
