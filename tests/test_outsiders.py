@@ -2,25 +2,36 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import shutil
 import sqlite3
 import subprocess
 import sys
+import threading
 from contextlib import closing
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import mlflow
+import optuna
 import pytest
 from conftest import ROOT, Project, copy_project
 from mlflow.entities import Run
+from optuna.storages import JournalStorage
 
 from digit_study.config.run_config import Config, TrackingConfig
+from digit_study.study._optuna import JournalFile
 from digit_study.study.run_plan import plan_runs
+from digit_study.study.search import no_parent
 from digit_study.support.errors import StudyError
 from digit_study.support.sqlite import sqlite_path
 from digit_study.support.workspace import Workspace
+from digit_study.tracking.database import check_store
 from digit_study.tracking.relocation import COLUMNS, follow_project
+from digit_study.tracking.session import Tracker
 
 #: A name that a folder may have.
 NAME = """it's "mine", 100% [ü] #1? a=b,c ${x} {y}"""
@@ -249,3 +260,77 @@ def test_own_tags_have_names_of_their_own(name: str, store: str) -> None:
 def test_commands_are_found_where_python_adds_no_folder(script: str, option: str) -> None:
     done = subprocess.run([sys.executable, option, script, "--help"], cwd=ROOT, capture_output=True)
     assert done.returncode == 0, done.stderr
+
+
+# ---------------------------------------------------------------------------------- journals
+
+
+@pytest.mark.parametrize("line", ["<<<<<<< HEAD", '{"half": ', "[1, 2]", '{"op_code": "x"}'])
+def test_a_foreign_line_in_a_journal_is_named_and_nothing_is_lost(
+    line: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "mine.journal"
+    study = optuna.create_study(storage=JournalStorage(JournalFile(path)), study_name="mine")
+    study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=2)
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:3], line, *lines[3:], ""]))
+    before = path.read_bytes()
+    with pytest.raises(StudyError, match="line 4, must be a record") as refused:
+        JournalStorage(JournalFile(path))
+    assert str(path) in str(refused.value) and "delete that line" in str(refused.value)
+    assert path.read_bytes() == before
+
+
+# ---------------------------------------------------------------------------------- stores
+
+
+def test_a_store_of_a_newer_mlflow_is_refused_in_a_line(migrated: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copy(migrated, tmp_path / "mlflow.db"))
+    check_store(f"sqlite:///{path}")
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE alembic_version SET version_num = 'fedcba987654'")
+    with pytest.raises(StudyError, match="newer MLflow than 3") as refused:
+        check_store(f"sqlite:///{path}")
+    assert "\n" not in str(refused.value)
+
+
+class AsksWho(BaseHTTPRequestHandler):
+    """A server that answers those alone who give its password."""
+
+    def do_GET(self) -> None:
+        wanted = "Basic " + base64.b64encode(b"user:se cret").decode()
+        is_known = self.headers.get("Authorization") == wanted and self.path == "/health"
+        self.send_response(200 if is_known else 500)
+        self.end_headers()
+
+    def log_message(self, *words: object) -> None:
+        """Stay quiet."""
+
+
+def test_a_server_may_be_named_with_its_password() -> None:
+    with HTTPServer(("127.0.0.1", 0), AsksWho) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        check_store(f"http://user:se%20cret@127.0.0.1:{server.server_port}")
+        server.shutdown()
+
+
+def test_a_deleted_run_is_said_to_be_deleted_and_a_removed_one_to_be_gone(
+    old_home: Workspace,
+) -> None:
+    tracker = Tracker(old_home.default_store, old_home)
+    client = tracker.client
+    (experiment,) = client.search_experiments(filter_string="name = 'mine'")
+    tags = {"kind": "study", "study.uid": "u"}
+    parent = client.create_run(experiment.experiment_id, tags=tags).info.run_id
+    trial = client.create_run(experiment.experiment_id).info.run_id
+    trials = [SimpleNamespace(user_attrs={"run_id": trial})]
+    stored: Any = SimpleNamespace(uid="u", trials=lambda: trials)
+    plan: Any = SimpleNamespace(study=SimpleNamespace(study="mine"), uri=tracker.uri)
+    client.delete_run(parent)
+    deleted = str(no_parent(plan, stored, tracker))
+    assert f"mlflow runs restore --run-id {parent}" in deleted and "was deleted" in deleted
+    with closing(sqlite3.connect(sqlite_path(tracker.uri))) as connection, connection:
+        connection.execute("DELETE FROM tags WHERE run_uuid = ?", (parent,))
+    assert "is gone from MLflow for good" in str(no_parent(plan, stored, tracker))
+    trials.clear()
+    assert "MLFLOW_TRACKING_URI" in str(no_parent(plan, stored, tracker))

@@ -30,7 +30,7 @@ from digit_study.stats.race import ACCURACY_COLUMNS, FIRST, Gap, confirmed_ranki
 from digit_study.stats.ranking import Group
 from digit_study.study import results as study_results
 from digit_study.study.results import RunResults
-from digit_study.study.search import find_parent, runs_elsewhere
+from digit_study.study.search import find_parent, no_parent
 from digit_study.study.seed_race import RaceEntry, SeedRace, race_run
 from digit_study.study.storage import (
     DATA_PATH,
@@ -195,7 +195,7 @@ def _choose(
         StudyError: If it has none, or its runs are in another store.
     """
     if find_parent(tracker, stored) is None:
-        raise runs_elsewhere(plan)
+        raise no_parent(plan, stored, tracker)
     name = plan.study.study
     board = study_results.leaderboard(plan, stored, results)
     if board.empty:
