@@ -38,7 +38,8 @@ check: .venv/.dev  ## format, lint, types, and who may import whom
 ui: .venv/.ready  ## compare runs in the browser, the newest result first
 	@test ! -f mlruns/.newest || echo "the newest result: $$(cat mlruns/.newest)"
 	@(sleep 8; test ! -f mlruns/.newest || $(PY) -m webbrowser "$$(cat mlruns/.newest)") >/dev/null 2>&1 &
-	.venv/bin/mlflow ui $(ARGS)
+	PYTHONPATH=src $(PY) -m digit_study.tracking.relocation
+	$(PY) -m mlflow ui $(ARGS)
 
 search: .venv/.ready  ## the Optuna sweep
 	$(PY) sweeps/optuna_search.py $(ARGS)

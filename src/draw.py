@@ -9,6 +9,9 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
+# Python puts this folder there itself, but not with -P, -I or PYTHONSAFEPATH
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
 from digit_study.apps.draw.drawing_store import DrawingStore
 from digit_study.apps.draw.network_view import LoadedModel, NetworkSource, ServedNetwork
 from digit_study.apps.draw.same_origin import ADDRESS, listening_socket

@@ -1,6 +1,10 @@
 """Train one digit recognizer, or several with -m. See --help."""
 
 import sys
+from pathlib import Path
+
+# Python puts this folder there itself, but not with -P, -I or PYTHONSAFEPATH
+sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from digit_study.config import compose
 from digit_study.config.run_config import Config

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from digit_study.stats.metrics import accuracy_interval
-from digit_study.stats.ranking import Candidate, Group, pooled_leaderboard
+from digit_study.stats.ranking import (
+    Candidate,
+    Group,
+    mean_over_splits,
+    pooled_leaderboard,
+    unpaired_board,
+)
 
 N = 1_000
 
@@ -81,3 +87,24 @@ def test_different_data_are_never_ranked_together() -> None:
 
 def test_nobody_to_rank_is_an_empty_board() -> None:
     assert len(pooled_leaderboard([])) == 0
+
+
+def test_runs_on_images_of_their_own_are_listed_without_a_p_value() -> None:
+    board = unpaired_board(
+        [candidate("a", range(9)), candidate("b", range(5), digest="other images")]
+    )
+    assert list(board["name"]) == ["b", "a"] and list(board["rank"]) == [1, 2]
+    assert board[["p_value", "p_adjusted"]].isna().all(axis=None)
+    assert list(board["tied"]) == [None, None]
+
+
+def test_splits_end_with_their_mean_and_spread() -> None:
+    runs = [
+        candidate("data.seed=0", range(10), digest="0"),
+        candidate("data.seed=1", range(30), digest="1"),
+        candidate("data.seed=2", range(20), digest="2"),
+    ]
+    (row,) = mean_over_splits([Group("tiny", runs)]).to_dict("records")
+    assert row["splits"] == 3 and row["mean_val_accuracy"] == pytest.approx(0.98)
+    assert row["sd_val_accuracy"] == pytest.approx(0.01)
+    assert (row["min_val_accuracy"], row["max_val_accuracy"]) == (0.97, 0.99)

@@ -7,8 +7,10 @@ that reads it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 from digit_study.config import engine_config
 from digit_study.config.engine_config import EngineConfig
@@ -17,6 +19,13 @@ from digit_study.model import networks, recipe
 from digit_study.support import hardware
 from digit_study.support.errors import StudyError
 from digit_study.support.rules import check, rules_of
+
+#: Names of tags that MLflow takes.
+TAG_NAME = re.compile(r"[\w./ -]{1,250}")
+#: How names of tags begin that MLflow or the project sets itself.
+RESERVED_PREFIXES = ("mlflow.", "technical.", "dataset.", "weights.", "best.", "trial.", "study.")
+#: Names of tags that the project sets itself.
+RESERVED_TAGS = ("kind", "study", "answer", "failure")
 
 
 @dataclass(frozen=True)
@@ -30,6 +39,8 @@ class TrackingConfig:
         parent_run_id: The run under which this run is nested.
         save_model: Whether the trained model is kept.
         system_metrics: Whether MLflow records the load of the machine while it trains.
+        tags: Own tags of the runs, by name.
+        note: A note on the runs, in Markdown.
     """
 
     uri: str | None = None
@@ -38,6 +49,24 @@ class TrackingConfig:
     parent_run_id: str | None = None
     save_model: bool = True
     system_metrics: bool = False
+    tags: dict[str, Any] = field(default_factory=dict)
+    note: str | None = None
+
+    @property
+    def own_tags(self) -> dict[str, str]:
+        """Return the tags that a person gave, as MLflow takes them."""
+        return {str(name): str(value) for name, value in self.tags.items()}
+
+    def violations(self) -> Iterator[str]:
+        """Say which tags have a name that means something else."""
+        for name in self.own_tags:
+            if not TAG_NAME.fullmatch(name):
+                yield (
+                    "`tracking.tags` must have names of letters, digits, '_', '-', '.', ' ' and "
+                    f"'/', got {name!r}"
+                )
+            elif name.startswith(RESERVED_PREFIXES) or name in RESERVED_TAGS:
+                yield f"`tracking.tags` has {name!r}, which the project sets itself: rename it"
 
 
 @dataclass(frozen=True)
@@ -75,6 +104,7 @@ class Config(EngineConfig):
         yield from networks.relation_violations(self.model)
         yield from sources.relation_violations(self.data)
         yield from engine_config.relation_violations(self)
+        yield from self.tracking.violations()
 
 
 def resolve_config(

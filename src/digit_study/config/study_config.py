@@ -169,6 +169,7 @@ class StudyConfig:
         yield from networks.relation_violations(self.model)
         yield from sources.relation_violations(self.data)
         yield from engine_config.relation_violations(self.search, "search.")
+        yield from self.tracking.violations()
         yield from _objective_violations(self.search)
         yield from _constraint_violations(self.search)
 

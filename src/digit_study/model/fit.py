@@ -13,9 +13,12 @@ import numpy as np
 import tensorflow as tf
 
 from digit_study.data.arrays import CLASSES, Labels, Pixels
+from digit_study.model.keras_settings import use_keras_settings
 from digit_study.model.recipe import AUGMENTATIONS, TrainingConfig, build_optimizer
 from digit_study.support.errors import StudyError
 from digit_study.support.signals import deferred_signals, native_stderr, raise_if_interrupted
+
+use_keras_settings()
 
 #: Values of an epoch by name.
 Epoch = dict[str, float]

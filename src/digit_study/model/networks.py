@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from digit_study.data.arrays import CLASSES, IMAGE_SIDE
+from digit_study.model.keras_settings import use_keras_settings
 from digit_study.support.rules import at_least, between, choice, rules_of
 
 #: How the last convolution of a block shrinks the image.
@@ -78,6 +79,7 @@ def build_model(config: ModelConfig, precision: str = "float32", layers: Any = N
     """
     import keras
 
+    use_keras_settings()
     previous = keras.config.dtype_policy()
     keras.config.set_dtype_policy(precision)
     try:

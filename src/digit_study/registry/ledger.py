@@ -22,6 +22,7 @@ from mlflow.entities.model_registry import RegisteredModel
 
 from digit_study.support import processes
 from digit_study.support.files import append_json_lines, parse_json_lines
+from digit_study.support.sqlite import sqlite_path
 from digit_study.support.workspace import Workspace
 from digit_study.tracking.queries import ABSENT
 from digit_study.tracking.session import Tracker
@@ -127,7 +128,7 @@ def ledger_path(uri: str, name: str, workspace: Workspace) -> Path:
         A path in ``mlruns/`` beside a local database, else in the workspace.
     """
     if uri.startswith("sqlite:"):
-        database = Path(uri.removeprefix("sqlite:///")).absolute()
+        database = sqlite_path(uri).absolute()
         return database.parent / "mlruns" / f"ledger.{database.stem}.{name}.jsonl"
     parts = urllib.parse.urlsplit(uri)
     server = re.sub(r"[^A-Za-z0-9.-]+", "_", f"{parts.hostname}_{parts.port or ''}{parts.path}")

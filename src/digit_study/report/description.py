@@ -37,6 +37,8 @@ class RunDescription:
     files: Sequence[str] = ()
     #: What to type next.
     command: str = ""
+    #: What the person who started it noted, in Markdown.
+    note: str = ""
 
     def markdown(self, experiment: str, run_id: str) -> str:
         """Return the whole description.

@@ -19,6 +19,8 @@ class RankingKind(Enum):
 
     #: Runs of ``run.py -m``.
     RUNS = auto()
+    #: Runs of ``run.py -m`` of which each has validation images of its own.
+    UNPAIRED_RUNS = auto()
     #: Configurations of a study.
     CONFIGURATIONS = auto()
     #: Candidates of a confirmation, each over its seeds.
@@ -135,6 +137,14 @@ COLUMNS: dict[RankingKind, tuple[Column | str, ...]] = {
         _VERDICT,
         _RUN_ID,
     ),
+    RankingKind.UNPAIRED_RUNS: (
+        _NAME,
+        _ACCURACY,
+        _LOSS,
+        _PARAMETERS,
+        _SECONDS,
+        _RUN_ID,
+    ),
     RankingKind.CONFIGURATIONS: (
         _RANK,
         _ACCURACY,
@@ -174,6 +184,7 @@ COLUMNS: dict[RankingKind, tuple[Column | str, ...]] = {
 #: What a column of names is called.
 NAMED = {
     RankingKind.RUNS: "run",
+    RankingKind.UNPAIRED_RUNS: "run",
     RankingKind.CONFIGURATIONS: "trial: configuration",
     RankingKind.CANDIDATES: "trial: configuration",
     RankingKind.NETWORKS: "network",
@@ -183,6 +194,10 @@ LEGENDS = {
     RankingKind.RUNS: (
         "tied: not significantly different from the best "
         "(p > 0.05; McNemar, for all comparisons together)"
+    ),
+    RankingKind.UNPAIRED_RUNS: (
+        "each run has validation images of its own: a difference is of the images too, "
+        "so there is no paired p"
     ),
     RankingKind.CONFIGURATIONS: (
         "tied: not significantly different from the best "
@@ -301,6 +316,32 @@ class RankedTable:
     @property
     def _most_seeds(self) -> int:
         return max(row.seeds for row in self.rows)
+
+
+def splits_view(means: pd.DataFrame) -> TableView:
+    """Return the table of configurations that were trained on several splits.
+
+    Args:
+        means: What :func:`digit_study.stats.ranking.mean_over_splits` returns.
+    """
+    rows = []
+    for row in means.to_dict("records"):
+        cells = [
+            Cell(row["name"]),
+            number(row["splits"]),
+            number(100 * row["mean_val_accuracy"], "{:.2f} %"),
+            number(100 * row["sd_val_accuracy"], "{:.2f}"),
+            number(100 * row["min_val_accuracy"], "{:.2f} %"),
+            number(100 * row["max_val_accuracy"], "{:.2f} %"),
+            number(row["parameters"]),
+        ]
+        rows.append(cells)
+    return TableView(
+        ["configuration", "splits", "mean", "± points", "lowest", "highest", "parameters"],
+        rows,
+        title="Mean validation accuracy over the splits",
+        legend="± points: standard deviation over the splits (data.seed)",
+    )
 
 
 def _is_shown(column: Column | str, medium: Medium) -> bool:

@@ -99,6 +99,34 @@ def _ties(others: int, ties: int) -> str:
     return f"{ties} of the other {others} {verb} not significantly different from it"
 
 
+def several_validation_sets(sets: int) -> str:
+    """Say before the training that not all runs can be compared image by image."""
+    return (
+        f"The runs have {sets} different sets of validation images (by data.seed, data.validation "
+        "or the digits): only runs with the same images are ranked together, with a paired p"
+    )
+
+
+def splits_answer(means: pd.DataFrame) -> str:
+    """Say how good a configuration is over several splits, the best of them first.
+
+    Args:
+        means: What :func:`digit_study.stats.ranking.mean_over_splits` returns.
+    """
+    best = means.iloc[0]
+    ends = f"{percent(best['min_val_accuracy'])} to {percent(best['max_val_accuracy'])}"
+    return (
+        f"{percent(best['mean_val_accuracy'])} is the mean validation accuracy of {best['name']} "
+        f"over {best['splits']} splits, with a standard deviation of "
+        f"{100 * best['sd_val_accuracy']:.2f} points ({ends})"
+    )
+
+
+def unpaired_answer(count: int) -> str:
+    """Say that runs are not compared."""
+    return f"{count} runs have validation images of their own and are not ranked"
+
+
 def search_question(
     keys: Sequence[str], dataset: str, trials: int, method: str, states: Iterable[str]
 ) -> str:

@@ -133,7 +133,8 @@ class Candidate:
         metrics: Its final metrics by name. A ranking needs ``val_accuracy``, ``val_loss``,
             ``parameters`` and ``training_seconds``.
         correct: Which validation images it predicts correctly, (n,), in the order of their index.
-        digest: sha256 of its data; only runs on equal digests are ranked together.
+        digest: Which data and validation images it has; only runs with equal digests are ranked
+            together.
     """
 
     name: str
@@ -279,6 +280,55 @@ def leaderboard(candidates: Sequence[Candidate]) -> pd.DataFrame:
     See docs/statistics.md#ranking
     """
     return pooled_leaderboard([Group(candidate.name, [candidate]) for candidate in candidates])
+
+
+def unpaired_board(candidates: Sequence[Candidate]) -> pd.DataFrame:
+    """List runs that were each validated on other images, which no paired test can compare.
+
+    Args:
+        candidates: Runs on any data.
+
+    Returns:
+        A row for each run, the most accurate first, with the columns :data:`COLUMNS`. P-values are
+        NaN and ``tied`` is None.
+
+    See docs/statistics.md#several-splits
+    """
+    boards = [leaderboard([candidate]) for candidate in candidates]
+    board = pd.concat(boards).sort_values("val_accuracy", ascending=False, kind="stable")
+    board["rank"] = range(1, len(board) + 1)
+    board[["p_value", "p_adjusted"]] = math.nan
+    board["tied"] = None
+    return board.reset_index(drop=True)
+
+
+def mean_over_splits(groups: Sequence[Group]) -> pd.DataFrame:
+    """Summarise configurations that were trained on several splits of the data.
+
+    Args:
+        groups: Configurations, each with its runs on two or more splits.
+
+    Returns:
+        A row for each, the best mean first. Columns name, splits, mean_val_accuracy,
+        sd_val_accuracy (the standard deviation over the splits), min_val_accuracy,
+        max_val_accuracy, and parameters.
+
+    See docs/statistics.md#several-splits
+    """
+    rows = []
+    for group in groups:
+        accuracies = np.array([run.metrics["val_accuracy"] for run in group.runs])
+        row = {
+            "name": group.name,
+            "splits": len(accuracies),
+            "mean_val_accuracy": accuracies.mean(),
+            "sd_val_accuracy": accuracies.std(ddof=1),
+            "min_val_accuracy": accuracies.min(),
+            "max_val_accuracy": accuracies.max(),
+            "parameters": round(group.mean("parameters")),
+        }
+        rows.append(row)
+    return pd.DataFrame(rows).sort_values("mean_val_accuracy", ascending=False, kind="stable")
 
 
 def pooled_leaderboard(groups: Sequence[Group]) -> pd.DataFrame:

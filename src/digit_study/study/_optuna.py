@@ -181,6 +181,10 @@ def make_sampler_and_pruner(
         return SAMPLERS[search.sampler](seed), PRUNERS[pruner_of(search)](epochs)
 
 
+#: Characters of a damaged line that a message quotes.
+LONGEST_LINE = 60
+
+
 @contextmanager
 def _locked(path: Path) -> Iterator[BinaryIO]:
     """Open a journal file to append to, whole, and for this process alone.
@@ -212,7 +216,30 @@ class JournalFile(JournalFileBackend):
         """Yield the records from a number on; the file is not opened where there is none."""
         size = os.stat(self._path).st_size
         if self._log_number_offset.get(log_number_from) != size:
-            yield from super().read_logs(log_number_from)
+            try:
+                for log in super().read_logs(log_number_from):
+                    if not _is_record(log):
+                        raise self._damage()
+                    yield log
+            except ValueError:
+                raise self._damage() from None
+
+    def _damage(self) -> StudyError:
+        """Return the error that names the first line which Optuna did not write."""
+        lines = self._path.read_bytes().splitlines()
+        for number, line in enumerate(lines, start=1):
+            try:
+                if _is_record(json.loads(line)):
+                    continue
+            except ValueError:
+                pass
+            found = line[:LONGEST_LINE].decode(errors="replace")
+            return StudyError(
+                f"{self._path}, line {number}, must be a record of a study, got {found!r}: delete "
+                "that line if something else wrote it, or bring the file back from a copy; "
+                "nothing was changed"
+            )
+        return StudyError(f"{self._path} cannot be read: bring it back from a copy")
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         """Append records."""
@@ -225,6 +252,11 @@ class JournalFile(JournalFileBackend):
             if ends_trial:
                 file.flush()
                 os.fsync(file.fileno())
+
+
+def _is_record(log: Any) -> bool:
+    """Return whether a line of a journal is one that Optuna wrote."""
+    return isinstance(log, dict) and isinstance(log.get("op_code"), int) and "worker_id" in log
 
 
 def stale_trial_ids(storage: BaseStorage, study: str) -> set[int]:

@@ -30,7 +30,7 @@ from digit_study.stats.race import ACCURACY_COLUMNS, FIRST, Gap, confirmed_ranki
 from digit_study.stats.ranking import Group
 from digit_study.study import results as study_results
 from digit_study.study.results import RunResults
-from digit_study.study.search import find_parent, runs_elsewhere
+from digit_study.study.search import find_parent, no_parent
 from digit_study.study.seed_race import RaceEntry, SeedRace, race_run
 from digit_study.study.storage import (
     DATA_PATH,
@@ -195,7 +195,7 @@ def _choose(
         StudyError: If it has none, or its runs are in another store.
     """
     if find_parent(tracker, stored) is None:
-        raise runs_elsewhere(plan)
+        raise no_parent(plan, stored, tracker)
     name = plan.study.study
     board = study_results.leaderboard(plan, stored, results)
     if board.empty:
@@ -362,13 +362,14 @@ def _print(race: SeedRace, conclusion: _Conclusion, results: RunResults) -> None
 def _description(race: SeedRace, conclusion: _Conclusion | None = None) -> RunDescription:
     """Describe the parent run: winner, ranking and failures; without a conclusion it goes on."""
     study = race.plan.study
+    note = race.plan.run.tracking.note or ""
     seeds = sentences.range_of([race.first_seeds, len(race.seeds)])
     question = sentences.confirmation_question(
         study.study, len(race.entries), seeds, study.confirm.prefer
     )
     if conclusion is None:
         again = f"python sweeps/confirm.py {_address(race.plan)}"
-        return RunDescription("no winner yet", question, command=again)
+        return RunDescription("no winner yet", question, command=again, note=note)
     return RunDescription(
         answer=sentences.confirmation_answer(conclusion.winner),
         question="; ".join([question, *conclusion.lessons]),
@@ -376,6 +377,7 @@ def _description(race: SeedRace, conclusion: _Conclusion | None = None) -> RunDe
         problems=race.failures()[:MOST_PROBLEMS],
         files=FILES,
         command=f"python sweeps/promote.py {_address(race.plan)}",
+        note=note,
     )
 
 

@@ -99,6 +99,10 @@ def plan_frontier(arguments: Sequence[str], workspace: Workspace) -> FrontierPla
 def _fingerprint(config: Config) -> str:
     """Return what tells the runs of a network from those of others, whatever its threads."""
     trained = repr((config.data.sha256, config.model, replace(config.training, threads=None)))
+    data = config.data
+    split = (data.seed, data.validation, data.limit)
+    if split != (0, None, None):  # runs on the usual split have had this name since ever
+        trained += repr(split)
     return hashlib.sha256(trained.encode()).hexdigest()[:12]
 
 
@@ -194,6 +198,7 @@ def conclude(race: SeedRace, table: pd.DataFrame) -> None:
         question=sentences.frontier_question(len(table), plan.dataset),
         ranking=ranking,
         files=["figures/frontier.png"],
+        note=plan.run.tracking.note or "",
     )
     with _session(plan) as tracker:
         log = tracker.writer(race.parent_run_id)

@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pandas as pd
 
+from digit_study.config.run_config import Config
 from digit_study.report.description import RunDescription
 from digit_study.report.figures import charts
 from digit_study.report.figures.ranking_figures import leaderboard_figure
-from digit_study.report.ranking import RankedTable, RankingKind
-from digit_study.report.sentences import ranking_answer, runs_question
-from digit_study.report.terminal import print_lines, print_ranking, print_run
+from digit_study.report.ranking import RankedTable, RankingKind, splits_view
+from digit_study.report.sentences import (
+    ranking_answer,
+    runs_question,
+    several_validation_sets,
+    splits_answer,
+    unpaired_answer,
+)
+from digit_study.report.terminal import print_lines, print_ranking, print_run, print_table
 from digit_study.stats import ranking
-from digit_study.stats.ranking import Candidate
+from digit_study.stats.ranking import Candidate, Group
 from digit_study.study.job_list import JobList
 from digit_study.study.parent_run import parent_run
 from digit_study.study.run_plan import PlannedRun, RunPlan
@@ -41,6 +48,45 @@ DATA_FIGURES = ("figures/class_counts.png", "figures/samples.png")
 RANKING_FIGURE = "figures/comparison.png"
 #: Failures that the page of a parent run lists.
 LISTED_FAILURES = 5
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What came of the runs of ``-m``."""
+
+    #: A leaderboard for each set of validation images that several runs share.
+    boards: Sequence[pd.DataFrame]
+    #: Runs that share their images with no other; None if there are none.
+    unpaired: pd.DataFrame | None = None
+    #: Mean and spread of each configuration that was trained on several splits; None if none was.
+    splits: pd.DataFrame | None = None
+
+    @property
+    def all_boards(self) -> list[pd.DataFrame]:
+        """Return all tables with a row for each run."""
+        if self.unpaired is None:
+            return list(self.boards)
+        return [*self.boards, self.unpaired]
+
+    @property
+    def answers(self) -> list[str]:
+        """Return what was found, in sentences."""
+        answers = []
+        if self.splits is not None:
+            answers.append(splits_answer(self.splits))
+        answers += [ranking_answer(board, "run") for board in self.boards]
+        if self.splits is None and self.unpaired is not None:
+            answers.append(unpaired_answer(len(self.unpaired)))
+        return answers
+
+    @property
+    def first_table(self) -> RankedTable | None:
+        """Return the table of the parent's page."""
+        if self.boards:
+            return RankedTable.of(RankingKind.RUNS, self.boards[0])
+        if self.unpaired is not None:
+            return RankedTable.of(RankingKind.UNPAIRED_RUNS, self.unpaired)
+        return None
 
 
 def run(plan: RunPlan) -> None:
@@ -102,24 +148,25 @@ def _run_many(plan: RunPlan, tracker: Tracker) -> None:
     tags = {"kind": "multirun", **INITIAL}
     run_id = tracker.create_run(first.config, first.dataset, title, **tags)
     with parent_run(tracker, run_id, first.config) as writer:
-        _describe(writer, plan, [], [])
+        _describe(writer, plan, Comparison([]), [])
         names = _names(plan)
+        if plan.validation_sets > 1:
+            print_lines(several_validation_sets(plan.validation_sets))
         try:
             outcomes = _train(plan, tracker, _child_jobs(plan, names, run_id))
         except BaseException:
             # also a run whose id did not arrive
             tracker.close_children(run_id, "KILLED")
             raise
-        boards = _rank(writer, plan, names, outcomes)
+        comparison = _compare(plan, names, outcomes)
+        _record(writer, comparison)
         failed = [
             f"{name}: {outcome.reason}"
             for name, outcome in zip(names, outcomes, strict=True)
             if isinstance(outcome, Failed)
         ]
-        _describe(writer, plan, boards, failed)
-        for board in boards:
-            compared = RankedTable.of(RankingKind.RUNS, board)
-            print_ranking("Comparison on the validation images", compared)
+        _describe(writer, plan, comparison, failed)
+        _print(comparison)
         print_lines(f"parent run {run_id}", f"see it: {tracker.address(run_id, children=True)}")
         if failed:
             raise_violations([f"{len(failed)} of {len(outcomes)} runs FAILED:", *failed])
@@ -156,50 +203,94 @@ def _train(plan: RunPlan, tracker: Tracker, jobs: Sequence[Job]) -> Outcomes:
     return [source.outcomes[key] for key in sorted(source.outcomes)]
 
 
-def _rank(
-    writer: RunWriter, plan: RunPlan, names: Sequence[str], outcomes: Outcomes
-) -> list[pd.DataFrame]:
-    """Rank runs on equal data together, and put tables and figures on their parent."""
-    candidates = []
+def _compare(plan: RunPlan, names: Sequence[str], outcomes: Outcomes) -> Comparison:
+    """Rank runs on the same validation images together, and summarise splits of the data."""
+    by_images: dict[str, list[Candidate]] = {}
+    by_configuration: dict[str, list[Candidate]] = {}
     for planned, name, outcome in zip(plan.runs, names, outcomes, strict=True):
-        if isinstance(outcome, Finished):
-            result = outcome.result
-            correct = result.evaluation.predicted == result.evaluation.labels
-            digest = str(planned.config.data.sha256)
-            candidates.append(Candidate(name, result.run_id, result.metrics, correct, digest))
-    boards = []
-    for digest in dict.fromkeys(candidate.digest for candidate in candidates):
-        same = [candidate for candidate in candidates if candidate.digest == digest]
-        board = ranking.leaderboard(same)
-        boards.append(board)
-        suffix = f"_{len(boards)}"
-        if len(boards) == 1:
+        if not isinstance(outcome, Finished):
+            continue
+        result = outcome.result
+        correct = result.evaluation.predicted == result.evaluation.labels
+        candidate = Candidate(name, result.run_id, result.metrics, correct, planned.validation)
+        by_images.setdefault(planned.validation, []).append(candidate)
+        by_configuration.setdefault(_without_split(planned.config), []).append(candidate)
+    if len(by_images) == 1:
+        return Comparison([ranking.leaderboard(*by_images.values())])
+    boards = [ranking.leaderboard(same) for same in by_images.values() if len(same) > 1]
+    alone = [same[0] for same in by_images.values() if len(same) == 1]
+    comparison = Comparison(boards)
+    if alone:
+        comparison = replace(comparison, unpaired=ranking.unpaired_board(alone))
+    groups = [
+        Group(_configuration_name(runs[0].name), runs)
+        for runs in by_configuration.values()
+        if len({run.digest for run in runs}) > 1
+    ]
+    if groups:
+        comparison = replace(comparison, splits=ranking.mean_over_splits(groups))
+    return comparison
+
+
+def _without_split(config: Config) -> str:
+    """Return a text that is equal for runs that differ in the split of their data alone."""
+    values = flatten(config)
+    del values["data.seed"]
+    return str(sorted(values.items(), key=str))
+
+
+def _configuration_name(name: str) -> str:
+    """Return the name of a run without its split."""
+    words = [word for word in name.split() if not word.startswith("data.seed=")]
+    return " ".join(words) or "the configuration"
+
+
+def _record(writer: RunWriter, comparison: Comparison) -> None:
+    """Put the tables and figures of a comparison on the parent's page."""
+    for number, board in enumerate(comparison.all_boards, start=1):
+        suffix = f"_{number}"
+        if number == 1:
             suffix = ""
         charts.write_table(board, writer.folder, f"comparison{suffix}")
         figure = leaderboard_figure(board, "Validation accuracy")
         charts.save(figure, writer.folder / "figures" / f"comparison{suffix}.png")
-    if len(boards) == 1:
-        writer.best(boards[0], f"{len(boards[0])} runs")
-    return boards
+    if len(comparison.boards) == 1 and comparison.unpaired is None:
+        board = comparison.boards[0]
+        writer.best(board, f"{len(board)} runs")
+    if comparison.splits is not None:
+        charts.write_table(comparison.splits, writer.folder, "splits")
+        best = comparison.splits.iloc[0]
+        columns = ("mean_val_accuracy", "sd_val_accuracy")
+        writer.metrics({column: best[column] for column in columns})
+
+
+def _print(comparison: Comparison) -> None:
+    """Print the tables of a comparison."""
+    for board in comparison.boards:
+        compared = RankedTable.of(RankingKind.RUNS, board)
+        print_ranking("Comparison on the validation images", compared)
+    if comparison.unpaired is not None:
+        listed = RankedTable.of(RankingKind.UNPAIRED_RUNS, comparison.unpaired)
+        print_ranking("Each on its own validation images", listed)
+    if comparison.splits is not None:
+        print_table(splits_view(comparison.splits))
 
 
 def _describe(
-    writer: RunWriter, plan: RunPlan, boards: Sequence[pd.DataFrame], failed: Sequence[str]
+    writer: RunWriter, plan: RunPlan, comparison: Comparison, failed: Sequence[str]
 ) -> None:
     """Put the answer and the first runs on the parent's page."""
-    answers = [ranking_answer(board, "run") for board in boards]
-    table = None
     files = list(DATA_FIGURES)
-    if boards:
+    if comparison.first_table is not None:
         files.insert(0, RANKING_FIGURE)
-        table = RankedTable.of(RankingKind.RUNS, boards[0])
     configs = [flatten(planned.config) for planned in plan.runs]
     differing = [key for key in configs[0] if len({str(config[key]) for config in configs}) > 1]
     description = RunDescription(
-        answer="; ".join(answers) or "no run has finished yet",
+        answer="; ".join(comparison.answers) or "no run has finished yet",
         question=runs_question(len(plan.runs), plan.typed),
-        ranking=table,
+        ranking=comparison.first_table,
         problems=failed[:LISTED_FAILURES],
         files=files,
+        note=plan.runs[0].config.tracking.note or "",
     )
     writer.describe(description, differing)

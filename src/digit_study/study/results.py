@@ -308,13 +308,14 @@ def description(
     method = f"{search.sampler}, {pruner_of(search)}"
     question = sentences.search_question(plan.keys, plan.dataset, search.trials, method, states)
     problems = _problems(stored)
+    note = plan.run.tracking.note or ""
     again = f"python sweeps/optuna_search.py {address_of(plan)}"
     if board is None:
         answer = f"the search has not ended; best so far: {BestSoFar(plan, stored)()}"
-        return RunDescription(answer, question, problems=problems, command=again)
+        return RunDescription(answer, question, problems=problems, command=again, note=note)
     if board.empty:
         answer = "no trial that keeps the constraints has finished"
-        return RunDescription(answer, question, problems=problems, command=again)
+        return RunDescription(answer, question, problems=problems, command=again, note=note)
     return RunDescription(
         answer=sentences.ranking_answer(board, "trial", machines),
         question=question,
@@ -322,6 +323,7 @@ def description(
         problems=problems,
         files=FILES,
         command=f"python sweeps/confirm.py {address_of(plan)}",
+        note=note,
     )
 
 

@@ -49,6 +49,9 @@ class PlannedRun:
     dataset: str
     #: Estimated work, in multiplications.
     cost: float
+    #: Which images it is validated on: equal for two runs with the same ones, which alone are
+    #: compared image by image.
+    validation: str = ""
 
 
 @dataclass(frozen=True)
@@ -72,6 +75,11 @@ class RunPlan:
     def workspace(self) -> Workspace:
         """Where runs are kept."""
         return self.context.workspace
+
+    @property
+    def validation_sets(self) -> int:
+        """How many different sets of images the runs are validated on."""
+        return len({run.validation for run in self.runs})
 
     @property
     def longest_first(self) -> list[int]:
@@ -257,8 +265,10 @@ def _resolve(
         resolved, source = resolve_config(config, workers, precision)
         if source.warning:
             warnings.add(source.warning)
-        images, _ = split_sizes(source.images, resolved.data)
-        runs.append(PlannedRun(text, resolved, source.name, images * _model_cost(resolved)))
+        train, held_out = split_sizes(source.images, resolved.data)
+        cost = train * _model_cost(resolved)
+        validation = f"{resolved.data.sha256} {resolved.data.seed} {held_out}"
+        runs.append(PlannedRun(text, resolved, source.name, cost, validation))
     for warning in sorted(warnings):
         warn(warning)
     return runs

@@ -32,6 +32,7 @@ from digit_study.support.errors import StudyError
 from digit_study.support.progress import sweep_progress
 from digit_study.support.redaction import without_password
 from digit_study.support.rules import flatten
+from digit_study.tracking.database import restore_command
 from digit_study.tracking.location import view_command
 from digit_study.tracking.pages import INITIAL
 from digit_study.tracking.session import Tracker, session
@@ -92,12 +93,26 @@ def find_parent(tracker: Tracker, stored: StoredStudy) -> str | None:
     return tracker.find_run({"kind": "study", "study.uid": stored.uid})
 
 
-def runs_elsewhere(plan: StudyPlan) -> StudyError:
-    """Return the error of a study whose runs are in another store."""
+def no_parent(plan: StudyPlan, stored: StoredStudy, tracker: Tracker) -> StudyError:
+    """Return the error of a study whose run is not there: deleted, gone, or in another store."""
+    name = plan.study.study
+    deleted = tracker.find_deleted_run({"kind": "study", "study.uid": stored.uid})
+    if deleted is not None:
+        command = restore_command(tracker.uri, deleted, tracker.workspace)
+        return StudyError(
+            f"the run of study '{name}' was deleted in MLflow: restore it with `{command}`"
+        )
+    fresh = f"python sweeps/optuna_search.py study={name} search.fresh=true"
+    trials = [trial.user_attrs[RUN_ID] for trial in stored.trials() if RUN_ID in trial.user_attrs]
+    if any(tracker.has_run(run_id) for run_id in trials):
+        return StudyError(
+            f"the run of study '{name}' is gone from MLflow for good (by `mlflow gc`): search "
+            f"again with `{fresh}`"
+        )
     return StudyError(
-        f"the runs of study '{plan.study.study}' are not in {without_password(plan.uri)}: set "
-        "MLFLOW_TRACKING_URI to the store that it was begun with, or start it anew with "
-        "search.fresh=true"
+        f"the runs of study '{name}' are not in {without_password(plan.uri)}: set "
+        "MLFLOW_TRACKING_URI to the store that it was begun with; if `mlflow gc` has removed them "
+        f"from there, search again with `{fresh}`"
     )
 
 
@@ -147,7 +162,7 @@ def _open_parent(plan: StudyPlan, stored: StoredStudy, tracker: Tracker) -> str:
         if known is not None and tracker.reopen_run(known):
             return known
         if any(RUN_ID in trial.user_attrs for trial in stored.trials()):
-            raise runs_elsewhere(plan)
+            raise no_parent(plan, stored, tracker)
         tags = {**INITIAL, "study": study, "kind": "study", "study.uid": stored.uid}
         return tracker.create_run(plan.run, plan.dataset, f"study {study}", **tags)
 

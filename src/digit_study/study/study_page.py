@@ -33,7 +33,7 @@ from digit_study.report.terminal import print_lines
 from digit_study.study import results as study_results
 from digit_study.study.page_networks import compare_networks
 from digit_study.study.results import RunResults
-from digit_study.study.search import find_parent, runs_elsewhere
+from digit_study.study.search import find_parent, no_parent
 from digit_study.study.storage import CREATED, OVERRIDES, StoredStudy, find_study, refuse_changes
 from digit_study.study.study_plan import StudyPlan
 from digit_study.study.trial_attributes import RUN_ID
@@ -103,7 +103,7 @@ def _parent_id(plan: StudyPlan, stored: StoredStudy, tracker: Tracker) -> str:
     """Return the parent run of a study; StudyError if its runs are in another store."""
     found = find_parent(tracker, stored)
     if found is None:
-        raise runs_elsewhere(plan)
+        raise no_parent(plan, stored, tracker)
     return found
 
 
@@ -186,6 +186,9 @@ def _facts(plan: StudyPlan, frame: pd.DataFrame, board: pd.DataFrame) -> dict[st
         facts["validation images"] = f"{board['n'].iloc[0]:,}"
     facts["data"] = plan.dataset
     facts["objective"] = ", ".join(plan.objectives)
+    facts |= plan.run.tracking.own_tags
+    if plan.run.tracking.note:
+        facts["note"] = plan.run.tracking.note
     return facts
 
 

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from digit_study.support.sqlite import sqlite_uri
+
 
 @dataclass(frozen=True)
 class Workspace:
@@ -24,7 +26,7 @@ class Workspace:
     @property
     def default_store(self) -> str:
         """URI of the tracking store that is used where none is configured."""
-        return f"sqlite:///{self.root / 'mlflow.db'}"
+        return sqlite_uri(self.root / "mlflow.db")
 
     @property
     def artifacts(self) -> Path:

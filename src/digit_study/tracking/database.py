@@ -1,25 +1,31 @@
 """The database or server that holds runs: whether it answers, its creation. Imports MLflow late."""
 
+import base64
 import logging
 import os
 import sqlite3
 import tempfile
 import time
 import urllib.error
+import urllib.parse
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
 from http.client import HTTPException
+from importlib.metadata import version
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TypeVar
 
 from digit_study.support import scratch
 from digit_study.support.errors import StudyError
 from digit_study.support.redaction import without_password, without_secrets
+from digit_study.support.sqlite import SQLITE, sqlite_path, sqlite_uri
 from digit_study.support.workspace import Workspace
 from digit_study.tracking import location
 from digit_study.tracking.location import is_server, store_uri
+from digit_study.tracking.relocation import follow_project
 
 #: Packages of database drivers whose module has another name.
 DRIVERS = {"psycopg": "psycopg[binary]", "psycopg2": "psycopg2-binary", "MySQLdb": "mysqlclient"}
@@ -52,7 +58,6 @@ SETTINGS = {
     "GIT_PYTHON_REFRESH": "quiet",
     "TF_CPP_MIN_LOG_LEVEL": "3",
 }
-SQLITE = "sqlite:///"
 T = TypeVar("T")
 
 
@@ -110,7 +115,7 @@ def _server_problem(uri: str) -> Problem | None:
     remedy = "start it, or leave the address out for ./mlflow.db"
     # one request that is not repeated needs no session, and `requests` takes 0.15 s to import
     try:
-        urllib.request.urlopen(f"{uri.rstrip('/')}/health", timeout=ANSWERS_WITHIN_S).close()
+        urllib.request.urlopen(_health_request(uri), timeout=ANSWERS_WITHIN_S).close()
     except urllib.error.HTTPError as error:
         if error.code in ASKS_WHO:
             return None
@@ -121,21 +126,63 @@ def _server_problem(uri: str) -> Problem | None:
     return None
 
 
+def _health_request(uri: str) -> urllib.request.Request:
+    """Return the request of a server's health, with the credentials that its URI has."""
+    parts = urllib.parse.urlsplit(uri)
+    credentials, _, host = parts.netloc.rpartition("@")
+    address = parts._replace(netloc=host, path=f"{parts.path.rstrip('/')}/health").geturl()
+    request = urllib.request.Request(address)
+    if credentials:
+        plain = urllib.parse.unquote(credentials).encode()
+        request.add_header("Authorization", f"Basic {base64.b64encode(plain).decode()}")
+    return request
+
+
+def _version_problem(revisions: Sequence[str]) -> str | None:
+    """Return why a database of MLflow cannot be used by the MLflow that is installed.
+
+    Args:
+        revisions: What its table ``alembic_version`` holds.
+    """
+    package = find_spec("mlflow")  # which does not import it
+    if package is None or not package.submodule_search_locations:
+        return None
+    folder = Path(package.submodule_search_locations[0], "store", "db_migrations", "versions")
+    known = {path.name.partition("_")[0] for path in folder.glob("*.py")}
+    if not known or known.issuperset(revisions):
+        return None
+    return (
+        f"it was written by a newer MLflow than {version('mlflow')}, which is installed here: "
+        "use that one, or name another store with tracking.uri=…"
+    )
+
+
 def _database_problem(uri: str, kind: str) -> Problem | None:
-    from sqlalchemy import create_engine
+    from sqlalchemy import create_engine, inspect, text
     from sqlalchemy.exc import SQLAlchemyError
 
     options: dict[str, int] = {}
     if kind != "mssql":  # without this a host that drops packets is waited for by the minute
         options["connect_timeout"] = ANSWERS_WITHIN_S
     try:
-        create_engine(uri, connect_args=options).connect().close()
+        engine = create_engine(uri, connect_args=options)
+        with engine.connect() as connection:
+            names = inspect(connection).get_table_names()
+            revisions = []
+            if {"alembic_version", "experiments"} <= set(names):
+                revisions = connection.execute(
+                    text("SELECT version_num FROM alembic_version")
+                ).all()
+        engine.dispose()
     except ImportError as error:
         package = DRIVERS.get(str(error.name), error.name)
         rule = "a database whose driver is installed"
         return Problem(rule, f"{error}; python -m pip install '{package}'")
     except (SQLAlchemyError, ValueError) as error:
         return Problem("a database that answers", without_secrets(str(error), uri))
+    reason = _version_problem([str(revision) for (revision,) in revisions])
+    if reason is not None:
+        return Problem("a database of this MLflow or an older one", reason)
     return None
 
 
@@ -163,17 +210,15 @@ def _file_problem(uri: str) -> str | None:
         with closing(_connect(uri)) as connection:
             connection.execute("BEGIN IMMEDIATE").close()
             connection.execute("ROLLBACK").close()
-            connection.execute("SELECT count(*) FROM sqlite_master").close()
+            tables = connection.execute("SELECT name FROM sqlite_master").fetchall()
+            revisions = []
+            if ("alembic_version",) in tables and ("experiments",) in tables:
+                revisions = connection.execute("SELECT version_num FROM alembic_version").fetchall()
     except sqlite3.DatabaseError as error:
         if "locked" in str(error):  # another run writes at this moment
             return None
         return str(error)
-    return None
-
-
-def sqlite_path(uri: str) -> Path:
-    """Return the path of the file of a sqlite URI."""
-    return Path(uri.removeprefix(SQLITE))
+    return _version_problem([str(revision) for (revision,) in revisions])
 
 
 def _connect(uri: str) -> sqlite3.Connection:
@@ -204,6 +249,7 @@ def require_store(configured: str | None, rule: str, remedy: str, workspace: Wor
     if is_missing(uri):
         reason = f"there is no database at '{sqlite_path(uri)}'"
         raise StudyError(f"{rule}, but {reason}: {remedy}, or name the store with tracking.uri=…")
+    follow_project(uri, workspace)
     return uri
 
 
@@ -231,6 +277,14 @@ def unknown_run(uri: str, run_id: str, key: str, workspace: Workspace) -> StudyE
     return StudyError(f"{wrong}: see the ids with `{location.view_command(uri, workspace)}`")
 
 
+def restore_command(uri: str, run_id: str, workspace: Workspace) -> str:
+    """Return the command that restores a deleted run."""
+    command = f"mlflow runs restore --run-id {run_id}"
+    if uri == workspace.default_store:
+        return command
+    return f"MLFLOW_TRACKING_URI='{without_password(uri)}' {command}"
+
+
 def create_store(uri: str, workspace: Workspace) -> None:
     """Create or migrate the tables of a store, once, however many processes ask.
 
@@ -246,6 +300,7 @@ def create_store(uri: str, workspace: Workspace) -> None:
         return
     from digit_study.tracking._mlflow import create_tables
 
+    follow_project(uri, workspace)
     # MLflow's migrations take no lock of their own: of four that start together three crash
     with workspace.lock(".store.lock"):
         create_sqlite(uri, create_tables)
@@ -293,7 +348,7 @@ def create_sqlite(uri: str, create: Callable[[str], None]) -> None:
     new = path.with_name(f".{path.name}.new")
     for leftover in path.parent.glob(f"{new.name}*"):
         leftover.unlink()
-    create(f"{SQLITE}{new}")
+    create(sqlite_uri(new))
     # a write-ahead log halves the waiting for the disk; readers and writers do not block each other
     with closing(sqlite3.connect(new)) as connection:
         connection.execute("PRAGMA journal_mode=WAL").close()

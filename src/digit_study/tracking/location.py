@@ -47,4 +47,5 @@ def view_command(uri: str, workspace: Workspace) -> str:
         return without_password(uri)
     if uri == workspace.default_store:
         return "mlflow ui"
-    return f"mlflow ui --backend-store-uri '{without_password(uri)}'"
+    for_shell = without_password(uri).replace("'", "'\\''")
+    return f"mlflow ui --backend-store-uri '{for_shell}'"

@@ -10,10 +10,13 @@ from importlib.metadata import version
 
 from digit_study.config.compose import ROOT
 from digit_study.config.run_config import Config
+from digit_study.model.keras_settings import KERAS_SETTINGS
 from digit_study.support import hardware
 
 #: Prefix of these tags: tags that a person looks for have none.
 TECHNICAL = "technical."
+#: Value of a tag that cannot be found out.
+UNKNOWN = "unknown"
 #: Packages that a saved model needs.
 MODEL_REQUIREMENTS = ("tensorflow", "keras", "numpy")
 #: Commands of git whose output is recorded, by tag.
@@ -48,19 +51,34 @@ def plain(tags: Mapping[str, str]) -> dict[str, str]:
 
 @cache
 def code_tags() -> dict[str, str]:
-    """Return the git commit of the project, and whether files differ from it."""
+    """Return the git commit of the project, and whether files differ from it.
+
+    Both are ``unknown`` without a repository of its own: that of a folder around the project says
+    nothing about it.
+    """
+    if _git("rev-parse --show-toplevel") != str(ROOT):
+        return dict.fromkeys(GIT_COMMANDS, UNKNOWN)
     found = {tag: _git(words) for tag, words in GIT_COMMANDS.items()}
-    found["git.dirty"] = str(bool(found["git.dirty"])).lower()
+    if found["git.dirty"] != UNKNOWN:
+        found["git.dirty"] = str(bool(found["git.dirty"])).lower()
     return found
 
 
 def _git(words: str) -> str:
     """Return what git prints; ``unknown`` without git or without a repository."""
     command = ["git", "-C", str(ROOT), *words.split()]
+    # a hook of another repository sets GIT_DIR and more; settings of git itself stay
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith("GIT_") or name.startswith("GIT_CONFIG")
+    }
     try:
-        text = subprocess.check_output(command, stderr=subprocess.DEVNULL, text=True)
-    except (FileNotFoundError, subprocess.CalledProcessError):
-        return "unknown"
+        text = subprocess.check_output(
+            command, stderr=subprocess.DEVNULL, text=True, env=environment
+        )
+    except (OSError, subprocess.CalledProcessError):
+        return UNKNOWN
     return text.strip()
 
 
@@ -68,6 +86,7 @@ def machine_tags() -> dict[str, str]:
     """Return what of this process and its machine decides bits and seconds of a run."""
     return {
         "pid": str(os.getpid()),
+        "keras": ", ".join(f"{key}={value}" for key, value in KERAS_SETTINGS.items()),
         "onednn": os.environ.get("TF_ENABLE_ONEDNN_OPTS", "default"),
         "host": platform.node(),
         "os": platform.platform(),

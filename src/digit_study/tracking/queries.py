@@ -9,7 +9,7 @@ from typing import TypeVar
 import pandas as pd
 from hydra.core.override_parser.types import Quote, QuotedString
 from mlflow import MlflowException
-from mlflow.entities import Run
+from mlflow.entities import Run, ViewType
 
 from digit_study.config import compose
 from digit_study.config.engine_config import ENGINE_KEYS
@@ -21,6 +21,7 @@ from digit_study.support.redaction import without_password
 from digit_study.support.suggestions import nearest
 from digit_study.tracking import models, provenance
 from digit_study.tracking.database import (
+    restore_command,
     unknown_run,
 )
 from digit_study.tracking.runs import MOST_RUNS, Runs
@@ -74,6 +75,25 @@ class Queries(Runs):
         if not found:
             return None
         return str(found[0].info.run_id)
+
+    def find_deleted_run(self, tags: Mapping[str, str]) -> str | None:
+        """Return the id of the newest deleted run with all of ``tags``; it can be restored."""
+        found = self.client.search_runs(
+            self._experiments(), _all_of(tags), ViewType.DELETED_ONLY, max_results=1
+        )
+        if not found:
+            return None
+        return str(found[0].info.run_id)
+
+    def has_run(self, run_id: str) -> bool:
+        """Return whether the store knows a run, deleted or not."""
+        try:
+            self.client.get_run(run_id)
+        except MlflowException as fault:
+            if fault.error_code not in ABSENT:
+                raise
+            return False
+        return True
 
     def _experiments(self) -> list[str]:
         return [experiment.experiment_id for experiment in self.client.search_experiments()]
@@ -202,7 +222,7 @@ class Queries(Runs):
         if run.info.lifecycle_stage != "active":
             wanted = "run that is not deleted"
             found = "deleted"
-            remedy = "`mlflow runs restore` it"
+            remedy = f"restore it with `{restore_command(self.uri, run_id, self.workspace)}`"
         elif run.info.status != "FINISHED":
             wanted = "finished run"
             found = run.info.status

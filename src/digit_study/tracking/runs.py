@@ -10,7 +10,12 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from mlflow.exceptions import MlflowException
-from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_SOURCE_NAME, MLFLOW_USER
+from mlflow.utils.mlflow_tags import (
+    MLFLOW_PARENT_RUN_ID,
+    MLFLOW_RUN_NOTE,
+    MLFLOW_SOURCE_NAME,
+    MLFLOW_USER,
+)
 
 from digit_study.config.run_config import Config
 from digit_study.support import processes
@@ -199,6 +204,9 @@ def run_tags(config: Config, dataset: str, **tags: str) -> dict[str, str]:
     found = {MLFLOW_SOURCE_NAME: Path(sys.argv[0]).name, MLFLOW_USER: processes.user_name()}
     if config.tracking.parent_run_id:
         found[MLFLOW_PARENT_RUN_ID] = config.tracking.parent_run_id
+    found |= config.tracking.own_tags
+    if config.tracking.note:
+        found[MLFLOW_RUN_NOTE] = config.tracking.note
     found |= tags
     found["dataset.name"] = dataset
     found["dataset.sha256"] = str(config.data.sha256)

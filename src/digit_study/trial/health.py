@@ -15,6 +15,7 @@ import psutil
 from digit_study.support import console
 from digit_study.support.errors import StudyError, first_line
 from digit_study.support.outage import Outage
+from digit_study.support.sqlite import SQLITE, sqlite_path
 from digit_study.support.workspace import Workspace
 from digit_study.tracking.database import check_store
 
@@ -27,7 +28,6 @@ DISK_BYTES = 8 * 2**20
 #: Bytes of memory that must be available before a trial starts again.
 MEMORY_BYTES = 256 * 2**20
 #: How the URI of a sqlite database begins.
-SQLITE = "sqlite:///"
 
 
 class Health:
@@ -152,7 +152,7 @@ class Health:
         folders = {self._workspace.artifacts}
         for uri in (self._uri, self._storage):
             if uri is not None and uri.startswith(SQLITE):
-                folders.add(Path(uri.removeprefix(SQLITE)).parent)
+                folders.add(sqlite_path(uri).parent)
         return folders
 
 

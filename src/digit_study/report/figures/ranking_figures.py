@@ -19,6 +19,7 @@ from digit_study.report.sentences import counted, range_of
 MOST_RUNS = 40
 TIED = "not significantly different from the best"
 WORSE = "significantly worse than the best"
+UNPAIRED = "on validation images of its own"
 #: What An et al. 2020 (arXiv 2008.10400) publish of their ensembles; their number of epochs was
 #: chosen on the test set.
 PUBLISHED = {
@@ -60,7 +61,9 @@ def leaderboard_figure(board: pd.DataFrame, title: str, most_runs: int = MOST_RU
 
 def _leaderboard_row(row: Mapping[Any, Any]) -> charts.IntervalRow:
     style: Style = {"color": RED, "marker": "D", "ms": 8, "mfc": "white", "label": WORSE}
-    if row["tied"]:
+    if row["tied"] is None:
+        style = {"color": GREY, "marker": "o", "ms": 8, "label": UNPAIRED}
+    elif row["tied"]:
         style = {"color": BLUE, "marker": "o", "ms": 8, "label": TIED}
     value = 100 * row["val_accuracy"]
     ends = (value, 100 * row["val_accuracy_low"], 100 * row["val_accuracy_high"])

@@ -27,6 +27,7 @@ from digit_study.support.errors import StudyError
 from digit_study.support.formatting import listed
 from digit_study.support.scratch import use_scratch
 from digit_study.support.signals import deferred_signals
+from digit_study.support.sqlite import SQLITE, sqlite_path, sqlite_uri
 from digit_study.support.workspace import Workspace
 from digit_study.tracking.location import store_uri
 from digit_study.tracking.session import Tracker
@@ -440,7 +441,6 @@ class RayEngine:
 
 def absolute_uri(uri: str) -> str:
     """Return a store's URI as it is found from another working directory."""
-    path = uri.removeprefix("sqlite:///")
-    if path == uri:
+    if not uri.startswith(SQLITE):
         return uri
-    return f"sqlite:///{Path(path).absolute()}"
+    return sqlite_uri(sqlite_path(uri).absolute())

@@ -1,0 +1,25 @@
+"""URIs of sqlite databases, for folders of any name."""
+
+import urllib.parse
+from pathlib import Path
+
+#: How the URI of a sqlite database begins.
+SQLITE = "sqlite:///"
+
+
+def sqlite_uri(path: Path) -> str:
+    """Return the URI of a sqlite file.
+
+    SQLAlchemy decodes the path of a URI and takes what follows a question mark for options, so
+    these two characters are encoded and no others: other URIs stay as people write them.
+
+    Args:
+        path: The file.
+    """
+    encoded = str(path).replace("%", "%25").replace("?", "%3F")
+    return f"{SQLITE}{encoded}"
+
+
+def sqlite_path(uri: str) -> Path:
+    """Return the path of the file of a sqlite URI, as SQLAlchemy decodes it."""
+    return Path(urllib.parse.unquote(uri.removeprefix(SQLITE).partition("?")[0]))

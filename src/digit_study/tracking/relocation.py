@@ -1,0 +1,143 @@
+"""A store that follows its project: MLflow keeps absolute paths, and folders get moved and renamed.
+
+It needs sqlite alone, so that ``make ui`` can call it: ``python -m
+digit_study.tracking.relocation``.
+"""
+
+import json
+import sqlite3
+import urllib.parse
+from contextlib import closing, suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from digit_study.support.console import print_error
+from digit_study.support.files import write_whole
+from digit_study.support.sqlite import SQLITE, sqlite_path, sqlite_uri
+from digit_study.support.workspace import Workspace
+
+#: Columns of MLflow's tables that hold the address of artifacts.
+COLUMNS = (
+    ("experiments", "artifact_location"),
+    ("runs", "artifact_uri"),
+    ("logged_models", "artifact_location"),
+    ("model_versions", "source"),
+    ("model_versions", "storage_location"),
+)
+#: What stands between the folder of a project and that of an experiment.
+FOLDER = "/mlruns/"
+#: Id of MLflow's own experiment, whose location is the folder that a command was started in.
+DEFAULT = "0"
+#: Seconds in which another process must have ended its transaction.
+LOCKED_FOR_S = 30.0
+
+
+@dataclass(frozen=True)
+class Move:
+    """The artifacts of an experiment that lie elsewhere now."""
+
+    #: Where the store says they are.
+    old: str
+    #: Where they are.
+    new: str
+
+    @property
+    def old_root(self) -> Path:
+        """Folder that the project had then."""
+        return _path_of(self.old).parents[1]
+
+
+def follow_project(uri: str, workspace: Workspace) -> None:
+    """Make the artifact locations of a sqlite store those of the folder that the project has now.
+
+    It does nothing where the project has not moved. What people placed elsewhere stays there.
+
+    Args:
+        uri: URI of a store; others than those of sqlite files that exist are ignored.
+        workspace: Where the project is now.
+    """
+    path = sqlite_path(uri).absolute()
+    if not uri.startswith(SQLITE) or not path.is_file():
+        return
+    # a database that is locked or of another version: MLflow says later what is wrong
+    with suppress(sqlite3.DatabaseError):
+        if not _moves(path, workspace):
+            return
+        with workspace.lock(".store.lock"):
+            moves = _moves(path, workspace)  # another process may have been faster
+            _rewrite(path, moves)
+        for root in sorted({move.old_root for move in moves}):
+            _move_spooled(root, workspace)
+            print_error(f"The project has moved from {root}: its store follows.", "yellow")
+
+
+def _moves(path: Path, workspace: Workspace) -> list[Move]:
+    """Return which experiments of a store lay in another folder of the project."""
+    with closing(_connect(path)) as connection:
+        rows = connection.execute("SELECT experiment_id, artifact_location FROM experiments")
+        locations = {str(number): str(location) for number, location in rows}
+    own = path.is_relative_to(workspace.root)
+    artifacts = f"{workspace.artifacts.as_uri()}/"
+    moves = []
+    for location in locations.values():
+        start, folder, name = location.rpartition(FOLDER)
+        is_local = start.startswith(("file://", "/"))
+        if not folder or not is_local or "/" in name or f"{start}{folder}" == artifacts:
+            continue
+        move = Move(location, f"{artifacts}{name}")
+        is_here = _path_of(move.new).exists()
+        is_there = _path_of(move.old).exists()
+        # a copy of a project leaves its old folder where it was
+        if (is_here and not is_there) or (own and (is_here or not is_there)):
+            moves.append(move)
+    roots = {move.old_root for move in moves if move.old != locations.get(DEFAULT)}
+    return [move for move in moves if move.old_root in roots]
+
+
+def _rewrite(path: Path, moves: list[Move]) -> None:
+    """Write the new locations in one transaction."""
+    with closing(_connect(path)) as connection, connection:
+        connection.execute("BEGIN IMMEDIATE")
+        for move in moves:
+            for table, column in COLUMNS:
+                connection.execute(
+                    f"UPDATE {table} SET {column} = :new || substr({column}, length(:old) + 1) "
+                    f"WHERE {column} = :old OR substr({column}, 1, length(:old) + 1) = :old || '/'",
+                    {"old": move.old, "new": move.new},
+                )
+
+
+def _move_spooled(old_root: Path, workspace: Workspace) -> None:
+    """Let what runs still have to upload belong to the store in the new folder."""
+    store = sqlite_uri(old_root / "x").removesuffix("x")
+    new_store = sqlite_uri(workspace.root / "x").removesuffix("x")
+    artifacts = f"{old_root.as_uri()}/"
+    for folder in workspace.spool.glob("*/"):
+        _replace(folder / "about.json", "uri", store, new_store)
+        _replace(folder / "sent.json", "model_place", artifacts, f"{workspace.root.as_uri()}/")
+
+
+def _replace(path: Path, key: str, old: str, new: str) -> None:
+    """Replace how a text in a JSON file begins, where it begins with ``old``."""
+    with suppress(OSError, ValueError):
+        record = json.loads(path.read_text())
+        if str(record.get(key)).startswith(old):
+            record[key] = f"{new}{record[key].removeprefix(old)}"
+            write_whole(path, json.dumps(record).encode())
+
+
+def _connect(path: Path) -> sqlite3.Connection:
+    address = f"{path.as_uri()}?mode=rw"
+    return sqlite3.connect(address, uri=True, timeout=LOCKED_FOR_S, isolation_level=None)
+
+
+def _path_of(location: str) -> Path:
+    """Return the path of a local artifact location."""
+    if location.startswith("file://"):
+        return Path(urllib.parse.unquote(location.removeprefix("file://")))
+    return Path(location)
+
+
+if __name__ == "__main__":
+    project = Workspace.of_project()
+    follow_project(project.default_store, project)

@@ -1,0 +1,336 @@
+"""What people of other projects stumble over: their folders, servers, settings and files."""
+
+from __future__ import annotations
+
+import base64
+import json
+import shutil
+import sqlite3
+import subprocess
+import sys
+import threading
+from contextlib import closing
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import mlflow
+import optuna
+import pytest
+from conftest import ROOT, Project, copy_project
+from mlflow.entities import Run
+from optuna.storages import JournalStorage
+
+from digit_study.config.run_config import Config, TrackingConfig
+from digit_study.study._optuna import JournalFile
+from digit_study.study.run_plan import plan_runs
+from digit_study.study.search import no_parent
+from digit_study.support.errors import StudyError
+from digit_study.support.sqlite import sqlite_path
+from digit_study.support.workspace import Workspace
+from digit_study.tracking.database import check_store
+from digit_study.tracking.relocation import COLUMNS, follow_project
+from digit_study.tracking.session import Tracker
+
+#: A name that a folder may have.
+NAME = """it's "mine", 100% [ü] #1? a=b,c ${x} {y}"""
+SMALL = ["data=mnist_sample", "model=tiny", "training=smoke", "data.limit=300"]
+
+
+def runs_of(uri: str) -> list[Run]:
+    client = mlflow.MlflowClient(uri)
+    experiments = [found.experiment_id for found in client.search_experiments()]
+    return list(client.search_runs(experiments))
+
+
+# ---------------------------------------------------------------------------------- splits
+
+
+@pytest.mark.parametrize(
+    ("words", "sets"),
+    [
+        (["model.filters=4,8"], 1),
+        (["data.limit=200,300"], 1),
+        (["data.validation=1000,1250"], 2),
+        (["data.validation=1000,null"], 1),
+        (["data.seed=0,1,2"], 3),
+    ],
+)
+def test_it_is_known_before_training_which_runs_share_their_images(
+    words: list[str], sets: int, store: str
+) -> None:
+    plan = plan_runs(["-m", "data=mnist_sample", "model=tiny", *words], Workspace(ROOT))
+    assert plan.validation_sets == sets
+
+
+@pytest.mark.slow
+def test_splits_of_the_data_are_not_ranked_but_averaged(project: Project, typed_store: str) -> None:
+    done = project.run("-m", "data.seed=0,1", *SMALL, MLFLOW_TRACKING_URI=typed_store)
+    assert done.code == 0, done.err
+    assert done.out.startswith("The runs have 2 different sets of validation images")
+    assert "verdict" not in done.out and "Mean validation accuracy over the splits" in done.out
+    (parent,) = [run for run in runs_of(typed_store) if run.data.tags.get("kind") == "multirun"]
+    children = [run for run in runs_of(typed_store) if run.info.run_id != parent.info.run_id]
+    accuracies = [run.data.metrics["val_accuracy"] for run in children]
+    assert parent.data.metrics["mean_val_accuracy"] == pytest.approx(sum(accuracies) / 2)
+    assert "over 2 splits" in parent.data.tags["answer"]
+
+
+@pytest.mark.slow
+def test_validation_sets_of_two_sizes_have_a_table_each(project: Project, typed_store: str) -> None:
+    words = ["-m", "data.validation=200,400", "model.filters=2,4", *SMALL]
+    done = project.run(*words, MLFLOW_TRACKING_URI=typed_store)
+    assert done.code == 0, done.err
+    assert done.out.count("Comparison on the validation images") == 2
+    (parent,) = [run for run in runs_of(typed_store) if run.data.tags.get("kind") == "multirun"]
+    tables = mlflow.MlflowClient(typed_store).list_artifacts(parent.info.run_id, "tables")
+    assert {Path(table.path).name for table in tables} == {"comparison.csv", "comparison_2.csv"}
+
+
+# ---------------------------------------------------------------------------------- moved
+
+
+def locations(uri: str) -> set[str]:
+    """Return every artifact location of a sqlite store."""
+    with closing(sqlite3.connect(sqlite_path(uri))) as connection:
+        found = set()
+        for table, column in COLUMNS:
+            found |= {row[0] for row in connection.execute(f"SELECT {column} FROM {table}")}
+    return {text for text in found if text and "/mlruns/mine" in text}
+
+
+@pytest.fixture
+def old_home(migrated: Path, tmp_path: Path) -> Workspace:
+    """A project with an experiment, a run, a model and a version of it."""
+    workspace = Workspace(tmp_path / "an old home")
+    (workspace.artifacts / "mine").mkdir(parents=True)
+    shutil.copy(migrated, workspace.root / "mlflow.db")
+    client = mlflow.MlflowClient(workspace.default_store)
+    experiment = client.create_experiment("mine", (workspace.artifacts / "mine").as_uri())
+    run_id = client.create_run(experiment).info.run_id
+    model = client.create_logged_model(experiment, "model", run_id)
+    client.create_registered_model("digits")
+    client.create_model_version("digits", model.artifact_location, run_id, model_id=model.model_id)
+    return workspace
+
+
+@pytest.mark.parametrize("is_copied", [False, True])
+def test_the_store_follows_its_project(
+    old_home: Workspace, is_copied: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    spooled = old_home.spool / "a-run"
+    spooled.mkdir(parents=True)
+    (spooled / "about.json").write_text(json.dumps({"uri": old_home.default_store}))
+    new = Workspace(old_home.root.with_name("new 100% #1?"))
+    place = f"{old_home.artifacts.as_uri()}/mine/models/m-1"
+    (spooled / "sent.json").write_text(json.dumps({"model_place": place}))
+    if is_copied:
+        shutil.copytree(old_home.root, new.root)
+    else:
+        old_home.root.rename(new.root)
+    follow_project(new.default_store, new)
+    assert "its store follows" in capsys.readouterr().err
+    found = locations(new.default_store)
+    own = f"{new.artifacts.as_uri()}/mine"
+    assert len(found) >= 3 and all(text == own or text.startswith(f"{own}/") for text in found)
+    about = json.loads((new.spool / "a-run" / "about.json").read_text())
+    assert about == {"uri": new.default_store}
+    sent = json.loads((new.spool / "a-run" / "sent.json").read_text())
+    assert sent == {"model_place": f"{own}/models/m-1"}
+    follow_project(new.default_store, new)
+    assert capsys.readouterr().err == ""
+
+
+def test_the_store_follows_its_project_with_artifacts_on_another_disk(
+    old_home: Workspace, tmp_path: Path
+) -> None:
+    old_home.artifacts.rename(tmp_path / "disk")
+    old_home.artifacts.symlink_to(tmp_path / "disk")
+    new = Workspace(tmp_path / "new home")
+    old_home.root.rename(new.root)
+    follow_project(new.default_store, new)
+    assert f"{new.artifacts.as_uri()}/mine" in locations(new.default_store)
+
+
+def test_artifacts_that_a_person_placed_elsewhere_stay_there(
+    old_home: Workspace, tmp_path: Path
+) -> None:
+    before = locations(old_home.default_store)
+    other = Workspace(tmp_path / "other")
+    other.artifacts.mkdir(parents=True)
+    # the store of another project, named by tracking.uri, and an own database with foreign artifacts
+    follow_project(old_home.default_store, other)
+    shutil.copy(old_home.root / "mlflow.db", other.root / "mlflow.db")
+    follow_project(other.default_store, other)
+    assert locations(old_home.default_store) == locations(other.default_store) == before
+
+
+@pytest.mark.slow
+def test_a_run_in_a_moved_project_is_kept_in_its_new_folder(
+    project: Project, migrated: Path, tmp_path: Path
+) -> None:
+    """A folder with every character that URIs, Hydra, SQL and shells know another meaning of."""
+    old = Workspace(tmp_path / "old")
+    (old.artifacts / "mine").mkdir(parents=True)
+    shutil.copy(migrated, old.root / "mlflow.db")
+    copy_project(old.root)
+    client = mlflow.MlflowClient(old.default_store)
+    client.create_experiment("mine", (old.artifacts / "mine").as_uri())
+    new = Workspace(tmp_path / NAME)
+    old.root.rename(new.root)
+    moved = Project(new.root, project.environment)
+    done = moved.start(*SMALL, "tracking.experiment=mine").finish()
+    assert done.code == 0 and f"The project has moved from {old.root}" in done.err, done.err
+    assert not old.root.exists()
+    assert list((new.artifacts / "mine").glob("*/artifacts/config.yaml"))
+    assert list((new.artifacts / "mine" / "models").glob("*/artifacts/data/model.keras"))
+
+
+def test_the_page_of_mlflow_starts_in_a_moved_project() -> None:
+    """A console script of an environment that was moved has a dead first line."""
+    line = subprocess.run(["make", "-n", "ui"], cwd=ROOT, capture_output=True, text=True).stdout
+    assert "python -m mlflow ui" in line and "bin/mlflow" not in line
+
+
+# ---------------------------------------------------------------------------------- foreign
+
+
+@pytest.fixture(scope="module")
+def usual(project: Project, migrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """A run as it is on a machine where nothing is unusual."""
+    uri = f"sqlite:///{shutil.copy(migrated, tmp_path_factory.mktemp('usual') / 'mlflow.db')}"
+    done = project.run(*SMALL, MLFLOW_TRACKING_URI=uri)
+    assert done.code == 0, done.err
+    return runs_of(uri)[0]
+
+
+@pytest.fixture(scope="module")
+def foreign(project: Project, migrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    """The same run with a keras.json and a GIT_DIR of other projects, by `python -I`."""
+    folder = tmp_path_factory.mktemp("foreign")
+    subprocess.run(["git", "init", "-q", str(folder)], check=True)
+    keras = {"floatx": "float16", "image_data_format": "channels_first", "backend": "jax"}
+    (folder / "keras.json").write_text(json.dumps(keras))
+    root = folder / "clone"
+    copy_project(root)
+    inside = Project(root, project.environment)
+    command = inside.start(
+        *SMALL,
+        "tracking.tags={owner: me, purpose: thesis}",
+        "tracking.note=the first of many",
+        python=("-I",),
+        MLFLOW_TRACKING_URI=f"sqlite:///{shutil.copy(migrated, folder / 'mlflow.db')}",
+        KERAS_HOME=str(folder),
+        KERAS_BACKEND="torch",
+        GIT_DIR=str(folder / ".git"),
+    )
+    done = command.finish()
+    assert done.code == 0, done.err
+    return runs_of(f"sqlite:///{folder}/mlflow.db")[0]
+
+
+@pytest.mark.slow
+def test_a_keras_json_of_another_project_changes_no_bit(usual: Run, foreign: Run) -> None:
+    assert foreign.data.tags["weights.sha256"] == usual.data.tags["weights.sha256"]
+    assert "floatx=float32" in foreign.data.tags["technical.keras"]
+
+
+@pytest.mark.slow
+def test_the_commit_of_another_repository_is_not_recorded(usual: Run, foreign: Run) -> None:
+    assert foreign.data.tags["technical.git.commit"] == "unknown"
+    assert foreign.data.tags["technical.git.dirty"] == "unknown"
+    assert usual.data.tags["technical.git.dirty"] == "false"
+
+
+@pytest.mark.slow
+def test_own_tags_and_a_note_are_kept(foreign: Run) -> None:
+    assert (foreign.data.tags["owner"], foreign.data.tags["purpose"]) == ("me", "thesis")
+    assert foreign.data.tags["mlflow.note.content"] == "the first of many"
+
+
+@pytest.mark.parametrize("name", ["mlflow.note.content", "kind", "study.uid", "a\tb"])
+def test_own_tags_have_names_of_their_own(name: str, store: str) -> None:
+    with pytest.raises(StudyError, match=r"`tracking\.tags`"):
+        Config(tracking=TrackingConfig(tags={name: 1})).validate()
+
+
+@pytest.mark.parametrize("option", ["-P", "-I"])
+@pytest.mark.parametrize("script", ["src/run.py", "src/draw.py"])
+def test_commands_are_found_where_python_adds_no_folder(script: str, option: str) -> None:
+    done = subprocess.run([sys.executable, option, script, "--help"], cwd=ROOT, capture_output=True)
+    assert done.returncode == 0, done.stderr
+
+
+# ---------------------------------------------------------------------------------- journals
+
+
+@pytest.mark.parametrize("line", ["<<<<<<< HEAD", '{"half": ', "[1, 2]", '{"op_code": "x"}'])
+def test_a_foreign_line_in_a_journal_is_named_and_nothing_is_lost(
+    line: str, tmp_path: Path
+) -> None:
+    path = tmp_path / "mine.journal"
+    study = optuna.create_study(storage=JournalStorage(JournalFile(path)), study_name="mine")
+    study.optimize(lambda trial: trial.suggest_float("x", 0, 1), n_trials=2)
+    lines = path.read_text().splitlines()
+    path.write_text("\n".join([*lines[:3], line, *lines[3:], ""]))
+    before = path.read_bytes()
+    with pytest.raises(StudyError, match="line 4, must be a record") as refused:
+        JournalStorage(JournalFile(path))
+    assert str(path) in str(refused.value) and "delete that line" in str(refused.value)
+    assert path.read_bytes() == before
+
+
+# ---------------------------------------------------------------------------------- stores
+
+
+def test_a_store_of_a_newer_mlflow_is_refused_in_a_line(migrated: Path, tmp_path: Path) -> None:
+    path = Path(shutil.copy(migrated, tmp_path / "mlflow.db"))
+    check_store(f"sqlite:///{path}")
+    with closing(sqlite3.connect(path)) as connection, connection:
+        connection.execute("UPDATE alembic_version SET version_num = 'fedcba987654'")
+    with pytest.raises(StudyError, match="newer MLflow than 3") as refused:
+        check_store(f"sqlite:///{path}")
+    assert "\n" not in str(refused.value)
+
+
+class AsksWho(BaseHTTPRequestHandler):
+    """A server that answers those alone who give its password."""
+
+    def do_GET(self) -> None:
+        wanted = "Basic " + base64.b64encode(b"user:se cret").decode()
+        is_known = self.headers.get("Authorization") == wanted and self.path == "/health"
+        self.send_response(200 if is_known else 500)
+        self.end_headers()
+
+    def log_message(self, *words: object) -> None:
+        """Stay quiet."""
+
+
+def test_a_server_may_be_named_with_its_password() -> None:
+    with HTTPServer(("127.0.0.1", 0), AsksWho) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        check_store(f"http://user:se%20cret@127.0.0.1:{server.server_port}")
+        server.shutdown()
+
+
+def test_a_deleted_run_is_said_to_be_deleted_and_a_removed_one_to_be_gone(
+    old_home: Workspace,
+) -> None:
+    tracker = Tracker(old_home.default_store, old_home)
+    client = tracker.client
+    (experiment,) = client.search_experiments(filter_string="name = 'mine'")
+    tags = {"kind": "study", "study.uid": "u"}
+    parent = client.create_run(experiment.experiment_id, tags=tags).info.run_id
+    trial = client.create_run(experiment.experiment_id).info.run_id
+    trials = [SimpleNamespace(user_attrs={"run_id": trial})]
+    stored: Any = SimpleNamespace(uid="u", trials=lambda: trials)
+    plan: Any = SimpleNamespace(study=SimpleNamespace(study="mine"), uri=tracker.uri)
+    client.delete_run(parent)
+    deleted = str(no_parent(plan, stored, tracker))
+    assert f"mlflow runs restore --run-id {parent}" in deleted and "was deleted" in deleted
+    with closing(sqlite3.connect(sqlite_path(tracker.uri))) as connection, connection:
+        connection.execute("DELETE FROM tags WHERE run_uuid = ?", (parent,))
+    assert "is gone from MLflow for good" in str(no_parent(plan, stored, tracker))
+    trials.clear()
+    assert "MLFLOW_TRACKING_URI" in str(no_parent(plan, stored, tracker))
