@@ -8,6 +8,7 @@ What is paper and what is ink is read from the picture's border, never from its 
 half of a tight crop, but the border of a digit's picture is paper.
 """
 
+import math
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +23,11 @@ SIDE, BOX = 28, 20
 WORK_SIDE = 140
 FAINTEST = 12.0  # grey levels of 255 between paper and ink: below it even a person guesses
 MOST_HOLES = 6  # an 8 has two; a gritty scan of a thick pen a few more
-THINNEST, THICKENED = (
-    1.5,
-    2.2,
-)  # stroke width in 20ths of the digit; MNIST's thinnest pens and its usual ones
+#: Stroke width in 20ths of the digit: of MNIST's thinnest pens, and of its usual ones.
+THINNEST = 1.9
+THICKENED = 2.4
+#: Pixels a 20th of the digit, at least, for strokes to be measured and thickened.
+FINE = 3
 EIGHT = np.ones((3, 3))  # pixels that touch at a corner belong together
 
 Mask = npt.NDArray[np.bool_]
@@ -155,27 +157,39 @@ def _find(grey: Grey) -> tuple[Grey, Mask]:
 
 
 def _drawn(ink: Grey, mark: Mask) -> Grey:
-    """Only the digit's own ink, edges included, a hairline thickened; refuses what a pen's strokes never look like."""
+    """Only the digit's own ink, edges included; refuses what a pen's strokes never look like."""
     tight = np.pad(mark[_box(mark)], 1)
     if max(tight.shape) < LEAST_SIDE + 2:
         raise ImageError("is blank but for a speck; write the digit larger, or scan it finer")
     depth = ndimage.distance_transform_edt(tight)
     if depth.max() > 0.36 * max(tight.shape) and min(tight.shape) > 10:
         raise ImageError("shows a solid shape, not the strokes of a digit")
-    holes = np.bincount(ndimage.label(~tight)[0].ravel())[
-        2:
-    ]  # 0 is the mark, 1 the paper around it
+    # the first is the mark, the second the paper around it
+    holes = np.bincount(ndimage.label(~tight)[0].ravel())[2:]
     if (holes > 0.004 * tight.size).sum() > MOST_HOLES:
         raise ImageError("shows a pattern or noise, not the strokes of a digit")
-    unit = (max(tight.shape) - 2) / BOX
-    width = (
-        (4 * float(depth[depth > 0].mean()) - 1) * BOX / float(max(tight.shape))
-    )  # mean depth: a quarter of it
-    away = ndimage.distance_transform_edt(~mark)
-    own = np.where(away <= max(1.5, 1.2 * unit), ink, 0)
-    if unit >= 1.5 and width < THINNEST:
-        own = np.maximum(own, np.clip((THICKENED - width) / 2 * unit + 0.5 - away, 0, 1))
-    return np.asarray(own, np.float32)
+    unit = max(1.0, max(mark[_box(mark)].shape) / BOX)
+    own = np.where(ndimage.distance_transform_edt(~mark) <= max(1.5, 1.2 * unit), ink, 0)
+    return _thickened(np.asarray(own, np.float32), mark)
+
+
+def _thickened(ink: Grey, mark: Mask) -> Grey:
+    """The same ink, enlarged where it is small, if its strokes are thinner than a pen's."""
+    box = _box(mark)
+    enlarged = max(1, math.ceil(FINE * BOX / max(mark[box].shape)))
+    unit = enlarged * max(mark[box].shape) / BOX
+    # pixels of a drawing are squares: their corners are rounded where it is enlarged
+    fine = np.kron(np.pad(mark, 1), np.ones((enlarged, enlarged))) > 0
+    depth = ndimage.distance_transform_edt(fine)
+    # the mean depth of a stroke is a quarter of its width
+    width = (4 * float(depth[fine].mean()) - 1) / unit
+    if width >= THINNEST:
+        return ink
+    soft = ndimage.gaussian_filter(fine.astype(np.float32), 0.5 * enlarged) > 0.35
+    away = ndimage.distance_transform_edt(~soft)
+    grown = np.clip((THICKENED - width) / 2 * unit + 0.5 - away, 0, 1)
+    own = np.kron(np.pad(ink, 1), np.ones((enlarged, enlarged)))
+    return np.asarray(np.maximum(own, grown), np.float32)
 
 
 def size_normalised(ink: Grey) -> Digit:
