@@ -15,7 +15,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 from scipy import ndimage
-from skimage.filters import threshold_otsu
+from skimage.filters import rank, threshold_otsu
+from skimage.morphology import closing, disk, footprint_rectangle, opening
 
 from digit_study.inference.image_files import LEAST_SIDE, Grey, ImageError, read_grey, ring
 
@@ -28,6 +29,12 @@ THINNEST = 1.9
 THICKENED = 2.4
 #: Pixels a 20th of the digit, at least, for strokes to be measured and thickened.
 FINE = 3
+#: A mark that covers more than this part of an edge of the view is no digit: 1 in so many.
+MOST_ALONG = 6
+#: Sides up to which a picture is a small drawing: its strokes may be a fifth of it, or of its border.
+SMALL = 64
+#: Of the longer side of a view the widest stroke that is looked for in uneven light is this part.
+WIDEST_STROKE = 4
 EIGHT = np.ones((3, 3))  # pixels that touch at a corner belong together
 
 Mask = npt.NDArray[np.bool_]
@@ -44,49 +51,137 @@ def _box(mask: Mask) -> tuple[slice, ...]:
     return ndimage.find_objects(mask.astype(np.int8))[0]
 
 
-def _paper(grey: Grey) -> Grey:
-    """Brightness of the empty sheet: one level, or a quadratic surface where the border is uneven."""
+def _relief(grey: Grey) -> Grey:
+    """Return how far strokes stand out from paper in any light, shadows with sharp edges included.
+
+    The paper is what a disc wider than any stroke can cover: a morphological closing takes dark
+    strokes away and keeps the edge of a shadow where it is. Reflected light is a share of the
+    paper's, so that a stroke in the shadow is as dark as another.
+    """
+    side = max(3, max(grey.shape) // WIDEST_STROKE) | 1
+    local = rank.median(np.clip(grey, 0, 255).astype(np.uint8), footprint_rectangle((side, side)))
+    # a disc fits into the corner of a shadow where a square does not
+    disc = disk(side // 2, decomposition="sequence")
+    apart = grey.astype(np.float64) - local
+    even = ndimage.gaussian_filter(grey, 0.7)
+    if (apart**3).sum() > 0:
+        return np.asarray(grey - opening(even, disc), np.float32)
+    paper = np.maximum(closing(even, disc), 1)
+    usual = float(np.median(paper))
+    return np.asarray((paper - grey) * np.clip(usual / paper, 0.5, 4), np.float32)
+
+
+def _is_even(grey: Grey) -> bool:
+    """Return whether the paper at the border has the same brightness all along it."""
     border = ring(grey)
-    level, spread = np.float32(np.median(border)), _spread(border)
-    if spread < 3:
-        return np.full_like(grey, level)
-    y, x = np.meshgrid(
-        *(np.linspace(-1, 1, side, dtype=np.float32) for side in grey.shape), indexing="ij"
-    )
-    terms = np.stack([np.ones_like(x), x, y, x * x, y * y, x * y], axis=-1)
-    edge = np.stack([ring(terms[..., k]) for k in range(6)], axis=-1)
-    kept = np.abs(border - level) <= 3 * spread
-    for _ in range(3):  # fit, drop what stands out, fit again
-        surface = terms @ np.linalg.lstsq(edge[kept], border[kept], rcond=None)[0]
-        rest = np.abs(ring(grey - surface))
-        kept = rest <= 3 * float(np.median(rest)) + 1
-    return np.asarray(surface, np.float32)
+    if _spread(border) >= 3:
+        return False
+    if max(grey.shape) <= SMALL:
+        return True
+    # strokes that cross the border are narrower than this, a shadow or a table is not
+    window = max(3, min(grey.shape) // WIDEST_STROKE) | 1
+    edges = (grey[0], grey[-1], grey[:, 0], grey[:, -1])
+    level = np.concatenate([ndimage.median_filter(edge, window) for edge in edges])
+    return float(np.ptp(level)) < FAINTEST
 
 
 def _ink(grey: Grey) -> tuple[Grey, Mask]:
     """How inky each pixel is, 0 to 1, for either polarity, and where strokes are; refuses what shows none."""
-    paper = _paper(grey)
-    apart = grey - paper
-    noise = _spread(ring(apart))
-    ink = np.maximum(apart * np.sign((apart.astype(np.float64) ** 3).sum()), 0).astype(np.float32)
-    smooth = ndimage.gaussian_filter(ink, max(grey.shape) / 300) if max(grey.shape) > 60 else ink
-    # skimage returns the centre of paper's last bin; its upper edge, half a bin up, is the better cut
-    cut = float(threshold_otsu(smooth, nbins=128)) + float(np.ptp(smooth)) / 256  # type: ignore[no-untyped-call]
+    is_even = _is_even(grey)
+    if is_even:
+        apart = grey - np.float32(np.median(ring(grey)))
+        out = apart * np.sign((apart.astype(np.float64) ** 3).sum())
+    else:
+        out = _relief(grey)
+    noise = _spread(ring(out))
+    ink = np.maximum(out, 0).astype(np.float32)
+    smooth, cut = _cut(ink)
+    lines = _ruled(smooth > max(cut / 2, min(2.5 * noise, cut)))
+    if lines.any():
+        ink = np.where(lines, 0, ink)
+        smooth, cut = _cut(ink)
     inky = smooth > cut
+    floor = 2.5 * noise
+    marks, _ = ndimage.label(smooth > max(cut / 2, min(floor, cut)), EIGHT)
+    if not is_even:
+        marks = _without_frame(marks)
+        inky &= marks > 0
     full = float(np.percentile(ink[inky], 70)) if inky.any() else 0.0
     if full < FAINTEST:
         raise ImageError(
             "is blank: no stroke stands out from the background; write or scan it darker"
         )
-    touching = 0.4 if np.ptp(paper) == 0 else 0.12  # a tight crop on even paper, or a shadow's edge
+    # a tight crop on even paper, or what is left of a shadow's edge
+    touching = 0.4 if is_even else 0.2
     if full < 3 * noise or ring(inky).mean() > touching:
         raise ImageError(
             "shows no digit on a plain background; leave an even margin around the digit"
         )
-    floor = 2.5 * noise
-    marks, _ = ndimage.label(smooth > max(cut / 2, min(floor, cut)), EIGHT)
-    strokes = np.isin(marks, np.unique(marks[inky]))
+    strokes = np.isin(marks, np.unique(marks[inky])) & (marks > 0)
     return np.clip((ink - floor) / (full - floor), 0, 1), strokes
+
+
+def _cut(ink: Grey) -> tuple[Grey, float]:
+    """Smooth away what is finer than a stroke, and find the level that parts ink from paper."""
+    coarse = max(ink.shape) > 60
+    smooth = ndimage.gaussian_filter(ink, max(ink.shape) / 300) if coarse else ink
+    # skimage returns the centre of paper's last bin; its upper edge, half a bin up, is the better cut
+    cut = float(threshold_otsu(smooth, nbins=128)) + float(np.ptp(smooth)) / 256  # type: ignore[no-untyped-call]
+    return smooth, cut
+
+
+def _ruled(inked: Mask) -> Mask:
+    """Find the lines of ruled and squared paper: thin, straight, from the frame across the view.
+
+    Where a stroke crosses a line, the line's pixels belong to the stroke.
+    """
+    if max(inked.shape) <= SMALL:
+        return np.zeros_like(inked)
+    return _rules(inked) | _rules(inked.T).T
+
+
+def _rules(inked: Mask) -> Mask:
+    """Find the ruled lines that run from left to right."""
+    height, width = inked.shape
+    # a line that leans by one in so many breaks into steps that are still as long
+    straight = ndimage.binary_opening(inked, np.ones((1, max(5, width // 12))))
+    numbers, _ = ndimage.label(straight, EIGHT)
+    found = np.zeros_like(inked)
+    thickest = 0.0
+    for number, (rows, columns) in enumerate(ndimage.find_objects(numbers), start=1):
+        own = numbers[rows, columns] == number
+        length = columns.stop - columns.start
+        if length < 0.5 * width or (columns.start > 0 and columns.stop < width):
+            continue
+        counts = own.sum(axis=0)
+        thickness = float(np.median(counts))
+        plain = np.flatnonzero(counts <= thickness + 1)
+        if thickness > 0.03 * max(height, width) or len(plain) < 0.3 * width:
+            continue
+        # bars of digits on the line are left by its course, which is straight
+        at = np.arange(own.shape[0])[:, None]
+        middles = (own * at).sum(axis=0) / counts.clip(1)
+        course = np.polyval(np.polyfit(plain, middles[plain], 2), np.arange(length))
+        found[rows, columns] |= own & (np.abs(at - course) <= thickness / 2 + 0.6)
+        thickest = max(thickest, thickness)
+    rest = inked & ~found
+    return found & ~ndimage.binary_closing(rest, np.ones((math.ceil(thickest) + 3, 1)))
+
+
+def _without_frame(marks: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+    """Drop numbered marks that lie along the frame for longer than a stroke is wide.
+
+    Such a mark is a sheet's edge, a shadow's corner or another thing. A digit that is cut tightly
+    stays where there is nothing else.
+    """
+    along = np.zeros(marks.max() + 1, np.int64)
+    for edge in (marks[0], marks[-1], marks[:, 0], marks[:, -1]):
+        counts = np.bincount(edge, minlength=len(along))
+        along = np.maximum(along, counts * MOST_ALONG // len(edge))
+    is_frame = along > 1
+    is_frame[0] = False
+    rest = np.where(is_frame[marks], 0, marks)
+    return rest if rest.any() else marks
 
 
 def _one_mark(strokes: Mask) -> Mask:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from digit_study.data.sources import IMAGE_SIDE
+from digit_study.model.augmentation import handwriting
 from digit_study.support.messages import Rule, at_least, between, choice
 
 PRECISIONS = ("auto", "float32", "mixed_bfloat16")
@@ -153,6 +154,7 @@ AUGMENTATIONS: dict[str, Callable[[Batches, Any], Batches]] = {
     "shift_rotate": lambda batches, recipe: shift_rotate(
         batches, recipe.shift, recipe.rotation, recipe.seed
     ),
+    "handwriting": lambda batches, recipe: handwriting(batches, recipe.seed),
 }
 
 RULES: dict[str, Rule] = {
