@@ -17,6 +17,7 @@ from PIL import Image
 from scipy import ndimage
 from skimage.filters import rank, threshold_otsu
 from skimage.morphology import closing, disk, footprint_rectangle, opening
+from skimage.transform import hough_line, hough_line_peaks
 
 from digit_study.inference.image_files import LEAST_SIDE, Grey, ImageError, read_grey, ring
 
@@ -143,29 +144,25 @@ def _ruled(inked: Mask) -> Mask:
 def _rules(inked: Mask) -> Mask:
     """Find the ruled lines that run from left to right."""
     height, width = inked.shape
-    # a line that leans by one in so many breaks into steps that are still as long
-    straight = ndimage.binary_opening(inked, np.ones((1, max(5, width // 12))))
-    numbers, _ = ndimage.label(straight, EIGHT)
+    widest = math.ceil(0.03 * max(height, width))
+    thin = inked & ~ndimage.binary_opening(inked, np.ones((widest + 1, widest + 1)))
+    slopes = np.pi / 2 + np.radians(np.linspace(-6, 6, 25))
+    votes = hough_line(thin, slopes)  # type: ignore[no-untyped-call]
+    peaks = hough_line_peaks(*votes, 3, 1, 0.4 * width, 80)  # type: ignore[no-untyped-call]
+    rows, columns = np.mgrid[:height, :width]
     found = np.zeros_like(inked)
     thickest = 0.0
-    for number, (rows, columns) in enumerate(ndimage.find_objects(numbers), start=1):
-        own = numbers[rows, columns] == number
-        length = columns.stop - columns.start
-        if length < 0.5 * width or (columns.start > 0 and columns.stop < width):
-            continue
-        counts = own.sum(axis=0)
-        thickness = float(np.median(counts))
-        plain = np.flatnonzero(counts <= thickness + 1)
-        if thickness > 0.03 * max(height, width) or len(plain) < 0.3 * width:
-            continue
-        # bars of digits on the line are left by its course, which is straight
-        at = np.arange(own.shape[0])[:, None]
-        middles = (own * at).sum(axis=0) / counts.clip(1)
-        course = np.polyval(np.polyfit(plain, middles[plain], 2), np.arange(length))
-        found[rows, columns] |= own & (np.abs(at - course) <= thickness / 2 + 0.6)
-        thickest = max(thickest, thickness)
-    rest = inked & ~found
-    return found & ~ndimage.binary_closing(rest, np.ones((math.ceil(thickest) + 3, 1)))
+    for _, slope, distance in zip(*peaks, strict=True):
+        away = np.abs(columns * np.cos(slope) + rows * np.sin(slope) - distance)
+        own = thin & (away <= 1.5)
+        covered = own.any(axis=0)
+        reaches = covered[:3].any() or covered[-3:].any()
+        if reaches and covered.mean() >= 0.4:
+            thickness = own.sum() / covered.sum()
+            thickest = max(thickest, thickness)
+            found |= away <= thickness / 2 + 0.6
+    crossed = ndimage.binary_closing(inked & ~found, np.ones((math.ceil(thickest) + 3, 1)))
+    return found & ~(crossed & inked)
 
 
 def _without_frame(marks: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
