@@ -15,11 +15,13 @@ import numpy.typing as npt
 from digit_study.data.sources import CLASSES, IMAGE_SIDE, Pixels
 
 WEIGHTS = Path(__file__).with_suffix(".npz")
-WIDTHS = (24, 48, 96)
+#: Channels of the three blocks; the last two have two convolutions each.
+WIDTHS = (16, 32, 64)
 NETWORKS = 2
 #: Keeps the logarithm of a probability that is 0 in float32 finite.
 TINY = 1e-9
 Scores = npt.NDArray[np.float32]
+Scorer = Callable[[Pixels], Scores]
 
 
 def build(precision: str = "float32", layers: Any = None) -> Any:
@@ -32,8 +34,8 @@ def build(precision: str = "float32", layers: Any = None) -> Any:
     layers = layers or keras.layers
     pixels = keras.Input((IMAGE_SIDE, IMAGE_SIDE, 1), name="pixels")
     x = layers.Rescaling(1 / 255, dtype=precision, name="normalise")(pixels)
-    for width in WIDTHS:
-        for shrinks in (False, True):
+    for block, width in enumerate(WIDTHS):
+        for shrinks in (False, True)[block == 0 :]:
             x = layers.Conv2D(width, 3, padding="same", use_bias=False, dtype=precision)(x)
             x = layers.MaxPooling2D(dtype=precision)(x) if shrinks else x
             x = layers.BatchNormalization(momentum=0.9, dtype=precision)(x)
@@ -44,7 +46,7 @@ def build(precision: str = "float32", layers: Any = None) -> Any:
     )
 
 
-def scorer(models: Sequence[Any]) -> Callable[[Pixels], Scores]:
+def scorer(models: Sequence[Any]) -> Scorer:
     """A function: images (n, 28, 28, 1), uint8, to the mean of the models' log-odds that each shows a digit, (n,)."""
     from digit_study.model.fit import Predictor
 

@@ -146,17 +146,18 @@ def ruled_lines(inked: Mask) -> Mask:
     """
     if max(inked.shape) <= SMALL:
         return np.zeros_like(inked)
-    return _rules(inked) | _rules(inked.T).T
+    # a one and the stem of a four are upright too, and may be as high as the view
+    return _rules(inked, 0.65) | _rules(inked.T, 0.85).T
 
 
-def _rules(inked: Mask) -> Mask:
-    """Find the ruled lines that run from left to right."""
+def _rules(inked: Mask, least: float) -> Mask:
+    """Find the ruled lines that run from left to right, at least a part of the way."""
     height, width = inked.shape
     widest = math.ceil(0.03 * max(height, width))
     thin = inked & ~ndimage.binary_opening(inked, np.ones((widest + 1, widest + 1)))
     slopes = np.pi / 2 + np.radians(np.linspace(-6, 6, 25))
     votes = hough_line(thin, slopes)  # type: ignore[no-untyped-call]
-    peaks = hough_line_peaks(*votes, 3, 1, 0.4 * width, 80)  # type: ignore[no-untyped-call]
+    peaks = hough_line_peaks(*votes, 3, 1, least * width * 0.8, 80)  # type: ignore[no-untyped-call]
     rows, columns = np.mgrid[:height, :width]
     found = np.zeros_like(inked)
     thickest = 0.0
@@ -165,7 +166,7 @@ def _rules(inked: Mask) -> Mask:
         own = thin & (away <= 1.5)
         covered = own.any(axis=0)
         reaches = covered[:3].any() or covered[-3:].any()
-        if reaches and covered.mean() >= 0.4:
+        if reaches and covered.mean() >= least:
             thickness = own.sum() / covered.sum()
             thickest = max(thickest, thickness)
             found |= away <= thickness / 2 + 0.6

@@ -157,7 +157,7 @@ def _is_part(small: _Mark, large: _Mark, height: float) -> bool:
 
 def _is_digit_sized(box: Box, height: float) -> bool:
     """Return whether a mark may be a digit, or several: no dot, no minus, no speck, no edge."""
-    return 0.5 * height <= box.height <= 2.2 * height and box.width <= 8 * height
+    return 0.36 * height <= box.height <= 2.2 * height and box.width <= 8 * height
 
 
 def _lines(marks: Sequence[_Mark]) -> list[list[_Mark]]:

@@ -17,7 +17,7 @@ Tensor = Any  # of TensorFlow, which is imported by the functions
 #: Side of the box that holds a digit, as in MNIST.
 BOX = 20
 #: Which share of a batch is drawn anew, and which is left as it is.
-DRAWN = 0.25
+DRAWN = 0.3
 UNCHANGED = 0.25
 
 

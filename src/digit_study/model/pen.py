@@ -61,19 +61,26 @@ def zero(random: Random) -> list[Points]:
 
 
 def one(random: Random) -> list[Points]:
-    """Draw a bar; most with an upstroke, some with a base."""
+    """Draw a bar; most with an upstroke, short or from far below, some with a base."""
     kind = random.random()
-    lean = random.uniform(-0.05, 0.12)
+    lean = random.uniform(-0.05, 0.15)
     top = (0.5 + lean, 0.0)
     foot = (0.5 - lean, 1.0)
+    bow = random.normal(0, 0.04)
+    stem = curve(top, (0.5 + lean / 3 + bow, 0.33), (0.5 - lean / 3 + bow, 0.67), foot)
     if kind < 0.2:
-        return [line(top, foot)]
-    reach = random.uniform(0.12, 0.65)
-    start = (top[0] - reach, random.uniform(0.1, 0.35) + 0.45 * max(0.0, reach - 0.2))
+        return [stem]
+    if kind < 0.3:
+        # as steep as the stem
+        reach = random.uniform(0.12, 0.4)
+        start = (top[0] - reach, random.uniform(0.45, 1.0))
+    else:
+        reach = random.uniform(0.12, 0.8)
+        start = (top[0] - reach, random.uniform(0.1, 0.35) + 0.6 * max(0.0, reach - 0.2))
     bend = random.normal(0, 0.05)
     middle = ((start[0] + top[0]) / 2 + bend, (start[1] + top[1]) / 2 + abs(bend))
-    strokes = [line(start, middle, top, foot)]
-    if kind > 0.6:
+    strokes = [line(start, middle, top), stem]
+    if kind > 0.65:
         left = random.uniform(0.1, 0.45)
         right = random.uniform(0.1, 0.45)
         tilt = random.normal(0, 0.03)
@@ -166,9 +173,14 @@ def six(random: Random) -> list[Points]:
 
 
 def seven(random: Random) -> list[Points]:
-    """Draw a bar and a stem; some crossed, some with a hook at the start."""
+    """Draw a bar and a stem; some crossed, some with a hook or a loop."""
     right = random.uniform(0.65, 0.95)
     foot = (random.uniform(0.1, 0.55), 1.0)
+    if random.random() < 0.15:
+        wave = [(0.0, random.uniform(0.0, 0.15)), (0.35, 0.25), (0.75, 0.22), (0.95, 0.05)]
+        loop = [(0.85, -0.05), (0.72, 0.15), (0.62, 0.55), foot]
+        bar = line((0.3, 0.55), (random.uniform(0.8, 1.0), random.uniform(0.45, 0.6)))
+        return [curve(*wave, *loop), bar]
     start = (random.uniform(-0.05, 0.1), random.uniform(-0.03, 0.12))
     corner = (right, random.uniform(-0.03, 0.05))
     bend = random.normal(0, 0.06)
