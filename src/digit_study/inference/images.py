@@ -21,6 +21,8 @@ SIDE = 28
 BOX = 20
 #: Longer side, in pixels, of a view in which a digit is looked for.
 WORK_SIDE = 140
+#: A mark whose width is so many times its height is no digit.
+WIDEST_DIGIT = 1.5
 #: An 8 has two holes; a gritty scan of a thick pen a few more.
 MOST_HOLES = 6
 #: Stroke width in 20ths of the digit: of MNIST's thinnest pens, and of its usual ones.
@@ -80,7 +82,11 @@ def _one_mark(strokes: Mask) -> Mask:
             f"holds {dots.sum() + peers.sum()} marks, as text or noise do; one digit per image"
         )
     gaps = (np.maximum(start, start[largest]) - np.minimum(stop, stop[largest])).max(axis=1)
-    return np.isin(marks, 1 + np.flatnonzero((extents >= 0.15 * whole) & (gaps < 0.35 * whole)))
+    kept = (extents >= 0.15 * whole) & (gaps < 0.35 * whole)
+    height, width = stop[kept].max(axis=0) - start[kept].min(axis=0)
+    if width >= WIDEST_DIGIT * height and height >= LEAST_SIDE:
+        raise SeveralMarks("holds a mark that is wider than any digit; one digit per image")
+    return np.isin(marks, 1 + np.flatnonzero(kept))
 
 
 def _find(grey: Grey) -> tuple[Grey, Mask]:

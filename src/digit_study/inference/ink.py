@@ -24,6 +24,8 @@ MOST_ALONG = 6
 SMALL = 64
 #: Of the longer side of a view the widest stroke that is looked for in uneven light is this part.
 WIDEST_STROKE = 4
+#: Parts of the width and the height of a view that lines of ruled and squared paper cover.
+LEAST_RULE = (0.5, 0.6)
 #: Longer side, in pixels, of the view in which the paper's brightness is found.
 PAPER_SIDE = 140
 #: Pixels that touch at a corner belong together.
@@ -83,12 +85,18 @@ def _is_even(grey: Grey) -> bool:
     return float(np.ptp(level)) < FAINTEST
 
 
-def find_ink(grey: Grey, widest: int = WIDEST_STROKE) -> tuple[Grey, Mask]:
+def find_ink(
+    grey: Grey,
+    widest: int = WIDEST_STROKE,
+    least_rule: tuple[float, float] = LEAST_RULE,
+) -> tuple[Grey, Mask]:
     """Find ink of either polarity.
 
     Args:
         grey: brightness (h, w), 0 to 255.
         widest: the widest stroke is this part of the longer side: 1 in so many.
+        least_rule: which part of the width of the view a ruled line covers at least, and of the
+            height an upright one.
 
     Returns:
         How inky each pixel is, (h, w), 0 to 1, and where strokes are, (h, w).
@@ -105,7 +113,7 @@ def find_ink(grey: Grey, widest: int = WIDEST_STROKE) -> tuple[Grey, Mask]:
     noise = _spread(ring(out))
     ink = np.maximum(out, 0).astype(np.float32)
     smooth, cut = _cut(ink)
-    lines = ruled_lines(smooth > max(cut / 2, min(2.5 * noise, cut)))
+    lines = _ruled_lines(smooth > max(cut / 2, min(2.5 * noise, cut)), least_rule)
     if lines.any():
         ink = np.where(lines, 0, ink)
         smooth, cut = _cut(ink)
@@ -139,15 +147,14 @@ def _cut(ink: Grey) -> tuple[Grey, float]:
     return smooth, cut
 
 
-def ruled_lines(inked: Mask) -> Mask:
+def _ruled_lines(inked: Mask, least: tuple[float, float]) -> Mask:
     """Find the lines of ruled and squared paper: thin, straight, from the frame across the view.
 
     Where a stroke crosses a line, the line's pixels belong to the stroke.
     """
     if max(inked.shape) <= SMALL:
         return np.zeros_like(inked)
-    # a one and the stem of a four are upright too, and may be as high as the view
-    return _rules(inked, 0.65) | _rules(inked.T, 0.85).T
+    return _rules(inked, least[0]) | _rules(inked.T, least[1]).T
 
 
 def _rules(inked: Mask, least: float) -> Mask:

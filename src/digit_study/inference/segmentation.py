@@ -22,6 +22,8 @@ from digit_study.inference.ink import EIGHT, Mask, find_ink
 PAGE_SIDE = 1000
 #: The widest stroke on a page of numbers is this part of its longer side: 1 in so many.
 WIDEST_STROKE = 12
+#: The feet of a row of zeros are no ruled line, nor is the stem of a four as high as the picture.
+LEAST_RULE = (0.65, 0.85)
 #: Digits of a picture, at most, and connected strokes before they are put together.
 MOST_DIGITS = 500
 MOST_MARKS = 2_500
@@ -100,7 +102,7 @@ def segment(grey: Grey) -> list[list[Ways]]:
     """
     factor = -(-max(grey.shape) // PAGE_SIDE)
     view = np.asarray(Image.fromarray(grey).reduce(factor), np.float32)
-    ink, strokes = find_ink(view, WIDEST_STROKE)
+    ink, strokes = find_ink(view, WIDEST_STROKE, LEAST_RULE)
     numbered, count = ndimage.label(strokes, EIGHT)
     if count > MOST_MARKS:
         raise ImageError(f"holds {count:,} marks, as text or noise do; numbers have fewer")
