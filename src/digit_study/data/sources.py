@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from digit_study.data import formats
 from digit_study.support.messages import Rule, StudyError, at_least, between, choice
 from digit_study.support.signals import native_stderr
 
@@ -40,6 +41,11 @@ SAMPLE_WARNING = (
     "Full MNIST is neither cached nor reachable: using the SAMPLE of 5,000 digits "
     "(3,000 to train, 1,000 to validate, 1,000 sealed). Accuracies are lower and noisier than on full MNIST, and go to "
     "an experiment of their own. For the full data give data.path=<mnist.npz>."
+)
+
+NO_TEST_WARNING = (
+    "The digits of {path} come without a test set: what is trained on them can be compared and "
+    "used, but nothing is promoted from it."
 )
 
 
@@ -95,7 +101,7 @@ def resolve(config: DataConfig) -> Source:
     warning = None
     if config.path is not None:
         path = Path(config.path).expanduser().resolve()
-        images, labels = read_npz(path, "train")
+        images, labels = read_path(path, "train")
         found, count = digest(images[..., 0], labels), len(labels)
         if config.source == "mnist" and found != MNIST_SHA256:
             wrong = f"data=mnist takes MNIST only, but {path} holds other digits (sha256 {found})"
@@ -104,6 +110,8 @@ def resolve(config: DataConfig) -> Source:
             "mnist" if found == MNIST_SHA256 else path.stem,
             replace(config, path=str(path), sha256=found),
         )
+        if not has_test_set(path):
+            warning = NO_TEST_WARNING.format(path=path)
     else:
         name = "mnist" if config.source == "auto" else config.source
         if missing := DATASETS[name].missing():
@@ -131,7 +139,7 @@ def read_part(config: DataConfig, part: str) -> Arrays:
     if HANDED_OVER in os.environ and part == "train" and handed.is_file():
         return read_npz(handed, part)
     return (
-        read_npz(Path(config.path), part)
+        read_path(Path(config.path), part)
         if config.path is not None
         else DATASETS[config.source].read(part)
     )
@@ -146,6 +154,39 @@ def hand_over(folder: Path, sha256: str, images: Pixels, labels: Labels) -> None
         new = path.with_name(f".{os.getpid()}-{path.name}")
         np.savez(new, x_train=images[..., 0], y_train=labels)
         new.replace(path)
+
+
+def read_path(path: Path, part: str) -> Arrays:
+    """Read a part of what ``data.path`` names: an npz, a CSV or IDX file, or a folder.
+
+    Args:
+        path: see :mod:`digit_study.data.formats`.
+        part: ``train`` or ``test``.
+
+    Returns:
+        Images (n, 28, 28, 1), uint8, and labels (n,), int64. Never write to what callers share.
+
+    Raises:
+        StudyError: if it is missing, damaged or laid out otherwise, or has no such part.
+    """
+    reader = formats.reader_of(path)
+    return read_npz(path, part) if reader is None else _read_other(path, part, reader)
+
+
+@lru_cache(maxsize=1)
+def _read_other(path: Path, part: str, reader: Callable[[Path, str], formats.Table]) -> Arrays:
+    images, labels = reader(path, part)
+    if problem := _problem(images, labels):
+        raise StudyError(f"`data.path` must hold digits to learn from, got {path}: {problem}")
+    return images[..., np.newaxis], labels
+
+
+def has_test_set(path: Path) -> bool:
+    """Return whether what ``data.path`` names comes with a test set, without reading its digits."""
+    if (reader := formats.reader_of(path)) is not None:
+        return formats.HAS_TEST[reader](path)
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+        return {"x_test", "y_test"} <= set(archive.files)
 
 
 @lru_cache(maxsize=1)
