@@ -12,6 +12,7 @@ from digit_study.config.run import Config
 from digit_study.data.digits import Digits, load_digits
 from digit_study.model import calibration, fit
 from digit_study.model.networks import Model, build_model, mean_of
+from digit_study.model.robustness import robust_accuracy
 from digit_study.report.figures import run_figures as figures
 from digit_study.stats.metrics import Evaluation, score
 from digit_study.support import machine
@@ -119,6 +120,7 @@ def _walk(
         **outcome.metrics,
         **claims,
         **digits.counts(),
+        "robust_accuracy": robust_accuracy(read, images, digits.validation_labels),
         "parameters": float(final_model.count_params()),
         "training_seconds": sum(record["epoch_seconds"] for record in epochs),
         "inference_milliseconds": 1000 * read.seconds_an_image,
