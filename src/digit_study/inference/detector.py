@@ -15,8 +15,8 @@ import numpy.typing as npt
 from digit_study.data.sources import CLASSES, IMAGE_SIDE, Pixels
 
 WEIGHTS = Path(__file__).with_suffix(".npz")
-#: Channels of the three blocks; the last two have two convolutions each.
-WIDTHS = (16, 32, 64)
+#: Channels of the three blocks of two convolutions each.
+WIDTHS = (24, 48, 96)
 NETWORKS = 2
 #: Keeps the logarithm of a probability that is 0 in float32 finite.
 TINY = 1e-9
@@ -34,8 +34,8 @@ def build(precision: str = "float32", layers: Any = None) -> Any:
     layers = layers or keras.layers
     pixels = keras.Input((IMAGE_SIDE, IMAGE_SIDE, 1), name="pixels")
     x = layers.Rescaling(1 / 255, dtype=precision, name="normalise")(pixels)
-    for block, width in enumerate(WIDTHS):
-        for shrinks in (False, True)[block == 0 :]:
+    for width in WIDTHS:
+        for shrinks in (False, True):
             x = layers.Conv2D(width, 3, padding="same", use_bias=False, dtype=precision)(x)
             x = layers.MaxPooling2D(dtype=precision)(x) if shrinks else x
             x = layers.BatchNormalization(momentum=0.9, dtype=precision)(x)
@@ -75,21 +75,39 @@ def save(
     )
 
 
+def weights(path: Path = WEIGHTS) -> list[list[np.ndarray[Any, Any]]]:
+    """Return the kept weights of each network, float32, in Keras's order."""
+    with np.load(path) as kept:
+        counts = [
+            sum(name.startswith(f"{number}.") for name in kept.files) for number in range(NETWORKS)
+        ]
+        return [
+            [kept[f"{number}.{at}"].astype(np.float32) for at in range(count)]
+            for number, count in enumerate(counts)
+        ]
+
+
 @cache
 def load(path: Path = WEIGHTS) -> Callable[[Pixels], npt.NDArray[np.bool_]]:
-    """The shipped detector, as a function: images (n, 28, 28, 1), uint8, to whether each passes for a digit, (n,)."""
-    models = [build() for _ in range(NETWORKS)]
+    """Load the shipped detector.
+
+    Args:
+        path: its weights and its threshold.
+
+    Returns:
+        A function: images (n, 28, 28, 1), uint8, to whether each passes for a digit, (n,).
+    """
+    models = []
+    for own in weights(path):
+        model = build()
+        model.set_weights(own)
+        models.append(model)
     with np.load(path) as kept:
         threshold = float(kept["threshold"])
-        for number, model in enumerate(models):
-            model.set_weights(
-                [kept[f"{number}.{at}"].astype(np.float32) for at in range(len(model.weights))]
-            )
-    scores = scorer(models)
-    scores(
-        np.zeros((1, IMAGE_SIDE, IMAGE_SIDE, 1), np.uint8)
-    )  # compiles it, before anybody waits for an answer
-    return lambda images: scores(images) >= threshold
+    score = scorer(models)
+    # compiles it, before anybody waits for an answer
+    score(np.zeros((1, IMAGE_SIDE, IMAGE_SIDE, 1), np.uint8))
+    return lambda images: score(images) >= threshold
 
 
 def are_digits(images: Pixels) -> npt.NDArray[np.bool_]:
