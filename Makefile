@@ -30,8 +30,8 @@ quick: .venv/.dev  ## the tests that need no minute
 	$(PY) -m pytest -m "not slow and not browser and not cluster" $(ARGS)
 
 check: .venv/.dev  ## format, lint, types, and who may import whom
-	$(PY) -m ruff format --check src sweeps tests
-	$(PY) -m ruff check src sweeps tests
+	$(PY) -m ruff format --check src sweeps tests tools
+	$(PY) -m ruff check src sweeps tests tools
 	$(PY) -m mypy
 	PYTHONPATH=src .venv/bin/lint-imports
 
@@ -68,19 +68,21 @@ bench: .venv/.dev  ## the benchmarks that the README quotes (many minutes on an 
 screenshots: .venv/.dev  ## the README's, of a study that was searched, confirmed and promoted
 	$(PY) tests/screenshots.py $(ARGS)
 
-detector: .venv/.dev  ## train the detector of what is no digit anew: ARGS=<mnist.npz>, 50 minutes
-	PYTHONPATH=src $(PY) tests/train_detector.py $(ARGS)
+detector: .venv/.tools  ## train the detector of what is no digit anew: ARGS='<mnist.npz> [--tune]', 50 minutes
+	PYTHONPATH=src $(PY) tools/train_detector.py $(ARGS)
 
 LOCK := uv pip compile pyproject.toml --extra joblib --universal --python-version 3.11 --generate-hashes \
     --no-emit-index-url --no-emit-find-links --no-header --quiet
-lock:  ## resolve pyproject.toml into all three locks anew (needs uv)
+lock:  ## resolve pyproject.toml into all four locks anew (needs uv)
 	$(LOCK) --upgrade --output-file requirements.lock
 	$(LOCK) --upgrade --extra dev --constraint requirements.lock --output-file requirements-dev.lock
+	$(LOCK) --upgrade --extra dev --extra tools --constraint requirements-dev.lock | \
+	    sed -n '/^fontpkg/,/^[^f ]/{/^fontpkg/p;/^ /p}' > requirements-tools.lock
 	$(LOCK) --upgrade --extra ray --constraint requirements-dev.lock --output-file requirements-ray.lock
 
 clean:  ## remove the environment and caches; runs and studies stay
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis src/*.egg-info
-	find src sweeps tests -name __pycache__ -type d -prune -exec rm -rf {} +
+	find src sweeps tests tools -name __pycache__ -type d -prune -exec rm -rf {} +
 
 INSTALL = if command -v uv >/dev/null; then \
 	    uv pip install --quiet --python $(PY) --require-hashes --compile-bytecode -r $<; \
@@ -98,6 +100,11 @@ INSTALL = if command -v uv >/dev/null; then \
 .venv/.dev: requirements-dev.lock .venv/.ready
 	$(INSTALL)
 	touch .venv/.dev
+
+# fonts after handwriting, from which the detector learns letters
+.venv/.tools: requirements-tools.lock .venv/.dev
+	$(INSTALL)
+	touch .venv/.tools
 
 # Ray is 70 MB that neither a study on one machine nor its tests need
 .venv/.ray: requirements-ray.lock .venv/.dev

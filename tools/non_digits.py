@@ -66,6 +66,8 @@ Random = np.random.Generator
 #: Which share of the glyphs is Latin and printed, Latin and written, and of any other kind.
 Shares = tuple[float, float, float]
 EVEN: Shares = (1 / 3, 1 / 3, 1 / 3)
+#: Without fonts after handwriting, which are a package of their own.
+PRINTED: Shares = (2 / 3, 0.0, 1 / 3)
 
 
 @dataclass(frozen=True)

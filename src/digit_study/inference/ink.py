@@ -28,6 +28,8 @@ WIDEST_STROKE = 4
 LEAST_RULE = (0.5, 0.6)
 #: Longer side, in pixels, of the view in which the paper's brightness is found.
 PAPER_SIDE = 140
+#: Connected strokes of a picture, at most.
+MOST_MARKS = 2_500
 #: Pixels that touch at a corner belong together.
 EIGHT = np.ones((3, 3))
 
@@ -112,11 +114,14 @@ def find_ink(
         out = _relief(grey, widest)
     noise = _spread(ring(out))
     ink = np.maximum(out, 0).astype(np.float32)
-    smooth, cut = _cut(ink)
+    smooth, cut = _cut(ink, widest)
+    count = ndimage.label(smooth > cut, EIGHT)[1]
+    if count > MOST_MARKS:
+        raise ImageError(f"holds {count:,} marks, as text or noise do; numbers have fewer")
     lines = _ruled_lines(smooth > max(cut / 2, min(2.5 * noise, cut)), least_rule)
     if lines.any():
         ink = np.where(lines, 0, ink)
-        smooth, cut = _cut(ink)
+        smooth, cut = _cut(ink, widest)
     inky = smooth > cut
     floor = 2.5 * noise
     marks, _ = ndimage.label(smooth > max(cut / 2, min(floor, cut)), EIGHT)
@@ -138,10 +143,10 @@ def find_ink(
     return np.clip((ink - floor) / (full - floor), 0, 1), strokes
 
 
-def _cut(ink: Grey) -> tuple[Grey, float]:
+def _cut(ink: Grey, widest: int) -> tuple[Grey, float]:
     """Smooth away what is finer than a stroke, and find the level that parts ink from paper."""
     coarse = max(ink.shape) > 60
-    smooth = ndimage.gaussian_filter(ink, max(ink.shape) / 300) if coarse else ink
+    smooth = ndimage.gaussian_filter(ink, max(ink.shape) / (75 * widest)) if coarse else ink
     # skimage returns the centre of paper's last bin; its upper edge, half a bin up, is the better cut
     cut = float(threshold_otsu(smooth, nbins=128)) + float(np.ptp(smooth)) / 256  # type: ignore[no-untyped-call]
     return smooth, cut

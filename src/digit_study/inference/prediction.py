@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 BATCH = 256
 #: Readings that are drawn, at most.
 MOST_SHOWN = 100
+#: Title of the picture of readings, and how many pictures stand side by side in it.
+TITLE = "What the network saw"
+BOXES_A_ROW = 3
 NO_DIGIT = (
     "shows no digit, but a letter, a symbol or the like; what it would be as one: abstain=false"
 )
@@ -366,22 +369,69 @@ def _sureness(answers: _Answers, span: range) -> float:
 
 
 def readings_figure(readings: Sequence[Reading]) -> Figure:
-    """Draw the pixels of each image and what was read in them, for the first ``MOST_SHOWN`` readings."""
+    """Draw what was read in each image.
+
+    Args:
+        readings: of at least one file; the first :data:`MOST_SHOWN` are drawn.
+
+    Returns:
+        What the network saw of each digit; of numbers the picture, with a box for each digit.
+    """
     from digit_study.report.figures import charts
 
     shown = readings[:MOST_SHOWN]
-    captions = []
-    for reading in shown:
-        likely = reading.probabilities and f"{reading.digit}, {max(reading.probabilities):.1%}"
-        name = charts.shorten(Path(reading.file).name, 14)
-        captions.append((f"{likely or 'no digit'}\n{name}", "black" if likely else charts.RED))
+    which = "every image"
+    if len(readings) > len(shown):
+        which = f"the first {len(shown)} of {len(readings)} images"
+    note = f"{which}: digit, probability, file"
+    captions = [_caption(reading) for reading in shown]
+    if any(reading.number is not None for reading in shown):
+        return _boxes_figure(shown, captions, note)
     blank = np.zeros((28, 28), np.uint8)
-    pixels = np.stack([blank if reading.pixels is None else reading.pixels for reading in shown])
-    some = (
-        f"the first {len(shown)} of {len(readings)} images"
-        if len(readings) > len(shown)
-        else "every image"
-    )
-    return charts.image_grid(
-        pixels, "What the network saw", f"{some}: digit, probability, file", 6, captions
-    )
+    pixels = [blank if reading.pixels is None else reading.pixels for reading in shown]
+    return charts.image_grid(np.stack(pixels), TITLE, note, 6, captions)
+
+
+def _caption(reading: Reading) -> tuple[str, str]:
+    """Return what was read in a file, and the colour in which it is written."""
+    from digit_study.report.figures import charts
+
+    name = charts.shorten(Path(reading.file).name, 14)
+    if reading.number is not None:
+        text = reading.number.text.replace("\n", " / ")
+        return f"{text}, {reading.number.probability:.1%}\n{name}", "black"
+    if reading.probabilities is None:
+        return f"no digit\n{name}", charts.RED
+    return f"{reading.digit}, {max(reading.probabilities):.1%}\n{name}", "black"
+
+
+def _boxes_figure(
+    readings: Sequence[Reading], captions: Sequence[tuple[str, str]], note: str
+) -> Figure:
+    """Draw pictures of numbers with a box for each digit, and the digits of the others."""
+    from matplotlib.patches import Rectangle
+
+    from digit_study.report.figures import charts
+
+    columns = min(BOXES_A_ROW, len(readings))
+    rows = -(-len(readings) // columns)
+    figure = charts.new_figure(3.0 * columns, 2.6 * rows + 0.6, f"{TITLE}: {note}")
+    grid = figure.subplots(rows, columns, squeeze=False).ravel()
+    for axes in grid:
+        axes.set_axis_off()
+    for axes, reading, (text, colour) in zip(grid, readings, captions, strict=False):
+        axes.set_title(text, fontsize=8, color=colour, parse_math=False)
+        if reading.number is None:
+            if reading.pixels is not None:
+                axes.imshow(reading.pixels, cmap="gray_r", vmin=0, vmax=255)
+            continue
+        width, height = upright_size(Path(reading.file))
+        grey = read_grey(Path(reading.file))
+        axes.imshow(grey, cmap="gray", extent=(0, width, height, 0))
+        for digit in reading.number.digits:
+            box = digit.box
+            corner = (box.left, box.top)
+            frame = Rectangle(corner, box.width, box.height, fill=False, edgecolor=charts.RED)
+            axes.add_patch(frame)
+            axes.text(*corner, str(digit.digit), color=charts.RED, fontsize=8, va="bottom")
+    return figure
