@@ -77,7 +77,7 @@ lock:  ## resolve pyproject.toml into all four locks anew (needs uv)
 	$(LOCK) --upgrade --output-file requirements.lock
 	$(LOCK) --upgrade --extra dev --constraint requirements.lock --output-file requirements-dev.lock
 	$(LOCK) --upgrade --extra dev --extra tools --constraint requirements-dev.lock | \
-	    sed -n '/^fontpkg/,/^[^f ]/{/^fontpkg/p;/^ /p}' > requirements-tools.lock
+	    sed -n '/^fontpkg/,/^fonttools/{/^fonttools/d;p}' > requirements-tools.lock
 	$(LOCK) --upgrade --extra ray --constraint requirements-dev.lock --output-file requirements-ray.lock
 
 clean:  ## remove the environment and caches; runs and studies stay

@@ -18,7 +18,7 @@ from digit_study.inference.segmentation import segment
 Bitmap = npt.NDArray[np.uint8]
 DIGITS, LABELS = sample()
 #: One clear image of each digit.
-CLEAR = [int(np.flatnonzero(LABELS == digit)[3]) for digit in range(10)]
+CLEAR = [int(np.flatnonzero(digit == LABELS)[3]) for digit in range(10)]
 
 
 def row_of(digits: str, apart: int = 0) -> Bitmap:
