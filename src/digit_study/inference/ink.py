@@ -5,6 +5,7 @@ half of a tight crop, but the border of a digit's picture is paper.
 """
 
 import math
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -34,6 +35,8 @@ MOST_MARKS = 2_500
 EIGHT = np.ones((3, 3))
 
 Mask = npt.NDArray[np.bool_]
+#: Of each pixel the number of its mark, from 1, or 0 for paper.
+Numbered = npt.NDArray[np.integer[Any]]
 
 
 def _spread(values: Grey) -> float:
@@ -124,7 +127,7 @@ def find_ink(
         smooth, cut = _cut(ink, widest)
     inky = smooth > cut
     floor = 2.5 * noise
-    marks, _ = ndimage.label(smooth > max(cut / 2, min(floor, cut)), EIGHT)
+    marks: Numbered = ndimage.label(smooth > max(cut / 2, min(floor, cut)), EIGHT)[0]
     if not is_even:
         marks = _without_frame(marks)
         inky &= marks > 0
@@ -148,7 +151,7 @@ def _cut(ink: Grey, widest: int) -> tuple[Grey, float]:
     coarse = max(ink.shape) > 60
     smooth = ndimage.gaussian_filter(ink, max(ink.shape) / (75 * widest)) if coarse else ink
     # skimage returns the centre of paper's last bin; its upper edge, half a bin up, is the better cut
-    cut = float(threshold_otsu(smooth, nbins=128)) + float(np.ptp(smooth)) / 256  # type: ignore[no-untyped-call]
+    cut = float(threshold_otsu(smooth, nbins=128)) + float(np.ptp(smooth)) / 256
     return smooth, cut
 
 
@@ -168,8 +171,16 @@ def _rules(inked: Mask, least: float) -> Mask:
     widest = math.ceil(0.03 * max(height, width))
     thin = inked & ~ndimage.binary_opening(inked, np.ones((widest + 1, widest + 1)))
     slopes = np.pi / 2 + np.radians(np.linspace(-6, 6, 25))
-    votes = hough_line(thin, slopes)  # type: ignore[no-untyped-call]
-    peaks = hough_line_peaks(*votes, 3, 1, least * width * 0.8, 80)  # type: ignore[no-untyped-call]
+    votes, angles, distances = hough_line(thin, slopes)
+    peaks = hough_line_peaks(
+        votes,
+        angles,
+        distances,
+        min_distance=3,
+        min_angle=1,
+        threshold=0.8 * least * width,
+        num_peaks=80,
+    )
     rows, columns = np.mgrid[:height, :width]
     found = np.zeros_like(inked)
     thickest = 0.0
@@ -182,11 +193,13 @@ def _rules(inked: Mask, least: float) -> Mask:
             thickness = own.sum() / covered.sum()
             thickest = max(thickest, thickness)
             found |= away <= thickness / 2 + 0.6
-    crossed = ndimage.binary_closing(inked & ~found, np.ones((math.ceil(thickest) + 3, 1)))
+    crossed = ndimage.binary_closing(
+        inked & ~found, np.ones((math.ceil(thickest) + 3, 1), np.bool_)
+    )
     return found & ~(crossed & inked)
 
 
-def _without_frame(marks: npt.NDArray[np.int32]) -> npt.NDArray[np.int32]:
+def _without_frame(marks: Numbered) -> Numbered:
     """Drop numbered marks that lie along the frame for longer than a stroke is wide.
 
     Such a mark is a sheet's edge, a shadow's corner or another thing. A digit that is cut tightly

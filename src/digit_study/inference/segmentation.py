@@ -9,14 +9,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image
 from scipy import ndimage
 from skimage.graph import route_through_array
 
 from digit_study.inference.image_files import Grey, ImageError
 from digit_study.inference.images import Digit, normalised_mark
-from digit_study.inference.ink import EIGHT, Mask, find_ink
+from digit_study.inference.ink import EIGHT, Mask, Numbered, find_ink
 
 #: Longer side, in pixels, of a page in which digits are looked for.
 PAGE_SIDE = 1000
@@ -177,9 +176,7 @@ def _lines(marks: Sequence[_Mark]) -> list[list[_Mark]]:
     return sorted(lines, key=lambda line: float(np.mean([mark.box.top for mark in line])))
 
 
-def _ways(
-    mark: _Mark, ink: Grey, numbered: npt.NDArray[np.int32], height: float, factor: int
-) -> Ways:
+def _ways(mark: _Mark, ink: Grey, numbered: Numbered, height: float, factor: int) -> Ways:
     """Return the ways in which a mark may be cut up: as a single digit first."""
     box = mark.box
     rows = slice(box.top, box.bottom)
@@ -215,7 +212,7 @@ def _cut_up(own: Mask, tone: Grey, parts: int) -> list[Mask]:
         cost = np.where(aside > 1, 50.0, cost)
         start = int(np.argmin(cost[0]))
         stop = int(np.argmin(cost[-1]))
-        path, _ = route_through_array(cost, (0, start), (height - 1, stop))  # type: ignore[no-untyped-call]
+        path, _ = route_through_array(cost, (0, start), (height - 1, stop))
         border = np.zeros(height, np.int64)
         for row, column in path:
             border[row] = max(border[row], column)

@@ -177,10 +177,11 @@ def seven(random: Random) -> list[Points]:
     right = random.uniform(0.65, 0.95)
     foot = (random.uniform(0.1, 0.55), 1.0)
     if random.random() < 0.15:
-        wave = [(0.0, random.uniform(0.0, 0.15)), (0.35, 0.25), (0.75, 0.22), (0.95, 0.05)]
+        start_of_bar = (0.0, random.uniform(0.0, 0.15))
+        waves = [start_of_bar, (0.35, 0.25), (0.75, 0.22), (0.95, 0.05)]
         loop = [(0.85, -0.05), (0.72, 0.15), (0.62, 0.55), foot]
         bar = line((0.3, 0.55), (random.uniform(0.8, 1.0), random.uniform(0.45, 0.6)))
-        return [curve(*wave, *loop), bar]
+        return [curve(*waves, *loop), bar]
     start = (random.uniform(-0.05, 0.1), random.uniform(-0.03, 0.12))
     corner = (right, random.uniform(-0.03, 0.05))
     bend = random.normal(0, 0.06)

@@ -8,6 +8,7 @@ an entry in :data:`KINDS`.
 
 from collections.abc import Callable
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,7 @@ from skimage.draw import line
 from digit_study.data.sources import CLASSES, IMAGE_SIDE, Labels, Pixels
 from digit_study.model import pen
 
-Ink = npt.NDArray[np.float32]
+Ink = npt.NDArray[np.floating[Any]]
 Random = np.random.Generator
 Corruption = Callable[[Ink, Random], Ink]
 #: Images of each kind.
@@ -78,13 +79,13 @@ def corrupted_images(images: bytes, labels: bytes) -> tuple[Pixels, Labels]:
 
 def shot_noise(ink: Ink, random: Random) -> Ink:
     """Count photons."""
-    return (random.poisson(ink * 8) / 8).astype(np.float32)
+    return np.asarray(random.poisson(ink * 8) / 8, np.float32)
 
 
 def impulse_noise(ink: Ink, random: Random) -> Ink:
     """Set some pixels to black or white."""
     drawn = random.random(ink.shape)
-    return np.where(drawn < 0.04, 0, np.where(drawn > 0.96, 1, ink)).astype(np.float32)
+    return np.asarray(np.where(drawn < 0.04, 0, np.where(drawn > 0.96, 1, ink)), np.float32)
 
 
 def glass_blur(ink: Ink, random: Random) -> Ink:
@@ -93,17 +94,19 @@ def glass_blur(ink: Ink, random: Random) -> Ink:
     moves = random.integers(-1, 2, (2, *ink.shape))
     y = np.clip(rows + moves[0], 0, IMAGE_SIDE - 1)
     x = np.clip(columns + moves[1], 0, IMAGE_SIDE - 1)
-    return ndimage.gaussian_filter(ink[np.arange(len(ink))[:, None, None], y, x], (0, 0.6, 0.6))
+    return np.asarray(
+        ndimage.gaussian_filter(ink[np.arange(len(ink))[:, None, None], y, x], (0, 0.6, 0.6))
+    )
 
 
 def motion_blur(ink: Ink, random: Random) -> Ink:
     """Move the camera along one direction."""
-    return ndimage.uniform_filter1d(ink, 4, axis=int(random.integers(1, 3)))
+    return np.asarray(ndimage.uniform_filter1d(ink, 4, axis=int(random.integers(1, 3))))
 
 
 def defocus(ink: Ink, random: Random) -> Ink:
     """Blur evenly."""
-    return ndimage.gaussian_filter(ink, (0, 1.2, 1.2))
+    return np.asarray(ndimage.gaussian_filter(ink, (0, 1.2, 1.2)))
 
 
 def _moved(ink: Ink, matrices: npt.NDArray[np.float64], shifts: npt.NDArray[np.float64]) -> Ink:
@@ -145,20 +148,20 @@ def translate(ink: Ink, random: Random) -> Ink:
 
 def brightness(ink: Ink, random: Random) -> Ink:
     """Lighten everything, paper included."""
-    return np.clip(ink + 0.3, 0, 1)
+    return np.asarray(np.clip(ink + 0.3, 0, 1))
 
 
 def fog(ink: Ink, random: Random) -> Ink:
     """Lay a cloud over the image."""
     cloud = ndimage.gaussian_filter(random.normal(size=ink.shape), (0, 5, 5))
     cloud = (cloud - cloud.min()) / np.ptp(cloud)
-    return (0.65 * ink + 0.5 * cloud).astype(np.float32)
+    return np.asarray(0.65 * ink + 0.5 * cloud, np.float32)
 
 
 def spatter(ink: Ink, random: Random) -> Ink:
     """Spill drops."""
     drops = ndimage.gaussian_filter(random.normal(size=ink.shape), (0, 1, 1))
-    return np.maximum(ink, np.clip((drops - 2.2 * drops.std()) * 8, 0, 1)).astype(np.float32)
+    return np.asarray(np.maximum(ink, np.clip((drops - 2.2 * drops.std()) * 8, 0, 1)), np.float32)
 
 
 def stripe(ink: Ink, random: Random) -> Ink:
@@ -190,7 +193,7 @@ def _crossed(ink: Ink, random: Random, dotted: bool) -> Ink:
         for first in range(2):
             rows, places = line(
                 heights[first], columns[first], heights[first + 1], columns[first + 1]
-            )  # type: ignore[no-untyped-call]
+            )
             step = 3 if dotted else 1
             image[rows[::step], places[::step]] = 1
     return crossed
@@ -199,35 +202,35 @@ def _crossed(ink: Ink, random: Random, dotted: bool) -> Ink:
 def edges(ink: Ink, random: Random) -> Ink:
     """Leave the edges of strokes alone."""
     gradient = np.hypot(ndimage.sobel(ink, axis=1), ndimage.sobel(ink, axis=2))
-    return np.clip(gradient / 2 - 0.8, 0, 1)
+    return np.asarray(np.clip(gradient / 2 - 0.8, 0, 1))
 
 
 def thin_pen(ink: Ink, random: Random) -> Ink:
     """Make strokes thinner."""
     eroded = ndimage.grey_erosion(ink, (1, 2, 2))
-    return (0.25 * ink + 0.75 * eroded).astype(np.float32)
+    return np.asarray(0.25 * ink + 0.75 * eroded, np.float32)
 
 
 def thick_pen(ink: Ink, random: Random) -> Ink:
     """Make strokes thicker."""
-    return ndimage.grey_dilation(ink, (1, 3, 3))
+    return np.asarray(ndimage.grey_dilation(ink, (1, 3, 3)))
 
 
 def blocky(ink: Ink, random: Random) -> Ink:
     """Draw in black and white, in blocks of two pixels."""
     halves = ink.reshape(-1, IMAGE_SIDE // 2, 2, IMAGE_SIDE // 2, 2).mean(axis=(2, 4)) > 0.35
-    return halves.repeat(2, axis=1).repeat(2, axis=2).astype(np.float32)
+    return np.asarray(halves.repeat(2, axis=1).repeat(2, axis=2), np.float32)
 
 
 def binarised(ink: Ink, random: Random) -> Ink:
     """Draw in black and white."""
-    return (ink > random.uniform(0.2, 0.7, (len(ink), 1, 1))).astype(np.float32)
+    return np.asarray(ink > random.uniform(0.2, 0.7, (len(ink), 1, 1)), np.float32)
 
 
 def faint(ink: Ink, random: Random) -> Ink:
     """Write with a pencil that skips."""
     grain = ndimage.gaussian_filter(random.normal(size=ink.shape), (0, 1, 1))
-    return (ink * np.clip(0.6 + 0.8 * grain / grain.std() / 2, 0.1, 1)).astype(np.float32)
+    return np.asarray(ink * np.clip(0.6 + 0.8 * grain / grain.std() / 2, 0.1, 1), np.float32)
 
 
 def elastic(ink: Ink, random: Random) -> Ink:
@@ -253,7 +256,7 @@ def _drawn(labels: Labels, random: Random) -> Ink:
         places = np.round(fine * (centred + IMAGE_SIDE / 2)).astype(int)
         canvas = np.ones((fine * IMAGE_SIDE, fine * IMAGE_SIDE), np.bool_)
         for start, stop in np.clip(places, 0, fine * IMAGE_SIDE - 1):
-            rows, columns = line(start[1], start[0], stop[1], stop[0])  # type: ignore[no-untyped-call]
+            rows, columns = line(start[1], start[0], stop[1], stop[0])
             canvas[rows, columns] = False
         inked = ndimage.distance_transform_edt(canvas) <= fine * width / 2
         image[:] = inked.reshape(IMAGE_SIDE, fine, IMAGE_SIDE, fine).mean(axis=(1, 3))
