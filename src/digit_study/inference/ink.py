@@ -26,9 +26,13 @@ SMALL = 64
 #: Of the longer side of a view the widest stroke that is looked for in uneven light is this part.
 WIDEST_STROKE = 4
 #: Parts of the width and the height of a view that lines of ruled and squared paper cover.
-LEAST_RULE = (0.5, 0.6)
+LEAST_RULE = (0.6, 0.7)
+#: Part of a line that lies beside strokes, at least.
+LEAST_SEEN = 0.3
 #: Longer side, in pixels, of the view in which the paper's brightness is found.
 PAPER_SIDE = 140
+#: Part of the ink that is no ruled line, at least; where all of it is, it is strokes.
+LEAST_LEFT = 0.03
 #: Connected strokes of a picture, at most.
 MOST_MARKS = 2_500
 #: Pixels that touch at a corner belong together.
@@ -122,7 +126,8 @@ def find_ink(
     if count > MOST_MARKS:
         raise ImageError(f"holds {count:,} marks, as text or noise do; numbers have fewer")
     lines = _ruled_lines(smooth > max(cut / 2, min(2.5 * noise, cut)), least_rule)
-    if lines.any():
+    left = (smooth > cut) & ~lines
+    if lines.any() and left.sum() >= LEAST_LEFT * (smooth > cut).sum():
         ink = np.where(lines, 0, ink)
         smooth, cut = _cut(ink, widest)
     inky = smooth > cut
@@ -178,7 +183,7 @@ def _rules(inked: Mask, least: float) -> Mask:
         distances,
         min_distance=3,
         min_angle=1,
-        threshold=0.8 * least * width,
+        threshold=LEAST_SEEN * width,
         num_peaks=80,
     )
     rows, columns = np.mgrid[:height, :width]
@@ -186,10 +191,13 @@ def _rules(inked: Mask, least: float) -> Mask:
     thickest = 0.0
     for _, slope, distance in zip(*peaks, strict=True):
         away = np.abs(columns * np.cos(slope) + rows * np.sin(slope) - distance)
-        own = thin & (away <= 1.5)
+        near = away <= 1.5
+        own = thin & near
         covered = own.any(axis=0)
-        reaches = covered[:3].any() or covered[-3:].any()
-        if reaches and covered.mean() >= least:
+        # a stroke hides the line that it crosses
+        reach = (inked & near).any(axis=0)
+        touches = covered[:3].any() or covered[-3:].any()
+        if touches and reach.mean() >= least and covered.mean() >= LEAST_SEEN:
             thickness = own.sum() / covered.sum()
             thickest = max(thickest, thickness)
             found |= away <= thickness / 2 + 0.6

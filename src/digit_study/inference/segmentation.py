@@ -22,7 +22,7 @@ PAGE_SIDE = 1000
 #: The widest stroke on a page of numbers is this part of its longer side: 1 in so many.
 WIDEST_STROKE = 12
 #: The feet of a row of zeros are no ruled line, nor is the stem of a four as high as the picture.
-LEAST_RULE = (0.65, 0.85)
+LEAST_RULE = (0.75, 0.9)
 #: Digits of a picture, at most.
 MOST_DIGITS = 500
 #: Digits in a mark that is cut up, at most.
