@@ -78,14 +78,16 @@ results: .venv/.dev  ## record the networks that bench_confirmation.py draws fro
 density: .venv/.dev  ## how densely the code is packed; nothing checks it
 	$(PY) tools/density.py src sweeps tools
 
-detector: .venv/.dev  ## train the detector of what is no digit anew: ARGS=<mnist.npz>, 50 minutes
-	PYTHONPATH=src $(PY) tests/train_detector.py $(ARGS)
+detector: .venv/.tools  ## train the detector of what is no digit anew: ARGS='<mnist.npz> [--tune]', 50 minutes
+	PYTHONPATH=src $(PY) tools/train_detector.py $(ARGS)
 
 LOCK := uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes \
     --no-emit-index-url --no-emit-find-links --no-header --quiet
-lock:  ## resolve pyproject.toml into all three locks anew (needs uv)
+lock:  ## resolve pyproject.toml into all four locks anew (needs uv)
 	$(LOCK) --upgrade --output-file requirements.lock
 	$(LOCK) --upgrade --extra dev --constraint requirements.lock --output-file requirements-dev.lock
+	$(LOCK) --upgrade --extra dev --extra tools --constraint requirements-dev.lock | \
+	    sed -n '/^fontpkg/,/^fonttools/{/^fonttools/d;p}' > requirements-tools.lock
 	$(LOCK) --upgrade --extra ray --constraint requirements-dev.lock --output-file requirements-ray.lock
 
 clean:  ## remove the environment and caches; runs and studies stay
@@ -108,6 +110,11 @@ INSTALL = if command -v uv >/dev/null; then \
 .venv/.dev: requirements-dev.lock .venv/.ready
 	$(INSTALL)
 	touch .venv/.dev
+
+# fonts after handwriting, from which the detector learns letters
+.venv/.tools: requirements-tools.lock .venv/.dev
+	$(INSTALL)
+	touch .venv/.tools
 
 # Ray is 70 MB that neither a study on one machine nor its tests need
 .venv/.ray: requirements-ray.lock .venv/.dev

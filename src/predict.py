@@ -1,4 +1,4 @@
-"""Image files to digits: ``python src/predict.py photo.jpg scans/ [model=models:/digit-recognizer/3]``."""
+"""Read the digits in image files: ``python src/predict.py photo.jpg scans/``."""
 
 import argparse
 import gc
@@ -14,8 +14,15 @@ from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table
 from rich.text import Text
 
+from digit_study.data.formats import read_unlabelled_csv
 from digit_study.inference.detector import are_digits
-from digit_study.inference.prediction import image_files, load_model, read_files, readings_figure
+from digit_study.inference.prediction import (
+    Reading,
+    image_files,
+    load_model,
+    read_files,
+    readings_figure,
+)
 from digit_study.support.console import protect_standard_streams
 from digit_study.support.errors import StudyError
 from digit_study.support.signals import collect_rarely
@@ -25,39 +32,76 @@ from digit_study.tracking.database import quiet_mlflow
 from digit_study.tracking.location import CHAMPION_URI, MODEL_NAMES, store_uri
 from digit_study.tracking.models import model_file
 
-SETTINGS, SHOWN = ("model", "abstain", "tracking.uri"), "predicted.png"
-PICTURES = (".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg", ".tif", ".tiff")
+SETTINGS = ("model", "abstain", "tracking.uri")
+DEFAULT_PICTURE = "predicted.png"
+PICTURE_TYPES = (".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg", ".tif", ".tiff")
+REGISTRY_SCHEMES = ("models:/", "runs:/")
 
 
-def parsed(words: Sequence[str]) -> argparse.Namespace:
-    """Parse a command line: ``given`` (paths and settings), ``json`` and ``show``."""
+def parse_words(words: Sequence[str]) -> argparse.Namespace:
+    """Parse a command line: ``given`` holds paths and settings, the rest is options."""
     parser = argparse.ArgumentParser(
         prog="predict.py",
         allow_abbrev=False,
-        description="Reads the digit in each image: any size, mode, format or polarity; one digit per image. "
-        "Exit code: 0 if all images were read, 1 if not, 2 for a wrong option.",
-        epilog=f"Settings: model={MODEL_NAMES}; abstain=false, to read also what is no digit; tracking.uri=….",
+        description=(
+            "Reads the digit in each image, or the number: any size, mode, format or polarity. "
+            "Exit code: 0 if all images were read, 1 if not, 2 for a wrong option."
+        ),
+        epilog=(
+            f"Settings: model={MODEL_NAMES}; "
+            "abstain=false, to read also what is no digit; tracking.uri=…."
+        ),
     )
-    images = "of an animation or a multi-page file the first picture; of a folder the images directly in it"
-    picture = (
-        f"draw what the network saw into PATH, written --show=PATH, or --show alone into {SHOWN}"
-    )
-    parser.add_argument("given", nargs="*", metavar="FILE|FOLDER|SETTING=VALUE", help=images)
     parser.add_argument(
-        "--json", action="store_true", help="an array of objects on standard output"
+        "given",
+        nargs="*",
+        metavar="FILE|FOLDER|SETTING=VALUE",
+        help=(
+            "of an animation or a multi-page file the first picture; "
+            "of a folder the images directly in it"
+        ),
     )
-    parser.add_argument("--show", metavar="PATH", help=picture)
-    sets = "print the digits that hold the true one with this probability, by the model's own validation images: 0.99"
-    parser.add_argument("--coverage", type=float, metavar="P", help=sets)
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="an array of objects on standard output",
+    )
+    parser.add_argument(
+        "--show",
+        metavar="PATH",
+        help=(
+            "draw what the network saw into PATH, written --show=PATH, "
+            f"or --show alone into {DEFAULT_PICTURE}"
+        ),
+    )
+    parser.add_argument(
+        "--digit",
+        action="store_true",
+        help="insist on a single digit: numbers are refused",
+    )
+    parser.add_argument(
+        "--submission",
+        metavar="PATH",
+        help="read the images of Kaggle's test.csv and write ImageId,Label into PATH",
+    )
+    parser.add_argument(
+        "--coverage",
+        type=float,
+        metavar="P",
+        help=(
+            "print the digits that hold the true one with this probability, "
+            "by the model's own validation images: 0.99"
+        ),
+    )
     # --show alone never takes the next path as its own
-    return parser.parse_intermixed_args(
-        [f"--show={SHOWN}" if word == "--show" else word for word in words]
-    )
+    complete = [f"--show={DEFAULT_PICTURE}" if word == "--show" else word for word in words]
+    return parser.parse_intermixed_args(complete)
 
 
 def split_settings(given: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     """Separate ``key=value`` from paths; a file that exists is a file, whatever its name."""
-    settings, paths = {}, []
+    settings = {}
+    paths = []
     for word in given:
         key, equals, value = word.partition("=")
         if (
@@ -75,11 +119,12 @@ def split_settings(given: Sequence[str]) -> tuple[dict[str, str], list[str]]:
 
 
 def check_show(path: str, files: Sequence[Path]) -> None:
-    """Raise StudyError for a picture that cannot be written, or would overwrite one of ``files``."""
+    """Raise StudyError for a picture that cannot be written or would overwrite one of ``files``."""
     target = Path(path)
-    if target.suffix.lower() not in PICTURES:
+    if target.suffix.lower() not in PICTURE_TYPES:
         raise StudyError(
-            f"`--show` must end in one of {', '.join(PICTURES)}, got '{path}': --show={SHOWN}"
+            f"`--show` must end in one of {', '.join(PICTURE_TYPES)}, got '{path}': "
+            f"--show={DEFAULT_PICTURE}"
         )
     if not target.parent.is_dir():
         raise StudyError(
@@ -91,90 +136,195 @@ def check_show(path: str, files: Sequence[Path]) -> None:
         )
 
 
-def model_place(named: str, tracking: str | None) -> str:
+def model_page(name: str, tracking: str | None) -> str:
     """Return the address of a model's page in MLflow, before an alias moves; empty for a file."""
-    if not named.startswith(("models:/", "runs:/")):
+    if not name.startswith(REGISTRY_SCHEMES):
         return ""
     from digit_study.tracking.session import Tracker
 
     workspace = Workspace.of_project()
-    return Tracker(store_uri(tracking, workspace), workspace).model_address(named)
+    return Tracker(store_uri(tracking, workspace), workspace).model_address(name)
 
 
-def least_probability(coverage: float, named: str, tracking: str | None) -> float:
-    """How probable a digit must be to stand in a set of this coverage; raises StudyError if that cannot be told."""
+def least_probability(coverage: float, name: str, tracking: str | None) -> float:
+    """Return how probable a digit must be to stand in a prediction set.
+
+    Args:
+        coverage: how often a set should hold the true digit, in (0, 1).
+        name: the model, as a version or a run of the store.
+        tracking: address of the store; None for the project's own.
+
+    Raises:
+        StudyError: if the coverage is out of range, or the model is a mere file.
+    """
     if not 0 < coverage < 1:
         raise StudyError(f"`--coverage` must be in (0, 1), got {coverage:g}: --coverage 0.99")
-    if not named.startswith(("models:/", "runs:/")):
+    if not name.startswith(REGISTRY_SCHEMES):
         raise StudyError(
-            f"`--coverage` needs the run of a model, got the file '{named}': name it as {MODEL_NAMES}"
+            f"`--coverage` needs the run of a model, got the file '{name}': "
+            f"name it as {MODEL_NAMES}"
         )
     from digit_study.model import calibration
     from digit_study.tracking.session import open_store
 
-    found = open_store(tracking, Workspace.of_project()).evaluation_of_model(named)
-    return calibration.least_probability(found.labels, found.probabilities, coverage)
+    store = open_store(tracking, Workspace.of_project())
+    evaluation = store.evaluation_of_model(name)
+    return calibration.least_probability(evaluation.labels, evaluation.probabilities, coverage)
+
+
+def submit(table: str, into: str, keras_file: Path) -> None:
+    """Read the images of a table without labels and write what they show, as Kaggle takes it.
+
+    Args:
+        table: path of a CSV file with 784 pixels a row.
+        into: path of the CSV file to be written, with the columns ImageId (from 1) and Label.
+        keras_file: the network.
+
+    Raises:
+        StudyError: if the table is laid out otherwise, or ``into`` cannot be written.
+    """
+    if not Path(into).parent.is_dir():
+        raise StudyError(
+            f"`--submission` must lie in a folder that exists, got '{into}': mkdir it first"
+        )
+    if Path(into).resolve() == Path(table).resolve():
+        raise StudyError(f"`--submission` must not overwrite the images, got '{into}'")
+    images = read_unlabelled_csv(Path(table))
+    digits = load_model(keras_file)(images).argmax(axis=1)
+    rows = [f"{number},{digit}" for number, digit in enumerate(digits, start=1)]
+    Path(into).write_text("\n".join(["ImageId,Label", *rows, ""]), encoding="utf-8")
+    print(f"{len(digits):,} digits: {Path(into).resolve()}")
+
+
+def predict_submission(
+    paths: Sequence[str],
+    target: str,
+    name: str,
+    tracking: str | None,
+) -> None:
+    """Read one table of images for Kaggle; raise StudyError unless ``paths`` is one CSV file."""
+    if len(paths) != 1 or not paths[0].endswith(".csv"):
+        raise StudyError(
+            f"`--submission` takes a single CSV file of images, got {' '.join(paths) or 'none'}: "
+            "python src/predict.py test.csv --submission submission.csv"
+        )
+    image_files(paths)  # it must exist
+    keras_file = model_file(name, tracking, Workspace.of_project())
+    submit(paths[0], target, keras_file)
+
+
+def check_abstain(value: str) -> bool:
+    """Return whether what is no digit is refused; raise StudyError for any other word."""
+    if value not in ("true", "false"):
+        raise StudyError(
+            f"`abstain` must be true or false, got '{value}': "
+            "abstain=false reads what is no digit too"
+        )
+    return value == "true"
+
+
+def read_with_bar(
+    files: Sequence[Path],
+    keras_file: Path,
+    *,
+    abstain: bool,
+    least: float | None,
+    only_digit: bool,
+) -> list[Reading]:
+    """Read all files, with a bar on a terminal."""
+    load = cache(load_model)  # called when the first image that can be read needs it
+    results = read_files(
+        files,
+        lambda images: load(keras_file)(images),
+        are_digits if abstain else None,
+        least,
+        only_digit=only_digit,
+    )
+    columns = (*Progress.get_default_columns(), MofNCompleteColumn())
+    bar = Progress(
+        *columns,
+        console=Console(stderr=True),
+        disable=not sys.stderr.isatty(),
+        transient=True,
+    )
+    with bar:
+        return list(bar.track(results, total=len(files), description="reading"))
+
+
+def print_readings(readings: Sequence[Reading], coverage: float | None) -> None:
+    """Print a table of readings; in a pipe it has no edge to wrap at."""
+    width = None if sys.stdout.isatty() else 200
+    Console(width=width).print(readings_table(readings, coverage))
 
 
 def predict(arguments: argparse.Namespace) -> int:
-    """Check everything, read with a bar on a terminal, print; returns 1 if a file could not be read."""
+    """Check everything, then read and print; return 1 if a file could not be read, else 0."""
     settings, paths = split_settings(arguments.given)
+    name = settings.get("model", CHAMPION_URI)
+    tracking = settings.get("tracking.uri")
+    if arguments.submission is not None:
+        predict_submission(paths, arguments.submission, name, tracking)
+        return 0
     files = image_files(paths)
     if arguments.show:
         check_show(arguments.show, files)
-    named, tracking = settings.get("model", CHAMPION_URI), settings.get("tracking.uri")
-    if (abstain := settings.get("abstain", "true")) not in ("true", "false"):
-        raise StudyError(
-            f"`abstain` must be true or false, got '{abstain}': abstain=false reads what is no digit too"
-        )
-    keras_file = model_file(named, tracking, Workspace.of_project())
+    abstain = check_abstain(settings.get("abstain", "true"))
+    keras_file = model_file(name, tracking, Workspace.of_project())
     coverage = arguments.coverage
-    least = None if coverage is None else least_probability(coverage, named, tracking)
-    where = "" if arguments.json else model_place(named, tracking)
-    load = cache(load_model)  # called when the first image that can be read needs it
-    columns = (*Progress.get_default_columns(), MofNCompleteColumn())
-    with Progress(
-        *columns, console=Console(stderr=True), disable=not sys.stderr.isatty(), transient=True
-    ) as bar:
-        accepts = are_digits if abstain == "true" else None
-        results = read_files(files, lambda images: load(keras_file)(images), accepts, least)
-        readings = list(bar.track(results, total=len(files), description="reading"))
+    least = None if coverage is None else least_probability(coverage, name, tracking)
+    page = "" if arguments.json else model_page(name, tracking)
+    readings = read_with_bar(
+        files,
+        keras_file,
+        abstain=abstain,
+        least=least,
+        only_digit=arguments.digit,
+    )
     if arguments.json:
         print(json.dumps([reading.as_json() for reading in readings], indent=2))
     else:
-        sets = () if least is None else (f"prediction set, {coverage:.4g}",)
-        table = Table("file", "digit", "probability", *sets, "probabilities of 0 … 9, %")
-        for reading in readings:
-            row: list[RenderableType] = [
-                Text(reading.file),
-                "–",
-                "",
-                *("" for _ in sets),
-                Text(reading.error or "", style="red"),
-            ]
-            if reading.probabilities is not None:
-                each = " ".join(f"{100 * p:.0f}" for p in reading.probabilities)
-                members = [" ".join(map(str, reading.digits or ())) for _ in sets]
-                sure = f"{max(reading.probabilities):.2%}"
-                row = [Text(reading.file), str(reading.digit), sure, *members, Text(each)]
-            table.add_row(*row)
-        Console(width=None if sys.stdout.isatty() else 200).print(table)  # in a pipe no edge wraps
+        print_readings(readings, coverage)
     if arguments.show:
         readings_figure(readings).savefig(arguments.show, dpi=120)
         print(f"What the network saw: {Path(arguments.show).resolve()}", file=sys.stderr)
-    if where:
-        print(f"model: {where}")
+    if page:
+        print(f"model: {page}")
     return int(any(reading.error for reading in readings))
 
 
+def readings_table(readings: Sequence[Reading], coverage: float | None) -> Table:
+    """Return a table with a row a file; with a prediction set where a coverage was asked for."""
+    sets = [] if coverage is None else [f"prediction set, {coverage:.4g}"]
+    table = Table("file", "digit", "probability", *sets, "probabilities of 0 … 9, %")
+    for reading in readings:
+        digit = "–"
+        sure = ""
+        last = Text(reading.error or "", style="red")
+        members = " ".join(map(str, reading.digits or ()))
+        if reading.number is not None:
+            digit = reading.number.text
+            sure = f"{reading.number.probability:.2%}"
+            each = [f"{max(own.probabilities):.0%}" for own in reading.number.digits]
+            last = Text(f"of each digit: {' '.join(each)}")
+        elif reading.probabilities is not None:
+            digit = str(reading.digit)
+            sure = f"{max(reading.probabilities):.2%}"
+            last = Text(" ".join(f"{100 * p:.0f}" for p in reading.probabilities))
+        row: list[RenderableType] = [Text(reading.file), digit, sure]
+        if sets:
+            row.append(members)
+        table.add_row(*row, last)
+    return table
+
+
 def main(words: Sequence[str]) -> int:
-    """Answer a command line; returns the exit code."""
+    """Answer a command line; return the exit code."""
     protect_standard_streams()
     collect_rarely()
     quiet_mlflow()
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
     try:
-        return predict(parsed(words))
+        return predict(parse_words(words))
     except StudyError as fault:
         print(f"error: {fault}", file=sys.stderr)
         return 1

@@ -199,7 +199,8 @@ def test_json_agrees_with_the_model_on_the_arrays(store: str, tmp_path: Path) ->
     (tmp_path / "scans").mkdir()
     save(tmp_path / "scans", **{f"d{k}": image for k, image in enumerate(images)})
     save(tmp_path, blank=BLANK, two=np.hstack([DIGITS[0], DIGITS[2600]]))
-    done = typed(tmp_path, "scans/", "--json", "blank.png", f"tracking.uri={store}", "two.png")
+    words = ("scans/", "--json", "blank.png", f"tracking.uri={store}", "two.png")
+    done = typed(tmp_path, *words, "--digit")
     assert done.returncode == 1 and done.stderr == ""
     *read, blank, two = json.loads(done.stdout)
     model = keras.models.load_model(Path(store.removeprefix("sqlite:///")).parent / MODEL)
@@ -207,6 +208,29 @@ def test_json_agrees_with_the_model_on_the_arrays(store: str, tmp_path: Path) ->
     assert [one["digit"] for one in read] == list(expected.argmax(axis=1))
     assert np.allclose([one["probabilities"] for one in read], expected, atol=1e-5)
     assert "blank" in blank["error"] and "2 marks" in two["error"] and blank["digit"] is None
+
+
+@pytest.mark.slow
+def test_several_digits_are_a_number_with_boxes(store: str, tmp_path: Path) -> None:
+    save(tmp_path, two=np.hstack([DIGITS[0], DIGITS[2600]]))
+    done = typed(tmp_path, "two.png", "--json", "abstain=false", f"tracking.uri={store}")
+    assert done.returncode == 0, done.stderr
+    (two,) = json.loads(done.stdout)
+    assert two["digit"] is None and two["number"].isdecimal() and len(two["number"]) == 2
+    assert len(two["boxes"]) == 2 and [len(row) for row in two["digit_probabilities"]] == [10, 10]
+
+
+@pytest.mark.slow
+def test_a_submission_as_kaggle_takes_it(store: str, tmp_path: Path) -> None:
+    rows = [",".join(f"pixel{number}" for number in range(784))]
+    rows += [",".join(map(str, image.ravel())) for image in DIGITS[:30]]
+    (tmp_path / "test.csv").write_text("\n".join(rows))
+    words = ("test.csv", "--submission", "submission.csv", f"tracking.uri={store}")
+    done = typed(tmp_path, *words)
+    assert done.returncode == 0, done.stderr
+    lines = (tmp_path / "submission.csv").read_text().splitlines()
+    assert lines[0] == "ImageId,Label" and len(lines) == 31
+    assert lines[1].startswith("1,") and lines[30].startswith("30,")
 
 
 @pytest.mark.slow

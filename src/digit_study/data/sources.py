@@ -22,6 +22,7 @@ from typing import Annotated
 import numpy as np
 import numpy.typing as npt
 
+from digit_study.data import formats
 from digit_study.data.arrays import CLASSES as CLASSES
 from digit_study.data.arrays import IMAGE_SIDE as IMAGE_SIDE
 from digit_study.data.arrays import Arrays as Arrays
@@ -58,6 +59,11 @@ SAMPLE_WARNING = (
     "(3,000 to train, 1,000 to validate, 1,000 sealed). Accuracies are lower and noisier than on "
     "full MNIST, and go to an experiment of their own. For the full data give "
     "data.path=<mnist.npz>."
+)
+
+NO_TEST_WARNING = (
+    "The digits of {path} come without a test set: what is trained on them can be compared and "
+    "used, but nothing is promoted from it."
 )
 
 
@@ -159,7 +165,7 @@ def resolve(config: DataConfig) -> Source:
 
 
 def _resolve_file(config: DataConfig, path: Path) -> Source:
-    images, labels = read_npz(path, "train")
+    images, labels = read_path(path, "train")
     found = digest(images[..., 0], labels)
     if config.source == "mnist" and found != MNIST_SHA256:
         wrong = f"data=mnist takes MNIST only, but {path} holds other digits (sha256 {found})"
@@ -167,7 +173,10 @@ def _resolve_file(config: DataConfig, path: Path) -> Source:
     name = path.stem
     if found == MNIST_SHA256:
         name = "mnist"
-    return Source(replace(config, path=str(path), sha256=found), name, len(labels))
+    warning = None
+    if not has_test_set(path):
+        warning = NO_TEST_WARNING.format(path=path)
+    return Source(replace(config, path=str(path), sha256=found), name, len(labels), warning)
 
 
 def _resolve_name(config: DataConfig) -> Source:
@@ -220,7 +229,7 @@ def read_part(config: DataConfig, part: str, folder: Path | None = None) -> Arra
         if handed_over.is_file():
             return read_npz(handed_over, part)
     if config.path is not None:
-        return read_npz(Path(config.path), part)
+        return read_path(Path(config.path), part)
     return DATASETS[config.source].read(part)
 
 
@@ -240,6 +249,43 @@ def store_train_part(folder: Path, sha256: str, images: Pixels, labels: Labels) 
     # other processes do the same meanwhile
     with replacing(path) as new:
         np.savez(new, x_train=images[..., 0], y_train=labels)
+
+
+def read_path(path: Path, part: str) -> Arrays:
+    """Read a part of what ``data.path`` names: an npz, a CSV or IDX file, or a folder.
+
+    Args:
+        path: see :mod:`digit_study.data.formats`.
+        part: ``train`` or ``test``.
+
+    Returns:
+        Images (n, 28, 28, 1), uint8, and labels (n,), int64. Never write to what callers share.
+
+    Raises:
+        StudyError: if it is missing, damaged or laid out otherwise, or has no such part.
+    """
+    reader = formats.reader_of(path)
+    if reader is None:
+        return read_npz(path, part)
+    return _read_other(path, part, reader)
+
+
+@lru_cache(maxsize=1)
+def _read_other(path: Path, part: str, reader: Callable[[Path, str], formats.Table]) -> Arrays:
+    images, labels = reader(path, part)
+    problem = _problem(images, labels)
+    if problem:
+        raise StudyError(f"`data.path` must hold digits to learn from, got {path}: {problem}")
+    return images[..., np.newaxis], labels
+
+
+def has_test_set(path: Path) -> bool:
+    """Return whether what ``data.path`` names comes with a test set, without reading its digits."""
+    reader = formats.reader_of(path)
+    if reader is not None:
+        return formats.HAS_TEST[reader](path)
+    with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+        return {"x_test", "y_test"} <= set(archive.files)
 
 
 @lru_cache(maxsize=1)

@@ -15,11 +15,13 @@ import numpy.typing as npt
 from digit_study.data.sources import CLASSES, IMAGE_SIDE, Pixels
 
 WEIGHTS = Path(__file__).with_suffix(".npz")
+#: Channels of the three blocks of two convolutions each.
 WIDTHS = (24, 48, 96)
 NETWORKS = 2
 #: Keeps the logarithm of a probability that is 0 in float32 finite.
 TINY = 1e-9
 Scores = npt.NDArray[np.float32]
+Scorer = Callable[[Pixels], Scores]
 
 
 def build(precision: str = "float32", layers: Any = None) -> Any:
@@ -44,7 +46,7 @@ def build(precision: str = "float32", layers: Any = None) -> Any:
     )
 
 
-def scorer(models: Sequence[Any]) -> Callable[[Pixels], Scores]:
+def scorer(models: Sequence[Any]) -> Scorer:
     """A function: images (n, 28, 28, 1), uint8, to the mean of the models' log-odds that each shows a digit, (n,)."""
     from digit_study.model.fit import Predictor
 
@@ -73,21 +75,39 @@ def save(
     )
 
 
+def weights(path: Path = WEIGHTS) -> list[list[np.ndarray[Any, Any]]]:
+    """Return the kept weights of each network, float32, in Keras's order."""
+    with np.load(path) as kept:
+        counts = [
+            sum(name.startswith(f"{number}.") for name in kept.files) for number in range(NETWORKS)
+        ]
+        return [
+            [kept[f"{number}.{at}"].astype(np.float32) for at in range(count)]
+            for number, count in enumerate(counts)
+        ]
+
+
 @cache
 def load(path: Path = WEIGHTS) -> Callable[[Pixels], npt.NDArray[np.bool_]]:
-    """The shipped detector, as a function: images (n, 28, 28, 1), uint8, to whether each passes for a digit, (n,)."""
-    models = [build() for _ in range(NETWORKS)]
+    """Load the shipped detector.
+
+    Args:
+        path: its weights and its threshold.
+
+    Returns:
+        A function: images (n, 28, 28, 1), uint8, to whether each passes for a digit, (n,).
+    """
+    models = []
+    for own in weights(path):
+        model = build()
+        model.set_weights(own)
+        models.append(model)
     with np.load(path) as kept:
         threshold = float(kept["threshold"])
-        for number, model in enumerate(models):
-            model.set_weights(
-                [kept[f"{number}.{at}"].astype(np.float32) for at in range(len(model.weights))]
-            )
-    scores = scorer(models)
-    scores(
-        np.zeros((1, IMAGE_SIDE, IMAGE_SIDE, 1), np.uint8)
-    )  # compiles it, before anybody waits for an answer
-    return lambda images: scores(images) >= threshold
+    score = scorer(models)
+    # compiles it, before anybody waits for an answer
+    score(np.zeros((1, IMAGE_SIDE, IMAGE_SIDE, 1), np.uint8))
+    return lambda images: score(images) >= threshold
 
 
 def are_digits(images: Pixels) -> npt.NDArray[np.bool_]:

@@ -17,6 +17,8 @@ SUFFIXES = frozenset(f".{name}" for name in KNOWN.split())
 MOST_PIXELS = 80_000_000  # a phone's 50 megapixels pass; Pillow's own limit is 89
 LEAST_SIDE, READ_SIDE = 5, 1000
 
+#: EXIF's tag of the orientation.
+ORIENTATION = 0x0112
 Grey = npt.NDArray[np.float32]
 
 
@@ -109,6 +111,15 @@ def _without_alpha(rgba: Grey) -> Grey:
         return np.repeat(alpha, 3, axis=2)
     paper = np.median(colours[solid], axis=0)
     return np.asarray(paper + (colours - paper) * alpha / 255, np.float32)
+
+
+def upright_size(source: Path | bytes) -> tuple[int, int]:
+    """Return width and height of a picture as it is shown, from its header alone."""
+    with _open(source) as image:
+        width, height = image.size
+        # of the eight orientations the last four lie on their side
+        is_turned = image.getexif().get(ORIENTATION, 1) >= 5
+    return (height, width) if is_turned else (width, height)
 
 
 def read_grey(source: Path | bytes) -> Grey:

@@ -3,88 +3,39 @@
 MNIST's page (Y. LeCun, C. Cortes, C. Burges) says how: the black-and-white NIST digits were size-normalised into a
 20x20 box with their aspect ratio kept, and the anti-aliased result was placed in 28x28 with its centre of mass in the
 centre. :func:`to_mnist` does the same to any grey picture.
-
-What is paper and what is ink is read from the picture's border, never from its mean: a thick 8 may cover more than
-half of a tight crop, but the border of a digit's picture is paper.
 """
 
+import math
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 from scipy import ndimage
-from skimage.filters import threshold_otsu
 
 from digit_study.inference.image_files import LEAST_SIDE, Grey, ImageError, read_grey, ring
+from digit_study.inference.ink import EIGHT, Mask, box_of, find_ink
 
-SIDE, BOX = 28, 20
+#: Side of MNIST's images, and of the box in them that holds the digit.
+SIDE = 28
+BOX = 20
+#: Longer side, in pixels, of a view in which a digit is looked for.
 WORK_SIDE = 140
-FAINTEST = 12.0  # grey levels of 255 between paper and ink: below it even a person guesses
-MOST_HOLES = 6  # an 8 has two; a gritty scan of a thick pen a few more
-THINNEST, THICKENED = (
-    1.5,
-    2.2,
-)  # stroke width in 20ths of the digit; MNIST's thinnest pens and its usual ones
-EIGHT = np.ones((3, 3))  # pixels that touch at a corner belong together
+#: A mark whose width is so many times its height is no digit.
+WIDEST_DIGIT = 1.5
+#: An 8 has two holes; a gritty scan of a thick pen a few more.
+MOST_HOLES = 6
+#: Stroke width in 20ths of the digit: of MNIST's thinnest pens, and of its usual ones.
+THINNEST = 1.9
+THICKENED = 2.4
+#: Pixels a 20th of the digit, at least, for strokes to be measured and thickened.
+FINE = 3
 
-Mask = npt.NDArray[np.bool_]
 Digit = npt.NDArray[np.uint8]
 
 
-def _spread(values: Grey) -> float:
-    """Standard deviation estimated from the median: strokes that cross the border hardly change it."""
-    return 1.4826 * float(np.median(np.abs(values - np.median(values))))
-
-
-def _box(mask: Mask) -> tuple[slice, ...]:
-    """Rows and columns of the smallest box around a mask."""
-    return ndimage.find_objects(mask.astype(np.int8))[0]
-
-
-def _paper(grey: Grey) -> Grey:
-    """Brightness of the empty sheet: one level, or a quadratic surface where the border is uneven."""
-    border = ring(grey)
-    level, spread = np.float32(np.median(border)), _spread(border)
-    if spread < 3:
-        return np.full_like(grey, level)
-    y, x = np.meshgrid(
-        *(np.linspace(-1, 1, side, dtype=np.float32) for side in grey.shape), indexing="ij"
-    )
-    terms = np.stack([np.ones_like(x), x, y, x * x, y * y, x * y], axis=-1)
-    edge = np.stack([ring(terms[..., k]) for k in range(6)], axis=-1)
-    kept = np.abs(border - level) <= 3 * spread
-    for _ in range(3):  # fit, drop what stands out, fit again
-        surface = terms @ np.linalg.lstsq(edge[kept], border[kept], rcond=None)[0]
-        rest = np.abs(ring(grey - surface))
-        kept = rest <= 3 * float(np.median(rest)) + 1
-    return np.asarray(surface, np.float32)
-
-
-def _ink(grey: Grey) -> tuple[Grey, Mask]:
-    """How inky each pixel is, 0 to 1, for either polarity, and where strokes are; refuses what shows none."""
-    paper = _paper(grey)
-    apart = grey - paper
-    noise = _spread(ring(apart))
-    ink = np.maximum(apart * np.sign((apart.astype(np.float64) ** 3).sum()), 0).astype(np.float32)
-    smooth = ndimage.gaussian_filter(ink, max(grey.shape) / 300) if max(grey.shape) > 60 else ink
-    # skimage returns the centre of paper's last bin; its upper edge, half a bin up, is the better cut
-    cut = float(threshold_otsu(smooth, nbins=128)) + float(np.ptp(smooth)) / 256  # type: ignore[no-untyped-call]
-    inky = smooth > cut
-    full = float(np.percentile(ink[inky], 70)) if inky.any() else 0.0
-    if full < FAINTEST:
-        raise ImageError(
-            "is blank: no stroke stands out from the background; write or scan it darker"
-        )
-    touching = 0.4 if np.ptp(paper) == 0 else 0.12  # a tight crop on even paper, or a shadow's edge
-    if full < 3 * noise or ring(inky).mean() > touching:
-        raise ImageError(
-            "shows no digit on a plain background; leave an even margin around the digit"
-        )
-    floor = 2.5 * noise
-    marks, _ = ndimage.label(smooth > max(cut / 2, min(floor, cut)), EIGHT)
-    strokes = np.isin(marks, np.unique(marks[inky]))
-    return np.clip((ink - floor) / (full - floor), 0, 1), strokes
+class SeveralMarks(ImageError):
+    """A picture that holds several marks where a single digit was looked for."""
 
 
 def _one_mark(strokes: Mask) -> Mask:
@@ -113,32 +64,38 @@ def _one_mark(strokes: Mask) -> Mask:
         ).max()  # negative where the boxes overlap
         height, width = stop[peers].max(axis=0) - start[peers].min(axis=0)
         high = heights[peers]
-        is_stacked = height > high.sum() and high.min() > 0.5 * high.max()
+        # the halves of a broken digit are flat, digits are not
+        is_upright = (high >= 0.75 * widths[peers]).all()
+        is_stacked = is_upright and height > high.sum() and high.min() > 0.5 * high.max()
         if (
             peers.sum() > 2
             or gap >= 0.15 * max(height, width)
             or width >= 1.2 * height
             or is_stacked
         ):
-            raise ImageError(
+            raise SeveralMarks(
                 f"holds {peers.sum()} marks of like size; one digit per image: cut it up"
             )
     dots = (extents > 0.15 * whole) & (extents < 0.5 * whole)
     if dots.sum() > 8:
-        raise ImageError(
+        raise SeveralMarks(
             f"holds {dots.sum() + peers.sum()} marks, as text or noise do; one digit per image"
         )
     gaps = (np.maximum(start, start[largest]) - np.minimum(stop, stop[largest])).max(axis=1)
-    return np.isin(marks, 1 + np.flatnonzero((extents >= 0.15 * whole) & (gaps < 0.35 * whole)))
+    kept = (extents >= 0.15 * whole) & (gaps < 0.35 * whole)
+    height, width = stop[kept].max(axis=0) - start[kept].min(axis=0)
+    if width >= WIDEST_DIGIT * height and height >= LEAST_SIDE:
+        raise SeveralMarks("holds a mark that is wider than any digit; one digit per image")
+    return np.isin(marks, 1 + np.flatnonzero(kept))
 
 
 def _find(grey: Grey) -> tuple[Grey, Mask]:
     """Look at the whole sheet coarsely, then closer where the mark is, until the mark fills the view."""
     for _ in range(4):
         factor = max(1, max(grey.shape) // WORK_SIDE)
-        ink, strokes = _ink(np.asarray(Image.fromarray(grey).reduce(factor), np.float32))
+        ink, strokes = find_ink(np.asarray(Image.fromarray(grey).reduce(factor), np.float32))
         mark = _one_mark(strokes)
-        box = _box(mark)
+        box = box_of(mark)
         filled = ndimage.binary_fill_holes(mark[box])
         extent, left_out = max(filled.shape), 1 - mark[box].sum() / filled.sum()
         # a sheet of paper with something on it: a filled rectangle with strokes left out
@@ -155,27 +112,39 @@ def _find(grey: Grey) -> tuple[Grey, Mask]:
 
 
 def _drawn(ink: Grey, mark: Mask) -> Grey:
-    """Only the digit's own ink, edges included, a hairline thickened; refuses what a pen's strokes never look like."""
-    tight = np.pad(mark[_box(mark)], 1)
+    """Only the digit's own ink, edges included; refuses what a pen's strokes never look like."""
+    tight = np.pad(mark[box_of(mark)], 1)
     if max(tight.shape) < LEAST_SIDE + 2:
         raise ImageError("is blank but for a speck; write the digit larger, or scan it finer")
     depth = ndimage.distance_transform_edt(tight)
     if depth.max() > 0.36 * max(tight.shape) and min(tight.shape) > 10:
         raise ImageError("shows a solid shape, not the strokes of a digit")
-    holes = np.bincount(ndimage.label(~tight)[0].ravel())[
-        2:
-    ]  # 0 is the mark, 1 the paper around it
+    # the first is the mark, the second the paper around it
+    holes = np.bincount(ndimage.label(~tight)[0].ravel())[2:]
     if (holes > 0.004 * tight.size).sum() > MOST_HOLES:
         raise ImageError("shows a pattern or noise, not the strokes of a digit")
-    unit = (max(tight.shape) - 2) / BOX
-    width = (
-        (4 * float(depth[depth > 0].mean()) - 1) * BOX / float(max(tight.shape))
-    )  # mean depth: a quarter of it
-    away = ndimage.distance_transform_edt(~mark)
-    own = np.where(away <= max(1.5, 1.2 * unit), ink, 0)
-    if unit >= 1.5 and width < THINNEST:
-        own = np.maximum(own, np.clip((THICKENED - width) / 2 * unit + 0.5 - away, 0, 1))
-    return np.asarray(own, np.float32)
+    unit = max(1.0, max(mark[box_of(mark)].shape) / BOX)
+    own = np.where(ndimage.distance_transform_edt(~mark) <= max(1.5, 1.2 * unit), ink, 0)
+    return _thickened(np.asarray(own, np.float32), mark)
+
+
+def _thickened(ink: Grey, mark: Mask) -> Grey:
+    """The same ink, enlarged where it is small, if its strokes are thinner than a pen's."""
+    box = box_of(mark)
+    enlarged = max(1, math.ceil(FINE * BOX / max(mark[box].shape)))
+    unit = enlarged * max(mark[box].shape) / BOX
+    # pixels of a drawing are squares: their corners are rounded where it is enlarged
+    fine = np.kron(np.pad(mark, 1), np.ones((enlarged, enlarged))) > 0
+    depth = ndimage.distance_transform_edt(fine)
+    # the mean depth of a stroke is a quarter of its width
+    width = (4 * float(depth[fine].mean()) - 1) / unit
+    if width >= THINNEST:
+        return ink
+    soft = ndimage.gaussian_filter(fine.astype(np.float32), 0.5 * enlarged) > 0.35
+    away = ndimage.distance_transform_edt(~soft)
+    grown = np.clip((THICKENED - width) / 2 * unit + 0.5 - away, 0, 1)
+    own = np.kron(np.pad(ink, 1), np.ones((enlarged, enlarged)))
+    return np.asarray(np.maximum(own, grown), np.float32)
 
 
 def size_normalised(ink: Grey) -> Digit:
@@ -184,7 +153,7 @@ def size_normalised(ink: Grey) -> Digit:
         raise ImageError(
             "is all but blank: no stroke stands out from the background; write or scan it darker"
         )
-    ink = ink[_box(ink > 0.1)]
+    ink = ink[box_of(ink > 0.1)]
     longer = max(ink.shape)
     scale = (
         1.0 if longer in (BOX - 1, BOX) else BOX / longer
@@ -198,6 +167,22 @@ def size_normalised(ink: Grey) -> Digit:
     ).astype(int)
     digit = np.pad(small, ((top, room[0] - top), (left, room[1] - left)))
     return np.asarray(np.round(digit * (255 / digit.max())), np.uint8)
+
+
+def normalised_mark(ink: Grey, mark: Mask) -> Digit:
+    """Return a mark as MNIST would hold it.
+
+    Args:
+        ink: how inky each pixel is, (h, w), 0 to 1.
+        mark: where the mark's own strokes are, (h, w).
+
+    Returns:
+        Shape (28, 28), uint8.
+
+    Raises:
+        ImageError: if it is a speck, a solid shape or a pattern.
+    """
+    return size_normalised(_drawn(ink, mark))
 
 
 def is_mnist_form(grey: Grey) -> bool:
@@ -214,7 +199,7 @@ def is_mnist_form(grey: Grey) -> bool:
     ):
         return False
     off = np.abs(np.array(ndimage.center_of_mass(grey)) - SIDE / 2)
-    return bool(BOX - 2 <= max(grey[_box(grey > 0)].shape) <= BOX and off.max() < 1)
+    return bool(BOX - 2 <= max(grey[box_of(grey > 0)].shape) <= BOX and off.max() < 1)
 
 
 def to_mnist(grey: Grey) -> Digit:
@@ -223,7 +208,7 @@ def to_mnist(grey: Grey) -> Digit:
     From shape (h, w), float32, 0 to 255, at least 5x5, to (28, 28), uint8; bit for bit the input where
     :func:`is_mnist_form`. Raises ImageError if it is blank, without plain background, several digits or a solid shape.
     """
-    return grey.astype(np.uint8) if is_mnist_form(grey) else size_normalised(_drawn(*_find(grey)))
+    return grey.astype(np.uint8) if is_mnist_form(grey) else normalised_mark(*_find(grey))
 
 
 def read_digit(source: Path | bytes) -> Digit:

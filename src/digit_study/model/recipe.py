@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from digit_study.data.sources import IMAGE_SIDE
+from digit_study.model.augmentation import handwriting
 from digit_study.support.rules import at_least, between, choice
 
 PRECISIONS = ("auto", "float32", "mixed_bfloat16")
@@ -179,4 +180,5 @@ AUGMENTATIONS: dict[str, Callable[[Batches, Any], Batches]] = {
     "shift_rotate": lambda batches, recipe: shift_rotate(
         batches, recipe.shift, recipe.rotation, recipe.seed
     ),
+    "handwriting": lambda batches, recipe: handwriting(batches, recipe.seed),
 }

@@ -168,7 +168,7 @@ def _database_problem(uri: str, kind: str) -> Problem | None:
         engine = create_engine(uri, connect_args=options)
         with engine.connect() as connection:
             names = inspect(connection).get_table_names()
-            revisions = []
+            revisions: Sequence[Any] = []
             if {"alembic_version", "experiments"} <= set(names):
                 revisions = connection.execute(
                     text("SELECT version_num FROM alembic_version")
@@ -211,7 +211,7 @@ def _file_problem(uri: str) -> str | None:
             connection.execute("BEGIN IMMEDIATE").close()
             connection.execute("ROLLBACK").close()
             tables = connection.execute("SELECT name FROM sqlite_master").fetchall()
-            revisions = []
+            revisions: Sequence[Any] = []
             if ("alembic_version",) in tables and ("experiments",) in tables:
                 revisions = connection.execute("SELECT version_num FROM alembic_version").fetchall()
     except sqlite3.DatabaseError as error:

@@ -1,8 +1,9 @@
 """Pictures of what is no digit: letters, symbols, scribbles, shapes, textures, digits turned over. All are made here.
 
 A detector learns from them what a digit is not (outlier exposure; D. Hendrycks, M. Mazeika, T. Dietterich 2019, arXiv
-1812.04606). Letters are drawn by the fonts that Matplotlib brings and by fonts after handwriting (the fontpkg packages
-of the dev extra), as the fonts have them and, from their skeletons, as by a pen.
+1812.04606). Letters are drawn by the fonts that Matplotlib brings and by fonts after handwriting
+(the fontpkg packages of the extra `tools`, where these are asked for), as the fonts have them and,
+from their skeletons, as by a pen.
 """
 
 import unicodedata
@@ -11,7 +12,6 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-import fontpkg
 import matplotlib
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +32,7 @@ CHUNK = 2_000
 CATEGORIES = ("Lu", "Ll", "Lo", "Sm", "So", "Sc", "Po", "Ps", "Pe", "Sk")
 #: Words in the Unicode names of characters that show a digit, or nothing that can be told from one.
 NUMERIC = ("DIGIT", "NUMBER", "NUMERAL", "FRACTION", "ROD ", "HEXAGRAM", "BRAILLE")
-#: Ends of names of characters that are a zero or a one to any eye.
+#: Ends of names of characters that are a digit to any eye: O, I, S, Z, b, q, З, Ʒ, Ч, Ƨ and others.
 TWINS = (
     "OMICRON",
     "IOTA",
@@ -43,14 +43,31 @@ TWINS = (
     "VERTICAL BAR",
     " O",
     " I",
+    " S",
+    " Z",
+    "LETTER B",
+    "LETTER Q",
+    "ZE",
+    "EZH",
+    "YOGH",
+    "CHE",
+    "OPEN E",
+    "TONE TWO",
+    "TONE FIVE",
+    "TONE SIX",
+    "IOTA",
+    "GIMEL",
     "SMALL LETTER L",
 )
-#: O, o, I, l and | are left out: they are a zero and a one to any eye.
-LATIN = "AABBCCDDEEFFGGHHJJKKLLMMNNPPQQRRSTTUUVVWWXXYYZabcdefghijkmnpqrstuvwxyz@#$%&?!+=*{}[]<>~"
+#: O, o, I, i, l and | are left out, for they are a zero and a one to any eye; so are S, s, Z, z, b
+#: and q, which are a 5, a 2, a 6 and a 9.
+LATIN = "AABBCCDDEEFFGGHHJJKKLLMMNNPPQQRRTTUUVVWWXXYYacdefghjkmnprtuvwxy@#$%&?!+=*{}[]<>~"
 Random = np.random.Generator
 #: Which share of the glyphs is Latin and printed, Latin and written, and of any other kind.
 Shares = tuple[float, float, float]
 EVEN: Shares = (1 / 3, 1 / 3, 1 / 3)
+#: Without fonts after handwriting, which are a package of their own.
+PRINTED: Shares = (2 / 3, 0.0, 1 / 3)
 
 
 @dataclass(frozen=True)
@@ -72,27 +89,41 @@ def printed_fonts() -> list[Path]:
 
 
 def handwriting_fonts() -> list[Path]:
-    """The font files of the families that fontpkg has installed."""
+    """Return the font files of the families that fontpkg has installed."""
+    import fontpkg
+
     return sorted(one.path for family in fontpkg.families().values() for one in family.files)
 
 
 @cache
-def glyphs() -> tuple[list[Glyph], list[Glyph], list[Glyph]]:
-    """Latin letters and signs as printed and as written, and all else in print that is no number."""
-    latin, others = [], []
-    written = [
-        Glyph(font, one)
+def latin_glyphs() -> list[Glyph]:
+    """Return Latin letters and signs as printed."""
+    return [Glyph(font, letter) for font in printed_fonts() for letter in LATIN]
+
+
+@cache
+def written_glyphs() -> list[Glyph]:
+    """Return Latin letters and signs as written."""
+    return [
+        Glyph(font, letter)
         for font in handwriting_fonts()
-        for one in LATIN
-        if one in _characters(font)
+        for letter in LATIN
+        if letter in _characters(font)
     ]
+
+
+@cache
+def other_glyphs() -> list[Glyph]:
+    """Return all else in print that is no number."""
+    found = []
     for font in printed_fonts():
-        covered = ImageFont.truetype(str(font), GLYPH)
         # the last fonts are TeX's: their other characters are not where Unicode has them
-        known = [] if font.name.startswith("cm") else _characters(font)
-        latin += [Glyph(font, one) for one in LATIN]
-        others += [Glyph(font, one) for one in known if covered.getmask(one).getbbox()]
-    return latin, written, others
+        if font.name.startswith("cm"):
+            continue
+        covered = ImageFont.truetype(str(font), GLYPH)
+        known = _characters(font)
+        found += [Glyph(font, letter) for letter in known if covered.getmask(letter).getbbox()]
+    return found
 
 
 @cache
@@ -164,7 +195,8 @@ def pen_letter(random: Random, shares: Shares) -> Grey:
 
 
 def _any_glyph(random: Random, shares: Shares) -> Glyph:
-    chosen = glyphs()[random.choice(3, p=shares)]
+    kinds = (latin_glyphs, written_glyphs, other_glyphs)
+    chosen = kinds[random.choice(3, p=shares)]()
     return chosen[random.integers(len(chosen))]
 
 

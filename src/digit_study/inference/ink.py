@@ -1,0 +1,223 @@
+"""What is paper and what is ink in a picture: any polarity, light with shadows, ruled paper.
+
+What is paper is read from the picture's border, never from its mean: a thick 8 may cover more than
+half of a tight crop, but the border of a digit's picture is paper.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+from scipy import ndimage
+from skimage.filters import rank, threshold_otsu
+from skimage.morphology import closing, disk, footprint_rectangle, opening
+from skimage.transform import hough_line, hough_line_peaks
+
+from digit_study.inference.image_files import Grey, ImageError, ring
+
+#: Grey levels of 255 between paper and ink: below it even a person guesses.
+FAINTEST = 12.0
+#: A mark that covers more than this part of an edge of the view is no digit: 1 in so many.
+MOST_ALONG = 6
+#: Sides up to which a picture is a small drawing: strokes may be a fifth of it, or of its border.
+SMALL = 64
+#: Of the longer side of a view the widest stroke that is looked for in uneven light is this part.
+WIDEST_STROKE = 4
+#: Parts of the width and the height of a view that lines of ruled and squared paper cover.
+LEAST_RULE = (0.6, 0.7)
+#: Part of a line that lies beside strokes, at least.
+LEAST_SEEN = 0.3
+#: Longer side, in pixels, of the view in which the paper's brightness is found.
+PAPER_SIDE = 140
+#: Part of the ink that is no ruled line, at least; where all of it is, it is strokes.
+LEAST_LEFT = 0.03
+#: Connected strokes of a picture, at most.
+MOST_MARKS = 2_500
+#: Pixels that touch at a corner belong together.
+EIGHT = np.ones((3, 3))
+
+Mask = npt.NDArray[np.bool_]
+#: Of each pixel the number of its mark, from 1, or 0 for paper.
+Numbered = npt.NDArray[np.integer[Any]]
+
+
+def _spread(values: Grey) -> float:
+    """Standard deviation estimated from the median: strokes that cross the border hardly change it."""
+    return 1.4826 * float(np.median(np.abs(values - np.median(values))))
+
+
+def box_of(mask: Mask) -> tuple[slice, ...]:
+    """Return rows and columns of the smallest box around a mask."""
+    return ndimage.find_objects(mask.astype(np.int8))[0]
+
+
+def _relief(grey: Grey, widest: int) -> Grey:
+    """Return how far strokes stand out from paper in any light, shadows with sharp edges included.
+
+    The paper is what a disc wider than any stroke can cover: a morphological closing takes dark
+    strokes away and keeps the edge of a shadow where it is. Reflected light is a share of the
+    paper's, so that a stroke in the shadow is as dark as another.
+    """
+    factor = max(1, max(grey.shape) // PAPER_SIDE)
+    coarse = np.asarray(Image.fromarray(grey).reduce(factor), np.float32)
+    side = max(3, max(coarse.shape) // widest) | 1
+    square = footprint_rectangle((side, side))
+    local = rank.median(np.clip(coarse, 0, 255).astype(np.uint8), square)
+    # a disc fits into the corner of a shadow where a square does not
+    disc = disk(side // 2, decomposition="sequence")
+    even = ndimage.gaussian_filter(coarse, 0.7)
+    is_light = ((coarse.astype(np.float64) - local) ** 3).sum() > 0
+    paper = opening(even, disc) if is_light else closing(even, disc)
+    if factor > 1:
+        size = (grey.shape[1], grey.shape[0])
+        paper = np.asarray(Image.fromarray(paper).resize(size, Image.Resampling.BILINEAR))
+    if is_light:
+        return np.asarray(grey - paper, np.float32)
+    usual = float(np.median(paper))
+    share = np.clip(usual / np.maximum(paper, 1), 0.5, 4)
+    return np.asarray((paper - grey) * share, np.float32)
+
+
+def _is_even(grey: Grey) -> bool:
+    """Return whether the paper at the border has the same brightness all along it."""
+    border = ring(grey)
+    if _spread(border) >= 3:
+        return False
+    if max(grey.shape) <= SMALL:
+        return True
+    # strokes that cross the border are narrower than this, a shadow or a table is not
+    window = max(3, min(grey.shape) // WIDEST_STROKE) | 1
+    edges = (grey[0], grey[-1], grey[:, 0], grey[:, -1])
+    level = np.concatenate([ndimage.median_filter(edge, window) for edge in edges])
+    return float(np.ptp(level)) < FAINTEST
+
+
+def find_ink(
+    grey: Grey,
+    widest: int = WIDEST_STROKE,
+    least_rule: tuple[float, float] = LEAST_RULE,
+) -> tuple[Grey, Mask]:
+    """Find ink of either polarity.
+
+    Args:
+        grey: brightness (h, w), 0 to 255.
+        widest: the widest stroke is this part of the longer side: 1 in so many.
+        least_rule: which part of the width of the view a ruled line covers at least, and of the
+            height an upright one.
+
+    Returns:
+        How inky each pixel is, (h, w), 0 to 1, and where strokes are, (h, w).
+
+    Raises:
+        ImageError: if no stroke stands out from the paper.
+    """
+    is_even = _is_even(grey)
+    if is_even:
+        apart = grey - np.float32(np.median(ring(grey)))
+        out = apart * np.sign((apart.astype(np.float64) ** 3).sum())
+    else:
+        out = _relief(grey, widest)
+    noise = _spread(ring(out))
+    ink = np.maximum(out, 0).astype(np.float32)
+    smooth, cut = _cut(ink, widest)
+    count = ndimage.label(smooth > cut, EIGHT)[1]
+    if count > MOST_MARKS:
+        raise ImageError(f"holds {count:,} marks, as text or noise do; numbers have fewer")
+    lines = _ruled_lines(smooth > max(cut / 2, min(2.5 * noise, cut)), least_rule)
+    left = (smooth > cut) & ~lines
+    if lines.any() and left.sum() >= LEAST_LEFT * (smooth > cut).sum():
+        ink = np.where(lines, 0, ink)
+        smooth, cut = _cut(ink, widest)
+    inky = smooth > cut
+    floor = 2.5 * noise
+    marks: Numbered = ndimage.label(smooth > max(cut / 2, min(floor, cut)), EIGHT)[0]
+    if not is_even:
+        marks = _without_frame(marks)
+        inky &= marks > 0
+    full = float(np.percentile(ink[inky], 70)) if inky.any() else 0.0
+    if full < FAINTEST:
+        raise ImageError(
+            "is blank: no stroke stands out from the background; write or scan it darker"
+        )
+    # a tight crop on even paper, or what is left of a shadow's edge
+    touching = 0.4 if is_even else 0.2
+    if full < 3 * noise or ring(inky).mean() > touching:
+        raise ImageError(
+            "shows no digit on a plain background; leave an even margin around the digit"
+        )
+    strokes = np.isin(marks, np.unique(marks[inky])) & (marks > 0)
+    return np.clip((ink - floor) / (full - floor), 0, 1), strokes
+
+
+def _cut(ink: Grey, widest: int) -> tuple[Grey, float]:
+    """Smooth away what is finer than a stroke, and find the level that parts ink from paper."""
+    coarse = max(ink.shape) > 60
+    smooth = ndimage.gaussian_filter(ink, max(ink.shape) / (75 * widest)) if coarse else ink
+    # skimage returns the centre of paper's last bin; its upper edge, half a bin up, is the better cut
+    cut = float(threshold_otsu(smooth, nbins=128)) + float(np.ptp(smooth)) / 256
+    return smooth, cut
+
+
+def _ruled_lines(inked: Mask, least: tuple[float, float]) -> Mask:
+    """Find the lines of ruled and squared paper: thin, straight, from the frame across the view.
+
+    Where a stroke crosses a line, the line's pixels belong to the stroke.
+    """
+    if max(inked.shape) <= SMALL:
+        return np.zeros_like(inked)
+    return _rules(inked, least[0]) | _rules(inked.T, least[1]).T
+
+
+def _rules(inked: Mask, least: float) -> Mask:
+    """Find the ruled lines that run from left to right, at least a part of the way."""
+    height, width = inked.shape
+    widest = math.ceil(0.03 * max(height, width))
+    thin = inked & ~ndimage.binary_opening(inked, np.ones((widest + 1, widest + 1)))
+    slopes = np.pi / 2 + np.radians(np.linspace(-6, 6, 25))
+    votes, angles, distances = hough_line(thin, slopes)
+    peaks = hough_line_peaks(
+        votes,
+        angles,
+        distances,
+        min_distance=3,
+        min_angle=1,
+        threshold=LEAST_SEEN * width,
+        num_peaks=80,
+    )
+    rows, columns = np.mgrid[:height, :width]
+    found = np.zeros_like(inked)
+    thickest = 0.0
+    for _, slope, distance in zip(*peaks, strict=True):
+        away = np.abs(columns * np.cos(slope) + rows * np.sin(slope) - distance)
+        near = away <= 1.5
+        own = thin & near
+        covered = own.any(axis=0)
+        # a stroke hides the line that it crosses
+        reach = (inked & near).any(axis=0)
+        touches = covered[:3].any() or covered[-3:].any()
+        if touches and reach.mean() >= least and covered.mean() >= LEAST_SEEN:
+            thickness = own.sum() / covered.sum()
+            thickest = max(thickest, thickness)
+            found |= away <= thickness / 2 + 0.6
+    crossed = ndimage.binary_closing(
+        inked & ~found, np.ones((math.ceil(thickest) + 3, 1), np.bool_)
+    )
+    return found & ~(crossed & inked)
+
+
+def _without_frame(marks: Numbered) -> Numbered:
+    """Drop numbered marks that lie along the frame for longer than a stroke is wide.
+
+    Such a mark is a sheet's edge, a shadow's corner or another thing. A digit that is cut tightly
+    stays where there is nothing else.
+    """
+    along = np.zeros(marks.max() + 1, np.int64)
+    for edge in (marks[0], marks[-1], marks[:, 0], marks[:, -1]):
+        counts = np.bincount(edge, minlength=len(along))
+        along = np.maximum(along, counts * MOST_ALONG // len(edge))
+    is_frame = along >= 1
+    is_frame[0] = False
+    rest = np.where(is_frame[marks], 0, marks)
+    return rest if rest.any() else marks

@@ -1,0 +1,297 @@
+"""Digits as a pen draws them: the forms that people write and MNIST hardly has.
+
+Each digit has a function that draws a variant at random: ones with an upstroke or a base, crossed
+and hooked sevens, open and closed fours, round and narrow zeros, looped twos. A variant is a list
+of strokes, a stroke an array of points (k, 2), x to the right and y down, in a box of about 1 by 1.
+"""
+
+from collections.abc import Callable
+
+import numpy as np
+import numpy.typing as npt
+from scipy.interpolate import make_interp_spline
+
+Random = np.random.Generator
+Points = npt.NDArray[np.float32]
+Segments = npt.NDArray[np.float32]
+#: Straight pieces that a variant is cut into; more are not seen at 28 pixels.
+PIECES = 32
+#: Variants of each digit that are drawn for a training.
+VARIANTS = 512
+#: Points on a curve before it is cut.
+FINE = 40
+
+
+def line(*points: tuple[float, float]) -> Points:
+    """Return a stroke of straight pieces."""
+    return np.array(points, np.float32)
+
+
+def curve(*points: tuple[float, float]) -> Points:
+    """Return a stroke that passes smoothly through at least four points."""
+    corners = np.array(points)
+    steps = np.hypot(*np.diff(corners, axis=0).T)
+    places = np.concatenate([[0.0], np.cumsum(np.maximum(steps, 1e-3))])
+    spline = make_interp_spline(places, corners, k=3)
+    return np.asarray(spline(np.linspace(0, places[-1], FINE)), np.float32)
+
+
+def arc(
+    centre: tuple[float, float], radii: tuple[float, float], start: float, stop: float
+) -> Points:
+    """Return a part of an ellipse, from one angle to another in degrees; 0 is right, 90 is down."""
+    angles = np.radians(np.linspace(start, stop, FINE))
+    x = centre[0] + radii[0] * np.cos(angles)
+    y = centre[1] + radii[1] * np.sin(angles)
+    return np.stack([x, y], axis=1).astype(np.float32)
+
+
+def zero(random: Random) -> list[Points]:
+    """Draw an oval or a circle, closed, overlapping or a little open, round or squarish."""
+    half_width = random.uniform(0.22, 0.55)
+    start = random.uniform(-150, -20)
+    turn = random.choice([-1, 1]) * random.uniform(335, 400)
+    oval = arc((0.5, 0.5), (half_width, 0.5), start, start + turn)
+    squareness = random.uniform(0.75, 1.1)
+    offset = (oval - 0.5) / (half_width, 0.5)
+    oval = 0.5 + np.sign(offset) * np.abs(offset) ** squareness * (half_width, 0.5)
+    # the end of the stroke misses its start
+    drift = np.linspace(0, 1, FINE)[:, None] ** 3 * random.normal(0, 0.05, 2)
+    return [np.asarray(oval + drift, np.float32)]
+
+
+def one(random: Random) -> list[Points]:
+    """Draw a bar; most with an upstroke, short or from far below, some with a base."""
+    kind = random.random()
+    lean = random.uniform(-0.05, 0.15)
+    top = (0.5 + lean, 0.0)
+    foot = (0.5 - lean, 1.0)
+    bow = random.normal(0, 0.04)
+    stem = curve(top, (0.5 + lean / 3 + bow, 0.33), (0.5 - lean / 3 + bow, 0.67), foot)
+    if kind < 0.2:
+        return [stem]
+    if kind < 0.3:
+        # as steep as the stem
+        reach = random.uniform(0.12, 0.4)
+        start = (top[0] - reach, random.uniform(0.45, 1.0))
+    else:
+        reach = random.uniform(0.12, 0.8)
+        start = (top[0] - reach, random.uniform(0.1, 0.35) + 0.6 * max(0.0, reach - 0.2))
+    bend = random.normal(0, 0.05)
+    middle = ((start[0] + top[0]) / 2 + bend, (start[1] + top[1]) / 2 + abs(bend))
+    strokes = [line(start, middle, top), stem]
+    if kind > 0.65:
+        left = random.uniform(0.1, 0.45)
+        right = random.uniform(0.1, 0.45)
+        tilt = random.normal(0, 0.03)
+        strokes.append(line((foot[0] - left, 1.0 + tilt), (foot[0] + right, 1.0 - tilt)))
+    return strokes
+
+
+def two(random: Random) -> list[Points]:
+    """Draw a hook, a diagonal and a base; some with a loop, some with a straight top."""
+    kind = random.random()
+    left = random.uniform(0.0, 0.15)
+    right = random.uniform(0.65, 0.9)
+    base = (random.uniform(0.8, 1.05), random.uniform(0.92, 1.05))
+    start = (left, random.uniform(0.1, 0.35))
+    if kind < 0.15:
+        return [line((left, 0.05), (right, 0.0), (left, 1.0), base)]
+    crown = [start, ((left + right) / 2, 0.0), (right, random.uniform(0.18, 0.35))]
+    if kind < 0.45:
+        loop = [(0.35, 0.75), (0.08, 0.97), (0.0, 0.85), (0.2, 0.82), (0.55, 0.97), base]
+        return [curve(*crown, *loop)]
+    corner = (random.uniform(-0.05, 0.1), 1.0)
+    belly = (right * 0.75, random.uniform(0.5, 0.65))
+    return [curve(*crown, belly, corner), line(corner, base)]
+
+
+def three(random: Random) -> list[Points]:
+    """Draw two bows; some with a flat top, some nearly closed."""
+    waist = (random.uniform(0.25, 0.5), random.uniform(0.4, 0.52))
+    right = random.uniform(0.6, 0.85)
+    end = (random.uniform(-0.05, 0.2), random.uniform(0.75, 0.95))
+    lower = [(right + 0.08, 0.72), (0.4, 1.0), end]
+    if random.random() < 0.25:
+        top = line((0.05, 0.02), (right, 0.0), waist)
+        return [top, curve(waist, (right - 0.1, 0.5), *lower)]
+    start = (random.uniform(0.0, 0.2), random.uniform(0.08, 0.28))
+    upper = curve(start, (0.4, 0.0), (right, 0.2), waist)
+    return [upper, curve(waist, (right - 0.1, 0.52), *lower)]
+
+
+def four(random: Random) -> list[Points]:
+    """Draw an open or a closed four, with a bar that crosses the stem or ends at it."""
+    kind = random.random()
+    stem = random.uniform(0.55, 0.8)
+    bar = random.uniform(0.5, 0.72)
+    end = random.uniform(0.82, 1.1)
+    foot = (stem + random.normal(0, 0.05), 1.0)
+    left = random.uniform(-0.05, 0.1)
+    if kind < 0.45:
+        top = (random.uniform(0.05, 0.35), 0.0)
+        high = random.uniform(-0.05, 0.45)
+        open_part = line(top, (left, bar), (end, bar + random.normal(0, 0.04)))
+        return [open_part, line((stem + 0.03, high), foot)]
+    if kind < 0.6:
+        knee = (left, random.uniform(0.3, 0.5))
+        open_part = curve((left, 0.0), knee, (0.3, bar), (stem, bar - 0.05))
+        return [open_part, line((stem, random.uniform(-0.05, 0.1)), foot)]
+    if kind < 0.7:
+        return [line((stem - 0.2, 0.0), (left, bar), (end, bar - 0.1), (stem - 0.1, 1.0))]
+    tip = (stem + random.uniform(-0.05, 0.08), 0.0)
+    closed = line(tip, (left, bar), (end, bar + random.normal(0, 0.04)))
+    return [closed, line(tip, foot)]
+
+
+def five(random: Random) -> list[Points]:
+    """Draw a neck, a belly and a bar, joined or loose; some in a single sweep."""
+    neck = random.uniform(0.05, 0.25)
+    shoulder = (neck - random.uniform(0.0, 0.1), random.uniform(0.38, 0.5))
+    right = random.uniform(0.65, 0.95)
+    end = (random.uniform(-0.1, 0.15), random.uniform(0.8, 1.0))
+    belly = curve(shoulder, (0.45, random.uniform(0.3, 0.42)), (right, 0.68), (0.45, 1.0), end)
+    bar_end = (random.uniform(0.6, 1.0), random.uniform(-0.08, 0.05))
+    if random.random() < 0.15:
+        sweep = [(0.85, 0.02), (0.4, 0.0), (0.15, 0.25), (0.5, 0.45), (right, 0.7), (0.45, 1.0)]
+        return [curve(*sweep, end)]
+    gap = max(0.0, random.normal(-0.05, 0.08))
+    bar = line((neck + gap, 0.0 - gap / 2), bar_end)
+    return [line((neck, 0.0), shoulder), belly, bar]
+
+
+def six(random: Random) -> list[Points]:
+    """Draw a stem that bends into a loop, small or large."""
+    top = (random.uniform(0.3, 0.95), random.uniform(-0.05, 0.05))
+    loop_top = random.uniform(0.4, 0.7)
+    right = random.uniform(0.65, 0.95)
+    end = (random.uniform(0.0, 0.25), random.uniform(0.65, 0.85))
+    left = random.uniform(-0.05, 0.08)
+    stem = [top, (left + 0.35 * (top[0] - left), 0.25), (left, 0.65)]
+    loop = [(0.35, 1.0), (right, (loop_top + 1) / 2), (0.45, loop_top), end]
+    return [curve(*stem, *loop)]
+
+
+def seven(random: Random) -> list[Points]:
+    """Draw a bar and a stem; some crossed, some with a hook or a loop."""
+    right = random.uniform(0.65, 0.95)
+    foot = (random.uniform(0.1, 0.55), 1.0)
+    if random.random() < 0.15:
+        start_of_bar = (0.0, random.uniform(0.0, 0.15))
+        waves = [start_of_bar, (0.35, 0.25), (0.75, 0.22), (0.95, 0.05)]
+        loop = [(0.85, -0.05), (0.72, 0.15), (0.62, 0.55), foot]
+        bar = line((0.3, 0.55), (random.uniform(0.8, 1.0), random.uniform(0.45, 0.6)))
+        return [curve(*waves, *loop), bar]
+    start = (random.uniform(-0.05, 0.1), random.uniform(-0.03, 0.12))
+    corner = (right, random.uniform(-0.03, 0.05))
+    bend = random.normal(0, 0.06)
+    middle = ((right + foot[0]) / 2 + bend, 0.5)
+    strokes = [line(corner, middle, foot)]
+    if random.random() < 0.3:
+        wave = (0.3, random.uniform(0.05, 0.15))
+        strokes.append(curve(start, wave, (0.55, 0.06), corner))
+    else:
+        strokes.append(line(start, corner))
+    if random.random() < 0.3:
+        hook = (start[0] + random.normal(0, 0.04), start[1] + random.uniform(0.1, 0.3))
+        strokes.append(line(hook, start))
+    if random.random() < 0.5:
+        height = random.uniform(0.38, 0.62)
+        tilt = random.normal(0, 0.05)
+        near = middle[0] - random.uniform(0.15, 0.35)
+        far = middle[0] + random.uniform(0.12, 0.35)
+        strokes.append(line((near, height + tilt), (far, height - tilt)))
+    return strokes
+
+
+def eight(random: Random) -> list[Points]:
+    """Draw two loops in a single sweep, or one over the other; some open at the top."""
+    waist = random.uniform(0.38, 0.52)
+    upper = random.uniform(0.2, 0.36)
+    lower = random.uniform(0.26, 0.42)
+    if random.random() < 0.35:
+        above = arc((0.5, waist / 2), (upper, waist / 2), -90, 270)
+        below = arc((0.5, (1 + waist) / 2), (lower, (1 - waist) / 2), -90, 270)
+        return [above, below]
+    start = (0.5 + upper * random.uniform(0.3, 1.2), random.uniform(-0.02, 0.15))
+    end = (start[0] + random.normal(0, 0.08), start[1] + random.uniform(-0.08, 0.08))
+    down = [(0.5, 0.0), (0.5 - upper, waist / 2), (0.5, waist), (0.5 + lower, (1 + waist) / 2)]
+    up = [(0.5, 1.0), (0.5 - lower, (1 + waist) / 2), (0.5, waist), (0.5 + upper, waist / 2)]
+    return [curve(start, *down, *up, end)]
+
+
+def nine(random: Random) -> list[Points]:
+    """Draw a loop and a stem, straight, bent or hooked."""
+    loop_foot = random.uniform(0.35, 0.58)
+    left = random.uniform(0.0, 0.15)
+    right = random.uniform(0.65, 0.85)
+    start = (right, random.uniform(0.05, 0.25))
+    loop = [start, (0.45, 0.0), (left, loop_foot / 2), (0.4, loop_foot)]
+    back = (right, loop_foot * random.uniform(0.4, 0.8))
+    kind = random.random()
+    if kind < 0.4:
+        foot = (random.uniform(0.35, 0.85), 1.0)
+        return [curve(*loop, back), line(start, back, foot)]
+    if kind < 0.7:
+        tail = [(right - 0.02, 0.6), (random.uniform(0.2, 0.6), 1.0)]
+        return [curve(*loop, back), curve(start, back, *tail)]
+    tail = [(right, 0.65), (random.uniform(0.4, 0.6), 1.0), (random.uniform(-0.05, 0.2), 0.9)]
+    return [curve(*loop, back), curve(start, back, *tail)]
+
+
+#: Of each digit the function that draws a variant.
+FORMS: tuple[Callable[[Random], list[Points]], ...] = (
+    zero,
+    one,
+    two,
+    three,
+    four,
+    five,
+    six,
+    seven,
+    eight,
+    nine,
+)
+
+
+def cut(strokes: list[Points], pieces: int = PIECES) -> Segments:
+    """Cut strokes into straight pieces of about the same length.
+
+    Args:
+        strokes: arrays of points (k, 2), k at least 2.
+        pieces: how many there are to be.
+
+    Returns:
+        The two ends of each piece, shape (pieces, 2, 2).
+    """
+    lengths = [np.hypot(*np.diff(stroke, axis=0).T) for stroke in strokes]
+    whole = sum(float(steps.sum()) for steps in lengths)
+    shares = [max(1, int(pieces * steps.sum() / whole)) for steps in lengths]
+    # the longest stroke takes up what rounding left, or gives up what it added
+    shares[int(np.argmax(shares))] += pieces - sum(shares)
+    ends = []
+    for stroke, steps, share in zip(strokes, lengths, shares, strict=True):
+        along = np.concatenate([[0.0], np.cumsum(steps)])
+        places = np.linspace(0, along[-1], share + 1)
+        points = np.stack([np.interp(places, along, stroke[:, axis]) for axis in (0, 1)], axis=1)
+        ends.append(np.stack([points[:-1], points[1:]], axis=1))
+    return np.concatenate(ends).astype(np.float32)
+
+
+def variants(seed: int, count: int = VARIANTS) -> Segments:
+    """Draw variants of every digit.
+
+    Args:
+        seed: of all that is random.
+        count: variants of each digit.
+
+    Returns:
+        Shape (10, count, PIECES, 2, 2): the ends (x, y) of the pieces of each variant, about its
+        centre of mass, its longer side 1.
+    """
+    random = np.random.default_rng(seed)
+    drawn = np.stack([[cut(form(random)) for _ in range(count)] for form in FORMS])
+    low = drawn.min(axis=(2, 3), keepdims=True)
+    high = drawn.max(axis=(2, 3), keepdims=True)
+    longer = (high - low).max(axis=-1, keepdims=True)
+    return np.asarray((drawn - (low + high) / 2) / longer, np.float32)

@@ -1,0 +1,111 @@
+"""Digits of Kaggle's tables, of MNIST's own files and of folders as ``data.path``."""
+
+from __future__ import annotations
+
+import gzip
+import struct
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import sample
+from PIL import Image
+
+from digit_study.data import formats, sources
+from digit_study.data.sources import DataConfig
+from digit_study.support.errors import StudyError
+
+IMAGES, LABELS = (array[::20] for array in sample())
+
+
+def write_csv(file: Path, names: bool = True) -> Path:
+    pixels = ",".join(f"pixel{number}" for number in range(784))
+    rows = [f"label,{pixels}"] if names else []
+    for image, label in zip(IMAGES, LABELS, strict=True):
+        rows.append(",".join(map(str, [label, *image.ravel()])))
+    file.write_text("\n".join(rows))
+    return file
+
+
+def write_idx(folder: Path, part: str, ending: str) -> None:
+    for kind, array in (("images", IMAGES), ("labels", LABELS.astype(np.uint8))):
+        header = struct.pack(f">{1 + array.ndim}I", 0x800 + array.ndim, *array.shape)
+        content = header + array.tobytes()
+        if ending == ".gz":
+            content = gzip.compress(content)
+        (folder / f"{part}-{kind}-idx{array.ndim}-ubyte{ending}").write_bytes(content)
+
+
+def write_folder(folder: Path) -> Path:
+    for number, (image, label) in enumerate(zip(IMAGES, LABELS, strict=True)):
+        (folder / str(label)).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(folder / str(label) / f"{number:03}.png")
+    return folder
+
+
+@pytest.mark.parametrize("names", [True, False])
+def test_kaggles_table(names: bool, tmp_path: Path) -> None:
+    images, labels = sources.read_path(write_csv(tmp_path / "train.csv", names), "train")
+    assert np.array_equal(images[..., 0], IMAGES) and np.array_equal(labels, LABELS)
+
+
+@pytest.mark.parametrize("ending", ["", ".gz"])
+def test_mnists_own_files(ending: str, tmp_path: Path) -> None:
+    write_idx(tmp_path, "train", ending)
+    file = tmp_path / f"train-images-idx3-ubyte{ending}"
+    for path in (tmp_path, file):
+        images, labels = sources.read_path(path, "train")
+        assert np.array_equal(images[..., 0], IMAGES) and np.array_equal(labels, LABELS)
+    assert not sources.has_test_set(tmp_path)
+    write_idx(tmp_path, "t10k", ending)
+    assert sources.has_test_set(tmp_path)
+    assert len(sources.read_path(tmp_path, "test")[1]) == len(LABELS)
+
+
+def test_a_folder_with_a_subfolder_for_each_digit(tmp_path: Path) -> None:
+    images, labels = sources.read_path(write_folder(tmp_path / "own"), "train")
+    order = np.argsort(LABELS, kind="stable")
+    assert np.array_equal(images[..., 0], IMAGES[order]) and np.array_equal(labels, LABELS[order])
+
+
+def test_a_dark_digit_on_light_paper_is_put_into_mnists_form(tmp_path: Path) -> None:
+    (tmp_path / "0").mkdir()
+    large = Image.fromarray(255 - IMAGES[0]).resize((120, 120))
+    large.save(tmp_path / "0" / "a.png")
+    ((image,), _) = formats.read_folder(tmp_path, "train")
+    alike = np.corrcoef(image.ravel().astype(float), IMAGES[0].ravel().astype(float))[0, 1]
+    assert image.shape == (28, 28) and alike > 0.8
+
+
+def test_without_a_test_set_it_is_said_before_anything_is_trained(tmp_path: Path) -> None:
+    found = sources.resolve(DataConfig(path=str(write_csv(tmp_path / "train.csv"))))
+    assert found.warning is not None and "nothing is promoted" in found.warning
+    with pytest.raises(StudyError, match="without a test set"):
+        sources.read_path(tmp_path / "train.csv", "test")
+
+
+@pytest.mark.parametrize(
+    ("content", "word"),
+    [("a,b\n1,2\n", "got 2 columns"), ("x\nword\n", "whole numbers"), ("", "whole numbers")],
+)
+def test_another_table_is_refused(content: str, word: str, tmp_path: Path) -> None:
+    (tmp_path / "train.csv").write_text(content)
+    with pytest.raises(StudyError, match=word):
+        sources.read_path(tmp_path / "train.csv", "train")
+
+
+def test_a_damaged_idx_file_is_refused(tmp_path: Path) -> None:
+    write_idx(tmp_path, "train", "")
+    file = tmp_path / "train-images-idx3-ubyte"
+    file.write_bytes(file.read_bytes()[:-5])
+    with pytest.raises(StudyError, match="must be whole"):
+        sources.read_path(tmp_path, "train")
+
+
+def test_a_table_without_labels_is_for_prediction(tmp_path: Path) -> None:
+    rows = [",".join(f"pixel{number}" for number in range(784))]
+    rows += [",".join(map(str, image.ravel())) for image in IMAGES]
+    (tmp_path / "test.csv").write_text("\n".join(rows))
+    assert np.array_equal(formats.read_unlabelled_csv(tmp_path / "test.csv"), IMAGES)
+    with pytest.raises(StudyError, match="train.csv that holds the labels"):
+        sources.read_path(tmp_path / "test.csv", "train")

@@ -1,0 +1,138 @@
+"""Pictures of several digits are read as numbers: cut up, in order, with a box for each digit."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from conftest import sample
+from PIL import Image, ImageDraw
+
+from digit_study.inference.image_files import ImageError, read_grey
+from digit_study.inference.prediction import read_files, read_row, readings_figure
+from digit_study.inference.segmentation import segment
+
+Bitmap = npt.NDArray[np.uint8]
+DIGITS, LABELS = sample()
+#: One clear image of each digit.
+CLEAR = [int(np.flatnonzero(digit == LABELS)[3]) for digit in range(10)]
+
+
+def row_of(digits: str, apart: int = 0) -> Bitmap:
+    """Dark digits on white paper, side by side, with a margin."""
+    images = [np.pad(DIGITS[CLEAR[int(digit)]], ((0, 0), (0, apart))) for digit in digits]
+    return np.asarray(255 - np.pad(np.hstack(images), 20), np.uint8)
+
+
+def by_likeness(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+    """A stand-in for a network: the likest of the clear digits."""
+    known = DIGITS[CLEAR].reshape(10, -1).astype(np.float64)
+    seen = images.reshape(len(images), -1).astype(np.float64)
+    alike = np.corrcoef(seen, known)[: len(seen), len(seen) :]
+    chances = np.exp(8 * alike)
+    return np.asarray(chances / chances.sum(axis=1, keepdims=True), np.float32)
+
+
+def save(folder: Path, picture: Bitmap, name: str = "n.png") -> Path:
+    Image.fromarray(picture).save(folder / name)
+    return folder / name
+
+
+@pytest.mark.parametrize("enlarged", [1, 4])
+def test_a_row_is_read_from_the_left(enlarged: int, tmp_path: Path) -> None:
+    picture = np.kron(row_of("3072", 6), np.ones((enlarged, enlarged), np.uint8))
+    (reading,) = read_files([save(tmp_path, picture)], by_likeness)
+    assert reading.error is None and reading.number is not None
+    assert reading.number.text == "3072" and reading.digit is None
+    found = reading.as_json()
+    assert found["number"] == "3072" and len(found["digit_probabilities"]) == 4
+    lefts = [box[0] for box in found["boxes"]]
+    assert lefts == sorted(lefts) and 0 < found["probability"] <= 1
+    # boxes are in pixels of the picture, whatever it was shrunk to
+    assert all(20 * enlarged <= box[1] <= 48 * enlarged for box in found["boxes"])
+
+
+def test_lines_are_read_from_the_top() -> None:
+    lines = [row_of("4096", 4), row_of("5138", 4)]
+    number = read_row(np.vstack(lines).astype(np.float32), by_likeness)
+    assert number is not None and number.text == "4096\n5138"
+
+
+def test_a_minus_and_dots_are_left_out() -> None:
+    picture = Image.fromarray(np.pad(row_of("325", 8), ((0, 0), (30, 0)), constant_values=255))
+    pen = ImageDraw.Draw(picture)
+    pen.rectangle((20, 34, 34, 36), 0)
+    pen.ellipse((84, 42, 87, 45), 0)
+    number = read_row(np.asarray(picture, np.float32), by_likeness)
+    assert number is not None and number.text == "325"
+
+
+def test_ruled_lines_are_taken_out() -> None:
+    picture = np.kron(row_of("648", 8), np.ones((5, 5), np.uint8)).astype(np.float32)
+    for top in range(30, picture.shape[0], 60):
+        picture[top : top + 3] = np.minimum(picture[top : top + 3], 150)
+    number = read_row(picture, by_likeness)
+    assert number is not None and number.text == "648"
+
+
+def test_touching_zeros_are_cut_apart() -> None:
+    zeros = DIGITS[CLEAR[0]]
+    columns = np.flatnonzero(zeros.any(axis=0))
+    tight = zeros[:, columns[0] : columns[-1] + 1]
+    picture = np.kron(np.pad(np.hstack([tight, tight[:, 1:]]), 20), np.ones((4, 4), np.uint8))
+    ((ways,),) = segment((255 - picture).astype(np.float32))
+    assert 2 in [len(way) for way in ways]
+
+
+def test_whoever_insists_on_a_digit_gets_none_of_several(tmp_path: Path) -> None:
+    file = save(tmp_path, row_of("3072", 6))
+    (reading,) = read_files([file], by_likeness, only_digit=True)
+    assert reading.number is None and "4 marks" in str(reading.error)
+
+
+def test_marks_that_are_no_digits_are_no_number(tmp_path: Path) -> None:
+    file = save(tmp_path, row_of("3072", 6))
+    (reading,) = read_files([file], by_likeness, lambda images: np.zeros(len(images), np.bool_))
+    assert reading.number is None and "letters or symbols" in str(reading.error)
+
+
+def test_a_single_digit_stays_a_digit(tmp_path: Path) -> None:
+    (reading,) = read_files([save(tmp_path, row_of("7"))], by_likeness)
+    assert reading.digit == 7 and reading.number is None and "number" not in reading.as_json()
+
+
+def test_the_model_is_called_once_for_digits_and_numbers(tmp_path: Path) -> None:
+    calls = []
+
+    def counted(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        calls.append(len(images))
+        return by_likeness(images)
+
+    files = [
+        save(tmp_path, row_of("7"), "a.png"),
+        save(tmp_path, row_of("18", 6), "b.png"),
+        save(tmp_path, row_of("4"), "c.png"),
+    ]
+    readings = list(read_files(files, counted))
+    assert len(calls) == 1
+    assert [reading.digit for reading in readings] == [7, None, 4]
+    assert readings[1].number is not None and readings[1].number.text == "18"
+
+
+def test_ten_thousand_marks_are_refused_at_once() -> None:
+    page = np.full((2_400, 2_400), 255, np.float32)
+    marks = np.pad(np.zeros((14, 8), np.float32), ((4, 5), (7, 8)), constant_values=255)
+    page[50:2350, 50:2350] = np.tile(marks, (100, 100))
+    began = time.process_time()
+    with pytest.raises(ImageError, match="marks"):
+        segment(page)
+    assert time.process_time() - began < 1
+
+
+def test_the_picture_has_a_box_for_each_digit(tmp_path: Path) -> None:
+    files = [save(tmp_path, row_of("3072", 6)), save(tmp_path, row_of("7"), "a.png")]
+    first, _ = readings_figure(list(read_files(files, by_likeness))).axes
+    assert len(first.patches) == 4 and read_grey(files[0]).shape == (68, 176)
