@@ -16,7 +16,7 @@ from http.client import HTTPException
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from digit_study.support import scratch
 from digit_study.support.errors import StudyError
