@@ -16,7 +16,7 @@ from http.client import HTTPException
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from digit_study.support import scratch
 from digit_study.support.errors import StudyError
@@ -168,7 +168,7 @@ def _database_problem(uri: str, kind: str) -> Problem | None:
         engine = create_engine(uri, connect_args=options)
         with engine.connect() as connection:
             names = inspect(connection).get_table_names()
-            revisions = []
+            revisions: Sequence[Any] = []
             if {"alembic_version", "experiments"} <= set(names):
                 revisions = connection.execute(
                     text("SELECT version_num FROM alembic_version")
@@ -211,7 +211,7 @@ def _file_problem(uri: str) -> str | None:
             connection.execute("BEGIN IMMEDIATE").close()
             connection.execute("ROLLBACK").close()
             tables = connection.execute("SELECT name FROM sqlite_master").fetchall()
-            revisions = []
+            revisions: list[tuple[str]] = []
             if ("alembic_version",) in tables and ("experiments",) in tables:
                 revisions = connection.execute("SELECT version_num FROM alembic_version").fetchall()
     except sqlite3.DatabaseError as error:
