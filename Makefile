@@ -36,10 +36,7 @@ check: .venv/.dev  ## format, lint, types, and who may import whom
 	PYTHONPATH=src .venv/bin/lint-imports
 
 ui: .venv/.ready  ## compare runs in the browser, the newest result first
-	@test ! -f mlruns/.newest || echo "the newest result: $$(cat mlruns/.newest)"
-	@(sleep 8; test ! -f mlruns/.newest || $(PY) -m webbrowser "$$(cat mlruns/.newest)") >/dev/null 2>&1 &
-	PYTHONPATH=src $(PY) -m digit_study.tracking.relocation
-	$(PY) -m mlflow ui $(ARGS)
+	PYTHONPATH=src $(PY) -m digit_study.tracking.ui $(ARGS)
 
 search: .venv/.ready  ## the Optuna sweep
 	$(PY) sweeps/optuna_search.py $(ARGS)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import os
 import shutil
 import sqlite3
 import subprocess
@@ -30,8 +31,10 @@ from digit_study.support.errors import StudyError
 from digit_study.support.sqlite import sqlite_path
 from digit_study.support.workspace import Workspace
 from digit_study.tracking.database import check_store
+from digit_study.tracking.location import local_address
 from digit_study.tracking.relocation import COLUMNS, follow_project
 from digit_study.tracking.session import Tracker
+from digit_study.tracking.ui import port_of
 
 #: A name that a folder may have.
 NAME = """it's "mine", 100% [ü] #1? a=b,c ${x} {y}"""
@@ -187,10 +190,37 @@ def test_a_run_in_a_moved_project_is_kept_in_its_new_folder(
     assert list((new.artifacts / "mine" / "models").glob("*/artifacts/data/model.keras"))
 
 
-def test_the_page_of_mlflow_starts_in_a_moved_project() -> None:
+def test_the_page_of_mlflow_starts_in_a_moved_project(tmp_path: Path) -> None:
     """A console script of an environment that was moved has a dead first line."""
-    line = subprocess.run(["make", "-n", "ui"], cwd=ROOT, capture_output=True, text=True).stdout
-    assert "python -m mlflow ui" in line and "bin/mlflow" not in line
+    copy_project(tmp_path)
+    workspace = Workspace(tmp_path)
+    workspace.artifacts.mkdir()
+    workspace.newest_result.write_text("http://127.0.0.1:5000/#/experiments/1?workflowType=x\n")
+    line = [sys.executable, "-m", "digit_study.tracking.ui", "--port=5079", "--help"]
+    environment = {**os.environ, "PYTHONPATH": "src", "BROWSER": "true"}
+    done = subprocess.run(line, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    shown = done.stdout.splitlines()[0]
+    assert shown == "the newest result: http://127.0.0.1:5079/#/experiments/1?workflowType=x"
+    assert "python -m mlflow ui" in done.stdout and done.returncode == 0
+    recipe = subprocess.run(["make", "-n", "ui"], cwd=ROOT, capture_output=True, text=True).stdout
+    assert "-m digit_study.tracking.ui" in recipe and "bin/mlflow" not in recipe
+
+
+@pytest.mark.parametrize(
+    ("words", "port"),
+    [
+        ([], "5055"),
+        (["--port", "5079"], "5079"),
+        (["-p", "5079", "--host", "0.0.0.0"], "5079"),
+        (["-p5079"], "5079"),
+        (["--port=1", "--port=2"], "2"),
+    ],
+)
+def test_printed_addresses_have_the_port_that_is_asked_for(
+    words: list[str], port: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_PORT", "5055")
+    assert local_address(port_of(words)) == f"http://127.0.0.1:{port}"
 
 
 # ---------------------------------------------------------------------------------- foreign

@@ -211,7 +211,7 @@ def _file_problem(uri: str) -> str | None:
             connection.execute("BEGIN IMMEDIATE").close()
             connection.execute("ROLLBACK").close()
             tables = connection.execute("SELECT name FROM sqlite_master").fetchall()
-            revisions: Sequence[Any] = []
+            revisions: list[tuple[str]] = []
             if ("alembic_version",) in tables and ("experiments",) in tables:
                 revisions = connection.execute("SELECT version_num FROM alembic_version").fetchall()
     except sqlite3.DatabaseError as error:

@@ -18,6 +18,19 @@ CHAMPION_URI = f"models:/{REGISTERED_NAME}@champion"
 MODEL_NAMES = f"{CHAMPION_URI}, models:/{REGISTERED_NAME}/3, runs:/<run id>/model or a .keras file"
 
 
+#: Port of a bare ``mlflow ui``.
+PORT = "5000"
+
+
+def local_address(port: str | None = None) -> str:
+    """Return where ``mlflow ui`` listens on this machine.
+
+    Args:
+        port: The port that it is given; None: MLFLOW_PORT, which it reads, or its own.
+    """
+    return f"http://127.0.0.1:{port or os.environ.get('MLFLOW_PORT') or PORT}"
+
+
 def store_uri(configured: str | None, workspace: Workspace) -> str:
     """Return the URI of the tracking store.
 

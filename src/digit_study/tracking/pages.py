@@ -8,6 +8,7 @@ from contextlib import suppress
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 
 from digit_study.report.markdown import escape, run_page
+from digit_study.tracking.location import local_address
 from digit_study.tracking.store import Store, StoreFault
 
 #: Tag of a parent run: what it found, in a sentence.
@@ -17,7 +18,7 @@ INITIAL = {ANSWER: "nothing has finished yet"}
 #: How the tags of an experiment begin that MLflow 3.17's page reads a view from, as JSON, when its
 #: address has ``viewStateShareKey``.
 SHARED_VIEW = "mlflow.sharedViewState."
-#: Where a bare ``mlflow ui`` listens.
+#: Where a bare ``mlflow ui`` listens, unless MLFLOW_PORT says otherwise.
 LOCAL = "http://127.0.0.1:5000"
 #: Lets a page show runs and metrics instead of what MLflow has for language models.
 TRAINING = "workflowType=machine_learning"
@@ -104,7 +105,7 @@ def newest_address(store: Store, page: str) -> str:
     """Return the `page_address` of a page with a new result, which ``make ui`` opens."""
     if not store.is_server:
         with suppress(OSError):  # where it cannot be kept, `make ui` opens the front page
-            store.workspace.newest_result.write_text(f"{LOCAL}/{_for_training(page)}\n")
+            store.workspace.newest_result.write_text(f"{local_address()}/{_for_training(page)}\n")
     return page_address(store, page)
 
 
@@ -112,7 +113,7 @@ def page_address(store: Store, page: str) -> str:
     """Return the command, where it is needed, and the address of a page of a store."""
     if store.is_server:
         return f"{store.view_command.rstrip('/')}/{_for_training(page)}"
-    return f"{store.view_command}, then {LOCAL}/{_for_training(page)}"
+    return f"{store.view_command}, then {local_address()}/{_for_training(page)}"
 
 
 def _for_training(page: str) -> str:

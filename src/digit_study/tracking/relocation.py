@@ -1,7 +1,6 @@
 """A store that follows its project: MLflow keeps absolute paths, and folders get moved and renamed.
 
-It needs sqlite alone, so that ``make ui`` can call it: ``python -m
-digit_study.tracking.relocation``.
+It needs sqlite alone, so that ``make ui`` starts quickly.
 """
 
 import json
@@ -136,8 +135,3 @@ def _path_of(location: str) -> Path:
     if location.startswith("file://"):
         return Path(urllib.parse.unquote(location.removeprefix("file://")))
     return Path(location)
-
-
-if __name__ == "__main__":
-    project = Workspace.of_project()
-    follow_project(project.default_store, project)

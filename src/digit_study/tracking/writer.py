@@ -45,6 +45,8 @@ EPOCH_METRICS = (
 )
 #: Metrics of quick epochs are uploaded together: a batch costs milliseconds however small it is.
 SECONDS_A_BATCH = 1.0
+#: What a served model takes, for people.
+INPUTS = "pixels (n, 28, 28, 1) or (n, 28, 28), 0 (paper) to 255 (ink), of any type of number"
 #: How the params of a parent begin that are no part of its config.
 BEST_OF = "best_of_"
 #: Characters of a digest that MLflow keeps.
@@ -183,17 +185,24 @@ class RunWriter:
         self._record(tags=tags, note={"keys": list(keys), "answer": description.answer})
 
     def model(self, model: Any) -> None:
-        """Record a float32 Keras model, which takes (n, 28, 28, 1) and returns (n, 10)."""
+        """Record a float32 Keras model, which takes (n, 28, 28, 1) and returns (n, 10).
+
+        The signature names the output alone. MLflow converts no input to a schema: it refuses
+        uint8, float64 and (n, 28, 28), all of which Keras converts.
+
+        Args:
+            model: The model.
+        """
         import mlflow.keras
         from mlflow.types import Schema, TensorSpec
 
-        kind = np.dtype(np.float32)
-        pixels = TensorSpec(kind, (-1, *model.input_shape[1:]), "pixels")
-        probabilities = TensorSpec(kind, (-1, *model.output_shape[1:]), "probabilities")
+        shape = (-1, *model.output_shape[1:])
+        probabilities = TensorSpec(np.dtype(np.float32), shape, "probabilities")
         mlflow.keras.save_model(
             model,
             str(self.folder / MODEL),
-            signature=mlflow.models.ModelSignature(Schema([pixels]), Schema([probabilities])),
+            signature=mlflow.models.ModelSignature(outputs=Schema([probabilities])),
+            metadata={"inputs": INPUTS},
             pip_requirements=[f"{name}=={version(name)}" for name in provenance.MODEL_REQUIREMENTS],
         )
 
