@@ -18,8 +18,6 @@ INITIAL = {ANSWER: "nothing has finished yet"}
 #: How the tags of an experiment begin that MLflow 3.17's page reads a view from, as JSON, when its
 #: address has ``viewStateShareKey``.
 SHARED_VIEW = "mlflow.sharedViewState."
-#: Where a bare ``mlflow ui`` listens, unless MLFLOW_PORT says otherwise.
-LOCAL = "http://127.0.0.1:5000"
 #: Lets a page show runs and metrics instead of what MLflow has for language models.
 TRAINING = "workflowType=machine_learning"
 #: Parent runs at most that an experiment's description names.
