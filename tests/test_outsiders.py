@@ -17,9 +17,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import mlflow
+import mlflow.pyfunc
+import numpy as np
 import optuna
 import pytest
-from conftest import ROOT, Project, copy_project
+from conftest import ROOT, Project, copy_project, sample
 from mlflow.entities import Run
 from optuna.storages import JournalStorage
 from starlette.datastructures import Headers
@@ -234,7 +236,9 @@ def usual(project: Project, migrated: Path, tmp_path_factory: pytest.TempPathFac
     uri = f"sqlite:///{shutil.copy(migrated, tmp_path_factory.mktemp('usual') / 'mlflow.db')}"
     done = project.run(*SMALL, MLFLOW_TRACKING_URI=uri)
     assert done.code == 0, done.err
-    return runs_of(uri)[0]
+    (run,) = runs_of(uri)
+    run.data.tags["store"] = uri
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -279,6 +283,18 @@ def test_the_commit_of_another_repository_is_not_recorded(usual: Run, foreign: R
 def test_own_tags_and_a_note_are_kept(foreign: Run) -> None:
     assert (foreign.data.tags["owner"], foreign.data.tags["purpose"]) == ("me", "thesis")
     assert foreign.data.tags["mlflow.note.content"] == "the first of many"
+
+
+@pytest.mark.slow
+def test_a_served_model_takes_pixels_of_any_kind(usual: Run, project: Project) -> None:
+    client = mlflow.MlflowClient(usual.data.tags["store"])
+    (logged,) = client.search_logged_models([usual.info.experiment_id])
+    served = mlflow.pyfunc.load_model(logged.artifact_location)
+    images = sample()[0][:3]
+    wanted = served.predict(images[..., None].astype(np.float32))
+    assert wanted.shape == (3, 10) and np.allclose(wanted.sum(axis=1), 1, atol=1e-5)
+    for given in (images, images.astype(np.float64), images[..., None], images.tolist()):
+        assert np.array_equal(served.predict(given), wanted)
 
 
 @pytest.mark.parametrize("name", ["mlflow.note.content", "kind", "study.uid", "a\tb"])

@@ -33,4 +33,4 @@ class DigitModel:
 
 def _load_pyfunc(path: str) -> DigitModel:
     """Load the model that lies in a folder; MLflow calls it by this name."""
-    return DigitModel(keras.saving.load_model(Path(path) / "model.keras"))
+    return DigitModel(keras.saving.load_model(Path(path) / "data" / "model.keras"))
