@@ -3,6 +3,7 @@
 import argparse
 import gc
 import os
+import platform
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from digit_study.apps.draw.drawing_store import DrawingStore
 from digit_study.apps.draw.network_view import LoadedModel, NetworkSource, ServedNetwork
-from digit_study.apps.draw.same_origin import ADDRESS, listening_socket
+from digit_study.apps.draw.same_origin import ADDRESS, allowed_hosts, listening_socket
 from digit_study.inference.prediction import load_model
 from digit_study.support.console import protect_standard_streams
 from digit_study.support.errors import StudyError
@@ -56,7 +57,7 @@ def parse_arguments(words: Sequence[str], workspace: Workspace) -> argparse.Name
         workspace: Where drawings are kept unless another folder is given.
 
     Returns:
-        ``settings`` (a list of ``key=value``) and ``port``.
+        ``settings`` (a list of ``key=value``), ``port``, ``host`` and ``allow``.
     """
     parser = argparse.ArgumentParser(
         prog="draw.py",
@@ -69,6 +70,18 @@ def parse_arguments(words: Sequence[str], workspace: Workspace) -> argparse.Name
     parser.add_argument("settings", nargs="*", metavar="SETTING=VALUE")
     parser.add_argument(
         "--port", type=int, default=PORT, help=f"of the page's address; 0 for any free one ({PORT})"
+    )
+    parser.add_argument(
+        "--host",
+        default=ADDRESS,
+        help=f"address to listen on; 0.0.0.0: for other machines too, with --allow ({ADDRESS})",
+    )
+    parser.add_argument(
+        "--allow",
+        action="append",
+        default=[],
+        metavar="HOST:PORT",
+        help="another name by which the page may be opened, as phone.local:8765; may be repeated",
     )
     return parser.parse_args(words)
 
@@ -143,14 +156,29 @@ def draw(arguments: argparse.Namespace, workspace: Workspace) -> None:
             f"`--port` must be in [0, {PORTS_END - 1}], got {arguments.port}: leave it out for "
             f"{PORT}"
         )
-    with listening_socket(arguments.port) as listener:
+    allowed = allowed_hosts(arguments.allow)
+    if arguments.host != ADDRESS and not allowed:
+        raise StudyError(
+            f"`--host={arguments.host}` needs `--allow=<host:port>`, the name by which the other "
+            f"machine opens the page, such as --allow={platform.node()}:{arguments.port}"
+        )
+    with listening_socket(arguments.port, arguments.host) as listener:
         networks = [found.load() for found in find_networks(settings, workspace)]
         from digit_study.apps.draw import server
         from digit_study.inference import detector
 
         port = listener.getsockname()[1]
-        app = server.make_app(networks, DrawingStore(folder), port, accepts=detector.load())
+        app = server.make_app(
+            networks, DrawingStore(folder), port, accepts=detector.load(), allowed=allowed
+        )
         print(f"Draw at http://{ADDRESS}:{port}/ (Ctrl-C ends it)", flush=True)
+        if allowed:
+            names = " and ".join(f"http://{host}/" for host in allowed)
+            print(
+                f"Also at {names}: whoever reaches that address can draw and keep drawings on this "
+                "machine, without a password, and the connection is not encrypted",
+                flush=True,
+            )
         server.serve(app, listener, networks)
 
 

@@ -17,12 +17,16 @@ from types import SimpleNamespace
 from typing import Any
 
 import mlflow
+import mlflow.pyfunc
+import numpy as np
 import optuna
 import pytest
-from conftest import ROOT, Project, copy_project
+from conftest import ROOT, Project, copy_project, sample
 from mlflow.entities import Run
 from optuna.storages import JournalStorage
+from starlette.datastructures import Headers
 
+from digit_study.apps.draw.same_origin import SameOriginMiddleware, allowed_hosts
 from digit_study.config.run_config import Config, TrackingConfig
 from digit_study.study._optuna import JournalFile
 from digit_study.study.run_plan import plan_runs
@@ -232,7 +236,9 @@ def usual(project: Project, migrated: Path, tmp_path_factory: pytest.TempPathFac
     uri = f"sqlite:///{shutil.copy(migrated, tmp_path_factory.mktemp('usual') / 'mlflow.db')}"
     done = project.run(*SMALL, MLFLOW_TRACKING_URI=uri)
     assert done.code == 0, done.err
-    return runs_of(uri)[0]
+    (run,) = runs_of(uri)
+    run.data.tags["store"] = uri
+    return run
 
 
 @pytest.fixture(scope="module")
@@ -277,6 +283,18 @@ def test_the_commit_of_another_repository_is_not_recorded(usual: Run, foreign: R
 def test_own_tags_and_a_note_are_kept(foreign: Run) -> None:
     assert (foreign.data.tags["owner"], foreign.data.tags["purpose"]) == ("me", "thesis")
     assert foreign.data.tags["mlflow.note.content"] == "the first of many"
+
+
+@pytest.mark.slow
+def test_a_served_model_takes_pixels_of_any_kind(usual: Run, project: Project) -> None:
+    client = mlflow.MlflowClient(usual.data.tags["store"])
+    (logged,) = client.search_logged_models([usual.info.experiment_id])
+    served = mlflow.pyfunc.load_model(logged.artifact_location)
+    images = sample()[0][:3]
+    wanted = served.predict(images[..., None].astype(np.float32))
+    assert wanted.shape == (3, 10) and np.allclose(wanted.sum(axis=1), 1, atol=1e-5)
+    for given in (images, images.astype(np.float64), images[..., None], images.tolist()):
+        assert np.array_equal(served.predict(given), wanted)
 
 
 @pytest.mark.parametrize("name", ["mlflow.note.content", "kind", "study.uid", "a\tb"])
@@ -364,3 +382,86 @@ def test_a_deleted_run_is_said_to_be_deleted_and_a_removed_one_to_be_gone(
     assert "is gone from MLflow for good" in str(no_parent(plan, stored, tracker))
     trials.clear()
     assert "MLFLOW_TRACKING_URI" in str(no_parent(plan, stored, tracker))
+
+
+# ---------------------------------------------------------------------------------- drawing
+
+
+@pytest.mark.parametrize(
+    ("host", "origin", "is_answered"),
+    [
+        ("phone.local:8765", "http://phone.local:8765", True),
+        ("phone.local:8765", "http://evil.example", False),
+        ("phone.local", None, False),
+        ("other.local:8765", None, False),
+        ("127.0.0.1:8765", None, True),
+    ],
+)
+def test_only_hosts_that_were_allowed_may_open_the_page(
+    host: str, origin: str | None, is_answered: bool
+) -> None:
+    headers = {"host": host}
+    if origin is not None:
+        headers["origin"] = origin
+    app: Any = None
+    guard = SameOriginMiddleware(app, 8765, allowed_hosts(["Phone.local:8765"]))
+    assert (guard.refusal(Headers(headers)) is None) == is_answered
+    if host.startswith("phone"):
+        assert SameOriginMiddleware(app, 8765).refusal(Headers(headers)) is not None
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--host", "0.0.0.0"], "needs `--allow=<host:port>`"),
+        (["--host", "0.0.0.0", "--allow", "*"], "`--allow` must be a host with its port"),
+        (["--host", "192.0.2.1", "--allow", "a:1"], "`--host` must be an IPv4 address"),
+    ],
+)
+def test_the_page_is_not_opened_to_others_by_accident(words: list[str], told: str) -> None:
+    line = [sys.executable, "src/draw.py", "--port=0", *words]
+    done = subprocess.run(line, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1 and told in done.stderr, done.stderr
+    assert len(done.stderr.splitlines()) == 1
+
+
+# ---------------------------------------------------------------------------------- ray
+
+
+SLOW_RAY = """
+import subprocess, sys, time
+from multiprocessing.connection import Connection
+connection = Connection(int(sys.argv[1]))
+number, *_ = connection.recv()
+child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+time.sleep({seconds})
+child.kill()
+child.wait()
+if {answers}:
+    connection.send((number, True, None))
+time.sleep(60)
+"""
+
+
+@pytest.mark.parametrize("answers", [True, False])
+def test_a_start_of_ray_is_waited_for_as_long_as_its_processes_live(
+    answers: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any
+) -> None:
+    ray_engine = pytest.importorskip("digit_study.trial.ray.ray_engine")
+    start = subprocess.Popen
+    source = SLOW_RAY.format(seconds=2.5, answers=answers)
+
+    def start_stub(line: list[str], **options: Any) -> subprocess.Popen[bytes]:
+        return start([sys.executable, "-c", source, line[-1]], **options)
+
+    monkeypatch.setattr(ray_engine.subprocess, "Popen", start_stub)
+    monkeypatch.setattr(ray_engine, "CONNECT_S", 1.0)
+    monkeypatch.setattr(ray_engine, "NOTICE_S", 1.0)
+    connection = ray_engine.RayConnection("local", Workspace(tmp_path))
+    if answers:
+        connection.connect()
+        connection.kill()
+    else:
+        with pytest.raises(StudyError, match="does not answer"):
+            connection.connect()
+    assert "Ray is starting on this machine" in capsys.readouterr().err

@@ -227,8 +227,11 @@ def test_the_model_loads_and_gives_exactly_what_was_logged(finished: Finished) -
     score = evaluation.evaluate(digits.validation_labels, np.asarray(probabilities))
     assert score.metrics["val_accuracy"] == finished.run.data.metrics["val_accuracy"]
     assert {
-        spec.name: (str(spec.type), spec.shape) for spec in served.metadata.signature.inputs
-    } == {"pixels": ("float32", (-1, 28, 28, 1))}
+        spec.name: (str(spec.type), spec.shape) for spec in served.metadata.signature.outputs
+    } == {"probabilities": ("float32", (-1, 10))}
+    images = digits.validation_images[:5]
+    for given in (images, images.astype(np.float64), images[..., 0], images[..., 0].tolist()):
+        assert np.array_equal(served.predict(given), probabilities[:5])
 
 
 @pytest.mark.slow

@@ -130,7 +130,8 @@ def _health_request(uri: str) -> urllib.request.Request:
     """Return the request of a server's health, with the credentials that its URI has."""
     parts = urllib.parse.urlsplit(uri)
     credentials, _, host = parts.netloc.rpartition("@")
-    address = parts._replace(netloc=host, path=f"{parts.path.rstrip('/')}/health").geturl()
+    path = f"{parts.path.rstrip('/')}/health"
+    address = urllib.parse.urlunsplit((parts.scheme, host, path, "", ""))
     request = urllib.request.Request(address)
     if credentials:
         plain = urllib.parse.unquote(credentials).encode()

@@ -7,6 +7,7 @@ uploaded; see `spool`.
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 import time
 from collections.abc import Mapping, Sequence
@@ -45,6 +46,8 @@ EPOCH_METRICS = (
 )
 #: Metrics of quick epochs are uploaded together: a batch costs milliseconds however small it is.
 SECONDS_A_BATCH = 1.0
+#: The code that is saved with a model, by which MLflow serves it.
+SERVING = Path(__file__).with_name("digit_model.py")
 #: What a served model takes, for people.
 INPUTS = "pixels (n, 28, 28, 1) or (n, 28, 28), 0 (paper) to 255 (ink), of any type of number"
 #: How the params of a parent begin that are no part of its config.
@@ -187,24 +190,38 @@ class RunWriter:
     def model(self, model: Any) -> None:
         """Record a float32 Keras model, which takes (n, 28, 28, 1) and returns (n, 10).
 
-        The signature names the output alone. MLflow converts no input to a schema: it refuses
-        uint8, float64 and (n, 28, 28), all of which Keras converts.
+        The signature names the output alone: MLflow would refuse any input that is not exactly its
+        schema. See `digit_model`, which converts it.
 
         Args:
             model: The model.
         """
         import mlflow.keras
+        from mlflow.models import Model
         from mlflow.types import Schema, TensorSpec
 
-        shape = (-1, *model.output_shape[1:])
-        probabilities = TensorSpec(np.dtype(np.float32), shape, "probabilities")
+        kind = np.dtype(np.float32)
+        pixels = TensorSpec(kind, (-1, *model.input_shape[1:]), "pixels")
+        probabilities = TensorSpec(kind, (-1, *model.output_shape[1:]), "probabilities")
+        folder = self.folder / MODEL
         mlflow.keras.save_model(
             model,
-            str(self.folder / MODEL),
-            signature=mlflow.models.ModelSignature(outputs=Schema([probabilities])),
+            str(folder),
+            signature=mlflow.models.ModelSignature(Schema([pixels]), Schema([probabilities])),
             metadata={"inputs": INPUTS},
             pip_requirements=[f"{name}=={version(name)}" for name in provenance.MODEL_REQUIREMENTS],
         )
+        # MLflow saves no Keras model without a schema of its input
+        description = Model.load(str(folder))
+        outputs = Schema([probabilities])
+        description.signature = mlflow.models.ModelSignature(outputs=outputs)
+        code = folder / "code"
+        code.mkdir()
+        shutil.copy2(SERVING, code)
+        served = description.flavors["python_function"]
+        served["loader_module"] = SERVING.stem
+        served["code"] = code.name
+        description.save(str(folder / "MLmodel"))
 
     def start_system_metrics(self, interval_s: float = 10.0) -> None:
         """Record what the machine is busy with until the run ends; see `system_metrics`.

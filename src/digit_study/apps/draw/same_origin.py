@@ -5,7 +5,10 @@ the answers. Both are refused by two headers that no page can forge: ``Host`` is
 browser believes it talks to, ``Origin`` the address its page came from.
 """
 
+import errno
+import re
 import socket
+from collections.abc import Sequence
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
@@ -18,6 +21,8 @@ from digit_study.support.errors import StudyError
 ADDRESS = "127.0.0.1"
 #: Names that a browser may know it by.
 NAMES = (ADDRESS, "localhost", "[::1]")
+#: What a browser sends as ``Host``.
+HOST = re.compile(r"([a-z0-9.-]+|\[[0-9a-f:]+\])(:\d{1,5})?")
 #: The port that browsers leave out of ``Host``.
 HTTP_PORT = 80
 #: Connections that may wait to be accepted.
@@ -41,9 +46,10 @@ POLICY = (
 class SameOriginMiddleware:
     """ASGI middleware that refuses, with 403 and a sentence, what other sites send or ask for."""
 
-    def __init__(self, app: ASGIApp, port: int) -> None:
+    def __init__(self, app: ASGIApp, port: int, allowed: Sequence[str] = ()) -> None:
         self._app = app
         self._hosts = {f"{name}:{port}" for name in NAMES}
+        self._hosts.update(allowed)
         if port == HTTP_PORT:
             self._hosts.update(NAMES)
 
@@ -99,24 +105,48 @@ async def bounded_body(request: Request, max_bytes: int) -> bytes:
     return bytes(body)
 
 
-def listening_socket(port: int) -> socket.socket:
-    """Return a socket that listens on the loopback address.
+def allowed_hosts(given: Sequence[str]) -> list[str]:
+    """Return the hosts, besides this machine, whose requests are answered.
+
+    Args:
+        given: What a person allowed, each as ``phone.local:8765``.
+
+    Raises:
+        StudyError: If one is no host.
+    """
+    for host in given:
+        if not HOST.fullmatch(host.lower()):
+            raise StudyError(
+                "`--allow` must be a host with its port, as it stands in the address that is "
+                f"opened, such as phone.local:8765, got '{host}'"
+            )
+    return [host.lower() for host in given]
+
+
+def listening_socket(port: int, address: str = ADDRESS) -> socket.socket:
+    """Return a socket that listens.
 
     Args:
         port: The port; 0 takes any free port.
+        address: The IPv4 address to listen on; by default this machine alone can reach it.
 
     Raises:
-        StudyError: If the port is taken.
+        StudyError: If the port is taken, or the address is none of this machine.
     """
     # The protocol by name: only then does asyncio send the parts of an answer without waiting 40 ms
     # for a receipt.
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listener.bind((ADDRESS, port))
+        listener.bind((address, port))
         listener.listen(BACKLOG)
     except OSError as fault:
         listener.close()
+        if address != ADDRESS and fault.errno != errno.EADDRINUSE:
+            raise StudyError(
+                f"`--host` must be an IPv4 address of this machine, got '{address}' "
+                f"({fault.strerror}): give 0.0.0.0 for all of them"
+            ) from None
         raise StudyError(
             f"`--port` must be a free port, got {port}, which cannot be had ({fault.strerror}): "
             "take another, or --port=0 for any free one"

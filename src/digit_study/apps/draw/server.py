@@ -8,7 +8,7 @@ import asyncio
 import secrets
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -180,6 +180,7 @@ def make_app(
     port: int,
     limits: RequestLimits | None = None,
     accepts: Accepts | None = None,
+    allowed: Sequence[str] = (),
 ) -> FastAPI:
     """Return the app: the page, ``/state``, ``/examples``, ``/read`` and ``/keep``.
 
@@ -189,9 +190,10 @@ def make_app(
         port: Port of the page's address.
         limits: Limits of a request.
         accepts: The detector of what is no digit, if it is asked.
+        allowed: Hosts besides this machine by which the page may be opened.
     """
     app = FastAPI(openapi_url=None)  # its pages of documentation would be fetched from elsewhere
-    app.add_middleware(SameOriginMiddleware, port=port)
+    app.add_middleware(SameOriginMiddleware, port=port, allowed=allowed)
     workers = RequestWorkers(limits or RequestLimits())
     random = np.random.default_rng()
     html = PAGE.read_text(encoding="utf-8")

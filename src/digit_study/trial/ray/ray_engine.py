@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from functools import cache
 from importlib.metadata import version
@@ -19,10 +20,12 @@ from pathlib import Path
 from socket import create_connection, socketpair
 from typing import Any
 
+import psutil
+
 from digit_study.config.engine_config import EngineConfig, Node, capacity
 from digit_study.config.run_config import Config
 from digit_study.data import sources
-from digit_study.support.console import warn
+from digit_study.support.console import print_error, warn
 from digit_study.support.errors import StudyError
 from digit_study.support.formatting import listed
 from digit_study.support.scratch import use_scratch
@@ -45,6 +48,8 @@ from digit_study.trial.ray.messages import (
 
 #: Seconds that a cluster has to answer whoever connects to it.
 CONNECT_S = 20.0
+#: Seconds after which, and from then on between, messages that a cluster is still being started.
+NOTICE_S = 10.0
 #: Seconds that a call may take beyond the time that it was given.
 CALL_S = 60.0
 #: Seconds that the process that speaks to Ray has to end.
@@ -181,10 +186,17 @@ class RayConnection:
 
     def _await_answer(self, name: str, timeout: float) -> tuple[bool, Any]:
         """Return whether the last call succeeded, and its result or message."""
-        deadline = time.monotonic() + timeout
+        began = time.monotonic()
+        deadline = began + timeout
+        next_notice = began + NOTICE_S
         while True:
             while not self._socket.poll(0.2):
-                if time.monotonic() > deadline:
+                is_starting = name == "connect" and self._is_starting()
+                if is_starting and time.monotonic() > next_notice:
+                    seconds = time.monotonic() - began
+                    print_error(f"Ray is starting on this machine ({seconds:.0f} s)", "yellow")
+                    next_notice += NOTICE_S
+                if time.monotonic() > deadline and not is_starting:
                     remedy = "start it, or wait for it"
                     if name == "connect":
                         remedy = NO_NODE + remedy
@@ -196,6 +208,18 @@ class RayConnection:
                 number, succeeded, answer = self._socket.recv()
             if number == self._calls:  # the answer to a call that a signal cut short comes before
                 return succeeded, answer
+
+    def _is_starting(self) -> bool:
+        """Return whether a cluster of this command's own starts: its processes live.
+
+        How long that takes says nothing about it: a busy or cold machine needs minutes.
+        """
+        if self._address != "local":
+            return False
+        with suppress(psutil.NoSuchProcess):
+            children = psutil.Process(self._process.pid).children()
+            return any(child.status() != psutil.STATUS_ZOMBIE for child in children)
+        return False
 
     @property
     def _description(self) -> str:
