@@ -15,12 +15,16 @@ from digit_study.data import formats, sources
 from digit_study.data.sources import DataConfig
 from digit_study.support.errors import StudyError
 
-IMAGES, LABELS = (array[::20] for array in sample())
+ALL_IMAGES, ALL_LABELS = sample()
+IMAGES = ALL_IMAGES[::20]
+LABELS = ALL_LABELS[::20]
+PIXEL_NAMES = ",".join(f"pixel{number}" for number in range(784))
 
 
-def write_csv(file: Path, names: bool = True) -> Path:
-    pixels = ",".join(f"pixel{number}" for number in range(784))
-    rows = [f"label,{pixels}"] if names else []
+def write_csv(file: Path, *, names: bool = True) -> Path:
+    rows = []
+    if names:
+        rows.append(f"label,{PIXEL_NAMES}")
     for image, label in zip(IMAGES, LABELS, strict=True):
         rows.append(",".join(map(str, [label, *image.ravel()])))
     file.write_text("\n".join(rows))
@@ -45,17 +49,20 @@ def write_folder(folder: Path) -> Path:
 
 @pytest.mark.parametrize("names", [True, False])
 def test_kaggles_table(names: bool, tmp_path: Path) -> None:
-    images, labels = sources.read_path(write_csv(tmp_path / "train.csv", names), "train")
-    assert np.array_equal(images[..., 0], IMAGES) and np.array_equal(labels, LABELS)
+    table = write_csv(tmp_path / "train.csv", names=names)
+    images, labels = sources.read_path(table, "train")
+    assert np.array_equal(images[..., 0], IMAGES)
+    assert np.array_equal(labels, LABELS)
 
 
 @pytest.mark.parametrize("ending", ["", ".gz"])
-def test_mnists_own_files(ending: str, tmp_path: Path) -> None:
+def test_mnists_files(ending: str, tmp_path: Path) -> None:
     write_idx(tmp_path, "train", ending)
     file = tmp_path / f"train-images-idx3-ubyte{ending}"
     for path in (tmp_path, file):
         images, labels = sources.read_path(path, "train")
-        assert np.array_equal(images[..., 0], IMAGES) and np.array_equal(labels, LABELS)
+        assert np.array_equal(images[..., 0], IMAGES)
+        assert np.array_equal(labels, LABELS)
     assert not sources.has_test_set(tmp_path)
     write_idx(tmp_path, "t10k", ending)
     assert sources.has_test_set(tmp_path)
@@ -63,9 +70,10 @@ def test_mnists_own_files(ending: str, tmp_path: Path) -> None:
 
 
 def test_a_folder_with_a_subfolder_for_each_digit(tmp_path: Path) -> None:
-    images, labels = sources.read_path(write_folder(tmp_path / "own"), "train")
+    images, labels = sources.read_path(write_folder(tmp_path / "pictures"), "train")
     order = np.argsort(LABELS, kind="stable")
-    assert np.array_equal(images[..., 0], IMAGES[order]) and np.array_equal(labels, LABELS[order])
+    assert np.array_equal(images[..., 0], IMAGES[order])
+    assert np.array_equal(labels, LABELS[order])
 
 
 def test_a_dark_digit_on_light_paper_is_put_into_mnists_form(tmp_path: Path) -> None:
@@ -73,13 +81,16 @@ def test_a_dark_digit_on_light_paper_is_put_into_mnists_form(tmp_path: Path) -> 
     large = Image.fromarray(255 - IMAGES[0]).resize((120, 120))
     large.save(tmp_path / "0" / "a.png")
     ((image,), _) = formats.read_folder(tmp_path, "train")
-    alike = np.corrcoef(image.ravel().astype(float), IMAGES[0].ravel().astype(float))[0, 1]
-    assert image.shape == (28, 28) and alike > 0.8
+    assert image.shape == (28, 28)
+    correlation = np.corrcoef(image.ravel().astype(float), IMAGES[0].ravel().astype(float))
+    assert correlation[0, 1] > 0.8
 
 
-def test_without_a_test_set_it_is_said_before_anything_is_trained(tmp_path: Path) -> None:
-    found = sources.resolve(DataConfig(path=str(write_csv(tmp_path / "train.csv"))))
-    assert found.warning is not None and "nothing is promoted" in found.warning
+def test_a_missing_test_set_is_reported_before_anything_is_trained(tmp_path: Path) -> None:
+    table = write_csv(tmp_path / "train.csv")
+    source = sources.resolve(DataConfig(path=str(table)))
+    assert source.warning is not None
+    assert "nothing is promoted" in source.warning
     with pytest.raises(StudyError, match="without a test set"):
         sources.read_path(tmp_path / "train.csv", "test")
 
@@ -103,8 +114,9 @@ def test_a_damaged_idx_file_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_table_without_labels_is_for_prediction(tmp_path: Path) -> None:
-    rows = [",".join(f"pixel{number}" for number in range(784))]
-    rows += [",".join(map(str, image.ravel())) for image in IMAGES]
+    rows = [PIXEL_NAMES]
+    for image in IMAGES:
+        rows.append(",".join(map(str, image.ravel())))
     (tmp_path / "test.csv").write_text("\n".join(rows))
     assert np.array_equal(formats.read_unlabelled_csv(tmp_path / "test.csv"), IMAGES)
     with pytest.raises(StudyError, match="train.csv that holds the labels"):

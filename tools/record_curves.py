@@ -188,7 +188,9 @@ def main() -> None:
     parser.add_argument("--data", help="an mnist.npz; else it is downloaded")
     parser.add_argument("--only", choices=SPACES)
     given = parser.parse_args()
-    spaces = [given.only] if given.only else list(SPACES)
+    spaces = list(SPACES)
+    if given.only:
+        spaces = [given.only]
     arrays = load()
     with ProcessPoolExecutor(
         1, get_context("spawn"), max_tasks_per_child=TRAININGS_PER_PROCESS

@@ -36,7 +36,7 @@ SEVEN = (
     [(90, 80), (170, 68), (246, 82), (196, 190), (160, 300)],
     [(140, 190), (240, 182)],
 )
-#: Colours of a screenshot, which is all that a page has.
+#: Colours of a screenshot; a page has no more.
 COLOURS = 256
 #: Seconds until MLflow's page has loaded.
 MLFLOW_LOADS_S = 8
@@ -47,12 +47,12 @@ PAGE_ANSWERS_S = 2
 
 
 @contextmanager
-def running(*command: str, says: str) -> Iterator[str]:
+def running(*command: str, ready: str) -> Iterator[str]:
     """Run a command as long as the block lasts.
 
     Args:
         command: The command.
-        says: What stands in the line that says it is ready.
+        ready: Text in the line that it prints when it is ready.
 
     Yields:
         That line.
@@ -62,7 +62,7 @@ def running(*command: str, says: str) -> Iterator[str]:
     )
     try:
         assert process.stdout is not None
-        yield next(line for line in process.stdout if says in line)
+        yield next(line for line in process.stdout if ready in line)
     finally:
         process.terminate()
         process.wait()
@@ -89,7 +89,7 @@ def show_mlflow(run_id: str, experiment: str) -> None:
         f"#/experiments/{experiment}/runs?viewStateShareKey={run_id}&workflowType=machine_learning"
     )
     with (
-        running(sys.executable, "-m", "mlflow", "ui", says="startup complete"),
+        running(sys.executable, "-m", "mlflow", "ui", ready="startup complete"),
         chrome(width=1500, height=700) as driver,
     ):
         driver.get(f"{MLFLOW}/{view}")
@@ -117,7 +117,7 @@ def show_study(page: Path) -> None:
 def show_drawing() -> None:
     """Take the page to draw on, with a 7."""
     with (
-        running(sys.executable, "src/draw.py", "--port=0", says="Draw at") as line,
+        running(sys.executable, "src/draw.py", "--port=0", ready="Draw at") as line,
         chrome(width=1180, height=790) as driver,
     ):
         driver.get(line.split()[2])
@@ -146,7 +146,7 @@ def draw_seven(driver: Any) -> None:
 
 
 def main(study: str) -> None:
-    """Take all three."""
+    """Take all three screenshots of a study."""
     if MISSING:
         sys.exit(REASON)
     workspace = Workspace.of_project()
@@ -160,4 +160,7 @@ def main(study: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*(sys.argv[1:] or ["default"]))
+    STUDY = "default"
+    if len(sys.argv) > 1:
+        STUDY = sys.argv[1]
+    main(STUDY)

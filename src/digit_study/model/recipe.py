@@ -1,6 +1,7 @@
-"""How a network is fitted: a new optimizer, schedule or augmentation of whole batches is a line in its dict.
+"""How a network is fitted: its optimizer, learning rate and augmentation.
 
-That is :data:`OPTIMIZERS`, :data:`SCHEDULES` or :data:`AUGMENTATIONS`.
+A further one of these is a function and an entry in :data:`OPTIMIZERS`, :data:`SCHEDULES` or
+:data:`AUGMENTATIONS`.
 """
 
 from __future__ import annotations
@@ -11,14 +12,23 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from digit_study.data.sources import IMAGE_SIDE
-from digit_study.model.augmentation import handwriting
+from digit_study.model.augmentation import Batches, Tensor, handwriting, map_numbered
 from digit_study.support.rules import at_least, between, choice
 
+#: Values of ``training.precision``.
 PRECISIONS = ("auto", "float32", "mixed_bfloat16")
-Optimizer = (
-    Any  # of Keras, which is imported when one is built: names and rules are known without it
-)
-Batches = Any  # tf.data.Dataset of (images (n, h, w, 1) uint8, targets)
+#: Optimizer of Keras, which only :func:`build_optimizer` imports: configs are checked without it.
+Optimizer = Any
+#: The module ``keras``, handed to the functions below by :func:`build_optimizer`.
+Keras = Any
+#: Learning rate, or a schedule of Keras.
+Rate = Any
+#: Share of the steps in which ``onecycle`` warms up.
+WARM_UP = 0.3
+#: Factor on the learning rate after an epoch of ``exponential``, when there are as many as below.
+DECAY_PER_EPOCH = 0.98
+#: Epochs for which :data:`DECAY_PER_EPOCH` was chosen (An et al. 2020, arXiv 2008.10400).
+DECAY_EPOCHS = 150
 
 
 @dataclass(frozen=True)
@@ -49,10 +59,10 @@ class TrainingConfig:
         shift: Pixels, at most, by which an image is moved each way.
         rotation: Degrees, at most, by which an image is turned each way.
         ema: Whether weights are averaged over steps.
-        ema_momentum: Weight of the average in each step of it.
+        ema_momentum: Share of the average that stays at each step.
         label_smoothing: Probability that is spread over all digits.
-        precision: What steps are computed in; ``auto``: the fastest that the processor has.
-        threads: Cores that a step uses; None: every core this process may use.
+        precision: A name in :data:`PRECISIONS`; ``auto``: the fastest that the processor has.
+        threads: Cores that a step uses; None: all that this process may use.
         seed: Seed of weights, order of images, augmentation and dropout.
     """
 
@@ -74,29 +84,65 @@ class TrainingConfig:
     seed: Annotated[int, between(0, 2**32 - 1)] = 0
 
 
-def _one_cycle(keras: Any, peak: float, total_steps: int) -> Any:
-    """Warm up from peak/25 over 30 % of the steps, cosine to peak/10,000 (Smith & Topin 2018, arXiv 1708.07120)."""
-    up = max(1, int(0.3 * total_steps))
-    decay, down = keras.optimizers.schedules.CosineDecay, max(1, total_steps - up)
-    return decay(peak / 25, down, alpha=1e-4, warmup_target=peak, warmup_steps=up)
+def _constant(keras: Keras, rate: float, total_steps: int) -> Rate:
+    """Keep the learning rate."""
+    return rate
 
 
-def _fused_adam(keras: Any, base: Any, **arguments: Any) -> Optimizer:
-    """Adam or AdamW, its formula in TensorFlow's one kernel a variable instead of a dozen operations.
+def _cosine(keras: Keras, rate: float, total_steps: int) -> Rate:
+    """Lower the learning rate to 0 along half a cosine."""
+    return keras.optimizers.schedules.CosineDecay(rate, total_steps)
 
-    A step of a small network is 2 to 8 % faster by it, and is traced in two thirds of the time.
+
+def _one_cycle(keras: Keras, peak: float, total_steps: int) -> Rate:
+    """Warm up from a 25th of the peak, then cool down along a cosine to a 10,000th of it.
+
+    The source is L. Smith, N. Topin 2018, arXiv 1708.07120.
+    """
+    up = max(1, int(WARM_UP * total_steps))
+    down = max(1, total_steps - up)
+    return keras.optimizers.schedules.CosineDecay(
+        peak / 25, down, alpha=1e-4, warmup_target=peak, warmup_steps=up
+    )
+
+
+def _exponential(keras: Keras, rate: float, total_steps: int) -> Rate:
+    """Lower the learning rate to a twentieth, however many epochs there are."""
+    last = DECAY_PER_EPOCH**DECAY_EPOCHS
+    return keras.optimizers.schedules.ExponentialDecay(rate, total_steps, last)
+
+
+def _adam(keras: Keras, common: dict[str, Any]) -> Optimizer:
+    """Build Adam."""
+    return _fused(keras.optimizers.Adam, common)
+
+
+def _adamw(keras: Keras, common: dict[str, Any]) -> Optimizer:
+    """Build AdamW, which takes no None for its weight decay."""
+    weight_decay = common["weight_decay"] or 0.0
+    return _fused(keras.optimizers.AdamW, {**common, "weight_decay": weight_decay})
+
+
+def _sgd(keras: Keras, common: dict[str, Any]) -> Optimizer:
+    """Build SGD with Nesterov momentum."""
+    return keras.optimizers.SGD(momentum=0.9, nesterov=True, **common)
+
+
+def _fused(base: Any, arguments: dict[str, Any]) -> Optimizer:
+    """Build Adam or AdamW with TensorFlow's fused kernel, a single operation per variable.
+
+    Keras computes the formula in a dozen operations. With the kernel a step of a small network is
+    2 to 8 % faster, and is traced in two thirds of the time.
     """
     import tensorflow as tf
 
     def update_step(self: Any, gradient: Any, variable: Any, learning_rate: Any) -> None:
-        at, step = (
-            self._get_variable_index(variable),
-            tf.cast(self.iterations.value + 1, tf.float32),
-        )
+        index = self._get_variable_index(variable)
+        step = tf.cast(self.iterations.value + 1, tf.float32)
         tf.raw_ops.ResourceApplyAdam(
             var=variable.handle,
-            m=self._momentums[at].value.handle,
-            v=self._velocities[at].value.handle,
+            m=self._momentums[index].value.handle,
+            v=self._velocities[index].value.handle,
             beta1_power=self.beta_1**step,
             beta2_power=self.beta_2**step,
             lr=tf.cast(learning_rate, tf.float32),
@@ -109,28 +155,28 @@ def _fused_adam(keras: Any, base: Any, **arguments: Any) -> Optimizer:
     return type(base.__name__, (base,), {"update_step": update_step})(**arguments)
 
 
-#: By name: (keras, learning rate, steps in all) to a learning rate or a schedule of it.
-SCHEDULES: dict[str, Callable[[Any, float, int], Any]] = {
-    "constant": lambda keras, rate, steps: rate,
-    "cosine": lambda keras, rate, steps: keras.optimizers.schedules.CosineDecay(rate, steps),
+#: By name: a function of (keras, largest learning rate, steps in all).
+SCHEDULES: dict[str, Callable[[Keras, float, int], Rate]] = {
+    "constant": _constant,
+    "cosine": _cosine,
     "onecycle": _one_cycle,
-    # 0.98 an epoch over 150 of them (An et al. 2020, arXiv 2008.10400), as steeply over fewer
-    "exponential": lambda keras, rate, steps: keras.optimizers.schedules.ExponentialDecay(
-        rate, steps, 0.98**150
-    ),
+    "exponential": _exponential,
 }
-#: By name: (keras, the arguments that all optimizers take) to an optimizer.
-OPTIMIZERS: dict[str, Callable[[Any, dict[str, Any]], Optimizer]] = {
-    "adam": lambda keras, common: _fused_adam(keras, keras.optimizers.Adam, **common),
-    "adamw": lambda keras, common: _fused_adam(
-        keras, keras.optimizers.AdamW, **{**common, "weight_decay": common["weight_decay"] or 0.0}
-    ),
-    "sgd": lambda keras, common: keras.optimizers.SGD(momentum=0.9, nesterov=True, **common),
+#: By name: a function of (keras, the arguments that all optimizers take).
+OPTIMIZERS: dict[str, Callable[[Keras, dict[str, Any]], Optimizer]] = {
+    "adam": _adam,
+    "adamw": _adamw,
+    "sgd": _sgd,
 }
 
 
 def build_optimizer(config: TrainingConfig, total_steps: int) -> Optimizer:
-    """The optimizer of a recipe, with its schedule over ``total_steps``."""
+    """Build the optimizer of a recipe, with its schedule.
+
+    Args:
+        config: The recipe.
+        total_steps: Steps of the whole training, over which the schedule goes.
+    """
     import keras
 
     common = {
@@ -143,25 +189,47 @@ def build_optimizer(config: TrainingConfig, total_steps: int) -> Optimizer:
 
 
 def shift_rotate(batches: Batches, shift: float, rotation: float, seed: int) -> Batches:
-    """Move every image by its own random amount, up to ``shift`` pixels along each axis and ``rotation`` degrees."""
+    """Shift and turn every image by a random amount.
+
+    Args:
+        batches: Batches of images (n, h, w, 1), uint8 or float32, and targets.
+        shift: Largest shift along each axis, either way, in pixels.
+        rotation: Largest angle, either way, in degrees.
+        seed: Seed of the amounts.
+
+    Returns:
+        Batches of images (n, h, w, 1), float32, 0 to 255, and the same targets.
+    """
     import tensorflow as tf
 
-    angle = math.radians(rotation)
+    largest_angle = math.radians(rotation)
 
-    def move(step: Any, batch: Any) -> Any:
-        images, targets = batch
-        count, height, width = tf.shape(images)[0], images.shape[1], images.shape[2]
+    def move(number: Tensor, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+        count = tf.shape(images)[0]
+        height = images.shape[1]
+        width = images.shape[2]
         drawn = tf.random.stateless_uniform(
-            (3, count), seed=tf.stack([seed, step]), minval=-1.0, maxval=1.0
+            (3, count), seed=tf.stack([seed, number]), minval=-1.0, maxval=1.0
         )
-        cos, sin = tf.cos(drawn[0] * angle), tf.sin(drawn[0] * angle)
-        x, y, none = (width - 1) / 2, (height - 1) / 2, tf.zeros_like(cos)
-        # output to input coordinates, about the centre: [a0 a1 a2; b0 b1 b2] and no perspective
-        rows = [cos, -sin, x - cos * x + sin * y + drawn[1] * shift]
-        rows += [sin, cos, y - sin * x - cos * y + drawn[2] * shift]
+        cos = tf.cos(drawn[0] * largest_angle)
+        sin = tf.sin(drawn[0] * largest_angle)
+        x = (width - 1) / 2
+        y = (height - 1) / 2
+        no_perspective = tf.zeros_like(cos)
+        # output to input coordinates, about the centre (x, y): [a0 a1 a2; b0 b1 b2]
+        transforms = [
+            cos,
+            -sin,
+            x - cos * x + sin * y + drawn[1] * shift,
+            sin,
+            cos,
+            y - sin * x - cos * y + drawn[2] * shift,
+            no_perspective,
+            no_perspective,
+        ]
         moved = tf.raw_ops.ImageProjectiveTransformV3(
-            images=tf.cast(images, tf.float32),  # as which they leave
-            transforms=tf.stack([*rows, none, none], axis=1),
+            images=tf.cast(images, tf.float32),
+            transforms=tf.stack(transforms, axis=1),
             output_shape=[height, width],
             fill_value=0.0,  # paper
             interpolation="BILINEAR",
@@ -169,13 +237,11 @@ def shift_rotate(batches: Batches, shift: float, rotation: float, seed: int) -> 
         )
         return moved, targets
 
-    # the counter would restart every epoch inside enumerate(); a random source of the dataset's own goes on
-    numbers = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True)
-    return tf.data.Dataset.zip(numbers, batches).map(tf.autograph.experimental.do_not_convert(move))
+    return map_numbered(batches, seed, move)
 
 
-#: By name: (batches, recipe) to batches, where ``recipe`` is the training config with its ``shift``, ...
-AUGMENTATIONS: dict[str, Callable[[Batches, Any], Batches]] = {
+#: By name: a function of (batches, recipe).
+AUGMENTATIONS: dict[str, Callable[[Batches, TrainingConfig], Batches]] = {
     "none": lambda batches, recipe: batches,
     "shift_rotate": lambda batches, recipe: shift_rotate(
         batches, recipe.shift, recipe.rotation, recipe.seed

@@ -1,8 +1,8 @@
-"""How many images a network still reads when they are corrupted: the metric ``robust_accuracy``.
+"""Accuracy of a network on corrupted images: the metric ``robust_accuracy``.
 
-The kinds are those of MNIST-C (N. Mu, J. Gilmer 2019, arXiv 1906.02337) and variations that people
-make when they write: other pens, one-pixel and blocky drawings, forms that MNIST hardly has. The
-same validation images give the same corrupted ones in every run. A further kind is a function and
+Some kinds of corruption are those of MNIST-C (N. Mu, J. Gilmer 2019, arXiv 1906.02337). The others
+are what people vary when they write: pens, drawings of few pixels, forms that MNIST hardly has. The
+same validation images give the same corrupted images in every run. A further kind is a function and
 an entry in :data:`KINDS`.
 """
 
@@ -18,14 +18,15 @@ from skimage.draw import line
 from digit_study.data.sources import CLASSES, IMAGE_SIDE, Labels, Pixels
 from digit_study.model import pen
 
+#: Images (n, 28, 28), 0 (paper) to 1 (ink).
 Ink = npt.NDArray[np.floating[Any]]
 Random = np.random.Generator
 Corruption = Callable[[Ink, Random], Ink]
 #: Images of each kind.
 IMAGES = 60
-#: Digits that are drawn in forms that people write: as many as of seven kinds.
+#: Digits that are drawn in forms that people write.
 DRAWN = 400
-#: Of all that is random; not that of a training.
+#: Seed of the corruption. It is none of a training's.
 SEED = 20_191
 #: Side of the box that holds a drawn digit.
 BOX = 20
@@ -37,9 +38,9 @@ def robust_accuracy(
     """Return the accuracy on corrupted images.
 
     Args:
-        predict: images (n, 28, 28, 1), uint8, to probabilities (n, 10).
-        images: validation images (n, 28, 28, 1), uint8.
-        labels: their digits (n,).
+        predict: A function of images (n, 28, 28, 1), uint8, to probabilities (n, 10).
+        images: Validation images (n, 28, 28, 1), uint8.
+        labels: Their digits (n,), int64.
 
     Returns:
         A share of images in [0, 1].
@@ -53,12 +54,12 @@ def corrupted_images(images: bytes, labels: bytes) -> tuple[Pixels, Labels]:
     """Corrupt validation images in every way.
 
     Args:
-        images: the bytes of images (n, 28, 28, 1), uint8: of these every run makes the same.
-        labels: the bytes of their digits (n,), int64.
+        images: Bytes of the images (n, 28, 28, 1), uint8.
+        labels: Bytes of their digits (n,), int64.
 
     Returns:
-        Images (n, 28, 28, 1), uint8: of each kind :data:`IMAGES`, and :data:`DRAWN` drawn ones;
-        and their digits (n,).
+        Images (m, 28, 28, 1), uint8, and their digits (m,), int64. There are :data:`IMAGES` images
+        of each kind, then :data:`DRAWN` digits drawn by a pen.
     """
     pixels = np.frombuffer(images, np.uint8).reshape(-1, IMAGE_SIDE, IMAGE_SIDE)
     digits = np.frombuffer(labels, np.int64)
@@ -85,7 +86,8 @@ def shot_noise(ink: Ink, random: Random) -> Ink:
 def impulse_noise(ink: Ink, random: Random) -> Ink:
     """Set some pixels to black or white."""
     drawn = random.random(ink.shape)
-    return np.asarray(np.where(drawn < 0.04, 0, np.where(drawn > 0.96, 1, ink)), np.float32)
+    brightened = np.where(drawn > 0.96, 1, ink)
+    return np.asarray(np.where(drawn < 0.04, 0, brightened), np.float32)
 
 
 def glass_blur(ink: Ink, random: Random) -> Ink:
@@ -94,9 +96,8 @@ def glass_blur(ink: Ink, random: Random) -> Ink:
     moves = random.integers(-1, 2, (2, *ink.shape))
     y = np.clip(rows + moves[0], 0, IMAGE_SIDE - 1)
     x = np.clip(columns + moves[1], 0, IMAGE_SIDE - 1)
-    return np.asarray(
-        ndimage.gaussian_filter(ink[np.arange(len(ink))[:, None, None], y, x], (0, 0.6, 0.6))
-    )
+    number = np.arange(len(ink))[:, None, None]
+    return np.asarray(ndimage.gaussian_filter(ink[number, y, x], (0, 0.6, 0.6)))
 
 
 def motion_blur(ink: Ink, random: Random) -> Ink:
@@ -110,7 +111,7 @@ def defocus(ink: Ink, random: Random) -> Ink:
 
 
 def _moved(ink: Ink, matrices: npt.NDArray[np.float64], shifts: npt.NDArray[np.float64]) -> Ink:
-    """Map images by matrices (n, 2, 2), output to input, about their centre."""
+    """Map images about their centre by matrices (n, 2, 2) and shifts (n, 2), output to input."""
     centre = (IMAGE_SIDE - 1) / 2
     moved = np.empty_like(ink)
     for number, (image, matrix, shift) in enumerate(zip(ink, matrices, shifts, strict=True)):
@@ -143,7 +144,8 @@ def rotate(ink: Ink, random: Random) -> Ink:
 
 def translate(ink: Ink, random: Random) -> Ink:
     """Move by up to four pixels."""
-    return _moved(ink, np.tile(np.eye(2), (len(ink), 1, 1)), random.uniform(-4, 4, (len(ink), 2)))
+    matrices = np.tile(np.eye(2), (len(ink), 1, 1))
+    return _moved(ink, matrices, random.uniform(-4, 4, (len(ink), 2)))
 
 
 def brightness(ink: Ink, random: Random) -> Ink:
@@ -161,7 +163,8 @@ def fog(ink: Ink, random: Random) -> Ink:
 def spatter(ink: Ink, random: Random) -> Ink:
     """Spill drops."""
     drops = ndimage.gaussian_filter(random.normal(size=ink.shape), (0, 1, 1))
-    return np.asarray(np.maximum(ink, np.clip((drops - 2.2 * drops.std()) * 8, 0, 1)), np.float32)
+    drops = np.clip((drops - 2.2 * drops.std()) * 8, 0, 1)
+    return np.asarray(np.maximum(ink, drops), np.float32)
 
 
 def stripe(ink: Ink, random: Random) -> Ink:
@@ -173,34 +176,28 @@ def stripe(ink: Ink, random: Random) -> Ink:
 
 
 def dotted_line(ink: Ink, random: Random) -> Ink:
-    """Draw a dotted line across the image."""
-    return _crossed(ink, random, dotted=True)
-
-
-def zigzag(ink: Ink, random: Random) -> Ink:
-    """Draw a bent line across the image."""
-    return _crossed(ink, random, dotted=False)
-
-
-def _crossed(ink: Ink, random: Random, dotted: bool) -> Ink:
+    """Draw a dotted line from the left edge to the right."""
     crossed = ink.copy()
     for image in crossed:
         heights = random.integers(2, IMAGE_SIDE - 2, 3)
-        columns = (0, IMAGE_SIDE // 2, IMAGE_SIDE - 1)
-        if dotted:
-            heights = heights[[0, 0, 2]]
-            columns = (0, 0, IMAGE_SIDE - 1)
-        for first in range(2):
-            rows, places = line(
-                heights[first], columns[first], heights[first + 1], columns[first + 1]
-            )
-            step = 3 if dotted else 1
-            image[rows[::step], places[::step]] = 1
+        rows, columns = line(heights[0], 0, heights[2], IMAGE_SIDE - 1)
+        image[rows[::3], columns[::3]] = 1
+    return crossed
+
+
+def zigzag(ink: Ink, random: Random) -> Ink:
+    """Draw a bent line from the left edge to the right."""
+    crossed = ink.copy()
+    middle = IMAGE_SIDE // 2
+    for image in crossed:
+        left, bend, right = random.integers(2, IMAGE_SIDE - 2, 3)
+        image[line(left, 0, bend, middle)] = 1
+        image[line(bend, middle, right, IMAGE_SIDE - 1)] = 1
     return crossed
 
 
 def edges(ink: Ink, random: Random) -> Ink:
-    """Leave the edges of strokes alone."""
+    """Keep only the edges of strokes."""
     gradient = np.hypot(ndimage.sobel(ink, axis=1), ndimage.sobel(ink, axis=2))
     return np.asarray(np.clip(gradient / 2 - 0.8, 0, 1))
 
@@ -218,33 +215,37 @@ def thick_pen(ink: Ink, random: Random) -> Ink:
 
 def blocky(ink: Ink, random: Random) -> Ink:
     """Draw in black and white, in blocks of two pixels."""
-    halves = ink.reshape(-1, IMAGE_SIDE // 2, 2, IMAGE_SIDE // 2, 2).mean(axis=(2, 4)) > 0.35
-    return np.asarray(halves.repeat(2, axis=1).repeat(2, axis=2), np.float32)
+    half = IMAGE_SIDE // 2
+    blocks = ink.reshape(-1, half, 2, half, 2).mean(axis=(2, 4)) > 0.35
+    return np.asarray(blocks.repeat(2, axis=1).repeat(2, axis=2), np.float32)
 
 
 def binarised(ink: Ink, random: Random) -> Ink:
     """Draw in black and white."""
-    return np.asarray(ink > random.uniform(0.2, 0.7, (len(ink), 1, 1)), np.float32)
+    thresholds = random.uniform(0.2, 0.7, (len(ink), 1, 1))
+    return np.asarray(ink > thresholds, np.float32)
 
 
 def faint(ink: Ink, random: Random) -> Ink:
     """Write with a pencil that skips."""
     grain = ndimage.gaussian_filter(random.normal(size=ink.shape), (0, 1, 1))
-    return np.asarray(ink * np.clip(0.6 + 0.8 * grain / grain.std() / 2, 0.1, 1), np.float32)
+    pressure = np.clip(0.6 + 0.8 * grain / grain.std() / 2, 0.1, 1)
+    return np.asarray(ink * pressure, np.float32)
 
 
 def elastic(ink: Ink, random: Random) -> Ink:
     """Bend like rubber."""
     shifts = ndimage.gaussian_filter(random.normal(size=(2, *ink.shape)), (0, 0, 4, 4))
     shifts *= 2.0 / shifts.std()
-    places = np.mgrid[: len(ink), :IMAGE_SIDE, :IMAGE_SIDE].astype(np.float64)
-    places[1:] += shifts
-    return np.asarray(ndimage.map_coordinates(ink, places, order=1), np.float32)
+    coordinates = np.mgrid[: len(ink), :IMAGE_SIDE, :IMAGE_SIDE].astype(np.float64)
+    coordinates[1:] += shifts
+    return np.asarray(ndimage.map_coordinates(ink, coordinates, order=1), np.float32)
 
 
 def _drawn(labels: Labels, random: Random) -> Ink:
     """Draw digits in forms that people write and MNIST hardly has."""
     drawn = np.zeros((len(labels), IMAGE_SIDE, IMAGE_SIDE), np.float32)
+    # pixels of the canvas per pixel of the image
     fine = 4
     for image, label in zip(drawn, labels, strict=True):
         ends = pen.cut(pen.FORMS[label](random))
@@ -253,17 +254,17 @@ def _drawn(labels: Labels, random: Random) -> Ink:
         ends = np.stack([ends[..., 0] - slant * ends[..., 1], ends[..., 1]], axis=-1)
         longer = (ends.max(axis=(0, 1)) - ends.min(axis=(0, 1))).max()
         centred = (ends - ends.mean(axis=(0, 1))) / longer * (BOX - width)
-        places = np.round(fine * (centred + IMAGE_SIDE / 2)).astype(int)
-        canvas = np.ones((fine * IMAGE_SIDE, fine * IMAGE_SIDE), np.bool_)
-        for start, stop in np.clip(places, 0, fine * IMAGE_SIDE - 1):
+        points = np.round(fine * (centred + IMAGE_SIDE / 2)).astype(int)
+        is_paper = np.ones((fine * IMAGE_SIDE, fine * IMAGE_SIDE), np.bool_)
+        for start, stop in np.clip(points, 0, fine * IMAGE_SIDE - 1):
             rows, columns = line(start[1], start[0], stop[1], stop[0])
-            canvas[rows, columns] = False
-        inked = ndimage.distance_transform_edt(canvas) <= fine * width / 2
+            is_paper[rows, columns] = False
+        inked = ndimage.distance_transform_edt(is_paper) <= fine * width / 2
         image[:] = inked.reshape(IMAGE_SIDE, fine, IMAGE_SIDE, fine).mean(axis=(1, 3))
     return drawn
 
 
-#: All kinds but those that are drawn anew.
+#: All kinds of corruption. Digits drawn by a pen come on top.
 KINDS: tuple[Corruption, ...] = (
     shot_noise,
     impulse_noise,
