@@ -256,7 +256,7 @@ class JournalFile(JournalFileBackend):
 
 def _is_record(log: Any) -> bool:
     """Return whether a line of a journal is one that Optuna wrote."""
-    return isinstance(log, dict) and isinstance(log.get("op_code"), int) and "worker_id" in log
+    return isinstance(log, dict) and isinstance(log.get("op_code"), int)
 
 
 def stale_trial_ids(storage: BaseStorage, study: str) -> set[int]:
