@@ -9,6 +9,9 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 
+# Python puts this folder there itself, but not with -P, -I or PYTHONSAFEPATH
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
 from rich.console import Console, RenderableType
 from rich.progress import MofNCompleteColumn, Progress
 from rich.table import Table

@@ -227,7 +227,7 @@ IMAGES, LABELS = npy(np.zeros((50, 28, 28), np.uint8)), npy(np.arange(50) % 10)
 Maker = Callable[[Path, Path], None]
 BAD_FILES: dict[str, tuple[Maker, str]] = {
     "none": (lambda path, good: None, "there is none at"),
-    "directory": (lambda path, good: path.mkdir(), "there is none at"),
+    "directory": (lambda path, good: path.mkdir(), "a folder with a subfolder of pictures"),
     "empty": (lambda path, good: path.touch(), "broken or cut off"),
     "text": (lambda path, good: path.write_text("digits") and None, "no npz"),
     "cut off": (

@@ -522,7 +522,7 @@ def test_only_promotion_names_the_sealed_set() -> None:
     named = {
         file.name
         for file in files
-        if re.search(r"open_sealed_test_set|\b_sealed\b|x_test|y_test", file.read_text())
+        if re.search(r"open_sealed_test_set|\b_sealed\b|\bx_test|\by_test", file.read_text())
     }
     assert named == {"digits.py", "sources.py", "contest.py"}
     readers = {file.name for file in files if re.search(r'"test"\)|sealed=True', file.read_text())}

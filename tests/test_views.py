@@ -20,6 +20,7 @@ from digit_study.stats.ranking import Candidate, leaderboard
 from digit_study.support import processes
 from digit_study.support.workspace import Workspace
 from digit_study.tracking import pages
+from digit_study.tracking.location import local_address
 from digit_study.tracking.session import Tracker
 from digit_study.tracking.upload import LONGEST_TAG
 
@@ -171,7 +172,7 @@ def test_a_model_is_shown_by_its_version_or_by_its_run(tracker: Tracker) -> None
         f"runs:/{run_id}/model": run_page(experiment, run_id),
     }
     for named, page in shown_pages.items():
-        expected = f"mlflow ui, then {pages.LOCAL}/{page}?{pages.TRAINING}"
+        expected = f"mlflow ui, then {local_address()}/{page}?{pages.TRAINING}"
         assert tracker.model_address(named) == expected, named
     for gone in ("models:/digits, mine@nobody", "models:/m-0123", "runs:/0123/model"):
         assert again(tracker).model_address(gone) == "mlflow ui"
