@@ -19,13 +19,9 @@ from rich.text import Text
 
 from digit_study.data.formats import read_unlabelled_csv
 from digit_study.inference.detector import are_digits
-from digit_study.inference.prediction import (
-    Reading,
-    image_files,
-    load_model,
-    read_files,
-    readings_figure,
-)
+from digit_study.inference.files import image_files
+from digit_study.inference.picture import readings_figure
+from digit_study.inference.prediction import Reading, load_model, read_files
 from digit_study.support.console import protect_standard_streams
 from digit_study.support.errors import StudyError
 from digit_study.support.signals import collect_rarely

@@ -15,7 +15,9 @@ from conftest import sample
 from PIL import Image
 
 import predict
-from digit_study.inference.prediction import image_files, read_files, readings_figure
+from digit_study.inference.files import image_files
+from digit_study.inference.picture import readings_figure
+from digit_study.inference.prediction import read_files
 from digit_study.support.errors import StudyError
 from digit_study.support.workspace import Workspace
 from digit_study.tracking.models import model_file, version_named

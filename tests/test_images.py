@@ -105,8 +105,9 @@ LIGHTS = {
 }
 
 
-def likeness(one: Bitmap, other: Bitmap) -> float:
-    return float(np.corrcoef(one.ravel().astype(float), other.ravel().astype(float))[0, 1])
+def likeness(first: Bitmap, second: Bitmap) -> float:
+    rows = [image.ravel().astype(float) for image in (first, second)]
+    return float(np.corrcoef(*rows)[0, 1])
 
 
 def test_mnist_images_pass_bit_for_bit() -> None:
@@ -312,7 +313,7 @@ def test_too_small_a_picture_says_so(tmp_path: Path) -> None:
 
 
 def test_only_mnists_own_form_passes() -> None:
-    own = DIGITS[0].astype(np.float32)
-    assert is_mnist_form(own)
-    assert not is_mnist_form(255 - own) and not is_mnist_form(np.roll(own, 3, 0))
-    assert not is_mnist_form(np.pad(own, 1)) and not is_mnist_form(own * 0)
+    digit = DIGITS[0].astype(np.float32)
+    assert is_mnist_form(digit)
+    assert not is_mnist_form(255 - digit) and not is_mnist_form(np.roll(digit, 3, 0))
+    assert not is_mnist_form(np.pad(digit, 1)) and not is_mnist_form(digit * 0)

@@ -12,7 +12,8 @@ from conftest import sample
 from PIL import Image, ImageDraw
 
 from digit_study.inference.image_files import ImageError, read_grey
-from digit_study.inference.prediction import read_files, read_row, readings_figure
+from digit_study.inference.picture import readings_figure
+from digit_study.inference.prediction import read_files, read_row
 from digit_study.inference.segmentation import segment
 
 Bitmap = npt.NDArray[np.uint8]

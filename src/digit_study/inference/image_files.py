@@ -1,4 +1,4 @@
-"""An image file of any format, mode and orientation to one plane of grey levels."""
+"""Decoding of an image file of any format, mode and orientation to a plane of grey levels."""
 
 import io
 import warnings
@@ -11,142 +11,243 @@ from PIL import Image, ImageOps
 
 from digit_study.support.errors import StudyError
 
+#: Pillow's names of the formats that are read.
 FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000", "ICO", "TGA", "AVIF")
-KNOWN = "png jpg jpeg jpe jfif gif bmp dib tif tiff webp pbm pgm ppm pnm jp2 ico tga avif"
-SUFFIXES = frozenset(f".{name}" for name in KNOWN.split())
-MOST_PIXELS = 80_000_000  # a phone's 50 megapixels pass; Pillow's own limit is 89
-LEAST_SIDE, READ_SIDE = 5, 1000
-
+#: Endings of the files that are taken from a folder.
+ENDINGS = "png jpg jpeg jpe jfif gif bmp dib tif tiff webp pbm pgm ppm pnm jp2 ico tga avif"
+SUFFIXES = frozenset(f".{ending}" for ending in ENDINGS.split())
+#: Pixels of a picture, at most: a phone's 50 megapixels pass, Pillow's own limit is 89.
+MOST_PIXELS = 80_000_000
+#: The same limit, as messages name it.
+MOST_MEGAPIXELS = MOST_PIXELS // 10**6
+#: Pixels of the shorter side, at least.
+LEAST_SIDE = 5
+#: Pixels of the longer side from which on a picture is averaged down: it keeps at least these.
+READ_SIDE = 1000
 #: EXIF's tag of the orientation.
 ORIENTATION = 0x0112
+#: Weights of red, green and blue in luminance.
+LUMINANCE = (0.299, 0.587, 0.114)
+#: Brightest values of the usual depths: 8, 12 and 16 bits.
+WHITES = (255, 4095, 65535)
+#: Alpha from which on a pixel counts as opaque.
+OPAQUE = 190
+
+#: A plane of grey levels, (h, w).
 Grey = npt.NDArray[np.float32]
 
 
 class ImageError(StudyError):
-    """A file or picture that is not one digit; the message says what it is instead."""
+    """A file or picture that is not a single digit; the message says what it is instead."""
 
 
 def ring(grey: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """All pixels of the outermost rows and columns of a plane (h, w), shape (n,)."""
+    """Return the pixels of the outermost rows and columns.
+
+    Args:
+        grey: a plane (h, w), of any dtype.
+
+    Returns:
+        Shape (n,), of the same dtype.
+    """
     return np.concatenate([grey[0], grey[-1], grey[1:-1, 0], grey[1:-1, -1]])
+
+
+def upright_size(source: Path | bytes) -> tuple[int, int]:
+    """Return width and height of a picture as it is shown, from its header alone.
+
+    Args:
+        source: an image file, or its bytes.
+
+    Returns:
+        Width and height in pixels.
+
+    Raises:
+        ImageError: if it is missing, empty, unreadable or too large.
+    """
+    with _open(source) as image:
+        width, height = image.size
+        # of the eight orientations the last four lie on their side
+        is_turned = image.getexif().get(ORIENTATION, 1) >= 5
+    if is_turned:
+        return height, width
+    return width, height
+
+
+def read_grey(source: Path | bytes) -> Grey:
+    """Decode an image file to a plane of grey, upright.
+
+    Of an animation or a multi-page TIFF the first picture is read. The values of an 8-bit grey file
+    stay as they are.
+
+    Args:
+        source: an image file, or its bytes.
+
+    Returns:
+        Shape (h, w), float32, 0 to 255. The longest side is under 2,000: larger pictures are
+        averaged down.
+
+    Raises:
+        ImageError: if it is missing, empty, unreadable, damaged, too large or too small.
+    """
+    with _open(source) as file:
+        picture = _decode(file)
+    width, height = picture.size
+    if min(width, height) < LEAST_SIDE:
+        raise ImageError(
+            f"is too small: at least {LEAST_SIDE} pixels a side, got {width}x{height}; "
+            "scan it larger"
+        )
+    pixels = np.asarray(picture, np.float32)
+    if pixels.ndim == 2:
+        return pixels
+    if pixels.shape[2] == 4:
+        pixels = _without_alpha(pixels)
+    return _clearest_plane(pixels)
 
 
 def _open(source: Path | bytes) -> Image.Image:
     """Read the header only, so that the size can be refused before a pixel is decoded."""
-    if isinstance(source, Path) and not source.is_file():
-        raise ImageError(
-            f"{'holds no image files' if source.is_dir() else 'is no file'}; name another"
-        )
-    if (len(source) if isinstance(source, bytes) else source.stat().st_size) == 0:
+    if _byte_count(source) == 0:
         raise ImageError("is empty (0 bytes); save or copy the image again")
+    # a Pillow built without a format knows no name for it
+    Image.init()
+    formats = [name for name in FORMATS if name in Image.OPEN]
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # MOST_PIXELS is lower
-            Image.init()  # a Pillow built without one of the formats knows no name for it
-            file = io.BytesIO(source) if isinstance(source, bytes) else source
-            return Image.open(file, formats=[name for name in FORMATS if name in Image.OPEN])
+            # MOST_PIXELS is lower
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            if isinstance(source, bytes):
+                return Image.open(io.BytesIO(source), formats=formats)
+            return Image.open(source, formats=formats)
     except Image.DecompressionBombError:
         raise ImageError(
-            f"is too large: over {MOST_PIXELS // 10**6} megapixels; crop or shrink it"
+            f"is too large: over {MOST_MEGAPIXELS} megapixels; crop or shrink it"
         ) from None
     except PermissionError:
         raise ImageError("may not be read; give yourself permission (chmod u+r)") from None
     except Exception:  # Pillow's readers raise whatever a damaged header makes them raise
-        with io.BytesIO(source) if isinstance(source, bytes) else source.open("rb") as contents:
-            is_svg = b"<svg" in contents.read(512)
-        why = "is not an image that can be read (PNG, JPEG, GIF, BMP, TIFF, WebP …); save it as PNG"
+        if b"<svg" in _first_bytes(source):
+            raise ImageError("is an SVG drawing, not pixels; export it as PNG") from None
         raise ImageError(
-            "is an SVG drawing, not pixels; export it as PNG" if is_svg else why
+            "is not an image that can be read (PNG, JPEG, GIF, BMP, TIFF, WebP …); save it as PNG"
         ) from None
 
 
+def _byte_count(source: Path | bytes) -> int:
+    """Return the length of a file; raise ImageError if there is none."""
+    if isinstance(source, bytes):
+        return len(source)
+    if source.is_dir():
+        raise ImageError("holds no image files; name another")
+    if not source.is_file():
+        raise ImageError("is no file; name another")
+    return source.stat().st_size
+
+
+def _first_bytes(source: Path | bytes) -> bytes:
+    """Return what a file begins with."""
+    if isinstance(source, bytes):
+        return source[:512]
+    with source.open("rb") as file:
+        return file.read(512)
+
+
 def _decode(image: Image.Image) -> Image.Image:
-    """First frame, upright, in one of the modes L, RGB, RGBA or F, longest side about ``READ_SIDE``."""
+    """Decode the first frame, upright.
+
+    The result is of mode L, RGB, RGBA or F, and its longest side is about :data:`READ_SIDE`.
+    """
     width, height = image.size
     if width * height > MOST_PIXELS:
-        limit = MOST_PIXELS // 10**6
         raise ImageError(
-            f"is too large: at most {limit} megapixels, got {width}x{height}; crop or shrink it"
+            f"is too large: at most {MOST_MEGAPIXELS} megapixels, got {width}x{height}; "
+            "crop or shrink it"
         )
     scale = min(1.0, READ_SIDE / max(width, height))
+    small_width = max(1, int(width * scale))
+    small_height = max(1, int(height * scale))
     # a JPEG decodes at a fraction of its size, and its time
-    image.draft(None, (max(1, int(width * scale)), max(1, int(height * scale))))
+    image.draft(None, (small_width, small_height))
     try:
         image.load()
-        if (
-            image.mode in ("L", "RGB") and not image.has_transparency_data
-        ):  # before all pixels are touched again
-            image = image.reduce(max(1, max(image.size) // READ_SIDE))
+        # before all pixels are touched again
+        if image.mode in ("L", "RGB") and not image.has_transparency_data:
+            image = _reduced(image)
         image = ImageOps.exif_transpose(image)
-    except Exception as fault:  # as above: damaged data raise anything from OSError to struct.error
+    except Exception as fault:  # damaged data raise anything from OSError to struct.error
         raise ImageError(
             f"is damaged or cut short ({fault}); save or copy the image again"
         ) from None
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        deep, low, factor = np.nan_to_num(np.asarray(image, np.float32)), 0.0, 1.0
-        if (
-            deep.min() < 0
-            or deep.max() > 65535
-            or (deep.max() < 2 and not np.array_equal(deep, deep.round()))
-        ):
-            low, factor = float(deep.min()), 255 / max(float(np.ptp(deep)), 1e-9)
-        else:  # the smallest usual depth that holds the brightest pixel: 8, 12 or 16 bits
-            factor = 255 / next(top for top in (255, 4095, 65535) if deep.max() <= top)
-        image = Image.fromarray(np.asarray((deep - low) * factor, np.float32))
+        image = _to_8_bits(image)
     elif image.has_transparency_data:
         image = image.convert("RGBA")
+    elif image.mode in ("1", "L"):
+        image = image.convert("L")
     else:
-        image = image.convert("L" if image.mode in ("1", "L") else "RGB")
-    return image.reduce(max(1, max(image.size) // READ_SIDE))
+        image = image.convert("RGB")
+    return _reduced(image)
+
+
+def _reduced(image: Image.Image) -> Image.Image:
+    """Average a picture down, if its longest side is at least twice :data:`READ_SIDE`."""
+    factor = max(1, max(image.size) // READ_SIDE)
+    return image.reduce(factor)
+
+
+def _to_8_bits(image: Image.Image) -> Image.Image:
+    """Bring a picture of deeper or floating-point values to mode F, 0 to 255."""
+    deep = np.nan_to_num(np.asarray(image, np.float32))
+    brightest = deep.max()
+    is_outside = deep.min() < 0 or brightest > WHITES[-1]
+    is_fractional = brightest < 2 and not np.array_equal(deep, deep.round())
+    if is_outside or is_fractional:
+        low = float(deep.min())
+        factor = 255 / max(float(np.ptp(deep)), 1e-9)
+    else:
+        # the smallest usual depth that holds the brightest pixel
+        low = 0.0
+        factor = 255 / next(white for white in WHITES if brightest <= white)
+    levels = (deep - low) * factor
+    return Image.fromarray(np.asarray(levels, np.float32))
 
 
 def _without_alpha(rgba: Grey) -> Grey:
-    """Colours (h, w, 3) over a fitting paper, or the alpha itself where the drawing is in the alpha."""
-    colours, alpha = rgba[..., :3], rgba[..., 3:]
-    solid = alpha[..., 0] > 190
+    """Return colours (h, w, 3) over a fitting paper, or the alpha where the drawing is in it."""
+    colours = rgba[..., :3]
+    alpha = rgba[..., 3:]
+    solid = alpha[..., 0] > OPAQUE
     if solid.all():
         return colours
-    # one ink on a transparent sheet: its colour is no clue
+    # a single ink on a transparent sheet: its colour is no clue
     if not solid.any() or colours[solid].std(axis=0).max() < 25:
         return np.repeat(alpha, 3, axis=2)
     paper = np.median(colours[solid], axis=0)
     return np.asarray(paper + (colours - paper) * alpha / 255, np.float32)
 
 
-def upright_size(source: Path | bytes) -> tuple[int, int]:
-    """Return width and height of a picture as it is shown, from its header alone."""
-    with _open(source) as image:
-        width, height = image.size
-        # of the eight orientations the last four lie on their side
-        is_turned = image.getexif().get(ORIENTATION, 1) >= 5
-    return (height, width) if is_turned else (width, height)
+def _clearest_plane(colours: Grey) -> Grey:
+    """Return the luminance of colours (h, w, 3), or a channel that shows the ink far better.
 
-
-def read_grey(source: Path | bytes) -> Grey:
-    """Any image file, or its bytes, as one plane of grey, upright; of an animation or a multi-page TIFF the first.
-
-    Shape (h, w), float32, 0 to 255, longest side under 2,000 (larger ones are averaged down); the values of an 8-bit
-    grey file are its own. Raises ImageError if it is missing, empty, unreadable, damaged, too large or too small.
+    Yellow on white shows in the blue channel only.
     """
-    with _open(source) as file:
-        picture = _decode(file)
-    if min(picture.size) < LEAST_SIDE:
-        width, height = picture.size
-        raise ImageError(
-            f"is too small: at least {LEAST_SIDE} pixels a side, got {width}x{height}; scan it larger"
-        )
-    pixels = np.asarray(picture, np.float32)
-    if pixels.ndim == 2:
-        return pixels
-    colours = _without_alpha(pixels) if pixels.shape[2] == 4 else pixels
-    if (colours == colours[..., :1]).all():
+    red = colours[..., :1]
+    if (colours == red).all():
         return np.asarray(colours[..., 0])
-    # luminance, or the one of red, green, blue that shows the ink far better (yellow on white)
-    planes = [colours @ np.array([0.299, 0.587, 0.114], np.float32), *np.moveaxis(colours, 2, 0)]
-    step = max(
-        1, max(colours.shape) // 250
-    )  # a fraction of the pixels shows how far apart ink and paper are
-    coarse = [plane[::step, ::step] for plane in planes]
-    contrast = [np.percentile(np.abs(plane - np.median(ring(plane))), 97) for plane in coarse]
+    luminance = colours @ np.array(LUMINANCE, np.float32)
+    planes = [luminance, *np.moveaxis(colours, 2, 0)]
+    # a fraction of the pixels shows how far apart ink and paper are
+    step = max(1, max(colours.shape) // 250)
+    contrast = [_contrast(plane[::step, ::step]) for plane in planes]
     best = int(np.argmax(contrast))
-    return np.asarray(planes[best if contrast[best] > 1.5 * contrast[0] else 0])
+    if contrast[best] > 1.5 * contrast[0]:
+        return np.asarray(planes[best])
+    return np.asarray(luminance)
+
+
+def _contrast(plane: Grey) -> np.floating[Any]:
+    """Return how far the ink of a plane stands out from its border."""
+    paper = np.median(ring(plane))
+    contrast: np.floating[Any] = np.percentile(np.abs(plane - paper), 97)
+    return contrast

@@ -1,4 +1,4 @@
-"""What is paper and what is ink in a picture: any polarity, light with shadows, ruled paper.
+"""Separation of ink and paper in a picture: any polarity, light with shadows, ruled paper.
 
 What is paper is read from the picture's border, never from its mean: a thick 8 may cover more than
 half of a tight crop, but the border of a digit's picture is paper.
@@ -19,6 +19,10 @@ from digit_study.inference.image_files import Grey, ImageError, ring
 
 #: Grey levels of 255 between paper and ink: below it even a person guesses.
 FAINTEST = 12.0
+#: Contrast, in spreads of the paper, from which on ink is no noise.
+LEAST_CONTRAST = 3
+#: Spreads of the paper up to which brightness is no ink.
+NOISE_SPREADS = 2.5
 #: A mark that covers more than this part of an edge of the view is no digit: 1 in so many.
 MOST_ALONG = 6
 #: Sides up to which a picture is a small drawing: strokes may be a fifth of it, or of its border.
@@ -27,6 +31,10 @@ SMALL = 64
 WIDEST_STROKE = 4
 #: Parts of the width and the height of a view that lines of ruled and squared paper cover.
 LEAST_RULE = (0.6, 0.7)
+#: Slopes of ruled lines that are tried, in degrees from the horizontal.
+SLOPES = np.linspace(-6, 6, 25)
+#: Ruled lines of a picture, at most, in each direction.
+MOST_LINES = 80
 #: Part of a line that lies beside strokes, at least.
 LEAST_SEEN = 0.3
 #: Longer side, in pixels, of the view in which the paper's brightness is found.
@@ -44,12 +52,23 @@ Numbered = npt.NDArray[np.integer[Any]]
 
 
 def _spread(values: Grey) -> float:
-    """Standard deviation estimated from the median: strokes that cross the border hardly change it."""
-    return 1.4826 * float(np.median(np.abs(values - np.median(values))))
+    """Estimate the standard deviation from the median.
+
+    Strokes that cross the border hardly change it.
+    """
+    away = np.abs(values - np.median(values))
+    return 1.4826 * float(np.median(away))
 
 
 def box_of(mask: Mask) -> tuple[slice, ...]:
-    """Return rows and columns of the smallest box around a mask."""
+    """Return the smallest box around a mask.
+
+    Args:
+        mask: shape (h, w), with at least a pixel set.
+
+    Returns:
+        Its rows and its columns.
+    """
     return ndimage.find_objects(mask.astype(np.int8))[0]
 
 
@@ -62,22 +81,35 @@ def _relief(grey: Grey, widest: int) -> Grey:
     """
     factor = max(1, max(grey.shape) // PAPER_SIDE)
     coarse = np.asarray(Image.fromarray(grey).reduce(factor), np.float32)
-    side = max(3, max(coarse.shape) // widest) | 1
-    square = footprint_rectangle((side, side))
-    local = rank.median(np.clip(coarse, 0, 255).astype(np.uint8), square)
+    side = _odd(max(coarse.shape) // widest)
+    is_light = _is_light(coarse, side)
     # a disc fits into the corner of a shadow where a square does not
     disc = disk(side // 2, decomposition="sequence")
     even = ndimage.gaussian_filter(coarse, 0.7)
-    is_light = ((coarse.astype(np.float64) - local) ** 3).sum() > 0
-    paper = opening(even, disc) if is_light else closing(even, disc)
+    covered = opening if is_light else closing
+    paper = covered(even, disc)
     if factor > 1:
-        size = (grey.shape[1], grey.shape[0])
-        paper = np.asarray(Image.fromarray(paper).resize(size, Image.Resampling.BILINEAR))
+        height, width = grey.shape
+        resized = Image.fromarray(paper).resize((width, height), Image.Resampling.BILINEAR)
+        paper = np.asarray(resized)
     if is_light:
         return np.asarray(grey - paper, np.float32)
     usual = float(np.median(paper))
     share = np.clip(usual / np.maximum(paper, 1), 0.5, 4)
     return np.asarray((paper - grey) * share, np.float32)
+
+
+def _odd(side: int) -> int:
+    """Return the side of a window that has a middle: odd, and at least 3."""
+    return max(3, side) | 1
+
+
+def _is_light(grey: Grey, side: int) -> bool:
+    """Return whether strokes are lighter than what is around them."""
+    square = footprint_rectangle((side, side))
+    levels = np.clip(grey, 0, 255).astype(np.uint8)
+    apart = grey.astype(np.float64) - rank.median(levels, square)
+    return bool((apart**3).sum() > 0)
 
 
 def _is_even(grey: Grey) -> bool:
@@ -88,7 +120,7 @@ def _is_even(grey: Grey) -> bool:
     if max(grey.shape) <= SMALL:
         return True
     # strokes that cross the border are narrower than this, a shadow or a table is not
-    window = max(3, min(grey.shape) // WIDEST_STROKE) | 1
+    window = _odd(min(grey.shape) // WIDEST_STROKE)
     edges = (grey[0], grey[-1], grey[:, 0], grey[:, -1])
     level = np.concatenate([ndimage.median_filter(edge, window) for edge in edges])
     return float(np.ptp(level)) < FAINTEST
@@ -108,56 +140,78 @@ def find_ink(
             height an upright one.
 
     Returns:
-        How inky each pixel is, (h, w), 0 to 1, and where strokes are, (h, w).
+        How inky each pixel is, (h, w), 0 to 1, and where strokes are, (h, w), bool.
 
     Raises:
-        ImageError: if no stroke stands out from the paper.
+        ImageError: if no stroke stands out from the paper, or there are more marks than numbers
+            have.
     """
     is_even = _is_even(grey)
-    if is_even:
-        apart = grey - np.float32(np.median(ring(grey)))
-        out = apart * np.sign((apart.astype(np.float64) ** 3).sum())
-    else:
-        out = _relief(grey, widest)
+    out = _apart_from_border(grey) if is_even else _relief(grey, widest)
     noise = _spread(ring(out))
+    floor = NOISE_SPREADS * noise
     ink = np.maximum(out, 0).astype(np.float32)
     smooth, cut = _cut(ink, widest)
-    count = ndimage.label(smooth > cut, EIGHT)[1]
-    if count > MOST_MARKS:
-        raise ImageError(f"holds {count:,} marks, as text or noise do; numbers have fewer")
-    lines = _ruled_lines(smooth > max(cut / 2, min(2.5 * noise, cut)), least_rule)
+    _check_count(smooth > cut)
+    lines = _ruled_lines(smooth > _lower_cut(cut, floor), least_rule)
     left = (smooth > cut) & ~lines
     if lines.any() and left.sum() >= LEAST_LEFT * (smooth > cut).sum():
         ink = np.where(lines, 0, ink)
         smooth, cut = _cut(ink, widest)
     inky = smooth > cut
-    floor = 2.5 * noise
-    marks: Numbered = ndimage.label(smooth > max(cut / 2, min(floor, cut)), EIGHT)[0]
+    marks: Numbered = ndimage.label(smooth > _lower_cut(cut, floor), EIGHT)[0]
     if not is_even:
         marks = _without_frame(marks)
         inky &= marks > 0
-    full = float(np.percentile(ink[inky], 70)) if inky.any() else 0.0
+    full = 0.0
+    if inky.any():
+        full = float(np.percentile(ink[inky], 70))
     if full < FAINTEST:
         raise ImageError(
             "is blank: no stroke stands out from the background; write or scan it darker"
         )
     # a tight crop on even paper, or what is left of a shadow's edge
     touching = 0.4 if is_even else 0.2
-    if full < 3 * noise or ring(inky).mean() > touching:
+    if full < LEAST_CONTRAST * noise or ring(inky).mean() > touching:
         raise ImageError(
             "shows no digit on a plain background; leave an even margin around the digit"
         )
-    strokes = np.isin(marks, np.unique(marks[inky])) & (marks > 0)
-    return np.clip((ink - floor) / (full - floor), 0, 1), strokes
+    is_stroke = np.isin(marks, np.unique(marks[inky]))
+    strokes = is_stroke & (marks > 0)
+    darkness = (ink - floor) / (full - floor)
+    return np.clip(darkness, 0, 1), strokes
+
+
+def _apart_from_border(grey: Grey) -> Grey:
+    """Return how far strokes of either polarity stand out from paper in even light."""
+    paper = np.float32(np.median(ring(grey)))
+    apart = grey - paper
+    skewness = (apart.astype(np.float64) ** 3).sum()
+    return np.asarray(apart * np.sign(skewness))
+
+
+def _lower_cut(cut: float, floor: float) -> float:
+    """Return the level of the faint ends of strokes: under the cut, above the noise."""
+    return max(cut / 2, min(floor, cut))
+
+
+def _check_count(inky: Mask) -> None:
+    """Raise ImageError if there are more marks than numbers have."""
+    _, count = ndimage.label(inky, EIGHT)
+    if count > MOST_MARKS:
+        raise ImageError(f"holds {count:,} marks, as text or noise do; numbers have fewer")
 
 
 def _cut(ink: Grey, widest: int) -> tuple[Grey, float]:
     """Smooth away what is finer than a stroke, and find the level that parts ink from paper."""
-    coarse = max(ink.shape) > 60
-    smooth = ndimage.gaussian_filter(ink, max(ink.shape) / (75 * widest)) if coarse else ink
-    # skimage returns the centre of paper's last bin; its upper edge, half a bin up, is the better cut
-    cut = float(threshold_otsu(smooth, nbins=128)) + float(np.ptp(smooth)) / 256
-    return smooth, cut
+    smooth = ink
+    longer = max(ink.shape)
+    if longer > 60:
+        smooth = ndimage.gaussian_filter(ink, longer / (75 * widest))
+    # skimage returns the centre of paper's last bin; its upper edge, half a bin up, parts better
+    centre = float(threshold_otsu(smooth, nbins=128))
+    half_a_bin = float(np.ptp(smooth)) / 256
+    return smooth, centre + half_a_bin
 
 
 def _ruled_lines(inked: Mask, least: tuple[float, float]) -> Mask:
@@ -174,37 +228,42 @@ def _rules(inked: Mask, least: float) -> Mask:
     """Find the ruled lines that run from left to right, at least a part of the way."""
     height, width = inked.shape
     widest = math.ceil(0.03 * max(height, width))
-    thin = inked & ~ndimage.binary_opening(inked, np.ones((widest + 1, widest + 1)))
-    slopes = np.pi / 2 + np.radians(np.linspace(-6, 6, 25))
-    votes, angles, distances = hough_line(thin, slopes)
-    peaks = hough_line_peaks(
+    square = np.ones((widest + 1, widest + 1))
+    thin = inked & ~ndimage.binary_opening(inked, square)
+    rows, columns = np.mgrid[:height, :width]
+    found = np.zeros_like(inked)
+    thickest = 0.0
+    for slope, distance in _straight_lines(thin):
+        away = np.abs(columns * np.cos(slope) + rows * np.sin(slope) - distance)
+        near = away <= 1.5
+        line = thin & near
+        covered = line.any(axis=0)
+        # a stroke hides the line that it crosses
+        reach = (inked & near).any(axis=0)
+        touches_frame = covered[:3].any() or covered[-3:].any()
+        is_long = reach.mean() >= least and covered.mean() >= LEAST_SEEN
+        if touches_frame and is_long:
+            thickness = line.sum() / covered.sum()
+            thickest = max(thickest, thickness)
+            found |= away <= thickness / 2 + 0.6
+    column = np.ones((math.ceil(thickest) + 3, 1), np.bool_)
+    crossed = ndimage.binary_closing(inked & ~found, column)
+    return found & ~(crossed & inked)
+
+
+def _straight_lines(thin: Mask) -> list[tuple[float, float]]:
+    """Return the straight lines of a mask, nearly level: the slope and the distance of each."""
+    votes, angles, distances = hough_line(thin, np.pi / 2 + np.radians(SLOPES))
+    _, slopes, offsets = hough_line_peaks(
         votes,
         angles,
         distances,
         min_distance=3,
         min_angle=1,
-        threshold=LEAST_SEEN * width,
-        num_peaks=80,
+        threshold=LEAST_SEEN * thin.shape[1],
+        num_peaks=MOST_LINES,
     )
-    rows, columns = np.mgrid[:height, :width]
-    found = np.zeros_like(inked)
-    thickest = 0.0
-    for _, slope, distance in zip(*peaks, strict=True):
-        away = np.abs(columns * np.cos(slope) + rows * np.sin(slope) - distance)
-        near = away <= 1.5
-        own = thin & near
-        covered = own.any(axis=0)
-        # a stroke hides the line that it crosses
-        reach = (inked & near).any(axis=0)
-        touches = covered[:3].any() or covered[-3:].any()
-        if touches and reach.mean() >= least and covered.mean() >= LEAST_SEEN:
-            thickness = own.sum() / covered.sum()
-            thickest = max(thickest, thickness)
-            found |= away <= thickness / 2 + 0.6
-    crossed = ndimage.binary_closing(
-        inked & ~found, np.ones((math.ceil(thickest) + 3, 1), np.bool_)
-    )
-    return found & ~(crossed & inked)
+    return list(zip(slopes, offsets, strict=True))
 
 
 def _without_frame(marks: Numbered) -> Numbered:
@@ -220,4 +279,6 @@ def _without_frame(marks: Numbered) -> Numbered:
     is_frame = along >= 1
     is_frame[0] = False
     rest = np.where(is_frame[marks], 0, marks)
-    return rest if rest.any() else marks
+    if not rest.any():
+        return marks
+    return rest

@@ -1,48 +1,44 @@
-"""Image files to digits: which files, the loading of a model, and the reading of many files in batches.
+"""Prediction of the digits and numbers in image files, in batches, and the loading of a model.
 
-TensorFlow is imported only by :func:`load_model`: after all paths and the model's name have been checked, and only if
-at least one image can be read.
+TensorFlow is imported only by :func:`load_model`: after all paths and the model's name have been
+checked, and only if at least one image can be read.
 """
 
 from __future__ import annotations
 
-import os
-import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from digit_study.inference.image_files import SUFFIXES, Grey, ImageError, read_grey, upright_size
-from digit_study.inference.images import Digit, SeveralMarks, read_digit
-from digit_study.inference.segmentation import Box, Ways, segment
+from digit_study.data.sources import CLASSES
+from digit_study.inference.image_files import Grey, ImageError, read_grey, upright_size
+from digit_study.inference.images import SIDE, Digit, SeveralMarks, read_digit
+from digit_study.inference.segmentation import Box, Piece, Ways, segment
 from digit_study.model.calibration import prediction_sets
 from digit_study.support.errors import StudyError, first_line
 from digit_study.support.signals import native_stderr, signals_surface
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
-
 #: Files that are read before the model is called for all of them.
 BATCH = 256
-#: Readings that are drawn, at most.
-MOST_SHOWN = 100
-#: Title of the picture of readings, and how many pictures stand side by side in it.
-TITLE = "What the network saw"
-BOXES_A_ROW = 3
+#: Why a picture of a single mark is refused.
 NO_DIGIT = (
     "shows no digit, but a letter, a symbol or the like; what it would be as one: abstain=false"
 )
+#: Why a picture of several marks is refused.
 NO_NUMBER = (
     "holds several marks, most of them no digits, but letters or symbols; as digits: abstain=false"
 )
-#: What a refusal by the detector, and each piece of a mark, weighs against probabilities (in logs).
+#: What a refusal by the detector weighs against probabilities, as a logarithm.
 DOUBT = 0.7
+#: What each piece of a mark weighs against probabilities, as a logarithm.
 DOUBT_OF_CUTS = 0.02
+
+#: Images (n, 28, 28) to the probabilities of ten digits, (n, 10).
 Model = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
 #: Images (n, 28, 28, 1) to whether each shows a digit, (n,).
 Accepts = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.bool_]]
@@ -53,44 +49,58 @@ class NumberDigit:
     """A digit of a number."""
 
     digit: int
-    probabilities: list[float]  # ten, for 0 to 9, in [0, 1], summing to 1
-    box: Box  # in pixels of the upright picture
-    pixels: Digit  # what the network reads, shape (28, 28), uint8
+    #: Ten, for 0 to 9, in [0, 1], summing to 1.
+    probabilities: list[float]
+    #: In pixels of the upright picture.
+    box: Box
+    #: What the network sees, (28, 28), uint8.
+    pixels: Digit
 
 
 @dataclass(frozen=True)
 class Number:
-    """What is written in a row, or in several: lines from the top, digits of each from the left."""
+    """What is written in a row, or in several."""
 
+    #: Lines from the top, and the digits of each from the left.
     lines: list[list[NumberDigit]]
 
     @property
     def digits(self) -> list[NumberDigit]:
-        """All digits, line by line."""
+        """Return all digits, line by line."""
         return [digit for line in self.lines for digit in line]
 
     @property
     def text(self) -> str:
-        """The digits, with a line break between lines."""
-        return "\n".join("".join(str(digit.digit) for digit in line) for line in self.lines)
+        """Return the digits, with a line break between lines."""
+        texts = []
+        for line in self.lines:
+            texts.append("".join(str(digit.digit) for digit in line))
+        return "\n".join(texts)
 
     @property
     def probability(self) -> float:
-        """The probability that every digit is right, if they are so independently of each other."""
-        return float(np.prod([max(digit.probabilities) for digit in self.digits]))
+        """Return the probability that every digit is right, if they are independent."""
+        highest = [max(digit.probabilities) for digit in self.digits]
+        return float(np.prod(highest))
 
 
 @dataclass(frozen=True)
 class Reading:
     """The result for a file: a digit, a number, or the error that kept it from being read."""
 
-    file: str  # the path as it was given, or found in a given folder
+    #: The path as it was given, or found in a given folder.
+    file: str
     digit: int | None = None
-    probabilities: list[float] | None = None  # ten, for 0 to 9, in [0, 1], summing to 1
-    error: str | None = None  # why there is no digit; all but ``file`` are None then
-    pixels: Digit | None = None  # what the network reads, shape (28, 28), uint8
-    digits: list[int] | None = None  # the prediction set, where one was asked for
-    number: Number | None = None  # where more than a digit was read
+    #: Ten, for 0 to 9, in [0, 1], summing to 1.
+    probabilities: list[float] | None = None
+    #: Why there is no digit.
+    error: str | None = None
+    #: What the network sees, (28, 28), uint8.
+    pixels: Digit | None = None
+    #: The prediction set, where it was asked for.
+    digits: list[int] | None = None
+    #: Where more than a digit was read.
+    number: Number | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return the reading as an object of JSON.
@@ -111,48 +121,25 @@ class Reading:
         if self.error is not None:
             found["error"] = self.error
         if self.number is not None:
+            digits = self.number.digits
             found["number"] = self.number.text
             found["probability"] = self.number.probability
-            found["boxes"] = [list(astuple(digit.box)) for digit in self.number.digits]
-            found["digit_probabilities"] = [digit.probabilities for digit in self.number.digits]
+            found["boxes"] = [list(astuple(digit.box)) for digit in digits]
+            found["digit_probabilities"] = [digit.probabilities for digit in digits]
         return found
 
 
-def image_files(paths: Sequence[str]) -> list[Path]:
-    """The files named, and of a folder the image files directly in it, in natural order (2.png before 10.png).
-
-    A folder without any stands for itself, an error when it is read. Raises StudyError if none is named or one is gone.
-    """
-    if not paths:
-        raise StudyError(
-            "at least one image or folder must be named: python src/predict.py photo.png scans/"
-        )
-    missing = [f"'{path}'" for path in paths if not os.path.exists(path)]
-    if missing:
-        some = ", ".join(missing[:5]) + (" …" if len(missing) > 5 else "")
-        raise StudyError(
-            f"every path must exist, got {some}: check the spelling, from {Path.cwd()}"
-        )
-
-    files: list[Path] = []
-    for path in map(Path, paths):
-        inside = path.iterdir() if path.is_dir() else ()
-        images = [
-            one for one in inside if one.suffix.lower() in SUFFIXES and not one.name.startswith(".")
-        ]
-        named = {
-            one: re.split(r"(\d+)", one.name.casefold()) for one in images
-        }  # text and numbers in turn
-        files += sorted(
-            named, key=lambda one: [int(p) if p.isdecimal() else p for p in named[one]]
-        ) or [path]
-    return files
-
-
 def load_model(file: Path) -> Model:
-    """Load a Keras file, in safe mode, as a function: images (n, 28, 28), uint8, to softmax (n, 10), float32.
+    """Load a network from a Keras file, in safe mode.
 
-    Raises StudyError if the file cannot be loaded, or the model takes or gives other shapes.
+    Args:
+        file: the Keras file.
+
+    Returns:
+        A function: images (n, 28, 28), uint8, to probabilities (n, 10), float32.
+
+    Raises:
+        StudyError: if the file cannot be loaded, or the model takes or gives other shapes.
     """
     with native_stderr(), signals_surface():
         import keras
@@ -162,19 +149,20 @@ def load_model(file: Path) -> Model:
         except (ValueError, TypeError, OSError) as fault:
             rule = "a model must load with the Keras installed here"
             raise StudyError(f"{rule}, got '{file}': {first_line(fault)}") from None
-        taken, given = tuple(model.input_shape[1:]), tuple(model.output_shape[1:])
-        if (taken, given) != ((28, 28, 1), (10,)):
+        taken = tuple(model.input_shape[1:])
+        given = tuple(model.output_shape[1:])
+        if taken != (SIDE, SIDE, 1) or given != (CLASSES,):
             raise StudyError(
                 f"a model must take (28, 28, 1) and give (10,), got {taken} and {given}: '{file}'"
             )
 
         from digit_study.model.fit import Predictor
 
-        read = Predictor(model)  # a single image takes a seventh of the time of Keras's own call
-        read(
-            np.zeros((1, 28, 28, 1), np.uint8)
-        )  # the first call sets TensorFlow up, which may print
-    return lambda images: np.asarray(read(images[..., None]), np.float32)
+        # a single image takes a seventh of the time of Keras's own call
+        predict = Predictor(model)
+        # the first call sets TensorFlow up, which may print
+        predict(np.zeros((1, SIDE, SIDE, 1), np.uint8))
+    return lambda images: np.asarray(predict(images[..., None]), np.float32)
 
 
 @dataclass(frozen=True)
@@ -183,27 +171,35 @@ class _Prepared:
 
     file: str
     error: str | None = None
+    #: The digit, (28, 28), uint8.
     pixels: Digit | None = None
+    #: Of each line the marks, and of each mark the ways to cut it up.
     lines: list[list[Ways]] | None = None
 
     def images(self) -> list[Digit]:
-        """Return the images (28, 28) that the network is to read, in order."""
+        """Return the images (28, 28) that the network is to see, in order."""
         if self.pixels is not None:
             return [self.pixels]
         if self.lines is None:
             return []
-        return [
-            piece.pixels for line in self.lines for ways in line for way in ways for piece in way
-        ]
+        found = []
+        for line in self.lines:
+            for ways in line:
+                for way in ways:
+                    found += [piece.pixels for piece in way]
+        return found
 
 
 @dataclass(frozen=True)
 class _Answers:
     """What the network and the detector say of images, in order."""
 
-    probabilities: npt.NDArray[np.float32]  # (n, 10)
-    are_digits: npt.NDArray[np.bool_]  # (n,)
-    sets: npt.NDArray[np.bool_]  # (n, 10): which digits are in the prediction set
+    #: Of each digit, (n, 10).
+    probabilities: npt.NDArray[np.float32]
+    #: Whether each image passes for a digit, (n,).
+    are_digits: npt.NDArray[np.bool_]
+    #: Which digits are in each prediction set, (n, 10).
+    sets: npt.NDArray[np.bool_]
 
 
 def read_files(
@@ -232,10 +228,13 @@ def read_files(
         A reading for each file.
     """
     remaining = iter(files)
-    while prepared := [_prepare(file, only_digit) for file in islice(remaining, batch)]:
-        images = [image for single in prepared for image in single.images()]
+    while group := list(islice(remaining, batch)):
+        prepared = [_prepare(file, only_digit=only_digit) for file in group]
+        images: list[Digit] = []
+        for single in prepared:
+            images += single.images()
         if not images:
-            yield from (Reading(single.file, error=single.error) for single in prepared)
+            yield from [Reading(single.file, error=single.error) for single in prepared]
             continue
         answers = _answers(np.stack(images), model, accepts, least)
         first = 0
@@ -270,37 +269,43 @@ def read_row(grey: Grey, model: Model, accepts: Accepts | None = None) -> Number
     return reading.number
 
 
-def _prepare(file: Path, only_digit: bool) -> _Prepared:
+def _prepare(file: Path, *, only_digit: bool) -> _Prepared:
     """Find the digit of a file, or its digits."""
+    name = str(file)
     try:
-        return _Prepared(str(file), pixels=read_digit(file))
+        return _Prepared(name, pixels=read_digit(file))
     except SeveralMarks as fault:
-        return _prepare_number(file, str(fault), only_digit)
+        if only_digit:
+            return _Prepared(name, error=str(fault))
+        return _prepare_number(file, str(fault))
     except ImageError as fault:
-        return _Prepared(str(file), error=str(fault))
+        return _Prepared(name, error=str(fault))
     except OSError as fault:  # a folder that may not be entered, a disk that fails
         error = f"cannot be read ({fault.strerror}); check its permissions"
-        return _Prepared(str(file), error=error)
+        return _Prepared(name, error=error)
 
 
-def _prepare_number(file: Path, fault: str, only_digit: bool) -> _Prepared:
-    """Find the digits of a file that holds no single one."""
-    if only_digit:
-        return _Prepared(str(file), error=fault)
+def _prepare_number(file: Path, fault: str) -> _Prepared:
+    """Find the digits of a file that holds several marks, or keep the fault if it has none."""
+    name = str(file)
     try:
         grey = read_grey(file)
         lines = segment(grey)
         scale = max(upright_size(file)) / max(grey.shape)
     except ImageError as error:
-        return _Prepared(str(file), error=str(error))
-    if sum(len(line) for line in lines) == 0:
-        return _Prepared(str(file), error=fault)
-    return _Prepared(str(file), lines=[[_scaled(ways, scale) for ways in line] for line in lines])
+        return _Prepared(name, error=str(error))
+    if not any(lines):
+        return _Prepared(name, error=fault)
+    scaled = [[_scaled(ways, scale) for ways in line] for line in lines]
+    return _Prepared(name, lines=scaled)
 
 
 def _scaled(ways: Ways, scale: float) -> Ways:
     """Return the same pieces, with their boxes in the picture as it lies on disk."""
-    return [[replace(piece, box=piece.box.scaled(scale)) for piece in way] for way in ways]
+    found = []
+    for way in ways:
+        found.append([replace(piece, box=piece.box.scaled(scale)) for piece in way])
+    return found
 
 
 def _answers(pixels: Digit, model: Model, accepts: Accepts | None, least: float | None) -> _Answers:
@@ -309,8 +314,10 @@ def _answers(pixels: Digit, model: Model, accepts: Accepts | None, least: float 
     are_digits = np.ones(len(probabilities), np.bool_)
     if accepts is not None:
         are_digits = accepts(pixels[..., None])
-    # a digit of any other probability is in no set
-    sets = prediction_sets(probabilities, 1.0 if least is None else least)
+    if least is None:
+        # sets that nobody asked for
+        least = 1.0
+    sets = prediction_sets(probabilities, least)
     return _Answers(probabilities, are_digits, sets)
 
 
@@ -334,104 +341,51 @@ def _number_reading(file: str, lines: list[list[Ways]], answers: _Answers, first
     """Choose for each mark the way to cut it up of which the network is surest."""
     found = []
     accepted = 0
-    at = first
     for line in lines:
-        own: list[NumberDigit] = []
+        digits: list[NumberDigit] = []
         for ways in line:
-            ends = at + np.cumsum([len(way) for way in ways])
-            spans = [range(end - len(way), end) for end, way in zip(ends, ways, strict=True)]
-            if not spans:
+            if not ways:
                 continue
+            spans = _spans(ways, first)
+            first = spans[-1].stop
             best = int(np.argmax([_sureness(answers, span) for span in spans]))
-            for place, piece in zip(spans[best], ways[best], strict=True):
-                row = answers.probabilities[place]
-                digit = int(row.argmax())
-                own.append(NumberDigit(digit, row.tolist(), piece.box, piece.pixels))
-            accepted += int(answers.are_digits[list(spans[best])].sum())
-            at = int(ends[-1])
-        if own:
-            found.append(own)
+            digits += _number_digits(ways[best], answers, spans[best])
+            accepted += int(answers.are_digits[spans[best]].sum())
+        if digits:
+            found.append(digits)
     number = Number(found)
-    if not number.digits or 2 * accepted < len(number.digits):
+    count = len(number.digits)
+    if count == 0 or 2 * accepted < count:
         return Reading(file, error=NO_NUMBER)
-    if len(number.digits) > 1:
+    if count > 1:
         return Reading(file, number=number)
     (only,) = number.digits
     return Reading(file, only.digit, only.probabilities, pixels=only.pixels)
 
 
-def _sureness(answers: _Answers, span: range) -> float:
+def _spans(ways: Ways, first: int) -> list[slice]:
+    """Return where the answers to the pieces of each way lie, the first of all at ``first``."""
+    spans = []
+    for way in ways:
+        stop = first + len(way)
+        spans.append(slice(first, stop))
+        first = stop
+    return spans
+
+
+def _number_digits(way: Sequence[Piece], answers: _Answers, span: slice) -> list[NumberDigit]:
+    """Return the digits of the pieces of a way."""
+    digits = []
+    for piece, row in zip(way, answers.probabilities[span], strict=True):
+        digit = NumberDigit(int(row.argmax()), row.tolist(), piece.box, piece.pixels)
+        digits.append(digit)
+    return digits
+
+
+def _sureness(answers: _Answers, span: slice) -> float:
     """Return how sure network and detector are of the pieces of a way: the larger, the surer."""
-    places = list(span)
-    likely = np.log(answers.probabilities[places].max(axis=1)).mean()
-    refused = 1 - answers.are_digits[places].mean()
-    return float(likely - DOUBT * refused - DOUBT_OF_CUTS * len(places))
-
-
-def readings_figure(readings: Sequence[Reading]) -> Figure:
-    """Draw what was read in each image.
-
-    Args:
-        readings: of at least one file; the first :data:`MOST_SHOWN` are drawn.
-
-    Returns:
-        What the network saw of each digit; of numbers the picture, with a box for each digit.
-    """
-    from digit_study.report.figures import charts
-
-    shown = readings[:MOST_SHOWN]
-    which = "every image"
-    if len(readings) > len(shown):
-        which = f"the first {len(shown)} of {len(readings)} images"
-    note = f"{which}: digit, probability, file"
-    captions = [_caption(reading) for reading in shown]
-    if any(reading.number is not None for reading in shown):
-        return _boxes_figure(shown, captions, note)
-    blank = np.zeros((28, 28), np.uint8)
-    pixels = [blank if reading.pixels is None else reading.pixels for reading in shown]
-    return charts.image_grid(np.stack(pixels), TITLE, note, 6, captions)
-
-
-def _caption(reading: Reading) -> tuple[str, str]:
-    """Return what was read in a file, and the colour in which it is written."""
-    from digit_study.report.figures import charts
-
-    name = charts.shorten(Path(reading.file).name, 14)
-    if reading.number is not None:
-        text = reading.number.text.replace("\n", " / ")
-        return f"{text}, {reading.number.probability:.1%}\n{name}", "black"
-    if reading.probabilities is None:
-        return f"no digit\n{name}", charts.RED
-    return f"{reading.digit}, {max(reading.probabilities):.1%}\n{name}", "black"
-
-
-def _boxes_figure(
-    readings: Sequence[Reading], captions: Sequence[tuple[str, str]], note: str
-) -> Figure:
-    """Draw pictures of numbers with a box for each digit, and the digits of the others."""
-    from matplotlib.patches import Rectangle
-
-    from digit_study.report.figures import charts
-
-    columns = min(BOXES_A_ROW, len(readings))
-    rows = -(-len(readings) // columns)
-    figure = charts.new_figure(3.0 * columns, 2.6 * rows + 0.6, f"{TITLE}: {note}")
-    grid = figure.subplots(rows, columns, squeeze=False).ravel()
-    for axes in grid:
-        axes.set_axis_off()
-    for axes, reading, (text, colour) in zip(grid, readings, captions, strict=False):
-        axes.set_title(text, fontsize=8, color=colour, parse_math=False)
-        if reading.number is None:
-            if reading.pixels is not None:
-                axes.imshow(reading.pixels, cmap="gray_r", vmin=0, vmax=255)
-            continue
-        width, height = upright_size(Path(reading.file))
-        grey = read_grey(Path(reading.file))
-        axes.imshow(grey, cmap="gray", extent=(0, width, height, 0))
-        for digit in reading.number.digits:
-            box = digit.box
-            corner = (box.left, box.top)
-            frame = Rectangle(corner, box.width, box.height, fill=False, edgecolor=charts.RED)
-            axes.add_patch(frame)
-            axes.text(*corner, str(digit.digit), color=charts.RED, fontsize=8, va="bottom")
-    return figure
+    highest = answers.probabilities[span].max(axis=1)
+    are_digits = answers.are_digits[span]
+    likely = np.log(highest).mean()
+    refused = 1 - are_digits.mean()
+    return float(likely - DOUBT * refused - DOUBT_OF_CUTS * len(highest))

@@ -1,21 +1,23 @@
-"""A picture of numbers to its digits: lines from the top, the digits of each from the left.
+"""Segmentation of a picture of numbers: lines from the top, the digits of each from the left.
 
 Marks are connected strokes. The parts of a digit are put together, what is no digit by its size is
 left out (dots, a minus, a speck, a sheet's edge), and what is wider than a digit can be is cut up
 in several ways, of which the network's probabilities choose.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 from scipy import ndimage
 from skimage.graph import route_through_array
 
-from digit_study.inference.image_files import Grey, ImageError
+from digit_study.inference.image_files import LEAST_SIDE, Grey, ImageError
 from digit_study.inference.images import Digit, normalised_mark
-from digit_study.inference.ink import EIGHT, Mask, Numbered, find_ink
+from digit_study.inference.ink import EIGHT, Mask, Numbered, box_of, find_ink
 
 #: Longer side, in pixels, of a page in which digits are looked for.
 PAGE_SIDE = 1000
@@ -33,33 +35,44 @@ MOST_TOUCHING = 5
 class Box:
     """Where a digit lies, in pixels of the upright picture."""
 
+    #: First column.
     left: int
+    #: First row.
     top: int
     width: int
     height: int
 
     @property
     def right(self) -> int:
-        """The first column beyond it."""
+        """Return the first column beyond it."""
         return self.left + self.width
 
     @property
     def bottom(self) -> int:
-        """The first row below it."""
+        """Return the first row below it."""
         return self.top + self.height
 
     def scaled(self, factor: float) -> "Box":
-        """Return the box in a picture that is larger by a factor."""
-        sides = (self.left, self.top, self.width, self.height)
-        return Box(*(round(factor * side) for side in sides))
+        """Return the box in a picture that is larger by a factor.
+
+        Args:
+            factor: side of that picture, over the side of this one.
+        """
+        return Box(
+            left=round(factor * self.left),
+            top=round(factor * self.top),
+            width=round(factor * self.width),
+            height=round(factor * self.height),
+        )
 
 
 @dataclass(frozen=True)
 class Piece:
-    """A digit that is still to be read."""
+    """A part of a mark that is still to be predicted."""
 
     box: Box
-    pixels: Digit  # (28, 28), uint8, as MNIST would hold it
+    #: As MNIST would hold it, (28, 28), uint8.
+    pixels: Digit
 
 
 #: A mark, cut up in one or several ways.
@@ -67,6 +80,7 @@ Ways = list[list[Piece]]
 
 
 def _union(boxes: Sequence[Box]) -> Box:
+    """Return the smallest box around boxes."""
     left = min(box.left for box in boxes)
     top = min(box.top for box in boxes)
     right = max(box.right for box in boxes)
@@ -76,14 +90,28 @@ def _union(boxes: Sequence[Box]) -> Box:
 
 @dataclass(frozen=True)
 class _Mark:
-    """Connected strokes that belong together, by their numbers in the picture."""
+    """Connected strokes that belong together."""
 
+    #: Of the connected strokes, as they are numbered in the picture, from 1.
     numbers: tuple[int, ...]
     box: Box
 
     def and_with(self, other: "_Mark") -> "_Mark":
-        """Return both as one mark."""
-        return _Mark(self.numbers + other.numbers, _union([self.box, other.box]))
+        """Return both as a single mark."""
+        numbers = self.numbers + other.numbers
+        return _Mark(numbers, _union([self.box, other.box]))
+
+
+@dataclass(frozen=True)
+class _Page:
+    """The view of a picture in which digits are looked for."""
+
+    #: How inky each pixel is, (h, w), 0 to 1.
+    ink: Grey
+    #: The number of each pixel's connected strokes, from 1, or 0 for paper, (h, w).
+    numbered: Numbered
+    #: Side of a pixel of the view, in pixels of the picture.
+    factor: int
 
 
 def segment(grey: Grey) -> list[list[Ways]]:
@@ -98,22 +126,29 @@ def segment(grey: Grey) -> list[list[Ways]]:
     Raises:
         ImageError: if it shows no strokes, or more than numbers have.
     """
-    factor = -(-max(grey.shape) // PAGE_SIDE)
+    factor = math.ceil(max(grey.shape) / PAGE_SIDE)
     view = np.asarray(Image.fromarray(grey).reduce(factor), np.float32)
     ink, strokes = find_ink(view, WIDEST_STROKE, LEAST_RULE)
     numbered, _ = ndimage.label(strokes, EIGHT)
-    boxes = [
-        Box(columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start)
-        for rows, columns in ndimage.find_objects(numbered)
-    ]
-    marks = [_Mark((number,), box) for number, box in enumerate(boxes, start=1)]
+    boxes = _boxes(numbered)
     height = _digit_height(boxes)
-    whole = _together(marks, height)
-    digits = [mark for mark in whole if _is_digit_sized(mark.box, height)]
+    strokes_alone = [_Mark((number,), box) for number, box in enumerate(boxes, start=1)]
+    marks = _together(strokes_alone, height)
+    digits = [mark for mark in marks if _is_digit_sized(mark.box, height)]
     if len(digits) > MOST_DIGITS:
         raise ImageError(f"holds {len(digits)} digits; at most {MOST_DIGITS} are read: cut it up")
-    lines = _lines(digits)
-    return [[_ways(mark, ink, numbered, height, factor) for mark in line] for line in lines]
+    page = _Page(ink, numbered, factor)
+    return [[_ways(mark, page) for mark in line] for line in _lines(digits)]
+
+
+def _boxes(numbered: Numbered) -> list[Box]:
+    """Return the box around each number, from 1."""
+    boxes = []
+    for rows, columns in ndimage.find_objects(numbered):
+        width = columns.stop - columns.start
+        height = rows.stop - rows.start
+        boxes.append(Box(columns.start, rows.start, width, height))
+    return boxes
 
 
 def _digit_height(boxes: Sequence[Box]) -> float:
@@ -130,116 +165,134 @@ def _together(marks: Sequence[_Mark], height: float) -> list[_Mark]:
     for mark in sorted(marks, key=lambda mark: -mark.box.height):
         if max(mark.box.width, mark.box.height) < 0.12 * height:
             continue
-        own = next((k for k, other in enumerate(found) if _is_part(mark, other, height)), None)
-        if own is None:
-            found.append(mark)
+        for position, larger in enumerate(found):
+            if _is_part(mark.box, larger.box, height):
+                found[position] = larger.and_with(mark)
+                break
         else:
-            found[own] = found[own].and_with(mark)
+            found.append(mark)
     return found
 
 
-def _is_part(small: _Mark, large: _Mark, height: float) -> bool:
-    """Return whether a mark is a loose part of a larger one, such as the bar of a 5."""
-    a = small.box
-    b = large.box
-    overlap = min(a.right, b.right) - max(a.left, b.left)
-    gap = max(a.top, b.top) - min(a.bottom, b.bottom)
-    together = max(a.bottom, b.bottom) - min(a.top, b.top)
-    if overlap >= 0.5 * min(a.width, b.width) and gap <= 0.25 * height:
-        return together <= 1.35 * max(height, b.height)
-    beside = max(a.left, b.left) - min(a.right, b.right)
+def _is_part(small: Box, large: Box, height: float) -> bool:
+    """Return whether a mark is a loose part of a larger mark, such as the bar of a 5."""
+    # both are negative where the boxes overlap
+    gap_across = max(small.left, large.left) - min(small.right, large.right)
+    gap_down = max(small.top, large.top) - min(small.bottom, large.bottom)
+    is_above = -gap_across >= 0.5 * min(small.width, large.width)
+    if is_above and gap_down <= 0.25 * height:
+        together = _union([small, large])
+        return together.height <= 1.35 * max(height, large.height)
     # the end of a broken bar
-    is_bit = a.height <= 0.35 * height and a.top < b.top + 0.3 * b.height
-    return is_bit and gap < 0 and beside <= 0.1 * height and a.width >= a.height
+    is_flat = small.height <= 0.35 * height and small.width >= small.height
+    is_high = gap_down < 0 and small.top < large.top + 0.3 * large.height
+    return is_flat and is_high and gap_across <= 0.1 * height
 
 
 def _is_digit_sized(box: Box, height: float) -> bool:
     """Return whether a mark may be a digit, or several: no dot, no minus, no speck, no edge."""
-    return 0.36 * height <= box.height <= 2.2 * height and box.width <= 8 * height
+    is_high_enough = 0.36 * height <= box.height <= 2.2 * height
+    return is_high_enough and box.width <= 8 * height
 
 
 def _lines(marks: Sequence[_Mark]) -> list[list[_Mark]]:
     """Sort marks into lines from the top, each from the left; lines may slope."""
     lines: list[list[_Mark]] = []
     for mark in sorted(marks, key=lambda mark: mark.box.left):
-        box = mark.box
-        shared = []
-        for line in lines:
-            last = line[-1].box
-            overlap = min(box.bottom, last.bottom) - max(box.top, last.top)
-            shared.append(overlap / min(box.height, last.height))
-        best = int(np.argmax(shared)) if shared else -1
-        if shared and shared[best] >= 0.4:
+        shared = [_shared_height(mark.box, line[-1].box) for line in lines]
+        if max(shared, default=0.0) >= 0.4:
+            best = int(np.argmax(shared))
             lines[best].append(mark)
         else:
             lines.append([mark])
-    return sorted(lines, key=lambda line: float(np.mean([mark.box.top for mark in line])))
+    return sorted(lines, key=_mean_top)
 
 
-def _ways(mark: _Mark, ink: Grey, numbered: Numbered, height: float, factor: int) -> Ways:
+def _shared_height(a: Box, b: Box) -> float:
+    """Return how much of the lower box's height two boxes share; negative if none."""
+    overlap = min(a.bottom, b.bottom) - max(a.top, b.top)
+    return overlap / min(a.height, b.height)
+
+
+def _mean_top(line: Sequence[_Mark]) -> float:
+    """Return how far down a line begins."""
+    tops = [mark.box.top for mark in line]
+    return float(np.mean(tops))
+
+
+def _ways(mark: _Mark, page: _Page) -> Ways:
     """Return the ways in which a mark may be cut up: as a single digit first."""
     box = mark.box
     rows = slice(box.top, box.bottom)
     columns = slice(box.left, box.right)
-    own = np.isin(numbered[rows, columns], mark.numbers)
-    tone = ink[rows, columns]
+    strokes = np.isin(page.numbered[rows, columns], mark.numbers)
+    ink = page.ink[rows, columns]
     aspect = box.width / box.height
     ways = []
     if aspect <= 1.9:
-        ways.append([own])
-    for parts in range(2, MOST_TOUCHING + 1):
-        if 0.35 <= aspect / parts <= 1.15 and aspect >= 0.75:
-            ways.append(_cut_up(own, tone, parts))
+        ways.append([strokes])
+    if aspect >= 0.75:
+        for count in range(2, MOST_TOUCHING + 1):
+            if 0.35 <= aspect / count <= 1.15:
+                ways.append(_cut_up(strokes, ink, count))
     found = []
     for way in ways:
-        pieces = [_piece(mask, tone, box, factor) for mask in way]
-        if all(piece is not None for piece in pieces):
-            found.append([piece for piece in pieces if piece is not None])
+        pieces = [_piece(part, ink, box, page.factor) for part in way]
+        complete = [piece for piece in pieces if piece is not None]
+        if len(complete) == len(pieces):
+            found.append(complete)
     return found
 
 
-def _cut_up(own: Mask, tone: Grey, parts: int) -> list[Mask]:
-    """Cut a mark by the paths from top to bottom that cross the least ink, near equal parts."""
-    height, width = own.shape
-    share = width / parts
+def _cut_up(strokes: Mask, ink: Grey, count: int) -> list[Mask]:
+    """Cut a mark into parts by the paths from top to bottom that cross the least ink."""
+    height, width = strokes.shape
+    share = width / count
     columns = np.arange(width)
-    labels = np.zeros(own.shape, np.int32)
-    for number in range(1, parts):
+    labels = np.zeros(strokes.shape, np.int32)
+    for number in range(1, count):
         middle = number * share
         # away from the middle a path costs more: cuts of equal parts are wanted
-        aside = (np.abs(columns - middle) / (0.45 * share)) ** 2
-        cost = 0.05 + np.where(own, 1 + 4 * tone, 0) + 0.15 * aside
-        cost = np.where(aside > 1, 50.0, cost)
-        start = int(np.argmin(cost[0]))
-        stop = int(np.argmin(cost[-1]))
-        path, _ = route_through_array(cost, (0, start), (height - 1, stop))
-        border = np.zeros(height, np.int64)
-        for row, column in path:
-            border[row] = max(border[row], column)
+        deviation = (np.abs(columns - middle) / (0.45 * share)) ** 2
+        crossing = np.where(strokes, 1 + 4 * ink, 0)
+        cost = 0.05 + crossing + 0.15 * deviation
+        cost = np.where(deviation > 1, 50.0, cost)
+        border = _cheapest_path(cost)
         labels += columns[None, :] > border[:, None]
-    return [own & (labels == number) for number in range(parts)]
+    return [strokes & (labels == number) for number in range(count)]
 
 
-def _piece(mask: Mask, tone: Grey, box: Box, factor: int) -> Piece | None:
+def _cheapest_path(cost: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
+    """Return the last column, in each row, of the cheapest path from top to bottom."""
+    height = len(cost)
+    start = int(np.argmin(cost[0]))
+    stop = int(np.argmin(cost[-1]))
+    path, _ = route_through_array(cost, (0, start), (height - 1, stop))
+    border = np.zeros(height, np.int64)
+    for row, column in path:
+        border[row] = max(border[row], column)
+    return border
+
+
+def _piece(part: Mask, ink: Grey, box: Box, factor: int) -> Piece | None:
     """Return a part of a mark as a digit, or nothing if too little of it is left."""
-    numbered, count = ndimage.label(mask, EIGHT)
+    numbered, count = ndimage.label(part, EIGHT)
     if count == 0:
         return None
     if count > 1:
         # a cut leaves slivers of the neighbours
-        sizes = np.bincount(numbered.ravel())
-        sizes[0] = 0
-        mask = sizes[numbered] >= 0.08 * sizes.max()
-    rows = np.flatnonzero(mask.any(axis=1))
-    columns = np.flatnonzero(mask.any(axis=0))
-    top = int(rows[0])
-    left = int(columns[0])
-    high = int(rows[-1]) + 1 - top
-    wide = int(columns[-1]) + 1 - left
-    if high < 0.4 * box.height or high < 5:
+        areas = np.bincount(numbered.ravel())
+        areas[0] = 0
+        part = areas[numbered] >= 0.08 * areas.max()
+    rows, columns = box_of(part)
+    height = rows.stop - rows.start
+    if height < 0.4 * box.height or height < LEAST_SIDE:
         return None
     try:
-        pixels = normalised_mark(np.pad(tone * mask, 2), np.pad(mask, 2))
+        pixels = normalised_mark(np.pad(ink * part, 2), np.pad(part, 2))
     except ImageError:
         return None
-    return Piece(Box(box.left + left, box.top + top, wide, high).scaled(factor), pixels)
+    left = box.left + columns.start
+    top = box.top + rows.start
+    width = columns.stop - columns.start
+    return Piece(Box(left, top, width, height).scaled(factor), pixels)
