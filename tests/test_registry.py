@@ -525,7 +525,9 @@ def test_only_promotion_names_the_sealed_set() -> None:
         if re.search(r"open_sealed_test_set|\b_sealed\b|\bx_test|\by_test", file.read_text())
     }
     assert named == {"digits.py", "sources.py", "contest.py"}
-    readers = {file.name for file in files if re.search(r'"test"\)|sealed=True', file.read_text())}
+    readers = {
+        file.name for file in files if re.search(r', "test"\)|sealed=True', file.read_text())
+    }
     assert readers == {"digits.py"}
     openers = {file.name for file in files if re.search(r"\bevaluate_sealed\b", file.read_text())}
     assert openers == {"contest.py", "promotion.py"}
