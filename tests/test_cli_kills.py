@@ -86,7 +86,7 @@ def test_a_signal_ends_everything_cleanly_and_says_how_to_go_on(
     command = lab.start(from_nothing=moment in (at_once, warming_up))
     wait_until(lambda: moment(lab, command), 60, moment.__name__)
     if moment is at_once:
-        time.sleep(1.0)  # before it has read its command line it can say nothing
+        time.sleep(2.0)  # before it has read its command line it can say nothing
     is_group = moment in (warming_up, in_an_epoch)
     (os.killpg if is_group else os.kill)(
         command.process.pid, signal.SIGINT if is_group else signal.SIGTERM

@@ -67,6 +67,7 @@ def search(
     *words: str,
     uri: str = "",
     begins: Callable[[int], None] = lambda number: None,
+    results: RunResults | None = None,
 ) -> StoredStudy:
     """Search with stubs; ``begins`` is called with the count of trials when a trial starts."""
 
@@ -81,6 +82,7 @@ def search(
         Stubs(uri, behave, workspace=workspace).engine,
         health=planned.health(first_pause=0.2),
         open_session=partial(session, longest_pause=1.0, quiet_time=0.5),
+        results=results,
     )
 
 
@@ -134,6 +136,8 @@ def test_what_a_server_that_stays_away_misses_is_uploaded_by_the_next_command(
 ) -> None:
     words = ("study=stays-away", "search.outage_timeout=0.02")
     asked = plan(f"tracking.uri={server.uri}", "study=stays-away", within=workspace)
+    # what this process saw end is ranked without the store
+    results = RunResults(Tracker(server.uri, workspace))
 
     def begins(number: int) -> None:
         if number == 4:
@@ -142,9 +146,9 @@ def test_what_a_server_that_stays_away_misses_is_uploaded_by_the_next_command(
     with pytest.raises(
         StudyError, match=r"has not taken \d runs .* are kept in .*uploaded by the next command"
     ):
-        search(server, workspace, *words, begins=begins)
+        search(server, workspace, *words, begins=begins, results=results)
     study = find_study(asked.study, workspace)
-    board = leaderboard(asked, study, RunResults(Tracker(server.uri, workspace)))
+    board = leaderboard(asked, study, results)
     assert len(board) == 4 and "Leaderboard of study 'stays-away'" in capsys.readouterr().out
     best = max(study.trials(), key=lambda trial: trial.value)
     assert board.iloc[0]["run_id"] == best.user_attrs["run_id"]

@@ -86,12 +86,12 @@ class Entry:
 
     @property
     def has_ended(self) -> bool:
-        """Whether it is neither under way nor cut off."""
+        """Return whether it is neither under way nor cut off."""
         return bool(self.end)
 
     @property
     def outcome_text(self) -> str:
-        """How it ended, as a person reads it."""
+        """Return how it ended, as a person reads it."""
         text = _OUTCOME_TEXTS.get(self.end.get("outcome", ""), "has not ended")
         return text.format(version=self.end.get("version"))
 

@@ -47,7 +47,7 @@ class Evaluation:
 
     @property
     def correct(self) -> npt.NDArray[np.bool_]:
-        """Whether the prediction of every image is correct, (n,)."""
+        """Return whether the prediction of every image is correct, (n,)."""
         return np.asarray(self.predicted == self.labels)
 
     def in_order(self) -> Self:

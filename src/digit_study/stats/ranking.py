@@ -153,7 +153,7 @@ class Group:
 
     @property
     def best(self) -> Candidate:
-        """The run with the highest accuracy; among equals, the run with the lowest loss."""
+        """Return the run with the highest accuracy; among equals, the run with the lowest loss."""
         return max(
             self.runs, key=lambda run: (run.metrics["val_accuracy"], -run.metrics["val_loss"])
         )

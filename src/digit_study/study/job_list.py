@@ -54,7 +54,7 @@ class JobList:
 
     @property
     def is_finished(self) -> bool:
-        """Whether every job has ended."""
+        """Return whether every job has ended."""
         return len(self.outcomes) == self._total
 
     def next(self) -> Job | None:

@@ -165,7 +165,7 @@ class OptunaSource:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the total is met and nothing runs, here or in another process."""
+        """Return whether the total is met and nothing runs, here or in another process."""
         if self._running or self._not_started:
             return False
         if self.stop_reason is not None:
@@ -273,12 +273,12 @@ class OptunaSource:
 
     @property
     def _objective(self) -> str:
-        """The objective that ranks."""
+        """Return the objective that ranks."""
         return next(iter(self._plan.objectives))
 
     @property
     def _is_alone(self) -> bool:
-        """Whether every trial is of this process: then both stores agree unless it was cut off."""
+        """Return whether every trial is of this process: both stores then agree unless cut off."""
         this_process = processes.process_name()
         supervisors = {trial.user_attrs.get(SUPERVISOR) for trial in self._stored.trials()}
         return supervisors <= {this_process}

@@ -73,12 +73,12 @@ class RunPlan:
 
     @property
     def workspace(self) -> Workspace:
-        """Where runs are kept."""
+        """Return where runs are kept."""
         return self.context.workspace
 
     @property
     def validation_sets(self) -> int:
-        """How many different sets of images the runs are validated on."""
+        """Return how many different sets of images the runs are validated on."""
         return len({run.validation for run in self.runs})
 
     @property

@@ -142,7 +142,7 @@ class SeedRace:
 
     @property
     def is_finished(self) -> bool:
-        """Whether the race is over, whatever still runs."""
+        """Return whether the race is over, whatever still runs."""
         return not self._needed(self.interim())
 
     def next(self) -> Job | None:

@@ -110,14 +110,14 @@ class StoredStudy:
 
     @property
     def database(self) -> RDBStorage | None:
-        """The storage where other machines may share it; None for a journal."""
+        """Return the storage where other machines may share it; None for a journal."""
         if isinstance(self.storage, RDBStorage):
             return self.storage
         return None
 
     @property
     def uid(self) -> str:
-        """What tells this study from others of its name."""
+        """Return what tells this study from others of its name."""
         return str(self.study.user_attrs[UID])
 
     def trials(self, *states: TrialState) -> list[FrozenTrial]:

@@ -70,7 +70,7 @@ class StudyPlan:
 
     @property
     def context(self) -> EngineContext:
-        """What the engine may use."""
+        """Return what the engine may use."""
         search = self.study.search
         slots = search.workers
         if search.engine == "local":
@@ -108,7 +108,7 @@ class StudyPlan:
 
     @property
     def keys(self) -> list[str]:
-        """What is searched, in the order of the dimensions."""
+        """Return what is searched, in the order of the dimensions."""
         return [dimension.key for dimension in self.dimensions]
 
     def trial_config(self, params: Params, seed: int, parent_run_id: str) -> PlannedTrial:

@@ -46,7 +46,7 @@ class Outage:
 
     @property
     def reason(self) -> str | None:
-        """What is wrong at this moment; None where nothing is."""
+        """Return what is wrong at this moment; None where nothing is."""
         return self._reason
 
     @property
@@ -58,7 +58,7 @@ class Outage:
 
     @property
     def is_too_long(self) -> bool:
-        """Whether an outage lasts, and has lasted for longer than its time-out."""
+        """Return whether an outage lasts, and has lasted for longer than its time-out."""
         return self._reason is not None and self.seconds >= 60 * self.timeout
 
     def note_fault(self, reason: str) -> None:

@@ -66,7 +66,7 @@ class Tracker(Queries):
 
     @property
     def fault(self) -> str | None:
-        """What is wrong with the store at this moment, None where nothing is."""
+        """Return what is wrong with the store at this moment, None where nothing is."""
         if self._uploader is None:
             return None
         return self._uploader.fault

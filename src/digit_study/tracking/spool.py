@@ -186,17 +186,17 @@ class SpooledRun:
 
     @property
     def about(self) -> dict[str, Any]:
-        """What `ABOUT` holds; nothing of a folder that is not there."""
+        """Return what `ABOUT` holds; nothing of a folder that is not there."""
         return self._read(ABOUT)
 
     @property
     def outcome(self) -> dict[str, Any]:
-        """How the run ended; empty while it goes on, or where the folder holds no whole run."""
+        """Return how the run ended; empty while it goes on or without a whole run."""
         return self._read(OUTCOME)
 
     @property
     def sent(self) -> dict[str, Any]:
-        """What the store has: ``bytes`` of the log, ``files``, model's id, when it ``ended``."""
+        """Return what the store has: ``bytes`` of the log, ``files``, model, when it ``ended``."""
         return {"bytes": 0, "files": {}, **self._read(SENT)}
 
     @sent.setter
@@ -205,12 +205,12 @@ class SpooledRun:
 
     @property
     def is_open(self) -> bool:
-        """Whether a process writes this run, or did when it was killed."""
+        """Return whether a process writes this run, or did when it was killed."""
         return "owner" in self.about and not self.outcome
 
     @property
     def is_abandoned(self) -> bool:
-        """Whether the process that wrote this run is gone without an outcome."""
+        """Return whether the process that wrote this run is gone without an outcome."""
         return self.is_open and not processes.is_alive(self.about["owner"])
 
     def records(self, start: int = 0) -> Records:
@@ -230,7 +230,7 @@ class SpooledRun:
 
     @property
     def has_result(self) -> bool:
-        """Whether the run's final metrics are there, its tables and its model, whatever else is."""
+        """Return whether the run's final metrics, its tables and its model are there."""
         if self.outcome.get("status") == "FINISHED":
             return True
         return any("result" in record for record in self.records().found)

@@ -67,7 +67,7 @@ class Store:
 
     @property
     def is_server(self) -> bool:
-        """Whether it is an MLflow server, which takes many requests at a time."""
+        """Return whether it is an MLflow server, which takes many requests at a time."""
         return location.is_server(self.uri)
 
     @cached_property
@@ -79,7 +79,7 @@ class Store:
 
     @property
     def view_command(self) -> str:
-        """The command, or the address, that shows the store in a browser."""
+        """Return the command, or the address, that shows the store in a browser."""
         return location.view_command(self.uri, self.workspace)
 
     def experiment_id(self, name: str) -> str:

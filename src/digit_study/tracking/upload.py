@@ -143,7 +143,7 @@ class RunUpload:
 
     @property
     def _special_records(self) -> dict[str, list[Callable[..., None]]]:
-        """What uploads records other than params, metrics and tags, by their kind."""
+        """Return what uploads records other than params, metrics and tags, by their kind."""
         return {
             "dataset": [self._dataset],
             "note": [self._share_view, self._describe_experiment],
@@ -185,7 +185,7 @@ class RunUpload:
 
     @property
     def _is_end_due(self) -> bool:
-        """Whether the run has ended, and the store does not know how."""
+        """Return whether the run has ended, and the store does not know how."""
         outcome = self._spooled.outcome
         return bool(outcome) and self._sent.get("ended") != outcome["time"]
 

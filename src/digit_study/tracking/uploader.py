@@ -72,7 +72,7 @@ class _Uploads(Protocol):
 
     @property
     def is_idle(self) -> bool:
-        """Whether no upload goes on."""
+        """Return whether no upload goes on."""
 
     def close(self) -> None:
         """End; uploads that have not begun are left out."""
@@ -107,7 +107,7 @@ class _ConcurrentUploads:
 
     @property
     def is_idle(self) -> bool:
-        """Whether no upload goes on."""
+        """Return whether no upload goes on."""
         return not self._run_ids
 
     def upload(self, runs: Iterable[SpooledRun]) -> Iterator[Exception | None]:
@@ -211,7 +211,7 @@ class BackgroundUploader:
 
     @property
     def fault(self) -> str | None:
-        """What is wrong with the store at this moment, None where nothing is."""
+        """Return what is wrong with the store at this moment, None where nothing is."""
         return self._outage.reason
 
     def create_run(self, config: Config, dataset: str, name: str, **tags: str) -> Future[str]:

@@ -63,7 +63,7 @@ class Description(Protocol):
 
     @property
     def answer(self) -> str:
-        """What was found, in one sentence."""
+        """Return what was found, in one sentence."""
 
     def markdown(self, experiment: str, run_id: str) -> str:
         """Return the whole page of a run."""

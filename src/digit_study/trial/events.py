@@ -43,7 +43,7 @@ class FailureCause(StrEnum):
 
     @property
     def is_trials_fault(self) -> bool:
-        """Whether the trial may be to blame, so that it runs again a limited number of times."""
+        """Return whether the trial may be to blame: it then runs again only so many times."""
         return self in (FailureCause.TRIAL, FailureCause.LIMIT, FailureCause.PROCESS)
 
 

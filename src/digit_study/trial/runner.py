@@ -75,7 +75,7 @@ class JobSource(Protocol):
 
     @property
     def is_finished(self) -> bool:
-        """Whether all is done; asked whenever nothing is left to handle."""
+        """Return whether all is done; asked whenever nothing is left to handle."""
 
     def next(self) -> Job | None:
         """Return the next job, None if there is nothing to start at this moment."""

@@ -51,7 +51,7 @@ class DrawingStore:
 
     @property
     def npz(self) -> Path:
-        """The file to train on."""
+        """Return the file to train on."""
         return self.folder / NPZ
 
     def names(self) -> list[str]:

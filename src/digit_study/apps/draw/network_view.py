@@ -119,7 +119,7 @@ class ServedNetwork:
 
     @property
     def name(self) -> str:
-        """What a person calls it: the name it was given, and the version that answers."""
+        """Return what a person calls it: the name it was given, and the version that answers."""
         return self._loaded.name(self._source.uri)
 
     def predict(self, digit: Digit, *, with_saliency: bool) -> tuple[str, Answer]:

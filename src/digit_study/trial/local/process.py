@@ -74,7 +74,7 @@ class ForkedProcess:
 
     @property
     def has_lost_server(self) -> bool:
-        """Whether the server died, so that multiprocessing knows no more of this process."""
+        """Return whether the server died, so that multiprocessing knows no more of this process."""
         return self._process.exitcode == SERVER_DIED
 
     @property

@@ -80,7 +80,7 @@ class SlotState:
 
     @property
     def is_free(self) -> bool:
-        """Whether it could run a trial now."""
+        """Return whether it could run a trial now."""
         return self.name is not None and self.key is None
 
 
