@@ -10,7 +10,6 @@ from collections.abc import Callable
 
 import numpy as np
 import numpy.typing as npt
-from scipy.interpolate import make_interp_spline
 
 Random = np.random.Generator
 #: Points (k, 2) of a stroke.
@@ -35,6 +34,9 @@ def curve(*points: tuple[float, float]) -> Points:
     corners = np.array(points)
     steps = np.hypot(*np.diff(corners, axis=0).T)
     distances = np.concatenate([[0.0], np.cumsum(np.maximum(steps, 1e-3))])
+    # a third of a second, which no command but a training pays
+    from scipy.interpolate import make_interp_spline
+
     spline = make_interp_spline(distances, corners, k=3)
     return np.asarray(spline(np.linspace(0, distances[-1], FINE)), np.float32)
 
