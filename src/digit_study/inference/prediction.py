@@ -294,7 +294,8 @@ def _prepare_number(file: Path, fault: str) -> _Prepared:
         scale = max(upright_size(file)) / max(grey.shape)
     except ImageError as error:
         return _Prepared(name, error=str(error))
-    if not any(lines):
+    has_pieces = any(way for line in lines for ways in line for way in ways)
+    if not has_pieces:
         return _Prepared(name, error=fault)
     scaled = [[_scaled(ways, scale) for ways in line] for line in lines]
     return _Prepared(name, lines=scaled)
