@@ -53,7 +53,7 @@ frontier: .venv/.ready  ## every shipped network on five seeds: hours; the same 
 draw: .venv/.ready  ## draw digits in the browser, read while you draw by the champion
 	$(PY) src/draw.py $(ARGS)
 
-bench: .venv/.dev  ## the benchmarks that the README quotes (many minutes on an idle machine)
+bench: .venv/.dev  ## the benchmarks that docs/performance.md quotes (many minutes on an idle machine)
 	$(PY) tests/benchmarks/bench_tracking.py
 	$(PY) tests/benchmarks/bench_overhead.py
 	$(PY) tests/benchmarks/bench_calibration.py
@@ -75,7 +75,7 @@ results: .venv/.dev  ## record the networks that bench_confirmation.py draws fro
 density: .venv/.dev  ## how densely the code is packed; nothing checks it
 	$(PY) tools/density.py src sweeps tools
 
-detector: .venv/.tools  ## train the detector of what is no digit anew: ARGS='<mnist.npz> [--tune]', 50 minutes
+detector: .venv/.tools  ## train the detector of what is no digit anew: ARGS='<mnist.npz>', hours; with --tune less
 	PYTHONPATH=src $(PY) tools/train_detector.py $(ARGS)
 
 LOCK := uv pip compile pyproject.toml --universal --python-version 3.11 --generate-hashes \

@@ -34,11 +34,6 @@ def key_of(override: str) -> str:
     return override.lstrip(PREFIXES).partition("=")[0].partition("@")[0]
 
 
-def current_key(key: str) -> str:
-    """Return the name that a key has now."""
-    return RENAMED.get(key, key)
-
-
 def current_overrides(overrides: Sequence[str], *, recorded: bool = False) -> list[str]:
     """Replace old names in overrides.
 

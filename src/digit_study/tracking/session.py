@@ -54,7 +54,7 @@ class Tracker(Queries):
         Returns:
             A future of the run's id.
         """
-        if self._uploader is not None:
+        if self._uploader is not None and self.is_server:
             return self._uploader.create_run(config, dataset, name, **tags)
         created: Future[str] = Future()
         created.set_result(self.create_run(config, dataset, name, **tags))

@@ -33,8 +33,6 @@ from digit_study.tracking.store import StoreFault as StoreFault
 #: MLflow's codes for what no repetition helps: the run was deleted meanwhile, or a value is not
 #: allowed.
 REFUSED = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
-#: Characters that MLflow takes as the value of a run's tag.
-LONGEST_TAG = 8000
 #: Metrics that MLflow takes in a batch with params and tags.
 MOST_METRICS = 800
 #: Characters at most of the reason of a run that is closed from outside.

@@ -226,11 +226,7 @@ class BackgroundUploader:
         Returns:
             A future of the run's id.
         """
-        if self._store.is_server:
-            return self._creators.submit(self._store.create_run, config, dataset, name, **tags)
-        created: Future[str] = Future()
-        created.set_result(self._store.create_run(config, dataset, name, **tags))
-        return created
+        return self._creators.submit(self._store.create_run, config, dataset, name, **tags)
 
     # ------------------------------------------------------------------------------- waited for
 
