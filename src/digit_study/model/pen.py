@@ -75,10 +75,10 @@ def one(random: Random) -> list[Points]:
     stem = curve(top, (0.5 + lean / 3 + bow, 0.33), (0.5 - lean / 3 + bow, 0.67), foot)
     if kind < 0.2:
         return [stem]
-    if kind < 0.3:
-        # as steep as the stem
-        reach = random.uniform(0.12, 0.4)
-        start = (top[0] - reach, random.uniform(0.45, 1.0))
+    if kind < 0.4:
+        # nearly as long and as steep as the stem, as in much of Europe
+        reach = random.uniform(0.12, 0.55)
+        start = (top[0] - reach, random.uniform(0.4, 1.0))
     else:
         reach = random.uniform(0.12, 0.8)
         start = (top[0] - reach, random.uniform(0.1, 0.35) + 0.6 * max(0.0, reach - 0.2))
@@ -94,7 +94,7 @@ def one(random: Random) -> list[Points]:
 
 
 def two(random: Random) -> list[Points]:
-    """Draw a hook, a diagonal and a base; some with a loop, some with a straight top."""
+    """Draw a hook, a diagonal and a base; some with one loop or two, some with a straight top."""
     kind = random.random()
     left = random.uniform(0.0, 0.15)
     right = random.uniform(0.65, 0.9)
@@ -102,8 +102,14 @@ def two(random: Random) -> list[Points]:
     start = (left, random.uniform(0.1, 0.35))
     if kind < 0.15:
         return [line((left, 0.05), (right, 0.0), (left, 1.0), base)]
+    if kind < 0.25:
+        # the crown begins inside, and the foot is a loop as large as it
+        inner = (random.uniform(0.2, 0.45), random.uniform(0.25, 0.5))
+        around = [(left, random.uniform(0.15, 0.3)), (0.5, 0.0), (right, random.uniform(0.25, 0.4))]
+        foot = [(random.uniform(0.45, 0.65), 0.75), (0.15, 1.0), (-0.05, 0.85)]
+        return [curve(inner, *around, *foot, (0.25, random.uniform(0.65, 0.8)), base)]
     crown = [start, ((left + right) / 2, 0.0), (right, random.uniform(0.18, 0.35))]
-    if kind < 0.45:
+    if kind < 0.5:
         loop = [(0.35, 0.75), (0.08, 0.97), (0.0, 0.85), (0.2, 0.82), (0.55, 0.97), base]
         return [curve(*crown, *loop)]
     corner = (random.uniform(-0.05, 0.1), 1.0)
@@ -126,7 +132,7 @@ def three(random: Random) -> list[Points]:
 
 
 def four(random: Random) -> list[Points]:
-    """Draw an open or a closed four, with a bar that crosses the stem or ends at it."""
+    """Draw an open, closed or looped four, with a bar that crosses the stem or ends at it."""
     kind = random.random()
     stem = random.uniform(0.55, 0.8)
     bar = random.uniform(0.5, 0.72)
@@ -144,6 +150,12 @@ def four(random: Random) -> list[Points]:
         return [open_part, line((stem, random.uniform(-0.05, 0.1)), foot)]
     if kind < 0.7:
         return [line((stem - 0.2, 0.0), (left, bar), (end, bar - 0.1), (stem - 0.1, 1.0))]
+    if kind < 0.8:
+        # the corner on the left is a loop
+        slope = [(random.uniform(0.35, 0.6), 0.0), (0.2, 0.42), (0.0, 0.74)]
+        loop = [(0.08, 0.84), (0.2, random.uniform(0.6, 0.7)), (0.5, bar), (end, bar - 0.05)]
+        high = random.uniform(0.1, 0.4)
+        return [curve(*slope, *loop), line((stem + random.uniform(0.0, 0.15), high), foot)]
     tip = (stem + random.uniform(-0.05, 0.08), 0.0)
     closed = line(tip, (left, bar), (end, bar + random.normal(0, 0.04)))
     return [closed, line(tip, foot)]
@@ -181,11 +193,17 @@ def seven(random: Random) -> list[Points]:
     """Draw a bar and a stem; some crossed, some with a hook or a loop."""
     right = random.uniform(0.65, 0.95)
     foot = (random.uniform(0.1, 0.55), 1.0)
-    if random.random() < 0.15:
-        start_of_bar = (0.0, random.uniform(0.0, 0.15))
-        waves = [start_of_bar, (0.35, 0.25), (0.75, 0.22), (0.95, 0.05)]
-        loop = [(0.85, -0.05), (0.72, 0.15), (0.62, 0.55), foot]
-        bar = line((0.3, 0.55), (random.uniform(0.8, 1.0), random.uniform(0.45, 0.6)))
+    if random.random() < 0.25:
+        start_of_bar = (random.uniform(0.0, 0.3), random.uniform(0.0, 0.15))
+        dip = random.uniform(0.15, 0.3)
+        waves = [start_of_bar, (start_of_bar[0] + 0.15, dip), (0.7, dip - 0.03), (0.95, 0.05)]
+        neck = random.uniform(0.6, 0.8)
+        loop = [(0.85, -0.05), (neck, 0.15), ((neck + foot[0]) / 2 + 0.08, 0.55), foot]
+        middle_of_stem = (neck + foot[0]) / 2 + 0.08
+        near = middle_of_stem - random.uniform(0.2, 0.4)
+        far = middle_of_stem + random.uniform(0.1, 0.4)
+        height = random.uniform(0.42, 0.65)
+        bar = line((near, height), (far, height + random.normal(0, 0.06)))
         return [curve(*waves, *loop), bar]
     start = (random.uniform(-0.05, 0.1), random.uniform(-0.03, 0.12))
     corner = (right, random.uniform(-0.03, 0.05))
