@@ -1,7 +1,7 @@
 """A search space as data: config keys with choices or ranges, and conditions on other keys.
 
-A new search dimension is a line in ``conf/search/space/*.yaml``; any key of the run's config can be
-a dimension.
+A new search dimension is a line in ``conf/search/space/*.yaml``, or a swept key of a command line
+(:mod:`digit_study.config.space_overrides`); any key of the run's config can be a dimension.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from digit_study.config import compose
 from digit_study.config.run_config import Config
+from digit_study.config.space_overrides import FIELDS, GROUPS, searchable_keys
 from digit_study.model.recipe import TrainingConfig
 from digit_study.support.errors import StudyError
 from digit_study.support.rules import flatten, raise_violations, rules_of, with_values
@@ -25,12 +26,6 @@ if TYPE_CHECKING:
     import optuna
 
 Params = dict[str, Any]
-#: Config groups that can be searched as a whole, by the names of their options.
-GROUPS = ("model", "training")
-#: What the keys that can be searched begin with.
-SEARCHABLE = ("data.limit", "model.", "training.")
-#: Fields of an entry of a space.
-FIELDS = ("type", "low", "high", "step", "log", "choices", "when")
 #: Fields of a range, which do not go with choices.
 RANGE_FIELDS = ("low", "high", "step", "log")
 KINDS = ("categorical", "int", "float")
@@ -243,8 +238,7 @@ def parse_space(raw: Mapping[str, Any], base: Config, root: str = "study") -> li
     if not raw:
         rule = "`search.space` must name at least one key to search"
         raise StudyError(f"{rule}, got none: take search/space=default")
-    searchable = [key for key in flatten(base) if key.startswith(SEARCHABLE)]
-    known = [*GROUPS, *searchable]
+    known = searchable_keys()
     raise_violations(
         problem for key, entry in raw.items() for problem in _entry_problems(key, entry, known)
     )

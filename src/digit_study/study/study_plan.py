@@ -248,6 +248,7 @@ def plan_table(plan: StudyPlan) -> Table:
     for dimension in plan.dimensions:
         table.add_row(dimension.key, _describe_dimension(dimension))
     table.add_section()
+    table.add_row("space from", compose.origin_of_space(plan.overrides))
     points = grid_size(plan.dimensions)
     if points is None:
         table.add_row("grid points", "infinite (a range is continuous)")
