@@ -76,6 +76,8 @@ def test_every_leaf_can_be_overridden() -> None:
     ("overrides", "key", "value"),
     [
         (["model.filters=16"], "model.filters", 16),
+        (["resources.cpu=2"], "resources", {"cpu": 2}),
+        (["+tracking.tags.owner=me"], "tracking.tags", {"owner": "me"}),
         (["+model.filters=16"], "model.filters", 16),
         (["++model.filters=16"], "model.filters", 16),
         (["model=tiny"], "model.filters", 8),
@@ -330,6 +332,7 @@ def test_an_interpolation_that_leads_nowhere_is_refused_in_a_line(override: str)
     [
         (["--cfg", "job", "-m", "model.filters=8,16"], 0, "filters: 8"),
         (["--cfg", "job", "--resolve", "data.path=${oc.env:HOME}"], 0, "path: /"),
+        (["--cfg", "job", "tracking.tags.owner=me"], 0, "owner: me"),
         (["--cfg", "job", "--resolve", "model.filters=${nope}"], 1, "`model.filters`: "),
         (["--cfg", "job", "-m", "model.filters=choice(8,choice(9,10))"], 1, "in one place"),
         (["--cfg", "job", "model.filterz=3"], 1, "did you mean 'model.filters'?"),

@@ -143,7 +143,7 @@ def answer(arguments: Sequence[str], root: str, schema: type) -> None:
         overrides = expand(overrides, root)[0]
     if parsed.cfg or parsed.info:
         compose_config(overrides, root)
-    overrides = _with_space_as_option(overrides, root)
+    overrides = _with_space_as_option(_with_added_keys(overrides, root), root)
     typed = list(sys.argv)
     full_error = os.environ.get("HYDRA_FULL_ERROR")
     # otherwise Hydra prints errors itself, in its own words and with a part of the traceback
@@ -165,6 +165,17 @@ def answer(arguments: Sequence[str], root: str, schema: type) -> None:
         if full_error is None:
             del os.environ["HYDRA_FULL_ERROR"]
     raise SystemExit
+
+
+def _with_added_keys(overrides: Sequence[str], root: str) -> list[str]:
+    """Mark the overrides that add a key to a mapping, as Hydra wants it."""
+    config = _base((), root)
+    marked: list[str] = []
+    for text in overrides:
+        if not text.startswith("~") and _is_in_free_mapping(config, key_of(text)):
+            text = f"++{text.lstrip('+')}"
+        marked.append(text)
+    return marked
 
 
 def _with_space_as_option(overrides: Sequence[str], root: str) -> list[str]:
@@ -418,8 +429,9 @@ def _set_value(config: DictConfig, key: str, value: Any) -> None:
         inner = ", ".join(f"{key}.{name!s}" for name in held)
         raise StudyError(f"`{key}` is a group of keys, got {value!r}: set one of {inner}")
     replaces = has_free_keys and is_mapping
+    is_free = replaces or _is_in_free_mapping(config, key)
     try:
-        OmegaConf.update(config, key, value, merge=not replaces, force_add=replaces)
+        OmegaConf.update(config, key, value, merge=not replaces, force_add=is_free)
     except errors.OmegaConfBaseException as error:
         raise _in_a_line(error, key) from error
 
@@ -589,6 +601,15 @@ def _known_names(root: str) -> list[str]:
     return list(_names(OmegaConf.to_container(_base((), root))))
 
 
+def _is_in_free_mapping(config: DictConfig, key: str) -> bool:
+    """Return whether a key is in a mapping whose keys a person chooses, such as tracking.tags."""
+    parent, _, _ = key.rpartition(".")
+    if not parent:
+        return False
+    holder = OmegaConf.select(config, parent)
+    return isinstance(holder, DictConfig) and OmegaConf.get_type(holder) is dict
+
+
 def _names(node: Any, prefix: str = "") -> Iterator[str]:
     """Yield every dotted key of a nested dict, leaves and the dicts above them."""
     for key, value in node.items():
@@ -613,7 +634,7 @@ def _check_name(override: Override, root: str, groups: dict[str, list[str]]) -> 
         _check_option(key, override.value(), groups[key])
         return
     known = _known_names(root)
-    if key not in known:
+    if key not in known and not _is_in_free_mapping(_base((), root), key):
         near = nearest(key, [*known, *groups])
         raise StudyError(f"unknown key `{key}` in {line!r}{near} (--cfg job lists all)")
 

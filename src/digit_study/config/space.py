@@ -59,6 +59,25 @@ class Dimension:
     log: bool = False
     when: dict[str, tuple[Any, ...]] = field(default_factory=dict)
 
+    @property
+    def values(self) -> str:
+        """Say which values there are."""
+        if self.kind == "categorical":
+            return ", ".join(map(str, self.choices))
+        text = f"{self.low:g} to {self.high:g}"
+        if self.log:
+            text += " (log)"
+        if self.step:
+            text += f", step {self.step:g}"
+        return text
+
+    @property
+    def condition(self) -> str:
+        """Say when the dimension matters; empty if always."""
+        return "; ".join(
+            f"{key} is {' or '.join(map(str, allowed))}" for key, allowed in self.when.items()
+        )
+
     def is_active(self, params: Mapping[str, Any]) -> bool:
         """Return whether the dimension matters, given the params of those before it."""
         return all(params.get(key) in allowed for key, allowed in self.when.items())
@@ -160,6 +179,78 @@ def baseline(dimensions: Sequence[Dimension], base: Config) -> tuple[Params, lis
         else:
             outside.append(dimension.key)
     return params, outside
+
+
+def parse_start(
+    raw: Sequence[Any], dimensions: Sequence[Dimension], overrides: Sequence[str], base: Config
+) -> list[Params]:
+    """Check the configurations that a person wants to be tried first.
+
+    Args:
+        raw: Mappings of a searched key to its value. Keys that are left out are sampled.
+        dimensions: The space, conditions first.
+        overrides: Overrides of the study as typed.
+        base: The run that is varied.
+
+    Returns:
+        Their params, in the types of the space.
+
+    Raises:
+        StudyError: With everything that is wrong: keys and values outside the space, keys that do
+            not matter, and combinations that cannot be trained.
+    """
+    points: list[Params] = []
+    problems: list[str] = []
+    for number, entry in enumerate(raw, start=1):
+        where = f"`search.start` configuration {number}"
+        found = list(_start_problems(entry, dimensions))
+        if not found:
+            point = _in_types_of(entry, dimensions)
+            found = list(_combination_problems(point, overrides, base))
+            points.append(point)
+        problems += [f"{where} {problem}" for problem in found]
+    raise_violations(problems)
+    return points
+
+
+def _start_problems(entry: Any, dimensions: Sequence[Dimension]) -> Iterator[str]:
+    if not isinstance(entry, Mapping) or not entry:
+        yield f"must be values by searched key, {{model.filters: 32}}, got {entry!r}"
+        return
+    known = {dimension.key: dimension for dimension in dimensions}
+    for key, value in entry.items():
+        if key not in known:
+            yield f"must have keys that are searched, got {key!r}{nearest(str(key), known)}"
+        elif not known[key].contains(value):
+            dimension = known[key]
+            names = [str(choice) for choice in dimension.choices]
+            near = nearest(str(value), names)
+            yield f"must lie in the space: `{key}` is {dimension.values}, got {value!r}{near}"
+        elif not known[key].is_active(entry):
+            condition = known[key].condition
+            yield f"gives `{key}`, which is searched only when {condition}: give that too"
+
+
+def _combination_problems(point: Params, overrides: Sequence[str], base: Config) -> Iterator[str]:
+    try:
+        apply(point, overrides, base)
+    except StudyError as error:
+        yield f"cannot be trained: {error}"
+
+
+def _in_types_of(entry: Mapping[str, Any], dimensions: Sequence[Dimension]) -> Params:
+    """Return values that a space contains in its own types: 1 as 1.0 in a range of floats."""
+    point: Params = {}
+    for dimension in dimensions:
+        if dimension.key not in entry:
+            continue
+        value = entry[dimension.key]
+        if dimension.kind == "categorical":
+            value = dimension.choices[dimension.choices.index(value)]
+        else:
+            value = {"int": int, "float": float}[dimension.kind](value)
+        point[dimension.key] = value
+    return point
 
 
 def grid(dimensions: Sequence[Dimension]) -> list[Params] | None:
