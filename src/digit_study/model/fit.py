@@ -104,9 +104,10 @@ def fit(
         on_state: Takes a function that returns the state, before every epoch.
 
     Returns:
-        A record an epoch, those of ``start`` too: train_loss, train_accuracy, val_*, learning_rate, epoch_seconds,
-        images_per_second, and step_seconds, the time of its training steps alone. That holds no
-        validation, and no tracing where an epoch has more steps than the first execution.
+        A record an epoch, those of ``start`` too: train_loss, train_accuracy, val_*, learning_rate,
+        epoch_seconds, images_per_second, and step_seconds, the time of its training steps alone.
+        That holds no validation, and no tracing where an epoch has more steps than the first
+        execution.
 
     Raises:
         Diverged: If a loss is not finite; it names quantity, epoch and step.
@@ -381,7 +382,11 @@ class _Recorder(keras.callbacks.Callback):  # type: ignore[misc]
         """Return the time of an epoch's steps, without the tracing that came with the first."""
         since = self._started
         counted = self._steps
-        if epoch == self._first_epoch and self._traced is not None and self._traced.steps < self._steps:
+        if (
+            epoch == self._first_epoch
+            and self._traced is not None
+            and self._traced.steps < self._steps
+        ):
             since = self._traced.when
             counted -= self._traced.steps
         return (now - since) * self._steps / counted
