@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from digit_study.model import fit as training
+from digit_study.model.augmentation import map_numbered
 from digit_study.model.fit import STEPS_PER_EXECUTION, Diverged, fit, steps_of_epoch, weights_sha256
 from digit_study.model.networks import ModelConfig, build_model
 from digit_study.model.recipe import (
@@ -334,7 +335,7 @@ def moved(shift: float, rotation: float, seed: int = 0, rounds: int = 1) -> list
     images = np.zeros((8, 28, 28, 1), np.uint8)
     images[:, 10:18, 12:16] = 255
     batches = tf.data.Dataset.from_tensors((images, np.arange(8)))
-    moving = shift_rotate(batches, shift, rotation, seed)
+    moving = map_numbered(batches, seed, shift_rotate(shift, rotation, seed))
     return [np.asarray(batch) for _ in range(rounds) for batch, _ in moving]
 
 

@@ -25,7 +25,7 @@ TAG_NAME = re.compile(r"[\w./ -]{1,250}")
 #: How names of tags begin that MLflow or the project sets itself.
 RESERVED_PREFIXES = ("mlflow.", "technical.", "dataset.", "weights.", "best.", "trial.", "study.")
 #: Names of tags that the project sets itself.
-RESERVED_TAGS = ("kind", "study", "answer", "failure")
+RESERVED_TAGS = ("kind", "study", "answer", "failure", "continues")
 
 
 @dataclass(frozen=True)
@@ -79,6 +79,7 @@ class Config(EngineConfig):
         training: How the network is fitted.
         tracking: Where results go.
         reproduce: Id of a run to train again and compare with.
+        fresh: Whether a single run that was interrupted starts anew.
     """
 
     data: sources.DataConfig = field(default_factory=sources.DataConfig)
@@ -86,6 +87,7 @@ class Config(EngineConfig):
     training: recipe.TrainingConfig = field(default_factory=recipe.TrainingConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     reproduce: str | None = None
+    fresh: bool = False
 
     @property
     def epochs(self) -> int:

@@ -95,6 +95,7 @@ FREE_KEYS = (
     "data.path",
     "data.source",
     "reproduce",
+    "fresh",
     "patience",
     *ENGINE_KEYS,
 )

@@ -38,7 +38,7 @@ STUDY_UID = "study.uid"
 #: Tag of a run that has trained a network to the end.
 WEIGHTS = "weights.sha256"
 #: How the params begin that are no part of what a run was, but of where it went.
-NOT_RECORDED = ("tracking.", "reproduce", BEST_OF, *ENGINE_KEYS)
+NOT_RECORDED = ("tracking.", "reproduce", "fresh", BEST_OF, *ENGINE_KEYS)
 T = TypeVar("T")
 U = TypeVar("U")
 
