@@ -445,6 +445,39 @@ def test_a_signal_ends_a_multirun_as_killed(
     assert not alive
 
 
+def test_a_multirun_that_was_killed_trains_only_what_is_missing(
+    project: Project, typed_store: str
+) -> None:
+    words = ["-m", "workers=1", *SMALL[:3], *PLAIN, "training.threads=1", "training.epochs=2"]
+    seeds = "training.seed=0,1,2"
+    command = project.fork(*words, seeds, MLFLOW_TRACKING_URI=typed_store)
+    command.wait_for("1/3  training.seed=0")
+    family = psutil.Process(command.process.pid).children(recursive=True)
+    command.process.kill()
+    _, alive = psutil.wait_procs(family, timeout=20)
+    assert not alive
+    done = project.run(*words, seeds, MLFLOW_TRACKING_URI=typed_store)
+    assert (done.code, done.err) == (0, "")
+    assert "of 3 runs finished before" in done.out and "3/3  " in done.out
+    assert "1/3  " not in done.out
+    runs = runs_of(typed_store)
+    assert "RUNNING" not in {run.info.status for run in runs}
+    (parent,) = [run for run in runs if "mlflow.parentRunId" not in run.data.tags]
+    finished = [run for run in runs if run != parent and run.info.status == "FINISHED"]
+    assert parent.info.status == "FINISHED"
+    assert sorted(str(run.info.run_name) for run in finished) == [
+        "training.seed=0",
+        "training.seed=1",
+        "training.seed=2",
+    ]
+    assert all(run.info.run_id in done.out for run in finished)  # the table has all of them
+    # another command begins its own, and so does the same one that has come to its end
+    other = project.run(*words, "training.seed=0,1", MLFLOW_TRACKING_URI=typed_store)
+    again = project.run(*words, "training.seed=0,1", MLFLOW_TRACKING_URI=typed_store)
+    assert other.code == again.code == 0
+    assert "finished before" not in other.out + again.out
+
+
 @pytest.fixture(scope="module")
 def server(
     project: Project, migrated: Path, tmp_path_factory: pytest.TempPathFactory

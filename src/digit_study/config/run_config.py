@@ -79,7 +79,7 @@ class Config(EngineConfig):
         training: How the network is fitted.
         tracking: Where results go.
         reproduce: Id of a run to train again and compare with.
-        fresh: Whether a single run that was interrupted starts anew.
+        fresh: Whether a single run or a -m that was interrupted starts anew.
     """
 
     data: sources.DataConfig = field(default_factory=sources.DataConfig)

@@ -319,3 +319,13 @@ def goes_on(done: int, epochs: int, run_id: str) -> str:
     """
     where = f"goes on after epoch {done} of {epochs}, where run {run_id} was interrupted"
     return f"{where}; fresh=true starts anew"
+
+
+def multirun_goes_on(finished: int, runs: int) -> str:
+    """Return the sentence on a ``-m`` that was interrupted and goes on.
+
+    Args:
+        finished: Runs that it has finished before.
+        runs: All of its runs.
+    """
+    return f"goes on: {finished} of {counted(runs, 'run')} finished before; fresh=true starts anew"

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 
 from digit_study.support import formatting
 from digit_study.support.progress import JobProgress
@@ -30,6 +31,7 @@ class JobList(JobSource):
         tracker: Tracker,
         *,
         trains_here: bool,
+        finished: Mapping[int, Finished] = MappingProxyType({}),
     ) -> None:
         """Prepare to train.
 
@@ -39,15 +41,16 @@ class JobList(JobSource):
             tracker: The store that has the runs of the jobs.
             trains_here: Whether jobs are trained on this machine, so that their runs are spooled
                 here.
+            finished: How other jobs of the same command have ended before, by their keys.
         """
         self._waiting = list(jobs)
-        self._total = len(jobs)
+        self._total = len(jobs) + len(finished)
         self._progress = progress
         self._tracker = tracker
         self._trains_here = trains_here
         #: How each job ended, by its key.
-        self.outcomes: dict[int, Finished | Failed] = {}
-        progress.count(0, self._total)
+        self.outcomes: dict[int, Finished | Failed] = dict(finished)
+        progress.count(len(finished), self._total)
 
     @property
     def is_finished(self) -> bool:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from types import MappingProxyType
 
 import pandas as pd
 
@@ -14,6 +15,7 @@ from digit_study.report.figures.ranking_figures import leaderboard_figure
 from digit_study.report.ranking import RankedTable, RankingKind, splits_view
 from digit_study.report.sentences import (
     goes_on,
+    multirun_goes_on,
     ranking_answer,
     runs_question,
     several_validation_sets,
@@ -23,6 +25,12 @@ from digit_study.report.sentences import (
 from digit_study.report.terminal import print_lines, print_ranking, print_run, print_table
 from digit_study.stats import ranking
 from digit_study.stats.ranking import Candidate, Group
+from digit_study.study.interrupted_multirun import (
+    ENDED_TAG,
+    JOB_TAG,
+    MultirunParent,
+    open_parent,
+)
 from digit_study.study.job_list import JobList
 from digit_study.study.parent_run import parent_run
 from digit_study.study.run_plan import PlannedRun, RunPlan
@@ -31,10 +39,9 @@ from digit_study.support.progress import job_progress
 from digit_study.support.rules import flatten, raise_violations
 from digit_study.tracking import session
 from digit_study.tracking.location import experiment_name
-from digit_study.tracking.pages import INITIAL
 from digit_study.tracking.session import Tracker
 from digit_study.tracking.writer import RunWriter
-from digit_study.trial.checkpoint import Checkpoint
+from digit_study.trial.checkpoint import Checkpoint, fingerprint
 from digit_study.trial.events import Failed, Finished
 from digit_study.trial.health import Health
 from digit_study.trial.protocol import ENGINES, TrialResult
@@ -42,6 +49,8 @@ from digit_study.trial.runner import Job, Runner
 
 #: What the runs of a command are that ended, in its order.
 Outcomes = Sequence[Finished | Failed]
+#: What a person who interrupts -m is told.
+INTERRUPTED = "interrupted: the same command trains the runs that are missing"
 #: Characters that the name of a run has at most.
 LONGEST_NAME = 200
 #: Figures of the data, which the page of a parent run links.
@@ -150,15 +159,18 @@ def _run_many(plan: RunPlan, tracker: Tracker) -> None:
         text for text in plan.typed if "tracking." not in text and not text.startswith("hydra")
     ]
     title = f"{len(plan.runs)} runs: {' '.join(swept)}"[:LONGEST_NAME]
-    tags = {"kind": "multirun", **INITIAL}
-    run_id = tracker.create_run(first.config, first.dataset, title, **tags)
-    with parent_run(tracker, run_id, first.config) as writer:
+    parent = open_parent(plan, tracker, title)
+    run_id = parent.run_id
+    with parent_run(tracker, run_id, first.config, interrupted=INTERRUPTED) as writer:
         _describe(writer, plan, Comparison([]), [])
         names = _names(plan)
+        if parent.finished:
+            print_lines(multirun_goes_on(len(parent.finished), len(plan.runs)))
         if plan.validation_sets > 1:
             print_lines(several_validation_sets(plan.validation_sets))
         try:
-            outcomes = _train(plan, tracker, _child_jobs(plan, names, run_id))
+            jobs = _child_jobs(plan, names, parent)
+            outcomes = _train(plan, tracker, jobs, parent.finished)
         except BaseException:
             # also a run whose id did not arrive
             tracker.close_children(run_id, "KILLED")
@@ -173,6 +185,7 @@ def _run_many(plan: RunPlan, tracker: Tracker) -> None:
         _describe(writer, plan, comparison, failed)
         _print(comparison)
         print_lines(f"parent run {run_id}", f"see it: {tracker.address(run_id, children=True)}")
+        tracker.tag_run(run_id, {ENDED_TAG: "true"})
         if failed:
             raise_violations([f"{len(failed)} of {len(outcomes)} runs FAILED:", *failed])
 
@@ -183,27 +196,46 @@ def _names(plan: RunPlan) -> list[str]:
     return [run_name(planned, list(shared)) for planned in plan.runs]
 
 
-def _child_jobs(plan: RunPlan, names: Sequence[str], parent_run_id: str) -> list[Job]:
-    """Return the runs of a plan as children of a run, the longest first."""
+def _child_jobs(plan: RunPlan, names: Sequence[str], parent: MultirunParent) -> list[Job]:
+    """Return the runs of a plan that its parent lacks, the longest first."""
     experiment = experiment_name(plan.runs[0].config, plan.runs[0].dataset)
     jobs = []
     for number in plan.longest_first:
+        if number in parent.finished:
+            continue
         planned = plan.runs[number]
         tracking = replace(
-            planned.config.tracking, parent_run_id=parent_run_id, experiment=experiment
+            planned.config.tracking, parent_run_id=parent.run_id, experiment=experiment
         )
         config = replace(planned.config, tracking=tracking)
-        jobs.append(Job(number, names[number], config, planned.dataset))
+        tags = {JOB_TAG: fingerprint(planned.config)}
+        jobs.append(Job(number, names[number], config, planned.dataset, tags))
     return jobs
 
 
-def _train(plan: RunPlan, tracker: Tracker, jobs: Sequence[Job]) -> Outcomes:
-    """Train jobs on the engine of a plan; return how they ended, by their keys."""
+def _train(
+    plan: RunPlan,
+    tracker: Tracker,
+    jobs: Sequence[Job],
+    finished: Mapping[int, Finished] = MappingProxyType({}),
+) -> Outcomes:
+    """Train jobs on the engine of a plan.
+
+    Args:
+        plan: The plan.
+        tracker: Where the runs are recorded.
+        jobs: What is trained.
+        finished: How other jobs have ended before, by their keys.
+
+    Returns:
+        How all of them ended, in the order of their keys.
+    """
     options = plan.context.options
     engine = ENGINES[options.engine](plan.context)
     health = Health(plan.uri, plan.workspace, options.outage_timeout, "outage_timeout")
     with job_progress(prints_epochs=True) as progress:
-        source = JobList(jobs, progress, tracker, trains_here=options.engine == "local")
+        trains_here = options.engine == "local"
+        source = JobList(jobs, progress, tracker, trains_here=trains_here, finished=finished)
         Runner(engine, tracker, health).run(source)
     return [source.outcomes[key] for key in sorted(source.outcomes)]
 
@@ -216,7 +248,7 @@ def _compare(plan: RunPlan, names: Sequence[str], outcomes: Outcomes) -> Compari
         if not isinstance(outcome, Finished):
             continue
         result = outcome.result
-        correct = result.evaluation.predicted == result.evaluation.labels
+        correct = result.evaluation.in_order().correct
         candidate = Candidate(name, result.run_id, result.metrics, correct, planned.validation)
         by_images.setdefault(planned.validation, []).append(candidate)
         by_configuration.setdefault(_without_split(planned.config), []).append(candidate)
