@@ -255,6 +255,23 @@ def test_only_a_run_that_could_not_end_itself_is_ended(
     assert run.info.status == after and ("failure" in run.data.tags) == (before == "RUNNING")
 
 
+@pytest.mark.parametrize("ended_by", ["itself", "another process"])
+def test_a_run_that_was_stopped_on_purpose_is_finished_without_a_result(
+    ended_by: str, tracker: Tracker
+) -> None:
+    run_id = created(tracker)
+    log = tracker.writer(run_id)
+    log.metrics({"val_accuracy": 0.5}, 1)
+    if ended_by == "itself":
+        log.stop("others promise more")
+    tracker.close_run(run_id, "FINISHED", "others promise more")
+    tracker.tag_run(run_id, {"trial.state": "PRUNED"})
+    run = stored_run(tracker, run_id)
+    assert (run.info.status, run.data.tags["stopped"]) == ("FINISHED", "others promise more")
+    assert "failure" not in run.data.tags
+    assert tracker.was_stopped(run_id) and tracker.finished_metrics(run_id) is None
+
+
 def test_children_are_ended_with_their_parent(tracker: Tracker) -> None:
     parent, stranger = created(tracker), created(tracker)
     children = [created(tracker, parent_run_id=parent) for _ in range(3)]

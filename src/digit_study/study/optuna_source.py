@@ -31,10 +31,11 @@ from digit_study.study.trial_attributes import (
     counted,
     deaths,
 )
-from digit_study.study.trial_recorder import RUNNING_STATE, STATE_TAG, TrialEnd, TrialRecorder
+from digit_study.study.trial_recorder import TrialEnd, TrialRecorder
 from digit_study.support import processes
 from digit_study.support.console import warn
 from digit_study.support.progress import SweepProgress
+from digit_study.support.trial_status import STATUS_TAG, TrialStatus
 from digit_study.tracking.session import Tracker
 from digit_study.trial.events import (
     Decision,
@@ -305,7 +306,7 @@ class OptunaSource:
             "kind": "trial",
             "study": plan.study.study,
             "trial.number": str(number),
-            STATE_TAG: RUNNING_STATE,
+            STATUS_TAG: TrialStatus.RUNNING,
         }
         earlier = self._stored.same_configuration(number, params)
         if earlier is not None:
@@ -417,7 +418,7 @@ class OptunaSource:
         self._recorder.drop_models()
 
     def _show_end(self, end: TrialEnd) -> None:
-        self._progress.ended(end.number, end.state, end.text)
+        self._progress.ended(end.number, end.status, end.text)
 
     def _rows(self) -> list[Sequence[str]]:
         """Return trial, host, epoch, value and configuration of every trial that runs."""

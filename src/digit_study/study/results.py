@@ -40,6 +40,7 @@ from digit_study.support.console import warn
 from digit_study.support.errors import first_line
 from digit_study.support.workspace import Workspace
 from digit_study.tracking import provenance
+from digit_study.tracking.queries import HAS_RESULT
 from digit_study.tracking.session import Tracker
 from digit_study.tracking.upload import StoreFault
 from digit_study.trial.protocol import TrialResult
@@ -161,7 +162,7 @@ class RunResults:
         if len(known) == len(run_ids):
             return provenance.mixture(known)
         try:
-            finished = self.tracker.children(parent_run_id, "attributes.status = 'FINISHED'")
+            finished = self.tracker.children(parent_run_id, HAS_RESULT)
         except StoreFault:  # the uploader says so
             return ""
         compared = [tags for run_id, tags in finished if run_id in run_ids]

@@ -39,6 +39,8 @@ OUTCOME = "outcome.json"
 SENT = "sent.json"
 #: Folder of the Keras model.
 MODEL = "model"
+#: Key of the outcome of a run that is FINISHED without a result; it says why it was stopped.
+STOPPED = "stopped"
 #: Why a run is closed whose process was killed.
 CUT_OFF = "its process ended before it"
 
@@ -142,7 +144,7 @@ class SpooledRun:
 
         Args:
             uri: URI of the store that the run is in.
-            status: FAILED or KILLED.
+            status: FAILED or KILLED; FINISHED of a trial that was stopped on purpose.
             reason: Why, in one line.
         """
         if self.outcome:
@@ -231,7 +233,8 @@ class SpooledRun:
     @property
     def has_result(self) -> bool:
         """Return whether the run's final metrics, its tables and its model are there."""
-        if self.outcome.get("status") == "FINISHED":
+        outcome = self.outcome
+        if outcome.get("status") == "FINISHED" and STOPPED not in outcome:
             return True
         return any("result" in record for record in self.records().found)
 

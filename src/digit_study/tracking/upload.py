@@ -24,6 +24,7 @@ from digit_study.support import console
 from digit_study.support.errors import first_line
 from digit_study.support.files import file_lock
 from digit_study.support.redaction import without_password
+from digit_study.support.trial_status import STOPPED_TAG
 from digit_study.support.workspace import Workspace
 from digit_study.tracking import pages
 from digit_study.tracking.spool import MODEL, SpooledRun
@@ -234,7 +235,10 @@ class RunUpload:
 
     def _close(self, status: str, reason: str) -> None:
         if self._client.get_run(self._run_id).info.status == "RUNNING":
-            self._client.set_tag(self._run_id, "failure", reason[:LONGEST_REASON])
+            tag = "failure"
+            if status == "FINISHED":
+                tag = STOPPED_TAG
+            self._client.set_tag(self._run_id, tag, reason[:LONGEST_REASON])
             self._client.set_terminated(self._run_id, status)
 
     def _drop_models(self) -> None:

@@ -26,8 +26,9 @@ from digit_study.support.errors import first_line
 from digit_study.support.formatting import accuracy_with_interval
 from digit_study.support.redaction import without_password
 from digit_study.support.rules import flatten
+from digit_study.support.trial_status import STATUS_TAG, STOPPED_TAG, TrialStatus
 from digit_study.tracking import pages, provenance
-from digit_study.tracking.spool import MODEL, SpooledRun
+from digit_study.tracking.spool import MODEL, STOPPED, SpooledRun
 from digit_study.tracking.store import Store
 from digit_study.tracking.upload import has_uploader, upload_run
 
@@ -253,6 +254,17 @@ class RunWriter:
         """
         self._stop_system_metrics()
         self.spooled.end("FINISHED", **outcome)
+
+    def stop(self, reason: str) -> None:
+        """End a run that was stopped before its last epoch, and upload it.
+
+        It is FINISHED, because nothing went wrong. Its tags tell it from a run with a result.
+
+        Args:
+            reason: Why it was stopped.
+        """
+        self.tags({STATUS_TAG: TrialStatus.PRUNED, STOPPED_TAG: reason})
+        self.end("FINISHED", {STOPPED: reason})
 
     def end(self, status: str, outcome: Mapping[str, Any]) -> Path | None:
         """End the run on disk and upload it.

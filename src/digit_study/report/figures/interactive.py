@@ -18,6 +18,7 @@ from digit_study.report.figures.optuna_figures import (
     quiet_optuna,
 )
 from digit_study.support.errors import first_line
+from digit_study.support.trial_status import TrialStatus
 
 #: Keys in slices and parallel coordinates.
 MOST_KEYS = 6
@@ -31,12 +32,12 @@ MOST_PAIRED_OF_MANY = 2
 MOST_LEGEND = 12
 #: With so many epochs each has a tick.
 MOST_EPOCH_TICKS = 12
-#: Colour of a trial in the timeline, by its state.
-STATES = {
-    "COMPLETE": charts.BLUE,
-    "PRUNED": charts.ORANGE,
-    "FAIL": charts.RED,
-    "RUNNING": charts.GREEN,
+#: Colour of a trial in the timeline, by its status.
+STATUS_COLOURS = {
+    TrialStatus.RUNNING: charts.GREEN,
+    TrialStatus.COMPLETE: charts.BLUE,
+    TrialStatus.PRUNED: charts.ORANGE,
+    TrialStatus.FAIL: charts.RED,
 }
 
 
@@ -159,8 +160,9 @@ def _plain(figure: Any) -> dict[str, Any]:
         annotation.get("font", {}).pop("color", None)
     named = [trace for trace in found["data"] if trace.get("showlegend", True)]
     for trace in found["data"]:
-        if trace.get("name") in STATES and trace.get("type") == "bar":
-            trace.setdefault("marker", {})["color"] = STATES[trace["name"]]
+        if trace.get("name") in set(TrialStatus) and trace.get("type") == "bar":
+            colour = STATUS_COLOURS[TrialStatus(trace["name"])]
+            trace.setdefault("marker", {})["color"] = colour
         if len(named) > MOST_LEGEND:
             trace["showlegend"] = False
     return found
