@@ -335,7 +335,9 @@ def test_a_trial_that_ends_early_says_how_and_keeps_its_epochs(
     assert not tracker.is_spooled(run_id)
 
 
-def test_a_trial_that_the_listener_stops_has_ended_well_without_a_result(small_npz: Path, store: str) -> None:
+def test_a_trial_that_the_listener_stops_has_ended_well_without_a_result(
+    small_npz: Path, store: str
+) -> None:
     config = trial(small_npz, "tracking.save_model=false")
     tracker, run_id = begin(config)
     listener = Listener(lambda: Decision.STOP)

@@ -223,10 +223,14 @@ class RunUpload:
         except MlflowException:  # another run inserts the same digits now: then they are there
             self._client.log_inputs(self._run_id, inputs)
 
-    def _share_view(self, keys: Sequence[str], answer: str | None = None) -> None:
-        pages.share_view(self._store, self._run_id, keys)
+    def _share_view(
+        self, keys: Sequence[str], answer: str | None = None, tags: Sequence[str] = ()
+    ) -> None:
+        pages.share_view(self._store, self._run_id, keys, tags)
 
-    def _describe_experiment(self, keys: Sequence[str], answer: str | None = None) -> None:
+    def _describe_experiment(
+        self, keys: Sequence[str], answer: str | None = None, tags: Sequence[str] = ()
+    ) -> None:
         """Add a parent's answer, which the store may not have yet, to the experiment's page."""
         answers = {}
         if answer:

@@ -177,16 +177,20 @@ class RunWriter:
         key = f"{BEST_OF}{chosen_from.replace(' ', '_')}"
         self._record(params={key: f"{row['name']}, {accuracy_with_interval(row)}"})
 
-    def describe(self, description: Description, keys: Sequence[str] = ()) -> None:
+    def describe(
+        self, description: Description, keys: Sequence[str] = (), child_tags: Sequence[str] = ()
+    ) -> None:
         """Put a description on this parent's page, and its answer on the experiment's.
 
         Args:
             description: What the page says.
             keys: Keys of the config that the view of the children has columns for.
+            child_tags: Tags of the children that it has columns for.
         """
         text = description.markdown(self.store.experiment_of(self.run_id), self.run_id)
         tags = {MLFLOW_RUN_NOTE: text, pages.ANSWER: description.answer}
-        self._record(tags=tags, note={"keys": list(keys), "answer": description.answer})
+        note = {"keys": list(keys), "answer": description.answer, "tags": list(child_tags)}
+        self._record(tags=tags, note=note)
 
     def model(self, model: Any) -> None:
         """Record a float32 Keras model, which takes (n, 28, 28, 1) and returns (n, 10).
