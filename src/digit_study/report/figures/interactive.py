@@ -119,6 +119,9 @@ def _pictures(
         if request.keys and len(shown_keys) > limit:
             caption = f"{captioned.caption} Shown are the {limit} most important keys."
             captioned = replace(captioned, caption=caption)
+        if request.importances is not None and not request.importances.problem:
+            caption = f"{captioned.caption} {request.importances.basis}"
+            captioned = replace(captioned, caption=caption)
         picture = _drawn(captioned, study, request.with_most(limit), hosts)
         if picture.figure is not None:
             _shorten(picture.figure, request.keys)
