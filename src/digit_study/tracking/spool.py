@@ -13,7 +13,7 @@ process loses them, and drops them when the store answers with an error.
 import json
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -162,17 +162,18 @@ class SpooledRun:
         if self.is_abandoned:
             self.close(self.about["uri"], "KILLED", CUT_OFF)
 
-    def remove(self, uploaded: int) -> bool:
-        """Remove the folder, unless there is more to upload or another process opened it.
+    def remove(self, is_uploaded: Callable[[], bool]) -> bool:
+        """Remove the folder, unless there is more to upload or a process writes the run.
 
         Args:
-            uploaded: Bytes of the log that the store has.
+            is_uploaded: Returns whether the store has everything. It is asked while nothing can be
+                written: since it was asked last, the run may have ended or got another file.
 
         Returns:
             Whether the folder is gone.
         """
         with self._folders_stay(exclusive=True):
-            is_whole = not self.is_open and self.records(uploaded).end == uploaded
+            is_whole = not self.is_open and is_uploaded()
             if is_whole:
                 shutil.rmtree(self.folder, ignore_errors=True)
         return is_whole

@@ -100,7 +100,7 @@ class RunUpload:
     def _remove_if_whole(self) -> bool:
         if self._is_log_only or self._due():
             return False
-        return self._spooled.remove(self._sent["bytes"])
+        return self._spooled.remove(lambda: not self._due())
 
     # ------------------------------------------------------------------------------- what is due
 
