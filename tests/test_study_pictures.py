@@ -92,36 +92,37 @@ def test_every_picture_that_applies_is_drawn(
     assert dict(matplotlib.rcParams) == before
 
 
-def study_with_rare_key(finished: int, with_key: int) -> Any:
-    """A study whose best trials alone have a conditional key, as chance may have it."""
+def study_with_rare_key(finished: int, with_key: int, among_best: int = 99) -> Any:
+    """A study whose best trials have a conditional key, as chance may have it."""
     study = optuna.create_study(direction="maximize")
     for number in range(finished):
         trial = study.ask()
         trial.suggest_int("model.filters", 8, 64)
-        if number >= finished - with_key:
+        above = finished - number
+        if above <= min(with_key, among_best) or with_key - among_best >= number + 1:
             trial.suggest_float("training.shift", 0.0, 3.0)
         study.tell(trial, number / finished)
     return study
 
 
 @pytest.mark.parametrize(
-    ("finished", "with_key", "shown", "left_out"),
+    ("finished", "with_key", "among_best", "shown", "left_out"),
     [
-        (20, 2, ["model.filters"], {"training.shift": 2}),
-        (20, 5, ["model.filters", "training.shift"], {}),
-        (60, 11, ["model.filters"], {"training.shift": 11}),
-        (60, 12, ["model.filters", "training.shift"], {}),
-        (7, 5, ["model.filters", "training.shift"], {}),
-        (4, 4, [], {"model.filters": 4, "training.shift": 4}),
-        (0, 0, [], {}),
+        (20, 2, 2, ["model.filters"], {"training.shift": 2}),
+        (20, 7, 1, ["model.filters"], {"training.shift": 7}),
+        (20, 5, 3, ["model.filters", "training.shift"], {}),
+        (80, 20, 3, ["model.filters"], {"training.shift": 20}),
+        (80, 20, 4, ["model.filters", "training.shift"], {}),
+        (7, 5, 4, ["model.filters", "training.shift"], {}),
+        (4, 4, 4, [], {"model.filters": 4, "training.shift": 4}),
+        (0, 0, 0, [], {}),
     ],
 )
 def test_importances_are_of_keys_that_enough_finished_trials_have(
-    finished: int, with_key: int, shown: list[str], left_out: dict[str, int]
+    finished: int, with_key: int, among_best: int, shown: list[str], left_out: dict[str, int]
 ) -> None:
-    found = key_importances(
-        study_with_rare_key(finished, with_key), ["model.filters", "training.shift"]
-    )
+    study = study_with_rare_key(finished, with_key, among_best)
+    found = key_importances(study, ["model.filters", "training.shift"])
     assert sorted(found.shares) == shown and found.left_out == left_out
     assert bool(found.problem) == (not shown)
     if shown:
@@ -144,5 +145,5 @@ def test_importances_say_on_how_many_trials_they_rest(tmp_path: Path) -> None:
     (caption,) = (picture.caption for picture in pictures if picture.name == "importances")
     assert caption.endswith(
         "It compares the best 5 of 20 finished trials with all. "
-        "Left out, because too few of them have it: training.shift (2)."
+        "Left out, because too few of these have it: training.shift (2 trials)."
     )

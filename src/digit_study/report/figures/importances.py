@@ -8,17 +8,17 @@ from dataclasses import dataclass, field
 
 import optuna
 from optuna.importance import PedAnovaImportanceEvaluator
-from optuna.study import Study
+from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, TrialState
 
-#: Finished trials at least that must have a key. Of fewer values the density that PED-ANOVA
-#: estimates is mostly its prior.
+#: Finished trials at least that must have a key, and that count as the best. PED-ANOVA estimates a
+#: density of each: of fewer values it is mostly the prior, and Optuna asks for five.
 LEAST_TRIALS = 5
-#: Share of the finished trials at least that must have a key. PED-ANOVA divides by this share: if
-#: the best trials have a key by chance, that counts up to five times.
-LEAST_SHARE = 0.2
-#: Share of the finished trials that count as the best, once these are :data:`LEAST_TRIALS`; it is
-#: Optuna's default. Of fewer trials the best half is taken: a tenth of them would be one or two.
+#: Of the best trials, at least so many must have a key, and at least half: the values of one or two
+#: differ from those of all trials by chance, and by the most.
+LEAST_BEST = 3
+#: Share of the finished trials that count as the best, Optuna's default. A tenth of 20 trials would
+#: be two: of so few more are taken, at most the best half.
 BEST_SHARE = 0.1
 #: Returns what a trial is judged by; the lower, the better.
 Target = Callable[[FrozenTrial], float]
@@ -58,8 +58,8 @@ class KeyImportances:
         text = f"It compares the best {self.best} of {self.finished} finished trials with all."
         if not self.left_out:
             return text
-        named = ", ".join(f"{key} ({count})" for key, count in self.left_out.items())
-        return f"{text} Left out, because too few of them have it: {named}."
+        named = ", ".join(f"{key} ({count} trials)" for key, count in self.left_out.items())
+        return f"{text} Left out, because too few of these have it: {named}."
 
     def label(self, key: str) -> str:
         """Return a key, with how many trials have it where these are not all."""
@@ -82,15 +82,34 @@ def key_importances(
     counts = {key: sum(key in trial.params for trial in complete) for key in keys}
     trials = {key: count for key, count in counts.items() if count}
     finished = len(complete)
-    least = max(LEAST_TRIALS, LEAST_SHARE * finished)
-    known = [key for key, count in trials.items() if count >= least]
+    best = _best(study, complete, target)
+    least_best = max(LEAST_BEST, len(best) / 2)
+    known = []
+    for key, count in trials.items():
+        among_best = sum(key in trial.params for trial in best)
+        if count >= LEAST_TRIALS and among_best >= least_best:
+            known.append(key)
     if not known:
         return KeyImportances(trials=trials, finished=finished)
     shares = optuna.importance.get_param_importances(
         study, evaluator=evaluator(finished), params=known, target=target
     )
-    best = math.ceil(best_share(finished) * finished)
-    return KeyImportances(shares, trials, finished, best)
+    return KeyImportances(shares, trials, finished, len(best))
+
+
+def _best(
+    study: Study, complete: Sequence[FrozenTrial], target: Target | None
+) -> list[FrozenTrial]:
+    """Return the trials that PED-ANOVA compares with all: the best ones, with ties."""
+    if not complete:
+        return []
+    sign = 1.0
+    if target is None and study.direction is StudyDirection.MAXIMIZE:
+        sign = -1.0
+    losses = [target(trial) if target else sign * trial.values[0] for trial in complete]
+    count = math.ceil(best_share(len(complete)) * len(complete))
+    cutoff = sorted(losses)[count - 1]
+    return [trial for trial, loss in zip(complete, losses, strict=True) if loss <= cutoff]
 
 
 def best_share(finished: int) -> float:
