@@ -35,6 +35,7 @@ from digit_study.study.trial_attributes import (
     Rank,
     RankedTrial,
     ranked_trials,
+    shown_state,
 )
 from digit_study.support.console import warn
 from digit_study.support.errors import first_line
@@ -237,7 +238,7 @@ def _trial_row(plan: StudyPlan, trial: FrozenTrial) -> dict[str, Any]:
     values = trial.values or [np.nan] * len(plan.objectives)
     row = {
         "number": trial.number,
-        "state": trial.state.name,
+        "state": shown_state(trial),
         "value": values[0],
         "started": _time(trial.datetime_start),
         "finished": _time(trial.datetime_complete),
@@ -305,7 +306,7 @@ def description(
         machines: How the machines of its trials differ, empty where they do not.
     """
     search = plan.study.search
-    states = [trial.state.name for trial in stored.trials()]
+    states = [shown_state(trial) for trial in stored.trials()]
     method = f"{search.sampler}, {pruner_of(search)}"
     question = sentences.search_question(plan.keys, plan.dataset, search.trials, method, states)
     problems = _problems(stored)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from digit_study.support.trial_status import TrialStatus
 from digit_study.trial.events import FailureCause
 
 #: Attribute of a trial: id of its run in MLflow.
@@ -33,6 +34,8 @@ WORKER = "worker"
 REASON = "reason"
 #: Why it failed, as a :class:`FailureCause`; records of earlier versions have the sentence alone.
 CAUSE = "failure_cause"
+#: Epochs after which it is paused; None once it goes on.
+PAUSED_AFTER = "paused_after"
 #: Whether it does not count: its configuration runs again, or it is in excess of the total.
 REQUEUED = "superseded"
 
@@ -63,6 +66,21 @@ def failure_cause(trial: FrozenTrial) -> FailureCause:
     if reason.startswith(INFRASTRUCTURE_PREFIX):
         return FailureCause.INFRASTRUCTURE
     return _CAUSES_BY_REASON.get(reason, FailureCause.PROCESS)
+
+
+def paused_after(trial: FrozenTrial) -> int | None:
+    """Return after how many epochs a trial is paused, None if it is not paused."""
+    if trial.state != TrialState.RUNNING:
+        return None
+    epochs: int | None = trial.user_attrs.get(PAUSED_AFTER)
+    return epochs
+
+
+def shown_state(trial: FrozenTrial) -> str:
+    """Return how a trial stands for a person: Optuna's state, or PAUSED."""
+    if paused_after(trial) is not None:
+        return TrialStatus.PAUSED
+    return str(trial.state.name)
 
 
 def deaths(trial: FrozenTrial, trials: Sequence[FrozenTrial]) -> int:

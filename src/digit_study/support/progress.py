@@ -25,6 +25,7 @@ from digit_study.support.trial_status import TrialStatus
 #: Colours in which the status of a trial is printed.
 STATUS_COLOURS = {
     TrialStatus.RUNNING: "",
+    TrialStatus.PAUSED: "",
     TrialStatus.COMPLETE: "green",
     TrialStatus.PRUNED: "yellow",
     TrialStatus.FAIL: "red",
@@ -72,7 +73,12 @@ class SweepProgress:
         self._awaited = numbers
 
     def update(
-        self, objective: str, rows: Iterable[Sequence[str]], left: int, seconds: float | None
+        self,
+        objective: str,
+        rows: Iterable[Sequence[str]],
+        left: int,
+        paused: int,
+        seconds: float | None,
     ) -> None:
         """Redraw the table of running trials.
 
@@ -80,6 +86,7 @@ class SweepProgress:
             objective: Name of the objective, which heads its column.
             rows: Trial, host, epoch, value of the objective and configuration of each trial.
             left: How many more trials are to run.
+            paused: How many trials wait whether they go on.
             seconds: About how long they will take, if that is known.
         """
         if self.live is None:
@@ -97,6 +104,8 @@ class SweepProgress:
             f"trials left: {left}",
             f"time left: about {time_left}",
         ]
+        if paused > 0:
+            words.insert(2, f"paused: {paused}")
         self.live.update(Group(table, Text("   ".join(words))))
 
 

@@ -16,16 +16,13 @@ class TrialStatus(StrEnum):
     A new member gets its colours in `support.progress` and `report.figures.interactive`.
     """
 
-    #: It trains, or is about to.
-    RUNNING = "RUNNING"
     #: It has its result.
     COMPLETE = "COMPLETE"
     #: It was stopped early because others promise more. That is no failure, and no result.
     PRUNED = "PRUNED"
     #: It has no result: training diverged, or its process died.
     FAIL = "FAIL"
-
-    @property
-    def ends_well(self) -> bool:
-        """Return whether MLflow shows the run of such a trial as FINISHED."""
-        return self in (TrialStatus.COMPLETE, TrialStatus.PRUNED)
+    #: It waits for others after some epoch, and may be resumed. Optuna calls it RUNNING.
+    PAUSED = "PAUSED"
+    #: It trains, or is about to.
+    RUNNING = "RUNNING"

@@ -35,6 +35,7 @@ MOST_EPOCH_TICKS = 12
 #: Colour of a trial in the timeline, by its status.
 STATUS_COLOURS = {
     TrialStatus.RUNNING: charts.GREEN,
+    TrialStatus.PAUSED: charts.GREY,
     TrialStatus.COMPLETE: charts.BLUE,
     TrialStatus.PRUNED: charts.ORANGE,
     TrialStatus.FAIL: charts.RED,
