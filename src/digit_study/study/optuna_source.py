@@ -293,7 +293,7 @@ class OptunaSource(JobSource):
         trial = self._stored.trial(job.key)
         if trial.user_attrs.get(REASON) == ABANDONED:
             text = "this machine was out of reach: it runs again on another"
-            self._show_end(TrialEnd(trial.number, "FAIL", text))
+            self._show_end(TrialEnd(trial.number, TrialStatus.FAIL, text))
         else:
             self._record(running, outcome, runs_again=runs_again)
         del self._running[job.key]
