@@ -14,7 +14,7 @@ from digit_study.registry.ledger import Entry, EntryKind, LedgerEvent
 from digit_study.report.markdown import escape, run_page
 from digit_study.stats.gate import Budget
 from digit_study.stats.metrics import accuracy_interval
-from digit_study.support.formatting import percent, with_interval
+from digit_study.support.formatting import p_equals, percent, with_interval
 from digit_study.tracking import pages
 
 #: Figures of a run that the description of its version links.
@@ -170,7 +170,8 @@ def why(evidence: Mapping[str, str]) -> str:
             "first champion must reach."
         )
     level = f"{float(evidence['gate.level']):.3g}"
-    p_value = f"exact McNemar p = {float(evidence['mcnemar_p']):.3g}"
+    p_text = p_equals(float(evidence["mcnemar_p"]), float(evidence["gate.level"]))
+    p_value = f"exact McNemar {p_text}"
     if rule == "better":
         return f"significantly better than the champion: {p_value} is below {level}."
     margin = f"{100 * float(evidence['gate.margin']):g} points"

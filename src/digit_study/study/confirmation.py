@@ -286,11 +286,15 @@ def _selection_bias(candidates: _Candidates, ranking: pd.DataFrame) -> Selection
 
 
 def _separation(ranking: pd.DataFrame, groups: Mapping[str, Group]) -> str:
-    """Say whether the seeds separate the first two, or how many more would."""
-    names = list(ranking["name"][:2])
+    """Say whether the seeds separate the best from the next tied one, or how many more would.
+
+    Where no other is tied, it is compared with the second.
+    """
+    others = ranking.iloc[1:].sort_values("tied", ascending=False, kind="stable")
+    names = [ranking["name"].iloc[0], others["name"].iloc[0]]
     seeds = min(len(groups[name].runs) for name in names)
     correct = [np.array([run.correct for run in groups[name].runs[:seeds]]) for name in names]
-    return sentences.separation(names, Gap.of(*correct), is_tied=bool(ranking["tied"][1]))
+    return sentences.separation(names, Gap.of(*correct), is_tied=bool(others["tied"].iloc[0]))
 
 
 def _publish(race: SeedRace, conclusion: _Conclusion, results: RunResults, log: RunWriter) -> None:

@@ -30,6 +30,7 @@ from digit_study.report.study_report import (
 )
 from digit_study.report.tables import Estimate, PromotionRow, TableView
 from digit_study.report.terminal import print_lines
+from digit_study.stats.race import in_groups
 from digit_study.study import results as study_results
 from digit_study.study.page_networks import compare_networks
 from digit_study.study.results import RunResults
@@ -249,7 +250,8 @@ def _confirmation(
         return None
     run_id = run.info.run_id
     try:
-        ranking = results.tracker.artifact_table(run_id, "confirmation")
+        # earlier versions kept another order
+        ranking = in_groups(results.tracker.artifact_table(run_id, "confirmation"))
         seeds = results.tracker.artifact_table(run_id, "seeds")
     except StoreFault as fault:
         warn(f"the confirmation {run_id} cannot be read: {first_line(fault)}")
