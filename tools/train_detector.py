@@ -78,6 +78,7 @@ def main(path: str | None, into: Path, *, is_tuned: bool) -> None:
         is_tuned: Start from the shipped weights.
     """
     source = sources.resolve(DataConfig("mnist", path))
+    digits = load_digits(source.config)
     cores = hardware.cores()
     starts: Sequence[Weights | None] = [None] * detector.NETWORKS
     if is_tuned:
@@ -93,7 +94,6 @@ def main(path: str | None, into: Path, *, is_tuned: bool) -> None:
         network.set_weights(arrays)
         networks.append(network)
     score = detector.scorer(networks)
-    digits = load_digits(source.config)
     plain = score(digits.validation_images)
     varied_images, _ = as_people_write(
         digits.validation_images, digits.validation_labels, VALIDATION_SEED

@@ -17,7 +17,13 @@ from digit_study.study import _optuna, storage
 from digit_study.study.pausing import Pausing
 from digit_study.study.results import RunResults
 from digit_study.study.storage import StoredStudy
-from digit_study.study.study_plan import StudyPlan, halving_of, longest_epochs, paused_limit
+from digit_study.study.study_plan import (
+    StudyPlan,
+    declared_total,
+    halving_of,
+    longest_epochs,
+    paused_limit,
+)
 from digit_study.study.trial_attributes import (
     ABANDONED,
     BASELINE,
@@ -159,7 +165,7 @@ class OptunaSource(JobSource):
         self._results = results
         self._progress = progress
         self._recorder = TrialRecorder(plan, stored, tracker, parent_run_id, self._show_end)
-        self._total = _Total(stored, _declared_total(plan))
+        self._total = _Total(stored, declared_total(plan))
         self._pausing: Pausing | None = None
         halving = halving_of(plan)
         if halving is not None:
@@ -222,7 +228,7 @@ class OptunaSource(JobSource):
             trial = self._ask()
             trial.set_user_attr(SUPERVISOR, processes.process_name())
         self._stored.send_heartbeats([trial.number])
-        if self._stored.drop_excess(trial, _declared_total(self._plan)):
+        if self._stored.drop_excess(trial, declared_total(self._plan)):
             return None
         try:
             return self._job(trial)
@@ -474,7 +480,7 @@ class OptunaSource(JobSource):
             space.fingerprint(trial.system_attrs.get("fixed_params", trial.params))
             for trial in self._stored.trials()
         }
-        for point in points[: _declared_total(plan)]:
+        for point in points[: declared_total(plan)]:
             if space.fingerprint(point) not in known:
                 attributes = {BASELINE: point == baseline and not is_outside}
                 self._stored.study.enqueue_trial(point, user_attrs=attributes)
@@ -531,14 +537,3 @@ class OptunaSource(JobSource):
             epochs = f"{running.epochs:.1f}/{running.most_epochs}"
             rows.append((str(number), running.host, epochs, value, name))
         return rows
-
-
-def _declared_total(plan: StudyPlan) -> int:
-    """Return how many trials a study has at its end; a grid has no more than its points."""
-    search = plan.study.search
-    if search.sampler != "grid":
-        return search.trials
-    points = space.grid(plan.dimensions)
-    if not points:
-        return search.trials
-    return min(search.trials, len(points))

@@ -15,7 +15,7 @@ from rich.table import Table
 from digit_study.config import compose
 from digit_study.config.engine_config import Node, common_precision, with_defaults
 from digit_study.config.run_config import Config, resolve_config
-from digit_study.config.space import Dimension, Params, apply, parse_space
+from digit_study.config.space import Dimension, Params, apply, grid, parse_space
 from digit_study.config.study_config import ASHA, StudyConfig, objectives_of, pruner_of
 from digit_study.study.halving import Halving
 from digit_study.support.console import warn
@@ -201,6 +201,17 @@ def plan_study(arguments: Sequence[str], workspace: Workspace) -> StudyPlan:
         workspace=workspace,
         nodes=nodes,
     )
+
+
+def declared_total(plan: StudyPlan) -> int:
+    """Return how many trials a study has at its end; a grid has no more than its points."""
+    search = plan.study.search
+    if search.sampler != "grid":
+        return search.trials
+    points = grid(plan.dimensions)
+    if not points:
+        return search.trials
+    return min(search.trials, len(points))
 
 
 def longest_epochs(plan: StudyPlan) -> int:
