@@ -39,7 +39,7 @@ from digit_study.support import hardware
 #: Share of MNIST's validation digits that may be refused.
 REFUSED = 0.0025
 #: Share of the validation digits that may be refused once they are varied.
-REFUSED_VARIED = 0.01
+REFUSED_VARIED = 0.02
 #: Seed of the variation of the validation digits.
 VALIDATION_SEED = 9
 #: Shares of the glyphs of each network's non-digits, by kind.
