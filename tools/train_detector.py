@@ -11,7 +11,7 @@ digit. The validation digits, as they are and varied, set the threshold.
 Its first network learns printed letters, its second handwritten letters too. Together they refuse
 more than either.
 
-The shipped weights were trained from nothing on MNIST's digits as they are, and then tuned on varied
+The shipped weights were trained from nothing on digits as they are, and then tuned on varied
 digits.
 """
 
