@@ -40,16 +40,11 @@ from digit_study.study.trial_attributes import (
     deaths,
     paused_after,
 )
-from digit_study.study.trial_recorder import (
-    PAUSED_STATE,
-    RUNNING_STATE,
-    STATE_TAG,
-    TrialEnd,
-    TrialRecorder,
-)
+from digit_study.study.trial_recorder import TrialEnd, TrialRecorder
 from digit_study.support import processes
 from digit_study.support.console import warn
 from digit_study.support.progress import SweepProgress
+from digit_study.support.trial_status import STATUS_TAG, TrialStatus
 from digit_study.tracking.session import Tracker
 from digit_study.trial.events import (
     Decision,
@@ -304,7 +299,7 @@ class OptunaSource(JobSource):
         trial = self._stored.trial(job.key)
         if trial.user_attrs.get(REASON) == ABANDONED:
             text = "this machine was out of reach: it runs again on another"
-            self._show_end(TrialEnd(trial.number, "FAIL", text))
+            self._show_end(TrialEnd(trial.number, TrialStatus.FAIL, text))
         else:
             self._record(running, outcome, runs_again=runs_again)
         del self._running[job.key]
@@ -368,13 +363,13 @@ class OptunaSource(JobSource):
 
     def _mark_paused(self, running: _RunningTrial, epoch: int | None) -> None:
         """Record in both stores that a trial is paused after an epoch; None: that it goes on."""
-        state = RUNNING_STATE
+        status = TrialStatus.RUNNING
         if epoch is not None:
             running.paused_since = time.monotonic()
-            state = PAUSED_STATE
+            status = TrialStatus.PAUSED
         trial = running.trial
         trial.set_user_attr(PAUSED_AFTER, epoch)
-        self._tracker.tag_run(trial.user_attrs[RUN_ID], {STATE_TAG: state})
+        self._tracker.tag_run(trial.user_attrs[RUN_ID], {STATUS_TAG: status})
 
     @property
     def _objective(self) -> str:
@@ -410,7 +405,7 @@ class OptunaSource(JobSource):
             "kind": "trial",
             "study": plan.study.study,
             "trial.number": str(number),
-            STATE_TAG: RUNNING_STATE,
+            STATUS_TAG: TrialStatus.RUNNING,
         }
         earlier = self._stored.same_configuration(number, params)
         if earlier is not None:
@@ -522,7 +517,7 @@ class OptunaSource(JobSource):
         self._recorder.drop_models()
 
     def _show_end(self, end: TrialEnd) -> None:
-        self._progress.ended(end.number, end.state, end.text)
+        self._progress.ended(end.number, end.status, end.text)
 
     def _rows(self) -> list[Sequence[str]]:
         """Return trial, host, epoch, value and configuration of every trial that runs."""

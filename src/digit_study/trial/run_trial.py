@@ -66,8 +66,8 @@ def run_trial(
 ) -> TrialResult:
     """Load the digits, build, train, evaluate and record a network, and draw its figures.
 
-    The run ends FINISHED with a result. Without, it ends KILLED if a signal or the listener stopped
-    the trial, else FAILED.
+    The run ends FINISHED with a result, and also where the listener stopped the trial: then its tag
+    says so. It ends KILLED after a signal, else FAILED.
 
     Args:
         config: What to train, resolved.
@@ -90,9 +90,12 @@ def run_trial(
     try:
         result, draw = _walk(config, writer, listener, digits_folder, data_figures=data_figures)
     except BaseException as error:
+        if isinstance(error, TrialStopped):
+            writer.stop(str(error))
+            raise
         reason = f"{type(error).__name__}: {error}".strip()[:LONGEST_REASON]
         status = "FAILED"
-        if isinstance(error, Interrupted | KeyboardInterrupt | TrialStopped):
+        if isinstance(error, Interrupted | KeyboardInterrupt):
             status = "KILLED"
         writer.tags({"failure": reason})
         writer.end(status, {"reason": reason})
