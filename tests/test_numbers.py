@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import time
 from pathlib import Path
 
@@ -13,7 +14,7 @@ from PIL import Image, ImageDraw
 
 from digit_study.inference.image_files import ImageError, read_grey
 from digit_study.inference.picture import readings_figure
-from digit_study.inference.prediction import read_files, read_row
+from digit_study.inference.prediction import read_files, read_picture
 from digit_study.inference.segmentation import segment
 
 Bitmap = npt.NDArray[np.uint8]
@@ -42,6 +43,12 @@ def save(folder: Path, picture: Bitmap, name: str = "n.png") -> Path:
     return folder / name
 
 
+def png(picture: Bitmap) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(picture).save(file, "PNG")
+    return file.getvalue()
+
+
 @pytest.mark.parametrize("enlarged", [1, 4])
 def test_a_row_is_read_from_the_left(enlarged: int, tmp_path: Path) -> None:
     picture = np.kron(row_of("3072", 6), np.ones((enlarged, enlarged), np.uint8))
@@ -58,8 +65,8 @@ def test_a_row_is_read_from_the_left(enlarged: int, tmp_path: Path) -> None:
 
 def test_lines_are_read_from_the_top() -> None:
     lines = [row_of("4096", 4), row_of("5138", 4)]
-    number = read_row(np.vstack(lines).astype(np.float32), by_likeness)
-    assert number is not None and number.text == "4096\n5138"
+    reading = read_picture(png(np.vstack(lines)), by_likeness)
+    assert reading.number is not None and reading.number.text == "4096\n5138"
 
 
 def test_a_minus_and_dots_are_left_out() -> None:
@@ -67,15 +74,15 @@ def test_a_minus_and_dots_are_left_out() -> None:
     pen = ImageDraw.Draw(picture)
     pen.rectangle((20, 34, 34, 36), 0)
     pen.ellipse((84, 42, 87, 45), 0)
-    number = read_row(np.asarray(picture, np.float32), by_likeness)
+    number = read_picture(png(np.asarray(picture)), by_likeness).number
     assert number is not None and number.text == "325"
 
 
 def test_ruled_lines_are_taken_out() -> None:
-    picture = np.kron(row_of("648", 8), np.ones((5, 5), np.uint8)).astype(np.float32)
+    picture = np.kron(row_of("648", 8), np.ones((5, 5), np.uint8))
     for top in range(30, picture.shape[0], 60):
         picture[top : top + 3] = np.minimum(picture[top : top + 3], 150)
-    number = read_row(picture, by_likeness)
+    number = read_picture(png(picture), by_likeness).number
     assert number is not None and number.text == "648"
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from digit_study.data.sources import CLASSES
-from digit_study.inference.image_files import Grey, ImageError, read_grey, upright_size
+from digit_study.inference.image_files import ImageError, read_grey, upright_size
 from digit_study.inference.images import SIDE, Digit, SeveralMarks, read_digit
 from digit_study.inference.segmentation import Box, Piece, Ways, segment
 from digit_study.model.calibration import prediction_sets
@@ -229,7 +229,7 @@ def read_files(
     """
     remaining = iter(files)
     while group := list(islice(remaining, batch)):
-        prepared = [_prepare(file, only_digit=only_digit) for file in group]
+        prepared = [_prepare(file, str(file), only_digit=only_digit) for file in group]
         images: list[Digit] = []
         for single in prepared:
             images += single.images()
@@ -243,41 +243,36 @@ def read_files(
             first += len(single.images())
 
 
-def read_row(grey: Grey, model: Model, accepts: Accepts | None = None) -> Number | None:
-    """Read what is written in a picture in a row, or in several.
+def read_picture(source: Path | bytes, model: Model, accepts: Accepts | None = None) -> Reading:
+    """Read what is written in a picture: a digit, or numbers in a row or in several.
 
     Args:
-        grey: brightness (h, w), 0 to 255.
+        source: an image file, or its bytes.
         model: images (n, 28, 28), uint8, to probabilities (n, 10).
         accepts: images (n, 28, 28, 1) to whether each shows a digit; None takes all for digits.
 
     Returns:
-        The number, of at least two digits; None where there are fewer.
-
-    Raises:
-        ImageError: if it shows no strokes, more than numbers have, or mostly other than digits.
+        What was read, or the error; without the name of a file where bytes were given.
     """
-    lines = segment(grey)
-    prepared = _Prepared("", lines=lines)
+    name = ""
+    if isinstance(source, Path):
+        name = str(source)
+    prepared = _prepare(source, name, only_digit=False)
     images = prepared.images()
     if not images:
-        return None
+        return Reading(name, error=prepared.error)
     answers = _answers(np.stack(images), model, accepts, None)
-    reading = _reading(prepared, answers, 0, wants_sets=False)
-    if reading.error is not None:
-        raise ImageError(reading.error)
-    return reading.number
+    return _reading(prepared, answers, 0, wants_sets=False)
 
 
-def _prepare(file: Path, *, only_digit: bool) -> _Prepared:
+def _prepare(source: Path | bytes, name: str, *, only_digit: bool) -> _Prepared:
     """Find the digit of a file, or its digits."""
-    name = str(file)
     try:
-        return _Prepared(name, pixels=read_digit(file))
+        return _Prepared(name, pixels=read_digit(source))
     except SeveralMarks as fault:
         if only_digit:
             return _Prepared(name, error=str(fault))
-        return _prepare_number(file, str(fault))
+        return _prepare_number(source, name, str(fault))
     except ImageError as fault:
         return _Prepared(name, error=str(fault))
     except OSError as fault:  # a folder that may not be entered, a disk that fails
@@ -285,13 +280,12 @@ def _prepare(file: Path, *, only_digit: bool) -> _Prepared:
         return _Prepared(name, error=error)
 
 
-def _prepare_number(file: Path, fault: str) -> _Prepared:
+def _prepare_number(source: Path | bytes, name: str, fault: str) -> _Prepared:
     """Find the digits of a file that holds several marks, or keep the fault if it has none."""
-    name = str(file)
     try:
-        grey = read_grey(file)
+        grey = read_grey(source)
         lines = segment(grey)
-        scale = max(upright_size(file)) / max(grey.shape)
+        scale = max(upright_size(source)) / max(grey.shape)
     except ImageError as error:
         return _Prepared(name, error=str(error))
     has_pieces = any(way for line in lines for ways in line for way in ways)
