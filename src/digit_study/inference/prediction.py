@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +22,6 @@ from digit_study.model.calibration import prediction_sets
 from digit_study.support.errors import StudyError, first_line
 from digit_study.support.signals import native_stderr, signals_surface
 
-#: Files that are read before the model is called for all of them.
-BATCH = 256
 #: Why a picture of a single mark is refused.
 NO_DIGIT = (
     "shows no digit, but a letter, a symbol or the like; what it would be as one: abstain=false"
@@ -42,6 +39,24 @@ DOUBT_OF_CUTS = 0.02
 Model = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
 #: Images (n, 28, 28, 1) to whether each shows a digit, (n,).
 Accepts = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.bool_]]
+
+
+@dataclass(frozen=True)
+class BatchSize:
+    """How much is read before the model is called for all of it.
+
+    Attributes:
+        files: Files, at most.
+        images: Images (28, 28) from which on no further file is read: a page of numbers has
+            thousands.
+    """
+
+    files: int = 64
+    images: int = 8_000
+
+
+#: What ``predict.py`` reads before the model is called.
+BATCH = BatchSize()
 
 
 @dataclass(frozen=True)
@@ -207,29 +222,27 @@ def read_files(
     model: Model,
     accepts: Accepts | None = None,
     least: float | None = None,
-    batch: int = BATCH,
+    batch: BatchSize = BATCH,
     *,
     only_digit: bool = False,
 ) -> Iterator[Reading]:
     """Read files in batches, in order; what cannot be read yields its error and stops nothing.
 
-    The model is called once for ``batch`` files, never without any; memory grows with ``batch`` and
-    nothing else.
+    The model is called once for each batch, and never without an image. Memory does not grow with
+    the number of files.
 
     Args:
         files: image files.
         model: images (n, 28, 28), uint8, to probabilities (n, 10).
         accepts: images (n, 28, 28, 1) to whether each shows a digit; None takes all for digits.
         least: the probability that a digit needs for its prediction set; None asks for no sets.
-        batch: files that are read before the model is called.
+        batch: how much is read before the model is called.
         only_digit: refuse a picture of several digits.
 
     Yields:
         A reading for each file.
     """
-    remaining = iter(files)
-    while group := list(islice(remaining, batch)):
-        prepared = [_prepare(file, str(file), only_digit=only_digit) for file in group]
+    for prepared in _batches(files, batch, only_digit=only_digit):
         images: list[Digit] = []
         for single in prepared:
             images += single.images()
@@ -241,6 +254,23 @@ def read_files(
         for single in prepared:
             yield _reading(single, answers, first, wants_sets=least is not None)
             first += len(single.images())
+
+
+def _batches(
+    files: Iterable[Path], batch: BatchSize, *, only_digit: bool
+) -> Iterator[list[_Prepared]]:
+    """Prepare files, as many at a time as the model is called for."""
+    group: list[_Prepared] = []
+    count = 0
+    for file in files:
+        group.append(_prepare(file, str(file), only_digit=only_digit))
+        count += len(group[-1].images())
+        if len(group) == batch.files or count >= batch.images:
+            yield group
+            group = []
+            count = 0
+    if group:
+        yield group
 
 
 def read_picture(source: Path | bytes, model: Model, accepts: Accepts | None = None) -> Reading:

@@ -132,6 +132,10 @@ def segment(grey: Grey) -> list[list[Ways]]:
     numbered, _ = ndimage.label(strokes, EIGHT)
     boxes = _boxes(numbered)
     height = _digit_height(boxes)
+    # a digit has at most two parts of this size: nothing is put together in vain
+    large = sum(_is_digit_sized(box, height) for box in boxes)
+    if large > 2 * MOST_DIGITS:
+        raise ImageError(f"holds over {MOST_DIGITS} digits; at most so many are read: cut it up")
     strokes_alone = [_Mark((number,), box) for number, box in enumerate(boxes, start=1)]
     marks = _together(strokes_alone, height)
     digits = [mark for mark in marks if _is_digit_sized(mark.box, height)]
