@@ -36,7 +36,7 @@ from digit_study.apps.draw.network_view import (
 from digit_study.apps.draw.same_origin import listening_socket
 from digit_study.apps.draw.server import PAGE, RequestLimits, make_app, make_server, predict_image
 from digit_study.data.sources import DataConfig, read_npz, resolve
-from digit_study.inference.images import read_digit
+from digit_study.pictures.images import read_digit
 
 ROOT = Path(__file__).parents[1]
 HOSTILE = "<img src=x onerror=alert(1)>"

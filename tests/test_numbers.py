@@ -15,11 +15,11 @@ from conftest import sample
 from PIL import Image, ImageDraw
 from scipy import ndimage
 
-from digit_study.inference.image_files import ImageError, read_grey
-from digit_study.inference.ink import opened_by_square
 from digit_study.inference.picture import readings_figure
 from digit_study.inference.prediction import BatchSize, read_files, read_picture
 from digit_study.inference.segmentation import segment
+from digit_study.pictures.image_files import ImageError, read_grey
+from digit_study.pictures.ink import opened_by_square
 
 Bitmap = npt.NDArray[np.uint8]
 DIGITS, LABELS = sample()
@@ -145,7 +145,7 @@ def steps_of(picture: Bitmap) -> set[str]:
     called = set()
 
     def note(frame: FrameType, event: str, _: object) -> None:
-        if event == "call" and "inference" in frame.f_code.co_filename:
+        if event == "call" and "digit_study" in frame.f_code.co_filename:
             called.add(frame.f_code.co_name)
 
     sys.setprofile(note)

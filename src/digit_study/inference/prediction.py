@@ -15,10 +15,10 @@ import numpy as np
 import numpy.typing as npt
 
 from digit_study.data.sources import CLASSES
-from digit_study.inference.image_files import ImageError, read_grey, upright_size
-from digit_study.inference.images import SIDE, Digit, SeveralMarks, read_digit
 from digit_study.inference.segmentation import Box, Piece, Ways, segment
 from digit_study.model.calibration import prediction_sets
+from digit_study.pictures.image_files import ImageError, read_grey, upright_size
+from digit_study.pictures.images import SIDE, Digit, SeveralMarks, read_digit
 from digit_study.support.errors import StudyError, first_line
 from digit_study.support.signals import native_stderr, signals_surface
 

@@ -15,9 +15,9 @@ from PIL import Image
 from scipy import ndimage
 from skimage.graph import route_through_array
 
-from digit_study.inference.image_files import LEAST_SIDE, Grey, ImageError
-from digit_study.inference.images import Digit, normalised_mark
-from digit_study.inference.ink import EIGHT, Mask, Numbered, box_of, find_ink
+from digit_study.pictures.image_files import LEAST_SIDE, Grey, ImageError
+from digit_study.pictures.images import Digit, normalised_mark
+from digit_study.pictures.ink import EIGHT, Mask, Numbered, box_of, find_ink
 
 #: Longer side, in pixels, of a page in which digits are looked for.
 PAGE_SIDE = 1000

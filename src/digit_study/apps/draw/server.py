@@ -30,9 +30,9 @@ from digit_study.apps.draw.same_origin import (
     bounded_body,
 )
 from digit_study.data.sources import CLASSES
-from digit_study.inference.image_files import ImageError, upright_size
-from digit_study.inference.images import Digit, SeveralMarks, read_digit
 from digit_study.inference.prediction import Accepts, Number
+from digit_study.pictures.image_files import ImageError, upright_size
+from digit_study.pictures.images import Digit, SeveralMarks, read_digit
 from digit_study.support.errors import StudyError
 
 #: The page itself.

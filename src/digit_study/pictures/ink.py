@@ -15,7 +15,7 @@ from skimage.filters import rank, threshold_otsu
 from skimage.morphology import closing, disk, footprint_rectangle, opening
 from skimage.transform import hough_line, hough_line_peaks
 
-from digit_study.inference.image_files import Grey, ImageError, ring
+from digit_study.pictures.image_files import Grey, ImageError, ring
 
 #: Grey levels of 255 between paper and ink: below it even a person guesses.
 FAINTEST = 12.0
