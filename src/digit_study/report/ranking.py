@@ -65,6 +65,8 @@ class RankedRow:
     #: Whether no smaller network is as good.
     is_on_front: bool
     loss: float | None
+    #: Accuracy on corrupted validation images; None of runs of an earlier version.
+    robust: float | None
     seconds: float | None
     p_value: float | None
     p_seeds: float | None
@@ -90,6 +92,12 @@ def _points(deviation: float | None) -> Cell:
     return number(100 * deviation, "{:.3f}")
 
 
+def _robust_accuracy(row: RankedRow) -> Cell:
+    if row.robust is None:
+        return number(None)
+    return number(100 * row.robust, "{:.2f} %")
+
+
 def _sealed_accuracy(row: RankedRow) -> Cell:
     if row.sealed is None:
         return Cell("")
@@ -110,6 +118,7 @@ _ACCURACY = Column("accuracy [95 % interval]", lambda row: accuracy(row.accuracy
 _MEAN = Column("mean accuracy [95 %]", lambda row: accuracy(row.accuracy))
 _PARAMETERS = Column("parameters", lambda row: number(row.parameters))
 _SEEDS = Column("seeds", lambda row: number(row.seeds))
+_ROBUST = Column("robust", _robust_accuracy)
 _LOSS = Column("loss", lambda row: number(row.loss, "{:.4f}"))
 _SECONDS = Column("seconds", lambda row: number(row.seconds, "{:.1f}"))
 _P_VALUE = Column("p", lambda row: number(row.p_value, "{:.3f}"))
@@ -130,6 +139,7 @@ COLUMNS: dict[RankingKind, tuple[Column | str, ...]] = {
         _RANK,
         _NAME,
         _ACCURACY,
+        _ROBUST,
         _LOSS,
         _PARAMETERS,
         _SECONDS,
@@ -140,6 +150,7 @@ COLUMNS: dict[RankingKind, tuple[Column | str, ...]] = {
     RankingKind.UNPAIRED_RUNS: (
         _NAME,
         _ACCURACY,
+        _ROBUST,
         _LOSS,
         _PARAMETERS,
         _SECONDS,
@@ -149,6 +160,7 @@ COLUMNS: dict[RankingKind, tuple[Column | str, ...]] = {
         _RANK,
         _ACCURACY,
         _VERDICT,
+        _ROBUST,
         _on_page(_P_VALUE),
         _PARAMETERS,
         _SEEDS,
@@ -161,6 +173,7 @@ COLUMNS: dict[RankingKind, tuple[Column | str, ...]] = {
         _RANK,
         _MEAN,
         _VERDICT,
+        _ROBUST,
         _SEEDS,
         _PARAMETERS,
         _NAME,
@@ -176,6 +189,7 @@ COLUMNS: dict[RankingKind, tuple[Column | str, ...]] = {
         _PARAMETERS,
         Column("minutes", lambda row: number(_minutes(row), "{:.1f}")),
         _MEAN,
+        _ROBUST,
         _SEEDS,
         Column("on the front", _front),
         Column("sealed test images [95 %]", _sealed_accuracy),
@@ -189,6 +203,8 @@ NAMED = {
     RankingKind.CANDIDATES: "trial: configuration",
     RankingKind.NETWORKS: "network",
 }
+#: What a column says that all rankings have.
+_ROBUST_LEGEND = "robust: accuracy on corrupted validation images"
 #: What the words in the cells mean.
 LEGENDS = {
     RankingKind.RUNS: (
@@ -263,7 +279,7 @@ class RankedTable:
             marked=[position for position, row in enumerate(shown) if self._is_marked(row)],
             sections=self._sections(shown),
             note=_note(shared, len(shown), len(self.rows)),
-            legend=LEGENDS[self.kind],
+            legend=f"{LEGENDS[self.kind]}; {_ROBUST_LEGEND}",
         )
 
     def _heading(self, column: Column | str) -> str:
@@ -378,6 +394,7 @@ def _row(place: int, record: dict[Any, Any]) -> RankedRow:
         is_winner=bool(record.get("winner", False)),
         is_on_front=bool(record.get("front", False)),
         loss=_known(record.get("val_loss")),
+        robust=_known(record.get("robust_accuracy")),
         seconds=_known(seconds),
         p_value=_known(record.get("p_adjusted")),
         p_seeds=_known(record.get("p_seeds")),

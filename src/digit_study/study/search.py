@@ -231,6 +231,9 @@ def _report(
     writer.metrics({"best_trial": best_trial, "trials": trials})
     ranking = study_results.ranking_of(board)
     print_ranking(f"Leaderboard of study '{plan.study.study}'", ranking, most_rows=PRINTED_ROWS)
+    if next(iter(plan.objectives)) != "val_accuracy":
+        best = study_results.BestSoFar(plan, stored)()
+        print_lines(f"ranked by validation accuracy; best by the objective: {best}")
     if machines:
         print_lines(machines)
     if len(plan.objectives) > 1:
