@@ -29,6 +29,7 @@ from digit_study.model.recipe import (
     build_optimizer,
     shift_rotate,
 )
+from digit_study.model.training_state import TrainingState
 from digit_study.support import hardware
 
 Array = np.ndarray[Any, Any]
@@ -168,6 +169,31 @@ def test_what_a_listener_raises_ends_training(digits: Arrays) -> None:
 
     with pytest.raises(KeyError, match="enough"):
         trained(digits, RECIPE, on_epoch=stop)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("values", "done"),
+    [
+        ({"augmentation": "shift_rotate", "ema": True, "precision": "mixed_bfloat16"}, 2),
+        ({"augmentation": "handwriting", "label_smoothing": 0.1, "optimizer": "adamw"}, 1),
+        ({"early_stopping": EarlyStoppingConfig(2), "schedule": "constant"}, 3),
+    ],
+)
+def test_training_that_goes_on_ends_with_the_same_bits(
+    values: dict[str, Any], done: int, digits: Arrays
+) -> None:
+    recipe = replace(RECIPE, epochs=5, **values)
+    network = replace(SMALL, dropout=0.3, batch_norm=True)
+    losses = [3.0, 1.0, 2.0, 2.0, 2.0]
+    states: list[TrainingState] = []
+    handed = {"on_state": lambda state: states.append(state())}
+    whole, epochs = trained(digits, recipe, network, validate=validation(losses), **handed)
+    handed = {"start": states[done]}
+    again, later = trained(digits, recipe, network, validate=validation(losses[done:]), **handed)
+    assert weights_sha256(again) == weights_sha256(whole)
+    assert [one["train_loss"] for one in later] == [one["train_loss"] for one in epochs]
+    assert later[:done] == epochs[:done]
 
 
 # ---------------------------------------------------------------------------------- early stopping
