@@ -114,16 +114,15 @@ def test_a_file_that_nobody_went_on_from_is_removed(kept: Checkpoint) -> None:
 
 @pytest.mark.slow
 def test_an_interrupted_run_goes_on_with_the_same_bits(project: Project, typed_store: str) -> None:
-    """The second of two members is killed with its whole command, then interrupted with Ctrl-C."""
+    """The second of two members is killed, with its whole command."""
     words = ["data=mnist_sample", "model=tiny", "training=smoke", "data.limit=300"]
     words += ["model.members=2", "training.epochs=12", "model.dropout=0.3", "training.ema=true"]
     whole = project.run(*words, "fresh=true", MLFLOW_TRACKING_URI=typed_store)
     assert whole.code == 0, whole.err
-    for number in (signal.SIGKILL, signal.SIGINT):
-        command = project.start(*words, MLFLOW_TRACKING_URI=typed_store)
-        command.wait_for("epoch 16/24" if number == signal.SIGKILL else "epoch 20/24")
-        os.killpg(command.process.pid, number)
-        command.finish()
+    command = project.start(*words, MLFLOW_TRACKING_URI=typed_store)
+    command.wait_for("epoch 16/24", timeout=300)
+    os.killpg(command.process.pid, signal.SIGKILL)
+    command.finish()
     again = project.run(*words, MLFLOW_TRACKING_URI=typed_store)
     assert again.code == 0, again.err
     told = re.match(r"goes on after epoch (\d+) of 24, where run (\w+) was", again.out)
@@ -131,11 +130,10 @@ def test_an_interrupted_run_goes_on_with_the_same_bits(project: Project, typed_s
     client = mlflow.MlflowClient(typed_store)
     (experiment,) = client.search_experiments(filter_string="name LIKE 'digit%'")
     runs = client.search_runs([experiment.experiment_id], order_by=["attributes.start_time"])
-    assert [run.info.status for run in runs] == ["FINISHED", "KILLED", "KILLED", "FINISHED"]
-    first, killed, interrupted, last = runs
+    assert [run.info.status for run in runs] == ["FINISHED", "KILLED", "FINISHED"]
+    first, killed, last = runs
     assert last.data.tags["weights.sha256"] == first.data.tags["weights.sha256"]
-    assert last.data.tags["continues"] == interrupted.info.run_id == told[2]
-    assert interrupted.data.tags["continues"] == killed.info.run_id
+    assert last.data.tags["continues"] == killed.info.run_id == told[2]
     for name in ("train_loss", "val_loss"):
         histories = [client.get_metric_history(run.info.run_id, name) for run in (first, last)]
         assert [point.value for point in histories[0]] == [point.value for point in histories[1]]

@@ -129,7 +129,7 @@ class Checkpoint:
         if self.is_kept:
             self.path.unlink(missing_ok=True)
 
-    def _replace(self, path: Path, packed: Mapping[str, Array]) -> None:
+    def _replace(self, path: Path, packed: Mapping[str, Any]) -> None:
         """Write the file anew."""
         path.parent.mkdir(parents=True, exist_ok=True)
         if self._written_at is None:
