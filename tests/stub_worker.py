@@ -172,7 +172,8 @@ class Stub:
         self.log = owner.tracker.writer(self.run_id)
         self.log.config(self.config)
         self.answers: list[Decision] = []
-        self.started = time.monotonic()
+        self._started = time.monotonic()
+        self._is_paused = False
         self.messages = self._messages()
 
     def _messages(self) -> Iterator[Message | None]:
@@ -215,6 +216,15 @@ class Stub:
     def receive(self) -> Message | None:
         """Return the next message."""
         return next(self.messages)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds since it began."""
+        return time.monotonic() - self._started
+
+    def pause(self) -> None:
+        """Wait for the answer to an epoch."""
+        self._is_paused = True
 
     def answer(self, decision: Decision) -> None:
         """Take the decision about an epoch."""

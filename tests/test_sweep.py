@@ -486,7 +486,10 @@ def test_interruptions_use_up_no_retry(reasons: list[str], expected: int) -> Non
 
 def test_the_frame_of_a_study_has_a_row_for_every_trial(store: str) -> None:
     view, _ = search(
-        store, "search.trials=3", behaviour=lambda config, n: "failed" if n == 2 else "done"
+        store,
+        "search.trials=3",
+        "search.pruner=none",
+        behaviour=lambda config, n: "failed" if n == 2 else "done",
     )
     frame = trials_frame(plan(), view)
     assert list(frame["state"]) == ["COMPLETE", "FAIL", "COMPLETE"]

@@ -16,7 +16,9 @@ from digit_study.support.rules import Rule, at_least, between, check, choice, ru
 from digit_study.support.suggestions import nearest
 
 SAMPLERS = ("tpe", "random", "qmc", "cmaes", "grid", "nsga2", "gp")
-PRUNERS = ("hyperband", "successive_halving", "median", "percentile", "patient", "none")
+#: Name of the pruner that pauses trials.
+ASHA = "asha"
+PRUNERS = (ASHA, "hyperband", "successive_halving", "median", "percentile", "patient", "none")
 #: Metrics that a trial reports every epoch, so that it can be pruned on them.
 EVERY_EPOCH = ("val_accuracy", "val_loss")
 #: Metrics that can be optimised.
@@ -45,6 +47,7 @@ class SearchConfig(EngineConfig):
         trials: Trials that the study has at its end, however often it is resumed.
         sampler: How the next configuration is chosen.
         pruner: How bad trials are stopped early; None: see :func:`pruner_of`.
+        paused: Trials that ``asha`` keeps waiting at most; None: as many as the memory allows.
         objectives: What is optimised, in order of rank: mappings of a metric to its direction.
         constraints: What a configuration has to keep, such as ``parameters <= 10000``.
         seed: Seed of the sampler and of the trials.
@@ -63,6 +66,7 @@ class SearchConfig(EngineConfig):
     trials: Annotated[int, at_least(1)] = 20
     sampler: Annotated[str, choice(SAMPLERS)] = "tpe"
     pruner: Annotated[str | None, choice(PRUNERS)] = None
+    paused: Annotated[int | None, at_least(0)] = None
     objectives: list[Any] = field(default_factory=lambda: [{"val_accuracy": "maximize"}])
     constraints: list[str] = field(default_factory=list)
     seed: Annotated[int, between(0, 2**31 - 1)] = 0
@@ -225,14 +229,14 @@ def pruner_of(search: SearchConfig) -> str:
         search: A checked config.
 
     Returns:
-        ``hyperband`` for a single objective that is known every epoch, otherwise ``none``, where
-        the config names no pruner.
+        ``asha`` for a single objective that is known every epoch, otherwise ``none``, where the
+        config names no pruner.
     """
     if search.pruner:
         return search.pruner
     objectives = list(objectives_of(search))
     if len(objectives) == 1 and objectives[0] in EVERY_EPOCH:
-        return "hyperband"
+        return ASHA
     return "none"
 
 

@@ -9,8 +9,9 @@ import logging
 import os
 import time
 import warnings
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Container, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
+from copy import copy
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -36,7 +37,8 @@ from sqlalchemy.exc import (
     SQLAlchemyError,
 )
 
-from digit_study.config.study_config import SearchConfig, pruner_of
+from digit_study.config.study_config import ASHA, SearchConfig, pruner_of
+from digit_study.study.trial_attributes import paused_after
 from digit_study.support.console import warn
 from digit_study.support.errors import StudyError, first_line
 from digit_study.support.files import drop_torn_line
@@ -86,16 +88,74 @@ class Hyperband(optuna.pruners.HyperbandPruner):
         return super()._get_bracket_id(cast(Study, SimpleNamespace(study_name="")), trial)
 
 
-class TPE(optuna.samplers.TPESampler):
-    """Optuna's TPE, which converts the parameters of a finished trial once.
+class _PausedAsPruned:
+    """A study in which paused trials look like pruned trials: both say what they have reached."""
 
-    Optuna's own converts those of all trials before every trial.
+    def __init__(self, study: Study) -> None:
+        self._study = study
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._study, name)
+
+    def get_trials(
+        self,
+        deepcopy: bool = True,  # noqa: FBT001, FBT002 Optuna's signature
+        states: Container[TrialState] | None = None,
+    ) -> list[FrozenTrial]:
+        """Return the trials in ``states``, or all, as Optuna's study does."""
+        return self._get_trials(deepcopy, states)
+
+    def _get_trials(
+        self,
+        deepcopy: bool = True,  # noqa: FBT001, FBT002 Optuna's signature
+        states: Container[TrialState] | None = None,
+        use_cache: bool = False,  # noqa: FBT001, FBT002 Optuna's signature
+    ) -> list[FrozenTrial]:
+        shown = []
+        for trial in self._study._get_trials(deepcopy, None, use_cache):
+            if paused_after(trial) is not None:
+                trial = copy(trial)
+                trial.state = TrialState.PRUNED
+            if states is None or trial.state in states:
+                shown.append(trial)
+        return shown
+
+
+def with_paused(study: Study) -> Study:
+    """Return a study as a sampler should see it."""
+    return cast(Study, _PausedAsPruned(study))
+
+
+class TPE(optuna.samplers.TPESampler):
+    """Optuna's TPE, which sees paused trials, and converts the parameters of a trial once.
+
+    Optuna's own takes paused trials for trials that run, of which nothing is known. It converts the
+    parameters of all trials before every trial.
     """
 
     def __init__(self, seed: int) -> None:
         super().__init__(seed=seed)
         #: Parameters by the number of a trial and their keys; None where the trial lacks a key.
         self._rows: dict[tuple[int, tuple[str, ...]], list[float] | None] = {}
+
+    def infer_relative_search_space(
+        self, study: Study, trial: FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        return super().infer_relative_search_space(with_paused(study), trial)
+
+    def sample_relative(
+        self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
+    ) -> dict[str, Any]:
+        return super().sample_relative(with_paused(study), trial, search_space)
+
+    def sample_independent(
+        self,
+        study: Study,
+        trial: FrozenTrial,
+        param_name: str,
+        param_distribution: BaseDistribution,
+    ) -> Any:
+        return super().sample_independent(with_paused(study), trial, param_name, param_distribution)
 
     def _get_internal_repr(
         self, trials: list[FrozenTrial], search_space: dict[str, BaseDistribution], study: Study
@@ -160,6 +220,8 @@ PRUNERS: dict[str, Callable[[int], BasePruner]] = {
     "patient": lambda epochs: optuna.pruners.PatientPruner(
         optuna.pruners.MedianPruner(), patience=1
     ),
+    # trials are paused and resumed by digit_study.study.halving
+    ASHA: lambda epochs: optuna.pruners.NopPruner(),
     "none": lambda epochs: optuna.pruners.NopPruner(),
 }
 

@@ -17,14 +17,11 @@ from digit_study.trial.events import (
     StepsDone,
     Stopped,
 )
-from digit_study.trial.runner import Job
+from digit_study.trial.runner import Job, JobSource
 
 
-class JobList:
-    """Trains every job of a list, in the order given.
-
-    It is a :class:`digit_study.trial.runner.JobSource`.
-    """
+class JobList(JobSource):
+    """Trains every job of a list, in the order given."""
 
     def __init__(
         self,

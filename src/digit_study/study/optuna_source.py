@@ -5,7 +5,7 @@ from __future__ import annotations
 import statistics
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from filelock import FileLock
@@ -14,12 +14,20 @@ from optuna.trial import Trial, TrialState
 
 from digit_study.config import space
 from digit_study.study import _optuna, storage
+from digit_study.study.pausing import Pausing
 from digit_study.study.results import RunResults
 from digit_study.study.storage import StoredStudy
-from digit_study.study.study_plan import StudyPlan
+from digit_study.study.study_plan import (
+    StudyPlan,
+    declared_total,
+    halving_of,
+    longest_epochs,
+    paused_limit,
+)
 from digit_study.study.trial_attributes import (
     ABANDONED,
     BASELINE,
+    PAUSED_AFTER,
     REASON,
     REPLICATE_OF,
     RETRY_OF,
@@ -30,8 +38,15 @@ from digit_study.study.trial_attributes import (
     WORKER,
     counted,
     deaths,
+    paused_after,
 )
-from digit_study.study.trial_recorder import RUNNING_STATE, STATE_TAG, TrialEnd, TrialRecorder
+from digit_study.study.trial_recorder import (
+    PAUSED_STATE,
+    RUNNING_STATE,
+    STATE_TAG,
+    TrialEnd,
+    TrialRecorder,
+)
 from digit_study.support import processes
 from digit_study.support.console import warn
 from digit_study.support.progress import SweepProgress
@@ -46,7 +61,14 @@ from digit_study.trial.events import (
     StepsDone,
     Stopped,
 )
-from digit_study.trial.runner import Job, describe_outage, is_outage, may_run_again
+from digit_study.trial.runner import (
+    Job,
+    JobSource,
+    LateAnswer,
+    describe_outage,
+    is_outage,
+    may_run_again,
+)
 
 #: How many of the last trials the remaining time is estimated from.
 RECENT_TRIALS = 100
@@ -70,8 +92,24 @@ class _RunningTrial:
     epochs: float = 0.0
     #: The objective after the last epoch.
     value: float | None = None
-    #: The epoch after which it was told to stop.
-    pruned_after: int | None = None
+    #: Whether it was told to stop.
+    is_pruned: bool = False
+    #: The epoch after which it was paused last, or told to stop.
+    stopped_after: int | None = None
+    #: When it was paused, by the monotonic clock; None while it runs.
+    paused_since: float | None = None
+
+    @property
+    def seconds(self) -> float:
+        """Seconds for which it has run."""
+        until = self.paused_since or time.monotonic()
+        return until - self.started
+
+    def resume(self) -> None:
+        """Let the clock go on."""
+        if self.paused_since is not None:
+            self.started += time.monotonic() - self.paused_since
+        self.paused_since = None
 
 
 class _Total:
@@ -93,10 +131,10 @@ class _Total:
         return max(0, self._total - self._counted - rest)
 
 
-class OptunaSource:
+class OptunaSource(JobSource):
     """Asks Optuna for trials, prunes them, and records the truth about each in both stores.
 
-    It is a :class:`digit_study.trial.runner.JobSource`. Several processes, also on several
+    Several processes, also on several
     machines, may work on one study, each with a source of its own. It has a dozen attributes: a
     source stands between plan, storage, tracking, recording and display.
     """
@@ -127,7 +165,11 @@ class OptunaSource:
         self._results = results
         self._progress = progress
         self._recorder = TrialRecorder(plan, stored, tracker, parent_run_id, self._show_end)
-        self._total = _Total(stored, _declared_total(plan))
+        self._total = _Total(stored, declared_total(plan))
+        self._pausing: Pausing | None = None
+        halving = halving_of(plan)
+        if halving is not None:
+            self._pausing = Pausing(halving, stored, paused_limit(plan))
         self._running: dict[int, _RunningTrial] = {}
         #: Trials that Optuna has begun and an outage kept from becoming jobs.
         self._not_started: list[Failed] = []
@@ -154,7 +196,7 @@ class OptunaSource:
             joined = [key for key in study.user_attrs if key.startswith(storage.SUPERVISED)]
             study.set_user_attr(f"{storage.SUPERVISED}{processes.process_name()}", value=True)
             study.sampler, study.pruner = _optuna.make_sampler_and_pruner(
-                search, _longest_epochs(self._plan), len(joined)
+                search, longest_epochs(self._plan), len(joined)
             )
             if self._stored.trials():
                 self._recorder.adopt_orphans()
@@ -186,7 +228,7 @@ class OptunaSource:
             trial = self._ask()
             trial.set_user_attr(SUPERVISOR, processes.process_name())
         self._stored.send_heartbeats([trial.number])
-        if self._stored.drop_excess(trial, _declared_total(self._plan)):
+        if self._stored.drop_excess(trial, declared_total(self._plan)):
             return None
         try:
             return self._job(trial)
@@ -213,7 +255,7 @@ class OptunaSource:
         self._running[job.key].epochs = event.epoch - 1 + event.step / event.steps
 
     def on_epoch(self, job: Job, event: EpochDone) -> Decision:
-        """Let the pruner decide about a trial after an epoch.
+        """Decide about a trial after an epoch.
 
         A trial that another machine has taken over meanwhile stops.
         """
@@ -221,17 +263,40 @@ class OptunaSource:
         running.epochs = float(event.epoch)
         self.step_seconds += event.record.get("step_seconds", 0.0)
         objective = self._objective
-        if len(self._plan.objectives) == 1 and objective in event.record:
-            running.value = event.record[objective]
-            try:
-                running.trial.report(running.value, event.epoch)
-            except UpdateFinishedTrialError:
-                return Decision.STOP
-            if event.epoch < job.config.epochs and running.trial.should_prune():
-                running.pruned_after = event.epoch
-        if running.pruned_after is None:
+        if len(self._plan.objectives) > 1 or objective not in event.record:
             return Decision.CONTINUE
-        return Decision.STOP
+        running.value = event.record[objective]
+        try:
+            running.trial.report(running.value, event.epoch)
+        except UpdateFinishedTrialError:
+            return Decision.STOP
+        if event.epoch >= job.config.epochs:
+            return Decision.CONTINUE
+        decision = self._decide(running, event.epoch)
+        if decision is not Decision.CONTINUE:
+            running.stopped_after = event.epoch
+        if decision is Decision.PAUSE:
+            self._mark_paused(running, event.epoch)
+        running.is_pruned = decision is Decision.STOP
+        return decision
+
+    def late_answer(self, can_resume: Callable[[int], bool]) -> LateAnswer | None:
+        """Let a paused trial go on, or end it."""
+        if self._pausing is None:
+            return None
+        answer = self._pausing.late_answer(
+            can_resume,
+            nothing_else_runs=self._nothing_else_runs(),
+            ends=self.stop_reason is not None,
+        )
+        if answer is None:
+            return None
+        running = self._running[answer.key]
+        running.is_pruned = answer.decision is Decision.STOP
+        running.resume()
+        if not running.is_pruned:
+            self._mark_paused(running, None)
+        return answer
 
     def on_end(self, job: Job, outcome: Outcome, *, runs_again: bool) -> None:
         """Record the end of a trial in both stores."""
@@ -243,7 +308,9 @@ class OptunaSource:
         else:
             self._record(running, outcome, runs_again=runs_again)
         del self._running[job.key]
-        self._durations.append(time.monotonic() - running.started)
+        if self._pausing is not None:
+            self._pausing.forget(job.key)
+        self._durations.append(running.seconds)
 
     def on_turn(self) -> None:
         """Tell other machines that the trials here live, and update the display."""
@@ -251,11 +318,13 @@ class OptunaSource:
         if not self._progress.live:
             return
         left = self._total.left()
+        active = len(self._active)
         seconds = None
         if self._durations:
-            rounds = (left + 0.5 * len(self._running)) / self._plan.workers
+            rounds = (left + 0.5 * active) / self._plan.workers
             seconds = statistics.mean(self._durations[-RECENT_TRIALS:]) * rounds
-        self._progress.update(self._objective, self._rows(), left + len(self._running), seconds)
+        paused = len(self._running) - active
+        self._progress.update(self._objective, self._rows(), left + active, paused, seconds)
 
     def on_stop(self, *, is_interrupted: bool, had_outage: bool) -> None:
         """End what this process has started, and make both stores agree where they may not."""
@@ -270,6 +339,42 @@ class OptunaSource:
                 raise
             reason = describe_outage(error)
             warn(f"not everything is recorded yet, the same command goes on with it: {reason}")
+
+    @property
+    def _active(self) -> dict[int, _RunningTrial]:
+        """Return the trials that are not paused, by their number."""
+        return {
+            number: running
+            for number, running in self._running.items()
+            if running.paused_since is None
+        }
+
+    def _nothing_else_runs(self) -> bool:
+        """Return whether all that is left of the study is paused, here and elsewhere."""
+        if self._active or self._not_started or self._total.left() > 0:
+            return False
+        return all(
+            paused_after(trial) is not None or trial.number in self._running
+            for trial in self._stored.trials(TrialState.RUNNING)
+        )
+
+    def _decide(self, running: _RunningTrial, epoch: int) -> Decision:
+        """Decide about a trial that has reached an epoch before its last."""
+        if self._pausing is not None:
+            return self._pausing.decide(running.trial.number, epoch)
+        if running.trial.should_prune():
+            return Decision.STOP
+        return Decision.CONTINUE
+
+    def _mark_paused(self, running: _RunningTrial, epoch: int | None) -> None:
+        """Record in both stores that a trial is paused after an epoch; None: that it goes on."""
+        state = RUNNING_STATE
+        if epoch is not None:
+            running.paused_since = time.monotonic()
+            state = PAUSED_STATE
+        trial = running.trial
+        trial.set_user_attr(PAUSED_AFTER, epoch)
+        self._tracker.tag_run(trial.user_attrs[RUN_ID], {STATE_TAG: state})
 
     @property
     def _objective(self) -> str:
@@ -342,8 +447,8 @@ class OptunaSource:
                 recorder.complete(trial, metrics)
             case Failed(cause=FailureCause.PROCESS | FailureCause.NODE | FailureCause.SLOT):
                 recorder.end_without_result(trial, outcome, runs_again=runs_again)
-            case _ if running.pruned_after is not None:
-                recorder.prune(trial, running.pruned_after)
+            case _ if running.is_pruned and running.stopped_after is not None:
+                recorder.prune(trial, running.stopped_after)
             case Failed(cause=FailureCause.TRIAL | FailureCause.LIMIT):
                 recorder.fail(trial, outcome, runs_again=runs_again)
             case Failed():
@@ -375,7 +480,7 @@ class OptunaSource:
             space.fingerprint(trial.system_attrs.get("fixed_params", trial.params))
             for trial in self._stored.trials()
         }
-        for point in points[: _declared_total(plan)]:
+        for point in points[: declared_total(plan)]:
             if space.fingerprint(point) not in known:
                 attributes = {BASELINE: point == baseline and not is_outside}
                 self._stored.study.enqueue_trial(point, user_attrs=attributes)
@@ -422,7 +527,7 @@ class OptunaSource:
     def _rows(self) -> list[Sequence[str]]:
         """Return trial, host, epoch, value and configuration of every trial that runs."""
         rows: list[Sequence[str]] = []
-        for number, running in sorted(self._running.items()):
+        for number, running in sorted(self._active.items()):
             name = space.short_name(running.params)
             if running.replicate_of is not None:
                 name = f"(a further seed of trial {running.replicate_of}) {name}"
@@ -432,23 +537,3 @@ class OptunaSource:
             epochs = f"{running.epochs:.1f}/{running.most_epochs}"
             rows.append((str(number), running.host, epochs, value, name))
         return rows
-
-
-def _declared_total(plan: StudyPlan) -> int:
-    """Return how many trials a study has at its end; a grid has no more than its points."""
-    search = plan.study.search
-    if search.sampler != "grid":
-        return search.trials
-    points = space.grid(plan.dimensions)
-    if not points:
-        return search.trials
-    return min(search.trials, len(points))
-
-
-def _longest_epochs(plan: StudyPlan) -> int:
-    """Return how many epochs a trial has at most, those of all members of an ensemble counted."""
-    epochs = plan.run.training.epochs
-    for dimension in plan.dimensions:
-        if dimension.key == "training.epochs":
-            epochs = int(max(dimension.choices or (dimension.high,)))
-    return plan.run.model.members * epochs

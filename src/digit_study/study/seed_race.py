@@ -29,7 +29,7 @@ from digit_study.trial.events import (
     Stopped,
 )
 from digit_study.trial.protocol import Engine
-from digit_study.trial.runner import Job, Runner
+from digit_study.trial.runner import Job, JobSource, Runner
 
 #: Tags of a run that name its candidate and its seed.
 CANDIDATE_TAG = "candidate"
@@ -56,10 +56,10 @@ class SeedRun:
 
 
 @dataclass
-class SeedRace:
+class SeedRace(JobSource):
     """Decides which candidate is trained on which seed next, until the race is over.
 
-    It is a :class:`digit_study.trial.runner.JobSource`. It has more attributes than other classes:
+    It has more attributes than other classes:
     six say what takes part and by which rules, the others what has happened so far.
     """
 

@@ -80,6 +80,7 @@ NOT_STORED = (
     "search.address",
     "search.resources",
     "search.watch",
+    "search.paused",
     "search.outage_timeout",
     "search.patience",
     "confirm.",

@@ -9,13 +9,15 @@ from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 
+import psutil
 from rich.table import Table
 
 from digit_study.config import compose
 from digit_study.config.engine_config import Node, common_precision, with_defaults
 from digit_study.config.run_config import Config, resolve_config
-from digit_study.config.space import Dimension, Params, apply, parse_space
-from digit_study.config.study_config import StudyConfig, objectives_of, pruner_of
+from digit_study.config.space import Dimension, Params, apply, grid, parse_space
+from digit_study.config.study_config import ASHA, StudyConfig, objectives_of, pruner_of
+from digit_study.study.halving import Halving
 from digit_study.support.console import warn
 from digit_study.support.errors import StudyError
 from digit_study.support.formatting import listed
@@ -31,6 +33,10 @@ from digit_study.trial.protocol import AVAILABLE_NODES, ENGINES, EngineContext
 ROOT_CONFIG = "study"
 #: Points that a grid has at most; no study runs more.
 LARGEST_GRID = 100_000
+#: Share of the free memory that paused trials may take.
+PAUSED_SHARE = 0.5
+#: GiB that the process of a paused trial takes.
+PAUSED_GIB = 0.5
 #: Samplers that need a package of their own, with the name of the package and how to install it.
 SAMPLER_PACKAGES = {
     "gp": ("torch", "pip install -e '.[gp]'"),
@@ -195,6 +201,51 @@ def plan_study(arguments: Sequence[str], workspace: Workspace) -> StudyPlan:
         workspace=workspace,
         nodes=nodes,
     )
+
+
+def declared_total(plan: StudyPlan) -> int:
+    """Return how many trials a study has at its end; a grid has no more than its points."""
+    search = plan.study.search
+    if search.sampler != "grid":
+        return search.trials
+    points = grid(plan.dimensions)
+    if not points:
+        return search.trials
+    return min(search.trials, len(points))
+
+
+def longest_epochs(plan: StudyPlan) -> int:
+    """Return how many epochs a trial has at most, those of all members of an ensemble counted."""
+    epochs = plan.run.training.epochs
+    for dimension in plan.dimensions:
+        if dimension.key == "training.epochs":
+            epochs = int(max(dimension.choices or (dimension.high,)))
+    return plan.run.model.members * epochs
+
+
+def halving_of(plan: StudyPlan) -> Halving | None:
+    """Return the rule by which trials are paused, None if the pruner of the study pauses none."""
+    if pruner_of(plan.study.search) != ASHA:
+        return None
+    direction = next(iter(plan.objectives.values()))
+    return Halving(longest_epochs(plan), maximizes=direction == "maximize")
+
+
+def paused_limit(plan: StudyPlan) -> int:
+    """Return how many trials are paused at a time at most.
+
+    A paused trial keeps its process. On a GPU none is paused: it would keep the GPU's memory too.
+    """
+    search = plan.study.search
+    if search.paused is not None:
+        return search.paused
+    if search.resources.get("gpu", 0) > 0:
+        return 0
+    if search.engine == "local":
+        free = psutil.virtual_memory().available / 2**30
+    else:
+        free = sum(node.memory for node in plan.nodes)
+    return int(PAUSED_SHARE * free / PAUSED_GIB)
 
 
 def grid_size(dimensions: Sequence[Dimension]) -> int | None:

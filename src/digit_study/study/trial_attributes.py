@@ -33,6 +33,8 @@ WORKER = "worker"
 REASON = "reason"
 #: Why it failed, as a :class:`FailureCause`; records of earlier versions have the sentence alone.
 CAUSE = "failure_cause"
+#: Epochs after which it is paused; None once it goes on.
+PAUSED_AFTER = "paused_after"
 #: Whether it does not count: its configuration runs again, or it is in excess of the total.
 REQUEUED = "superseded"
 
@@ -63,6 +65,14 @@ def failure_cause(trial: FrozenTrial) -> FailureCause:
     if reason.startswith(INFRASTRUCTURE_PREFIX):
         return FailureCause.INFRASTRUCTURE
     return _CAUSES_BY_REASON.get(reason, FailureCause.PROCESS)
+
+
+def paused_after(trial: FrozenTrial) -> int | None:
+    """Return after how many epochs a trial is paused, None if it is not paused."""
+    if trial.state != TrialState.RUNNING:
+        return None
+    epochs: int | None = trial.user_attrs.get(PAUSED_AFTER)
+    return epochs
 
 
 def deaths(trial: FrozenTrial, trials: Sequence[FrozenTrial]) -> int:

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from digit_study.config.study_config import constraints_of
+from digit_study.study.halving import PausedTrial
 from digit_study.study.storage import StoredStudy, orphans
-from digit_study.study.study_plan import StudyPlan
+from digit_study.study.study_plan import StudyPlan, declared_total, halving_of
 from digit_study.study.trial_attributes import (
     ABANDONED,
     BASELINE,
@@ -26,6 +27,7 @@ from digit_study.study.trial_attributes import (
     SUPERVISOR,
     WORKER,
     Rank,
+    paused_after,
     ranked_trials,
 )
 from digit_study.support import processes
@@ -36,6 +38,8 @@ from digit_study.trial.events import Failed, FailureCause
 STATE_TAG = "trial.state"
 #: What it says until the trial has ended.
 RUNNING_STATE = "RUNNING"
+#: What it says while the trial is paused.
+PAUSED_STATE = "PAUSED"
 
 
 @dataclass(frozen=True)
@@ -155,7 +159,7 @@ class TrialRecorder:
         for trial in orphans(self._stored):
             processes.end_process(trial.user_attrs.get(WORKER))
             abandoned = Failed(trial.number, FailureCause.SUPERVISOR, ABANDONED)
-            self.end_without_result(trial, abandoned, runs_again=True)
+            self._end_left(trial, abandoned)
 
     def interrupt(self) -> None:
         """End all trials that this process started, so that every configuration comes again."""
@@ -163,12 +167,30 @@ class TrialRecorder:
         for trial in self._stored.trials(TrialState.RUNNING):
             if trial.user_attrs.get(SUPERVISOR) == this_process:
                 interrupted = Failed(trial.number, FailureCause.INTERRUPTED, INTERRUPTED)
-                self.end_without_result(trial, interrupted, runs_again=True)
+                self._end_left(trial, interrupted)
+
+    def _end_left(self, trial: FrozenTrial, failure: Failed) -> None:
+        """End a trial whose process is gone, so that its configuration comes again.
+
+        A trial that was paused, and cannot be among the best any more, counts as pruned.
+        """
+        epoch = paused_after(trial)
+        halving = halving_of(self._plan)
+        if epoch is not None and halving is not None:
+            paused = PausedTrial(trial.number, epoch)
+            total = declared_total(self._plan)
+            if not halving.may_go_on(self._stored.trials(), paused, total):
+                self._tracker.close_run(str(trial.user_attrs.get(RUN_ID)), "KILLED", failure.reason)
+                self.prune(trial, epoch)
+                return
+        self.end_without_result(trial, failure, runs_again=True)
 
     def reconcile_runs(self) -> None:
         """Make MLflow agree with Optuna, where a process was killed between the two."""
         trials = {trial.number: trial for trial in self._stored.trials()}
-        running = self._tracker.children_tagged(self._parent_run_id, {STATE_TAG: RUNNING_STATE})
+        running = []
+        for state in (RUNNING_STATE, PAUSED_STATE):
+            running += self._tracker.children_tagged(self._parent_run_id, {STATE_TAG: state})
         for run_id, tags in running:
             trial = trials.get(int(tags.get("trial.number", -1)))
             is_its_run = trial is not None and trial.user_attrs.get(RUN_ID) == run_id

@@ -66,7 +66,12 @@ class SweepProgress:
         self._awaited = numbers
 
     def update(
-        self, objective: str, rows: Iterable[Sequence[str]], left: int, seconds: float | None
+        self,
+        objective: str,
+        rows: Iterable[Sequence[str]],
+        left: int,
+        paused: int,
+        seconds: float | None,
     ) -> None:
         """Redraw the table of running trials.
 
@@ -74,6 +79,7 @@ class SweepProgress:
             objective: Name of the objective, which heads its column.
             rows: Trial, host, epoch, value of the objective and configuration of each trial.
             left: How many more trials are to run.
+            paused: How many trials wait whether they go on.
             seconds: About how long they will take, if that is known.
         """
         if self.live is None:
@@ -91,6 +97,8 @@ class SweepProgress:
             f"trials left: {left}",
             f"time left: about {time_left}",
         ]
+        if paused > 0:
+            words.insert(2, f"paused: {paused}")
         self.live.update(Group(table, Text("   ".join(words))))
 
 

@@ -19,6 +19,8 @@ class Decision(StrEnum):
 
     CONTINUE = "continue"
     STOP = "stop"
+    #: It waits, without a slot, for a later decision.
+    PAUSE = "pause"
 
 
 class FailureCause(StrEnum):

@@ -107,10 +107,16 @@ class Engine(Protocol):
     def answer(self, key: int, decision: Decision) -> None:
         """Answer an :class:`~digit_study.trial.events.EpochDone`: the trial waits for it.
 
+        With PAUSE it goes on waiting, and its slot is free. It is answered again later: with
+        CONTINUE where :meth:`can_resume` allows it, with STOP at any time.
+
         Args:
             key: Of the trial.
             decision: Whether it goes on. With STOP it ends as ``Stopped``.
         """
+
+    def can_resume(self, key: int) -> bool:
+        """Return whether a slot is free in which a paused trial could go on."""
 
     def events(self, timeout: float = 0.5) -> Iterator[Event]:
         """Yield what has happened.

@@ -7,7 +7,7 @@ for retries, outages and signals stand here, once.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -65,6 +65,15 @@ class Job:
     problem: str | None = None
 
 
+@dataclass(frozen=True)
+class LateAnswer:
+    """The decision about a job that was paused after an epoch."""
+
+    key: int
+    #: CONTINUE or STOP.
+    decision: Decision
+
+
 class JobSource(Protocol):
     """Decides what is trained next: Optuna's trials, a race over seeds, or a list.
 
@@ -79,6 +88,17 @@ class JobSource(Protocol):
 
     def next(self) -> Job | None:
         """Return the next job, None if there is nothing to start at this moment."""
+
+    def late_answer(self, can_resume: Callable[[int], bool]) -> LateAnswer | None:
+        """Decide about a job that was paused; a source that pauses none need not define this.
+
+        Args:
+            can_resume: Returns whether there is a slot for a paused job, given its key.
+
+        Returns:
+            The decision about a paused job, or None if those that there are go on waiting.
+        """
+        return None
 
     def on_created(self, job: Job, run_id: str) -> None:
         """Record the run of a job before it is trained."""
@@ -232,6 +252,10 @@ class Runner:
     def _fill_slots(self, source: JobSource) -> None:
         """Start jobs until the slots are full or the source has none."""
         while self._engine.free > len(self._creating):
+            answer = source.late_answer(self._engine.can_resume)
+            if answer is not None:
+                self._engine.answer(answer.key, answer.decision)
+                continue
             job = source.next()
             if job is None:
                 return

@@ -61,8 +61,8 @@ def available_nodes(options: EngineConfig) -> list[Node]:
 class LocalEngine:
     """An :class:`~digit_study.trial.protocol.Engine` of processes on this machine.
 
-    A worker is in one of three places: it runs a trial, it finishes one whose outcome is known (it
-    draws the figures), or it is idle.
+    A worker is in one of four places: it runs a trial, it holds a paused trial, it finishes a trial
+    whose outcome is known (it draws the figures), or it is idle.
     """
 
     def __init__(
@@ -92,6 +92,7 @@ class LocalEngine:
             launch = forking_launch(context, in_background=self._in_background)
         self._launch = launch
         self.trials: dict[int, Worker] = {}
+        self.paused: dict[int, Worker] = {}
         self.finishing: list[Worker] = []
         self.idle: list[Worker] = []
         self._failed_starts: list[Failed] = []
@@ -115,21 +116,38 @@ class LocalEngine:
 
     def answer(self, key: int, decision: Decision) -> None:
         """Answer an epoch, see :meth:`digit_study.trial.protocol.Engine.answer`."""
-        if key in self.trials:
-            self.trials[key].answer(decision)
+        if decision is Decision.PAUSE:
+            if key in self.trials:
+                self.paused[key] = self.trials.pop(key)
+                self.paused[key].pause()
+            return
+        if key in self.paused and decision is Decision.CONTINUE:
+            self.trials[key] = self.paused.pop(key)
+        # a paused trial that is to stop needs no slot for that
+        worker = self.trials.get(key) or self.paused.get(key)
+        if worker is not None:
+            worker.answer(decision)
+
+    def can_resume(self, key: int) -> bool:
+        """Return whether a slot is free for a paused trial."""
+        return key in self.paused and self.free > 0
 
     def events(self, timeout: float = 0.5) -> Iterator[Event]:
         """Yield what has happened, see :meth:`digit_study.trial.protocol.Engine.events`."""
         while self._failed_starts:
             yield self._failed_starts.pop()
-        _wait_for_message([*self.trials.values(), *self.finishing], timeout)
+        listening = [*self.trials.values(), *self.paused.values(), *self.finishing]
+        _wait_for_message(listening, timeout)
         self._release_finished()
         for key in list(self.trials):
-            yield from self._events_of(key)
+            yield from self._events_of(key, self.trials)
+        for key in list(self.paused):
+            # it says nothing unless it dies, or ends as it was asked to
+            yield from self._events_of(key, self.paused)
 
     def stop(self) -> None:
         """End all trials, see :meth:`digit_study.trial.protocol.Engine.stop`."""
-        ending = [*self.trials.values(), *self.idle]
+        ending = [*self.trials.values(), *self.paused.values(), *self.idle]
         for worker in ending:
             worker.send_signal()
         _stop_together(ending, GRACE_S)
@@ -137,6 +155,7 @@ class LocalEngine:
         for worker in self.finishing:
             self._close_abandoned(worker.run_id)
         self.trials.clear()
+        self.paused.clear()
         self.idle.clear()
         self.finishing.clear()
 
@@ -153,14 +172,19 @@ class LocalEngine:
             worker.stop()
         return None
 
-    def _events_of(self, key: int) -> Iterator[Event]:
-        """Yield what a trial has reported, and give its slot free with its outcome."""
-        while key in self.trials:
-            event = self._next_event(key, self.trials[key])
+    def _events_of(self, key: int, trials: dict[int, Worker]) -> Iterator[Event]:
+        """Yield what a trial has reported, and give its slot free with its outcome.
+
+        Args:
+            key: Of the trial.
+            trials: Where it is: among those that run, or those that are paused.
+        """
+        while key in trials:
+            event = self._next_event(key, trials[key])
             if event is None:
                 return
             if isinstance(event, Outcome):
-                self._end(self.trials.pop(key), event)
+                self._end(trials.pop(key), event)
             yield event
 
     def _next_event(self, key: int, worker: Worker) -> Event | None:
@@ -214,7 +238,7 @@ class LocalEngine:
     def _exceeded_limit(self, key: int, worker: Worker) -> Failed | None:
         """Return the failure of a trial that has taken too long or too much memory."""
         timeout = self._context.trial_timeout
-        if timeout is not None and time.monotonic() - worker.started > timeout:
+        if timeout is not None and worker.seconds > timeout:
             reason = f"it took longer than search.trial_timeout={timeout:g} s"
             return Failed(key, FailureCause.LIMIT, reason)
         memory = self._context.trial_memory

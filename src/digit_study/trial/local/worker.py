@@ -66,6 +66,8 @@ class Worker:
         self._max_trials = max_trials
         self._memory_kills = memory_kills
         self._trials = 0
+        #: When the trial was paused, by the monotonic clock; None while it runs.
+        self._paused_at: float | None = None
         self.take(request)
 
     def _fork(self, target: Target, start_server: StartServer) -> tuple[Connection, ForkedProcess]:
@@ -97,6 +99,13 @@ class Worker:
         """Resident memory of the process in GiB."""
         return self.process.memory
 
+    @property
+    def seconds(self) -> float:
+        """Seconds for which the trial has run; while it is paused the clock stands still."""
+        if self._paused_at is not None:
+            return self._paused_at - self._started
+        return time.monotonic() - self._started
+
     def take(self, request: TrialRequest) -> bool:
         """Start a trial.
 
@@ -105,7 +114,7 @@ class Worker:
             TensorFlow has another number of threads there.
         """
         self.run_id = request.run_id
-        self.started = time.monotonic()
+        self._started = time.monotonic()
         self._memory_kills_before = self._memory_kills()
         self._trials += 1
         if request.config.training.threads != self._threads or self._trials > self._max_trials:
@@ -143,8 +152,15 @@ class Worker:
         was_memory_kill = self._memory_kills() > self._memory_kills_before
         raise self.process.death(was_memory_kill=was_memory_kill)
 
+    def pause(self) -> None:
+        """Leave the trial waiting for its answer, and stop its clock."""
+        self._paused_at = time.monotonic()
+
     def answer(self, decision: Decision) -> None:
         """Answer an epoch of the trial."""
+        if self._paused_at is not None:
+            self._started += time.monotonic() - self._paused_at
+            self._paused_at = None
         with suppress(OSError):  # it died meanwhile; receive() will say so
             self.connection.send(decision)
 

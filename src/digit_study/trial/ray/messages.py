@@ -85,7 +85,7 @@ class TrialPhase(StrEnum):
     """What a trial does after an event."""
 
     RUNNING = "running"
-    #: It waits for the decision about an epoch.
+    #: It waits for the decision about an epoch, or is paused.
     WAITING = "waiting"
     ENDED = "ended"
 
@@ -95,6 +95,8 @@ class ActorEvent:
     """An event of a trial, numbered by its actor."""
 
     number: int
+    #: Of the trial.
+    key: int
     phase: TrialPhase
     #: The pickled event, and the run that it left packed, or None.
     content: bytes

@@ -17,7 +17,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from digit_study.trial.events import EpochDone, Event, Failed, Finished, Stopped
+from digit_study.trial.events import Decision, EpochDone, Event, Failed, Finished, Stopped
 from digit_study.trial.ray.messages import (
     ActorEvent,
     ActorSetup,
@@ -99,7 +99,7 @@ def _problem(requirements: Requirements, versions: Mapping[str, str | None]) -> 
 class TrialActor:
     """A slot on a node: it runs a trial at a time, in the node's local engine.
 
-    Its methods are called in turn.
+    Trials that were paused in it wait beside the trial that runs. Its methods are called in turn.
     """
 
     def __init__(self, root: Path | None = None) -> None:
@@ -189,8 +189,10 @@ class TrialActor:
             All events after ``acknowledged``.
         """
         if command is not None and number > self._command:
-            self._do(pickle.loads(command))
+            is_paused = self._do(pickle.loads(command))
             self._command = number
+            if is_paused:
+                timeout = 0.0
         self._unacknowledged = [
             event for event in self._unacknowledged if event.number > acknowledged
         ]
@@ -204,12 +206,14 @@ class TrialActor:
         for run_id in self._run_ids.values():
             self._tracker.upload(run_id)
 
-    def _do(self, command: TrialRequest | Answer) -> None:
+    def _do(self, command: TrialRequest | Answer) -> bool:
+        """Do a command; return whether a trial is paused by it, so that no event will come."""
         if isinstance(command, Answer):
             self._engine.answer(command.key, command.decision)
-            return
+            return command.decision is Decision.PAUSE
         self._run_ids[command.key] = command.run_id
         self._engine.submit(command.key, command.config, command.run_id)
+        return False
 
     def _numbered(self, event: Event) -> ActorEvent:
         """Return an event as it is sent; with the outcome goes what the run has not uploaded."""
@@ -222,7 +226,7 @@ class TrialActor:
             case Finished() | Stopped() | Failed():
                 phase = TrialPhase.ENDED
                 packed = self._tracker.pack(self._run_ids.pop(event.key))
-        return ActorEvent(self._event, phase, pickle.dumps((event, packed)))
+        return ActorEvent(self._event, event.key, phase, pickle.dumps((event, packed)))
 
 
 def train(

@@ -10,8 +10,9 @@ import os
 import signal
 import sys
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,16 @@ class SlotState:
     node_kind: str = ""
     #: Of the trial that it runs.
     key: int | None = None
+    #: Keys of trials that are paused in it.
+    paused: set[int] = field(default_factory=set)
+    #: Keys of paused trials that were told to stop.
+    stopping: set[int] = field(default_factory=set)
+    #: Whether the trial that it runs is being paused.
+    is_pausing: bool = False
+    #: The command that it may not have yet.
     command: bytes | None = None
+    #: Commands that follow it.
+    waiting: deque[bytes] = field(default_factory=deque)
     number: int = 0
     acknowledged: int = 0
     #: When the connection to it broke, by the monotonic clock.
@@ -82,6 +92,14 @@ class SlotState:
     def is_free(self) -> bool:
         """Return whether it could run a trial now."""
         return self.name is not None and self.key is None
+
+    @property
+    def keys(self) -> set[int]:
+        """Return the keys of all trials in it, those that are paused included."""
+        found = self.paused | self.stopping
+        if self.key is not None:
+            found.add(self.key)
+        return found
 
 
 class RayCluster:
@@ -214,6 +232,48 @@ class RayCluster:
             if slot.key == key:
                 self._send(slot, command)
 
+    def pause(self, key: int, command: bytes) -> None:
+        """Pause a trial that waits for a decision; its slot is free as soon as it has heard of it.
+
+        Args:
+            key: Of the trial.
+            command: A pickled Answer.
+        """
+        for slot in self._slots:
+            if slot.key == key:
+                slot.is_pausing = True
+                self._send(slot, command)
+
+    def can_resume(self, key: int) -> bool:
+        """Return whether the slot in which a trial is paused is free."""
+        return any(key in slot.paused and slot.is_free for slot in self._slots)
+
+    def resume(self, key: int, command: bytes) -> None:
+        """Let a paused trial go on; its slot is free.
+
+        Args:
+            key: Of the trial.
+            command: A pickled Answer.
+        """
+        for slot in self._slots:
+            if key in slot.paused:
+                slot.paused.discard(key)
+                slot.key = key
+                self._send(slot, command)
+
+    def end_paused(self, key: int, command: bytes) -> None:
+        """Let a paused trial end, whatever its slot does.
+
+        Args:
+            key: Of the trial.
+            command: A pickled Answer.
+        """
+        for slot in self._slots:
+            if key in slot.paused:
+                slot.paused.discard(key)
+                slot.stopping.add(key)
+                self._send(slot, command)
+
     def events(self, timeout: float) -> tuple[list[News], int]:
         """Return what is new after at most ``timeout`` seconds, and the number of free slots."""
         if time.monotonic() - self._inspected_at > INSPECT_EVERY_S:
@@ -232,7 +292,7 @@ class RayCluster:
 
     def stop(self) -> None:
         """End all trials, as KILLED, and then all slots."""
-        ends = [slot.actor.stop.remote() for slot in self._slots if slot.key is not None]
+        ends = [slot.actor.stop.remote() for slot in self._slots if slot.keys]
         if ends:
             ray.wait(ends, num_returns=len(ends), timeout=STOP_S)
         for slot in self._slots:
@@ -267,8 +327,14 @@ class RayCluster:
             )
 
     def _send(self, slot: SlotState, command: bytes) -> None:
-        """Give an actor its next command."""
-        slot.command = command
+        """Give an actor a command, after those that it does not have yet."""
+        slot.waiting.append(command)
+        if slot.pending is None:
+            self._send_next(slot)
+
+    def _send_next(self, slot: SlotState) -> None:
+        """Give an actor the next of its commands."""
+        slot.command = slot.waiting.popleft()
         slot.number += 1
         self._exchange(slot)
 
@@ -299,16 +365,27 @@ class RayCluster:
                 self._receive_events(slot, answer)
 
     def _receive_events(self, slot: SlotState, events: Sequence[Any]) -> None:
-        """Take the events of a trial."""
+        """Take the events of a slot's trials, and call its actor again where more will come."""
         slot.command = None
         phase = TrialPhase.RUNNING
         for event in events:
             slot.acknowledged = event.number
-            phase = event.phase
             self._news.append(event)
-        if phase is TrialPhase.ENDED:
+            if event.key == slot.key:
+                phase = event.phase
+            elif event.phase is TrialPhase.ENDED:
+                slot.paused.discard(event.key)
+                slot.stopping.discard(event.key)
+        if slot.key is not None and phase is TrialPhase.ENDED:
             slot.key = None
-        elif phase is TrialPhase.RUNNING:
+        elif slot.key is not None and slot.is_pausing:
+            slot.paused.add(slot.key)
+            slot.key = None
+        slot.is_pausing = False
+        runs = slot.key is not None and phase is TrialPhase.RUNNING
+        if slot.waiting:
+            self._send_next(slot)
+        elif runs or slot.stopping:
             self._exchange(slot)
 
     def _call_again(self, slot: SlotState) -> None:
@@ -349,12 +426,12 @@ class RayCluster:
         return cause, LOST_REASONS[cause]
 
     def _lose(self, slot: SlotState, failure: tuple[FailureCause, str]) -> None:
-        """Drop a slot, report its trial as failed, and ask for another slot soon."""
+        """Drop a slot, report its trials as failed, and ask for another slot soon."""
         self._slots.remove(slot)
         self._inspected_at = 0.0
-        if slot.key is not None:
-            cause, reason = failure
-            self._news.append(Failed(slot.key, cause, reason))
+        cause, reason = failure
+        for key in sorted(slot.keys):
+            self._news.append(Failed(key, cause, reason))
 
 
 def alive_nodes() -> list[dict[str, Any]]:
