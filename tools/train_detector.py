@@ -31,7 +31,14 @@ from digit_study.data.digits import Digits, load_digits
 from digit_study.data.sources import CLASSES, DataConfig, Labels, Pixels
 from digit_study.inference import detector
 from digit_study.model import fit
-from digit_study.model.augmentation import Draws, bent_ink, developed, handwriting, other_pen
+from digit_study.model.augmentation import (
+    Draws,
+    bent_ink,
+    developed,
+    handwriting,
+    map_numbered,
+    other_pen,
+)
 from digit_study.model.recipe import TrainingConfig
 from digit_study.support import hardware
 
@@ -120,7 +127,7 @@ def as_people_write(images: Pixels, labels: Labels, seed: int) -> tuple[Pixels, 
     batches = tf.data.Dataset.from_tensors((images, labels)).unbatch().batch(500)
     varied_images = []
     varied_labels = []
-    for some_images, some_labels in handwriting(batches, seed):
+    for some_images, some_labels in map_numbered(batches, seed, handwriting(seed)):
         varied_images.append(np.round(some_images.numpy()).astype(np.uint8))
         varied_labels.append(some_labels.numpy())
     return np.concatenate(varied_images), np.concatenate(varied_labels)

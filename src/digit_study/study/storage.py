@@ -93,6 +93,7 @@ FREE_KEYS = (
     "data.path",
     "data.source",
     "reproduce",
+    "fresh",
     "patience",
     *ENGINE_KEYS,
 )
