@@ -147,6 +147,12 @@ def _search(
             runner.run(source)
         if source.stop_reason is not None:
             raise StudyError(source.stop_reason)
+        if source.trials_left:
+            print_lines(
+                f"the time is over (search.timeout={plan.study.search.timeout:g}): "
+                f"{source.trials_left} of {plan.study.search.trials} trials are left, the same "
+                "command goes on"
+            )
         _log_efficiency(plan, writer, source.step_seconds, time.monotonic() - began)
 
 
