@@ -151,9 +151,9 @@ class _Total:
 class OptunaSource(JobSource):
     """Asks Optuna for trials, prunes them, and records the truth about each in both stores.
 
-    Several processes, also on several
-    machines, may work on one study, each with a source of its own. It has a dozen attributes: a
-    source stands between plan, storage, tracking, recording and display.
+    Several processes, also on several machines, may work on one study, each with a source of its
+    own. It has a dozen attributes: a source stands between plan, storage, tracking, recording and
+    display.
     """
 
     def __init__(
