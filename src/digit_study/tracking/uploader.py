@@ -141,7 +141,9 @@ class _ConcurrentUploads:
 class BackgroundUploader:
     """Uploads the spool to one store, in a thread, as long as the block lasts.
 
-    Of several for the same store and workspace one uploads, and the others wait.
+    Of several for the same store and workspace, a single uploader works, and the others wait. It has
+    a dozen attributes: four are its settings, and a thread needs an event for each thing that another
+    thread tells it.
     """
 
     def __init__(
