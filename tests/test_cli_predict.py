@@ -17,7 +17,7 @@ from PIL import Image
 import predict
 from digit_study.inference.files import image_files
 from digit_study.inference.picture import readings_figure
-from digit_study.inference.prediction import read_files
+from digit_study.inference.prediction import BatchSize, read_files
 from digit_study.support.errors import StudyError
 from digit_study.support.workspace import Workspace
 from digit_study.tracking.models import model_file, version_named
@@ -59,7 +59,7 @@ def test_paths_are_checked(paths: list[str], word: str) -> None:
 
 def test_batches_keep_the_order_and_errors_stop_nothing(tmp_path: Path) -> None:
     files = save(tmp_path, a=DIGITS[0], b=BLANK, c=DIGITS[9], d=DIGITS[4999], e=BLANK)
-    readings = list(read_files(files, by_brightness, batch=2))
+    readings = list(read_files(files, by_brightness, batch=BatchSize(files=2)))
     assert [reading.file for reading in readings] == [str(file) for file in files]
     assert [reading.error is None for reading in readings] == [True, False, True, True, False]
     digits = [reading.digit for reading in readings if reading.digit is not None]

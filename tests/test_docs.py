@@ -18,6 +18,7 @@ from digit_study.config import compose
 from digit_study.config.promote_config import CompareConfig, PromoteConfig
 from digit_study.config.renamed_keys import RENAMED
 from digit_study.config.run_config import Config
+from digit_study.config.space import parse_space
 from digit_study.config.study_config import StudyConfig
 from digit_study.support.rules import flatten
 
@@ -154,6 +155,8 @@ def check_run(words: Sequence[str]) -> None:
 def check_study(words: Sequence[str]) -> None:
     plain = [word.replace("--plan", "search.plan=true") for word in words]
     check_overrides("study", StudyConfig, plain)
+    study = compose.compose_config(compose.parse_arguments(plain).overrides, "study")
+    parse_space(study.search.space, study.run)
 
 
 def check_promote(words: Sequence[str]) -> None:

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -111,6 +112,40 @@ def test_the_baseline_comes_first_and_seeds_differ(store: str) -> None:
     assert first.user_attrs["baseline"] is True
     assert first.params == {"model.filters": 8, "model.dropout": 0.0, "training.optimizer": "adam"}
     assert [config.training.seed for config in stubs.started] == [1, 2, 3, 4, 5]
+
+
+def test_what_a_person_wants_first_is_tried_first(store: str) -> None:
+    start = "search.start=[{model.filters: 40, model.dropout: 0}, {training.optimizer: sgd}]"
+    view, stubs = search(store, "search.trials=4", "search.pruner=none", start)
+    first, second, baseline, _ = [trial.params for trial in view.trials()]
+    assert (first["model.filters"], first["model.dropout"]) == (40, 0.0)
+    assert second["training.optimizer"] == "sgd"
+    assert baseline == {"model.filters": 8, "model.dropout": 0.0, "training.optimizer": "adam"}
+    assert [config.model.filters for config in stubs.started][0] == 40
+    # the same points again are not tried again, another is
+    more = f"{start[:-1]}, {{model.filters: 64}}]"
+    view, stubs = search(store, "search.trials=5", "search.pruner=none", more)
+    assert [config.model.filters for config in stubs.started] == [64]
+
+
+@pytest.mark.slow
+def test_when_the_time_is_over_what_runs_ends_and_the_same_command_goes_on(
+    store: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    minutes = 0.05
+
+    def lasts_longer(config: Config, number: int) -> str:
+        if number == 4:
+            time.sleep(60 * minutes)
+        return "done"
+
+    timeout = f"search.timeout={minutes}"
+    view, _ = search(store, "search.trials=10", timeout, behaviour=lasts_longer)
+    ended = states(view)
+    assert 0 < len(ended) < 10 and set(ended) <= {"COMPLETE", "PRUNED"} and "COMPLETE" in ended
+    assert f"{10 - len(ended)} of 10 trials are left" in capsys.readouterr().out
+    view, _ = search(store, "search.trials=10")
+    assert len(view.trials()) == 10
 
 
 def test_the_best_config_names_the_seed_and_the_threads_that_were_trained_with(store: str) -> None:
@@ -515,7 +550,10 @@ def test_interruptions_use_up_no_retry(reasons: list[str], expected: int) -> Non
 
 def test_the_frame_of_a_study_has_a_row_for_every_trial(store: str) -> None:
     view, _ = search(
-        store, "search.trials=3", behaviour=lambda config, n: "failed" if n == 2 else "done"
+        store,
+        "search.trials=3",
+        "search.pruner=none",
+        behaviour=lambda config, n: "failed" if n == 2 else "done",
     )
     frame = trials_frame(plan(), view)
     assert list(frame["state"]) == ["COMPLETE", "FAIL", "COMPLETE"]

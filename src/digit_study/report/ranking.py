@@ -73,6 +73,8 @@ class RankedRow:
     #: Whether no smaller network is as good.
     is_on_front: bool
     loss: float | None
+    #: Accuracy on corrupted validation images; None of runs of an earlier version.
+    robust: float | None
     seconds: float | None
     p_value: float | None
     p_seeds: float | None
@@ -98,6 +100,12 @@ def _points(deviation: float | None) -> Cell:
     return number(100 * deviation, "{:.3f}")
 
 
+def _robust_accuracy(row: RankedRow) -> Cell:
+    if row.robust is None:
+        return number(None)
+    return number(100 * row.robust, "{:.2f} %")
+
+
 def _sealed_accuracy(row: RankedRow) -> Cell:
     if row.sealed is None:
         return Cell("")
@@ -118,6 +126,7 @@ _ACCURACY = Column("accuracy [95 % interval]", lambda row: accuracy(row.accuracy
 _MEAN = Column("mean accuracy [95 %]", lambda row: accuracy(row.accuracy))
 _PARAMETERS = Column("parameters", lambda row: number(row.parameters))
 _SEEDS = Column("seeds", lambda row: number(row.seeds))
+_ROBUST = Column("robust", _robust_accuracy)
 _LOSS = Column("loss", lambda row: number(row.loss, "{:.4f}"))
 _SECONDS = Column("seconds", lambda row: number(row.seconds, "{:.1f}"))
 _P_VALUE = Column("p", lambda row: p_cell(row.p_value))
@@ -138,6 +147,7 @@ COLUMNS: dict[RankingKind, tuple[Column | str, ...]] = {
         _RANK,
         _NAME,
         _ACCURACY,
+        _ROBUST,
         _LOSS,
         _PARAMETERS,
         _SECONDS,
@@ -148,6 +158,7 @@ COLUMNS: dict[RankingKind, tuple[Column | str, ...]] = {
     RankingKind.UNPAIRED_RUNS: (
         _NAME,
         _ACCURACY,
+        _ROBUST,
         _LOSS,
         _PARAMETERS,
         _SECONDS,
@@ -157,6 +168,7 @@ COLUMNS: dict[RankingKind, tuple[Column | str, ...]] = {
         _RANK,
         _ACCURACY,
         _VERDICT,
+        _ROBUST,
         _on_page(_P_VALUE),
         _PARAMETERS,
         _SEEDS,
@@ -169,6 +181,7 @@ COLUMNS: dict[RankingKind, tuple[Column | str, ...]] = {
         _RANK,
         _MEAN,
         _VERDICT,
+        _ROBUST,
         _SEEDS,
         _PARAMETERS,
         _NAME,
@@ -184,6 +197,7 @@ COLUMNS: dict[RankingKind, tuple[Column | str, ...]] = {
         _PARAMETERS,
         Column("minutes", lambda row: number(_minutes(row), "{:.1f}")),
         _MEAN,
+        _ROBUST,
         _SEEDS,
         Column("on the front", _front),
         Column("sealed test images [95 %]", _sealed_accuracy),
@@ -197,6 +211,8 @@ NAMED = {
     RankingKind.CANDIDATES: "trial: configuration",
     RankingKind.NETWORKS: "network",
 }
+#: What a column says that all rankings have.
+_ROBUST_LEGEND = "robust: accuracy on corrupted validation images"
 #: What the words in the cells mean.
 LEGENDS = {
     RankingKind.RUNS: (
@@ -281,7 +297,7 @@ class RankedTable:
             note=" ".join(
                 filter(None, [self._groups(), _note(shared, len(shown), len(self.rows))])
             ),
-            legend=LEGENDS[self.kind],
+            legend=f"{LEGENDS[self.kind]}; {_ROBUST_LEGEND}",
         )
 
     def _columns(self, medium: Medium) -> list[Column | str]:
@@ -415,6 +431,7 @@ def _row(place: int, record: dict[Any, Any]) -> RankedRow:
         is_winner=bool(record.get("winner", False)),
         is_on_front=bool(record.get("front", False)),
         loss=_known(record.get("val_loss")),
+        robust=_known(record.get("robust_accuracy")),
         seconds=_known(seconds),
         p_value=_known(record.get("p_adjusted")),
         p_seeds=_known(record.get("p_seeds")),

@@ -435,7 +435,8 @@ def confirmed_ranking(
         groups: All candidates of the race, in its order, each with the runs that count.
         interim: The race.
         prefer: ``accuracy`` makes the first the winner, ``smallest`` the tied candidate with the
-            fewest parameters.
+            fewest parameters, ``robust`` the tied candidate with the highest accuracy on corrupted
+            images.
 
     Returns:
         A row for each candidate: first those that the race carried to its end, which have the most
@@ -460,6 +461,7 @@ def confirmed_ranking(
             "mean": group.mean("val_accuracy"),
             "low": max(0.0, by_seed.low),
             "high": min(1.0, by_seed.high),
+            "robust_accuracy": group.robust_accuracy,
             "parameters": round(group.mean("parameters")),
             "seeds": len(group.runs),
             "p_seeds": p_seeds,
@@ -472,9 +474,15 @@ def confirmed_ranking(
         rows.append(row)
     table = in_groups(pd.DataFrame(rows))
     eligible = table.head(1)
-    if prefer == "smallest":
+    if prefer in ("smallest", "robust"):
         eligible = table[table["tied"]]
-    winner = eligible.sort_values(["parameters", "rank"]).index[0]
+    if prefer == "robust":
+        eligible = eligible.sort_values(
+            ["robust_accuracy", "parameters", "rank"], ascending=[False, True, True]
+        )
+    else:
+        eligible = eligible.sort_values(["parameters", "rank"])
+    winner = eligible.index[0]
     return table.assign(winner=table.index == winner)
 
 

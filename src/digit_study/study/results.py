@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pandas as pd
 from optuna.trial import FrozenTrial, TrialState
 
-from digit_study.config import space
+from digit_study.config import compose, space
 from digit_study.config.study_config import pruner_of
 from digit_study.report import sentences
 from digit_study.report.description import RunDescription
@@ -399,7 +399,8 @@ def best_command(plan: StudyPlan, stored: StoredStudy) -> str:
     }
     # what was searched comes first, and counts
     chosen = best.params | recorded | best.params
-    typed = [text for text in plan.overrides if _is_kept(text, chosen)]
+    overrides = compose.without_space(plan.overrides)
+    typed = [text for text in overrides if _is_kept(text, chosen)]
     words = [*typed, *[f"{key}={_typed(value)}" for key, value in chosen.items()]]
     return " ".join(["python src/run.py", *map(shlex.quote, words)])
 

@@ -147,6 +147,12 @@ def _search(
             runner.run(source)
         if source.stop_reason is not None:
             raise StudyError(source.stop_reason)
+        if source.trials_left:
+            print_lines(
+                f"the time is over (search.timeout={plan.study.search.timeout:g}): "
+                f"{source.trials_left} of {plan.study.search.trials} trials are left, the same "
+                "command goes on"
+            )
         _log_efficiency(plan, writer, source.step_seconds, time.monotonic() - began)
 
 
@@ -231,6 +237,9 @@ def _report(
     writer.metrics({"best_trial": best_trial, "trials": trials})
     ranking = study_results.ranking_of(board)
     print_ranking(f"Leaderboard of study '{plan.study.study}'", ranking, most_rows=PRINTED_ROWS)
+    if next(iter(plan.objectives)) != "val_accuracy":
+        best = study_results.BestSoFar(plan, stored)()
+        print_lines(f"ranked by validation accuracy; best by the objective: {best}")
     if machines:
         print_lines(machines)
     if len(plan.objectives) > 1:

@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from digit_study.config.study_config import constraints_of
+from digit_study.study.halving import PausedTrial
 from digit_study.study.storage import StoredStudy, orphans
-from digit_study.study.study_plan import StudyPlan, halving_of
+from digit_study.study.study_plan import StudyPlan, declared_total, halving_of
 from digit_study.study.trial_attributes import (
     ABANDONED,
     BASELINE,
@@ -173,14 +174,14 @@ class TrialRecorder:
     def _end_left(self, trial: FrozenTrial, failure: Failed) -> None:
         """End a trial whose process is gone, so that its configuration comes again.
 
-        A trial that was paused, and is not among those that should go on, has had its chance: it
-        counts as pruned. So a study that is killed again and again gets to its end.
+        A trial that was paused, and cannot be among the best any more, counts as pruned.
         """
         epoch = paused_after(trial)
         halving = halving_of(self._plan)
         if epoch is not None and halving is not None:
-            best = halving.best(self._stored.trials(), epoch, at_least=1)
-            if trial.number not in best:
+            paused = PausedTrial(trial.number, epoch)
+            total = declared_total(self._plan)
+            if not halving.may_go_on(self._stored.trials(), paused, total):
                 self.prune(trial, epoch)
                 return
         self.end_without_result(trial, failure, runs_again=True)

@@ -23,7 +23,7 @@ TRAINING = "workflowType=machine_learning"
 #: Parent runs at most that an experiment's description names.
 MOST_PARENTS = 10
 #: Metrics that a shared view has columns for; the first sorts it.
-VIEW_METRICS = ("val_accuracy", "val_loss", "parameters")
+VIEW_METRICS = ("val_accuracy", "val_loss", "robust_accuracy", "parameters")
 
 
 def share_view(store: Store, run_id: str, keys: Sequence[str], tags: Sequence[str] = ()) -> None:

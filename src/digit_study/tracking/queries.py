@@ -41,7 +41,7 @@ WEIGHTS = "weights.sha256"
 #: Condition of MLflow's search for runs with a result. A pruned trial is FINISHED without one.
 HAS_RESULT = f"attributes.status = 'FINISHED' and tags.`{WEIGHTS}` LIKE '%'"
 #: How the params begin that are no part of what a run was, but of where it went.
-NOT_RECORDED = ("tracking.", "reproduce", BEST_OF, *ENGINE_KEYS)
+NOT_RECORDED = ("tracking.", "reproduce", "fresh", BEST_OF, *ENGINE_KEYS)
 T = TypeVar("T")
 U = TypeVar("U")
 
