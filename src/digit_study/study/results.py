@@ -61,7 +61,7 @@ class _RunFacts:
     """What a leaderboard needs of a finished run, which changes no more."""
 
     metrics: Mapping[str, float]
-    #: Whether each validation image is classified correctly, in the order of their index.
+    #: Whether each validation image is predicted correctly, in the order of their index.
     correct: npt.NDArray[np.bool_]
 
 

@@ -203,8 +203,8 @@ def _log_efficiency(
     efficiency = step_seconds / (plan.workers * seconds)
     writer.metrics({"sweep_efficiency": efficiency})
     console.console().print(
-        f"{efficiency:.0%} of {plan.workers} × {seconds:.1f} s were training steps "
-        "(sweep_efficiency)"
+        f"training steps took {100 * efficiency:.0f} % of the workers' time "
+        f"({plan.workers} × {seconds:.0f} s)"
     )
 
 

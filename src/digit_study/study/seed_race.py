@@ -207,7 +207,7 @@ class SeedRace(JobSource):
             case Failed():
                 self.failed[run] = f"{job.name}: {outcome.reason}"
                 text = f"FAILED ({outcome.cause})"
-        self._show_end(job, text, before)
+        self._show_end(job.key, self._label(run), text, before)
 
     def on_turn(self) -> None:
         """Do nothing: a race belongs to one command."""
@@ -258,16 +258,23 @@ class SeedRace(JobSource):
     def _unfinished(self, runs: Sequence[SeedRun]) -> list[SeedRun]:
         return [run for run in runs if run not in self.runs and run not in self.failed]
 
-    def _show_end(self, job: Job, text: str, before: InterimAnalysis) -> None:
+    def _label(self, run: SeedRun) -> str:
+        """Return a run as a line of progress names it: a trial by its number alone."""
+        trial, colon, _ = self.entries[run.fingerprint].name.partition(":")
+        if colon and trial.isdigit():
+            return f"trial {trial}, seed {run.seed}"
+        return self.name(run)
+
+    def _show_end(self, key: int, label: str, text: str, before: InterimAnalysis) -> None:
         """Print how a run ended, and what an interim analysis that it completed has found."""
         if self._progress is None:
             return
-        self._progress.end(job.key)
+        self._progress.end(key)
         interim = self.interim()
         ended = len(self.runs) + len(self.failed)
         total = ended + len(self._needed(interim))
         self._progress.count(ended, total)
-        self._progress.print(f"{ended}/{total}  {job.name}: {text}")
+        self._progress.print(f"{ended}/{total}  {label}: {text}")
         is_race = self.first_seeds < len(self.seeds)
         if is_race and before.wanted != interim.wanted != self.first_seeds:
             self._progress.print(self._news(before, interim))
