@@ -23,9 +23,9 @@ def batches_of(count: int, one_hot: bool = False):  # type: ignore[no-untyped-de
 
 
 def varied(seed: int, one_hot: bool = False) -> list[tuple[np.ndarray, np.ndarray]]:
-    from digit_study.model.augmentation import handwriting
+    from digit_study.model.augmentation import handwriting, map_numbered
 
-    batches = handwriting(batches_of(64, one_hot), seed)
+    batches = map_numbered(batches_of(64, one_hot), seed, handwriting(seed))
     return [(images.numpy(), targets.numpy()) for images, targets in batches]
 
 

@@ -21,7 +21,7 @@ from optuna.storages import JournalStorage
 from optuna.storages.journal import JournalFileBackend
 from scipy.stats import binom, norm, poisson
 
-from digit_study.config.promote_config import FileConfig, GateConfig, PromoteConfig
+from digit_study.config.promote_config import FileConfig, GateConfig, PromoteConfig, StoreConfig
 from digit_study.data.sources import sample_arrays
 from digit_study.registry import contest, promotion
 from digit_study.stats.gate import NetworkResult, budget, decide
@@ -286,7 +286,8 @@ def test_a_second_rollback_goes_one_further_back(store: rs.Store) -> None:
 
 
 def test_evidence_is_on_the_version(store: rs.Store) -> None:
-    store.promote(store.ask(rs.add_run(store, range(40))))
+    noted = StoreConfig(store.uri, {"owner": "me"}, "a note")
+    store.promote(replace(store.ask(rs.add_run(store, range(40))), tracking=noted))
     run_id = rs.add_run(store, range(10))
     store.promote(store.ask(run_id))
     version = store.client.get_model_version_by_alias(rs.NAME, "champion")
@@ -305,6 +306,8 @@ def test_evidence_is_on_the_version(store: rs.Store) -> None:
         in version.description
     )
     assert f"[version 1](#/models/{rs.NAME}/versions/1)" in version.description
+    first = store.client.get_model_version(rs.NAME, "1")
+    assert first.tags["owner"] == "me" and first.description.startswith("a note\n\n**")
 
 
 def test_below_the_floor_becomes_challenger_and_nobody_champion(

@@ -86,7 +86,7 @@ def test_a_parent_its_experiment_and_a_view_say_what_was_found(tracker: Tracker)
     second = created(tracker)
     for run_id, answer in ((first, "it is 16"), (second, "it is 32 | or 64")):
         found = RunDescription(answer, "Asked: which?")
-        tracker.writer(run_id).describe(found, ["model.filters"])
+        tracker.writer(run_id).describe(found, ["model.filters"], ["trial.state"])
     run = tracker.client.get_run(second)
     assert description(tracker, second) == "**it is 32 \\| or 64**\n\nAsked: which?"
     assert run.data.tags["answer"]
@@ -97,7 +97,7 @@ def test_a_parent_its_experiment_and_a_view_say_what_was_found(tracker: Tracker)
     view = json.loads(tags[f"mlflow.sharedViewState.{second}"])
     assert view["searchFilter"] == f"tags.mlflow.parentRunId = '{second}'"
     assert view["selectedColumns"][0] == view["orderByKey"]
-    assert "params.`model.filters`" in view["selectedColumns"]
+    assert {"params.`model.filters`", "tags.`trial.state`"} < set(view["selectedColumns"])
 
 
 def test_a_description_is_brought_up_to_date(tracker: Tracker) -> None:

@@ -25,30 +25,20 @@ TAG_NAME = re.compile(r"[\w./ -]{1,250}")
 #: How names of tags begin that MLflow or the project sets itself.
 RESERVED_PREFIXES = ("mlflow.", "technical.", "dataset.", "weights.", "best.", "trial.", "study.")
 #: Names of tags that the project sets itself.
-RESERVED_TAGS = ("kind", "study", "answer", "failure")
+RESERVED_TAGS = ("kind", "study", "answer", "failure", "continues")
 
 
 @dataclass(frozen=True)
-class TrackingConfig:
-    """Say where results go.
+class StoreConfig:
+    """Name MLflow's store, and what a person notes there.
 
     Attributes:
-        uri: URI of MLflow's store; None: MLFLOW_TRACKING_URI, else ./mlflow.db.
-        experiment: Name of the MLflow experiment; None: named after the data.
-        run_name: Name of the run; None: named after its overrides.
-        parent_run_id: The run under which this run is nested.
-        save_model: Whether the trained model is kept.
-        system_metrics: Whether MLflow records the load of the machine while it trains.
-        tags: Own tags of the runs, by name.
-        note: A note on the runs, in Markdown.
+        uri: URI of the store; None: MLFLOW_TRACKING_URI, else ./mlflow.db.
+        tags: Own tags of what a command records, by name.
+        note: A note on what a command records, in Markdown.
     """
 
     uri: str | None = None
-    experiment: str | None = None
-    run_name: str | None = None
-    parent_run_id: str | None = None
-    save_model: bool = True
-    system_metrics: bool = False
     tags: dict[str, Any] = field(default_factory=dict)
     note: str | None = None
 
@@ -70,6 +60,25 @@ class TrackingConfig:
 
 
 @dataclass(frozen=True)
+class TrackingConfig(StoreConfig):
+    """Say where the results of runs go.
+
+    Attributes:
+        experiment: Name of the MLflow experiment; None: named after the data.
+        run_name: Name of the run; None: named after its overrides.
+        parent_run_id: The run under which this run is nested.
+        save_model: Whether the trained model is kept.
+        system_metrics: Whether MLflow records the load of the machine while it trains.
+    """
+
+    experiment: str | None = None
+    run_name: str | None = None
+    parent_run_id: str | None = None
+    save_model: bool = True
+    system_metrics: bool = False
+
+
+@dataclass(frozen=True)
 class Config(EngineConfig):
     """Describe a run: what decides its outcome, where that is kept, and where it is trained.
 
@@ -79,6 +88,7 @@ class Config(EngineConfig):
         training: How the network is fitted.
         tracking: Where results go.
         reproduce: Id of a run to train again and compare with.
+        fresh: Whether a single run that was interrupted starts anew.
     """
 
     data: sources.DataConfig = field(default_factory=sources.DataConfig)
@@ -86,6 +96,7 @@ class Config(EngineConfig):
     training: recipe.TrainingConfig = field(default_factory=recipe.TrainingConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     reproduce: str | None = None
+    fresh: bool = False
 
     @property
     def epochs(self) -> int:

@@ -55,8 +55,12 @@ class SearchConfig(EngineConfig):
 
     Attributes:
         trials: Trials that the study has at its end, however often it is resumed.
+        timeout: Minutes after which this command starts no more trials; None: no limit.
+        start: Configurations that are tried first: values by searched key.
         sampler: How the next configuration is chosen.
+        sampler_args: Arguments of the sampler by Optuna's own names.
         pruner: How bad trials are stopped early; None: see :func:`pruner_of`.
+        pruner_args: Arguments of the pruner by Optuna's own names.
         paused: Trials that ``asha`` keeps waiting at most; None: as many as the memory allows.
         objectives: What is optimised, in order of rank: mappings of a metric to its direction.
         constraints: What a configuration has to keep, such as ``parameters <= 10000``.
@@ -74,8 +78,12 @@ class SearchConfig(EngineConfig):
     """
 
     trials: Annotated[int, at_least(1)] = 20
+    timeout: Annotated[float | None, between(0, 1e6, "(]")] = None
+    start: list[Any] = field(default_factory=list)
     sampler: Annotated[str, choice(SAMPLERS)] = "tpe"
+    sampler_args: dict[str, Any] = field(default_factory=dict)
     pruner: Annotated[str | None, choice(PRUNERS)] = None
+    pruner_args: dict[str, Any] = field(default_factory=dict)
     paused: Annotated[int | None, at_least(0)] = None
     objectives: list[Any] = field(default_factory=lambda: [{"val_accuracy": "maximize"}])
     constraints: list[str] = field(default_factory=list)

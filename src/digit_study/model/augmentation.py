@@ -17,6 +17,9 @@ from digit_study.model import pen
 Batches = Any
 #: A tensor of TensorFlow, which only the functions import.
 Tensor = Any
+#: A function of (number, images, targets) to images and targets. The number, int64, differs from
+#: batch to batch and from epoch to epoch.
+Change = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
 #: Side of the box that holds a digit, as in MNIST.
 BOX = 20
 #: Share of a batch that is drawn anew.
@@ -74,16 +77,25 @@ class Draws:
         return tf.cast(self.uniform(0.0, 1.0, (1, 1)) < share, tf.float32)
 
 
-def map_numbered(
-    batches: Batches, seed: int, change: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-) -> Batches:
+def batch_numbers(seed: int) -> Any:
+    """Return a dataset of numbers without end, others in every epoch.
+
+    Args:
+        seed: Seed of the numbers.
+    """
+    import tensorflow as tf
+
+    # the counter would restart every epoch inside enumerate(); a dataset of random numbers goes on
+    return tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True)
+
+
+def map_numbered(batches: Batches, seed: int, change: Change) -> Batches:
     """Change every batch at random.
 
     Args:
         batches: The batches.
         seed: Seed of the numbers.
-        change: A function of (number, images, targets) to images and targets. The number, int64,
-            differs from batch to batch and from epoch to epoch.
+        change: What is done to a batch.
     """
     import tensorflow as tf
 
@@ -91,22 +103,24 @@ def map_numbered(
         images, targets = batch
         return change(number, images, targets)
 
-    # the counter would restart every epoch inside enumerate(); a dataset of random numbers goes on
-    numbers = tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True)
     unconverted = tf.autograph.experimental.do_not_convert(change_batch)
-    return tf.data.Dataset.zip(numbers, batches).map(unconverted)
+    return tf.data.Dataset.zip(batch_numbers(seed), batches).map(unconverted)
 
 
-def handwriting(batches: Batches, seed: int) -> Batches:
-    """Vary batches as people vary what they write.
+def unchanged(number: Tensor, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
+    """Leave a batch as it is."""
+    return images, targets
+
+
+def handwriting(seed: int) -> Change:
+    """Vary images as people vary what they write.
 
     Args:
-        batches: Batches of images (n, 28, 28, 1), uint8, and labels (n,) or one-hot targets
-            (n, 10).
         seed: Seed of all variation.
 
     Returns:
-        Batches of images (n, 28, 28, 1), float32, 0 to 255, and the same targets.
+        A change of images (n, 28, 28, 1), uint8, with labels (n,) or one-hot targets (n, 10), to
+        images (n, 28, 28, 1), float32, 0 to 255, with the same targets.
     """
     import tensorflow as tf
 
@@ -130,7 +144,7 @@ def handwriting(batches: Batches, seed: int) -> Batches:
         mixed = tf.ensure_shape(mixed, (None, IMAGE_SIDE, IMAGE_SIDE))
         return 255.0 * mixed[..., None], targets
 
-    return map_numbered(batches, seed, vary)
+    return vary
 
 
 def bent_ink(ink: Tensor, draws: Draws) -> Tensor:

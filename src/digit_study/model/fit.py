@@ -13,8 +13,10 @@ import numpy as np
 import tensorflow as tf
 
 from digit_study.data.arrays import CLASSES, Labels, Pixels
+from digit_study.model.augmentation import batch_numbers
 from digit_study.model.keras_settings import use_keras_settings
 from digit_study.model.recipe import AUGMENTATIONS, TrainingConfig, build_optimizer
+from digit_study.model.training_state import TrainingState, assign_values, values_of
 from digit_study.support.errors import StudyError
 from digit_study.support.signals import deferred_signals, native_stderr, raise_if_interrupted
 
@@ -24,6 +26,8 @@ use_keras_settings()
 Epoch = dict[str, float]
 #: Called with epoch, steps done and steps of the epoch.
 OnSteps = Callable[[int, int, int], None]
+#: Called before every epoch with a function that returns the state of the training then.
+OnState = Callable[[Callable[[], TrainingState]], None]
 #: Steps that run between two callbacks in Python; 15 % faster than single steps, and a signal waits
 #: for them.
 STEPS_PER_EXECUTION = 50
@@ -67,6 +71,10 @@ def ignore_steps(epoch: int, step: int, steps: int) -> None:
     """Listen to no steps."""
 
 
+def ignore_state(state: Callable[[], TrainingState]) -> None:
+    """Keep no state."""
+
+
 def fit(
     model: keras.Model,
     images: Pixels,
@@ -76,10 +84,13 @@ def fit(
     validate: Callable[[], dict[str, float]],
     on_epoch: Callable[[Epoch], None],
     on_steps: OnSteps = ignore_steps,
+    start: TrainingState | None = None,
+    on_state: OnState = ignore_state,
 ) -> list[Epoch]:
     """Train a model in place.
 
-    It ends with its best weights under early stopping, else with its last.
+    It ends with its best weights under early stopping, else with its last. Training that goes on
+    from a state ends with the same bits as training that was not interrupted.
 
     Args:
         model: From raw pixels to probabilities.
@@ -89,11 +100,14 @@ def fit(
         validate: Returns the val_* metrics of the current weights; called after every epoch.
         on_epoch: Takes the record of every epoch; what it raises ends the training.
         on_steps: Takes epoch, steps done and steps of the epoch, now and then.
+        start: Where to go on; None: from the start. It has fewer epochs than the recipe.
+        on_state: Takes a function that returns the state, before every epoch.
 
     Returns:
-        A record an epoch: train_loss, train_accuracy, val_*, learning_rate, epoch_seconds,
-        images_per_second, and step_seconds, the time of its training steps alone. That holds no
-        validation, and no tracing where an epoch has more steps than the first execution.
+        A record an epoch, those of ``start`` too: train_loss, train_accuracy, val_*, learning_rate,
+        epoch_seconds, images_per_second, and step_seconds, the time of its training steps alone.
+        That holds no validation, and no tracing where an epoch has more steps than the first
+        execution.
 
     Raises:
         Diverged: If a loss is not finite; it names quantity, epoch and step.
@@ -101,13 +115,19 @@ def fit(
     steps, per_execution = steps_of_epoch(len(images) // config.batch_size)
     _compile(model, config, steps, per_execution)
     model.train_function = train_function(model)
-    recorder = _Recorder(config, steps, validate, on_epoch, on_steps)
+    recorder = _Recorder(config, steps, validate, on_epoch, on_steps, on_state)
+    if start is not None:
+        recorder.go_on(start)
+        assign_values(model, start.model)
+        assign_values(model.optimizer, start.optimizer)
+    done = len(recorder.epochs)
     callbacks: list[keras.callbacks.Callback] = []
     if config.ema:
         callbacks.append(keras.callbacks.SwapEMAWeights(swap_on_epoch=True))
     callbacks.append(recorder)
     model.fit(
-        make_batches(images, labels, config, steps),
+        make_batches(images, labels, config, steps, skipped=done * steps),
+        initial_epoch=done,
         epochs=config.epochs,
         # without it Keras makes two iterators an epoch, each with a first batch, one for nothing
         steps_per_epoch=steps,
@@ -163,7 +183,27 @@ def train_function(model: keras.Model) -> Any:
         tf.while_loop(lambda done: done < model.steps_per_execution, body, [0])
         return dict(model.get_metrics_result())
 
-    return tf.function(execute, autograph=False)
+    return _TracedOnce(tf.function(execute, autograph=False))
+
+
+class _TracedOnce:
+    """A function of TensorFlow that is traced by its first call, for the inputs of that call.
+
+    Every trial traces its own train function and its own two forward passes, once each: it has
+    another network, and there is nothing to save. TensorFlow counts by the Python code, in which
+    they are the same function, and warns of frequent retracing from the fifth short trial on. It
+    does not count what is traced by hand, as here.
+    """
+
+    def __init__(self, function: Any) -> None:
+        self._function = function
+        self._traced: Any = None
+
+    def __call__(self, inputs: Any) -> Any:
+        """Call the function with inputs that have the type of the first ones."""
+        if self._traced is None:
+            self._traced = self._function.get_concrete_function(inputs)
+        return self._traced(inputs)
 
 
 class Predictor:
@@ -178,9 +218,10 @@ class Predictor:
     def __init__(self, model: keras.Model) -> None:
         self.seconds_an_image = math.inf
         pixels = tf.TensorSpec((None, *model.input_shape[1:]), tf.uint8)
-        self._forward = tf.function(
+        forward = tf.function(
             lambda images: model(images, training=False), input_signature=[pixels], autograph=False
         )
+        self._forward = _TracedOnce(forward)
 
     def __call__(self, images: Pixels) -> np.ndarray[Any, Any]:
         """Predict images.
@@ -199,7 +240,7 @@ class Predictor:
             batch = images[start : start + IMAGES_AT_ONCE]
             began = time.perf_counter()
             with deferred_signals():  # out of TensorFlow, where it would leave locks behind
-                parts.append(self._forward(batch).numpy())
+                parts.append(self._forward(tf.constant(batch)).numpy())
             raise_if_interrupted()
             seconds = (time.perf_counter() - began) / len(batch)
             self.seconds_an_image = min(self.seconds_an_image, seconds)
@@ -232,7 +273,7 @@ def steps_of_epoch(whole: int) -> tuple[int, int]:
 
 
 def make_batches(
-    images: Pixels, labels: Labels, config: TrainingConfig, steps: int
+    images: Pixels, labels: Labels, config: TrainingConfig, steps: int, skipped: int = 0
 ) -> tf.data.Dataset:
     """Return shuffled and augmented batches without end.
 
@@ -241,6 +282,7 @@ def make_batches(
         labels: Their digits, (n,).
         config: The recipe.
         steps: Batches of an epoch, after which the images are shuffled anew.
+        skipped: Batches that are left out at the start, of epochs that are done.
 
     Returns:
         Pairs of images and labels; the labels are one-hot, (batch, 10), where they are smoothed.
@@ -251,21 +293,24 @@ def make_batches(
     else:
         targets = tf.constant(labels)
 
-    def gather(positions: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        return tf.gather(pixels, positions), tf.gather(targets, positions)
+    change = AUGMENTATIONS[config.augmentation](config)
+
+    def gather(number: tf.Tensor, positions: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        return change(number, tf.gather(pixels, positions), tf.gather(targets, positions))
 
     # shuffling positions instead of images moves 8 bytes an image, and gathers whole batches
     order = tf.data.Dataset.range(len(images))
     order = order.shuffle(len(images), seed=config.seed, reshuffle_each_iteration=True)
-    batches = order.batch(config.batch_size, drop_remainder=True).take(steps)
+    order = order.batch(config.batch_size, drop_remainder=True).take(steps)
+    # what is skipped is only numbers here: an epoch of MNIST takes milliseconds
+    numbered = tf.data.Dataset.zip(batch_numbers(config.seed), order).repeat().skip(skipped)
     # without AutoGraph, which would write and import a file
-    batches = batches.map(tf.autograph.experimental.do_not_convert(gather))
-    batches = AUGMENTATIONS[config.augmentation](batches, config)
+    batches = numbered.map(tf.autograph.experimental.do_not_convert(gather))
     # nothing here is tuned, and to stop the thread that would tune it takes a second in a sixth of
     # all trainings
     options = tf.data.Options()
     options.autotune.enabled = False
-    return batches.repeat().prefetch(2).with_options(options)
+    return batches.prefetch(2).with_options(options)
 
 
 @dataclass(frozen=True)
@@ -289,6 +334,7 @@ class _Recorder(keras.callbacks.Callback):  # type: ignore[misc]
         validate: Callable[[], dict[str, float]],
         on_record: Callable[[Epoch], None],
         on_steps: OnSteps,
+        on_state: OnState,
     ) -> None:
         super().__init__()
         self.epochs: list[Epoch] = []
@@ -298,10 +344,20 @@ class _Recorder(keras.callbacks.Callback):  # type: ignore[misc]
         self._validate = validate
         self._on_record = on_record
         self._on_steps = on_steps
+        self._on_state = on_state
         self._started = 0.0
+        self._first_epoch = 0
         self._traced: _Traced | None = None
 
+    def go_on(self, start: TrainingState) -> None:
+        """Start after the epochs of a state."""
+        self.epochs = [dict(record) for record in start.epochs]
+        self.chosen_weights = list(start.best_weights)
+        self._first_epoch = len(self.epochs)
+
     def on_epoch_begin(self, epoch: int, logs: Any = None) -> None:
+        # averaged weights have been swapped back by now
+        self._on_state(self._state)
         self._started = time.perf_counter()
 
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
@@ -331,11 +387,27 @@ class _Recorder(keras.callbacks.Callback):  # type: ignore[misc]
         self._choose_weights(epoch)
         self._on_record(record)
 
+    def _state(self) -> TrainingState:
+        """Return where training stands between two epochs."""
+        best_weights: list[np.ndarray[Any, Any]] = []
+        if self._config.early_stopping.patience is not None:
+            best_weights = self.chosen_weights
+        return TrainingState(
+            epochs=list(self.epochs),
+            model=values_of(self.model),
+            optimizer=values_of(self.model.optimizer),
+            best_weights=best_weights,
+        )
+
     def _step_seconds(self, epoch: int, now: float) -> float:
         """Return the time of an epoch's steps, without the tracing that came with the first."""
         since = self._started
         counted = self._steps
-        if epoch == 0 and self._traced is not None and self._traced.steps < self._steps:
+        if (
+            epoch == self._first_epoch
+            and self._traced is not None
+            and self._traced.steps < self._steps
+        ):
             since = self._traced.when
             counted -= self._traced.steps
         return (now - since) * self._steps / counted

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Annotated, Any
 
 from digit_study.data.sources import IMAGE_SIDE
-from digit_study.model.augmentation import Batches, Tensor, handwriting, map_numbered
+from digit_study.model.augmentation import Change, Tensor, handwriting, unchanged
 from digit_study.support.rules import at_least, between, choice
 
 #: Values of ``training.precision``.
@@ -188,17 +188,17 @@ def build_optimizer(config: TrainingConfig, total_steps: int) -> Optimizer:
     return OPTIMIZERS[config.optimizer](keras, common)
 
 
-def shift_rotate(batches: Batches, shift: float, rotation: float, seed: int) -> Batches:
+def shift_rotate(shift: float, rotation: float, seed: int) -> Change:
     """Shift and turn every image by a random amount.
 
     Args:
-        batches: Batches of images (n, h, w, 1), uint8 or float32, and targets.
         shift: Largest shift along each axis, either way, in pixels.
         rotation: Largest angle, either way, in degrees.
         seed: Seed of the amounts.
 
     Returns:
-        Batches of images (n, h, w, 1), float32, 0 to 255, and the same targets.
+        A change of images (n, h, w, 1), uint8 or float32, to images (n, h, w, 1), float32, 0 to
+        255, with the same targets.
     """
     import tensorflow as tf
 
@@ -237,14 +237,12 @@ def shift_rotate(batches: Batches, shift: float, rotation: float, seed: int) -> 
         )
         return moved, targets
 
-    return map_numbered(batches, seed, move)
+    return move
 
 
-#: By name: a function of (batches, recipe).
-AUGMENTATIONS: dict[str, Callable[[Batches, TrainingConfig], Batches]] = {
-    "none": lambda batches, recipe: batches,
-    "shift_rotate": lambda batches, recipe: shift_rotate(
-        batches, recipe.shift, recipe.rotation, recipe.seed
-    ),
-    "handwriting": lambda batches, recipe: handwriting(batches, recipe.seed),
+#: By name: a function of the recipe.
+AUGMENTATIONS: dict[str, Callable[[TrainingConfig], Change]] = {
+    "none": lambda recipe: unchanged,
+    "shift_rotate": lambda recipe: shift_rotate(recipe.shift, recipe.rotation, recipe.seed),
+    "handwriting": lambda recipe: handwriting(recipe.seed),
 }

@@ -312,3 +312,15 @@ def no_page(study: str, fault: str) -> str:
         f"the page of study '{study}' was not written: {fault}; "
         f"write it with python sweeps/report.py study={study}"
     )
+
+
+def goes_on(done: int, epochs: int, run_id: str) -> str:
+    """Return the sentence on a run that was interrupted and goes on.
+
+    Args:
+        done: Epochs that it has trained.
+        epochs: Epochs at most, those of all members counted.
+        run_id: Id of the run that was interrupted.
+    """
+    where = f"goes on after epoch {done} of {epochs}, where run {run_id} was interrupted"
+    return f"{where}; fresh=true starts anew"

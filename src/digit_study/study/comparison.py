@@ -13,7 +13,7 @@ import pandas as pd
 from mlflow.entities import Run
 
 from digit_study.config.promote_config import CompareConfig
-from digit_study.config.run_config import Config, TrackingConfig
+from digit_study.config.run_config import Config, StoreConfig, TrackingConfig
 from digit_study.data import digits, sources
 from digit_study.report.figures import charts, paired_figures
 from digit_study.report.tables import flipped_table
@@ -80,7 +80,7 @@ def compare(config: CompareConfig, workspace: Workspace) -> None:
     tracker = open_store(config.tracking.uri, workspace)
     with tracker.readable_faults():
         pair = load_pair(tracker, config)
-        recorded = _record(tracker, pair)
+        recorded = _record(tracker, pair, config.tracking)
     _print(pair, recorded.run_id, tracker.address(recorded.run_id))
     if recorded.spooled_in:
         raise StudyError(
@@ -140,10 +140,13 @@ def _refuse_other_images(first: pd.DataFrame, second: pd.DataFrame) -> None:
     )
 
 
-def _record(tracker: Tracker, pair: Pair) -> Recorded:
+def _record(tracker: Tracker, pair: Pair, store: StoreConfig) -> Recorded:
     """Record the comparison as a run of its own."""
     experiment = tracker.client.get_experiment(pair.a.run.info.experiment_id).name
-    config = replace(pair.config, tracking=TrackingConfig(uri=tracker.uri, experiment=experiment))
+    tracking = TrackingConfig(
+        uri=tracker.uri, tags=store.tags, note=store.note, experiment=experiment
+    )
+    config = replace(pair.config, tracking=tracking)
     tags = {
         "kind": "comparison",
         "compared.a": pair.a.run_id,

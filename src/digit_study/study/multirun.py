@@ -13,6 +13,7 @@ from digit_study.report.figures import charts
 from digit_study.report.figures.ranking_figures import leaderboard_figure
 from digit_study.report.ranking import RankedTable, RankingKind, splits_view
 from digit_study.report.sentences import (
+    goes_on,
     ranking_answer,
     runs_question,
     several_validation_sets,
@@ -33,6 +34,7 @@ from digit_study.tracking.location import experiment_name
 from digit_study.tracking.pages import INITIAL
 from digit_study.tracking.session import Tracker
 from digit_study.tracking.writer import RunWriter
+from digit_study.trial.checkpoint import Checkpoint
 from digit_study.trial.events import Failed, Finished
 from digit_study.trial.health import Health
 from digit_study.trial.protocol import ENGINES, TrialResult
@@ -119,6 +121,9 @@ def train_single(plan: RunPlan, tracker: Tracker, name: str, **tags: str) -> Tri
         StudyError: If it failed.
     """
     planned = plan.runs[0]
+    before = Checkpoint(planned.config, plan.workspace).read()
+    if before is not None:
+        print_lines(goes_on(len(before.epochs), planned.config.epochs, before.run_id))
     job = Job(0, name, planned.config, planned.dataset, tags)
     outcome = _train(plan, tracker, [job])[0]
     if isinstance(outcome, Failed):

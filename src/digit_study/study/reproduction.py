@@ -154,7 +154,8 @@ def _plan(asked: Config, old: Run, experiment: str, workspace: Workspace) -> Run
         ) from None
     uri = store_uri(asked.tracking.uri, workspace)
     tracking = replace(asked.tracking, uri=uri, experiment=asked.tracking.experiment or experiment)
-    resolved = replace(resolved, tracking=tracking)
+    # what goes on from another run's epochs would not show that they come out again
+    resolved = replace(resolved, tracking=tracking, fresh=True)
     planned = PlannedRun([], resolved, source.name, cost=0.0)
     context = EngineContext(
         workspace=workspace, options=asked.engine_options, data=resolved.data, tracking_uri=uri

@@ -17,6 +17,7 @@ from digit_study.study.results import RunResults
 from digit_study.study.study_plan import StudyPlan
 from digit_study.support import formatting
 from digit_study.support.progress import JobProgress, job_progress
+from digit_study.tracking.queries import HAS_RESULT
 from digit_study.tracking.session import Tracker
 from digit_study.tracking.writer import RunWriter
 from digit_study.trial.events import (
@@ -317,7 +318,7 @@ def race_run(race: SeedRace, results: RunResults, interrupted: str) -> Iterator[
 
 def _finished_before(race: SeedRace, results: RunResults) -> dict[SeedRun, Candidate]:
     """Return the runs of a race that earlier commands have finished."""
-    finished = race.tracker.children(race.parent_run_id, "attributes.status = 'FINISHED'")
+    finished = race.tracker.children(race.parent_run_id, HAS_RESULT)
     found = {}
     for run_id, tags in finished:
         run = SeedRun(tags.get(CANDIDATE_TAG, ""), int(tags.get(SEED_TAG, -1)))

@@ -75,6 +75,8 @@ NOT_STORED = (
     "search.confirm",
     "search.workers",
     "search.trials",
+    "search.timeout",
+    "search.start",
     "search.storage=",
     "search.engine",
     "search.address",
@@ -93,6 +95,7 @@ FREE_KEYS = (
     "data.path",
     "data.source",
     "reproduce",
+    "fresh",
     "patience",
     *ENGINE_KEYS,
 )

@@ -39,6 +39,7 @@ from digit_study.study.study_plan import StudyPlan
 from digit_study.study.trial_attributes import RUN_ID
 from digit_study.support.console import warn
 from digit_study.support.errors import StudyError, first_line
+from digit_study.support.trial_status import TrialStatus
 from digit_study.support.workspace import Workspace
 from digit_study.tracking import provenance
 from digit_study.tracking.location import REGISTERED_NAME
@@ -175,9 +176,9 @@ def _facts(plan: StudyPlan, frame: pd.DataFrame, board: pd.DataFrame) -> dict[st
     """Return the study in a line of numbers."""
     facts = {"trials": f"{len(frame)}"}
     states = Counter(frame["state"])
-    for name in ("complete", "pruned", "fail", "running"):
-        if states[name.upper()]:
-            facts[name] = f"{states[name.upper()]}"
+    for status in TrialStatus:
+        if states[status]:
+            facts[status.lower()] = f"{states[status]}"
     if len(frame) and frame["finished"].notna().any():
         seconds = (frame["finished"].max() - frame["started"].min()).total_seconds()
         facts["from first to last"] = _duration(seconds)

@@ -3,7 +3,7 @@
 import gc
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Protocol
@@ -15,13 +15,16 @@ from digit_study.data.digits import Digits, load_digits
 from digit_study.model import calibration, fit
 from digit_study.model.networks import Model, build_model, mean_of
 from digit_study.model.robustness import robust_accuracy
+from digit_study.model.training_state import TrainingState
 from digit_study.report.figures import run_figures
 from digit_study.stats.metrics import Evaluation, evaluate
 from digit_study.support import hardware
+from digit_study.support.errors import StudyError
 from digit_study.support.signals import Interrupted, deferred_signals, raise_if_interrupted
 from digit_study.tracking import provenance
 from digit_study.tracking.session import Tracker
 from digit_study.tracking.writer import RunWriter
+from digit_study.trial.checkpoint import Checkpoint, RunState, this_command
 from digit_study.trial.events import Decision
 from digit_study.trial.protocol import Epoch, TrialResult, TrialStopped
 
@@ -29,6 +32,8 @@ from digit_study.trial.protocol import Epoch, TrialResult, TrialStopped
 LONGEST_REASON = 500
 #: How often a set that is a single batch is predicted again to measure its time.
 TIMED_PREDICTIONS = 3
+#: Tag of a run that went on where another was interrupted: the id of that run.
+CONTINUES = "continues"
 
 
 class Listener(Protocol):
@@ -66,8 +71,9 @@ def run_trial(
 ) -> TrialResult:
     """Load the digits, build, train, evaluate and record a network, and draw its figures.
 
-    The run ends FINISHED with a result. Without, it ends KILLED if a signal or the listener stopped
-    the trial, else FAILED.
+    The run ends FINISHED with a result, and also where the listener stopped the trial: then its tag
+    says so. It ends KILLED after a signal, else FAILED. A single run that was interrupted before
+    goes on after its last epoch, see `checkpoint`.
 
     Args:
         config: What to train, resolved.
@@ -87,12 +93,21 @@ def run_trial(
         StudyError: If training diverged or the digits have changed.
     """
     writer = tracker.writer(run_id)
+    checkpoint = Checkpoint(config, tracker.workspace)
     try:
-        result, draw = _walk(config, writer, listener, digits_folder, data_figures=data_figures)
+        result, draw = _walk(
+            config, writer, listener, checkpoint, digits_folder, data_figures=data_figures
+        )
+        checkpoint.remove()
     except BaseException as error:
+        if isinstance(error, TrialStopped):
+            writer.stop(str(error))
+            raise
+        if isinstance(error, StudyError):
+            checkpoint.remove()  # the same epoch would fail again
         reason = f"{type(error).__name__}: {error}".strip()[:LONGEST_REASON]
         status = "FAILED"
-        if isinstance(error, Interrupted | KeyboardInterrupt | TrialStopped):
+        if isinstance(error, Interrupted | KeyboardInterrupt):
             status = "KILLED"
         writer.tags({"failure": reason})
         writer.end(status, {"reason": reason})
@@ -135,6 +150,7 @@ def _walk(
     config: Config,
     writer: RunWriter,
     listener: Listener,
+    checkpoint: Checkpoint,
     digits_folder: Path | None,
     *,
     data_figures: bool,
@@ -150,8 +166,12 @@ def _walk(
         run_figures.write_data_figures(digits, writer.folder)
     fit.use_threads(config.training.threads or hardware.cores())
 
-    epochs: list[Epoch] = []
-    trained = _train_members(config, digits, writer, listener, epochs)
+    before = checkpoint.read()
+    if before is not None:
+        started -= before.seconds
+    training = _Training(config, digits, writer, listener, checkpoint, started)
+    trained = training.run(before)
+    epochs = training.epochs
     outcome = trained.evaluation
     temperature, uncertainty = calibration.calibrated(outcome.labels, outcome.probabilities)
     calibrated = calibration.tempered(outcome.probabilities, temperature)
@@ -173,84 +193,130 @@ def _walk(
     return result, draw
 
 
-def _train_members(
-    config: Config, digits: Digits, writer: RunWriter, listener: Listener, epochs: list[Epoch]
-) -> _Trained:
-    """Train every member of an ensemble, usually the only network, and append to ``epochs``."""
+@dataclass
+class _Training:
+    """Trains every member of an ensemble, usually the only network."""
 
-    def on_record(record: Epoch) -> None:
-        epochs.append(record)
-        writer.epoch(len(epochs), record)
-        if listener.on_epoch(len(epochs), record) is Decision.STOP:
+    config: Config
+    digits: Digits
+    writer: RunWriter
+    listener: Listener
+    checkpoint: Checkpoint
+    #: When the run started, by the clock of `time.perf_counter`.
+    started: float
+    #: Records of all epochs so far.
+    epochs: list[Epoch] = field(default_factory=list)
+    #: Members that are trained.
+    members: list[Model] = field(default_factory=list)
+    #: Their epochs.
+    member_epochs: int = 0
+
+    def run(self, before: RunState | None) -> _Trained:
+        """Train what is not trained yet.
+
+        Args:
+            before: Where an interrupted run stands; None: all is trained.
+        """
+        start = None
+        if before is not None:
+            start = before.training
+            self._go_on(before)
+        for number in range(len(self.members), self.config.model.members):
+            recipe = replace(self.config.training, seed=self.config.training.seed + number)
+            member_config = replace(self.config, training=recipe)
+            self.member_epochs = len(self.epochs)
+            if start is not None:
+                self.member_epochs -= len(start.epochs)
+            # An exception of ours in the middle of TensorFlow leaves it waiting for its own locks.
+            with deferred_signals():
+                trained = self._train(member_config, start)
+            self.members.append(trained.model)
+            start = None
+        if len(self.members) == 1:  # to compile it again would cost every trial 0.1 seconds
+            return trained
+        model = mean_of(self.members)
+        predictor = fit.Predictor(model)
+        return _Trained(model, predictor, _evaluate(predictor, self.digits))
+
+    def _go_on(self, before: RunState) -> None:
+        """Take over what an interrupted run has trained, and record it in this run."""
+        self.writer.tags({CONTINUES: before.run_id})
+        for number, record in enumerate(before.epochs, start=1):
+            self.writer.epoch(number, record)
+        self.epochs += before.epochs
+        for weights in before.members:
+            member = build_model(self.config.model)
+            member.set_weights(weights)
+            self.members.append(member)
+
+    def _on_record(self, record: Epoch) -> None:
+        """Record an epoch, and ask whether training goes on."""
+        self.epochs.append(record)
+        self.writer.epoch(len(self.epochs), record)
+        if self.listener.on_epoch(len(self.epochs), record) is Decision.STOP:
             raise TrialStopped("others promise more")
 
-    members: list[Model] = []
-    for number in range(config.model.members):
-        recipe = replace(config.training, seed=config.training.seed + number)
-        member_config = replace(config, training=recipe)
-        # An exception of ours in the middle of TensorFlow leaves it waiting for its own locks.
-        with deferred_signals():
-            trained = _train(member_config, digits, len(epochs), listener, on_record)
-        members.append(trained.model)
-    if len(members) == 1:  # to compile it again would cost every trial a tenth of a second
-        return trained
-    model = mean_of(members)
-    predictor = fit.Predictor(model)
-    return _Trained(model, predictor, _evaluate(predictor, digits))
-
-
-def _train(
-    config: Config,
-    digits: Digits,
-    earlier_epochs: int,
-    listener: Listener,
-    on_record: Callable[[Epoch], None],
-) -> _Trained:
-    """Train a network.
-
-    Args:
-        config: What to train.
-        digits: To train on and to validate on.
-        earlier_epochs: Epochs of earlier members, which count in what the listener hears.
-        listener: Hears of steps.
-        on_record: Hears of epochs.
-    """
-    keras.utils.set_random_seed(config.training.seed)
-    trained_model = build_model(config.model, config.training.precision, fit.FUSED_LAYERS)
-    # Trained in bfloat16 or not, a network is judged and saved in float32: the same numbers on
-    # every machine.
-    final_model = build_model(config.model)
-    predictor = fit.Predictor(trained_model)
-    final_predictor = fit.Predictor(final_model)
-    evaluations: list[Evaluation] = []
-
-    def evaluate_exactly() -> Evaluation:
-        final_model.set_weights(trained_model.get_weights())
-        return _evaluate(final_predictor, digits)
-
-    def validate() -> dict[str, float]:
-        is_last = len(evaluations) + 1 == config.training.epochs
-        evaluation = evaluate_exactly() if is_last else _evaluate(predictor, digits)
-        evaluations.append(evaluation)
-        return evaluation.metrics
-
-    def on_steps(epoch: int, step: int, steps: int) -> None:
+    def _on_steps(self, epoch: int, step: int, steps: int) -> None:
         raise_if_interrupted()
-        listener.on_steps(earlier_epochs + epoch, step, steps)
+        self.listener.on_steps(self.member_epochs + epoch, step, steps)
 
-    fit.fit(
-        trained_model,
-        digits.train_images,
-        digits.train_labels,
-        config.training,
-        validate=validate,
-        on_epoch=on_record,
-        on_steps=on_steps,
-    )
-    if config.training.early_stopping.patience is None:
-        return _Trained(final_model, final_predictor, evaluations[-1])
-    # under early stopping it may have gone back to an earlier epoch
-    return _Trained(final_model, final_predictor, evaluate_exactly())
+    def _on_state(self, state: Callable[[], TrainingState]) -> None:
+        """Keep the state of the run, unless nothing is trained yet."""
+        if self.epochs:
+            self.checkpoint.write(lambda: self._state(state()))
+
+    def _state(self, training: TrainingState) -> RunState:
+        return RunState(
+            run_id=self.writer.run_id,
+            command=this_command(),
+            seconds=time.perf_counter() - self.started,
+            members=[member.get_weights() for member in self.members],
+            member_epochs=self.epochs[: self.member_epochs],
+            training=training,
+        )
+
+    def _train(self, config: Config, start: TrainingState | None) -> _Trained:
+        """Train a network.
+
+        Args:
+            config: What to train.
+            start: Where to go on; None: from the start.
+        """
+        keras.utils.set_random_seed(config.training.seed)
+        trained_model = build_model(config.model, config.training.precision, fit.FUSED_LAYERS)
+        # Trained in bfloat16 or not, a network is judged and saved in float32: the same numbers on
+        # every machine.
+        final_model = build_model(config.model)
+        predictor = fit.Predictor(trained_model)
+        final_predictor = fit.Predictor(final_model)
+        evaluations: list[Evaluation] = []
+
+        def evaluate_exactly() -> Evaluation:
+            final_model.set_weights(trained_model.get_weights())
+            return _evaluate(final_predictor, self.digits)
+
+        def validate() -> dict[str, float]:
+            epoch = len(self.epochs) - self.member_epochs + 1
+            is_last = epoch == config.training.epochs
+            evaluation = evaluate_exactly() if is_last else _evaluate(predictor, self.digits)
+            evaluations.append(evaluation)
+            return evaluation.metrics
+
+        fit.fit(
+            trained_model,
+            self.digits.train_images,
+            self.digits.train_labels,
+            config.training,
+            validate=validate,
+            on_epoch=self._on_record,
+            on_steps=self._on_steps,
+            start=start,
+            on_state=self._on_state,
+        )
+        if config.training.early_stopping.patience is None:
+            return _Trained(final_model, final_predictor, evaluations[-1])
+        # under early stopping it may have gone back to an earlier epoch
+        return _Trained(final_model, final_predictor, evaluate_exactly())
 
 
 def _evaluate(predictor: fit.Predictor, digits: Digits) -> Evaluation:
