@@ -113,6 +113,11 @@ def test_a_folder_without_images_is_one_error_among_readings(tmp_path: Path) -> 
     assert only.error is not None and "holds no image files" in only.error
     assert set(only.as_json()) == {"file", "digit", "probabilities", "error"}
     assert only.digit is None and only.probabilities is None
+    (tmp_path / "7").mkdir()
+    (tmp_path / "test.csv").write_text("pixel0\n0\n")
+    folder, table = read_files([tmp_path, tmp_path / "test.csv"], by_brightness)
+    assert "name the folders in it" in str(folder.error)
+    assert "--submission submission.csv" in str(table.error)
 
 
 def test_a_store_that_is_not_there_is_not_created(tmp_path: Path) -> None:

@@ -127,6 +127,11 @@ def test_another_table_is_refused(content: str, word: str, tmp_path: Path) -> No
         sources.read_path(tmp_path / "train.csv", "train")
 
 
+def test_a_table_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match="check the spelling"):
+        sources.read_path(tmp_path / "trian.csv", "train")
+
+
 def test_a_damaged_idx_file_is_refused(tmp_path: Path) -> None:
     write_idx(tmp_path, "train", "")
     file = tmp_path / "train-images-idx3-ubyte"

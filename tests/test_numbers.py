@@ -108,7 +108,7 @@ def test_whoever_insists_on_a_digit_gets_none_of_several(tmp_path: Path) -> None
 def test_marks_that_are_no_digits_are_no_number(tmp_path: Path) -> None:
     file = save(tmp_path, row_of("3072", 6))
     (reading,) = read_files([file], by_likeness, lambda images: np.zeros(len(images), np.bool_))
-    assert reading.number is None and "letters or symbols" in str(reading.error)
+    assert reading.number is None and "not surely digits" in str(reading.error)
 
 
 def test_a_single_digit_stays_a_digit(tmp_path: Path) -> None:

@@ -22,6 +22,7 @@ from optuna.storages.journal import JournalFileBackend
 from scipy.stats import binom, norm, poisson
 
 from digit_study.config.promote_config import FileConfig, GateConfig, PromoteConfig, StoreConfig
+from digit_study.data.sources import sample_arrays
 from digit_study.registry import contest, promotion
 from digit_study.stats.gate import NetworkResult, budget, decide
 from digit_study.stats.ranking import PairedTest, paired_test
@@ -486,6 +487,19 @@ def test_studies_that_cannot_be_promoted(store: rs.Store) -> None:
         store.promote(store.ask(study="digits"))
     with pytest.raises(StudyError, match="did you mean 'digits'"):
         store.promote(store.ask(study="digit"))
+
+
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_digits_without_a_test_set_are_refused_before_anything_is_opened(
+    dry_run: bool, store: rs.Store, tmp_path: Path
+) -> None:
+    images, labels = sample_arrays("train")
+    np.savez(tmp_path / "own.npz", x_train=images[..., 0], y_train=labels)
+    data = FileConfig(str(tmp_path / "own.npz"))
+    ask = replace(store.ask(rs.add_run(store), dry_run=dry_run), data=data)
+    with pytest.raises(StudyError, match="without a test set, so nothing .* can be promoted"):
+        store.promote(ask)
+    assert store.registry.ledger.openings() == 0
 
 
 def test_no_store_is_made(tmp_path: Path) -> None:

@@ -120,6 +120,8 @@ def read_unlabelled_csv(path: Path) -> Pixels:
 def _csv_table(path: Path) -> npt.NDArray[np.float64]:
     import pandas as pd
 
+    if not path.is_file():
+        raise StudyError(f"there must be a CSV file at {path}: check the spelling")
     try:
         first = pd.read_csv(path, header=None, nrows=1, dtype=str)
         header = None

@@ -22,13 +22,15 @@ from digit_study.pictures.images import SIDE, Digit, SeveralMarks, read_digit
 from digit_study.support.errors import StudyError, first_line
 from digit_study.support.signals import native_stderr, signals_surface
 
-#: Why a picture of a single mark is refused.
+#: Why a picture of a single mark is refused. The detector cannot tell a letter from a poor digit.
 NO_DIGIT = (
-    "shows no digit, but a letter, a symbol or the like; what it would be as one: abstain=false"
+    "is not surely a digit, but a letter, a symbol, or a digit that is blurred or of a rare form; "
+    "to read it anyway: abstain=false"
 )
 #: Why a picture of several marks is refused.
 NO_NUMBER = (
-    "holds several marks, most of them no digits, but letters or symbols; as digits: abstain=false"
+    "holds several marks, most of them not surely digits, but letters, symbols, or digits that are "
+    "blurred or run together; to read them anyway: abstain=false"
 )
 #: What a refusal by the detector weighs against probabilities, as a logarithm.
 DOUBT = 0.7

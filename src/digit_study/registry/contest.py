@@ -100,7 +100,7 @@ def find_challenger(
 
     Raises:
         StudyError: If the run is unknown, unfinished or without a model, or if its digits are no
-            longer where they were.
+            longer where they were or have no test set.
     """
     key = "run_id" if config.run_id else "study"
     run_id = config.run_id or tracker.confirmed_winner(config.study, study_uid)
@@ -117,7 +117,10 @@ def find_challenger(
     source = queries.recorded_config(run).data
     if config.data.path is not None:
         source = replace(source, path=config.data.path)
-    return Challenger(run, run_id, model_id, file, sources.resolve(source).config)
+    data = sources.resolve(source).config
+    if data.path is not None:
+        sources.require_test_set(Path(data.path))
+    return Challenger(run, run_id, model_id, file, data)
 
 
 def _latest_model(run: Run) -> str:
