@@ -23,7 +23,8 @@ def main() -> None:
     race = frontier.measure(planned)
     from digit_study.registry import promotion
 
-    asked = PromoteConfig(tracking=StoreConfig(planned.study.uri))
+    own = planned.study.run.tracking
+    asked = PromoteConfig(tracking=StoreConfig(planned.study.uri, own.tags, own.note))
     known = promotion.evidence_by_run(asked, workspace)
     table = frontier.table_of(race, known)
     front: list[str] = []

@@ -38,7 +38,8 @@ def table(digits: data.Digits, wrong: range) -> pd.DataFrame:
 
 
 def compare(store: rs.Store, a: str, b: str) -> None:
-    comparison.compare(CompareConfig(a, b, StoreConfig(store.uri)), store.workspace)
+    noted = StoreConfig(store.uri, {"owner": "me"}, "a note")
+    comparison.compare(CompareConfig(a, b, noted), store.workspace)
 
 
 def test_a_comparison_is_shown_and_kept(
@@ -56,6 +57,7 @@ def test_a_comparison_is_shown_and_kept(
         a,
         b,
     )
+    assert run.data.tags["owner"] == "me" and run.data.tags["mlflow.note.content"] == "a note"
     numbers = run.data.metrics
     assert (numbers["difference"], numbers["only_a_right"], numbers["only_b_right"]) == (
         0.01,

@@ -331,9 +331,12 @@ def finished_runs(store: Path) -> list[str]:
     """Return the ids of two finished runs without children."""
     import mlflow
 
+    from digit_study.tracking.queries import HAS_RESULT
+
     client = mlflow.MlflowClient(f"sqlite:///{store}")
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    runs = client.search_runs(experiments, "attributes.status = 'FINISHED'")
+    # a pruned trial is FINISHED too
+    runs = client.search_runs(experiments, HAS_RESULT)
     return [run.info.run_id for run in runs if "model.filters" in run.data.params][:2]
 
 

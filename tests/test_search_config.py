@@ -14,6 +14,7 @@ from digit_study.config.study_config import (
     StudyConfig,
     constraints_of,
     objectives_of,
+    prefer_of,
     pruner_of,
 )
 from digit_study.support.errors import StudyError
@@ -83,7 +84,11 @@ TWO = "search.objectives=[{val_accuracy: maximize},{parameters: minimize}]"
 @pytest.mark.parametrize("pruner", [name for name in PRUNERS if name != "none"])
 @pytest.mark.parametrize(
     ("objectives", "told"),
-    [(TWO, "several objectives"), ("search.objectives=[{parameters: minimize}]", "end of a trial")],
+    [
+        (TWO, "several objectives"),
+        ("search.objectives=[{parameters: minimize}]", "end of a trial"),
+        ("search.objectives=[{robust_accuracy: maximize}]", "end of a trial"),
+    ],
 )
 def test_a_pruner_needs_one_objective_that_is_known_on_the_way(
     pruner: str, objectives: str, told: str
@@ -100,6 +105,26 @@ def test_a_pruner_needs_one_objective_that_is_known_on_the_way(
 def test_the_pruner_is_chosen_where_none_is_named(words: tuple[str, ...], pruner: str) -> None:
     study(*words).validate()
     assert pruner_of(study(*words).search) == pruner
+
+
+ROBUST = "search.objectives=[{robust_accuracy: maximize},{parameters: minimize}]"
+
+
+@pytest.mark.parametrize(
+    ("words", "preferred"),
+    [
+        ((), "smallest"),
+        ((TWO,), "smallest"),
+        ((ROBUST,), "robust"),
+        ((ROBUST, "confirm.prefer=accuracy"), "accuracy"),
+        (("confirm.prefer=robust",), "robust"),
+    ],
+)
+def test_a_confirmation_prefers_what_the_study_searched(
+    words: tuple[str, ...], preferred: str
+) -> None:
+    study(*words).validate()
+    assert prefer_of(study(*words)) == preferred
 
 
 @given(

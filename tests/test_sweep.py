@@ -36,6 +36,7 @@ from digit_study.study.trial_recorder import TrialRecorder
 from digit_study.support import processes
 from digit_study.support.errors import StudyError
 from digit_study.support.signals import Interrupted, interruptible
+from digit_study.tracking.queries import HAS_RESULT
 from digit_study.tracking.runs import Runs
 from digit_study.tracking.session import Tracker
 from digit_study.tracking.writer import RunWriter
@@ -208,13 +209,24 @@ def test_every_pruner_reaches_the_total(pruner: str, store: str) -> None:
     assert set(states(view)) <= {"COMPLETE", "PRUNED"} and len(view.trials()) == 8
 
 
-def test_a_pruned_trial_says_so_and_is_not_finished(store: str) -> None:
-    view, _ = search(store, "search.pruner=median", "search.sampler=random", "search.trials=14")
+def test_a_pruned_trial_has_ended_well_and_has_no_result(store: str) -> None:
+    view, stubs = search(store, "search.pruner=median", "search.sampler=random", "search.trials=14")
     pruned = [str(trial.number) for trial in view.trials(TrialState.PRUNED)]
     assert pruned
+    parent = runs(store)["study"].info.run_id
     for number in pruned:
         run = runs(store)[number]
-        assert (run.data.tags["trial.state"], run.info.status) == ("PRUNED", "KILLED")
+        tags = run.data.tags
+        assert (tags["trial.state"], run.info.status) == ("PRUNED", "FINISHED")
+        assert tags["stopped"] == "others promise more" and "failure" not in tags
+        # everything that needs a result refuses it, in words
+        tracker = stubs.tracker
+        assert tracker.finished_metrics(run.info.run_id) is None
+        with pytest.raises(StudyError, match="which is a pruned trial, stopped before its last"):
+            tracker.finished_run(run.info.run_id, "run_id")
+    with_result = {run_id for run_id, _ in stubs.tracker.children(parent, HAS_RESULT)}
+    complete = view.trials(TrialState.COMPLETE)
+    assert with_result == {trial.user_attrs["run_id"] for trial in complete}
 
 
 @pytest.mark.slow
@@ -425,6 +437,22 @@ def test_a_supervisor_that_dies_leaves_what_the_next_one_mends(
     }
 
 
+@pytest.mark.slow
+def test_a_trial_whose_stop_was_not_recorded_any_more_is_pruned_and_does_not_run_again(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("search.trials=14", "search.pruner=median", "search.sampler=random")
+    gone = DiesAt("prune", 1)
+    before = Stubs(store)
+    with pytest.raises(Gone):
+        run_study(plan(*words), before.engine)
+    gone.monkeypatch.undo()
+    monkeypatch.setattr(processes, "find_process", lambda name: None)
+    view, after = search(store, *words)
+    assert set(states(view)) == {"COMPLETE", "PRUNED"} and len(view.trials()) == 14
+    assert len(before.started) + len(after.started) == 14
+
+
 class Gone(BaseException):
     """Stands for a SIGKILL."""
 
@@ -438,6 +466,7 @@ class DiesAt:
             "submit": (Stubs, "__call__", False),
             "tell": (Study, "tell", False),
             "tag": (Runs, "tag_run", False),
+            "prune": (TrialRecorder, "prune", False),
         }[moment]
         original, calls = getattr(place, name), count(1)
         nth += moment == "create_run"  # the first is the parent
@@ -521,7 +550,10 @@ def test_interruptions_use_up_no_retry(reasons: list[str], expected: int) -> Non
 
 def test_the_frame_of_a_study_has_a_row_for_every_trial(store: str) -> None:
     view, _ = search(
-        store, "search.trials=3", behaviour=lambda config, n: "failed" if n == 2 else "done"
+        store,
+        "search.trials=3",
+        "search.pruner=none",
+        behaviour=lambda config, n: "failed" if n == 2 else "done",
     )
     frame = trials_frame(plan(), view)
     assert list(frame["state"]) == ["COMPLETE", "FAIL", "COMPLETE"]

@@ -29,6 +29,7 @@ from digit_study.model.recipe import (
     build_optimizer,
     shift_rotate,
 )
+from digit_study.model.training_state import TrainingState
 from digit_study.support import hardware
 
 Array = np.ndarray[Any, Any]
@@ -75,6 +76,17 @@ def test_steps_are_those_of_keras_itself(
         training, "train_function", lambda model: None
     )  # so that Keras makes its own
     assert weights_sha256(trained(digits, replace(RECIPE, epochs=2))[0]) == plain
+
+
+def test_one_short_training_after_another_is_no_retracing(
+    digits: Arrays, caplog: pytest.LogCaptureFixture
+) -> None:
+    """TensorFlow warns of the fifth tracing in so few calls, as if a function were traced anew."""
+    for _ in range(6):
+        model, _ = trained(digits, RECIPE)
+        predictor = training.Predictor(model)
+        assert predictor(digits[0][:50]).shape == (50, 10)
+    assert [record.message for record in caplog.records if record.name == "tensorflow"] == []
 
 
 # ---------------------------------------------------------------------------------- recipes
@@ -168,6 +180,31 @@ def test_what_a_listener_raises_ends_training(digits: Arrays) -> None:
 
     with pytest.raises(KeyError, match="enough"):
         trained(digits, RECIPE, on_epoch=stop)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("values", "done"),
+    [
+        ({"augmentation": "shift_rotate", "ema": True, "precision": "mixed_bfloat16"}, 2),
+        ({"augmentation": "handwriting", "label_smoothing": 0.1, "optimizer": "adamw"}, 1),
+        ({"early_stopping": EarlyStoppingConfig(2), "schedule": "constant"}, 3),
+    ],
+)
+def test_training_that_goes_on_ends_with_the_same_bits(
+    values: dict[str, Any], done: int, digits: Arrays
+) -> None:
+    recipe = replace(RECIPE, epochs=5, **values)
+    network = replace(SMALL, dropout=0.3, batch_norm=True)
+    losses = [3.0, 1.0, 2.0, 2.0, 2.0]
+    states: list[TrainingState] = []
+    handed = {"on_state": lambda state: states.append(state())}
+    whole, epochs = trained(digits, recipe, network, validate=validation(losses), **handed)
+    handed = {"start": states[done]}
+    again, later = trained(digits, recipe, network, validate=validation(losses[done:]), **handed)
+    assert weights_sha256(again) == weights_sha256(whole)
+    assert [one["train_loss"] for one in later] == [one["train_loss"] for one in epochs]
+    assert later[:done] == epochs[:done]
 
 
 # ---------------------------------------------------------------------------------- early stopping

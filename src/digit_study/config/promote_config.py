@@ -6,22 +6,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Annotated
 
+from digit_study.config.run_config import StoreConfig as StoreConfig
 from digit_study.stats.gate import GateConfig as GateConfig
 from digit_study.support.rules import Rule, check, rules_of
 
 NAME = Rule("a name", lambda value: bool(value.strip()))
 RUN_ID = Rule("a run id", lambda value: bool(value.strip()))
-
-
-@dataclass(frozen=True)
-class StoreConfig:
-    """Name MLflow's store.
-
-    Attributes:
-        uri: Its URI; None: MLFLOW_TRACKING_URI, else ./mlflow.db.
-    """
-
-    uri: str | None = None
 
 
 @dataclass(frozen=True)
@@ -70,6 +60,7 @@ class PromoteConfig:
         if len(given) > 1:
             rule = "one of `run_id`, `rollback` and `history` can be given"
             yield f"{rule}, got {' and '.join(given)}: drop one"
+        yield from self.tracking.violations()
 
 
 @dataclass(frozen=True)
@@ -103,3 +94,4 @@ class CompareConfig:
                 yield f"{rule}, got null: sweeps/compare.py a=<run_id> b=<run_id>"
         if self.a is not None and self.a == self.b:
             yield f"`a` and `b` must be two runs, got {self.a!r} twice: name another run as b"
+        yield from self.tracking.violations()

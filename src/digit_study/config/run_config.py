@@ -29,26 +29,16 @@ RESERVED_TAGS = ("kind", "study", "answer", "failure", "continues")
 
 
 @dataclass(frozen=True)
-class TrackingConfig:
-    """Say where results go.
+class StoreConfig:
+    """Name MLflow's store, and what a person notes there.
 
     Attributes:
-        uri: URI of MLflow's store; None: MLFLOW_TRACKING_URI, else ./mlflow.db.
-        experiment: Name of the MLflow experiment; None: named after the data.
-        run_name: Name of the run; None: named after its overrides.
-        parent_run_id: The run under which this run is nested.
-        save_model: Whether the trained model is kept.
-        system_metrics: Whether MLflow records the load of the machine while it trains.
-        tags: Own tags of the runs, by name.
-        note: A note on the runs, in Markdown.
+        uri: URI of the store; None: MLFLOW_TRACKING_URI, else ./mlflow.db.
+        tags: Own tags of what a command records, by name.
+        note: A note on what a command records, in Markdown.
     """
 
     uri: str | None = None
-    experiment: str | None = None
-    run_name: str | None = None
-    parent_run_id: str | None = None
-    save_model: bool = True
-    system_metrics: bool = False
     tags: dict[str, Any] = field(default_factory=dict)
     note: str | None = None
 
@@ -67,6 +57,25 @@ class TrackingConfig:
                 )
             elif name.startswith(RESERVED_PREFIXES) or name in RESERVED_TAGS:
                 yield f"`tracking.tags` has {name!r}, which the project sets itself: rename it"
+
+
+@dataclass(frozen=True)
+class TrackingConfig(StoreConfig):
+    """Say where the results of runs go.
+
+    Attributes:
+        experiment: Name of the MLflow experiment; None: named after the data.
+        run_name: Name of the run; None: named after its overrides.
+        parent_run_id: The run under which this run is nested.
+        save_model: Whether the trained model is kept.
+        system_metrics: Whether MLflow records the load of the machine while it trains.
+    """
+
+    experiment: str | None = None
+    run_name: str | None = None
+    parent_run_id: str | None = None
+    save_model: bool = True
+    system_metrics: bool = False
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,19 @@ ASHA = "asha"
 PRUNERS = (ASHA, "hyperband", "successive_halving", "median", "percentile", "patient", "none")
 #: Metrics that a trial reports every epoch, so that it can be pruned on them.
 EVERY_EPOCH = ("val_accuracy", "val_loss")
+#: The accuracy on corrupted validation images, which a trial reports at its end.
+ROBUST = "robust_accuracy"
 #: Metrics that can be optimised.
-OBJECTIVES = (*EVERY_EPOCH, "parameters", "epoch_seconds", "inference_milliseconds")
+OBJECTIVES = (
+    *EVERY_EPOCH,
+    ROBUST,
+    "parameters",
+    "epoch_seconds",
+    "inference_milliseconds",
+)
 DIRECTIONS = ("maximize", "minimize")
+#: How a confirmation chooses its winner.
+PREFERENCES = ("smallest", "accuracy", "robust")
 #: ``metric <= number`` or ``metric >= number``.
 CONSTRAINT = re.compile(
     rf"\s*({'|'.join(OBJECTIVES)})\s*(<=|>=)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*"
@@ -103,13 +113,14 @@ class ConfirmConfig:
         top: Configurations that are trained again.
         seeds: Seeds of each as text, or ``auto``: as many as a race needs.
         max_seeds: Seeds of each, at most, in a race.
-        prefer: The winner among those that do not differ significantly from the best.
+        prefer: The winner among those that do not differ significantly from the best; None: see
+            :func:`prefer_of`.
     """
 
     top: Annotated[int, between(1, 100)] = 5
     seeds: Annotated[str, SEEDS] = "auto"
     max_seeds: Annotated[int, between(3, 100)] = 8
-    prefer: Annotated[str, choice(("smallest", "accuracy"))] = "smallest"
+    prefer: Annotated[str | None, choice(PREFERENCES)] = None
 
     @property
     def fixed(self) -> int | None:
@@ -246,6 +257,28 @@ def pruner_of(search: SearchConfig) -> str:
     if len(objectives) == 1 and objectives[0] in EVERY_EPOCH:
         return ASHA
     return "none"
+
+
+def prefer_of(study: StudyConfig) -> str:
+    """Return how a confirmation chooses its winner: as configured, else as the study searched.
+
+    Args:
+        study: A checked config.
+
+    Returns:
+        ``robust`` where :data:`ROBUST` is the first objective, otherwise ``smallest``, where the
+        config names no preference.
+    """
+    if study.confirm.prefer:
+        return study.confirm.prefer
+    if ranks_by_robustness(study.search):
+        return "robust"
+    return "smallest"
+
+
+def ranks_by_robustness(search: SearchConfig) -> bool:
+    """Return whether the first objective is to predict corrupted images correctly."""
+    return next(iter(objectives_of(search).items())) == (ROBUST, "maximize")
 
 
 def _constraint_violations(search: SearchConfig) -> Iterator[str]:

@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from digit_study.inference.image_files import SUFFIXES
+from digit_study.pictures.image_files import SUFFIXES
 from digit_study.support.errors import StudyError
 
 #: Missing paths that an error names, at most.

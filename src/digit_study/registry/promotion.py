@@ -6,6 +6,7 @@ Only then does the alias move. Rollback and the history of a registered model ar
 from mlflow.entities.model_registry import ModelVersion
 
 from digit_study.config.promote_config import PromoteConfig
+from digit_study.config.run_config import StoreConfig
 from digit_study.data.digits import dataset_name
 from digit_study.registry import contest, promotion_report
 from digit_study.registry.contest import Challenger, EvaluateSealed, Verdict, evaluate_sealed
@@ -143,6 +144,7 @@ def _compare(
     networks = contest.find_networks(registry.tracker, challenger, champion)
     before = registry.ledger.comparisons()
     threshold = contest.set_threshold(registry.tracker, challenger)
+    is_same_split = contest.has_same_split(registry.tracker, challenger, champion)
     opened: list[Entry] = []
 
     def record() -> None:
@@ -150,8 +152,15 @@ def _compare(
 
     try:
         result = evaluate(networks, challenger.data, record, threshold)
-        verdict = contest.decide_contest(challenger, champion, result, config.promote, before)
-        version = _register(registry, opened[0], challenger, champion, verdict)
+        verdict = contest.decide_contest(
+            challenger,
+            champion,
+            result,
+            config.promote,
+            before,
+            is_same_split=is_same_split,
+        )
+        version = _register(registry, opened[0], challenger, champion, verdict, config.tracking)
     except BaseException as fault:
         for entry in opened:
             registry.resolve(entry, f"{type(fault).__name__}: {fault}"[:500])
@@ -191,6 +200,7 @@ def _register(
     challenger: Challenger,
     champion: ModelVersion | None,
     verdict: Verdict,
+    store: StoreConfig,
 ) -> str:
     """Register the challenger with its evidence and close the entry; return its version."""
     alias = CHAMPION if verdict.decision.promoted else CHALLENGER
@@ -201,13 +211,11 @@ def _register(
         champion=(champion.name, str(champion.version)) if champion is not None else None,
         evidence=verdict.evidence,
     )
-    version = registry.register(
-        entry,
-        challenger.model_id,
-        alias,
-        verdict.evidence,
-        promotion_report.version_description(facts),
-    )
+    description = promotion_report.version_description(facts)
+    if store.note:
+        description = f"{store.note}\n\n{description}"
+    evidence = {**store.own_tags, **verdict.evidence}
+    version = registry.register(entry, challenger.model_id, alias, evidence, description)
     registry.end(
         entry,
         outcome_of(alias),

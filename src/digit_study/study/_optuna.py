@@ -121,7 +121,7 @@ class _PausedAsPruned:
         return shown
 
 
-def _with_paused(study: Study) -> Study:
+def with_paused(study: Study) -> Study:
     """Return a study as a sampler should see it."""
     return cast(Study, _PausedAsPruned(study))
 
@@ -141,12 +141,12 @@ class TPE(optuna.samplers.TPESampler):
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
     ) -> dict[str, BaseDistribution]:
-        return super().infer_relative_search_space(_with_paused(study), trial)
+        return super().infer_relative_search_space(with_paused(study), trial)
 
     def sample_relative(
         self, study: Study, trial: FrozenTrial, search_space: dict[str, BaseDistribution]
     ) -> dict[str, Any]:
-        return super().sample_relative(_with_paused(study), trial, search_space)
+        return super().sample_relative(with_paused(study), trial, search_space)
 
     def sample_independent(
         self,
@@ -155,9 +155,7 @@ class TPE(optuna.samplers.TPESampler):
         param_name: str,
         param_distribution: BaseDistribution,
     ) -> Any:
-        return super().sample_independent(
-            _with_paused(study), trial, param_name, param_distribution
-        )
+        return super().sample_independent(with_paused(study), trial, param_name, param_distribution)
 
     def _get_internal_repr(
         self, trials: list[FrozenTrial], search_space: dict[str, BaseDistribution], study: Study

@@ -13,7 +13,7 @@ import pandas as pd
 from mlflow.entities import Run
 
 from digit_study.config.promote_config import CompareConfig
-from digit_study.config.run_config import Config, TrackingConfig
+from digit_study.config.run_config import Config, StoreConfig, TrackingConfig
 from digit_study.data import digits, sources
 from digit_study.report.figures import charts, paired_figures
 from digit_study.report.tables import flipped_table
@@ -21,7 +21,7 @@ from digit_study.report.terminal import print_facts, print_lines, print_table
 from digit_study.stats.metrics import Evaluation, evaluation_from_table
 from digit_study.stats.ranking import PairedTest, paired_test
 from digit_study.support.errors import StudyError
-from digit_study.support.formatting import accuracy_with_interval
+from digit_study.support.formatting import accuracy_with_interval, p_value
 from digit_study.support.workspace import Workspace
 from digit_study.tracking.queries import recorded_config
 from digit_study.tracking.session import Tracker, open_store
@@ -80,7 +80,7 @@ def compare(config: CompareConfig, workspace: Workspace) -> None:
     tracker = open_store(config.tracking.uri, workspace)
     with tracker.readable_faults():
         pair = load_pair(tracker, config)
-        recorded = _record(tracker, pair)
+        recorded = _record(tracker, pair, config.tracking)
     _print(pair, recorded.run_id, tracker.address(recorded.run_id))
     if recorded.spooled_in:
         raise StudyError(
@@ -140,10 +140,13 @@ def _refuse_other_images(first: pd.DataFrame, second: pd.DataFrame) -> None:
     )
 
 
-def _record(tracker: Tracker, pair: Pair) -> Recorded:
+def _record(tracker: Tracker, pair: Pair, store: StoreConfig) -> Recorded:
     """Record the comparison as a run of its own."""
     experiment = tracker.client.get_experiment(pair.a.run.info.experiment_id).name
-    config = replace(pair.config, tracking=TrackingConfig(uri=tracker.uri, experiment=experiment))
+    tracking = TrackingConfig(
+        uri=tracker.uri, tags=store.tags, note=store.note, experiment=experiment
+    )
+    config = replace(pair.config, tracking=tracking)
     tags = {
         "kind": "comparison",
         "compared.a": pair.a.run_id,
@@ -204,7 +207,7 @@ def _print(pair: Pair, run_id: str, view: str) -> None:
             f"a, run {pair.a.run_id}": accuracy_with_interval(pair.a.evaluation.metrics),
             f"b, run {pair.b.run_id}": accuracy_with_interval(pair.b.evaluation.metrics),
             "b minus a": f"{interval}, 95 % interval, {test.images:,} images",
-            "exact McNemar p": f"{test.p_value:.4g}",
+            "exact McNemar p": p_value(test.p_value),
             "only a correct, only b correct": f"{test.only_first}, {test.only_second}",
         },
     )

@@ -46,6 +46,7 @@ COLUMNS = (
     "mean",
     "low",
     "high",
+    "robust_accuracy",
     "tied",
     "front",
 )

@@ -1,9 +1,13 @@
 """Asynchronous successive halving that pauses trials: which of them go on from which epoch.
 
-After some epochs, the rungs, only the best third of the trials that came so far goes on. The others
-are paused, not ended. A paused trial goes on as soon as it belongs to the best third, because later
-trials were worse. This is the promotion of ASHA (L. Li et al. 2020, arXiv 1810.05934): no good
-trial is lost for a slow start.
+After some epochs, the rungs, only the best of the trials that came so far go on. The others are
+paused, not ended. A paused trial goes on as soon as it belongs to the best, because later trials
+were worse. This is the promotion of ASHA (L. Li et al. 2020, arXiv 1810.05934): no good trial is
+lost for a slow start.
+
+Where the rungs are and how many go on was chosen on recorded curves, by
+``tests/benchmarks/bench_search.py``: after a first epoch a strict choice saves most, and after a
+second epoch a mild choice loses least.
 """
 
 from __future__ import annotations
@@ -16,8 +20,12 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:  # no plan waits for Optuna
     from optuna.trial import FrozenTrial
 
-#: A trial in so many goes on from a rung.
-REDUCTION = 3
+#: The first rung is at this share of the epochs, and from it a trial in so many goes on.
+FIRST_SHARE = 1 / 9
+FIRST_REDUCTION = 4
+#: The second rung.
+SECOND_SHARE = 1 / 3
+SECOND_REDUCTION = 2
 
 
 @dataclass(frozen=True)
@@ -29,21 +37,22 @@ class PausedTrial:
     epoch: int
 
 
-def rungs(epochs: int) -> tuple[int, ...]:
-    """Return after how many epochs trials are compared, in ascending order.
+def reductions(epochs: int) -> dict[int, int]:
+    """Return after how many epochs trials are compared, and that a trial in how many goes on.
 
     Args:
         epochs: Epochs that a trial has at most, at least 1.
 
     Returns:
-        A third of the epochs, a third of that, and so on, each rounded up: 1, 2 for 6 epochs. It is
-        empty where a trial has a single epoch.
+        One trial in how many goes on, by the rung, in ascending order: ``{1: 4, 2: 2}`` for 6
+        epochs. It is empty where a trial has a single epoch.
     """
-    found = []
-    while epochs > 1:
-        epochs = math.ceil(epochs / REDUCTION)
-        found.append(epochs)
-    return tuple(reversed(found))
+    second = math.ceil(SECOND_SHARE * epochs)
+    first = math.ceil(FIRST_SHARE * epochs)
+    found = {first: FIRST_REDUCTION}
+    if second > first:
+        found[second] = SECOND_REDUCTION
+    return {epoch: reduction for epoch, reduction in found.items() if epoch < epochs}
 
 
 class Halving:
@@ -56,10 +65,15 @@ class Halving:
             epochs: Epochs that a trial has at most.
             maximizes: Whether the objective is better where it is larger.
         """
-        self.rungs = rungs(epochs)
+        self._reductions = reductions(epochs)
         self._sign = 1.0
         if maximizes:
             self._sign = -1.0
+
+    @property
+    def rungs(self) -> tuple[int, ...]:
+        """Return the epochs after which trials are compared, in ascending order."""
+        return tuple(self._reductions)
 
     def best(self, trials: Sequence[FrozenTrial], epoch: int, *, at_least: int) -> list[int]:
         """Return the trials that go on from a rung.
@@ -67,15 +81,15 @@ class Halving:
         Args:
             trials: All trials of the study.
             epoch: The rung.
-            at_least: How many go on, even if a third is less than that: 1 where a trial cannot
-                wait for others.
+            at_least: How many go on however few trials there are: 1 where a trial cannot wait for
+                others.
 
         Returns:
             Their numbers, the best first. Trials that went on before are among them.
         """
         losses = self._losses(trials, epoch)
         ranked = sorted(losses, key=lambda number: (losses[number], number))
-        return ranked[: max(at_least, len(ranked) // REDUCTION)]
+        return ranked[: max(at_least, len(ranked) // self._reductions[epoch])]
 
     def promotable(
         self, trials: Sequence[FrozenTrial], paused: Collection[PausedTrial], *, at_least: int
@@ -98,6 +112,21 @@ class Halving:
             best = self.best(trials, epoch, at_least=at_least)
             found += [number for number in best if number in waiting]
         return found
+
+    def may_go_on(self, trials: Sequence[FrozenTrial], paused: PausedTrial, total: int) -> bool:
+        """Return whether a paused trial may belong to the best at the end of a study.
+
+        Args:
+            trials: All trials that the study has so far.
+            paused: The trial.
+            total: Trials that the study has at its end.
+        """
+        at_end = float(total)
+        for epoch, reduction in self._reductions.items():
+            at_end /= reduction
+            if epoch == paused.epoch:
+                break
+        return paused.number in self.best(trials, paused.epoch, at_least=max(1, int(at_end)))
 
     def worst(self, trials: Sequence[FrozenTrial], paused: Collection[PausedTrial]) -> int:
         """Return the paused trial that is least likely to go on.

@@ -18,7 +18,13 @@ from digit_study.study import _optuna, storage
 from digit_study.study.pausing import Pausing
 from digit_study.study.results import RunResults
 from digit_study.study.storage import StoredStudy
-from digit_study.study.study_plan import StudyPlan, halving_of, longest_epochs, paused_limit
+from digit_study.study.study_plan import (
+    StudyPlan,
+    declared_total,
+    halving_of,
+    longest_epochs,
+    paused_limit,
+)
 from digit_study.study.trial_attributes import (
     ABANDONED,
     BASELINE,
@@ -35,16 +41,11 @@ from digit_study.study.trial_attributes import (
     deaths,
     paused_after,
 )
-from digit_study.study.trial_recorder import (
-    PAUSED_STATE,
-    RUNNING_STATE,
-    STATE_TAG,
-    TrialEnd,
-    TrialRecorder,
-)
+from digit_study.study.trial_recorder import TrialEnd, TrialRecorder
 from digit_study.support import processes
 from digit_study.support.console import warn
 from digit_study.support.progress import SweepProgress
+from digit_study.support.trial_status import STATUS_TAG, TrialStatus
 from digit_study.tracking.session import Tracker
 from digit_study.trial.events import (
     Decision,
@@ -150,9 +151,9 @@ class _Total:
 class OptunaSource(JobSource):
     """Asks Optuna for trials, prunes them, and records the truth about each in both stores.
 
-    Several processes, also on several
-    machines, may work on one study, each with a source of its own. It has a dozen attributes: a
-    source stands between plan, storage, tracking, recording and display.
+    Several processes, also on several machines, may work on one study, each with a source of its
+    own. It has a dozen attributes: a source stands between plan, storage, tracking, recording and
+    display.
     """
 
     def __init__(
@@ -181,7 +182,7 @@ class OptunaSource(JobSource):
         self._results = results
         self._progress = progress
         self._recorder = TrialRecorder(plan, stored, tracker, parent_run_id, self._show_end)
-        self._total = _Total(stored, _declared_total(plan), plan.study.search.timeout)
+        self._total = _Total(stored, declared_total(plan), plan.study.search.timeout)
         self._pausing: Pausing | None = None
         halving = halving_of(plan)
         if halving is not None:
@@ -251,7 +252,7 @@ class OptunaSource(JobSource):
             trial = self._ask()
             trial.set_user_attr(SUPERVISOR, processes.process_name())
         self._stored.send_heartbeats([trial.number])
-        if self._stored.drop_excess(trial, _declared_total(self._plan)):
+        if self._stored.drop_excess(trial, declared_total(self._plan)):
             return None
         try:
             return self._job(trial)
@@ -327,7 +328,7 @@ class OptunaSource(JobSource):
         trial = self._stored.trial(job.key)
         if trial.user_attrs.get(REASON) == ABANDONED:
             text = "this machine was out of reach: it runs again on another"
-            self._show_end(TrialEnd(trial.number, "FAIL", text))
+            self._show_end(TrialEnd(trial.number, TrialStatus.FAIL, text))
         else:
             self._record(running, outcome, runs_again=runs_again)
         del self._running[job.key]
@@ -393,13 +394,13 @@ class OptunaSource(JobSource):
 
     def _mark_paused(self, running: _RunningTrial, epoch: int | None) -> None:
         """Record in both stores that a trial is paused after an epoch; None: that it goes on."""
-        state = RUNNING_STATE
+        status = TrialStatus.RUNNING
         if epoch is not None:
             running.paused_since = time.monotonic()
-            state = PAUSED_STATE
+            status = TrialStatus.PAUSED
         trial = running.trial
         trial.set_user_attr(PAUSED_AFTER, epoch)
-        self._tracker.tag_run(trial.user_attrs[RUN_ID], {STATE_TAG: state})
+        self._tracker.tag_run(trial.user_attrs[RUN_ID], {STATUS_TAG: status})
 
     @property
     def _objective(self) -> str:
@@ -435,7 +436,7 @@ class OptunaSource(JobSource):
             "kind": "trial",
             "study": plan.study.study,
             "trial.number": str(number),
-            STATE_TAG: RUNNING_STATE,
+            STATUS_TAG: TrialStatus.RUNNING,
         }
         earlier = self._stored.same_configuration(number, params)
         if earlier is not None:
@@ -505,7 +506,7 @@ class OptunaSource(JobSource):
             for trial in self._stored.trials()
         }
         distinct = {space.fingerprint(point): point for point in points}
-        for name, point in list(distinct.items())[: _declared_total(plan)]:
+        for name, point in list(distinct.items())[: declared_total(plan)]:
             if name not in known:
                 attributes = {BASELINE: point == baseline and not is_outside}
                 self._stored.study.enqueue_trial(point, user_attrs=attributes)
@@ -547,7 +548,7 @@ class OptunaSource(JobSource):
         self._recorder.drop_models()
 
     def _show_end(self, end: TrialEnd) -> None:
-        self._progress.ended(end.number, end.state, end.text)
+        self._progress.ended(end.number, end.status, end.text)
 
     def _rows(self) -> list[Sequence[str]]:
         """Return trial, host, epoch, value and configuration of every trial that runs."""
@@ -562,14 +563,3 @@ class OptunaSource(JobSource):
             epochs = f"{running.epochs:.1f}/{running.most_epochs}"
             rows.append((str(number), running.host, epochs, value, name))
         return rows
-
-
-def _declared_total(plan: StudyPlan) -> int:
-    """Return how many trials a study has at its end; a grid has no more than its points."""
-    search = plan.study.search
-    if search.sampler != "grid":
-        return search.trials
-    points = space.grid(plan.dimensions)
-    if not points:
-        return search.trials
-    return min(search.trials, len(points))

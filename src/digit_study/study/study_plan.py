@@ -218,6 +218,17 @@ def plan_study(arguments: Sequence[str], workspace: Workspace) -> StudyPlan:
     return plan
 
 
+def declared_total(plan: StudyPlan) -> int:
+    """Return how many trials a study has at its end; a grid has no more than its points."""
+    search = plan.study.search
+    if search.sampler != "grid":
+        return search.trials
+    points = grid(plan.dimensions)
+    if not points:
+        return search.trials
+    return min(search.trials, len(points))
+
+
 def longest_epochs(plan: StudyPlan) -> int:
     """Return how many epochs a trial has at most, those of all members of an ensemble counted."""
     epochs = plan.run.training.epochs

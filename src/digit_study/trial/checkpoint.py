@@ -31,7 +31,7 @@ from digit_study.support.processes import is_alive, process_name
 from digit_study.support.workspace import Workspace
 
 #: A file is written at most so often that it takes this share of the time.
-LARGEST_SHARE = 0.02
+LARGEST_SHARE = 0.05
 #: Days after which a file is removed that no command has gone on from.
 KEPT_DAYS = 30
 #: Libraries that decide bits.
@@ -101,8 +101,8 @@ class Checkpoint:
         if not self.is_kept or self.config.fresh:
             return None
         try:
-            with np.load(self.path) as file:
-                state = _unpacked(file)
+            with self.path.open("rb") as file, np.load(file) as packed:
+                state = _unpacked(packed)
         except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
             return None
         if is_alive(state.command) and state.command != this_command():
@@ -117,9 +117,10 @@ class Checkpoint:
         """
         if not self.is_kept or not self._is_due:
             return
+        path = self.path
         started = self.clock()
         with suppress(OSError):  # a disk that is full stops the run elsewhere, or has room again
-            self._replace(_packed(state()))
+            self._replace(path, _packed(state()))
         self._written_at = self.clock()
         self._last_cost = self._written_at - started
 
@@ -128,12 +129,12 @@ class Checkpoint:
         if self.is_kept:
             self.path.unlink(missing_ok=True)
 
-    def _replace(self, packed: Mapping[str, Array]) -> None:
+    def _replace(self, path: Path, packed: Mapping[str, Any]) -> None:
         """Write the file anew."""
-        self.path.parent.mkdir(parents=True, exist_ok=True)
+        path.parent.mkdir(parents=True, exist_ok=True)
         if self._written_at is None:
-            self._remove_old()
-        with replacing(self.path) as new, new.open("wb") as file:
+            _remove_old(path.parent)
+        with replacing(path) as new, new.open("wb") as file:
             np.savez(file, **packed)
 
     @property
@@ -142,12 +143,13 @@ class Checkpoint:
             return True
         return self._last_cost <= LARGEST_SHARE * (self.clock() - self._written_at)
 
-    def _remove_old(self) -> None:
-        """Remove what nobody has gone on from for long."""
-        oldest = time.time() - KEPT_DAYS * 24 * 3600
-        for path in self.path.parent.iterdir():
-            if path.stat().st_mtime < oldest:
-                path.unlink(missing_ok=True)
+
+def _remove_old(folder: Path) -> None:
+    """Remove files that nobody has gone on from for long."""
+    oldest = time.time() - KEPT_DAYS * 24 * 3600
+    for path in folder.iterdir():
+        if path.stat().st_mtime < oldest:
+            path.unlink(missing_ok=True)
 
 
 def this_command() -> str:
