@@ -54,7 +54,7 @@ def test_a_study_with_paused_trials_survives_kills(lab: Lab) -> None:
         wait_until(lambda: any(map(paused_after, lab.trials())), 60, "a paused trial")
         time.sleep(moments.uniform(0, 1))
         command.process.kill()
-        assert_no_process_is_left(lab)
+        assert_no_process_is_left(lab, within=30)
     finished = lab.run(*words)
     assert finished.code == 0, finished.err
     trials = lab.trials()

@@ -508,7 +508,7 @@ def test_a_result_of_a_node_waits_until_this_disk_has_room() -> None:
 
     done = Finished(3, "result")  # type: ignore[arg-type]
     lost = Failed(4, FailureCause.NODE, "its node went away")
-    arrived = ActorEvent(1, TrialPhase.ENDED, pickle.dumps((done, b"tar")))
+    arrived = ActorEvent(1, 1, TrialPhase.ENDED, pickle.dumps((done, b"tar")))
     news: list[list[Any]] = [[arrived, lost], [], []]
     engine: Any = object.__new__(ray_engine.RayEngine)
     engine._connection = types.SimpleNamespace(call=lambda *_: (news.pop(0), 1))
