@@ -192,7 +192,7 @@ class Stub:
             while not self.answers:
                 yield None
             if self.answers.pop() is Decision.STOP:
-                self.log.end("KILLED", {})
+                self.log.stop("others promise more")
                 yield Stopped(self.key)
                 raise TrialDied("the trial's process ended")
         yield Finished(self.key, self._finish())
@@ -203,6 +203,7 @@ class Stub:
         outcome = result.evaluation
         rows = {"index": outcome.index, "correct": outcome.predicted == outcome.labels}
         charts.write_table(pd.DataFrame(rows), self.log.folder, "predictions")
+        self.log.tags({"weights.sha256": result.weights_sha256})
         self.log.metrics(result.metrics, 3)
         self.log.end("FINISHED", {})
         return result

@@ -83,16 +83,20 @@ class Page:
             )
 
     def draw(self, *strokes: Points, pointer: str = "mouse") -> None:
-        """Draw with a ``mouse``, a finger (``touch``) or a ``pen``; points are those of a sheet of 336x336."""
+        """Draw with a ``mouse``, a finger (``touch``) or a ``pen``.
+
+        Points are those of the sheet, 336 high and 336 wide, or three times that.
+        """
         from selenium.webdriver.common.action_chains import ActionChains
         from selenium.webdriver.common.actions.pointer_input import PointerInput
 
         sheet = self.driver.find_element("id", "sheet")
-        scale = sheet.rect["width"] / 336
+        scale = sheet.rect["height"] / 336
+        middle = sheet.rect["width"] / scale / 2
         actions = ActionChains(self.driver, duration=10, devices=[PointerInput(pointer, pointer)])
         for stroke in strokes:
             (x, y), *rest = [
-                (round((x - 168) * scale), round((y - 168) * scale)) for x, y in stroke
+                (round((x - middle) * scale), round((y - 168) * scale)) for x, y in stroke
             ]
             actions.move_to_element_with_offset(sheet, x, y).click_and_hold()
             for x, y in rest:
@@ -227,10 +231,6 @@ def test_the_answer_changes_before_the_pen_is_lifted(page: Page) -> None:
 @pytest.mark.parametrize(
     ("strokes", "words"),
     [
-        (
-            [[(40, 60), (40, 290)], [(290, 60), (290, 290)]],
-            ("The drawing holds 2 marks", "one digit per image"),
-        ),
         ([[(168, 168)]], ("The drawing shows a solid shape",)),
     ],
 )
@@ -243,11 +243,37 @@ def test_what_is_no_digit_is_refused_in_words(
     assert not page.driver.find_element("css selector", "#labels button").is_enabled()
 
 
+def test_a_number_is_written_on_the_wide_sheet(page: Page) -> None:
+    page.click("Wide sheet")
+    assert page.pixels("sheet").shape == (336, 1008)
+    for number, digit in enumerate([SEVEN, ONE, ZERO]):
+        page.draw([(x + 336 * number, y) for x, y in digit])
+    page.says("Both read 710, ")
+    boxes = page.driver.find_elements("css selector", "#boxes div")
+    assert [box.text for box in boxes] == ["7", "1", "0"]
+    sheet = page.driver.find_element("id", "sheet").rect
+    for number, box in enumerate(boxes):
+        middle = box.rect["x"] + box.rect["width"] / 2 - sheet["x"]
+        assert number / 3 < middle / sheet["width"] < (number + 1) / 3
+    bars = page.driver.find_elements("css selector", ".answer:first-child .bars li")
+    assert [bar.text.split()[0] for bar in bars] == ["7", "1", "0"]
+    assert not page.driver.find_element("id", "pixels").is_displayed()
+    # a single digit there is read as on the other sheet
+    page.clear()
+    page.draw([(x + 336, y) for x, y in SEVEN])
+    page.says("Both read 7, ")
+    assert not page.driver.find_elements("css selector", "#boxes div")
+    assert len(page.driver.find_elements("css selector", ".answer:first-child .bars li")) == 10
+    page.click("Wide sheet")
+    assert page.pixels("sheet").shape == (336, 336)
+    page.says("Blank")
+
+
 def test_undo_and_clear(page: Page) -> None:
     page.draw(SEVEN)
     page.says("Both read 7")
     page.draw([(30, 60), (30, 290)], [(320, 60), (320, 290)])
-    page.says("3 marks")
+    page.says("Both read 171, ")
     for _ in range(2):
         page.click("Undo")
     page.says("Both read 7")

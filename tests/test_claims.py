@@ -147,7 +147,7 @@ def test_the_model_with_a_temperature_gives_what_was_logged(tmp_path: object) ->
 
 @pytest.mark.slow
 def test_the_shipped_detector_takes_digits_and_refuses_letters() -> None:
-    from digit_study.inference.images import size_normalised
+    from digit_study.pictures.images import size_normalised
 
     accepts = detector.load()
     images, labels = (one[::5] for one in sample())

@@ -16,9 +16,9 @@ from PIL import Image
 
 import predict
 from digit_study.inference.files import image_files
-from digit_study.inference.image_files import ImageError, read_grey, reads_heif
 from digit_study.inference.picture import readings_figure
-from digit_study.inference.prediction import read_files
+from digit_study.inference.prediction import BatchSize, read_files
+from digit_study.pictures.image_files import ImageError, read_grey, reads_heif
 from digit_study.support.errors import StudyError
 from digit_study.support.workspace import Workspace
 from digit_study.tracking.models import model_file, version_named
@@ -60,7 +60,7 @@ def test_paths_are_checked(paths: list[str], word: str) -> None:
 
 def test_batches_keep_the_order_and_errors_stop_nothing(tmp_path: Path) -> None:
     files = save(tmp_path, a=DIGITS[0], b=BLANK, c=DIGITS[9], d=DIGITS[4999], e=BLANK)
-    readings = list(read_files(files, by_brightness, batch=2))
+    readings = list(read_files(files, by_brightness, batch=BatchSize(files=2)))
     assert [reading.file for reading in readings] == [str(file) for file in files]
     assert [reading.error is None for reading in readings] == [True, False, True, True, False]
     digits = [reading.digit for reading in readings if reading.digit is not None]
@@ -114,6 +114,11 @@ def test_a_folder_without_images_is_one_error_among_readings(tmp_path: Path) -> 
     assert only.error is not None and "holds no image files" in only.error
     assert set(only.as_json()) == {"file", "digit", "probabilities", "error"}
     assert only.digit is None and only.probabilities is None
+    (tmp_path / "7").mkdir()
+    (tmp_path / "test.csv").write_text("pixel0\n0\n")
+    folder, table = read_files([tmp_path, tmp_path / "test.csv"], by_brightness)
+    assert "name the folders in it" in str(folder.error)
+    assert "--submission submission.csv" in str(table.error)
 
 
 def test_a_store_that_is_not_there_is_not_created(tmp_path: Path) -> None:

@@ -76,6 +76,8 @@ def test_every_leaf_can_be_overridden() -> None:
     ("overrides", "key", "value"),
     [
         (["model.filters=16"], "model.filters", 16),
+        (["resources.cpu=2"], "resources", {"cpu": 2}),
+        (["+tracking.tags.owner=me"], "tracking.tags", {"owner": "me"}),
         (["+model.filters=16"], "model.filters", 16),
         (["++model.filters=16"], "model.filters", 16),
         (["model=tiny"], "model.filters", 8),
@@ -149,7 +151,14 @@ def test_a_sweep_expands_as_hydra_does(typed: list[str], jobs: list[list[str]]) 
 
 
 @pytest.mark.parametrize(
-    "typed", ["model.filters", "model.filters=interval(0,1)", "a=range(", "a=range(0,0)"]
+    "typed",
+    [
+        "model.filters",
+        "model.filters=interval(0,1)",
+        "model.filters=choice(8,choice(9,10))",
+        "a=range(",
+        "a=range(0,0)",
+    ],
 )
 def test_a_sweep_that_cannot_be_expanded_is_refused(typed: str) -> None:
     with pytest.raises(StudyError, match=r"\w+"):
@@ -323,7 +332,9 @@ def test_an_interpolation_that_leads_nowhere_is_refused_in_a_line(override: str)
     [
         (["--cfg", "job", "-m", "model.filters=8,16"], 0, "filters: 8"),
         (["--cfg", "job", "--resolve", "data.path=${oc.env:HOME}"], 0, "path: /"),
+        (["--cfg", "job", "tracking.tags.owner=me"], 0, "owner: me"),
         (["--cfg", "job", "--resolve", "model.filters=${nope}"], 1, "`model.filters`: "),
+        (["--cfg", "job", "-m", "model.filters=choice(8,choice(9,10))"], 1, "in one place"),
         (["--cfg", "job", "model.filterz=3"], 1, "did you mean 'model.filters'?"),
         (["--config-name=study"], 1, "`--config-name` is fixed"),
         (["model.filters=${oc.env:NOSUCH}"], 1, "`model.filters`: "),
@@ -372,6 +383,35 @@ def test_batch_and_limit_fit_the_data(limit: int, batch: int, fits: bool, store:
         return
     with pytest.raises(StudyError, match=r"at most the \d+ digits"):
         launch.plan_runs(typed, workspace())
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["--resolve"], "`--resolve` says how --cfg shows a config"),
+        (["-m", "--resolve", "model.filters=8,16"], "give --cfg job --resolve"),
+        (["--package=model"], "`--package` says how"),
+        (["--hydra-help", "--resolve"], "`--resolve` says how"),
+        (["--cfg=job", "--info"], "got --cfg and --info: give one of them"),
+        (["--experimental-rerun=old"], "reproduce=<run_id>"),
+    ],
+)
+def test_options_that_hydra_cannot_take_together_are_refused(words: list[str], told: str) -> None:
+    with pytest.raises(StudyError) as caught:
+        composition.parse_arguments(words)
+    assert told in str(caught.value)
+
+
+@pytest.mark.slow
+def test_a_config_is_shown_with_the_space_that_is_typed() -> None:
+    script = composition.ROOT / "sweeps" / "optuna_search.py"
+    words = ["--cfg=job", "--package=search.space", "-m", "model.filters=range(8,33,8)"]
+    command = [sys.executable, str(script), *words, "search.space.model.pooling=max,average"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert yaml.safe_load(done.stdout) == {
+        "model.filters": {"type": "int", "low": 8, "high": 32, "step": 8},
+        "model.pooling": {"choices": ["max", "average"]},
+    }
 
 
 @pytest.mark.parametrize("words", [["--help"], ["--cfg", "job"], ["--info"], ["--hydra-help"]])

@@ -18,6 +18,7 @@ from digit_study.config import compose
 from digit_study.config.promote_config import CompareConfig, PromoteConfig
 from digit_study.config.renamed_keys import RENAMED
 from digit_study.config.run_config import Config
+from digit_study.config.space import parse_space
 from digit_study.config.study_config import StudyConfig
 from digit_study.support.rules import flatten
 
@@ -154,6 +155,8 @@ def check_run(words: Sequence[str]) -> None:
 def check_study(words: Sequence[str]) -> None:
     plain = [word.replace("--plan", "search.plan=true") for word in words]
     check_overrides("study", StudyConfig, plain)
+    study = compose.compose_config(compose.parse_arguments(plain).overrides, "study")
+    parse_space(study.search.space, study.run)
 
 
 def check_promote(words: Sequence[str]) -> None:
@@ -328,9 +331,12 @@ def finished_runs(store: Path) -> list[str]:
     """Return the ids of two finished runs without children."""
     import mlflow
 
+    from digit_study.tracking.queries import HAS_RESULT
+
     client = mlflow.MlflowClient(f"sqlite:///{store}")
     experiments = [experiment.experiment_id for experiment in client.search_experiments()]
-    runs = client.search_runs(experiments, "attributes.status = 'FINISHED'")
+    # a pruned trial is FINISHED too
+    runs = client.search_runs(experiments, HAS_RESULT)
     return [run.info.run_id for run in runs if "model.filters" in run.data.params][:2]
 
 

@@ -36,7 +36,7 @@ from digit_study.apps.draw.network_view import (
 from digit_study.apps.draw.same_origin import listening_socket
 from digit_study.apps.draw.server import PAGE, RequestLimits, make_app, make_server, predict_image
 from digit_study.data.sources import DataConfig, read_npz, resolve
-from digit_study.inference.images import read_digit
+from digit_study.pictures.images import read_digit
 
 ROOT = Path(__file__).parents[1]
 HOSTILE = "<img src=x onerror=alert(1)>"
@@ -238,7 +238,6 @@ def test_a_drawing_is_read_as_predict_reads_its_file(page: Served, tmp_path: Pat
     ("image", "words"),
     [
         (drawn(), "is blank"),
-        (drawn([(40, 60), (40, 290)], [(280, 60), (280, 290)]), "2 marks of like size"),
         (b"It was a seven, honestly.", "is not an image"),
         (b"<svg xmlns='http://www.w3.org/2000/svg'/>", "SVG"),
         (b"", "is empty"),
@@ -255,6 +254,31 @@ def test_what_is_no_digit_is_refused_in_words(
     answer = json.loads(text)
     assert status == 200 and words in answer["error"] and answer["pixels"] is None
     assert DrawingStore(page.folder).names() == []
+
+
+TWO_MARKS = drawn([(40, 60), (40, 290)], [(280, 60), (280, 290)])
+
+
+def test_several_digits_are_read_and_never_kept(page: Served) -> None:
+    answer = page.read(TWO_MARKS)
+    assert answer["error"] is None and answer["pixels"] is None and answer["is_digit"]
+    assert answer["size"] == [336, 336]
+    for found in answer["answers"]:
+        assert found["number"] == "".join(str(digit["digit"]) for digit in found["digits"])
+        assert len(found["number"]) == 2 and 0 < found["probability"] <= 1
+        lefts = [digit["box"][0] for digit in found["digits"]]
+        assert lefts == sorted(lefts) and lefts[0] < 60 and lefts[1] > 250
+    assert "2 marks of like size" in page.keep(TWO_MARKS, "7")["error"]
+    assert DrawingStore(page.folder).names() == []
+
+
+def test_marks_that_the_detector_refuses_are_read_with_a_warning() -> None:
+    def accepts(images: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        return np.zeros(len(images), np.bool_)
+
+    answer = predict_image([network()], TWO_MARKS, with_saliency=False, accepts=accepts)
+    assert answer["error"] is None and not answer["is_digit"]
+    assert len(answer["answers"][0]["number"]) == 2
 
 
 def test_a_photo_of_twelve_megapixels_is_read(page: Served) -> None:

@@ -9,10 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import sample
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from digit_study.data import formats, sources
 from digit_study.data.sources import DataConfig
+from digit_study.pictures.images import read_digit
 from digit_study.support.errors import StudyError
 
 ALL_IMAGES, ALL_LABELS = sample()
@@ -76,14 +77,35 @@ def test_a_folder_with_a_subfolder_for_each_digit(tmp_path: Path) -> None:
     assert np.array_equal(labels, LABELS[order])
 
 
-def test_a_dark_digit_on_light_paper_is_put_into_mnists_form(tmp_path: Path) -> None:
+def test_pictures_of_a_folder_are_seen_as_predict_sees_them(tmp_path: Path) -> None:
     (tmp_path / "0").mkdir()
-    large = Image.fromarray(255 - IMAGES[0]).resize((120, 120))
-    large.save(tmp_path / "0" / "a.png")
-    ((image,), _) = formats.read_folder(tmp_path, "train")
-    assert image.shape == (28, 28)
-    correlation = np.corrcoef(image.ravel().astype(float), IMAGES[0].ravel().astype(float))
+    # a photo in uneven light, with the digit beside the middle
+    digit = Image.fromarray(IMAGES[0]).resize((300, 300))
+    light = np.linspace(120, 220, 800)[None].repeat(600, axis=0)
+    light[100:400, 80:380] -= 0.4 * np.asarray(digit)
+    photo = Image.fromarray(light.astype(np.uint8)).convert("RGB")
+    photo.save(tmp_path / "0" / "photo.jpg")
+    # a drawing of 12 pixels, dark on light
+    drawing = Image.new("L", (12, 12), 255)
+    ImageDraw.Draw(drawing).ellipse((2, 1, 8, 10), outline=0)
+    drawing.save(tmp_path / "0" / "drawing.png")
+    (tmp_path / "0" / "notes.txt").write_text("no picture")
+    images, labels = formats.read_folder(tmp_path, "train")
+    assert labels.tolist() == [0, 0]
+    for image, name in zip(images, ("drawing.png", "photo.jpg"), strict=True):
+        assert np.array_equal(image, read_digit(tmp_path / "0" / name))
+    correlation = np.corrcoef(images[1].ravel().astype(float), IMAGES[0].ravel().astype(float))
     assert correlation[0, 1] > 0.8
+
+
+def test_pictures_that_predict_refuses_are_named(tmp_path: Path) -> None:
+    folder = write_folder(tmp_path / "pictures")
+    Image.new("L", (40, 40), 255).save(folder / "3" / "blank.png")
+    (folder / "7" / "word.png").write_text("seven")
+    with pytest.raises(StudyError, match="it refuses 2") as caught:
+        sources.read_path(folder, "train")
+    assert f"{folder / '3' / 'blank.png'} is blank" in str(caught.value)
+    assert f"{folder / '7' / 'word.png'} is not an image" in str(caught.value)
 
 
 def test_a_missing_test_set_is_reported_before_anything_is_trained(tmp_path: Path) -> None:
@@ -103,6 +125,11 @@ def test_another_table_is_refused(content: str, word: str, tmp_path: Path) -> No
     (tmp_path / "train.csv").write_text(content)
     with pytest.raises(StudyError, match=word):
         sources.read_path(tmp_path / "train.csv", "train")
+
+
+def test_a_table_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match="check the spelling"):
+        sources.read_path(tmp_path / "trian.csv", "train")
 
 
 def test_a_damaged_idx_file_is_refused(tmp_path: Path) -> None:

@@ -14,8 +14,8 @@ from conftest import sample
 from PIL import Image
 from scipy import ndimage
 
-from digit_study.inference.image_files import ImageError, read_grey
-from digit_study.inference.images import is_mnist_form, read_digit, to_mnist
+from digit_study.pictures.image_files import ImageError, read_grey
+from digit_study.pictures.images import is_mnist_form, read_digit, to_mnist
 
 Bitmap = npt.NDArray[np.uint8]
 DIGITS: Bitmap = sample()[0]

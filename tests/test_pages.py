@@ -268,7 +268,13 @@ def test_names_are_text_wherever_they_stand(store: str) -> None:
         Cell(HOSTILE),
         [{"name": HOSTILE, "run_id": "r", "confusion": [], "says": [], "sure": []}],
     )
-    board = replace(page.leaderboard, rows=[[cell] * 10], note=HOSTILE, legend=HOSTILE, marked=[])
+    board = replace(
+        page.leaderboard,
+        rows=[[cell] * len(page.leaderboard.headings)],
+        note=HOSTILE,
+        legend=HOSTILE,
+        marked=[],
+    )
     networks = NetworkComparison([{"name": HOSTILE, "epoch": []}], compared, [], HOSTILE)
     bad = replace(
         page, name=HOSTILE, answer=Answer(HOSTILE, HOSTILE, [HOSTILE]), facts={HOSTILE: HOSTILE},

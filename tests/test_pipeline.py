@@ -312,7 +312,6 @@ def test_a_worker_that_has_trained_other_networks_gives_the_same_bits_and_names(
     [
         (Interrupted(15), "KILLED"),
         (KeyboardInterrupt(), "KILLED"),
-        (TrialStopped("enough"), "KILLED"),
         (StudyError("no"), "FAILED"),
         (MemoryError(), "FAILED"),
     ],
@@ -336,14 +335,18 @@ def test_a_trial_that_ends_early_says_how_and_keeps_its_epochs(
     assert not tracker.is_spooled(run_id)
 
 
-def test_a_trial_that_the_listener_stops_is_killed(small_npz: Path, store: str) -> None:
+def test_a_trial_that_the_listener_stops_has_ended_well_without_a_result(
+    small_npz: Path, store: str
+) -> None:
     config = trial(small_npz, "tracking.save_model=false")
     tracker, run_id = begin(config)
     listener = Listener(lambda: Decision.STOP)
     with pytest.raises(TrialStopped):
         run_trial(config, run_id, tracker, listener, data_figures=False)
     assert listener.heard == [(1, 6, 6), 1] and not listener.results
-    assert tracker.client.get_run(run_id).info.status == "KILLED"
+    run = tracker.client.get_run(run_id)
+    assert (run.info.status, run.data.tags["trial.state"]) == ("FINISHED", "PRUNED")
+    assert tracker.was_stopped(run_id) and tracker.finished_metrics(run_id) is None
 
 
 def test_a_worker_is_asked_to_end_while_it_lets_networks_go(

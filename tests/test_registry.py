@@ -22,6 +22,7 @@ from optuna.storages.journal import JournalFileBackend
 from scipy.stats import binom, norm, poisson
 
 from digit_study.config.promote_config import FileConfig, GateConfig, PromoteConfig, StoreConfig
+from digit_study.data.sources import sample_arrays
 from digit_study.registry import contest, promotion
 from digit_study.stats.gate import NetworkResult, budget, decide
 from digit_study.stats.ranking import PairedTest, paired_test
@@ -488,6 +489,19 @@ def test_studies_that_cannot_be_promoted(store: rs.Store) -> None:
         store.promote(store.ask(study="digit"))
 
 
+@pytest.mark.parametrize("dry_run", [True, False])
+def test_digits_without_a_test_set_are_refused_before_anything_is_opened(
+    dry_run: bool, store: rs.Store, tmp_path: Path
+) -> None:
+    images, labels = sample_arrays("train")
+    np.savez(tmp_path / "own.npz", x_train=images[..., 0], y_train=labels)
+    data = FileConfig(str(tmp_path / "own.npz"))
+    ask = replace(store.ask(rs.add_run(store), dry_run=dry_run), data=data)
+    with pytest.raises(StudyError, match="without a test set, so nothing .* can be promoted"):
+        store.promote(ask)
+    assert store.registry.ledger.openings() == 0
+
+
 def test_no_store_is_made(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match="no database"):
         promotion.run(
@@ -534,6 +548,39 @@ def test_only_promotion_names_the_sealed_set() -> None:
     assert readers == {"digits.py"}
     openers = {file.name for file in files if re.search(r"\bevaluate_sealed\b", file.read_text())}
     assert openers == {"contest.py", "promotion.py"}
+
+
+def test_evidence_has_the_corrupted_validation_images_and_does_not_decide(
+    store: rs.Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first = rs.add_run(store, range(40))
+    second = rs.add_run(store, range(500, 510))
+    store.promote(store.ask(first))
+    assert "100 corrupted validation images [95 %]" in printed(capsys)
+    store.promote(store.ask(second))
+    evidence = store.registry.ledger.entries()[-1].end["evidence"]
+    assert evidence["robust_accuracy"] == "1.0" and evidence["robust_images"] == "100"
+    assert evidence["compared.robust_accuracy"] == "0.6"
+    assert float(evidence["robust_difference"]) == pytest.approx(0.4)
+    assert 0 < float(evidence["robust_difference_low"]) < 0.4
+    assert float(evidence["robust_mcnemar_p"]) < 1e-9
+    shown = printed(capsys)
+    assert "difference there" in shown and "+40.00 points" in shown and "60.00 %" in shown
+    page = store.registry.versions()["2"].description
+    assert "| corrupted validation images | 100.00 % [96.30, 100.00] | 60.00 % |" in page
+
+
+def test_networks_of_different_splits_are_not_compared_on_validation_images(
+    store: rs.Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    store.promote(store.ask(rs.add_run(store, range(40))))
+    other = rs.add_run(store)
+    run = store.client.get_run(other)
+    moved = replace(contest.find_challenger(store.tracker, store.ask(other)), run=run)
+    champion = store.registry.at("champion")
+    assert contest.has_same_split(store.tracker, moved, champion)
+    moved = replace(moved, data=replace(moved.data, seed=1))
+    assert not contest.has_same_split(store.tracker, moved, champion)
 
 
 def test_every_comparison_spends_and_says_so(

@@ -14,6 +14,7 @@ from digit_study.config.study_config import (
     StudyConfig,
     constraints_of,
     objectives_of,
+    prefer_of,
     pruner_of,
 )
 from digit_study.support.errors import StudyError
@@ -40,6 +41,7 @@ def test_the_defaults_are_sound() -> None:
         ("search.pruner=medain", "did you mean 'median'"),
         ("search.trials=0", "`search.trials` must be at least 1, got 0"),
         ("search.workers=0", "search.workers"),
+        ("search.timeout=0", "`search.timeout` must be greater than 0"),
         ("search.trial_timeout=0", "search.trial_timeout"),
         ("search.trial_memory=-1", "search.trial_memory"),
         ("search.max_failures=0", "search.max_failures"),
@@ -82,7 +84,11 @@ TWO = "search.objectives=[{val_accuracy: maximize},{parameters: minimize}]"
 @pytest.mark.parametrize("pruner", [name for name in PRUNERS if name != "none"])
 @pytest.mark.parametrize(
     ("objectives", "told"),
-    [(TWO, "several objectives"), ("search.objectives=[{parameters: minimize}]", "end of a trial")],
+    [
+        (TWO, "several objectives"),
+        ("search.objectives=[{parameters: minimize}]", "end of a trial"),
+        ("search.objectives=[{robust_accuracy: maximize}]", "end of a trial"),
+    ],
 )
 def test_a_pruner_needs_one_objective_that_is_known_on_the_way(
     pruner: str, objectives: str, told: str
@@ -99,6 +105,26 @@ def test_a_pruner_needs_one_objective_that_is_known_on_the_way(
 def test_the_pruner_is_chosen_where_none_is_named(words: tuple[str, ...], pruner: str) -> None:
     study(*words).validate()
     assert pruner_of(study(*words).search) == pruner
+
+
+ROBUST = "search.objectives=[{robust_accuracy: maximize},{parameters: minimize}]"
+
+
+@pytest.mark.parametrize(
+    ("words", "preferred"),
+    [
+        ((), "smallest"),
+        ((TWO,), "smallest"),
+        ((ROBUST,), "robust"),
+        ((ROBUST, "confirm.prefer=accuracy"), "accuracy"),
+        (("confirm.prefer=robust",), "robust"),
+    ],
+)
+def test_a_confirmation_prefers_what_the_study_searched(
+    words: tuple[str, ...], preferred: str
+) -> None:
+    study(*words).validate()
+    assert prefer_of(study(*words)) == preferred
 
 
 @given(
@@ -129,3 +155,65 @@ def test_a_sampler_says_what_it_needs(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(StudyError, match=r"torch.*pip install -e '\.\[gp\]'"):
         plan.plan_study(["search.sampler=gp", "data=mnist_sample"], workspace())
     plan.plan_study(["search.sampler=tpe", "data=mnist_sample"], workspace())
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["search.sampler_args.n_startup_trails=5"], "did you mean 'n_startup_trials'?"),
+        (["search.sampler_args.n_startup_trials=five"], "must be of type int, got 'five' of type"),
+        (["search.sampler_args.n_startup_trials=true"], "must be of type int, got True"),
+        (["search.sampler_args.n_startup_trials=-1"], "must be at least 0, got -1"),
+        (["search.sampler_args.n_ei_candidates=0"], "must be at least 1, got 0"),
+        (["search.sampler_args.seed=3"], "set search.seed"),
+        (["search.sampler_args.gamma=3"], "`search.sampler_args` of tpe may have"),
+        (["search.sampler=grid", "search.sampler_args={group: true}"], "grid, which takes none"),
+        (
+            ["search.sampler=nsga2", "search.sampler_args.population_size=1"],
+            "greater than or equal",
+        ),
+        (["search.pruner=none", "search.pruner_args.patience=2"], "none, which takes none"),
+        (["search.pruner=median", "search.pruner_args.n_warmup_step=2"], "'n_warmup_steps'?"),
+        (["search.pruner=hyperband", "search.pruner_args.reduction_factor=1"], "at least 2, got 1"),
+        (["search.pruner=percentile", "search.pruner_args.percentile=101"], "between 0 and 100"),
+    ],
+)
+def test_an_argument_that_optuna_does_not_take_is_refused(words: list[str], told: str) -> None:
+    from digit_study.study.optuna_arguments import check_arguments
+
+    with pytest.raises(StudyError) as caught:
+        check_arguments(study(*words).search, 6)
+    message = str(caught.value)
+    assert told in message and "\n" not in message
+
+
+def test_arguments_reach_optuna_and_leave_the_other_defaults() -> None:
+    from digit_study.study import _optuna
+
+    words = ("search.sampler_args={n_startup_trials: 3, group: true}", "search.pruner=hyperband")
+    search = study(*words, "search.pruner_args.reduction_factor=2").search
+    sampler, pruner = _optuna.make_sampler_and_pruner(search, 6, 0)
+    assert sampler._n_startup_trials == 3 and sampler._group_decomposed_search_space  # type: ignore[attr-defined]
+    assert (pruner._reduction_factor, pruner._min_resource) == (2, _optuna.GRACE_EPOCHS)  # type: ignore[attr-defined]
+
+
+def test_every_sampler_and_pruner_with_arguments_can_be_named() -> None:
+    from digit_study.study import optuna_arguments
+
+    assert set(optuna_arguments.SAMPLERS) | {"random", "grid"} == set(SAMPLERS)
+    assert set(optuna_arguments.PRUNERS) | {"asha", "none"} == set(PRUNERS)
+    for kind in (*optuna_arguments.SAMPLERS.values(), *optuna_arguments.PRUNERS.values()):
+        assert optuna_arguments.settable(kind)
+
+
+def test_wrong_arguments_and_starting_points_stop_a_plan() -> None:
+    from digit_study.study import study_plan
+
+    grid = ["search.sampler=grid", "search/space=small", "data=mnist_sample"]
+    for word, told in (
+        ("search.sampler_args.group=true", "which takes none"),
+        ("search.start=[{model.filters: 9}]", "must lie in the space"),
+        ("search.start=[{model.filters: 8}]", "must give every key, got filters=8"),
+    ):
+        with pytest.raises(StudyError, match=told):
+            study_plan.plan_study([*grid, word], workspace())

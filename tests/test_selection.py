@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
+from digit_study.report.ranking import Medium, RankedTable, RankingKind
 from digit_study.stats.metrics import accuracy_interval
+from digit_study.stats.race import confirmed_ranking, race
 from digit_study.stats.ranking import (
     Candidate,
     Group,
@@ -73,6 +77,42 @@ def test_rank_and_ties(candidates: list[Candidate], order: list[str], tied: list
     assert board["p_value"][0] == 1.0 and list(board["tied"]) == list(board["p_adjusted"] > 0.05)
     assert (board["p_adjusted"] >= board["p_value"]).all()
     assert list(board["run_id"]) == [f"id of {name}" for name in order]
+
+
+def robust(entry: Candidate, value: float) -> Candidate:
+    return replace(entry, metrics={**entry.metrics, "robust_accuracy": value})
+
+
+def test_a_ranking_has_the_robust_accuracy_where_it_is_known() -> None:
+    known = [robust(candidate("new", range(5)), value) for value in (0.90, 0.92)]
+    groups = [Group("new", known), Group("old", [candidate("old", range(9))])]
+    board = pooled_leaderboard(groups)
+    assert board["robust_accuracy"][0] == pytest.approx(0.91)
+    assert np.isnan(board["robust_accuracy"][1])
+    for kind in RankingKind:
+        for medium in Medium:
+            view = RankedTable.of(kind, board).view(medium)
+            column = list(view.headings).index("robust")
+            assert [row[column].text for row in view.rows] == ["91.00 %", "–"]
+            assert "robust: accuracy on corrupted validation images" in view.legend
+    # what an earlier version recorded
+    RankedTable.of(RankingKind.CONFIGURATIONS, board.drop(columns="robust_accuracy"))
+
+
+@pytest.mark.parametrize(
+    ("prefer", "winner"), [("accuracy", "best"), ("smallest", "small"), ("robust", "sturdy")]
+)
+def test_the_winner_of_a_race_is_as_preferred(prefer: str, winner: str) -> None:
+    entries = [
+        robust(candidate("best", range(5), 300), 0.90),
+        robust(candidate("sturdy", range(6), 200), 0.95),
+        robust(candidate("small", range(7), 100), 0.91),
+        robust(candidate("worse", range(400), 50), 0.99),
+    ]
+    groups = [Group(entry.name, [entry] * 3) for entry in entries]
+    correct = [np.array([run.correct for run in group.runs]) for group in groups]
+    found = confirmed_ranking(groups, race(correct, [300, 200, 100, 50], 3, 3), prefer)
+    assert found["name"][found["winner"]].item() == winner
 
 
 def test_different_data_are_never_ranked_together() -> None:

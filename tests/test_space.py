@@ -17,6 +17,7 @@ from digit_study.config.space import (
     fingerprint,
     grid,
     parse_space,
+    parse_start,
     suggest,
 )
 from digit_study.config.study_config import StudyConfig
@@ -26,6 +27,19 @@ from digit_study.support.rules import flatten, with_values
 
 composition.register("study", StudyConfig)
 BASE = Config()
+START_SPACE = parse_space(
+    {
+        "model.filters": {"low": 8, "high": 32, "step": 8},
+        "training.shift": {
+            "type": "float",
+            "low": 1,
+            "high": 2,
+            "when": {"training.augmentation": ["shift_rotate"]},
+        },
+        "training.augmentation": {"choices": ["none", "shift_rotate"]},
+    },
+    BASE,
+)
 
 
 def parse(base: Config = BASE, **space: Any) -> list[Dimension]:
@@ -224,6 +238,50 @@ def test_the_baseline_is_told_apart_from_what_lies_outside(
 @given(st.dictionaries(st.text(max_size=3), st.integers() | st.booleans() | st.none(), max_size=4))
 def test_a_fingerprint_knows_no_order(params: dict[str, Any]) -> None:
     assert fingerprint(params) == fingerprint(dict(reversed(params.items())))
+
+
+@pytest.mark.parametrize(
+    ("point", "told"),
+    [
+        (3, "must be values by searched key, {model.filters: 32}, got 3"),
+        ({}, "must be values by searched key"),
+        ({"model.filtrs": 8}, "did you mean 'model.filters'"),
+        ({"model.blocks": 2}, "must have keys that are searched, got 'model.blocks'"),
+        ({"model.filters": 9}, "`model.filters` is 8 to 32, step 8, got 9"),
+        ({"model.filters": True}, "got True"),
+        ({"training.augmentation": "shift_rotat"}, "did you mean 'shift_rotate'"),
+        ({"training.shift": 1.5}, "only when training.augmentation is shift_rotate: give that too"),
+        (
+            {"training.augmentation": "none", "training.shift": 1.5},
+            "only when training.augmentation is shift_rotate",
+        ),
+    ],
+)
+def test_a_starting_point_outside_the_space_is_refused_with_a_reason(point: Any, told: str) -> None:
+    with pytest.raises(StudyError) as caught:
+        parse_start([{"model.filters": 8}, point], START_SPACE, [], BASE)
+    message = str(caught.value)
+    assert message.startswith("`search.start` configuration 2 ") and told in message
+
+
+def test_a_starting_point_takes_the_types_of_the_space_and_may_leave_keys_out() -> None:
+    points = [
+        {"model.filters": 16.0},
+        {"training.shift": 2, "training.augmentation": "shift_rotate"},
+    ]
+    first, second = parse_start(points, START_SPACE, [], BASE)
+    assert first == {"model.filters": 16} and isinstance(first["model.filters"], int)
+    assert list(second) == ["training.augmentation", "training.shift"]
+    assert isinstance(second["training.shift"], float)
+
+
+def test_a_starting_point_that_cannot_be_trained_is_refused() -> None:
+    space = parse(model__pooling={"choices": ["max"]}, model__blocks={"low": 1, "high": 4})
+    base = with_values(BASE, {"model.convs_per_block": 1})
+    assert parse_start([{"model.blocks": 4}], space, [], base) == [{"model.blocks": 4}]
+    odd = with_values(BASE, {"model.kernel_size": 25, "model.family": "lenet"})
+    with pytest.raises(StudyError, match="configuration 1 cannot be trained: "):
+        parse_start([{"model.blocks": 4}], space, [], odd)
 
 
 def test_a_trial_is_asked_only_for_what_matters() -> None:

@@ -14,7 +14,8 @@ from optuna.trial import TrialState
 from PIL import Image
 
 from digit_study.config.space import Dimension
-from digit_study.report.figures import optuna_figures
+from digit_study.report.figures import interactive, optuna_figures
+from digit_study.report.figures.importances import key_importances
 from digit_study.study.storage import StoredStudy
 
 KEYS = {
@@ -89,3 +90,60 @@ def test_every_picture_that_applies_is_drawn(
                 f"{name} must say that there is nothing to draw"
             )
     assert dict(matplotlib.rcParams) == before
+
+
+def study_with_rare_key(finished: int, with_key: int, among_best: int = 99) -> Any:
+    """A study whose best trials have a conditional key, as chance may have it."""
+    study = optuna.create_study(direction="maximize")
+    for number in range(finished):
+        trial = study.ask()
+        trial.suggest_int("model.filters", 8, 64)
+        above = finished - number
+        if above <= min(with_key, among_best) or with_key - among_best >= number + 1:
+            trial.suggest_float("training.shift", 0.0, 3.0)
+        study.tell(trial, number / finished)
+    return study
+
+
+@pytest.mark.parametrize(
+    ("finished", "with_key", "among_best", "shown", "left_out"),
+    [
+        (20, 2, 2, ["model.filters"], {"training.shift": 2}),
+        (20, 7, 1, ["model.filters"], {"training.shift": 7}),
+        (20, 5, 3, ["model.filters", "training.shift"], {}),
+        (80, 20, 3, ["model.filters"], {"training.shift": 20}),
+        (80, 20, 4, ["model.filters", "training.shift"], {}),
+        (7, 5, 4, ["model.filters", "training.shift"], {}),
+        (4, 4, 4, [], {"model.filters": 4, "training.shift": 4}),
+        (0, 0, 0, [], {}),
+    ],
+)
+def test_importances_are_of_keys_that_enough_finished_trials_have(
+    finished: int, with_key: int, among_best: int, shown: list[str], left_out: dict[str, int]
+) -> None:
+    study = study_with_rare_key(finished, with_key, among_best)
+    found = key_importances(study, ["model.filters", "training.shift"])
+    assert sorted(found.shares) == shown and found.left_out == left_out
+    assert bool(found.problem) == (not shown)
+    if shown:
+        assert sum(found.shares.values()) == pytest.approx(1.0)
+        assert min(5, finished // 2) <= found.best <= max(5, finished / 9)
+
+
+def test_importances_say_on_how_many_trials_they_rest(tmp_path: Path) -> None:
+    study = study_with_rare_key(20, 6)
+    keys = ["model.filters", "training.shift", "training.seed"]
+    (request,) = (
+        request
+        for request in optuna_figures.picture_requests(study, {"val_accuracy": "maximize"}, keys)
+        if request.name == "importances"
+    )
+    figure = optuna_figures.interactive(study, request, {})
+    assert set(figure.data[0].y) == {"model.filters", "training.shift (6 trials)"}
+    rare = study_with_rare_key(20, 2)
+    pictures = interactive.pictures(rare, {"val_accuracy": "maximize"}, keys, {}, 3)
+    (caption,) = (picture.caption for picture in pictures if picture.name == "importances")
+    assert caption.endswith(
+        "It compares the best 5 of 20 finished trials with all. "
+        "Left out, because too few of these have it: training.shift (2 trials)."
+    )

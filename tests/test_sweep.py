@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -35,6 +36,7 @@ from digit_study.study.trial_recorder import TrialRecorder
 from digit_study.support import processes
 from digit_study.support.errors import StudyError
 from digit_study.support.signals import Interrupted, interruptible
+from digit_study.tracking.queries import HAS_RESULT
 from digit_study.tracking.runs import Runs
 from digit_study.tracking.session import Tracker
 from digit_study.tracking.writer import RunWriter
@@ -112,6 +114,40 @@ def test_the_baseline_comes_first_and_seeds_differ(store: str) -> None:
     assert [config.training.seed for config in stubs.started] == [1, 2, 3, 4, 5]
 
 
+def test_what_a_person_wants_first_is_tried_first(store: str) -> None:
+    start = "search.start=[{model.filters: 40, model.dropout: 0}, {training.optimizer: sgd}]"
+    view, stubs = search(store, "search.trials=4", "search.pruner=none", start)
+    first, second, baseline, _ = [trial.params for trial in view.trials()]
+    assert (first["model.filters"], first["model.dropout"]) == (40, 0.0)
+    assert second["training.optimizer"] == "sgd"
+    assert baseline == {"model.filters": 8, "model.dropout": 0.0, "training.optimizer": "adam"}
+    assert [config.model.filters for config in stubs.started][0] == 40
+    # the same points again are not tried again, another is
+    more = f"{start[:-1]}, {{model.filters: 64}}]"
+    view, stubs = search(store, "search.trials=5", "search.pruner=none", more)
+    assert [config.model.filters for config in stubs.started] == [64]
+
+
+@pytest.mark.slow
+def test_when_the_time_is_over_what_runs_ends_and_the_same_command_goes_on(
+    store: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    minutes = 0.05
+
+    def lasts_longer(config: Config, number: int) -> str:
+        if number == 4:
+            time.sleep(60 * minutes)
+        return "done"
+
+    timeout = f"search.timeout={minutes}"
+    view, _ = search(store, "search.trials=10", timeout, behaviour=lasts_longer)
+    ended = states(view)
+    assert 0 < len(ended) < 10 and set(ended) <= {"COMPLETE", "PRUNED"} and "COMPLETE" in ended
+    assert f"{10 - len(ended)} of 10 trials are left" in capsys.readouterr().out
+    view, _ = search(store, "search.trials=10")
+    assert len(view.trials()) == 10
+
+
 def test_the_best_config_names_the_seed_and_the_threads_that_were_trained_with(store: str) -> None:
     """Whatever today's command would give a trial."""
     view, _ = search(store, "search.trials=1", "training.threads=1")
@@ -173,13 +209,24 @@ def test_every_pruner_reaches_the_total(pruner: str, store: str) -> None:
     assert set(states(view)) <= {"COMPLETE", "PRUNED"} and len(view.trials()) == 8
 
 
-def test_a_pruned_trial_says_so_and_is_not_finished(store: str) -> None:
-    view, _ = search(store, "search.pruner=median", "search.sampler=random", "search.trials=14")
+def test_a_pruned_trial_has_ended_well_and_has_no_result(store: str) -> None:
+    view, stubs = search(store, "search.pruner=median", "search.sampler=random", "search.trials=14")
     pruned = [str(trial.number) for trial in view.trials(TrialState.PRUNED)]
     assert pruned
+    parent = runs(store)["study"].info.run_id
     for number in pruned:
         run = runs(store)[number]
-        assert (run.data.tags["trial.state"], run.info.status) == ("PRUNED", "KILLED")
+        tags = run.data.tags
+        assert (tags["trial.state"], run.info.status) == ("PRUNED", "FINISHED")
+        assert tags["stopped"] == "others promise more" and "failure" not in tags
+        # everything that needs a result refuses it, in words
+        tracker = stubs.tracker
+        assert tracker.finished_metrics(run.info.run_id) is None
+        with pytest.raises(StudyError, match="which is a pruned trial, stopped before its last"):
+            tracker.finished_run(run.info.run_id, "run_id")
+    with_result = {run_id for run_id, _ in stubs.tracker.children(parent, HAS_RESULT)}
+    complete = view.trials(TrialState.COMPLETE)
+    assert with_result == {trial.user_attrs["run_id"] for trial in complete}
 
 
 @pytest.mark.slow
@@ -390,6 +437,22 @@ def test_a_supervisor_that_dies_leaves_what_the_next_one_mends(
     }
 
 
+@pytest.mark.slow
+def test_a_trial_whose_stop_was_not_recorded_any_more_is_pruned_and_does_not_run_again(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("search.trials=14", "search.pruner=median", "search.sampler=random")
+    gone = DiesAt("prune", 1)
+    before = Stubs(store)
+    with pytest.raises(Gone):
+        run_study(plan(*words), before.engine)
+    gone.monkeypatch.undo()
+    monkeypatch.setattr(processes, "find_process", lambda name: None)
+    view, after = search(store, *words)
+    assert set(states(view)) == {"COMPLETE", "PRUNED"} and len(view.trials()) == 14
+    assert len(before.started) + len(after.started) == 14
+
+
 class Gone(BaseException):
     """Stands for a SIGKILL."""
 
@@ -403,6 +466,7 @@ class DiesAt:
             "submit": (Stubs, "__call__", False),
             "tell": (Study, "tell", False),
             "tag": (Runs, "tag_run", False),
+            "prune": (TrialRecorder, "prune", False),
         }[moment]
         original, calls = getattr(place, name), count(1)
         nth += moment == "create_run"  # the first is the parent

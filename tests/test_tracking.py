@@ -7,6 +7,7 @@ import os
 import signal
 import time
 import urllib.parse
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from digit_study.support.workspace import Workspace
 from digit_study.tracking.database import create_store
 from digit_study.tracking.location import experiment_name
 from digit_study.tracking.session import Tracker, open_store, session
+from digit_study.tracking.spool import SpooledRun
+from digit_study.tracking.upload import upload_run
 from digit_study.tracking.writer import RunWriter
 
 __all__ = ["tracker", "workspace"]
@@ -253,6 +256,45 @@ def test_only_a_run_that_could_not_end_itself_is_ended(
     tracker.close_run(run_id, "KILLED", "somebody's kill -9" * 100)
     run = stored_run(tracker, run_id)
     assert run.info.status == after and ("failure" in run.data.tags) == (before == "RUNNING")
+
+
+@pytest.mark.parametrize("ended_by", ["itself", "another process"])
+def test_a_run_that_was_stopped_on_purpose_is_finished_without_a_result(
+    ended_by: str, tracker: Tracker
+) -> None:
+    run_id = created(tracker)
+    log = tracker.writer(run_id)
+    log.metrics({"val_accuracy": 0.5}, 1)
+    if ended_by == "itself":
+        log.stop("others promise more")
+    tracker.close_run(run_id, "FINISHED", "others promise more")
+    tracker.tag_run(run_id, {"trial.state": "PRUNED"})
+    run = stored_run(tracker, run_id)
+    assert (run.info.status, run.data.tags["stopped"]) == ("FINISHED", "others promise more")
+    assert "failure" not in run.data.tags
+    assert tracker.was_stopped(run_id) and tracker.finished_metrics(run_id) is None
+
+
+def test_a_run_that_ends_while_its_folder_is_about_to_go_keeps_it_until_that_is_uploaded(
+    tracker: Tracker, tmp_path: Path
+) -> None:
+    run_id = created(tracker)
+    log = tracker.writer(run_id)
+    log.metrics({"val_accuracy": 0.5}, 1)
+
+    class EndsNow(SpooledRun):
+        """A run whose process ends it between the last look of an uploader and the removal."""
+
+        def remove(self, is_uploaded: Callable[[], bool]) -> bool:
+            (log.folder / "figure.txt").write_text("drawn")
+            log.finish()
+            return super().remove(is_uploaded)
+
+    upload_run(EndsNow(run_id, tracker.workspace), tracker)
+    assert log.folder.is_dir()
+    upload_run(tracker.spooled(run_id), tracker)
+    assert stored_run(tracker, run_id).info.status == "FINISHED" and not log.folder.exists()
+    assert [file.path for file in tracker.client.list_artifacts(run_id)] == ["figure.txt"]
 
 
 def test_children_are_ended_with_their_parent(tracker: Tracker) -> None:

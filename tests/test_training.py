@@ -78,6 +78,17 @@ def test_steps_are_those_of_keras_itself(
     assert weights_sha256(trained(digits, replace(RECIPE, epochs=2))[0]) == plain
 
 
+def test_one_short_training_after_another_is_no_retracing(
+    digits: Arrays, caplog: pytest.LogCaptureFixture
+) -> None:
+    """TensorFlow warns of the fifth tracing in so few calls, as if a function were traced anew."""
+    for _ in range(6):
+        model, _ = trained(digits, RECIPE)
+        predictor = training.Predictor(model)
+        assert predictor(digits[0][:50]).shape == (50, 10)
+    assert [record.message for record in caplog.records if record.name == "tensorflow"] == []
+
+
 # ---------------------------------------------------------------------------------- recipes
 
 

@@ -14,10 +14,12 @@ from tracked import again, created, tracker, workspace
 
 from digit_study.report.description import RunDescription
 from digit_study.report.markdown import run_page
-from digit_study.report.ranking import RankedTable, RankingKind
+from digit_study.report.ranking import Medium, RankedTable, RankingKind
 from digit_study.report.sentences import ranking_answer
+from digit_study.stats.race import in_groups
 from digit_study.stats.ranking import Candidate, leaderboard
 from digit_study.support import processes
+from digit_study.support.formatting import p_equals
 from digit_study.support.workspace import Workspace
 from digit_study.tracking import pages
 from digit_study.tracking.location import local_address
@@ -86,7 +88,7 @@ def test_a_parent_its_experiment_and_a_view_say_what_was_found(tracker: Tracker)
     second = created(tracker)
     for run_id, answer in ((first, "it is 16"), (second, "it is 32 | or 64")):
         found = RunDescription(answer, "Asked: which?")
-        tracker.writer(run_id).describe(found, ["model.filters"])
+        tracker.writer(run_id).describe(found, ["model.filters"], ["trial.state"])
     run = tracker.client.get_run(second)
     assert description(tracker, second) == "**it is 32 \\| or 64**\n\nAsked: which?"
     assert run.data.tags["answer"]
@@ -97,7 +99,7 @@ def test_a_parent_its_experiment_and_a_view_say_what_was_found(tracker: Tracker)
     view = json.loads(tags[f"mlflow.sharedViewState.{second}"])
     assert view["searchFilter"] == f"tags.mlflow.parentRunId = '{second}'"
     assert view["selectedColumns"][0] == view["orderByKey"]
-    assert "params.`model.filters`" in view["selectedColumns"]
+    assert {"params.`model.filters`", "tags.`trial.state`"} < set(view["selectedColumns"])
 
 
 def test_a_description_is_brought_up_to_date(tracker: Tracker) -> None:
@@ -199,3 +201,60 @@ def test_a_user_has_a_name(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes.getpass, "getuser", nameless)
     assert processes.user_name() == "unknown"
     processes.user_name.cache_clear()
+
+
+def trial_board() -> pd.DataFrame:
+    """Three configurations of a search, the last of which has a conditional key."""
+    names = ["3: filters=16 shift=1.5", "0: filters=8", "12: filters=32 shift=2 pooling=max"]
+    return board(3).assign(name=names, p_adjusted=[1.0, 0.034, 4e-5])
+
+
+def test_the_page_has_a_column_for_each_setting_and_the_terminal_a_short_name() -> None:
+    ranking = RankedTable.of(RankingKind.CONFIGURATIONS, trial_board())
+    page = ranking.view(Medium.PAGE)
+    at = list(page.headings).index("trial")
+    assert page.headings[at : at + 4] == ["trial", "filters", "shift", "pooling"]
+    texts = [[cell.text for cell in row[at : at + 4]] for row in page.rows]
+    assert texts == [["3", "16", "1.5", "–"], ["0", "8", "–", "–"], ["12", "32", "2", "max"]]
+    p_values = [row[list(page.headings).index("p")].text for row in page.rows]
+    assert p_values == ["1.000", "0.034", "<0.001"]
+    assert "trial: configuration" in ranking.view(Medium.TERMINAL).headings
+    named = RankedTable.of(RankingKind.CONFIGURATIONS, trial_board().assign(name=list("abc")))
+    assert "trial: configuration" in named.view(Medium.PAGE).headings
+
+
+def test_candidates_stand_in_two_groups_and_the_table_says_so() -> None:
+    table = pd.DataFrame(
+        {
+            "name": ["1: a=1", "2: a=2", "3: a=3", "4: a=4"],
+            "run_id": list("abcd"),
+            "mean": [0.90, 0.99, 0.95, 0.97],
+            "low": [0.8] * 4,
+            "high": [1.0] * 4,
+            "parameters": [10] * 4,
+            "seeds": [8, 3, 8, 4],
+            "tied": [False, True, True, False],
+        }
+    )
+    ordered = in_groups(table)
+    assert list(ordered["name"]) == ["3: a=3", "1: a=1", "2: a=2", "4: a=4"]
+    assert in_groups(ordered).equals(ordered)
+    view = RankedTable.of(RankingKind.CANDIDATES, ordered).view(Medium.TERMINAL)
+    assert view.sections == [2]
+    assert view.note.startswith("First the 2 with all 8 seeds, below the line the 2 that left")
+    even = RankedTable.of(RankingKind.CANDIDATES, in_groups(table.assign(seeds=3)))
+    assert even.view(Medium.TERMINAL).note == "" and even.view(Medium.TERMINAL).sections == []
+
+
+@pytest.mark.parametrize(
+    ("value", "level", "text"),
+    [
+        (0.0341, 0.05, "p = 0.034"),
+        (0.001, 0.05, "p = 0.001"),
+        (0.00099, 0.05, "p <0.001"),
+        (0.0, 0.05, "p <0.001"),
+        (0.00012, 0.0005, "p = 0.00012"),
+    ],
+)
+def test_no_p_value_is_printed_as_zero(value: float, level: float, text: str) -> None:
+    assert p_equals(value, level) == text

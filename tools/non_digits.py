@@ -23,8 +23,8 @@ from scipy import ndimage
 from skimage.morphology import skeletonize
 
 from digit_study.data.sources import Labels, Pixels
-from digit_study.inference.image_files import Grey
-from digit_study.inference.images import BOX, SIDE, size_normalised
+from digit_study.pictures.image_files import Grey
+from digit_study.pictures.images import BOX, SIDE, size_normalised
 
 #: Side of a drawing before it is size-normalised, in pixels.
 CANVAS = 56

@@ -24,8 +24,8 @@ from PIL import Image, ImageDraw, ImageFont
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
 
 from digit_study.inference import detector
-from digit_study.inference.image_files import ImageError
-from digit_study.inference.images import read_digit
+from digit_study.pictures.image_files import ImageError
+from digit_study.pictures.images import read_digit
 
 TWINS = "OIlo"
 SETS = {

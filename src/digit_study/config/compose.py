@@ -17,7 +17,7 @@ import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import ChoiceSweep, Override
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf, errors
 
@@ -31,6 +31,14 @@ from digit_study.config.renamed_keys import (
     tell_new_name,
 )
 from digit_study.config.run_config import Config
+from digit_study.config.space_overrides import (
+    SPACE,
+    SPACE_GROUP,
+    has_nested_sweep,
+    is_of_space,
+    origin_of,
+    typed_space,
+)
 from digit_study.support.errors import StudyError, first_line
 from digit_study.support.redaction import without_password
 from digit_study.support.suggestions import nearest
@@ -40,10 +48,16 @@ ROOT = Path(__file__).resolve().parents[3]
 CONF = ROOT / "conf"
 #: Version of Hydra whose behaviour is asked for.
 VERSION = "1.3"
+#: Name of the only config of which -m trains several runs.
+MULTIRUN_ROOT = "config"
 #: Key of the folders, besides :data:`CONF`, in which Hydra looks for config files.
 SEARCH_PATH = "hydra.searchpath"
 #: Key of the grid that -m runs, if a file or the command line gives it in this way.
 GRID = "hydra.sweeper.params"
+#: Name under which Hydra is shown the space of a command line.
+TYPED_SPACE = "command_line"
+#: Options that ask a question, of which a command answers one at a time.
+QUESTIONS = ("--help", "--hydra-help", "--cfg", "--info", "--shell-completion")
 #: Characters of a message of Hydra's or OmegaConf's that are shown.
 LONGEST_MESSAGE = 1000
 
@@ -73,17 +87,38 @@ def parse_arguments(arguments: Sequence[str]) -> Namespace:
             rule = f"`{option}` is fixed: every command reads its own file in conf/"
             remedy = "drop it; give --config-dir=<folder> experiment=<name> for a file of your own"
             raise StudyError(f"{rule}, got {value!r}: {remedy}")
+    _check_options(parsed)
     parsed.overrides = current_overrides(parsed.overrides)
     if parsed.config_dir is not None:
         parsed.overrides = _with_folder(parsed.overrides, parsed.config_dir)
     return parsed
 
 
+def _check_options(parsed: Namespace) -> None:
+    """Raise StudyError for options of Hydra's that do not go together, or mean nothing here."""
+    asked = _questions(parsed)
+    if len(asked) > 1:
+        rule = "a command answers one question at a time"
+        raise StudyError(f"{rule}, got {' and '.join(asked)}: give one of them")
+    for option, given in (("--resolve", parsed.resolve), ("--package", parsed.package)):
+        if given and asked != ["--cfg"] and (option, asked) != ("--resolve", ["--help"]):
+            rule = f"`{option}` says how --cfg shows a config"
+            raise StudyError(f"{rule}, got it without: give --cfg job {option}, or drop it")
+    if parsed.experimental_rerun is not None:
+        rule = "`--experimental-rerun` reads a folder of Hydra's, and none is written here"
+        remedy = "train a run again with python src/run.py reproduce=<run_id>"
+        raise StudyError(f"{rule}, got {parsed.experimental_rerun!r}: {remedy}")
+
+
+def _questions(parsed: Namespace) -> list[str]:
+    """Return the options of a command line that ask a question."""
+    given = vars(parsed)
+    return [option for option in QUESTIONS if given[option.strip("-").replace("-", "_")]]
+
+
 def asks_for_information(arguments: Sequence[str]) -> bool:
     """Return whether Hydra only has to answer (--help, --cfg job, --info, …) and nothing runs."""
-    parsed = parse_arguments(arguments)
-    answers = (parsed.help, parsed.hydra_help, parsed.cfg, parsed.info, parsed.shell_completion)
-    return any(answers)
+    return bool(_questions(parse_arguments(arguments)))
 
 
 def answer(arguments: Sequence[str], root: str, schema: type) -> None:
@@ -103,10 +138,12 @@ def answer(arguments: Sequence[str], root: str, schema: type) -> None:
         return
     parsed = parse_arguments(arguments)
     overrides = list(parsed.overrides)
-    if parsed.multirun:  # Hydra shows a single config: that of the first job
+    if parsed.multirun and root == MULTIRUN_ROOT:
+        # Hydra shows a single config: that of the first job
         overrides = expand(overrides, root)[0]
     if parsed.cfg or parsed.info:
         compose_config(overrides, root)
+    overrides = _with_space_as_option(_with_added_keys(overrides, root), root)
     typed = list(sys.argv)
     full_error = os.environ.get("HYDRA_FULL_ERROR")
     # otherwise Hydra prints errors itself, in its own words and with a part of the traceback
@@ -117,11 +154,39 @@ def answer(arguments: Sequence[str], root: str, schema: type) -> None:
         wrap(_do_nothing)()
     except (HydraException, errors.OmegaConfBaseException, yaml.YAMLError) as error:
         raise _in_a_line(error, f"conf/{root}.yaml") from error
+    except ValueError as error:
+        if not parsed.shell_completion:
+            raise
+        rule = "`--shell-completion` is followed by install=<shell> or uninstall=<shell>"
+        got = f"got {' '.join(overrides)!r}: give --shell-completion install=bash"
+        raise StudyError(f"{rule}, {got}") from error
     finally:
         sys.argv = typed
         if full_error is None:
             del os.environ["HYDRA_FULL_ERROR"]
     raise SystemExit
+
+
+def _with_added_keys(overrides: Sequence[str], root: str) -> list[str]:
+    """Mark the overrides that add a key to a mapping, as Hydra wants it."""
+    config = _base((), root)
+    marked: list[str] = []
+    for text in overrides:
+        if not text.startswith("~") and _is_in_free_mapping(config, key_of(text)):
+            text = f"++{text.lstrip('+')}"
+        marked.append(text)
+    return marked
+
+
+def _with_space_as_option(overrides: Sequence[str], root: str) -> list[str]:
+    """Make a typed space an option of its group: no override of Hydra's sets keys with dots."""
+    others = [text for text in without_space(overrides) if key_of(text) != SPACE]
+    if len(others) == len(overrides) or not _has_space(root):
+        return list(overrides)
+    study = compose_config(overrides, root)
+    node = OmegaConf.create(study.search.space)
+    ConfigStore.instance().store(group=SPACE_GROUP, name=TYPED_SPACE, node=node)
+    return [*others, f"{SPACE_GROUP}={TYPED_SPACE}"]
 
 
 def _do_nothing(config: DictConfig) -> None:
@@ -159,6 +224,16 @@ def checked(arguments: Sequence[str], root: str, schema: type) -> Any:
     config = compose_config(parse_arguments(arguments).overrides, root)
     config.validate()
     return config
+
+
+def without_space(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides that are not about the search space: no sweep, no single key of it."""
+    return [str(typed.input_line) for typed in _parse(overrides) if not is_of_space(typed)]
+
+
+def origin_of_space(overrides: Sequence[str]) -> str:
+    """Say where the search space of a command line comes from."""
+    return origin_of(_parse(overrides))
 
 
 def expand(overrides: Sequence[str], root: str = "config") -> list[list[str]]:
@@ -200,6 +275,10 @@ def _values_of(override: Override) -> list[str]:
         raise StudyError(f"{rule}, got {override.input_line!r}: write {key}=a,b,c")
     if not override.is_sweep_override():
         return [f"{key}={override.get_value_element_as_str()}"]
+    sweep = override.value()
+    if isinstance(sweep, ChoiceSweep) and has_nested_sweep(sweep):
+        rule = "a sweep must list its values in one place"
+        raise StudyError(f"{rule}, got {override.input_line!r}: write {key}=a,b,c")
     try:
         values = [f"{key}={value}" for value in override.sweep_string_iterator()]
     except HydraException as error:
@@ -301,26 +380,42 @@ def compose_config(
         StudyError: For an unknown key, group or option, with the nearest name; for a value of a
             wrong type; for a sweep.
     """
-    typed = _parse(current_overrides(overrides, recorded=recorded))
-    groups = config_groups(_folders(typed))
-    chosen: list[str] = []
-    values: list[Override] = []
-    for override in typed:
-        if override.is_hydra_override():
-            chosen.append(str(override.input_line))
-            continue
-        _check_name(override, root, groups)
-        if override.key_or_group in groups:
-            chosen.append(str(override.input_line))
-        else:
-            values.append(override)
-    config = _base(tuple(chosen), root).copy()
-    for override in values:
-        _set_value(config, override.key_or_group, override.value())
+    config = _with_overrides(_parse(current_overrides(overrides, recorded=recorded)), root)
     try:
         return OmegaConf.to_object(config)
     except errors.OmegaConfBaseException as error:
         raise _in_a_line(error, f"conf/{root}.yaml") from error
+
+
+def _with_overrides(typed: Sequence[Override], root: str) -> DictConfig:
+    """Compose a config with parsed overrides; raises StudyError."""
+    groups = config_groups(_folders(typed))
+    chosen: list[str] = []
+    values: list[Override] = []
+    has_typed_space = False
+    for override in typed:
+        if override.is_hydra_override():
+            chosen.append(str(override.input_line))
+        elif _has_space(root) and is_of_space(override):
+            has_typed_space = True
+        else:
+            _check_name(override, root, groups)
+            if override.key_or_group in groups:
+                chosen.append(str(override.input_line))
+            else:
+                values.append(override)
+    config = _base(tuple(chosen), root).copy()
+    for override in values:
+        _set_value(config, override.key_or_group, override.value())
+    if has_typed_space:
+        space: Any = OmegaConf.to_container(OmegaConf.select(config, SPACE))
+        _set_value(config, SPACE, typed_space(space, typed))
+    return config
+
+
+def _has_space(root: str) -> bool:
+    """Return whether a config holds a search space, so that its keys can be swept."""
+    return SPACE in _known_names(root)
 
 
 def _set_value(config: DictConfig, key: str, value: Any) -> None:
@@ -334,8 +429,9 @@ def _set_value(config: DictConfig, key: str, value: Any) -> None:
         inner = ", ".join(f"{key}.{name!s}" for name in held)
         raise StudyError(f"`{key}` is a group of keys, got {value!r}: set one of {inner}")
     replaces = has_free_keys and is_mapping
+    is_free = replaces or _is_in_free_mapping(config, key)
     try:
-        OmegaConf.update(config, key, value, merge=not replaces, force_add=replaces)
+        OmegaConf.update(config, key, value, merge=not replaces, force_add=is_free)
     except errors.OmegaConfBaseException as error:
         raise _in_a_line(error, key) from error
 
@@ -505,6 +601,15 @@ def _known_names(root: str) -> list[str]:
     return list(_names(OmegaConf.to_container(_base((), root))))
 
 
+def _is_in_free_mapping(config: DictConfig, key: str) -> bool:
+    """Return whether a key is in a mapping whose keys a person chooses, such as tracking.tags."""
+    parent, _, _ = key.rpartition(".")
+    if not parent:
+        return False
+    holder = OmegaConf.select(config, parent)
+    return isinstance(holder, DictConfig) and OmegaConf.get_type(holder) is dict
+
+
 def _names(node: Any, prefix: str = "") -> Iterator[str]:
     """Yield every dotted key of a nested dict, leaves and the dicts above them."""
     for key, value in node.items():
@@ -517,17 +622,19 @@ def _check_name(override: Override, root: str, groups: dict[str, list[str]]) -> 
     """Check that an override is of a key or an option that exists; raises StudyError."""
     key = override.key_or_group
     line = without_password(override.input_line or key)
-    if override.is_sweep_override():
-        rule = f"`{key}` takes one value"
-        raise StudyError(f"{rule}, got the sweep {line!r}: add -m to run them all")
     if override.is_delete():
         rule = "every key of the config is needed"
         raise StudyError(f"{rule}, got {line!r}: set it to null where that is allowed")
+    if override.is_sweep_override():
+        remedy = "give one"
+        if root == MULTIRUN_ROOT:
+            remedy = "add -m to run them all"
+        raise StudyError(f"`{key}` takes one value, got the sweep {line!r}: {remedy}")
     if key in groups:
         _check_option(key, override.value(), groups[key])
         return
     known = _known_names(root)
-    if key not in known:
+    if key not in known and not _is_in_free_mapping(_base((), root), key):
         near = nearest(key, [*known, *groups])
         raise StudyError(f"unknown key `{key}` in {line!r}{near} (--cfg job lists all)")
 

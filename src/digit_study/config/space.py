@@ -1,7 +1,7 @@
 """A search space as data: config keys with choices or ranges, and conditions on other keys.
 
-A new search dimension is a line in ``conf/search/space/*.yaml``; any key of the run's config can be
-a dimension.
+A new search dimension is a line in ``conf/search/space/*.yaml``, or a swept key of a command line
+(:mod:`digit_study.config.space_overrides`); any key of the run's config can be a dimension.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from digit_study.config import compose
 from digit_study.config.run_config import Config
+from digit_study.config.space_overrides import FIELDS, GROUPS, searchable_keys
 from digit_study.model.recipe import TrainingConfig
 from digit_study.support.errors import StudyError
 from digit_study.support.rules import flatten, raise_violations, rules_of, with_values
@@ -25,12 +26,6 @@ if TYPE_CHECKING:
     import optuna
 
 Params = dict[str, Any]
-#: Config groups that can be searched as a whole, by the names of their options.
-GROUPS = ("model", "training")
-#: What the keys that can be searched begin with.
-SEARCHABLE = ("data.limit", "model.", "training.")
-#: Fields of an entry of a space.
-FIELDS = ("type", "low", "high", "step", "log", "choices", "when")
 #: Fields of a range, which do not go with choices.
 RANGE_FIELDS = ("low", "high", "step", "log")
 KINDS = ("categorical", "int", "float")
@@ -63,6 +58,25 @@ class Dimension:
     step: float | None = None
     log: bool = False
     when: dict[str, tuple[Any, ...]] = field(default_factory=dict)
+
+    @property
+    def values(self) -> str:
+        """Say which values there are."""
+        if self.kind == "categorical":
+            return ", ".join(map(str, self.choices))
+        text = f"{self.low:g} to {self.high:g}"
+        if self.log:
+            text += " (log)"
+        if self.step:
+            text += f", step {self.step:g}"
+        return text
+
+    @property
+    def condition(self) -> str:
+        """Say when the dimension matters; empty if always."""
+        return "; ".join(
+            f"{key} is {' or '.join(map(str, allowed))}" for key, allowed in self.when.items()
+        )
 
     def is_active(self, params: Mapping[str, Any]) -> bool:
         """Return whether the dimension matters, given the params of those before it."""
@@ -167,6 +181,78 @@ def baseline(dimensions: Sequence[Dimension], base: Config) -> tuple[Params, lis
     return params, outside
 
 
+def parse_start(
+    raw: Sequence[Any], dimensions: Sequence[Dimension], overrides: Sequence[str], base: Config
+) -> list[Params]:
+    """Check the configurations that a person wants to be tried first.
+
+    Args:
+        raw: Mappings of a searched key to its value. Keys that are left out are sampled.
+        dimensions: The space, conditions first.
+        overrides: Overrides of the study as typed.
+        base: The run that is varied.
+
+    Returns:
+        Their params, in the types of the space.
+
+    Raises:
+        StudyError: With everything that is wrong: keys and values outside the space, keys that do
+            not matter, and combinations that cannot be trained.
+    """
+    points: list[Params] = []
+    problems: list[str] = []
+    for number, entry in enumerate(raw, start=1):
+        where = f"`search.start` configuration {number}"
+        found = list(_start_problems(entry, dimensions))
+        if not found:
+            point = _in_types_of(entry, dimensions)
+            found = list(_combination_problems(point, overrides, base))
+            points.append(point)
+        problems += [f"{where} {problem}" for problem in found]
+    raise_violations(problems)
+    return points
+
+
+def _start_problems(entry: Any, dimensions: Sequence[Dimension]) -> Iterator[str]:
+    if not isinstance(entry, Mapping) or not entry:
+        yield f"must be values by searched key, {{model.filters: 32}}, got {entry!r}"
+        return
+    known = {dimension.key: dimension for dimension in dimensions}
+    for key, value in entry.items():
+        if key not in known:
+            yield f"must have keys that are searched, got {key!r}{nearest(str(key), known)}"
+        elif not known[key].contains(value):
+            dimension = known[key]
+            names = [str(choice) for choice in dimension.choices]
+            near = nearest(str(value), names)
+            yield f"must lie in the space: `{key}` is {dimension.values}, got {value!r}{near}"
+        elif not known[key].is_active(entry):
+            condition = known[key].condition
+            yield f"gives `{key}`, which is searched only when {condition}: give that too"
+
+
+def _combination_problems(point: Params, overrides: Sequence[str], base: Config) -> Iterator[str]:
+    try:
+        apply(point, overrides, base)
+    except StudyError as error:
+        yield f"cannot be trained: {error}"
+
+
+def _in_types_of(entry: Mapping[str, Any], dimensions: Sequence[Dimension]) -> Params:
+    """Return values that a space contains in its own types: 1 as 1.0 in a range of floats."""
+    point: Params = {}
+    for dimension in dimensions:
+        if dimension.key not in entry:
+            continue
+        value = entry[dimension.key]
+        if dimension.kind == "categorical":
+            value = dimension.choices[dimension.choices.index(value)]
+        else:
+            value = {"int": int, "float": float}[dimension.kind](value)
+        point[dimension.key] = value
+    return point
+
+
 def grid(dimensions: Sequence[Dimension]) -> list[Params] | None:
     """List all distinct configurations in order; None where a range is continuous."""
     grids: list[tuple[Any, ...]] = []
@@ -243,8 +329,7 @@ def parse_space(raw: Mapping[str, Any], base: Config, root: str = "study") -> li
     if not raw:
         rule = "`search.space` must name at least one key to search"
         raise StudyError(f"{rule}, got none: take search/space=default")
-    searchable = [key for key in flatten(base) if key.startswith(SEARCHABLE)]
-    known = [*GROUPS, *searchable]
+    known = searchable_keys()
     raise_violations(
         problem for key, entry in raw.items() for problem in _entry_problems(key, entry, known)
     )

@@ -21,9 +21,19 @@ ASHA = "asha"
 PRUNERS = (ASHA, "hyperband", "successive_halving", "median", "percentile", "patient", "none")
 #: Metrics that a trial reports every epoch, so that it can be pruned on them.
 EVERY_EPOCH = ("val_accuracy", "val_loss")
+#: The accuracy on corrupted validation images, which a trial reports at its end.
+ROBUST = "robust_accuracy"
 #: Metrics that can be optimised.
-OBJECTIVES = (*EVERY_EPOCH, "parameters", "epoch_seconds", "inference_milliseconds")
+OBJECTIVES = (
+    *EVERY_EPOCH,
+    ROBUST,
+    "parameters",
+    "epoch_seconds",
+    "inference_milliseconds",
+)
 DIRECTIONS = ("maximize", "minimize")
+#: How a confirmation chooses its winner.
+PREFERENCES = ("smallest", "accuracy", "robust")
 #: ``metric <= number`` or ``metric >= number``.
 CONSTRAINT = re.compile(
     rf"\s*({'|'.join(OBJECTIVES)})\s*(<=|>=)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*"
@@ -45,8 +55,12 @@ class SearchConfig(EngineConfig):
 
     Attributes:
         trials: Trials that the study has at its end, however often it is resumed.
+        timeout: Minutes after which this command starts no more trials; None: no limit.
+        start: Configurations that are tried first: values by searched key.
         sampler: How the next configuration is chosen.
+        sampler_args: Arguments of the sampler by Optuna's own names.
         pruner: How bad trials are stopped early; None: see :func:`pruner_of`.
+        pruner_args: Arguments of the pruner by Optuna's own names.
         paused: Trials that ``asha`` keeps waiting at most; None: as many as the memory allows.
         objectives: What is optimised, in order of rank: mappings of a metric to its direction.
         constraints: What a configuration has to keep, such as ``parameters <= 10000``.
@@ -64,8 +78,12 @@ class SearchConfig(EngineConfig):
     """
 
     trials: Annotated[int, at_least(1)] = 20
+    timeout: Annotated[float | None, between(0, 1e6, "(]")] = None
+    start: list[Any] = field(default_factory=list)
     sampler: Annotated[str, choice(SAMPLERS)] = "tpe"
+    sampler_args: dict[str, Any] = field(default_factory=dict)
     pruner: Annotated[str | None, choice(PRUNERS)] = None
+    pruner_args: dict[str, Any] = field(default_factory=dict)
     paused: Annotated[int | None, at_least(0)] = None
     objectives: list[Any] = field(default_factory=lambda: [{"val_accuracy": "maximize"}])
     constraints: list[str] = field(default_factory=list)
@@ -95,13 +113,14 @@ class ConfirmConfig:
         top: Configurations that are trained again.
         seeds: Seeds of each as text, or ``auto``: as many as a race needs.
         max_seeds: Seeds of each, at most, in a race.
-        prefer: The winner among those that do not differ significantly from the best.
+        prefer: The winner among those that do not differ significantly from the best; None: see
+            :func:`prefer_of`.
     """
 
     top: Annotated[int, between(1, 100)] = 5
     seeds: Annotated[str, SEEDS] = "auto"
     max_seeds: Annotated[int, between(3, 100)] = 8
-    prefer: Annotated[str, choice(("smallest", "accuracy"))] = "smallest"
+    prefer: Annotated[str | None, choice(PREFERENCES)] = None
 
     @property
     def fixed(self) -> int | None:
@@ -238,6 +257,28 @@ def pruner_of(search: SearchConfig) -> str:
     if len(objectives) == 1 and objectives[0] in EVERY_EPOCH:
         return ASHA
     return "none"
+
+
+def prefer_of(study: StudyConfig) -> str:
+    """Return how a confirmation chooses its winner: as configured, else as the study searched.
+
+    Args:
+        study: A checked config.
+
+    Returns:
+        ``robust`` where :data:`ROBUST` is the first objective, otherwise ``smallest``, where the
+        config names no preference.
+    """
+    if study.confirm.prefer:
+        return study.confirm.prefer
+    if ranks_by_robustness(study.search):
+        return "robust"
+    return "smallest"
+
+
+def ranks_by_robustness(search: SearchConfig) -> bool:
+    """Return whether the first objective is to predict corrupted images correctly."""
+    return next(iter(objectives_of(search).items())) == (ROBUST, "maximize")
 
 
 def _constraint_violations(search: SearchConfig) -> Iterator[str]:

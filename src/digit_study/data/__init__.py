@@ -1,1 +1,1 @@
-"""Digits: their sources, digests, the split, the sealed test set. Imports support."""
+"""Digits: their sources, digests, the split, the sealed test set. Imports pictures and support."""

@@ -13,13 +13,12 @@ import gzip
 import math
 import struct
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps, UnidentifiedImageError
 
 from digit_study.data.arrays import CLASSES, IMAGE_SIDE, Labels, Pixels
 from digit_study.support.errors import StudyError
@@ -29,20 +28,14 @@ Table = tuple[Pixels, Labels]
 
 #: Pixels of an image.
 PIXELS = IMAGE_SIDE * IMAGE_SIDE
-#: Side of the box that holds the digit in MNIST's images.
-BOX = 20
 #: How the names of MNIST's files begin, by part.
 IDX_PREFIXES = {"train": "train", "test": "t10k"}
 #: IDX's code of unsigned bytes.
 UNSIGNED_BYTES = 8
 #: Bytes of an IDX file before the sizes of its dimensions.
 IDX_MAGIC_BYTES = 4
-#: Ends of names of pictures.
-PICTURES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff", ".pgm")
-#: Grey level of the border above which a picture has dark ink on light paper.
-LIGHT_PAPER = 127
-#: Grey level above which a pixel belongs to the digit.
-INK = 64
+#: Pictures that an error names, at most.
+MOST_NAMED = 5
 
 
 @dataclass(frozen=True)
@@ -127,6 +120,8 @@ def read_unlabelled_csv(path: Path) -> Pixels:
 def _csv_table(path: Path) -> npt.NDArray[np.float64]:
     import pandas as pd
 
+    if not path.is_file():
+        raise StudyError(f"there must be a CSV file at {path}: check the spelling")
     try:
         first = pd.read_csv(path, header=None, nrows=1, dtype=str)
         header = None
@@ -210,8 +205,8 @@ def _idx_array(file: Path) -> Pixels:
 def read_folder(path: Path, part: str) -> Table:
     """Read the pictures of a folder with a subfolder for each digit, named 0 to 9.
 
-    Pictures of 28x28 with light ink on black are taken as they are. Others are inverted if their
-    border is light, cut to the ink, and put into the middle of 28x28 as MNIST's are.
+    They are brought into MNIST's form as predict.py does it: photos, scans and drawings of any
+    size. What has that form already is taken as it is.
 
     Args:
         path: A folder with subfolders ``0`` to ``9``. These may also lie in its subfolders
@@ -222,25 +217,25 @@ def read_folder(path: Path, part: str) -> Table:
         Images (n, 28, 28) and labels (n,), digit by digit, in the order of the files' names.
 
     Raises:
-        StudyError: If there are no such subfolders, or a picture cannot be read.
+        StudyError: If there are no such subfolders, or predict.py refuses a picture.
     """
     if part == "test" and not _has_folder_test(path):
         raise missing_test(path)
     folder = path / part
     if not folder.is_dir():
         folder = path
-    images = []
-    labels = []
+    files: list[Path] = []
+    labels: list[int] = []
     for digit in range(CLASSES):
-        for file in _pictures(folder / str(digit)):
-            images.append(_picture(file))
-            labels.append(digit)
-    if not images:
+        found = _pictures(folder / str(digit))
+        files += found
+        labels += [digit] * len(found)
+    if not files:
         raise StudyError(
             "`data.path` must be a folder with a subfolder of pictures for each digit (0 to 9), or "
             f"with MNIST's own files, got {path}: put the pictures of sevens into {path / '7'}"
         )
-    return np.stack(images), np.array(labels, np.int64)
+    return np.stack(_digits(files)), np.array(labels, np.int64)
 
 
 def _has_folder_test(path: Path) -> bool:
@@ -251,33 +246,35 @@ def _pictures(folder: Path) -> list[Path]:
     """Return the pictures of a folder by name; none if there is no such folder."""
     if not folder.is_dir():
         return []
-    return [file for file in sorted(folder.iterdir()) if file.suffix.lower() in PICTURES]
+    from digit_study.pictures.image_files import SUFFIXES
+
+    files = sorted(folder.iterdir())
+    return [file for file in files if file.suffix.lower() in SUFFIXES and file.name[0] != "."]
 
 
-def _picture(file: Path) -> Pixels:
-    """Return a picture as 28x28 with light ink."""
-    try:
-        with Image.open(file) as opened:
-            grey = ImageOps.exif_transpose(opened).convert("L")
-    except (OSError, UnidentifiedImageError, ValueError) as fault:
+def _digits(files: Iterable[Path]) -> list[Pixels]:
+    """Return pictures as predict.py sees them, (28, 28) each; StudyError names those it refuses."""
+    # scikit-image is imported only where pictures are read
+    from digit_study.pictures.image_files import ImageError
+    from digit_study.pictures.images import read_digit
+
+    digits = []
+    refused = []
+    for file in files:
+        try:
+            digits.append(read_digit(file))
+        except ImageError as fault:
+            refused.append(f"{file} {fault}")
+    if refused:
+        named = "\n".join(refused[:MOST_NAMED])
+        if len(refused) > MOST_NAMED:
+            named += f"\nand {len(refused) - MOST_NAMED} more"
         raise StudyError(
-            f"every picture of `data.path` must be readable: {file}: {fault}"
-        ) from None
-    pixels = np.asarray(grey)
-    border = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
-    is_light = np.median(border) > LIGHT_PAPER
-    if pixels.shape == (IMAGE_SIDE, IMAGE_SIDE) and not is_light:
-        return pixels
-    if is_light:
-        grey = ImageOps.invert(grey)
-    ink = ImageOps.autocontrast(grey, cutoff=(50, 0))
-    box = ink.point(lambda level: 255 * (level > INK)).getbbox()
-    fitted = ImageOps.contain(ink.crop(box), (BOX, BOX), Image.Resampling.BOX)
-    left = (IMAGE_SIDE - fitted.width) // 2
-    top = (IMAGE_SIDE - fitted.height) // 2
-    canvas = Image.new("L", (IMAGE_SIDE, IMAGE_SIDE))
-    canvas.paste(fitted, (left, top))
-    return np.asarray(canvas)
+            "every picture of `data.path` must show a digit, as predict.py sees it, but of "
+            f"{len(digits) + len(refused)} it refuses {len(refused)}: mend them, or put them "
+            f"elsewhere\n{named}"
+        )
+    return digits
 
 
 #: Kaggle's table.

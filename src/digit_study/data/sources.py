@@ -291,6 +291,12 @@ def has_test_set(path: Path) -> bool:
         return {"x_test", "y_test"} <= set(archive.files)
 
 
+def require_test_set(path: Path) -> None:
+    """Raise StudyError unless what ``data.path`` names comes with a test set."""
+    if not has_test_set(path):
+        raise formats.missing_test(path)
+
+
 @lru_cache(maxsize=1)
 def read_npz(path: Path, part: str) -> Arrays:
     """Read a part of a file that is laid out as Keras's mnist.npz.

@@ -1,1 +1,1 @@
-"""Predict digits in image files; refuse what is no digit. Imports tracking to support."""
+"""Predict digits and numbers in image files; refuse what is none. Imports tracking to support."""

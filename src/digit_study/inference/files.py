@@ -5,7 +5,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from digit_study.inference.image_files import HEIF_SUFFIXES, NEEDS_HEIF, SUFFIXES, reads_heif
+from digit_study.pictures.image_files import HEIF_SUFFIXES, NEEDS_HEIF, SUFFIXES, reads_heif
 from digit_study.support.errors import StudyError
 
 #: Paths that a message names, at most.

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from digit_study.inference.image_files import read_grey, upright_size
-from digit_study.inference.images import SIDE
 from digit_study.inference.prediction import Number, Reading
+from digit_study.pictures.image_files import read_grey, upright_size
+from digit_study.pictures.images import SIDE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

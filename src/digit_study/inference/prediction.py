@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import astuple, dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -16,22 +15,22 @@ import numpy as np
 import numpy.typing as npt
 
 from digit_study.data.sources import CLASSES
-from digit_study.inference.image_files import Grey, ImageError, read_grey, upright_size
-from digit_study.inference.images import SIDE, Digit, SeveralMarks, read_digit
 from digit_study.inference.segmentation import Box, Piece, Ways, segment
 from digit_study.model.calibration import prediction_sets
+from digit_study.pictures.image_files import ImageError, read_grey, upright_size
+from digit_study.pictures.images import SIDE, Digit, SeveralMarks, read_digit
 from digit_study.support.errors import StudyError, first_line
 from digit_study.support.signals import native_stderr, signals_surface
 
-#: Files that are read before the model is called for all of them.
-BATCH = 256
-#: Why a picture of a single mark is refused.
+#: Why a picture of a single mark is refused. The detector cannot tell a letter from a poor digit.
 NO_DIGIT = (
-    "shows no digit, but a letter, a symbol or the like; what it would be as one: abstain=false"
+    "is not surely a digit, but a letter, a symbol, or a digit that is blurred or of a rare form; "
+    "to read it anyway: abstain=false"
 )
 #: Why a picture of several marks is refused.
 NO_NUMBER = (
-    "holds several marks, most of them no digits, but letters or symbols; as digits: abstain=false"
+    "holds several marks, most of them not surely digits, but letters, symbols, or digits that are "
+    "blurred or run together; to read them anyway: abstain=false"
 )
 #: What a refusal by the detector weighs against probabilities, as a logarithm.
 DOUBT = 0.7
@@ -42,6 +41,24 @@ DOUBT_OF_CUTS = 0.02
 Model = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
 #: Images (n, 28, 28, 1) to whether each shows a digit, (n,).
 Accepts = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.bool_]]
+
+
+@dataclass(frozen=True)
+class BatchSize:
+    """How much is read before the model is called for all of it.
+
+    Attributes:
+        files: Files, at most.
+        images: Images (28, 28) from which on no further file is read: a page of numbers has
+            thousands.
+    """
+
+    files: int = 64
+    images: int = 8_000
+
+
+#: What ``predict.py`` reads before the model is called.
+BATCH = BatchSize()
 
 
 @dataclass(frozen=True)
@@ -207,29 +224,27 @@ def read_files(
     model: Model,
     accepts: Accepts | None = None,
     least: float | None = None,
-    batch: int = BATCH,
+    batch: BatchSize = BATCH,
     *,
     only_digit: bool = False,
 ) -> Iterator[Reading]:
     """Read files in batches, in order; what cannot be read yields its error and stops nothing.
 
-    The model is called once for ``batch`` files, never without any; memory grows with ``batch`` and
-    nothing else.
+    The model is called once for each batch, and never without an image. Memory does not grow with
+    the number of files.
 
     Args:
         files: image files.
         model: images (n, 28, 28), uint8, to probabilities (n, 10).
         accepts: images (n, 28, 28, 1) to whether each shows a digit; None takes all for digits.
         least: the probability that a digit needs for its prediction set; None asks for no sets.
-        batch: files that are read before the model is called.
+        batch: how much is read before the model is called.
         only_digit: refuse a picture of several digits.
 
     Yields:
         A reading for each file.
     """
-    remaining = iter(files)
-    while group := list(islice(remaining, batch)):
-        prepared = [_prepare(file, only_digit=only_digit) for file in group]
+    for prepared in _batches(files, batch, only_digit=only_digit):
         images: list[Digit] = []
         for single in prepared:
             images += single.images()
@@ -243,41 +258,53 @@ def read_files(
             first += len(single.images())
 
 
-def read_row(grey: Grey, model: Model, accepts: Accepts | None = None) -> Number | None:
-    """Read what is written in a picture in a row, or in several.
+def _batches(
+    files: Iterable[Path], batch: BatchSize, *, only_digit: bool
+) -> Iterator[list[_Prepared]]:
+    """Prepare files, as many at a time as the model is called for."""
+    group: list[_Prepared] = []
+    count = 0
+    for file in files:
+        group.append(_prepare(file, str(file), only_digit=only_digit))
+        count += len(group[-1].images())
+        if len(group) == batch.files or count >= batch.images:
+            yield group
+            group = []
+            count = 0
+    if group:
+        yield group
+
+
+def read_picture(source: Path | bytes, model: Model, accepts: Accepts | None = None) -> Reading:
+    """Read what is written in a picture: a digit, or numbers in a row or in several.
 
     Args:
-        grey: brightness (h, w), 0 to 255.
+        source: an image file, or its bytes.
         model: images (n, 28, 28), uint8, to probabilities (n, 10).
         accepts: images (n, 28, 28, 1) to whether each shows a digit; None takes all for digits.
 
     Returns:
-        The number, of at least two digits; None where there are fewer.
-
-    Raises:
-        ImageError: if it shows no strokes, more than numbers have, or mostly other than digits.
+        What was read, or the error; without the name of a file where bytes were given.
     """
-    lines = segment(grey)
-    prepared = _Prepared("", lines=lines)
+    name = ""
+    if isinstance(source, Path):
+        name = str(source)
+    prepared = _prepare(source, name, only_digit=False)
     images = prepared.images()
     if not images:
-        return None
+        return Reading(name, error=prepared.error)
     answers = _answers(np.stack(images), model, accepts, None)
-    reading = _reading(prepared, answers, 0, wants_sets=False)
-    if reading.error is not None:
-        raise ImageError(reading.error)
-    return reading.number
+    return _reading(prepared, answers, 0, wants_sets=False)
 
 
-def _prepare(file: Path, *, only_digit: bool) -> _Prepared:
+def _prepare(source: Path | bytes, name: str, *, only_digit: bool) -> _Prepared:
     """Find the digit of a file, or its digits."""
-    name = str(file)
     try:
-        return _Prepared(name, pixels=read_digit(file))
+        return _Prepared(name, pixels=read_digit(source))
     except SeveralMarks as fault:
         if only_digit:
             return _Prepared(name, error=str(fault))
-        return _prepare_number(file, str(fault))
+        return _prepare_number(source, name, str(fault))
     except ImageError as fault:
         return _Prepared(name, error=str(fault))
     except OSError as fault:  # a folder that may not be entered, a disk that fails
@@ -285,13 +312,12 @@ def _prepare(file: Path, *, only_digit: bool) -> _Prepared:
         return _Prepared(name, error=error)
 
 
-def _prepare_number(file: Path, fault: str) -> _Prepared:
+def _prepare_number(source: Path | bytes, name: str, fault: str) -> _Prepared:
     """Find the digits of a file that holds several marks, or keep the fault if it has none."""
-    name = str(file)
     try:
-        grey = read_grey(file)
+        grey = read_grey(source)
         lines = segment(grey)
-        scale = max(upright_size(file)) / max(grey.shape)
+        scale = max(upright_size(source)) / max(grey.shape)
     except ImageError as error:
         return _Prepared(name, error=str(error))
     has_pieces = any(way for line in lines for ways in line for way in ways)

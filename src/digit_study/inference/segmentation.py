@@ -15,9 +15,9 @@ from PIL import Image
 from scipy import ndimage
 from skimage.graph import route_through_array
 
-from digit_study.inference.image_files import LEAST_SIDE, Grey, ImageError
-from digit_study.inference.images import Digit, normalised_mark
-from digit_study.inference.ink import EIGHT, Mask, Numbered, box_of, find_ink
+from digit_study.pictures.image_files import LEAST_SIDE, Grey, ImageError
+from digit_study.pictures.images import Digit, normalised_mark
+from digit_study.pictures.ink import EIGHT, Mask, Numbered, box_of, find_ink
 
 #: Longer side, in pixels, of a page in which digits are looked for.
 PAGE_SIDE = 1000
@@ -132,6 +132,10 @@ def segment(grey: Grey) -> list[list[Ways]]:
     numbered, _ = ndimage.label(strokes, EIGHT)
     boxes = _boxes(numbered)
     height = _digit_height(boxes)
+    # a digit has at most two parts of this size: nothing is put together in vain
+    large = sum(_is_digit_sized(box, height) for box in boxes)
+    if large > 2 * MOST_DIGITS:
+        raise ImageError(f"holds over {MOST_DIGITS} digits; at most so many are read: cut it up")
     strokes_alone = [_Mark((number,), box) for number, box in enumerate(boxes, start=1)]
     marks = _together(strokes_alone, height)
     digits = [mark for mark in marks if _is_digit_sized(mark.box, height)]

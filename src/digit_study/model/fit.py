@@ -183,7 +183,27 @@ def train_function(model: keras.Model) -> Any:
         tf.while_loop(lambda done: done < model.steps_per_execution, body, [0])
         return dict(model.get_metrics_result())
 
-    return tf.function(execute, autograph=False)
+    return _TracedOnce(tf.function(execute, autograph=False))
+
+
+class _TracedOnce:
+    """A function of TensorFlow that is traced by its first call, for the inputs of that call.
+
+    Every trial traces its own train function and its own two forward passes, once each: it has
+    another network, and there is nothing to save. TensorFlow counts by the Python code, in which
+    they are the same function, and warns of frequent retracing from the fifth short trial on. It
+    does not count what is traced by hand, as here.
+    """
+
+    def __init__(self, function: Any) -> None:
+        self._function = function
+        self._traced: Any = None
+
+    def __call__(self, inputs: Any) -> Any:
+        """Call the function with inputs that have the type of the first ones."""
+        if self._traced is None:
+            self._traced = self._function.get_concrete_function(inputs)
+        return self._traced(inputs)
 
 
 class Predictor:
@@ -198,9 +218,10 @@ class Predictor:
     def __init__(self, model: keras.Model) -> None:
         self.seconds_an_image = math.inf
         pixels = tf.TensorSpec((None, *model.input_shape[1:]), tf.uint8)
-        self._forward = tf.function(
+        forward = tf.function(
             lambda images: model(images, training=False), input_signature=[pixels], autograph=False
         )
+        self._forward = _TracedOnce(forward)
 
     def __call__(self, images: Pixels) -> np.ndarray[Any, Any]:
         """Predict images.
@@ -219,7 +240,7 @@ class Predictor:
             batch = images[start : start + IMAGES_AT_ONCE]
             began = time.perf_counter()
             with deferred_signals():  # out of TensorFlow, where it would leave locks behind
-                parts.append(self._forward(batch).numpy())
+                parts.append(self._forward(tf.constant(batch)).numpy())
             raise_if_interrupted()
             seconds = (time.perf_counter() - began) / len(batch)
             self.seconds_an_image = min(self.seconds_an_image, seconds)

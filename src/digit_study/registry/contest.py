@@ -2,7 +2,8 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,6 +77,9 @@ class SealedResult:
     sha256: str
     #: Of the first network, how far its probabilities hold: see :func:`measure_uncertainty`.
     uncertainty: dict[str, float]
+    #: Per network, which corrupted validation images of the first it predicts correctly, shape
+    #: (m,); empty where that was not measured.
+    robust: list[npt.NDArray[np.bool_]] = field(default_factory=list)
 
 
 #: What evaluates networks on the sealed images: see :func:`evaluate_sealed`.
@@ -96,7 +100,7 @@ def find_challenger(
 
     Raises:
         StudyError: If the run is unknown, unfinished or without a model, or if its digits are no
-            longer where they were.
+            longer where they were or have no test set.
     """
     key = "run_id" if config.run_id else "study"
     run_id = config.run_id or tracker.confirmed_winner(config.study, study_uid)
@@ -113,7 +117,10 @@ def find_challenger(
     source = queries.recorded_config(run).data
     if config.data.path is not None:
         source = replace(source, path=config.data.path)
-    return Challenger(run, run_id, model_id, file, sources.resolve(source).config)
+    data = sources.resolve(source).config
+    if data.path is not None:
+        sources.require_test_set(Path(data.path))
+    return Challenger(run, run_id, model_id, file, data)
 
 
 def _latest_model(run: Run) -> str:
@@ -188,6 +195,7 @@ def evaluate_sealed(
         StudyError: If a file is not the network that it should be. The seal is kept then.
     """
     models = [_load(network) for network in networks]
+    robust = measure_robustness(models, source)
     accepts = detector.load()
     images, labels = digits.open_sealed_test_set(source, record)
     probabilities = [model.predict(images, verbose=0) for model in models]
@@ -198,7 +206,31 @@ def evaluate_sealed(
         uncertainty=measure_uncertainty(
             labels, probabilities[0], refused=~accepts(images), threshold=threshold
         ),
+        robust=robust,
     )
+
+
+def measure_robustness(models: Sequence[Any], source: DataConfig) -> list[npt.NDArray[np.bool_]]:
+    """Let networks predict the same corrupted validation images; the seal stays whole.
+
+    Args:
+        models: Keras models.
+        source: Resolved source of the digits, with the split of the first network.
+
+    Returns:
+        Per network, which images it predicts correctly, shape (m,); nothing if the split cannot be
+        made again. No promotion fails for that: its gate does not ask.
+    """
+    from digit_study.model.robustness import robust_correct
+
+    with suppress(StudyError):
+        held_out = digits.load_digits(source)
+        images = held_out.validation_images
+        labels = held_out.validation_labels
+        return [
+            robust_correct(partial(model.predict, verbose=0), images, labels) for model in models
+        ]
+    return []
 
 
 def _load(network: NetworkFile) -> Any:
@@ -281,12 +313,31 @@ class Verdict:
     evidence: dict[str, str]
 
 
+def has_same_split(tracker: Tracker, challenger: Challenger, champion: ModelVersion | None) -> bool:
+    """Return whether champion and challenger were validated on the same images.
+
+    If not, the champion may have been trained on images that the challenger was validated on. The
+    two stem from the same digits, see :func:`require_same_data`.
+    """
+    if champion is None or not champion.run_id:
+        return False
+    try:
+        run = tracker.client.get_run(champion.run_id)
+        other = queries.recorded_config(run).data
+    except (mlflow.MlflowException, StudyError):  # the run was deleted, or an early version's
+        return False
+    own = challenger.data
+    return (own.seed, own.validation) == (other.seed, other.validation)
+
+
 def decide_contest(
     challenger: Challenger,
     champion: ModelVersion | None,
     result: SealedResult,
     limits: GateConfig,
     before: int,
+    *,
+    is_same_split: bool = False,
 ) -> Verdict:
     """Let the gate decide on a challenger.
 
@@ -296,6 +347,8 @@ def decide_contest(
         result: Their results, in this order.
         limits: The rules of the gate.
         before: Number of comparisons on the same sealed images so far.
+        is_same_split: Whether both were validated on the same images. Otherwise they are not
+            compared on corrupted validation images.
     """
     name = f"run {challenger.run_id}"
     contestant = _contestant(name, result, 0)
@@ -307,7 +360,10 @@ def decide_contest(
     test = paired_test(result.correct[1], result.correct[0])
     decision = decide(contestant, other, test, limits, before)
     spent = budget(limits.significance, before)
-    return _verdict(decision, limits, evidence, _comparison(champion, other, test, spent))
+    comparison = _comparison(champion, other, test, spent)
+    if is_same_split:
+        comparison |= _robust_comparison(result)
+    return _verdict(decision, limits, evidence, comparison)
 
 
 def _contestant(name: str, result: SealedResult, position: int) -> NetworkResult:
@@ -328,6 +384,32 @@ def _evidence(
         "test.sha256": result.sha256,
         "parameters": contestant.parameters,
         **result.uncertainty,
+        **_robustness(result),
+    }
+
+
+def _robustness(result: SealedResult) -> dict[str, Any]:
+    """Return how the challenger did on corrupted validation images, if that was measured."""
+    if not result.robust:
+        return {}
+    correct = result.robust[0]
+    return {**_rate("robust_accuracy", correct), "robust_images": len(correct)}
+
+
+def _robust_comparison(result: SealedResult) -> dict[str, Any]:
+    """Return how the two differ on the same corrupted validation images; the gate does not ask."""
+    if not result.robust:
+        return {}
+    test = paired_test(result.robust[1], result.robust[0])
+    low, high = accuracy_interval(int(result.robust[1].sum()), test.images)
+    return {
+        "compared.robust_accuracy": float(result.robust[1].mean()),
+        "compared.robust_accuracy_low": low,
+        "compared.robust_accuracy_high": high,
+        "robust_difference": test.difference,
+        "robust_difference_low": test.low,
+        "robust_difference_high": test.high,
+        "robust_mcnemar_p": test.p_value,
     }
 
 

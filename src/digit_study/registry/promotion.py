@@ -144,6 +144,7 @@ def _compare(
     networks = contest.find_networks(registry.tracker, challenger, champion)
     before = registry.ledger.comparisons()
     threshold = contest.set_threshold(registry.tracker, challenger)
+    is_same_split = contest.has_same_split(registry.tracker, challenger, champion)
     opened: list[Entry] = []
 
     def record() -> None:
@@ -151,7 +152,14 @@ def _compare(
 
     try:
         result = evaluate(networks, challenger.data, record, threshold)
-        verdict = contest.decide_contest(challenger, champion, result, config.promote, before)
+        verdict = contest.decide_contest(
+            challenger,
+            champion,
+            result,
+            config.promote,
+            before,
+            is_same_split=is_same_split,
+        )
         version = _register(registry, opened[0], challenger, champion, verdict, config.tracking)
     except BaseException as fault:
         for entry in opened:

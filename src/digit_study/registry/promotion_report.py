@@ -14,7 +14,7 @@ from digit_study.registry.ledger import Entry, EntryKind, LedgerEvent
 from digit_study.report.markdown import escape, run_page
 from digit_study.stats.gate import Budget
 from digit_study.stats.metrics import accuracy_interval
-from digit_study.support.formatting import percent, with_interval
+from digit_study.support.formatting import p_equals, percent, with_interval
 from digit_study.tracking import pages
 
 #: Figures of a run that the description of its version links.
@@ -170,7 +170,8 @@ def why(evidence: Mapping[str, str]) -> str:
             "first champion must reach."
         )
     level = f"{float(evidence['gate.level']):.3g}"
-    p_value = f"exact McNemar p = {float(evidence['mcnemar_p']):.3g}"
+    p_text = p_equals(float(evidence["mcnemar_p"]), float(evidence["gate.level"]))
+    p_value = f"exact McNemar {p_text}"
     if rule == "better":
         return f"significantly better than the champion: {p_value} is below {level}."
     margin = f"{100 * float(evidence['gate.margin']):g} points"
@@ -202,19 +203,42 @@ def result_table(result: PromotionResult) -> Table:
         table.add_column(f"champion, version {evidence['compared.version']}")
         rows[0].append(_compared_accuracy(evidence))
         rows[1].append(f"{int(evidence['compared.parameters']):,}")
-        ends = [100 * float(evidence[f"difference_{end}"]) for end in ("low", "high")]
-        difference = points(float(evidence["difference"]))
         rows += [
             [
                 "correct where the other is not",
                 f"{evidence['only_challenger_right']} images",
                 f"{evidence['only_champion_right']} images",
             ],
-            ["difference [95 %]", f"{difference} [{ends[0]:+.2f}, {ends[1]:+.2f}]", ""],
+            ["difference [95 %]", _difference(evidence, "difference"), ""],
         ]
+    rows += _robust_rows(evidence)
     for row in rows:
         table.add_row(*row)
     return table
+
+
+def _robust_rows(evidence: Mapping[str, str]) -> list[list[str]]:
+    """Return how the networks did on corrupted validation images; nothing if that is not known."""
+    if "robust_accuracy" not in evidence:
+        return []
+    images = f"{int(evidence['robust_images']):,} corrupted validation images [95 %]"
+    row = [images, _rate(evidence, "robust_accuracy")]
+    if "compared.version" not in evidence:
+        return [row]
+    if "compared.robust_accuracy" not in evidence:
+        return [[*row, "another split"]]
+    difference = _difference(evidence, "robust_difference")
+    p_value = f"p = {float(evidence['robust_mcnemar_p']):.3g}"
+    return [
+        [*row, _rate(evidence, "compared.robust_accuracy")],
+        ["difference there [95 %]", difference, p_value],
+    ]
+
+
+def _difference(evidence: Mapping[str, str], name: str) -> str:
+    """Return a difference of two accuracies in points, with its 95 % interval."""
+    low, high = (100 * float(evidence[f"{name}_{end}"]) for end in ("low", "high"))
+    return f"{points(float(evidence[name]))} [{low:+.2f}, {high:+.2f}]"
 
 
 def _rate(evidence: Mapping[str, str], name: str) -> str:
@@ -348,6 +372,9 @@ def _version_rows(facts: VersionFacts, page: str) -> list[list[str]]:
         ],
         ["parameters", f"{int(evidence['parameters']):,}"],
     ]
+    has_robust = "robust_accuracy" in evidence
+    if has_robust:
+        rows.append(["corrupted validation images", _rate(evidence, "robust_accuracy")])
     if facts.champion is None:
         return rows
     name, version = facts.champion
@@ -358,6 +385,10 @@ def _version_rows(facts: VersionFacts, page: str) -> list[list[str]]:
         percent(float(evidence["compared.test_accuracy"])),
         f"{int(evidence['compared.parameters']):,}",
     ]
+    if "compared.robust_accuracy" in evidence:
+        column.append(percent(float(evidence["compared.robust_accuracy"])))
+    elif has_robust:
+        column.append("another split")
     return [[*row, cell] for row, cell in zip(rows, column, strict=True)]
 
 

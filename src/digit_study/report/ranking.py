@@ -9,9 +9,17 @@ from typing import Any
 
 import pandas as pd
 
-from digit_study.report.tables import Cell, Estimate, TableView, accuracy, number
+from digit_study.report.tables import (
+    Cell,
+    Estimate,
+    TableView,
+    accuracy,
+    number,
+    p_cell,
+    setting,
+)
 from digit_study.stats.race import ACCURACY_COLUMNS
-from digit_study.support.suggestions import short_names
+from digit_study.support.suggestions import SplitNames, short_names, split_names
 
 
 class RankingKind(Enum):
@@ -65,6 +73,8 @@ class RankedRow:
     #: Whether no smaller network is as good.
     is_on_front: bool
     loss: float | None
+    #: Accuracy on corrupted validation images; None of runs of an earlier version.
+    robust: float | None
     seconds: float | None
     p_value: float | None
     p_seeds: float | None
@@ -90,6 +100,12 @@ def _points(deviation: float | None) -> Cell:
     return number(100 * deviation, "{:.3f}")
 
 
+def _robust_accuracy(row: RankedRow) -> Cell:
+    if row.robust is None:
+        return number(None)
+    return number(100 * row.robust, "{:.2f} %")
+
+
 def _sealed_accuracy(row: RankedRow) -> Cell:
     if row.sealed is None:
         return Cell("")
@@ -110,9 +126,10 @@ _ACCURACY = Column("accuracy [95 % interval]", lambda row: accuracy(row.accuracy
 _MEAN = Column("mean accuracy [95 %]", lambda row: accuracy(row.accuracy))
 _PARAMETERS = Column("parameters", lambda row: number(row.parameters))
 _SEEDS = Column("seeds", lambda row: number(row.seeds))
+_ROBUST = Column("robust", _robust_accuracy)
 _LOSS = Column("loss", lambda row: number(row.loss, "{:.4f}"))
 _SECONDS = Column("seconds", lambda row: number(row.seconds, "{:.1f}"))
-_P_VALUE = Column("p", lambda row: number(row.p_value, "{:.3f}"))
+_P_VALUE = Column("p", lambda row: p_cell(row.p_value))
 _RUN_ID = Column(
     "run id",
     lambda row: Cell(row.run_id, run_id=row.run_id),
@@ -130,6 +147,7 @@ COLUMNS: dict[RankingKind, tuple[Column | str, ...]] = {
         _RANK,
         _NAME,
         _ACCURACY,
+        _ROBUST,
         _LOSS,
         _PARAMETERS,
         _SECONDS,
@@ -140,6 +158,7 @@ COLUMNS: dict[RankingKind, tuple[Column | str, ...]] = {
     RankingKind.UNPAIRED_RUNS: (
         _NAME,
         _ACCURACY,
+        _ROBUST,
         _LOSS,
         _PARAMETERS,
         _SECONDS,
@@ -149,6 +168,7 @@ COLUMNS: dict[RankingKind, tuple[Column | str, ...]] = {
         _RANK,
         _ACCURACY,
         _VERDICT,
+        _ROBUST,
         _on_page(_P_VALUE),
         _PARAMETERS,
         _SEEDS,
@@ -161,14 +181,15 @@ COLUMNS: dict[RankingKind, tuple[Column | str, ...]] = {
         _RANK,
         _MEAN,
         _VERDICT,
+        _ROBUST,
         _SEEDS,
         _PARAMETERS,
         _NAME,
         Column("± seeds", lambda row: _points(row.noise.seeds), _ON_PAGE),
         Column("± images", lambda row: _points(row.noise.images), _ON_PAGE),
         Column("± both", lambda row: _points(row.noise.both), _ON_PAGE),
-        Column("p, seeds", lambda row: number(row.p_seeds, "{:.3f}"), _ON_PAGE),
-        Column("p, images", lambda row: number(row.p_images, "{:.3f}"), _ON_PAGE),
+        Column("p, seeds", lambda row: p_cell(row.p_seeds), _ON_PAGE),
+        Column("p, images", lambda row: p_cell(row.p_images), _ON_PAGE),
         _on_page(_RUN_ID),
     ),
     RankingKind.NETWORKS: (
@@ -176,6 +197,7 @@ COLUMNS: dict[RankingKind, tuple[Column | str, ...]] = {
         _PARAMETERS,
         Column("minutes", lambda row: number(_minutes(row), "{:.1f}")),
         _MEAN,
+        _ROBUST,
         _SEEDS,
         Column("on the front", _front),
         Column("sealed test images [95 %]", _sealed_accuracy),
@@ -189,6 +211,8 @@ NAMED = {
     RankingKind.CANDIDATES: "trial: configuration",
     RankingKind.NETWORKS: "network",
 }
+#: What a column says that all rankings have.
+_ROBUST_LEGEND = "robust: accuracy on corrupted validation images"
 #: What the words in the cells mean.
 LEGENDS = {
     RankingKind.RUNS: (
@@ -251,20 +275,38 @@ class RankedTable:
         """
         shown = self.rows[:most_rows]
         names, shared = short_names([row.name for row in shown])
-        columns = [column for column in COLUMNS[self.kind] if _is_shown(column, medium)]
-        headings = [self._heading(column) for column in columns]
-        rows = []
-        for name, row in zip(names, shown, strict=True):
-            rows.append([self._cell(column, row, name) for column in columns])
+        split = None
+        if medium is Medium.PAGE:
+            split = split_names(names)
+        headings: list[str] = []
+        rows: list[list[Cell]] = [[] for _ in shown]
+        for column in self._columns(medium):
+            if column == _NAME and split is not None:
+                headings += ["trial", *split.keys]
+                _add_settings(rows, split)
+                continue
+            headings.append(self._heading(column))
+            for cells, name, row in zip(rows, names, shown, strict=True):
+                cells.append(self._cell(column, row, name))
         return TableView(
             headings,
             rows,
             title=title,
             marked=[position for position, row in enumerate(shown) if self._is_marked(row)],
             sections=self._sections(shown),
-            note=_note(shared, len(shown), len(self.rows)),
-            legend=LEGENDS[self.kind],
+            note=" ".join(
+                filter(None, [self._groups(), _note(shared, len(shown), len(self.rows))])
+            ),
+            legend=f"{LEGENDS[self.kind]}; {_ROBUST_LEGEND}",
         )
+
+    def _columns(self, medium: Medium) -> list[Column | str]:
+        """Return the columns that a medium has, without one that says 1 seed in every row."""
+        columns = [column for column in COLUMNS[self.kind] if _is_shown(column, medium)]
+        is_single = all(row.seeds == 1 for row in self.rows)
+        if self.kind is RankingKind.CONFIGURATIONS and is_single:
+            columns.remove(_SEEDS)
+        return columns
 
     def _heading(self, column: Column | str) -> str:
         if isinstance(column, Column):
@@ -281,17 +323,9 @@ class RankedTable:
         return Cell(self.verdict(row))
 
     def verdict(self, row: RankedRow) -> str:
-        """Return in a word or two how a row stands to the best.
-
-        A candidate that left a race early says after how many seeds.
-        """
+        """Return in a word how a row stands to the best."""
         if row.is_winner:
             return "winner"
-        has_left = self.kind is RankingKind.CANDIDATES and row.seeds < self._most_seeds
-        if row.is_tied and has_left:
-            return f"tied, after {row.seeds} seeds"
-        if has_left:
-            return f"dropped after {row.seeds} seeds"
         if row.is_tied and row.rank == 1:
             return "best"
         if row.is_tied:
@@ -307,15 +341,34 @@ class RankedTable:
         return row.is_tied
 
     def _sections(self, shown: Sequence[RankedRow]) -> list[int]:
-        """Return where a group of candidates begins: those who stayed, then those who left."""
+        """Return where the candidates begin that left the race before its end."""
         if self.kind is not RankingKind.CANDIDATES:
             return []
-        groups = [(row.is_tied, row.seeds == self._most_seeds) for row in shown]
-        return [at for at in range(1, len(groups)) if groups[at] != groups[at - 1]]
+        return [at for at, row in enumerate(shown) if row.seeds < self._most_seeds][:1]
+
+    def _groups(self) -> str:
+        """Say in which groups candidates stand that have unequal numbers of seeds."""
+        if self.kind is not RankingKind.CANDIDATES:
+            return ""
+        stayed = sum(row.seeds == self._most_seeds for row in self.rows)
+        left = len(self.rows) - stayed
+        if left == 0:
+            return ""
+        return (
+            f"First the {stayed} with all {self._most_seeds} seeds, below the line the {left} that "
+            "left the race earlier; both by their means."
+        )
 
     @property
     def _most_seeds(self) -> int:
         return max(row.seeds for row in self.rows)
+
+
+def _add_settings(rows: Sequence[list[Cell]], split: SplitNames) -> None:
+    """Add the number of a trial and a cell for each of its settings to every row."""
+    for cells, trial, settings in zip(rows, split.trials, split.settings, strict=True):
+        cells.append(setting(trial))
+        cells += [setting(settings.get(key)) for key in split.keys]
 
 
 def splits_view(means: pd.DataFrame) -> TableView:
@@ -378,6 +431,7 @@ def _row(place: int, record: dict[Any, Any]) -> RankedRow:
         is_winner=bool(record.get("winner", False)),
         is_on_front=bool(record.get("front", False)),
         loss=_known(record.get("val_loss")),
+        robust=_known(record.get("robust_accuracy")),
         seconds=_known(seconds),
         p_value=_known(record.get("p_adjusted")),
         p_seeds=_known(record.get("p_seeds")),

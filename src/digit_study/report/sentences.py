@@ -164,7 +164,7 @@ def confirmation_question(study: str, candidates: int, seeds: str, prefer: str) 
         study: Name of the study.
         candidates: How many configurations are confirmed.
         seeds: On how many fresh seeds, as ``3 to 8``.
-        prefer: ``smallest`` or ``accuracy``.
+        prefer: ``smallest``, ``accuracy`` or ``robust``.
     """
     return (
         f"Question: how good are the {candidates} best configurations of study '{study}' on "
@@ -176,11 +176,16 @@ def winner_rule(prefer: str, *, is_even: bool = True) -> str:
     """Say how the winner is chosen.
 
     Args:
-        prefer: ``smallest`` or ``accuracy``.
+        prefer: ``smallest``, ``accuracy`` or ``robust``.
         is_even: Whether all candidates had equally many seeds.
     """
     if prefer == "smallest":
         return "the smallest network that is not significantly different from the best"
+    if prefer == "robust":
+        return (
+            "the network with the highest accuracy on corrupted images of those that are not "
+            "significantly different from the best"
+        )
     if is_even:
         return "the network with the highest mean"
     return "the network with the highest mean of those with the most seeds"

@@ -8,7 +8,7 @@ from typing import Any
 
 import pandas as pd
 
-from digit_study.support.formatting import with_interval
+from digit_study.support.formatting import p_value, with_interval
 
 #: Rows of the longest tables: a page with thousands cannot be read any more.
 MOST_ROWS = 500
@@ -84,6 +84,23 @@ def number(value: Any, form: str = "{:,.0f}") -> Cell:
     return Cell(form.format(value), float(value))
 
 
+def p_cell(value: float | None) -> Cell:
+    """Return a p-value; a dash, sorted last, where there is none."""
+    if value is None or value != value:
+        return number(None)
+    return Cell(p_value(value), value)
+
+
+def setting(text: str | None) -> Cell:
+    """Return the value of a setting as it stands in a name; a dash where it has none."""
+    if text is None:
+        return number(None)
+    try:
+        return Cell(text, float(text))
+    except ValueError:
+        return Cell(text)
+
+
 def accuracy(estimate: Estimate) -> Cell:
     """Return an accuracy with its interval, sorted by the accuracy."""
     return Cell(str(estimate), estimate.value)
@@ -117,7 +134,19 @@ def trials_table(
     note = ""
     if len(frame) > len(shown):
         note = f"The last {most_rows} of {len(frame)}."
-    return TableView(["trial", "state", *objectives, "seconds", *keys, "reason"], rows, note=note)
+    headings = ["trial", "state", *objectives, "seconds", *_short_keys(keys), "reason"]
+    if not any(row[-1].text for row in rows):
+        headings.pop()
+        rows = [row[:-1] for row in rows]
+    return TableView(headings, rows, note=note)
+
+
+def _short_keys(keys: Sequence[str]) -> list[str]:
+    """Return the last parts of keys, or the whole keys if two end alike."""
+    short = [key.rsplit(".", 1)[-1] for key in keys]
+    if len(set(short)) < len(short):
+        return list(keys)
+    return short
 
 
 def _seconds(trial: Mapping[Any, Any]) -> float | None:

@@ -435,12 +435,13 @@ def confirmed_ranking(
         groups: All candidates of the race, in its order, each with the runs that count.
         interim: The race.
         prefer: ``accuracy`` makes the first the winner, ``smallest`` the tied candidate with the
-            fewest parameters.
+            fewest parameters, ``robust`` the tied candidate with the highest accuracy on corrupted
+            images.
 
     Returns:
-        A row for each candidate. With equally many seeds the best mean comes first. Else those that
-        are not out come first; of these, and of the others, the ones with more seeds, and then
-        with the better mean. ``tied`` marks those that are not out, ``winner`` a single row.
+        A row for each candidate: first those that the race carried to its end, which have the most
+        seeds, then those that left it earlier, and in both groups the best mean first. ``tied``
+        marks those that are not out, ``winner`` a single row.
         ``low`` and ``high`` are the 95 % t-interval of the mean over seeds; ``sd_seeds``,
         ``sd_images`` and ``sd_both`` are those of :class:`Noise`.
 
@@ -460,6 +461,7 @@ def confirmed_ranking(
             "mean": group.mean("val_accuracy"),
             "low": max(0.0, by_seed.low),
             "high": min(1.0, by_seed.high),
+            "robust_accuracy": group.robust_accuracy,
             "parameters": round(group.mean("parameters")),
             "seeds": len(group.runs),
             "p_seeds": p_seeds,
@@ -470,18 +472,35 @@ def confirmed_ranking(
             "tied": state == Standing.IN,
         }
         rows.append(row)
-    table = pd.DataFrame(rows)
-    table["first"] = table["tied"] | (table["seeds"].nunique() == 1)
-    table = table.sort_values(
-        ["first", "seeds", "mean", "parameters"],
-        ascending=[False, False, False, True],
+    table = in_groups(pd.DataFrame(rows))
+    eligible = table.head(1)
+    if prefer in ("smallest", "robust"):
+        eligible = table[table["tied"]]
+    if prefer == "robust":
+        eligible = eligible.sort_values(
+            ["robust_accuracy", "parameters", "rank"], ascending=[False, True, True]
+        )
+    else:
+        eligible = eligible.sort_values(["parameters", "rank"])
+    winner = eligible.index[0]
+    return table.assign(winner=table.index == winner)
+
+
+def in_groups(table: pd.DataFrame) -> pd.DataFrame:
+    """Rank candidates: those with the most seeds first, then the others, both by their means.
+
+    Args:
+        table: Rows with seeds, mean and parameters, in any order.
+
+    Returns:
+        The rows in their order, with their ``rank`` from 1.
+    """
+    ordered = table.assign(first=table["seeds"] == table["seeds"].max()).sort_values(
+        ["first", "mean", "parameters"],
+        ascending=[False, False, True],
         kind="stable",
         ignore_index=True,
     )
-    table = table.drop(columns="first")
-    table.insert(0, "rank", table.index + 1)
-    eligible = table.head(1)
-    if prefer == "smallest":
-        eligible = table[table["tied"]]
-    winner = eligible.sort_values(["parameters", "rank"]).index[0]
-    return table.assign(winner=table.index == winner)
+    ordered = ordered.drop(columns=["first", "rank"], errors="ignore")
+    ordered.insert(0, "rank", ordered.index + 1)
+    return ordered

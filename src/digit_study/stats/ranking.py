@@ -28,6 +28,7 @@ COLUMNS = (
     "val_accuracy_low",
     "val_accuracy_high",
     "val_loss",
+    "robust_accuracy",
     "parameters",
     "training_seconds",
     "n",
@@ -161,6 +162,11 @@ class Group:
     def mean(self, metric: str) -> float:
         """Return the mean of a metric over the runs."""
         return float(np.mean([run.metrics[metric] for run in self.runs]))
+
+    @property
+    def robust_accuracy(self) -> float:
+        """Return the mean accuracy on corrupted images; NaN where an earlier version trained."""
+        return float(np.mean([run.metrics.get("robust_accuracy", math.nan) for run in self.runs]))
 
 
 def paired_test(first: Correct, second: Correct) -> PairedTest:
@@ -343,7 +349,8 @@ def pooled_leaderboard(groups: Sequence[Group]) -> pd.DataFrame:
         ``val_accuracy_high`` are the ends of Wilson's interval on the ``n`` validation images,
         which more seeds do not make narrower. ``run_id`` is that of the best run. ``p_value`` is of
         the single comparison with the observed best, ``p_adjusted`` of all comparisons together.
-        ``tied`` configurations are not significantly different from the best.
+        ``tied`` configurations are not significantly different from the best. ``robust_accuracy``
+        is NaN for runs that do not have it.
 
     Raises:
         ValueError: If runs were made on different data.
@@ -371,6 +378,7 @@ def pooled_leaderboard(groups: Sequence[Group]) -> pd.DataFrame:
             "val_accuracy_low": low,
             "val_accuracy_high": high,
             "val_loss": group.mean("val_loss"),
+            "robust_accuracy": group.robust_accuracy,
             "parameters": round(group.mean("parameters")),
             "training_seconds": group.mean("training_seconds"),
             "n": images,

@@ -133,8 +133,8 @@ class TPE(optuna.samplers.TPESampler):
     parameters of all trials before every trial.
     """
 
-    def __init__(self, seed: int) -> None:
-        super().__init__(seed=seed)
+    def __init__(self, seed: int, **arguments: Any) -> None:
+        super().__init__(seed=seed, **arguments)
         #: Parameters by the number of a trial and their keys; None where the trial lacks a key.
         self._rows: dict[tuple[int, tuple[str, ...]], list[float] | None] = {}
 
@@ -192,37 +192,65 @@ def _random(seed: int) -> BaseSampler:
     return optuna.samplers.RandomSampler(seed=seed)
 
 
-#: Makes a sampler from a seed, by the name that ``search.sampler`` gives it.
-SAMPLERS: dict[str, Callable[[int], BaseSampler]] = {
+#: Makes a sampler from a seed and Optuna's own arguments, by the name that ``search.sampler`` gives
+#: it.
+SAMPLERS: dict[str, Callable[..., BaseSampler]] = {
     "tpe": TPE,
     "random": _random,
-    "qmc": lambda seed: optuna.samplers.QMCSampler(
-        seed=seed, scramble=True, warn_asynchronous_seeding=False, warn_independent_sampling=False
+    "qmc": partial(
+        optuna.samplers.QMCSampler,
+        scramble=True,
+        warn_asynchronous_seeding=False,
+        warn_independent_sampling=False,
     ),
-    "cmaes": lambda seed: optuna.samplers.CmaEsSampler(seed=seed, warn_independent_sampling=False),
+    "cmaes": partial(optuna.samplers.CmaEsSampler, warn_independent_sampling=False),
     # every point of the grid is enqueued; what is asked for beyond them is drawn at random
     "grid": _random,
-    "nsga2": lambda seed: optuna.samplers.NSGAIISampler(seed=seed),
-    "gp": lambda seed: optuna.samplers.GPSampler(seed=seed, warn_independent_sampling=False),
+    "nsga2": optuna.samplers.NSGAIISampler,
+    "gp": partial(optuna.samplers.GPSampler, warn_independent_sampling=False),
 }
-#: Makes a pruner from the most epochs of a trial, by the name that ``search.pruner`` gives it.
-PRUNERS: dict[str, Callable[[int], BasePruner]] = {
-    "hyperband": lambda epochs: Hyperband(
-        min_resource=min(GRACE_EPOCHS, epochs), max_resource=epochs
-    ),
-    "successive_halving": lambda epochs: optuna.pruners.SuccessiveHalvingPruner(
-        min_resource=GRACE_EPOCHS
-    ),
-    "median": lambda epochs: optuna.pruners.MedianPruner(n_startup_trials=STARTUP_TRIALS),
-    "percentile": lambda epochs: optuna.pruners.PercentilePruner(
-        25.0, n_startup_trials=STARTUP_TRIALS
-    ),
-    "patient": lambda epochs: optuna.pruners.PatientPruner(
-        optuna.pruners.MedianPruner(), patience=1
-    ),
+
+
+def _hyperband(epochs: int, **arguments: Any) -> BasePruner:
+    usual = {"min_resource": min(GRACE_EPOCHS, epochs), "max_resource": epochs}
+    return Hyperband(**{**usual, **arguments})
+
+
+def _successive_halving(epochs: int, **arguments: Any) -> BasePruner:
+    usual = {"min_resource": GRACE_EPOCHS}
+    return optuna.pruners.SuccessiveHalvingPruner(**{**usual, **arguments})
+
+
+def _median(epochs: int, **arguments: Any) -> BasePruner:
+    usual = {"n_startup_trials": STARTUP_TRIALS}
+    return optuna.pruners.MedianPruner(**{**usual, **arguments})
+
+
+def _percentile(epochs: int, **arguments: Any) -> BasePruner:
+    usual = {"percentile": 25.0, "n_startup_trials": STARTUP_TRIALS}
+    return optuna.pruners.PercentilePruner(**{**usual, **arguments})
+
+
+def _patient(epochs: int, **arguments: Any) -> BasePruner:
+    usual = {"patience": 1}
+    return optuna.pruners.PatientPruner(optuna.pruners.MedianPruner(), **{**usual, **arguments})
+
+
+def _none(epochs: int) -> BasePruner:
+    return optuna.pruners.NopPruner()
+
+
+#: Makes a pruner from the most epochs of a trial and Optuna's own arguments, by the name that
+#: ``search.pruner`` gives it.
+PRUNERS: dict[str, Callable[..., BasePruner]] = {
+    "hyperband": _hyperband,
+    "successive_halving": _successive_halving,
+    "median": _median,
+    "percentile": _percentile,
+    "patient": _patient,
     # trials are paused and resumed by digit_study.study.halving
-    ASHA: lambda epochs: optuna.pruners.NopPruner(),
-    "none": lambda epochs: optuna.pruners.NopPruner(),
+    ASHA: _none,
+    "none": _none,
 }
 
 
@@ -239,8 +267,12 @@ def make_sampler_and_pruner(
     """
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
+        # of arguments that a later version of Optuna will no longer take
+        warnings.simplefilter("ignore", FutureWarning)
         seed = search.seed + SEED_STEP * started_before
-        return SAMPLERS[search.sampler](seed), PRUNERS[pruner_of(search)](epochs)
+        sampler = SAMPLERS[search.sampler](seed=seed, **search.sampler_args)
+        pruner = PRUNERS[pruner_of(search)](epochs, **search.pruner_args)
+        return sampler, pruner
 
 
 #: Characters of a damaged line that a message quotes.

@@ -21,7 +21,7 @@ from digit_study.report.terminal import print_facts, print_lines, print_table
 from digit_study.stats.metrics import Evaluation, evaluation_from_table
 from digit_study.stats.ranking import PairedTest, paired_test
 from digit_study.support.errors import StudyError
-from digit_study.support.formatting import accuracy_with_interval
+from digit_study.support.formatting import accuracy_with_interval, p_value
 from digit_study.support.workspace import Workspace
 from digit_study.tracking.queries import recorded_config
 from digit_study.tracking.session import Tracker, open_store
@@ -207,7 +207,7 @@ def _print(pair: Pair, run_id: str, view: str) -> None:
             f"a, run {pair.a.run_id}": accuracy_with_interval(pair.a.evaluation.metrics),
             f"b, run {pair.b.run_id}": accuracy_with_interval(pair.b.evaluation.metrics),
             "b minus a": f"{interval}, 95 % interval, {test.images:,} images",
-            "exact McNemar p": f"{test.p_value:.4g}",
+            "exact McNemar p": p_value(test.p_value),
             "only a correct, only b correct": f"{test.only_first}, {test.only_second}",
         },
     )

@@ -16,7 +16,7 @@ import pandas as pd
 from optuna.trial import TrialState
 
 from digit_study.config import space
-from digit_study.config.study_config import StudyConfig
+from digit_study.config.study_config import StudyConfig, prefer_of, ranks_by_robustness
 from digit_study.data.digits import load_digits
 from digit_study.report import sentences
 from digit_study.report.description import RunDescription
@@ -205,6 +205,8 @@ def _choose(
         )
     complete = {trial.user_attrs.get(RUN_ID): trial for trial in stored.trials(TrialState.COMPLETE)}
     chosen = _Candidates(len(board))
+    if ranks_by_robustness(plan.study.search):
+        board = board.sort_values("robust_accuracy", ascending=False, kind="stable")
     for row in board.head(plan.study.confirm.top).to_dict("records"):
         trial = complete[row["run_id"]]
         key = hashlib.sha256(space.fingerprint(trial.params).encode()).hexdigest()[:12]
@@ -226,7 +228,7 @@ def _parent_run_id(
     asked: list[int | str] = [*seeds]
     if not wanted.fixed:
         asked.insert(0, "race")
-    content = json.dumps([stored.uid, sorted(keys), asked, wanted.prefer])
+    content = json.dumps([stored.uid, sorted(keys), asked, prefer_of(plan.study)])
     known = {"kind": KIND, "confirmation.key": hashlib.sha256(content.encode()).hexdigest()[:16]}
     parent = tracker.find_run(known)
     if parent is not None and tracker.reopen_run(parent):
@@ -246,7 +248,7 @@ def _conclude(race: SeedRace, candidates: _Candidates) -> _Conclusion:
     for (key, entry), count in zip(race.entries.items(), interim.seeds, strict=True):
         groups.append(Group(entry.name, race.finished(key)[:count]))
         searched[entry.name] = candidates.searched[key]
-    ranking = confirmed_ranking(groups, interim, race.plan.study.confirm.prefer)
+    ranking = confirmed_ranking(groups, interim, prefer_of(race.plan.study))
     ranking["sweep_val_accuracy"] = ranking["name"].map(searched)
     ranking["selection_bias"] = ranking["sweep_val_accuracy"] - ranking["mean"]
     by_name = {group.name: group for group in groups}
@@ -286,11 +288,15 @@ def _selection_bias(candidates: _Candidates, ranking: pd.DataFrame) -> Selection
 
 
 def _separation(ranking: pd.DataFrame, groups: Mapping[str, Group]) -> str:
-    """Say whether the seeds separate the first two, or how many more would."""
-    names = list(ranking["name"][:2])
+    """Say whether the seeds separate the best from the next tied one, or how many more would.
+
+    Where no other is tied, it is compared with the second.
+    """
+    others = ranking.iloc[1:].sort_values("tied", ascending=False, kind="stable")
+    names = [ranking["name"].iloc[0], others["name"].iloc[0]]
     seeds = min(len(groups[name].runs) for name in names)
     correct = [np.array([run.correct for run in groups[name].runs[:seeds]]) for name in names]
-    return sentences.separation(names, Gap.of(*correct), is_tied=bool(ranking["tied"][1]))
+    return sentences.separation(names, Gap.of(*correct), is_tied=bool(others["tied"].iloc[0]))
 
 
 def _publish(race: SeedRace, conclusion: _Conclusion, results: RunResults, log: RunWriter) -> None:
@@ -347,7 +353,7 @@ def _print(race: SeedRace, conclusion: _Conclusion, results: RunResults) -> None
     winner = conclusion.winner
     print_ranking(f"Confirmation of study '{study.study}'", conclusion.table)
     is_even = conclusion.ranking["seeds"].nunique() == 1
-    rule = sentences.winner_rule(study.confirm.prefer, is_even=is_even)
+    rule = sentences.winner_rule(prefer_of(study), is_even=is_even)
     run_ids = {run.run_id for run in race.runs.values()}
     print_lines(
         *conclusion.lessons,
@@ -365,7 +371,7 @@ def _description(race: SeedRace, conclusion: _Conclusion | None = None) -> RunDe
     note = race.plan.run.tracking.note or ""
     seeds = sentences.range_of([race.first_seeds, len(race.seeds)])
     question = sentences.confirmation_question(
-        study.study, len(race.entries), seeds, study.confirm.prefer
+        study.study, len(race.entries), seeds, prefer_of(study)
     )
     if conclusion is None:
         again = f"python sweeps/confirm.py {_address(race.plan)}"

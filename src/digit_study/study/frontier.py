@@ -46,6 +46,7 @@ COLUMNS = (
     "mean",
     "low",
     "high",
+    "robust_accuracy",
     "tied",
     "front",
 )
@@ -72,6 +73,12 @@ def plan_frontier(arguments: Sequence[str], workspace: Workspace) -> FrontierPla
         StudyError: If anything is wrong.
     """
     plan = plan_study(["study=frontier", *arguments], workspace)
+    searched = set(plan.overrides) - set(compose.without_space(plan.overrides))
+    if searched:
+        raise StudyError(
+            "a frontier searches nothing, it trains the networks of `frontier.networks`, got "
+            f"{' '.join(sorted(searched))!r}: drop that, or search with sweeps/optuna_search.py"
+        )
     networks: dict[str, RaceEntry] = {}
     compose.register()
     typed = [text for text in plan.overrides if text.startswith(OF_NETWORKS)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 import time
 import warnings
@@ -40,16 +41,11 @@ from digit_study.study.trial_attributes import (
     deaths,
     paused_after,
 )
-from digit_study.study.trial_recorder import (
-    PAUSED_STATE,
-    RUNNING_STATE,
-    STATE_TAG,
-    TrialEnd,
-    TrialRecorder,
-)
+from digit_study.study.trial_recorder import TrialEnd, TrialRecorder
 from digit_study.support import processes
 from digit_study.support.console import warn
 from digit_study.support.progress import SweepProgress
+from digit_study.support.trial_status import STATUS_TAG, TrialStatus
 from digit_study.tracking.session import Tracker
 from digit_study.trial.events import (
     Decision,
@@ -115,14 +111,35 @@ class _RunningTrial:
 class _Total:
     """Counts how many trials are still to start; finished ones are counted once."""
 
-    def __init__(self, stored: StoredStudy, total: int) -> None:
+    def __init__(self, stored: StoredStudy, total: int, minutes: float | None) -> None:
+        """Prepare to count.
+
+        Args:
+            stored: The study.
+            total: Trials that it has at its end.
+            minutes: After so many no more are to start; None: no limit.
+        """
         self._stored = stored
         self._total = total
+        self._deadline = math.inf
+        if minutes is not None:
+            self._deadline = time.monotonic() + 60 * minutes
         self._looked_at = 0
         self._counted = 0
 
+    @property
+    def is_over(self) -> bool:
+        """Return whether the time is over within which trials start."""
+        return time.monotonic() >= self._deadline
+
     def left(self) -> int:
-        """Return how many trials are still to start."""
+        """Return how many trials are still to start: none when the time is over."""
+        if self.is_over:
+            return 0
+        return self.missing()
+
+    def missing(self) -> int:
+        """Return how many trials the study lacks to its total."""
         trials = self._stored.trials()
         while self._looked_at < len(trials) and trials[self._looked_at].state.is_finished():
             self._counted += len(counted([trials[self._looked_at]]))
@@ -134,9 +151,9 @@ class _Total:
 class OptunaSource(JobSource):
     """Asks Optuna for trials, prunes them, and records the truth about each in both stores.
 
-    Several processes, also on several
-    machines, may work on one study, each with a source of its own. It has a dozen attributes: a
-    source stands between plan, storage, tracking, recording and display.
+    Several processes, also on several machines, may work on one study, each with a source of its
+    own. It has a dozen attributes: a source stands between plan, storage, tracking, recording and
+    display.
     """
 
     def __init__(
@@ -165,7 +182,7 @@ class OptunaSource(JobSource):
         self._results = results
         self._progress = progress
         self._recorder = TrialRecorder(plan, stored, tracker, parent_run_id, self._show_end)
-        self._total = _Total(stored, declared_total(plan))
+        self._total = _Total(stored, declared_total(plan), plan.study.search.timeout)
         self._pausing: Pausing | None = None
         halving = halving_of(plan)
         if halving is not None:
@@ -183,6 +200,13 @@ class OptunaSource(JobSource):
     def stop_reason(self) -> str | None:
         """Why the study stopped before its total; None if it did not."""
         return self._recorder.stop_reason
+
+    @property
+    def trials_left(self) -> int:
+        """How many trials the study lacks because its time was over, 0 if it was not."""
+        if not self._total.is_over:
+            return 0
+        return self._total.missing()
 
     def join(self) -> None:
         """Sign up as a supervisor, end what dead supervisors left, and enqueue the baseline.
@@ -210,7 +234,7 @@ class OptunaSource(JobSource):
         """Return whether the total is met and nothing runs, here or in another process."""
         if self._running or self._not_started:
             return False
-        if self.stop_reason is not None:
+        if self.stop_reason is not None or self._total.is_over:
             return True
         return self._total.left() == 0 and not self._others_run()
 
@@ -304,7 +328,7 @@ class OptunaSource(JobSource):
         trial = self._stored.trial(job.key)
         if trial.user_attrs.get(REASON) == ABANDONED:
             text = "this machine was out of reach: it runs again on another"
-            self._show_end(TrialEnd(trial.number, "FAIL", text))
+            self._show_end(TrialEnd(trial.number, TrialStatus.FAIL, text))
         else:
             self._record(running, outcome, runs_again=runs_again)
         del self._running[job.key]
@@ -353,6 +377,8 @@ class OptunaSource(JobSource):
         """Return whether all that is left of the study is paused, here and elsewhere."""
         if self._active or self._not_started or self._total.left() > 0:
             return False
+        if self._total.is_over:
+            return True
         return all(
             paused_after(trial) is not None or trial.number in self._running
             for trial in self._stored.trials(TrialState.RUNNING)
@@ -368,13 +394,13 @@ class OptunaSource(JobSource):
 
     def _mark_paused(self, running: _RunningTrial, epoch: int | None) -> None:
         """Record in both stores that a trial is paused after an epoch; None: that it goes on."""
-        state = RUNNING_STATE
+        status = TrialStatus.RUNNING
         if epoch is not None:
             running.paused_since = time.monotonic()
-            state = PAUSED_STATE
+            status = TrialStatus.PAUSED
         trial = running.trial
         trial.set_user_attr(PAUSED_AFTER, epoch)
-        self._tracker.tag_run(trial.user_attrs[RUN_ID], {STATE_TAG: state})
+        self._tracker.tag_run(trial.user_attrs[RUN_ID], {STATUS_TAG: status})
 
     @property
     def _objective(self) -> str:
@@ -410,7 +436,7 @@ class OptunaSource(JobSource):
             "kind": "trial",
             "study": plan.study.study,
             "trial.number": str(number),
-            STATE_TAG: RUNNING_STATE,
+            STATUS_TAG: TrialStatus.RUNNING,
         }
         earlier = self._stored.same_configuration(number, params)
         if earlier is not None:
@@ -470,18 +496,18 @@ class OptunaSource(JobSource):
         plan = self._plan
         is_grid = plan.study.search.sampler == "grid"
         baseline, is_outside = space.baseline(plan.dimensions, plan.run)
-        points = []
+        points = list(plan.start)
         if baseline and not (is_outside and is_grid):
             points.append(baseline)
         if is_grid:
-            grid = space.grid(plan.dimensions) or []
-            points += [point for point in grid if point != baseline]
+            points += space.grid(plan.dimensions) or []
         known = {
             space.fingerprint(trial.system_attrs.get("fixed_params", trial.params))
             for trial in self._stored.trials()
         }
-        for point in points[: declared_total(plan)]:
-            if space.fingerprint(point) not in known:
+        distinct = {space.fingerprint(point): point for point in points}
+        for name, point in list(distinct.items())[: declared_total(plan)]:
+            if name not in known:
                 attributes = {BASELINE: point == baseline and not is_outside}
                 self._stored.study.enqueue_trial(point, user_attrs=attributes)
 
@@ -522,7 +548,7 @@ class OptunaSource(JobSource):
         self._recorder.drop_models()
 
     def _show_end(self, end: TrialEnd) -> None:
-        self._progress.ended(end.number, end.state, end.text)
+        self._progress.ended(end.number, end.status, end.text)
 
     def _rows(self) -> list[Sequence[str]]:
         """Return trial, host, epoch, value and configuration of every trial that runs."""

@@ -15,6 +15,7 @@ from digit_study.stats.ranking import SIGNIFICANCE, PairedTest, paired_test
 from digit_study.study.multirun import train_single
 from digit_study.study.run_plan import PlannedRun, RunPlan
 from digit_study.support.errors import StudyError
+from digit_study.support.formatting import p_equals
 from digit_study.support.workspace import Workspace
 from digit_study.tracking import provenance, session
 from digit_study.tracking.location import store_uri
@@ -99,7 +100,7 @@ def assess(old: Run, new: Run, weights: str, test: PairedTest) -> Verdict:
     changed = differences(provenance.plain(old.data.tags), provenance.plain(new.data.tags))
     facts = (
         f"{100 * test.difference:+.2f} points [{low}, {high}] on {test.images:,} validation "
-        f"images, exact McNemar p = {test.p_value:.3g}; "
+        f"images, exact McNemar {p_equals(test.p_value)}; "
         f"{'; '.join(changed) or 'nothing that was recorded differs'}"
     )
     if test.p_value >= SIGNIFICANCE:

@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pandas as pd
 from optuna.trial import FrozenTrial, TrialState
 
-from digit_study.config import space
+from digit_study.config import compose, space
 from digit_study.config.study_config import pruner_of
 from digit_study.report import sentences
 from digit_study.report.description import RunDescription
@@ -35,11 +35,13 @@ from digit_study.study.trial_attributes import (
     Rank,
     RankedTrial,
     ranked_trials,
+    shown_state,
 )
 from digit_study.support.console import warn
 from digit_study.support.errors import first_line
 from digit_study.support.workspace import Workspace
 from digit_study.tracking import provenance
+from digit_study.tracking.queries import HAS_RESULT
 from digit_study.tracking.session import Tracker
 from digit_study.tracking.upload import StoreFault
 from digit_study.trial.protocol import TrialResult
@@ -59,7 +61,7 @@ class _RunFacts:
     """What a leaderboard needs of a finished run, which changes no more."""
 
     metrics: Mapping[str, float]
-    #: Whether each validation image is classified correctly, in the order of their index.
+    #: Whether each validation image is predicted correctly, in the order of their index.
     correct: npt.NDArray[np.bool_]
 
 
@@ -161,7 +163,7 @@ class RunResults:
         if len(known) == len(run_ids):
             return provenance.mixture(known)
         try:
-            finished = self.tracker.children(parent_run_id, "attributes.status = 'FINISHED'")
+            finished = self.tracker.children(parent_run_id, HAS_RESULT)
         except StoreFault:  # the uploader says so
             return ""
         compared = [tags for run_id, tags in finished if run_id in run_ids]
@@ -236,7 +238,7 @@ def _trial_row(plan: StudyPlan, trial: FrozenTrial) -> dict[str, Any]:
     values = trial.values or [np.nan] * len(plan.objectives)
     row = {
         "number": trial.number,
-        "state": trial.state.name,
+        "state": shown_state(trial),
         "value": values[0],
         "started": _time(trial.datetime_start),
         "finished": _time(trial.datetime_complete),
@@ -304,7 +306,7 @@ def description(
         machines: How the machines of its trials differ, empty where they do not.
     """
     search = plan.study.search
-    states = [trial.state.name for trial in stored.trials()]
+    states = [shown_state(trial) for trial in stored.trials()]
     method = f"{search.sampler}, {pruner_of(search)}"
     question = sentences.search_question(plan.keys, plan.dataset, search.trials, method, states)
     problems = _problems(stored)
@@ -397,7 +399,8 @@ def best_command(plan: StudyPlan, stored: StoredStudy) -> str:
     }
     # what was searched comes first, and counts
     chosen = best.params | recorded | best.params
-    typed = [text for text in plan.overrides if _is_kept(text, chosen)]
+    overrides = compose.without_space(plan.overrides)
+    typed = [text for text in overrides if _is_kept(text, chosen)]
     words = [*typed, *[f"{key}={_typed(value)}" for key, value in chosen.items()]]
     return " ".join(["python src/run.py", *map(shlex.quote, words)])
 

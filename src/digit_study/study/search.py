@@ -32,6 +32,7 @@ from digit_study.support.errors import StudyError
 from digit_study.support.progress import sweep_progress
 from digit_study.support.redaction import without_password
 from digit_study.support.rules import flatten
+from digit_study.support.trial_status import STATUS_TAG
 from digit_study.tracking.database import restore_command
 from digit_study.tracking.location import view_command
 from digit_study.tracking.pages import INITIAL
@@ -134,7 +135,7 @@ def _search(
         report=partial(_report, plan, stored, results),
         lock=study_lock(plan.workspace, plan.study.study, "report"),
     ) as writer:
-        writer.describe(study_results.description(plan, stored), plan.keys)
+        writer.describe(study_results.description(plan, stored), plan.keys, [STATUS_TAG])
         _write_study_config(plan, writer)
         # what the imports left need not be gone through in every collection of garbage
         gc.freeze()
@@ -146,6 +147,12 @@ def _search(
             runner.run(source)
         if source.stop_reason is not None:
             raise StudyError(source.stop_reason)
+        if source.trials_left:
+            print_lines(
+                f"the time is over (search.timeout={plan.study.search.timeout:g}): "
+                f"{source.trials_left} of {plan.study.search.trials} trials are left, the same "
+                "command goes on"
+            )
         _log_efficiency(plan, writer, source.step_seconds, time.monotonic() - began)
 
 
@@ -196,8 +203,8 @@ def _log_efficiency(
     efficiency = step_seconds / (plan.workers * seconds)
     writer.metrics({"sweep_efficiency": efficiency})
     console.console().print(
-        f"{efficiency:.0%} of {plan.workers} × {seconds:.1f} s were training steps "
-        "(sweep_efficiency)"
+        f"training steps took {100 * efficiency:.0f} % of the workers' time "
+        f"({plan.workers} × {seconds:.0f} s)"
     )
 
 
@@ -210,12 +217,13 @@ def _report(
         StudyError: If no trial finished, unless the study fails for another reason.
     """
     if status == "KILLED":
-        writer.describe(study_results.description(plan, stored), plan.keys)
+        writer.describe(study_results.description(plan, stored), plan.keys, [STATUS_TAG])
         return
     board = study_results.leaderboard(plan, stored, results)
     machines = study_results.machines(stored, writer.run_id, results)
     study_results.write(plan, stored, board, writer.folder)
-    writer.describe(study_results.description(plan, stored, board, machines), plan.keys)
+    description = study_results.description(plan, stored, board, machines)
+    writer.describe(description, plan.keys, [STATUS_TAG])
     if board.empty and status == "FAILED":
         return
     if board.empty:
@@ -229,6 +237,9 @@ def _report(
     writer.metrics({"best_trial": best_trial, "trials": trials})
     ranking = study_results.ranking_of(board)
     print_ranking(f"Leaderboard of study '{plan.study.study}'", ranking, most_rows=PRINTED_ROWS)
+    if next(iter(plan.objectives)) != "val_accuracy":
+        best = study_results.BestSoFar(plan, stored)()
+        print_lines(f"ranked by validation accuracy; best by the objective: {best}")
     if machines:
         print_lines(machines)
     if len(plan.objectives) > 1:

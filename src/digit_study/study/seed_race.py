@@ -17,6 +17,7 @@ from digit_study.study.results import RunResults
 from digit_study.study.study_plan import StudyPlan
 from digit_study.support import formatting
 from digit_study.support.progress import JobProgress, job_progress
+from digit_study.tracking.queries import HAS_RESULT
 from digit_study.tracking.session import Tracker
 from digit_study.tracking.writer import RunWriter
 from digit_study.trial.events import (
@@ -206,7 +207,7 @@ class SeedRace(JobSource):
             case Failed():
                 self.failed[run] = f"{job.name}: {outcome.reason}"
                 text = f"FAILED ({outcome.cause})"
-        self._show_end(job, text, before)
+        self._show_end(job.key, self._label(run), text, before)
 
     def on_turn(self) -> None:
         """Do nothing: a race belongs to one command."""
@@ -257,16 +258,23 @@ class SeedRace(JobSource):
     def _unfinished(self, runs: Sequence[SeedRun]) -> list[SeedRun]:
         return [run for run in runs if run not in self.runs and run not in self.failed]
 
-    def _show_end(self, job: Job, text: str, before: InterimAnalysis) -> None:
+    def _label(self, run: SeedRun) -> str:
+        """Return a run as a line of progress names it: a trial by its number alone."""
+        trial, colon, _ = self.entries[run.fingerprint].name.partition(":")
+        if colon and trial.isdigit():
+            return f"trial {trial}, seed {run.seed}"
+        return self.name(run)
+
+    def _show_end(self, key: int, label: str, text: str, before: InterimAnalysis) -> None:
         """Print how a run ended, and what an interim analysis that it completed has found."""
         if self._progress is None:
             return
-        self._progress.end(job.key)
+        self._progress.end(key)
         interim = self.interim()
         ended = len(self.runs) + len(self.failed)
         total = ended + len(self._needed(interim))
         self._progress.count(ended, total)
-        self._progress.print(f"{ended}/{total}  {job.name}: {text}")
+        self._progress.print(f"{ended}/{total}  {label}: {text}")
         is_race = self.first_seeds < len(self.seeds)
         if is_race and before.wanted != interim.wanted != self.first_seeds:
             self._progress.print(self._news(before, interim))
@@ -317,7 +325,7 @@ def race_run(race: SeedRace, results: RunResults, interrupted: str) -> Iterator[
 
 def _finished_before(race: SeedRace, results: RunResults) -> dict[SeedRun, Candidate]:
     """Return the runs of a race that earlier commands have finished."""
-    finished = race.tracker.children(race.parent_run_id, "attributes.status = 'FINISHED'")
+    finished = race.tracker.children(race.parent_run_id, HAS_RESULT)
     found = {}
     for run_id, tags in finished:
         run = SeedRun(tags.get(CANDIDATE_TAG, ""), int(tags.get(SEED_TAG, -1)))

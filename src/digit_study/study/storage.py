@@ -75,6 +75,8 @@ NOT_STORED = (
     "search.confirm",
     "search.workers",
     "search.trials",
+    "search.timeout",
+    "search.start",
     "search.storage=",
     "search.engine",
     "search.address",

@@ -30,6 +30,7 @@ from digit_study.report.study_report import (
 )
 from digit_study.report.tables import Estimate, PromotionRow, TableView
 from digit_study.report.terminal import print_lines
+from digit_study.stats.race import in_groups
 from digit_study.study import results as study_results
 from digit_study.study.page_networks import compare_networks
 from digit_study.study.results import RunResults
@@ -39,6 +40,7 @@ from digit_study.study.study_plan import StudyPlan
 from digit_study.study.trial_attributes import RUN_ID
 from digit_study.support.console import warn
 from digit_study.support.errors import StudyError, first_line
+from digit_study.support.trial_status import TrialStatus
 from digit_study.support.workspace import Workspace
 from digit_study.tracking import provenance
 from digit_study.tracking.location import REGISTERED_NAME
@@ -175,9 +177,9 @@ def _facts(plan: StudyPlan, frame: pd.DataFrame, board: pd.DataFrame) -> dict[st
     """Return the study in a line of numbers."""
     facts = {"trials": f"{len(frame)}"}
     states = Counter(frame["state"])
-    for name in ("complete", "pruned", "fail", "running"):
-        if states[name.upper()]:
-            facts[name] = f"{states[name.upper()]}"
+    for status in TrialStatus:
+        if states[status]:
+            facts[status.lower()] = f"{states[status]}"
     if len(frame) and frame["finished"].notna().any():
         seconds = (frame["finished"].max() - frame["started"].min()).total_seconds()
         facts["from first to last"] = _duration(seconds)
@@ -248,7 +250,8 @@ def _confirmation(
         return None
     run_id = run.info.run_id
     try:
-        ranking = results.tracker.artifact_table(run_id, "confirmation")
+        # earlier versions kept another order
+        ranking = in_groups(results.tracker.artifact_table(run_id, "confirmation"))
         seeds = results.tracker.artifact_table(run_id, "seeds")
     except StoreFault as fault:
         warn(f"the confirmation {run_id} cannot be read: {first_line(fault)}")

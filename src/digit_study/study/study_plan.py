@@ -15,7 +15,16 @@ from rich.table import Table
 from digit_study.config import compose
 from digit_study.config.engine_config import Node, common_precision, with_defaults
 from digit_study.config.run_config import Config, resolve_config
-from digit_study.config.space import Dimension, Params, apply, grid, parse_space
+from digit_study.config.space import (
+    Dimension,
+    Params,
+    apply,
+    fingerprint,
+    grid,
+    parse_space,
+    parse_start,
+    short_name,
+)
 from digit_study.config.study_config import ASHA, StudyConfig, objectives_of, pruner_of
 from digit_study.study.halving import Halving
 from digit_study.support.console import warn
@@ -73,6 +82,8 @@ class StudyPlan:
     workspace: Workspace
     #: Machines that trials may run on.
     nodes: Sequence[Node] = ()
+    #: Configurations that a person wants to be tried first.
+    start: Sequence[Params] = ()
 
     @property
     def context(self) -> EngineContext:
@@ -172,8 +183,9 @@ def plan_study(arguments: Sequence[str], workspace: Workspace) -> StudyPlan:
     check(study, {"search.engine": choice(ENGINES)}, [])
     _check_sampler_package(study.search.sampler)
     dimensions = parse_space(study.search.space, study.run)
+    start = parse_start(study.search.start, dimensions, overrides, study.run)
     if study.search.sampler == "grid":
-        _check_grid(dimensions)
+        _check_grid(dimensions, start)
     uri = store_uri(study.tracking.uri, workspace)
     check_store(uri)
     if study.search.storage is not None:
@@ -190,7 +202,7 @@ def plan_study(arguments: Sequence[str], workspace: Workspace) -> StudyPlan:
         warn(source.warning)
     # every trial sees the data that were resolved here
     study = replace(study, data=run.data)
-    return StudyPlan(
+    plan = StudyPlan(
         study=study,
         overrides=overrides,
         run=run,
@@ -200,7 +212,10 @@ def plan_study(arguments: Sequence[str], workspace: Workspace) -> StudyPlan:
         uri=uri,
         workspace=workspace,
         nodes=nodes,
+        start=start,
     )
+    _check_optuna_arguments(plan)
+    return plan
 
 
 def declared_total(plan: StudyPlan) -> int:
@@ -297,20 +312,31 @@ def plan_table(plan: StudyPlan) -> Table:
     title = f"Plan of study '{plan.study.study}' (nothing is started)"
     table = Table(title=title, show_header=False, title_justify="left")
     for dimension in plan.dimensions:
-        table.add_row(dimension.key, _describe_dimension(dimension))
+        values = dimension.values
+        if dimension.condition:
+            values += f", when {dimension.condition}"
+        table.add_row(dimension.key, values)
     table.add_section()
+    table.add_row("space from", compose.origin_of_space(plan.overrides))
     points = grid_size(plan.dimensions)
     if points is None:
         table.add_row("grid points", "infinite (a range is continuous)")
     else:
         table.add_row("grid points", f"{points:,}")
-    epochs = f"at most {plan.run.epochs} epochs each"
-    table.add_row("budget", f"{search.trials} trials in all, {epochs}")
+    budget = f"{search.trials} trials in all, at most {plan.run.epochs} epochs each"
+    if search.timeout is not None:
+        budget += f"; none starts after {search.timeout:g} minutes"
+    table.add_row("budget", budget)
+    if plan.start:
+        first = [short_name(point) for point in plan.start]
+        table.add_row("tried first", "\n".join(first))
     training = plan.run.training
     table.add_row("workers", f"{plan.workers} × {training.threads} threads, {training.precision}")
     if search.engine != "local":
         _add_cluster_rows(table, plan)
-    table.add_row("sampler, pruner", f"{search.sampler}, {pruner_of(search)}")
+    sampler = _with_arguments(search.sampler, search.sampler_args)
+    pruner = _with_arguments(pruner_of(search), search.pruner_args)
+    table.add_row("sampler, pruner", f"{sampler}, {pruner}")
     objectives = [f"{direction} {metric}" for metric, direction in plan.objectives.items()]
     table.add_row("objectives", ", ".join(objectives))
     table.add_row("constraints", ", ".join(search.constraints) or "none")
@@ -318,6 +344,25 @@ def plan_table(plan: StudyPlan) -> Table:
     table.add_row("trials kept in", describe_storage(plan))
     table.add_row("runs kept in", without_password(plan.uri))
     return table
+
+
+def _with_arguments(name: str, arguments: Mapping[str, object]) -> str:
+    """Return the name of a sampler or a pruner with the arguments that a person gave it."""
+    if not arguments:
+        return name
+    given = ", ".join(f"{argument}={value}" for argument, value in arguments.items())
+    return f"{name} ({given})"
+
+
+def _check_optuna_arguments(plan: StudyPlan) -> None:
+    """Raise StudyError if Optuna's samplers and pruners do not take what a person gave them."""
+    search = plan.study.search
+    if not search.sampler_args and not search.pruner_args:
+        return
+    # no other plan waits for Optuna
+    from digit_study.study.optuna_arguments import check_arguments
+
+    check_arguments(search, longest_epochs(plan))
 
 
 def _check_sampler_package(sampler: str) -> None:
@@ -332,7 +377,7 @@ def _check_sampler_package(sampler: str) -> None:
         )
 
 
-def _check_grid(dimensions: Sequence[Dimension]) -> None:
+def _check_grid(dimensions: Sequence[Dimension], start: Sequence[Params]) -> None:
     """Raise StudyError if the points of a space cannot all be enqueued."""
     points = grid_size(dimensions)
     if points is None:
@@ -346,6 +391,13 @@ def _check_grid(dimensions: Sequence[Dimension]) -> None:
             f"`search.sampler`=grid needs a space of at most {LARGEST_GRID:,} points, got "
             f"{points:,}: give larger steps, or take another sampler"
         )
+    known = {fingerprint(point) for point in grid(dimensions) or []}
+    for point in start:
+        if fingerprint(point) not in known:
+            raise StudyError(
+                "`search.start` with `search.sampler`=grid must give every key, got "
+                f"{short_name(point)}: give the others too, or take another sampler"
+            )
 
 
 def _check_batch_sizes(
@@ -356,24 +408,6 @@ def _check_batch_sizes(
         if dimension.key == "training.batch_size":
             largest = max(dimension.choices or (dimension.high,))
             resolve_config(with_values(run, {dimension.key: largest}), workers, precision)
-
-
-def _describe_dimension(dimension: Dimension) -> str:
-    """Return the values of a dimension, and when it matters."""
-    if dimension.kind == "categorical":
-        text = ", ".join(map(str, dimension.choices))
-    else:
-        text = f"{dimension.low:g} to {dimension.high:g}"
-        if dimension.log:
-            text += " (log)"
-        if dimension.step:
-            text += f", step {dimension.step:g}"
-    conditions = [
-        f"{key} is {' or '.join(map(str, allowed))}" for key, allowed in dimension.when.items()
-    ]
-    if conditions:
-        text += f", when {'; '.join(conditions)}"
-    return text
 
 
 def _add_cluster_rows(table: Table, plan: StudyPlan) -> None:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from digit_study.support.trial_status import TrialStatus
 from digit_study.trial.events import FailureCause
 
 #: Attribute of a trial: id of its run in MLflow.
@@ -73,6 +74,13 @@ def paused_after(trial: FrozenTrial) -> int | None:
         return None
     epochs: int | None = trial.user_attrs.get(PAUSED_AFTER)
     return epochs
+
+
+def shown_state(trial: FrozenTrial) -> str:
+    """Return how a trial stands for a person: Optuna's state, or PAUSED."""
+    if paused_after(trial) is not None:
+        return TrialStatus.PAUSED
+    return str(trial.state.name)
 
 
 def deaths(trial: FrozenTrial, trials: Sequence[FrozenTrial]) -> int:

@@ -31,15 +31,12 @@ from digit_study.study.trial_attributes import (
     ranked_trials,
 )
 from digit_study.support import processes
+from digit_study.support.trial_status import STATUS_TAG, TrialStatus
 from digit_study.tracking.session import Tracker
 from digit_study.trial.events import Failed, FailureCause
 
-#: Tag of a run that says how its trial stands.
-STATE_TAG = "trial.state"
-#: What it says until the trial has ended.
-RUNNING_STATE = "RUNNING"
-#: What it says while the trial is paused.
-PAUSED_STATE = "PAUSED"
+#: Why a trial is pruned, for a person who looks at its run.
+PRUNED_REASON = "others promise more"
 
 
 @dataclass(frozen=True)
@@ -47,8 +44,7 @@ class TrialEnd:
     """How a trial ended, for a person."""
 
     number: int
-    #: COMPLETE, PRUNED or FAIL.
-    state: str
+    status: TrialStatus
     text: str
 
 
@@ -103,20 +99,22 @@ class TrialRecorder:
             self._set_constraints(trial, metrics)
             study.tell(trial.number, list(values.values()), skip_if_finished=True)
         tags = {f"trial.{name}": f"{value:.6g}" for name, value in values.items()}
-        self._tag(trial, {STATE_TAG: "COMPLETE", **tags})
+        self._tag(trial, {STATUS_TAG: TrialStatus.COMPLETE, **tags})
         self._drop_surpassed_model(Rank.of(self._stored.trial(trial.number), study))
-        self._on_end(TrialEnd(trial.number, "COMPLETE", shown))
+        self._on_end(TrialEnd(trial.number, TrialStatus.COMPLETE, shown))
 
     def prune(self, trial: FrozenTrial, epoch: int) -> None:
         """End a trial that was stopped after ``epoch``."""
         self._stored.study.tell(trial.number, state=TrialState.PRUNED, skip_if_finished=True)
-        self._tag(trial, {STATE_TAG: "PRUNED"})
-        self._on_end(TrialEnd(trial.number, "PRUNED", f"after epoch {epoch}"))
+        # a trial that was stopped has ended its run; one whose process is gone has not
+        self._tracker.close_run(str(trial.user_attrs.get(RUN_ID)), "FINISHED", PRUNED_REASON)
+        self._tag(trial, {STATUS_TAG: TrialStatus.PRUNED})
+        self._on_end(TrialEnd(trial.number, TrialStatus.PRUNED, f"after epoch {epoch}"))
 
     def end_without_result(self, trial: FrozenTrial, failure: Failed, *, runs_again: bool) -> None:
         """End a trial whose process did not report a result.
 
-        If MLflow already holds its result, the trial is completed.
+        If MLflow already holds its result, the trial is completed. If it was stopped, it is pruned.
 
         Args:
             trial: The trial.
@@ -126,6 +124,10 @@ class TrialRecorder:
         metrics = self._known_metrics(trial)
         if metrics is not None:
             self.complete(trial, metrics)
+            return
+        run_id = trial.user_attrs.get(RUN_ID)
+        if run_id is not None and self._tracker.was_stopped(run_id):
+            self.prune(trial, trial.last_step or 0)
             return
         self.fail(trial, failure, runs_again=runs_again)
 
@@ -147,11 +149,11 @@ class TrialRecorder:
         if run_id is not None:
             status = "FAILED" if failure.cause.is_trials_fault else "KILLED"
             self._tracker.close_run(run_id, status, reason)
-            self._tracker.tag_run(run_id, {STATE_TAG: "FAIL", "failure": reason})
+            self._tracker.tag_run(run_id, {STATUS_TAG: TrialStatus.FAIL, "failure": reason})
         if runs_again:
-            self._on_end(TrialEnd(trial.number, "FAIL", f"{reason} (it runs again)"))
+            self._on_end(TrialEnd(trial.number, TrialStatus.FAIL, f"{reason} (it runs again)"))
             return
-        self._on_end(TrialEnd(trial.number, "FAIL", reason))
+        self._on_end(TrialEnd(trial.number, TrialStatus.FAIL, reason))
         self._count_failure(trial, reason)
 
     def adopt_orphans(self) -> None:
@@ -180,7 +182,6 @@ class TrialRecorder:
             paused = PausedTrial(trial.number, epoch)
             total = declared_total(self._plan)
             if not halving.may_go_on(self._stored.trials(), paused, total):
-                self._tracker.close_run(str(trial.user_attrs.get(RUN_ID)), "KILLED", failure.reason)
                 self.prune(trial, epoch)
                 return
         self.end_without_result(trial, failure, runs_again=True)
@@ -189,21 +190,24 @@ class TrialRecorder:
         """Make MLflow agree with Optuna, where a process was killed between the two."""
         trials = {trial.number: trial for trial in self._stored.trials()}
         running = []
-        for state in (RUNNING_STATE, PAUSED_STATE):
-            running += self._tracker.children_tagged(self._parent_run_id, {STATE_TAG: state})
+        for status in (TrialStatus.RUNNING, TrialStatus.PAUSED):
+            running += self._tracker.children_tagged(self._parent_run_id, {STATUS_TAG: status})
         for run_id, tags in running:
             trial = trials.get(int(tags.get("trial.number", -1)))
             is_its_run = trial is not None and trial.user_attrs.get(RUN_ID) == run_id
             if trial is not None and is_its_run and trial.state.is_finished():
-                state = trial.state.name
+                status = TrialStatus(trial.state.name)
                 reason = trial.user_attrs.get(REASON)
             elif trial is None or trial.state != TrialState.RUNNING:
-                state = "FAIL"
+                status = TrialStatus.FAIL
                 reason = ABANDONED
             else:
                 continue
-            self._tracker.close_run(run_id, "KILLED", reason or ABANDONED)
-            changed = {STATE_TAG: state}
+            if status is TrialStatus.PRUNED:
+                self._tracker.close_run(run_id, "FINISHED", PRUNED_REASON)
+            else:
+                self._tracker.close_run(run_id, "KILLED", reason or ABANDONED)
+            changed = {STATUS_TAG: status.value}
             if reason:
                 changed["failure"] = reason
             self._tracker.tag_run(run_id, changed)

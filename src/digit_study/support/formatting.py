@@ -3,6 +3,9 @@
 from collections.abc import Mapping
 from typing import Any
 
+#: The smallest p-value that is printed as a number.
+SMALLEST_P = 0.001
+
 
 def percent(fraction: float) -> str:
     """Return a fraction as per cent: ``0.9912`` as ``99.12 %``."""
@@ -30,6 +33,27 @@ def accuracy_with_interval(metrics: Mapping[Any, Any]) -> str:
     return with_interval(
         metrics["val_accuracy"], metrics["val_accuracy_low"], metrics["val_accuracy_high"]
     )
+
+
+def p_value(value: float) -> str:
+    """Return a p-value, in [0, 1]: ``0.034``, and ``<0.001`` where three digits show nothing."""
+    if value < SMALLEST_P:
+        return f"<{SMALLEST_P}"
+    return f"{value:.3f}"
+
+
+def p_equals(value: float, level: float = 0.05) -> str:
+    """Return a p-value with its sign: ``p = 0.034`` or ``p <0.001``.
+
+    Args:
+        value: The p-value, in [0, 1].
+        level: What it is compared with. Below a level under 0.001 the number itself is needed.
+    """
+    if level < SMALLEST_P:
+        return f"p = {value:.2g}"
+    if value < SMALLEST_P:
+        return f"p {p_value(value)}"
+    return f"p = {p_value(value)}"
 
 
 def listed(values: Mapping[str, Any]) -> str:

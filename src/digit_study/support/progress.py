@@ -20,9 +20,16 @@ from rich.text import Text
 
 from digit_study.support.console import console
 from digit_study.support.formatting import percent
+from digit_study.support.trial_status import TrialStatus
 
-#: Colours of the states of trials, as Optuna names them.
-STATE_COLOURS = {"COMPLETE": "green", "PRUNED": "yellow", "FAIL": "red"}
+#: Colours in which the status of a trial is printed.
+STATUS_COLOURS = {
+    TrialStatus.RUNNING: "",
+    TrialStatus.PAUSED: "",
+    TrialStatus.COMPLETE: "green",
+    TrialStatus.PRUNED: "yellow",
+    TrialStatus.FAIL: "red",
+}
 
 
 class SweepProgress:
@@ -42,18 +49,18 @@ class SweepProgress:
         else:
             self._terminal = live.console
 
-    def ended(self, number: int, state: str, text: str) -> None:
+    def ended(self, number: int, status: TrialStatus, text: str) -> None:
         """Show how a trial ended.
 
         Args:
             number: Number of the trial.
-            state: Its state, as Optuna names it.
+            status: How it stands now.
             text: Its result, or why it has none.
         """
         self._best_so_far = self._best()  # another machine may have found a better trial
         line = Text.assemble(
             f"trial {number:<4} ",
-            (f"{state:<9}", STATE_COLOURS.get(state, "")),
+            (f"{status:<9}", STATUS_COLOURS[status]),
             f"{text}   best so far: {self._best_so_far}",
         )
         self._terminal.print(line)

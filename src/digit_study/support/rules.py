@@ -109,6 +109,26 @@ def rules_of(schema: type) -> dict[str, Rule]:
     return rules
 
 
+@cache
+def types_of(schema: type) -> dict[str, type]:
+    """Collect the types of the settings of a config dataclass.
+
+    Args:
+        schema: A dataclass; its fields may be dataclasses themselves.
+
+    Returns:
+        Types by dotted key; of a setting that may be None, what else it is.
+    """
+    types: dict[str, type] = {}
+    for name, hint in get_type_hints(schema).items():
+        if is_dataclass(hint):
+            inner = types_of(hint)  # type: ignore[arg-type]
+            types.update({f"{name}.{key}": kind for key, kind in inner.items()})
+        else:
+            types[name] = (get_args(hint) or (hint,))[0]
+    return types
+
+
 def check(config: Any, rules: Mapping[str, Rule], others: Iterable[str]) -> None:
     """Check a config and report everything that is wrong at once.
 

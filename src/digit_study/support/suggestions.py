@@ -1,7 +1,37 @@
 """Names as a person reads them: the one that was probably meant, and short forms for tables."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from difflib import get_close_matches
+
+
+@dataclass(frozen=True)
+class SplitNames:
+    """Names of trials, as ``3: filters=16 pooling=max``, with their settings apart."""
+
+    #: What stands before the colon.
+    trials: Sequence[str]
+    #: The settings that any of them has, in the order of the first that has it.
+    keys: Sequence[str]
+    #: The settings of each.
+    settings: Sequence[Mapping[str, str]]
+
+
+def split_names(names: Sequence[str]) -> SplitNames | None:
+    """Split the names of trials; None if a name has any other form."""
+    trials = []
+    keys: dict[str, None] = {}
+    settings = []
+    for name in names:
+        trial, colon, rest = name.partition(":")
+        words = rest.split()
+        if not colon or any("=" not in word for word in words):
+            return None
+        own = dict(word.split("=", 1) for word in words)
+        trials.append(trial)
+        settings.append(own)
+        keys |= dict.fromkeys(own)
+    return SplitNames(trials, list(keys), settings)
 
 
 def nearest(wrong: str, right: Iterable[str]) -> str:

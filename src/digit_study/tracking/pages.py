@@ -23,24 +23,26 @@ TRAINING = "workflowType=machine_learning"
 #: Parent runs at most that an experiment's description names.
 MOST_PARENTS = 10
 #: Metrics that a shared view has columns for; the first sorts it.
-VIEW_METRICS = ("val_accuracy", "val_loss", "parameters")
+VIEW_METRICS = ("val_accuracy", "val_loss", "robust_accuracy", "parameters")
 
 
-def share_view(store: Store, run_id: str, keys: Sequence[str]) -> None:
+def share_view(store: Store, run_id: str, keys: Sequence[str], tags: Sequence[str] = ()) -> None:
     """Keep a view of the children of a run, sorted by validation accuracy.
 
     Args:
         store: The store that the run is in.
         run_id: Id of the parent run.
         keys: Keys of the config that get a column each.
+        tags: Tags that get a column each, before the keys.
     """
     metrics = [f"metrics.`{name}`" for name in VIEW_METRICS]
+    named = [f"tags.`{tag}`" for tag in tags]
     params = [f"params.`{key}`" for key in keys]
     view = {
         "searchFilter": f"tags.{MLFLOW_PARENT_RUN_ID} = '{run_id}'",
         "orderByKey": metrics[0],
         "orderByAsc": False,
-        "selectedColumns": [*metrics, *params],
+        "selectedColumns": [*metrics, *named, *params],
     }
     tag = f"{SHARED_VIEW}{run_id}"
     store.client.set_experiment_tag(store.experiment_of(run_id), tag, json.dumps(view))

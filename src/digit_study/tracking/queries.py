@@ -19,13 +19,14 @@ from digit_study.support import console
 from digit_study.support.errors import StudyError, first_line
 from digit_study.support.redaction import without_password
 from digit_study.support.suggestions import nearest
+from digit_study.support.trial_status import STATUS_TAG, TrialStatus
 from digit_study.tracking import models, provenance
 from digit_study.tracking.database import (
     restore_command,
     unknown_run,
 )
 from digit_study.tracking.runs import MOST_RUNS, Runs
-from digit_study.tracking.spool import MetricValue
+from digit_study.tracking.spool import STOPPED, MetricValue
 from digit_study.tracking.store import StoreFault
 from digit_study.tracking.writer import BEST_OF
 
@@ -37,6 +38,8 @@ POINTERS = ("winner.run_id", "best.run_id")
 STUDY_UID = "study.uid"
 #: Tag of a run that has trained a network to the end.
 WEIGHTS = "weights.sha256"
+#: Condition of MLflow's search for runs with a result. A pruned trial is FINISHED without one.
+HAS_RESULT = f"attributes.status = 'FINISHED' and tags.`{WEIGHTS}` LIKE '%'"
 #: How the params begin that are no part of what a run was, but of where it went.
 NOT_RECORDED = ("tracking.", "reproduce", "fresh", BEST_OF, *ENGINE_KEYS)
 T = TypeVar("T")
@@ -227,6 +230,10 @@ class Queries(Runs):
             wanted = "finished run"
             found = run.info.status
             remedy = f"wait for it, or take another one; {remedy}"
+        elif _is_stopped(run):
+            wanted = "run with a result"
+            found = "a pruned trial, stopped before its last epoch"
+            remedy = f"take another one; {remedy}"
         else:
             wanted = "training run"
             found = f"a {tags.get('kind', 'run of others')}"
@@ -244,9 +251,15 @@ class Queries(Runs):
             if spooled.folder.is_dir():  # else it has just been uploaded
                 return {name: points[-1].value for name, points in values.items()}
         run = self.client.get_run(run_id)
-        if run.info.status != "FINISHED":
+        if not _is_trained(run):
             return None
         return dict(run.data.metrics)
+
+    def was_stopped(self, run_id: str) -> bool:
+        """Return whether a trial ended its run because it was told to stop, without a result."""
+        if STOPPED in self.spooled(run_id).outcome:
+            return True
+        return _is_stopped(self.client.get_run(run_id))
 
     def epoch_values(self, run_id: str, metric: str) -> dict[int, float]:
         """Return a metric of a run after every epoch.
@@ -341,6 +354,12 @@ def _named(confirmations: Sequence[Run]) -> str:
 def _is_trained(run: Run) -> bool:
     """Return whether a run has trained a network to the end."""
     return run.info.status == "FINISHED" and WEIGHTS in run.data.tags
+
+
+def _is_stopped(run: Run) -> bool:
+    """Return whether a run ended before its last epoch because it was told to stop."""
+    is_pruned = run.data.tags.get(STATUS_TAG) == TrialStatus.PRUNED
+    return is_pruned and not _is_trained(run)
 
 
 def _all_of(tags: Mapping[str, str]) -> str:

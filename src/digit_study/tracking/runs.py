@@ -77,7 +77,7 @@ class Runs(Store):
 
         Args:
             run_id: Id of the run.
-            status: FAILED or KILLED.
+            status: FAILED or KILLED; FINISHED of a trial that was stopped on purpose.
             reason: Why, in one line.
         """
         self.spooled(run_id).close(self.uri, status, reason)

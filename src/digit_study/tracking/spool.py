@@ -13,7 +13,7 @@ process loses them, and drops them when the store answers with an error.
 import json
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,6 +39,8 @@ OUTCOME = "outcome.json"
 SENT = "sent.json"
 #: Folder of the Keras model.
 MODEL = "model"
+#: Key of the outcome of a run that is FINISHED without a result; it says why it was stopped.
+STOPPED = "stopped"
 #: Why a run is closed whose process was killed.
 CUT_OFF = "its process ended before it"
 
@@ -142,7 +144,7 @@ class SpooledRun:
 
         Args:
             uri: URI of the store that the run is in.
-            status: FAILED or KILLED.
+            status: FAILED or KILLED; FINISHED of a trial that was stopped on purpose.
             reason: Why, in one line.
         """
         if self.outcome:
@@ -160,17 +162,18 @@ class SpooledRun:
         if self.is_abandoned:
             self.close(self.about["uri"], "KILLED", CUT_OFF)
 
-    def remove(self, uploaded: int) -> bool:
-        """Remove the folder, unless there is more to upload or another process opened it.
+    def remove(self, is_uploaded: Callable[[], bool]) -> bool:
+        """Remove the folder, unless there is more to upload or a process writes the run.
 
         Args:
-            uploaded: Bytes of the log that the store has.
+            is_uploaded: Returns whether the store has everything. It is asked while nothing can be
+                written: since it was asked last, the run may have ended or got another file.
 
         Returns:
             Whether the folder is gone.
         """
         with self._folders_stay(exclusive=True):
-            is_whole = not self.is_open and self.records(uploaded).end == uploaded
+            is_whole = not self.is_open and is_uploaded()
             if is_whole:
                 shutil.rmtree(self.folder, ignore_errors=True)
         return is_whole
@@ -231,7 +234,8 @@ class SpooledRun:
     @property
     def has_result(self) -> bool:
         """Return whether the run's final metrics, its tables and its model are there."""
-        if self.outcome.get("status") == "FINISHED":
+        outcome = self.outcome
+        if outcome.get("status") == "FINISHED" and STOPPED not in outcome:
             return True
         return any("result" in record for record in self.records().found)
 

@@ -24,6 +24,7 @@ from digit_study.support import console
 from digit_study.support.errors import first_line
 from digit_study.support.files import file_lock
 from digit_study.support.redaction import without_password
+from digit_study.support.trial_status import STOPPED_TAG
 from digit_study.support.workspace import Workspace
 from digit_study.tracking import pages
 from digit_study.tracking.spool import MODEL, SpooledRun
@@ -99,7 +100,7 @@ class RunUpload:
     def _remove_if_whole(self) -> bool:
         if self._is_log_only or self._due():
             return False
-        return self._spooled.remove(self._sent["bytes"])
+        return self._spooled.remove(lambda: not self._due())
 
     # ------------------------------------------------------------------------------- what is due
 
@@ -222,10 +223,14 @@ class RunUpload:
         except MlflowException:  # another run inserts the same digits now: then they are there
             self._client.log_inputs(self._run_id, inputs)
 
-    def _share_view(self, keys: Sequence[str], answer: str | None = None) -> None:
-        pages.share_view(self._store, self._run_id, keys)
+    def _share_view(
+        self, keys: Sequence[str], answer: str | None = None, tags: Sequence[str] = ()
+    ) -> None:
+        pages.share_view(self._store, self._run_id, keys, tags)
 
-    def _describe_experiment(self, keys: Sequence[str], answer: str | None = None) -> None:
+    def _describe_experiment(
+        self, keys: Sequence[str], answer: str | None = None, tags: Sequence[str] = ()
+    ) -> None:
         """Add a parent's answer, which the store may not have yet, to the experiment's page."""
         answers = {}
         if answer:
@@ -234,7 +239,10 @@ class RunUpload:
 
     def _close(self, status: str, reason: str) -> None:
         if self._client.get_run(self._run_id).info.status == "RUNNING":
-            self._client.set_tag(self._run_id, "failure", reason[:LONGEST_REASON])
+            tag = "failure"
+            if status == "FINISHED":
+                tag = STOPPED_TAG
+            self._client.set_tag(self._run_id, tag, reason[:LONGEST_REASON])
             self._client.set_terminated(self._run_id, status)
 
     def _drop_models(self) -> None:

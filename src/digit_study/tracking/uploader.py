@@ -141,7 +141,8 @@ class _ConcurrentUploads:
 class BackgroundUploader:
     """Uploads the spool to one store, in a thread, as long as the block lasts.
 
-    Of several for the same store and workspace one uploads, and the others wait.
+    Of several for the same store and workspace one uploads, and the others wait. It has a dozen
+    attributes: four are its settings, and each thing that another thread tells it needs an event.
     """
 
     def __init__(

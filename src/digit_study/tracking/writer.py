@@ -26,8 +26,9 @@ from digit_study.support.errors import first_line
 from digit_study.support.formatting import accuracy_with_interval
 from digit_study.support.redaction import without_password
 from digit_study.support.rules import flatten
+from digit_study.support.trial_status import STATUS_TAG, STOPPED_TAG, TrialStatus
 from digit_study.tracking import pages, provenance
-from digit_study.tracking.spool import MODEL, SpooledRun
+from digit_study.tracking.spool import MODEL, STOPPED, SpooledRun
 from digit_study.tracking.store import Store
 from digit_study.tracking.upload import has_uploader, upload_run
 
@@ -176,16 +177,20 @@ class RunWriter:
         key = f"{BEST_OF}{chosen_from.replace(' ', '_')}"
         self._record(params={key: f"{row['name']}, {accuracy_with_interval(row)}"})
 
-    def describe(self, description: Description, keys: Sequence[str] = ()) -> None:
+    def describe(
+        self, description: Description, keys: Sequence[str] = (), child_tags: Sequence[str] = ()
+    ) -> None:
         """Put a description on this parent's page, and its answer on the experiment's.
 
         Args:
             description: What the page says.
             keys: Keys of the config that the view of the children has columns for.
+            child_tags: Tags of the children that it has columns for.
         """
         text = description.markdown(self.store.experiment_of(self.run_id), self.run_id)
         tags = {MLFLOW_RUN_NOTE: text, pages.ANSWER: description.answer}
-        self._record(tags=tags, note={"keys": list(keys), "answer": description.answer})
+        note = {"keys": list(keys), "answer": description.answer, "tags": list(child_tags)}
+        self._record(tags=tags, note=note)
 
     def model(self, model: Any) -> None:
         """Record a float32 Keras model, which takes (n, 28, 28, 1) and returns (n, 10).
@@ -253,6 +258,17 @@ class RunWriter:
         """
         self._stop_system_metrics()
         self.spooled.end("FINISHED", **outcome)
+
+    def stop(self, reason: str) -> None:
+        """End a run that was stopped before its last epoch, and upload it.
+
+        It is FINISHED, because nothing went wrong. Its tags tell it from a run with a result.
+
+        Args:
+            reason: Why it was stopped.
+        """
+        self.tags({STATUS_TAG: TrialStatus.PRUNED, STOPPED_TAG: reason})
+        self.end("FINISHED", {STOPPED: reason})
 
     def end(self, status: str, outcome: Mapping[str, Any]) -> Path | None:
         """End the run on disk and upload it.

@@ -71,9 +71,9 @@ def run_trial(
 ) -> TrialResult:
     """Load the digits, build, train, evaluate and record a network, and draw its figures.
 
-    The run ends FINISHED with a result. Without, it ends KILLED if a signal or the listener stopped
-    the trial, else FAILED. A single run that was interrupted before goes on after its last epoch,
-    see `checkpoint`.
+    The run ends FINISHED with a result, and also where the listener stopped the trial: then its tag
+    says so. It ends KILLED after a signal, else FAILED. A single run that was interrupted before
+    goes on after its last epoch, see `checkpoint`.
 
     Args:
         config: What to train, resolved.
@@ -100,11 +100,14 @@ def run_trial(
         )
         checkpoint.remove()
     except BaseException as error:
+        if isinstance(error, TrialStopped):
+            writer.stop(str(error))
+            raise
         if isinstance(error, StudyError):
             checkpoint.remove()  # the same epoch would fail again
         reason = f"{type(error).__name__}: {error}".strip()[:LONGEST_REASON]
         status = "FAILED"
-        if isinstance(error, Interrupted | KeyboardInterrupt | TrialStopped):
+        if isinstance(error, Interrupted | KeyboardInterrupt):
             status = "KILLED"
         writer.tags({"failure": reason})
         writer.end(status, {"reason": reason})

@@ -16,8 +16,8 @@ import numpy as np
 from PIL import Image
 
 from digit_study.data.sources import CLASSES, DATASETS, Arrays
-from digit_study.inference.image_files import ImageError, read_grey
-from digit_study.inference.images import Digit, read_digit, to_mnist
+from digit_study.pictures.image_files import ImageError, read_grey
+from digit_study.pictures.images import Digit, read_digit, to_mnist
 from digit_study.support.errors import StudyError
 from digit_study.support.files import replacing
 

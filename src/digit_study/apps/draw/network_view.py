@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from digit_study.inference.images import SIDE, Digit
-from digit_study.inference.prediction import Model
+from digit_study.inference.prediction import Accepts, Model, Reading, read_picture
+from digit_study.pictures.images import SIDE, Digit
 from digit_study.support.errors import first_line
 
 #: Seconds between two looks for a new version.
@@ -139,6 +139,21 @@ class ServedNetwork:
             else:
                 answer = Answer(loaded.model(digit[None])[0], None)
         return loaded.name(self._source.uri), answer
+
+    def read(self, image: bytes, accepts: Accepts | None) -> tuple[str, Reading]:
+        """Read what is written in a picture, as predict.py does.
+
+        Args:
+            image: Bytes of an image file.
+            accepts: The detector of what is no digit, if it is asked.
+
+        Returns:
+            The name of the network that answers, and what it read.
+        """
+        with self._computes:
+            loaded = self._loaded
+            reading = read_picture(image, loaded.model, accepts)
+        return loaded.name(self._source.uri), reading
 
     def refresh(self) -> bool:
         """Load the model that the name stands for now, if it is another version.

@@ -1,7 +1,7 @@
 """The page to draw on and what it asks for: a FastAPI app, served by uvicorn to this machine alone.
 
-A drawing is predicted as ``predict.py`` predicts a file: its bytes, ``read_digit``, the model. No
-part of a request becomes a path: drawings are kept under names of their own making.
+A drawing is predicted as ``predict.py`` predicts a file: a digit, or the digits in a row. No part
+of a request becomes a path: drawings are kept under names of their own making.
 """
 
 import asyncio
@@ -10,7 +10,7 @@ import socket
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
@@ -30,9 +30,9 @@ from digit_study.apps.draw.same_origin import (
     bounded_body,
 )
 from digit_study.data.sources import CLASSES
-from digit_study.inference.image_files import ImageError
-from digit_study.inference.images import Digit, read_digit
-from digit_study.inference.prediction import Accepts
+from digit_study.inference.prediction import Accepts, Number
+from digit_study.pictures.image_files import ImageError, upright_size
+from digit_study.pictures.images import Digit, SeveralMarks, read_digit
 from digit_study.support.errors import StudyError
 
 #: The page itself.
@@ -69,7 +69,7 @@ def predict_image(
     with_saliency: bool,
     accepts: Accepts | None = None,
 ) -> Json:
-    """Return what the page shows of an image.
+    """Return what the page shows of an image: of a digit, or of several in a row.
 
     Args:
         networks: Who answers, the first first.
@@ -80,18 +80,86 @@ def predict_image(
     Returns:
         ``error`` in words or None, ``pixels`` (28x28), an answer of every network, and
         ``is_digit``. An answer has ``network``, ``digit``, ten ``probabilities`` and ``attention``,
-        which is a map (28x28) or None.
+        which is a map (28x28) or None. Of several digits, see :func:`_predict_number`.
     """
     try:
         digit = read_digit(image)
+    except SeveralMarks:
+        return _predict_number(networks, image, with_saliency=with_saliency, accepts=accepts)
     except ImageError as fault:
-        return {"error": str(fault), "pixels": None, "answers": []}
+        return _refusal(str(fault))
+    return _predict_digit(networks, digit, with_saliency=with_saliency, accepts=accepts)
+
+
+def _predict_digit(
+    networks: list[ServedNetwork], digit: Digit, *, with_saliency: bool, accepts: Accepts | None
+) -> Json:
+    """Return what the page shows of a digit."""
     return {
         "error": None,
         "pixels": digit.tolist(),
         "answers": [_answer(network, digit, with_saliency=with_saliency) for network in networks],
         "is_digit": accepts is None or bool(accepts(digit[None, ..., None])[0]),
     }
+
+
+def _predict_number(
+    networks: list[ServedNetwork], image: bytes, *, with_saliency: bool, accepts: Accepts | None
+) -> Json:
+    """Return what the page shows of a picture of several marks.
+
+    ``pixels`` is None and ``size`` the width and height of the picture. An answer has ``network``,
+    ``number`` (lines parted by a line break), its ``probability``, and ``digits``, each with
+    ``digit``, its ``probability`` and ``box`` (left, top, width, height in pixels).
+    """
+    found = [network.read(image, accepts) for network in networks]
+    is_digit = all(reading.error is None for _, reading in found)
+    if not is_digit and accepts is not None:
+        # what the detector refuses is shown with a warning, as a single digit is
+        found = [network.read(image, None) for network in networks]
+    for _, reading in found:
+        if reading.error is not None:
+            return _refusal(reading.error)
+        if reading.pixels is not None:
+            # the other marks were dust
+            return _predict_digit(
+                networks, reading.pixels, with_saliency=with_saliency, accepts=accepts
+            )
+    answers = []
+    for name, reading in found:
+        if reading.number is not None:
+            answers.append(_number_answer(name, reading.number))
+    return {
+        "error": None,
+        "pixels": None,
+        "answers": answers,
+        "is_digit": is_digit,
+        "size": list(upright_size(image)),
+    }
+
+
+def _number_answer(name: str, number: Number) -> Json:
+    """Return what a network reads of a number."""
+    digits = []
+    for digit in number.digits:
+        digits.append(
+            {
+                "digit": digit.digit,
+                "probability": max(digit.probabilities),
+                "box": list(astuple(digit.box)),
+            }
+        )
+    return {
+        "network": name,
+        "number": number.text,
+        "probability": number.probability,
+        "digits": digits,
+    }
+
+
+def _refusal(error: str) -> Json:
+    """Return what the page is told of a picture that cannot be read."""
+    return {"error": error, "pixels": None, "answers": []}
 
 
 def _answer(network: ServedNetwork, digit: Digit, *, with_saliency: bool) -> Json:
@@ -166,7 +234,7 @@ class RequestWorkers:
             error = str(fault)
         except OSError as fault:
             error = f"cannot be kept ({fault.strerror}); give another folder with keep=…"
-        return JSONResponse({"error": error, "pixels": None, "answers": []})
+        return JSONResponse(_refusal(error))
 
 
 def _hang_up(status: int, error: str) -> Response:

@@ -18,6 +18,7 @@ from digit_study.report.figures.optuna_figures import (
     quiet_optuna,
 )
 from digit_study.support.errors import first_line
+from digit_study.support.trial_status import TrialStatus
 
 #: Keys in slices and parallel coordinates.
 MOST_KEYS = 6
@@ -31,12 +32,13 @@ MOST_PAIRED_OF_MANY = 2
 MOST_LEGEND = 12
 #: With so many epochs each has a tick.
 MOST_EPOCH_TICKS = 12
-#: Colour of a trial in the timeline, by its state.
-STATES = {
-    "COMPLETE": charts.BLUE,
-    "PRUNED": charts.ORANGE,
-    "FAIL": charts.RED,
-    "RUNNING": charts.GREEN,
+#: Colour of a trial in the timeline, by its status.
+STATUS_COLOURS = {
+    TrialStatus.RUNNING: charts.GREEN,
+    TrialStatus.PAUSED: charts.GREY,
+    TrialStatus.COMPLETE: charts.BLUE,
+    TrialStatus.PRUNED: charts.ORANGE,
+    TrialStatus.FAIL: charts.RED,
 }
 
 
@@ -118,6 +120,9 @@ def _pictures(
         if request.keys and len(shown_keys) > limit:
             caption = f"{captioned.caption} Shown are the {limit} most important keys."
             captioned = replace(captioned, caption=caption)
+        if request.importances is not None and not request.importances.problem:
+            caption = f"{captioned.caption} {request.importances.basis}"
+            captioned = replace(captioned, caption=caption)
         picture = _drawn(captioned, study, request.with_most(limit), hosts)
         if picture.figure is not None:
             _shorten(picture.figure, request.keys)
@@ -159,8 +164,9 @@ def _plain(figure: Any) -> dict[str, Any]:
         annotation.get("font", {}).pop("color", None)
     named = [trace for trace in found["data"] if trace.get("showlegend", True)]
     for trace in found["data"]:
-        if trace.get("name") in STATES and trace.get("type") == "bar":
-            trace.setdefault("marker", {})["color"] = STATES[trace["name"]]
+        if trace.get("name") in set(TrialStatus) and trace.get("type") == "bar":
+            colour = STATUS_COLOURS[TrialStatus(trace["name"])]
+            trace.setdefault("marker", {})["color"] = colour
         if len(named) > MOST_LEGEND:
             trace["showlegend"] = False
     return found

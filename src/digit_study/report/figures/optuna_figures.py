@@ -5,6 +5,7 @@ A timeline of several hosts goes host by host.
 
 from __future__ import annotations
 
+import textwrap
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -19,6 +20,11 @@ from optuna.study import Study
 from optuna.trial import TrialState
 
 from digit_study.report.figures import charts
+from digit_study.report.figures.importances import (
+    KeyImportances,
+    evaluator,
+    key_importances,
+)
 from digit_study.support.errors import first_line
 
 #: Keys that slices and parallel coordinates show as a PNG, the most important ones.
@@ -29,6 +35,8 @@ MOST_PAIRED = 4
 LONGEST_CHOICE = 14
 #: Ticks below a narrow panel.
 MOST_TICKS = 5
+#: Characters of a line below the importances.
+BASIS_WIDTH = 90
 #: Pictures that are PNG files too, which MLflow shows among a study's artifacts.
 AS_PNG = (
     "optimisation_history",
@@ -51,10 +59,14 @@ class PictureRequest:
     function: str
     #: Its keyword arguments.
     options: Mapping[str, Any] = field(default_factory=dict)
+    #: What it shows and on what that rests, of the picture of importances.
+    importances: KeyImportances | None = None
 
     @property
     def keys(self) -> list[str]:
         """Return the config keys that it shows, empty where it shows no key or all."""
+        if self.importances is not None:
+            return []
         return list(self.options.get("params", []))
 
     def with_most(self, count: int) -> PictureRequest:
@@ -116,7 +128,11 @@ def interactive(study: Study, request: PictureRequest, hosts: Mapping[int, str])
         ValueError: If there are too few trials for it.
         RuntimeError: For the same reason.
     """
+    _require_importances(request)
     figure = getattr(optuna.visualization, request.function)(study, **request.options)
+    if request.importances is not None:
+        for trace in figure.data:
+            trace.y = [request.importances.label(key) for key in trace.y]
     if request.name == "timeline":
         _group_figure(figure, hosts)
     if request.name in ("contour", "rank"):  # a grid of panels
@@ -143,11 +159,12 @@ def picture_requests(
         importance_target["target"] = lambda trial: trial.values[0]
         if direction == "maximize":
             importance_target["target"] = lambda trial: -trial.values[0]
-    ordered = _by_importance(study, keys, importance_target)
+    importances = key_importances(study, keys, importance_target.get("target"))
+    ordered = [*importances.shares, *importances.left_out]
     of_keys = {**target, "params": ordered}
     requests = [
         PictureRequest("optimisation_history", "plot_optimization_history", target),
-        PictureRequest("importances", "plot_param_importances", {**target, **importance_target}),
+        _importances_request(importances, {**target, **importance_target}),
         PictureRequest("slices", "plot_slice", of_keys),
         PictureRequest("parallel_coordinates", "plot_parallel_coordinate", of_keys),
         PictureRequest("edf", "plot_edf", target),
@@ -165,15 +182,18 @@ def picture_requests(
     return requests
 
 
-def _by_importance(study: Study, keys: Sequence[str], target: Mapping[str, Any]) -> list[str]:
-    """Return the keys that some trial has, the most important one first."""
-    try:
-        shares = optuna.importance.get_param_importances(study, **target)
-    except (ValueError, RuntimeError):  # too few trials, or all values are equal
-        shares = {}
-    complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    used = [key for key in keys if any(key in trial.params for trial in complete)]
-    return sorted(used, key=lambda key: -shares.get(key, 0.0))
+def _importances_request(importances: KeyImportances, target: Mapping[str, Any]) -> PictureRequest:
+    """Return the picture of the importances of the keys that enough trials have."""
+    options = {**target, "params": list(importances.shares)}
+    if importances.finished:
+        options["evaluator"] = evaluator(importances.finished)
+    return PictureRequest("importances", "plot_param_importances", options, importances)
+
+
+def _require_importances(request: PictureRequest) -> None:
+    """Raise ValueError if a picture of importances has nothing to show."""
+    if request.importances is not None and request.importances.problem:
+        raise ValueError(request.importances.problem)
 
 
 def _write_png(
@@ -188,6 +208,7 @@ def _write_png(
             # of a study without anything to draw Optuna draws empty axes
             if not _has_content(request.name, study):
                 raise ValueError("No trial has finished yet.")
+            _require_importances(request)
             axes = np.ravel(getattr(optuna_plots, request.function)(study, **request.options))
         except (ValueError, RuntimeError) as error:  # too few trials for this picture
             plt.close("all")
@@ -195,6 +216,8 @@ def _write_png(
             charts.save(charts.message_figure(title, first_line(error)), path)
             return
         _fit(request.name, axes, objective, hosts)
+        if request.importances is not None:
+            _show_basis(axes[0], request.importances, objective)
         plt.gcf().savefig(path, dpi=charts.DPI, bbox_inches="tight", pad_inches=0.2)
         plt.close("all")
 
@@ -222,7 +245,6 @@ def _fit(name: str, axes: Any, objective: str, hosts: Mapping[int, str]) -> None
             _mute_lines(first.lines)
             _drop_legend(first)
         case "importances":
-            first.set_xlabel(f"importance for {objective} (share of 1)")
             _drop_legend(first)
         case "optimisation_history":
             charts.integer_ticks(first.xaxis)
@@ -236,6 +258,14 @@ def _fit(name: str, axes: Any, objective: str, hosts: Mapping[int, str]) -> None
                 _shorten_choices(panel.yaxis)
     if "accuracy" in objective and name not in ("importances", "timeline", "pareto"):
         first.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+
+
+def _show_basis(axes: Any, importances: KeyImportances, objective: str) -> None:
+    """Say in the picture on how many trials the importances rest."""
+    keys = [label.get_text() for label in axes.get_yticklabels()]
+    axes.set_yticks(axes.get_yticks(), [importances.label(key) for key in keys])
+    basis = textwrap.fill(importances.basis, BASIS_WIDTH)
+    axes.set_xlabel(f"importance for {objective} (share of 1)\n{basis}")
 
 
 def _mute_lines(lines: Sequence[Any]) -> None:

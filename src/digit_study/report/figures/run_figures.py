@@ -208,7 +208,7 @@ def mistakes(images: Numbers, evaluation: Evaluation, limit: int = MOST_MISTAKES
     labels = evaluation.labels
     wrong = np.flatnonzero(evaluation.predicted != labels)
     if wrong.size == 0:
-        text = f"None: all {len(labels):,} images are classified correctly."
+        text = f"None: all {len(labels):,} images are predicted correctly."
         return charts.message_figure("Most confident mistakes", text)
     confidence = np.nan_to_num(evaluation.probabilities.max(axis=1))
     shown = wrong[np.argsort(-confidence[wrong], kind="stable")][:limit]

@@ -44,6 +44,10 @@ from digit_study.trial.ray.ray_actor import inspect_node
 ROOT = Path(__file__).resolve().parents[4]
 #: What a node needs of the project.
 SENT = ("src", "conf")
+#: How Ray says that a cluster which it started was not ready within half a minute, as happens on a
+#: busy or cold machine; and how often a start is tried.
+SLOW_START = "timed out during startup"
+STARTS = 4
 #: Seconds that an actor waits for events before it answers.
 EXCHANGE_S = 1.0
 #: Seconds between two looks at the nodes of the cluster.
@@ -124,13 +128,20 @@ class RayCluster:
         options: dict[str, Any] = {}
         if address == "local":
             options["include_dashboard"] = False
-        ray.init(
-            address,
-            runtime_env=environment,
-            log_to_driver=False,
-            configure_logging=False,
-            **options,
-        )
+        for attempt in range(1, STARTS + 1):
+            try:
+                ray.init(
+                    address,
+                    runtime_env=environment,
+                    log_to_driver=False,
+                    configure_logging=False,
+                    **options,
+                )
+                break
+            except Exception as fault:  # Ray raises a bare Exception
+                if address != "local" or SLOW_START not in str(fault) or attempt == STARTS:
+                    raise
+                ray.shutdown()
         if not str(address).startswith("ray:"):
             self._home = ray.get_runtime_context().get_node_id()
 

@@ -15,8 +15,8 @@ import numpy.typing as npt
 from PIL import Image
 from scipy import ndimage
 
-from digit_study.inference.image_files import LEAST_SIDE, Grey, ImageError, read_grey, ring
-from digit_study.inference.ink import EIGHT, Mask, Numbered, box_of, find_ink
+from digit_study.pictures.image_files import LEAST_SIDE, Grey, ImageError, read_grey, ring
+from digit_study.pictures.ink import EIGHT, Mask, Numbered, box_of, find_ink
 
 #: Side of MNIST's images.
 SIDE = 28

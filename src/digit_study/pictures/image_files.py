@@ -171,8 +171,12 @@ def _byte_count(source: Path | bytes) -> int:
     """Return the length of a file; raise ImageError if there is none."""
     if isinstance(source, bytes):
         return len(source)
+    if source.is_dir() and any(entry.is_dir() for entry in source.iterdir()):
+        raise ImageError("holds no image files itself; name the folders in it, such as folder/*")
     if source.is_dir():
         raise ImageError("holds no image files; name another")
+    if source.suffix.lower() == ".csv":
+        raise ImageError("is a table; for Kaggle, add --submission submission.csv")
     if not source.is_file():
         raise ImageError("is no file; name another")
     return source.stat().st_size
