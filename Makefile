@@ -100,6 +100,9 @@ INSTALL = if command -v uv >/dev/null; then \
 .venv/.ready: requirements.lock
 	@$(PYTHON) -c 'import sys; v = sys.version_info[:2]; sys.exit(None if (3, 11) <= v < (3, 14) else \
 	    f"this project needs Python 3.11 to 3.13, but $(PYTHON) is {v[0]}.{v[1]}: make PYTHON=python3.12 ...")'
+	@if [ -L .venv ]; then \
+	    echo ".venv must be a folder of this project, got a link to $$(readlink .venv), which would be emptied:" \
+	         "remove the link" >&2; exit 1; fi
 	$(PYTHON) -m venv --clear .venv
 	$(INSTALL)
 	touch .venv/.ready

@@ -5,9 +5,12 @@ import gc
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 # Python puts this folder there itself, but not with -P, -I or PYTHONSAFEPATH
 sys.path.insert(0, str(Path(__file__).resolve().parent))
@@ -19,10 +22,10 @@ from rich.text import Text
 
 from digit_study.data.formats import read_unlabelled_csv
 from digit_study.inference.detector import are_digits
-from digit_study.inference.files import image_files
+from digit_study.inference.files import image_files, left_out
 from digit_study.inference.picture import readings_figure
 from digit_study.inference.prediction import Reading, load_model, read_files
-from digit_study.support.console import protect_standard_streams
+from digit_study.support.console import protect_standard_streams, warn
 from digit_study.support.errors import StudyError
 from digit_study.support.signals import collect_rarely
 from digit_study.support.suggestions import nearest
@@ -35,6 +38,8 @@ SETTINGS = ("model", "abstain", "tracking.uri")
 DEFAULT_PICTURE = "predicted.png"
 PICTURE_TYPES = (".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg", ".tif", ".tiff")
 REGISTRY_SCHEMES = ("models:/", "runs:/")
+#: Path that stands for standard input.
+STANDARD_INPUT = "-"
 
 
 def parse_words(words: Sequence[str]) -> argparse.Namespace:
@@ -57,7 +62,7 @@ def parse_words(words: Sequence[str]) -> argparse.Namespace:
         metavar="FILE|FOLDER|SETTING=VALUE",
         help=(
             "of an animation or a multi-page file the first picture; "
-            "of a folder the images directly in it"
+            "of a folder the images directly in it; - is standard input"
         ),
     )
     parser.add_argument(
@@ -250,6 +255,34 @@ def read_with_bar(
         return list(bar.track(results, total=len(files), description="reading"))
 
 
+@contextmanager
+def standard_input_as_file(paths: Sequence[str]) -> Iterator[list[str]]:
+    """Let the block have standard input as a file.
+
+    Args:
+        paths: paths, of which one at most is ``-``.
+
+    Yields:
+        The paths, with the file instead of ``-``.
+
+    Raises:
+        StudyError: if nothing can be read there.
+    """
+    if STANDARD_INPUT not in paths:
+        yield list(paths)
+        return
+    if paths.count(STANDARD_INPUT) > 1:
+        raise StudyError("standard input can be read once, got '-' twice: give it once")
+    if sys.stdin is None or sys.stdin.isatty():
+        raise StudyError(
+            "'-' reads an image from standard input, got none: python src/predict.py - < photo.png"
+        )
+    with TemporaryDirectory() as folder:
+        file = Path(folder, "standard input")
+        file.write_bytes(sys.stdin.buffer.read())
+        yield [str(file) if path == STANDARD_INPUT else path for path in paths]
+
+
 def print_readings(readings: Sequence[Reading], coverage: float | None) -> None:
     """Print a table of readings; in a pipe it has no edge to wrap at."""
     width = None if sys.stdout.isatty() else 200
@@ -264,7 +297,27 @@ def predict(arguments: argparse.Namespace) -> int:
     if arguments.submission is not None:
         predict_submission(paths, arguments.submission, name, tracking)
         return 0
-    files = image_files(paths)
+    with standard_input_as_file(paths) as existing:
+        return predict_files(arguments, settings, paths, existing)
+
+
+def predict_files(
+    arguments: argparse.Namespace,
+    settings: dict[str, str],
+    paths: Sequence[str],
+    existing: Sequence[str],
+) -> int:
+    """Read images and print what they show; return 1 if a file could not be read, else 0.
+
+    Args:
+        arguments: the parsed command line.
+        settings: its settings.
+        paths: paths as they were given.
+        existing: the same, with a file instead of standard input.
+    """
+    name = settings.get("model", CHAMPION_URI)
+    tracking = settings.get("tracking.uri")
+    files = image_files(existing)
     if arguments.show:
         check_show(arguments.show, files)
     abstain = check_abstain(settings.get("abstain", "true"))
@@ -272,6 +325,9 @@ def predict(arguments: argparse.Namespace) -> int:
     coverage = arguments.coverage
     least = None if coverage is None else least_probability(coverage, name, tracking)
     page = "" if arguments.json else model_page(name, tracking)
+    others = left_out(existing)
+    if others:
+        warn(others)
     readings = read_with_bar(
         files,
         keras_file,
@@ -279,6 +335,10 @@ def predict(arguments: argparse.Namespace) -> int:
         least=least,
         only_digit=arguments.digit,
     )
+    given = dict(zip(existing, paths, strict=True))
+    readings = [
+        replace(reading, file=given.get(reading.file, reading.file)) for reading in readings
+    ]
     if arguments.json:
         print(json.dumps([reading.as_json() for reading in readings], indent=2))
     else:

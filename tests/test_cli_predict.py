@@ -18,6 +18,7 @@ import predict
 from digit_study.inference.files import image_files
 from digit_study.inference.picture import readings_figure
 from digit_study.inference.prediction import BatchSize, read_files
+from digit_study.pictures.image_files import ImageError, read_grey, reads_heif
 from digit_study.support.errors import StudyError
 from digit_study.support.workspace import Workspace
 from digit_study.tracking.models import model_file, version_named
@@ -322,6 +323,37 @@ assert "mlflow" not in sys.modules
     )
     assert done.returncode == 0, done.stderr
     assert "blank" in done.stdout and "model:" not in done.stdout
+
+
+def test_standard_input_is_read_and_what_a_folder_leaves_out_is_named(tmp_path: Path) -> None:
+    save(tmp_path, blank=BLANK)
+    (tmp_path / "scans").mkdir()
+    save(tmp_path / "scans", d1=BLANK)
+    (tmp_path / "scans" / "IMG_1.HEIC").write_bytes(b"\0\0\0\x18ftypheic")
+    (tmp_path / "scans" / "scan.pdf").write_bytes(b"%PDF-1.4")
+    (tmp_path / "own.keras").touch()
+    script = str(ROOT / "src" / "predict.py")
+    line = [sys.executable, script, "-", "scans", "--json", "model=own.keras"]
+    image = (tmp_path / "blank.png").read_bytes()
+    done = subprocess.run(line, input=image, capture_output=True, cwd=tmp_path)
+    assert [reading["file"] for reading in json.loads(done.stdout)] == ["-", "scans/d1.png"]
+    told = done.stderr.decode()
+    assert len(told.splitlines()) == 1 and "'scans/scan.pdf' is no image by its ending" in told
+    if not reads_heif():
+        assert "'scans/IMG_1.HEIC' is HEIC, which needs the package pillow-heif" in told
+        with pytest.raises(ImageError, match="pip install pillow-heif"):
+            read_grey(tmp_path / "scans" / "IMG_1.HEIC")
+
+
+@pytest.mark.parametrize(
+    ("words", "told"), [(["-"], "got none"), (["-", "-"], "standard input can be read once")]
+)
+def test_standard_input_must_be_there_once(
+    words: list[str], told: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(StudyError, match=told), predict.standard_input_as_file(words):
+        pass
 
 
 @pytest.mark.slow

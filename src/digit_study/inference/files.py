@@ -5,10 +5,10 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from digit_study.pictures.image_files import SUFFIXES
+from digit_study.pictures.image_files import HEIF_SUFFIXES, NEEDS_HEIF, SUFFIXES, reads_heif
 from digit_study.support.errors import StudyError
 
-#: Missing paths that an error names, at most.
+#: Paths that a message names, at most.
 MOST_NAMED = 5
 
 
@@ -44,16 +44,51 @@ def image_files(paths: Sequence[str]) -> list[Path]:
     return files
 
 
+def left_out(paths: Sequence[str]) -> str:
+    """Return which files of folders are not read, and why; empty if all are.
+
+    Args:
+        paths: files and folders, which exist.
+    """
+    others: list[Path] = []
+    for name in paths:
+        others += [file for file in _files_in(Path(name)) if not _is_image(file)]
+    if not others:
+        return ""
+    named = [f"'{file}' {_reason(file)}" for file in others[:MOST_NAMED]]
+    if len(others) > MOST_NAMED:
+        named.append(f"and {len(others) - MOST_NAMED} more")
+    return f"left out: {'; '.join(named)}"
+
+
+def _reason(file: Path) -> str:
+    """Return why a file of a folder is no image that is read."""
+    if file.suffix.lower() in HEIF_SUFFIXES:
+        return NEEDS_HEIF
+    return "is no image by its ending"
+
+
+def _is_image(file: Path) -> bool:
+    """Return whether a file is taken from a folder, by its ending."""
+    ending = file.suffix.lower()
+    return ending in SUFFIXES or (ending in HEIF_SUFFIXES and reads_heif())
+
+
 def _images_in(path: Path) -> list[Path]:
     """Return the image files directly in a folder, in natural order; of a file none."""
+    return [file for file in _files_in(path) if _is_image(file)]
+
+
+def _files_in(path: Path) -> list[Path]:
+    """Return the files directly in a folder that are not hidden, in natural order."""
     if not path.is_dir():
         return []
-    images = []
+    files = []
     for file in path.iterdir():
         is_hidden = file.name.startswith(".")
-        if file.suffix.lower() in SUFFIXES and not is_hidden:
-            images.append(file)
-    return sorted(images, key=_natural_key)
+        if not is_hidden and not file.is_dir():
+            files.append(file)
+    return sorted(files, key=_natural_key)
 
 
 def _natural_key(file: Path) -> list[str | int]:

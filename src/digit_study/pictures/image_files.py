@@ -2,6 +2,8 @@
 
 import io
 import warnings
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +14,31 @@ from PIL import Image, ImageOps
 from digit_study.support.errors import StudyError
 
 #: Pillow's names of the formats that are read.
-FORMATS = ("PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "PPM", "JPEG2000", "ICO", "TGA", "AVIF")
+FORMATS = (
+    "PNG",
+    "JPEG",
+    "GIF",
+    "BMP",
+    "TIFF",
+    "WEBP",
+    "PPM",
+    "JPEG2000",
+    "ICO",
+    "TGA",
+    "AVIF",
+    "HEIF",
+)
 #: Endings of the files that are taken from a folder.
 ENDINGS = "png jpg jpeg jpe jfif gif bmp dib tif tiff webp pbm pgm ppm pnm jp2 ico tga avif"
 SUFFIXES = frozenset(f".{ending}" for ending in ENDINGS.split())
+#: Endings of what phones write; they are read where :data:`HEIF_PACKAGE` is installed.
+HEIF_SUFFIXES = frozenset((".heic", ".heif", ".hif"))
+#: Package by which Pillow reads HEIC.
+HEIF_PACKAGE = "pillow_heif"
+#: What a file of HEIC begins with, after four bytes: of several brands the usual ones.
+HEIF_BRANDS = (b"ftypheic", b"ftypheix", b"ftypheim", b"ftypheis", b"ftyphevc", b"ftypmif1")
+#: What has to be done where such a file is met without that package.
+NEEDS_HEIF = "is HEIC, which needs the package pillow-heif: pip install pillow-heif"
 #: Pixels of a picture, at most: a phone's 50 megapixels pass, Pillow's own limit is 89.
 MOST_PIXELS = 80_000_000
 #: The same limit, as messages name it.
@@ -39,6 +62,11 @@ Grey = npt.NDArray[np.float32]
 
 class ImageError(StudyError):
     """A file or picture that is not a single digit; the message says what it is instead."""
+
+
+def reads_heif() -> bool:
+    """Return whether the package that reads HEIC is installed."""
+    return find_spec(HEIF_PACKAGE) is not None
 
 
 def ring(grey: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -112,6 +140,8 @@ def _open(source: Path | bytes) -> Image.Image:
         raise ImageError("is empty (0 bytes); save or copy the image again")
     # a Pillow built without a format knows no name for it
     Image.init()
+    if "HEIF" not in Image.OPEN and reads_heif():
+        import_module(HEIF_PACKAGE).register_heif_opener()
     formats = [name for name in FORMATS if name in Image.OPEN]
     try:
         with warnings.catch_warnings():
@@ -127,8 +157,11 @@ def _open(source: Path | bytes) -> Image.Image:
     except PermissionError:
         raise ImageError("may not be read; give yourself permission (chmod u+r)") from None
     except Exception:  # Pillow's readers raise whatever a damaged header makes them raise
-        if b"<svg" in _first_bytes(source):
+        start = _first_bytes(source)
+        if b"<svg" in start:
             raise ImageError("is an SVG drawing, not pixels; export it as PNG") from None
+        if start[4:12] in HEIF_BRANDS and not reads_heif():
+            raise ImageError(f"{NEEDS_HEIF}, or save it as PNG") from None
         raise ImageError(
             "is not an image that can be read (PNG, JPEG, GIF, BMP, TIFF, WebP …); save it as PNG"
         ) from None
