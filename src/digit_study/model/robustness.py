@@ -4,6 +4,10 @@ Some kinds of corruption are those of MNIST-C (N. Mu, J. Gilmer 2019, arXiv 1906
 are what people vary when they write: pens, drawings of few pixels, forms that MNIST hardly has. The
 same validation images give the same corrupted images in every run. A further kind is a function and
 an entry in :data:`KINDS`.
+
+Five kinds of MNIST-C are left out: fog, brightness, stripes, edges and impulse noise. They change
+the paper, which the front end of ``predict.py`` makes white before a network sees it. Without them
+the metric ranks networks as digits that people wrote do, see docs/performance.md.
 """
 
 from collections.abc import Callable
@@ -23,9 +27,9 @@ Ink = npt.NDArray[np.floating[Any]]
 Random = np.random.Generator
 Corruption = Callable[[Ink, Random], Ink]
 #: Images of each kind. More would take a deep network over a second.
-IMAGES = 20
+IMAGES = 25
 #: Digits that are drawn in forms that people write.
-DRAWN = 160
+DRAWN = 175
 #: Seed of the corruption. It is none of a training's.
 SEED = 20_191
 #: Side of the box that holds a drawn digit.
@@ -99,13 +103,6 @@ def shot_noise(ink: Ink, random: Random) -> Ink:
     return np.asarray(random.poisson(ink * 8) / 8, np.float32)
 
 
-def impulse_noise(ink: Ink, random: Random) -> Ink:
-    """Set some pixels to black or white."""
-    drawn = random.random(ink.shape)
-    brightened = np.where(drawn > 0.96, 1, ink)
-    return np.asarray(np.where(drawn < 0.04, 0, brightened), np.float32)
-
-
 def glass_blur(ink: Ink, random: Random) -> Ink:
     """Exchange pixels with near ones, and blur."""
     rows, columns = np.mgrid[:IMAGE_SIDE, :IMAGE_SIDE]
@@ -164,31 +161,11 @@ def translate(ink: Ink, random: Random) -> Ink:
     return _moved(ink, matrices, random.uniform(-4, 4, (len(ink), 2)))
 
 
-def brightness(ink: Ink, random: Random) -> Ink:
-    """Lighten everything, paper included."""
-    return np.asarray(np.clip(ink + 0.3, 0, 1))
-
-
-def fog(ink: Ink, random: Random) -> Ink:
-    """Lay a cloud over the image."""
-    cloud = ndimage.gaussian_filter(random.normal(size=ink.shape), (0, 5, 5))
-    cloud = (cloud - cloud.min()) / np.ptp(cloud)
-    return np.asarray(0.65 * ink + 0.5 * cloud, np.float32)
-
-
 def spatter(ink: Ink, random: Random) -> Ink:
     """Spill drops."""
     drops = ndimage.gaussian_filter(random.normal(size=ink.shape), (0, 1, 1))
     drops = np.clip((drops - 2.2 * drops.std()) * 8, 0, 1)
     return np.asarray(np.maximum(ink, drops), np.float32)
-
-
-def stripe(ink: Ink, random: Random) -> Ink:
-    """Invert a band."""
-    striped = ink.copy()
-    for image, start in zip(striped, random.integers(4, 20, len(ink)), strict=True):
-        image[:, start : start + 4] = 1 - image[:, start : start + 4]
-    return striped
 
 
 def dotted_line(ink: Ink, random: Random) -> Ink:
@@ -210,12 +187,6 @@ def zigzag(ink: Ink, random: Random) -> Ink:
         image[line(left, 0, bend, middle)] = 1
         image[line(bend, middle, right, IMAGE_SIDE - 1)] = 1
     return crossed
-
-
-def edges(ink: Ink, random: Random) -> Ink:
-    """Keep only the edges of strokes."""
-    gradient = np.hypot(ndimage.sobel(ink, axis=1), ndimage.sobel(ink, axis=2))
-    return np.asarray(np.clip(gradient / 2 - 0.8, 0, 1))
 
 
 def thin_pen(ink: Ink, random: Random) -> Ink:
@@ -283,7 +254,6 @@ def _drawn(labels: Labels, random: Random) -> Ink:
 #: All kinds of corruption. Digits drawn by a pen come on top.
 KINDS: tuple[Corruption, ...] = (
     shot_noise,
-    impulse_noise,
     glass_blur,
     motion_blur,
     defocus,
@@ -291,13 +261,9 @@ KINDS: tuple[Corruption, ...] = (
     scale,
     rotate,
     translate,
-    brightness,
-    fog,
     spatter,
-    stripe,
     dotted_line,
     zigzag,
-    edges,
     thin_pen,
     thick_pen,
     blocky,
