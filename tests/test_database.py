@@ -58,6 +58,7 @@ def test_every_call_that_optuna_makes_of_its_storage_waits() -> None:
     assert all(hasattr(RDBStorage, name) for name in CALLS), "Optuna has renamed a call that waits"
 
 
+@pytest.mark.slow
 def test_a_call_is_made_again_until_the_database_answers(
     database: Database, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

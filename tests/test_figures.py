@@ -281,6 +281,7 @@ def test_save_makes_folders_and_a_png(tmp_path) -> None:
     assert path.read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_importing_the_figures_leaves_pyplot_and_seaborn_alone() -> None:
     heavy = "{'matplotlib.pyplot', 'seaborn'} & set(sys.modules)"
     code = f"import sys, digit_study.report.figures.run_figures; sys.exit(len({heavy}))"

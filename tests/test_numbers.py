@@ -188,6 +188,7 @@ def test_a_mask_is_opened_as_scipy_does(side: int) -> None:
     assert np.array_equal(opened_by_square(mask, side), ndimage.binary_opening(mask, square))
 
 
+@pytest.mark.slow
 def test_memory_is_bounded_by_digits_too(tmp_path: Path) -> None:
     """Pages of many digits are predicted before as many files are read as of single digits."""
     opened = []

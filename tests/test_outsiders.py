@@ -194,6 +194,7 @@ def test_a_run_in_a_moved_project_is_kept_in_its_new_folder(
     assert list((new.artifacts / "mine" / "models").glob("*/artifacts/data/model.keras"))
 
 
+@pytest.mark.slow
 def test_the_page_of_mlflow_starts_in_a_moved_project(tmp_path: Path) -> None:
     """A console script of an environment that was moved has a dead first line."""
     copy_project(tmp_path)
@@ -303,6 +304,7 @@ def test_own_tags_have_names_of_their_own(name: str, store: str) -> None:
         Config(tracking=TrackingConfig(tags={name: 1})).validate()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", ["-P", "-I"])
 @pytest.mark.parametrize("script", ["src/run.py", "src/draw.py"])
 def test_commands_are_found_where_python_adds_no_folder(script: str, option: str) -> None:
@@ -410,6 +412,7 @@ def test_only_hosts_that_were_allowed_may_open_the_page(
         assert SameOriginMiddleware(app, 8765).refusal(Headers(headers)) is not None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "told"),
     [
@@ -443,6 +446,7 @@ time.sleep(60)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("answers", [True, False])
 def test_a_start_of_ray_is_waited_for_as_long_as_its_processes_live(
     answers: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Any

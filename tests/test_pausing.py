@@ -212,12 +212,14 @@ def test_the_best_of_few_trials_gets_to_its_end(store: str, total: int) -> None:
     assert len(view.trials()) == total
 
 
+@pytest.mark.slow
 def test_no_more_trials_wait_than_may(store: str) -> None:
     view, stubs = search(store, "search.trials=20", "search.paused=3")
     assert stubs.watched.most_paused <= 4 and len(view.trials()) == 20
     assert Counter(states(view))["COMPLETE"] >= 1
 
 
+@pytest.mark.slow
 def test_where_none_may_wait_the_worst_are_pruned_at_once(store: str) -> None:
     view, stubs = search(store, "search.trials=10", "search.paused=0")
     assert stubs.watched.most_paused == 0
@@ -225,6 +227,7 @@ def test_where_none_may_wait_the_worst_are_pruned_at_once(store: str) -> None:
     assert found["COMPLETE"] >= 1 and found["PRUNED"] >= 5
 
 
+@pytest.mark.slow
 def test_an_interrupted_study_with_paused_trials_gets_to_its_total(store: str) -> None:
     def behaviour(config: Config, number: int) -> str:
         return "signal" if number == 8 else "done"

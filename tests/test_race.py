@@ -62,6 +62,7 @@ def test_a_fixed_number_of_seeds_has_one_look_at_all_of_them(drawn: Any, seeds: 
     assert found.wanted == 0 and found.seeds == [seeds] * len(order)
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=20)
 @given(fields, st.integers(3, 8))
 def test_a_race_is_of_one_opinion_however_it_is_run(drawn: Any, most: int) -> None:

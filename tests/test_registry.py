@@ -248,6 +248,7 @@ def test_values_are_checked(config: PromoteConfig, word: str) -> None:
 # ---------------------------------------------------------------------- aliases and ledger
 
 
+@pytest.mark.slow
 def test_first_better_worse_and_back(store: rs.Store, capsys: pytest.CaptureFixture[str]) -> None:
     weak, strong = rs.add_run(store, range(40)), rs.add_run(store, range(10), 5_000)
     store.promote(store.ask(weak))

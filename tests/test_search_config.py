@@ -99,7 +99,7 @@ def test_a_pruner_needs_one_objective_that_is_known_on_the_way(
 
 @pytest.mark.parametrize(
     ("words", "pruner"),
-    [((), "hyperband"), (("search.pruner=median",), "median"), ((TWO,), "none"),
+    [((), "asha"), (("search.pruner=median",), "median"), ((TWO,), "none"),
      (("search.objectives=[{epoch_seconds: minimize}]",), "none")],
 )  # fmt: skip
 def test_the_pruner_is_chosen_where_none_is_named(words: tuple[str, ...], pruner: str) -> None:

@@ -160,6 +160,7 @@ def test_links_within_the_page_resolve() -> None:
         assert (ROOT / path).is_file(), path
 
 
+@pytest.mark.slow
 def test_the_example_runs_on_plain_arrays_without_anything_heavy() -> None:
     (example,) = re.findall(r"```python\n(.+?)```", PAGE.read_text(), re.DOTALL)
     heavy = {"tensorflow", "keras", "mlflow", "optuna", "hydra", "rich", "digit_study.config"}

@@ -78,6 +78,7 @@ def test_steps_are_those_of_keras_itself(
     assert weights_sha256(trained(digits, replace(RECIPE, epochs=2))[0]) == plain
 
 
+@pytest.mark.slow
 def test_one_short_training_after_another_is_no_retracing(
     digits: Arrays, caplog: pytest.LogCaptureFixture
 ) -> None:

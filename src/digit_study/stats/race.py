@@ -494,6 +494,8 @@ def in_groups(table: pd.DataFrame) -> pd.DataFrame:
 
     Returns:
         The rows in their order, with their ``rank`` from 1.
+
+    See docs/statistics.md#race
     """
     ordered = table.assign(first=table["seeds"] == table["seeds"].max()).sort_values(
         ["first", "mean", "parameters"],
