@@ -203,7 +203,7 @@ class OptunaSource(JobSource):
 
     @property
     def trials_left(self) -> int:
-        """How many trials the study lacks because its time was over, 0 if it was not."""
+        """Return how many trials the study lacks because its time was over, 0 if it was not."""
         if not self._total.is_over:
             return 0
         return self._total.missing()
