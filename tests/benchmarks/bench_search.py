@@ -40,7 +40,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
 
 from digit_study.config.study_config import ASHA, SearchConfig
 from digit_study.study._optuna import PRUNERS, SAMPLERS, make_sampler_and_pruner
-from digit_study.study.halving import Halving, PausedTrial
+from digit_study.study.halving import LEAST_RESULTS, Halving, PausedTrial
 from digit_study.study.study_plan import SAMPLER_PACKAGES
 from digit_study.study.trial_attributes import PAUSED_AFTER
 
@@ -173,9 +173,11 @@ class Replay:
     def _resume(self, halving: Halving, now: float) -> bool:
         """Let the first of the paused trials go on that should."""
         paused = [PausedTrial(number, running.epoch) for number, running in self._paused.items()]
-        nothing_else_runs = self._left == 0 and not self._events
+        at_least = 0
+        if self._left == 0 and not self._events:
+            at_least = LEAST_RESULTS
         trials = self._study.get_trials(deepcopy=False)
-        chosen = halving.promotable(trials, paused, at_least=int(nothing_else_runs))
+        chosen = halving.promotable(trials, paused, at_least=at_least)
         if not chosen:
             return False
         running = self._paused.pop(chosen[0])

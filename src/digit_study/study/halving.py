@@ -26,6 +26,8 @@ FIRST_REDUCTION = 4
 #: The second rung.
 SECOND_SHARE = 1 / 3
 SECOND_REDUCTION = 2
+#: Trials that get to their end in a small study too: a confirmation needs some to choose from.
+LEAST_RESULTS = 3
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ class Halving:
             trials: All trials of the study.
             epoch: The rung.
             at_least: How many go on however few trials there are: 1 where a trial cannot wait for
-                others.
+                others, :data:`LEAST_RESULTS` where all others have come.
 
         Returns:
             Their numbers, the best first. Trials that went on before are among them.
@@ -126,7 +128,8 @@ class Halving:
             at_end /= reduction
             if epoch == paused.epoch:
                 break
-        return paused.number in self.best(trials, paused.epoch, at_least=max(1, int(at_end)))
+        places = max(LEAST_RESULTS, int(at_end))
+        return paused.number in self.best(trials, paused.epoch, at_least=places)
 
     def worst(self, trials: Sequence[FrozenTrial], paused: Collection[PausedTrial]) -> int:
         """Return the paused trial that is least likely to go on.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from digit_study.study.halving import Halving, PausedTrial
+from digit_study.study.halving import LEAST_RESULTS, Halving, PausedTrial
 from digit_study.study.storage import StoredStudy
 from digit_study.trial.events import Decision
 from digit_study.trial.runner import LateAnswer
@@ -69,7 +69,10 @@ class Pausing:
         trials = self._stored.trials()
         if ends or len(paused) > self._limit:
             return self._end(self._halving.worst(trials, paused))
-        promotable = self._halving.promotable(trials, paused, at_least=int(nothing_else_runs))
+        at_least = 0
+        if nothing_else_runs:
+            at_least = LEAST_RESULTS
+        promotable = self._halving.promotable(trials, paused, at_least=at_least)
         for number in promotable:
             if can_resume(number):
                 del self._epochs[number]
