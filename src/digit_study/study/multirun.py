@@ -130,7 +130,7 @@ def train_single(plan: RunPlan, tracker: Tracker, name: str, **tags: str) -> Tri
         StudyError: If it failed.
     """
     planned = plan.runs[0]
-    before = Checkpoint(planned.config, plan.workspace).read()
+    before = Checkpoint(planned.config, plan.workspace, plan.uri).read()
     if before is not None:
         print_lines(goes_on(len(before.epochs), planned.config.epochs, before.run_id))
     job = Job(0, name, planned.config, planned.dataset, tags)

@@ -1,8 +1,8 @@
 """Where a single run stands, on disk: the same command goes on from there if it is interrupted.
 
-A run has one file, ``mlruns/.checkpoints/<network>-<digits>-<fingerprint>.npz``, which is replaced
-after an epoch and removed at the end of the run. The fingerprint is of everything that decides the
-bits: what is trained on which digits, code, versions of libraries, and processor.
+A run has one file, ``mlruns/.checkpoints/<network>-<digits>-<fingerprint>-<store>.npz``, which is
+replaced after an epoch and removed at the end of the run. The fingerprint is of everything that
+decides the bits: what is trained on which digits, code, versions of libraries, and processor.
 """
 
 from __future__ import annotations
@@ -74,6 +74,8 @@ class Checkpoint:
 
     config: Config
     workspace: Workspace
+    #: URI of the tracking store: a run goes on in the store that has its beginning.
+    uri: str = ""
     #: Returns seconds; tests set it.
     clock: Callable[[], float] = time.monotonic
     _written_at: float | None = field(default=None, init=False)
@@ -85,7 +87,8 @@ class Checkpoint:
         digits = self.config.data.source
         if self.config.data.path is not None:
             digits = Path(self.config.data.path).stem
-        name = f"{self.config.model.name}-{digits}-{fingerprint(self.config)}.npz"
+        store = hashlib.sha256(self.uri.encode()).hexdigest()[:8]
+        name = f"{self.config.model.name}-{digits}-{fingerprint(self.config)}-{store}.npz"
         return self.workspace.artifacts / ".checkpoints" / name
 
     @property

@@ -93,7 +93,7 @@ def run_trial(
         StudyError: If training diverged or the digits have changed.
     """
     writer = tracker.writer(run_id)
-    checkpoint = Checkpoint(config, tracker.workspace)
+    checkpoint = Checkpoint(config, tracker.workspace, tracker.uri)
     try:
         result, draw = _walk(
             config, writer, listener, checkpoint, digits_folder, data_figures=data_figures
