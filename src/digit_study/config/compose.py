@@ -396,7 +396,7 @@ def _with_overrides(typed: Sequence[Override], root: str) -> DictConfig:
     for override in typed:
         if override.is_hydra_override():
             chosen.append(str(override.input_line))
-        elif _has_space(root) and is_of_space(override):
+        elif is_of_space(override) and _has_space(root):
             has_typed_space = True
         else:
             _check_name(override, root, groups)
