@@ -169,6 +169,9 @@ def answer(arguments: Sequence[str], root: str, schema: type) -> None:
 
 def _with_added_keys(overrides: Sequence[str], root: str) -> list[str]:
     """Mark the overrides that add a key to a mapping, as Hydra wants it."""
+    if not overrides:
+        # nobody who asks for help waits for the files to be composed
+        return []
     config = _base((), root)
     marked: list[str] = []
     for text in overrides:
