@@ -254,12 +254,15 @@ def paused_limit(plan: StudyPlan) -> int:
     search = plan.study.search
     if search.paused is not None:
         return search.paused
-    if search.resources.get("gpu", 0) > 0:
-        return 0
     if search.engine == "local":
+        # a trial uses the GPU of this machine unasked
+        uses_gpu = any(node.gpus > 0 for node in plan.nodes)
         free = psutil.virtual_memory().available / 2**30
     else:
+        uses_gpu = search.resources.get("gpu", 0) > 0
         free = sum(node.memory for node in plan.nodes)
+    if uses_gpu:
+        return 0
     return int(PAUSED_SHARE * free / PAUSED_GIB)
 
 
