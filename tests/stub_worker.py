@@ -12,13 +12,16 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import numpy as np
 import pandas as pd
+import pytest
 
 from digit_study.config.run_config import Config
-from digit_study.report.figures import charts
+from digit_study.report.figures import charts, optuna_figures, ranking_figures
 from digit_study.stats.metrics import Evaluation, accuracy_interval
 from digit_study.study.results import RunResults
+from digit_study.study.storage import StoredStudy
 from digit_study.study.study_plan import StudyPlan, plan_study
 from digit_study.support.workspace import Workspace
 from digit_study.tracking.session import Tracker
@@ -113,6 +116,26 @@ def epoch(config: Config, number: int) -> dict[str, float]:
         "images_per_second",
     )
     return {**dict.fromkeys(names, value), "val_loss": 1 - value, "epoch_seconds": 0.1}
+
+
+def draw_no_studies(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Draw no figures of studies: they take a second each."""
+    monkeypatch.setattr(optuna_figures, "write", lambda *drawn: None)
+    monkeypatch.setattr(
+        ranking_figures, "leaderboard_figure", lambda *drawn: charts.message_figure("", "")
+    )
+
+
+def states(view: StoredStudy) -> list[str]:
+    """Return the states of the trials of a study, as Optuna names them."""
+    return [trial.state.name for trial in view.trials()]
+
+
+def runs(store: str) -> dict[str, mlflow.entities.Run]:
+    """Return the runs of a store by the number of their trial, others by their kind."""
+    client = mlflow.MlflowClient(store)
+    found = client.search_runs([one.experiment_id for one in client.search_experiments()])
+    return {run.data.tags.get("trial.number", run.data.tags["kind"]): run for run in found}
 
 
 #: Says of a config and the number of trials so far how a trial ends.

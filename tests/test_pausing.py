@@ -7,6 +7,7 @@ import os
 import signal
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import replace
 
 import mlflow
 import optuna
@@ -14,14 +15,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as some
 from optuna.trial import FrozenTrial, TrialState
-from stub_worker import Stubs, plan
-from test_sweep import runs, states
+from stub_worker import Stubs, draw_no_studies, plan, runs, states
 
 from digit_study.config.run_config import Config
 from digit_study.study._optuna import TPE, with_paused
 from digit_study.study.halving import Halving, PausedTrial, reductions
 from digit_study.study.search import run_study
 from digit_study.study.storage import StoredStudy
+from digit_study.study.study_plan import paused_limit
 from digit_study.study.trial_attributes import PAUSED_AFTER, counted
 from digit_study.support.signals import Interrupted, interruptible
 from digit_study.trial.events import Decision
@@ -32,12 +33,7 @@ from digit_study.trial.protocol import EngineContext
 @pytest.fixture(autouse=True)
 def no_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw no figures of studies: they take a second each."""
-    from digit_study.report.figures import charts, optuna_figures, ranking_figures
-
-    monkeypatch.setattr(optuna_figures, "write", lambda *drawn: None)
-    monkeypatch.setattr(
-        ranking_figures, "leaderboard_figure", lambda *drawn: charts.message_figure("", "")
-    )
+    draw_no_studies(monkeypatch)
 
 
 class WatchedEngine(LocalEngine):
@@ -225,6 +221,14 @@ def test_where_none_may_wait_the_worst_are_pruned_at_once(store: str) -> None:
     assert stubs.watched.most_paused == 0
     found = Counter(states(view))
     assert found["COMPLETE"] >= 1 and found["PRUNED"] >= 5
+
+
+def test_none_waits_where_trials_use_a_gpu() -> None:
+    planned = plan("search.pruner=asha")
+    (node,) = planned.nodes
+    with_gpu = replace(planned, nodes=[replace(node, gpus=1)])
+    assert paused_limit(planned) > 0
+    assert paused_limit(with_gpu) == 0
 
 
 @pytest.mark.slow

@@ -200,9 +200,12 @@ def test_arguments_reach_optuna_and_leave_the_other_defaults() -> None:
 def test_every_sampler_and_pruner_with_arguments_can_be_named() -> None:
     from digit_study.study import optuna_arguments
 
-    assert set(optuna_arguments.SAMPLERS) | {"random", "grid"} == set(SAMPLERS)
-    assert set(optuna_arguments.PRUNERS) | {"asha", "none"} == set(PRUNERS)
-    for kind in (*optuna_arguments.SAMPLERS.values(), *optuna_arguments.PRUNERS.values()):
+    assert set(optuna_arguments.SAMPLER_CLASSES) | {"random", "grid"} == set(SAMPLERS)
+    assert set(optuna_arguments.PRUNER_CLASSES) | {"asha", "none"} == set(PRUNERS)
+    for kind in (
+        *optuna_arguments.SAMPLER_CLASSES.values(),
+        *optuna_arguments.PRUNER_CLASSES.values(),
+    ):
         assert optuna_arguments.settable(kind)
 
 

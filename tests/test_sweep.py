@@ -21,12 +21,12 @@ import pandas as pd
 import pytest
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
-from stub_worker import SPACE, Stubs, plan, workspace
+from stub_worker import SPACE, Stubs, draw_no_studies, plan, runs, states, workspace
 
 from digit_study.config.run_config import Config
 from digit_study.config.space import suggest
 from digit_study.config.study_config import PRUNERS
-from digit_study.report.figures import charts, optuna_figures, ranking_figures, run_figures
+from digit_study.report.figures import run_figures
 from digit_study.study._optuna import SAMPLERS, JournalFile
 from digit_study.study.results import best_command, trials_frame
 from digit_study.study.search import run_study
@@ -53,26 +53,13 @@ SMALL = (
 def plain(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Draw nothing but where a test is about pictures: they take a second a study."""
     if "picture" not in request.node.name:
-        monkeypatch.setattr(optuna_figures, "write", lambda *drawn: None)
-        monkeypatch.setattr(
-            ranking_figures, "leaderboard_figure", lambda *drawn: charts.message_figure("", "")
-        )
+        draw_no_studies(monkeypatch)
         monkeypatch.setattr(run_figures, "write_data_figures", lambda digits, folder: None)
 
 
 def search(store: str, *words: str, space: str = SPACE, **how: object) -> tuple[StoredStudy, Stubs]:
     stubs = Stubs(store, **how)  # type: ignore[arg-type]
     return run_study(plan(*words, space=space), stubs.engine), stubs
-
-
-def states(view: StoredStudy) -> list[str]:
-    return [trial.state.name for trial in view.trials()]
-
-
-def runs(store: str) -> dict[str, mlflow.entities.Run]:
-    client = mlflow.MlflowClient(store)
-    found = client.search_runs([one.experiment_id for one in client.search_experiments()])
-    return {run.data.tags.get("trial.number", run.data.tags["kind"]): run for run in found}
 
 
 # --------------------------------------------------------------------------- a study from start to end

@@ -1,7 +1,7 @@
 """Train the detector that is shipped: digits against pictures of all else.
 
     make detector ARGS=<mnist.npz>                   # from nothing: hours on two cores
-    make detector ARGS='<mnist.npz> --tune'          # from the shipped weights: most of an hour
+    make detector ARGS='<mnist.npz> --tune'          # from the shipped weights: 15 minutes
 
 It is trained on MNIST's training digits, less the validation digits of ``data.seed=0``. They are
 used as they are, and varied as people write (``training.augmentation=handwriting``). Half of the

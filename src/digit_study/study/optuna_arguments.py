@@ -18,7 +18,7 @@ from digit_study.support.rules import Rule, at_least, between, raise_violations
 from digit_study.support.suggestions import nearest
 
 #: Classes of the samplers that take arguments, by the name that ``search.sampler`` gives them.
-SAMPLERS: Mapping[str, type] = {
+SAMPLER_CLASSES: Mapping[str, type] = {
     "tpe": optuna.samplers.TPESampler,
     "qmc": optuna.samplers.QMCSampler,
     "cmaes": optuna.samplers.CmaEsSampler,
@@ -26,7 +26,7 @@ SAMPLERS: Mapping[str, type] = {
     "gp": optuna.samplers.GPSampler,
 }
 #: Classes of the pruners that take arguments, by the name that ``search.pruner`` gives them.
-PRUNERS: Mapping[str, type] = {
+PRUNER_CLASSES: Mapping[str, type] = {
     "hyperband": optuna.pruners.HyperbandPruner,
     "successive_halving": optuna.pruners.SuccessiveHalvingPruner,
     "median": optuna.pruners.MedianPruner,
@@ -72,8 +72,8 @@ def check_arguments(search: SearchConfig, epochs: int) -> None:
     pruner = pruner_of(search)
     raise_violations(
         [
-            *_problems("search.sampler", search.sampler, SAMPLERS, search.sampler_args),
-            *_problems("search.pruner", pruner, PRUNERS, search.pruner_args),
+            *_problems("search.sampler", search.sampler, SAMPLER_CLASSES, search.sampler_args),
+            *_problems("search.pruner", pruner, PRUNER_CLASSES, search.pruner_args),
         ]
     )
     try:

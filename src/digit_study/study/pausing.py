@@ -27,10 +27,6 @@ class Pausing:
         #: Epochs after which a trial was paused, by its number.
         self._epochs: dict[int, int] = {}
 
-    def is_paused(self, number: int) -> bool:
-        """Return whether a trial is paused."""
-        return number in self._epochs
-
     def decide(self, number: int, epoch: int) -> Decision:
         """Decide about a trial that has reached an epoch before its last.
 

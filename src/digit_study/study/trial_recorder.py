@@ -31,12 +31,9 @@ from digit_study.study.trial_attributes import (
     ranked_trials,
 )
 from digit_study.support import processes
-from digit_study.support.trial_status import STATUS_TAG, TrialStatus
+from digit_study.support.trial_status import PRUNED_REASON, STATUS_TAG, TrialStatus
 from digit_study.tracking.session import Tracker
 from digit_study.trial.events import Failed, FailureCause
-
-#: Why a trial is pruned, for a person who looks at its run.
-PRUNED_REASON = "others promise more"
 
 
 @dataclass(frozen=True)

@@ -102,10 +102,10 @@ class SweepProgress:
         words = [
             f"best so far: {self._best_so_far}",
             f"trials left: {left}",
-            f"time left: about {time_left}",
         ]
         if paused > 0:
-            words.insert(2, f"paused: {paused}")
+            words.append(f"paused: {paused}")
+        words.append(f"time left: about {time_left}")
         self.live.update(Group(table, Text("   ".join(words))))
 
 

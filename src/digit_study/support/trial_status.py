@@ -8,6 +8,8 @@ from enum import StrEnum
 STATUS_TAG = "trial.state"
 #: Tag of a run that says why it was stopped before its last epoch.
 STOPPED_TAG = "stopped"
+#: What it says of a pruned trial.
+PRUNED_REASON = "others promise more"
 
 
 class TrialStatus(StrEnum):

@@ -21,6 +21,7 @@ from digit_study.stats.metrics import Evaluation, evaluate
 from digit_study.support import hardware
 from digit_study.support.errors import StudyError
 from digit_study.support.signals import Interrupted, deferred_signals, raise_if_interrupted
+from digit_study.support.trial_status import PRUNED_REASON
 from digit_study.tracking import provenance
 from digit_study.tracking.session import Tracker
 from digit_study.tracking.writer import RunWriter
@@ -254,7 +255,7 @@ class _Training:
         self.epochs.append(record)
         self.writer.epoch(len(self.epochs), record)
         if self.listener.on_epoch(len(self.epochs), record) is Decision.STOP:
-            raise TrialStopped("others promise more")
+            raise TrialStopped(PRUNED_REASON)
 
     def _on_steps(self, epoch: int, step: int, steps: int) -> None:
         raise_if_interrupted()

@@ -28,7 +28,7 @@ from ray.exceptions import (
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from digit_study.config.engine_config import capacity
-from digit_study.trial.events import LOST_REASONS, Failed, FailureCause
+from digit_study.trial.events import LOST_REASONS, Decision, Failed, FailureCause
 from digit_study.trial.ray.messages import (
     ActorSetup,
     ClusterNode,
@@ -104,6 +104,14 @@ class SlotState:
         if self.key is not None:
             found.add(self.key)
         return found
+
+    def decide_paused(self, key: int, decision: Decision) -> None:
+        """Let a paused trial go on in this slot, or stop beside the trial that runs."""
+        self.paused.discard(key)
+        if decision is Decision.CONTINUE:
+            self.key = key
+        else:
+            self.stopping.add(key)
 
 
 class RayCluster:
@@ -237,53 +245,33 @@ class RayCluster:
         self._send(slot, command)
         return slot.name
 
-    def answer(self, key: int, command: bytes) -> None:
-        """Hand the decision about an epoch, a pickled Answer, to the slot whose trial waits."""
-        for slot in self._slots:
-            if slot.key == key:
-                self._send(slot, command)
+    def answer(self, key: int, decision: Decision, command: bytes) -> int:
+        """Hand a decision to the slot whose trial waits for it, or in which the trial is paused.
 
-    def pause(self, key: int, command: bytes) -> None:
-        """Pause a trial that waits for a decision; its slot is free as soon as it has heard of it.
+        A slot is free as soon as it has heard of PAUSE. CONTINUE takes the slot of a paused
+        trial, which must be free. A paused trial stops whatever its slot does.
 
         Args:
             key: Of the trial.
-            command: A pickled Answer.
+            decision: The decision.
+            command: The same as a pickled Answer.
+
+        Returns:
+            The number of free slots.
         """
         for slot in self._slots:
-            if slot.key == key:
-                slot.is_pausing = True
-                self._send(slot, command)
+            if key in slot.paused:
+                slot.decide_paused(key, decision)
+            elif key == slot.key:
+                slot.is_pausing = decision is Decision.PAUSE
+            else:
+                continue
+            self._send(slot, command)
+        return self._free
 
     def can_resume(self, key: int) -> bool:
         """Return whether the slot in which a trial is paused is free."""
         return any(key in slot.paused and slot.is_free for slot in self._slots)
-
-    def resume(self, key: int, command: bytes) -> None:
-        """Let a paused trial go on; its slot is free.
-
-        Args:
-            key: Of the trial.
-            command: A pickled Answer.
-        """
-        for slot in self._slots:
-            if key in slot.paused:
-                slot.paused.discard(key)
-                slot.key = key
-                self._send(slot, command)
-
-    def end_paused(self, key: int, command: bytes) -> None:
-        """Let a paused trial end, whatever its slot does.
-
-        Args:
-            key: Of the trial.
-            command: A pickled Answer.
-        """
-        for slot in self._slots:
-            if key in slot.paused:
-                slot.paused.discard(key)
-                slot.stopping.add(key)
-                self._send(slot, command)
 
     def events(self, timeout: float) -> tuple[list[News], int]:
         """Return what is new after at most ``timeout`` seconds, and the number of free slots."""
@@ -299,7 +287,7 @@ class RayCluster:
         self._give_up_unreachable()
         news = self._news
         self._news = []
-        return news, sum(slot.is_free for slot in self._slots)
+        return news, self._free
 
     def stop(self) -> None:
         """End all trials, as KILLED, and then all slots."""
@@ -310,6 +298,11 @@ class RayCluster:
             ray.kill(slot.actor)
         self._slots = []
         ray.shutdown()
+
+    @property
+    def _free(self) -> int:
+        """Return the number of slots that could run a trial now."""
+        return sum(slot.is_free for slot in self._slots)
 
     def _inspect(self, node: Mapping[str, Any], requirements: Requirements) -> Any:
         """Ask a node for its report; return the reference of the answer."""

@@ -385,8 +385,6 @@ class RayEngine:
         self._tracker = Tracker(uri, context.workspace)
         #: Number of slots that could run a trial now.
         self.free = 0
-        #: Keys of the trials that are paused.
-        self._paused: set[int] = set()
         #: News of which no event was made yet.
         self._news: list[News] = []
         self._connection = connect(context.options.address, context.workspace)
@@ -422,17 +420,8 @@ class RayEngine:
 
     def answer(self, key: int, decision: Decision) -> None:
         """Answer an epoch, see :meth:`digit_study.trial.protocol.Engine.answer`."""
-        call = "answer"
-        if decision is Decision.PAUSE:
-            call = "pause"
-            self._paused.add(key)
-        elif key in self._paused:
-            self._paused.discard(key)
-            call = "end_paused"
-            if decision is Decision.CONTINUE:
-                call = "resume"
-                self.free -= 1
-        self._connection.call(call, key, pickle.dumps(Answer(key, decision)))
+        command = pickle.dumps(Answer(key, decision))
+        self.free = self._connection.call("answer", key, decision, command)
 
     def can_resume(self, key: int) -> bool:
         """Return whether the slot of a paused trial is free: it goes on where it waits."""
