@@ -9,7 +9,7 @@ export PYTHONDONTWRITEBYTECODE :=
 export MLFLOW_DISABLE_TELEMETRY := true
 
 .DEFAULT_GOAL := help
-.PHONY: help study test browser cluster quick check ui search confirm promote frontier draw bench screenshots curves results density detector lock clean
+.PHONY: help study test reliability browser cluster quick check ui search confirm promote frontier draw bench screenshots curves results density detector lock clean
 
 help:  ## this list
 	@grep -E '^[a-z]+:.*##' Makefile | sed -E 's/:.*## /\t/' | expand -t 12
@@ -17,8 +17,11 @@ help:  ## this list
 study: .venv/.ready  ## train three widths and compare them: run.py -m model.filters=16,32,64
 	$(PY) src/run.py -m model.filters=16,32,64 $(ARGS)
 
-test: .venv/.dev  ## every test but those in a browser or on several hosts, the slow ones included
-	$(PY) -m pytest -m "not browser and not cluster" $(ARGS)
+test: .venv/.dev  ## every test but those of the three next lines, the slow ones included
+	$(PY) -m pytest -m "not reliability and not browser and not cluster" $(ARGS)
+
+reliability: .venv/.dev  ## the tests of commands that are killed, cut off or out of disk, and go on
+	$(PY) -m pytest -m reliability $(ARGS)
 
 browser: .venv/.dev  ## the tests of pages in a headless Chromium, where there is one
 	$(PY) -m pytest -m browser $(ARGS)
@@ -27,7 +30,7 @@ cluster: .venv/.ray  ## the tests on several hosts, made of Linux namespaces: Ra
 	$(PY) -m pytest -m cluster --dist worksteal $(ARGS)
 
 quick: .venv/.dev  ## the tests that need no minute
-	$(PY) -m pytest -m "not slow and not browser and not cluster" $(ARGS)
+	$(PY) -m pytest -m "not slow and not reliability and not browser and not cluster" $(ARGS)
 
 check: .venv/.dev  ## format, lint, types, and who may import whom
 	$(PY) -m ruff format --check src sweeps tests tools

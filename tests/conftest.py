@@ -62,7 +62,11 @@ hypothesis.settings.load_profile("here")
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Run files with many slow tests first: what the last process still does when the others have ended is short."""
-    slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+    slow = Counter(
+        item.path
+        for item in items
+        if item.get_closest_marker("slow") or item.get_closest_marker("reliability")
+    )
     items.sort(key=lambda item: -slow[item.path])
 
 
@@ -194,38 +198,47 @@ class Project:
         return Command(process)
 
     def fork(
-        self, *words: str, script: str = "src/run.py", warm: tuple[str, ...] = SLOW, **more: str
+        self,
+        *words: str,
+        script: str = "src/run.py",
+        preloaded: tuple[str, ...] = SLOW,
+        **more: str,
     ) -> Command:
         """Start a command as :meth:`run` does, where nothing is done to it before its imports have ended."""
         folder = Path(tempfile.mkdtemp(dir=self.root.parent))
         return Command(
             Forked(
-                folder, lambda: int(self._ask(warm, script, words, more, folder=str(folder))["pid"])
+                folder,
+                lambda: int(self._ask(preloaded, script, words, more, folder=str(folder))["pid"]),
             )
         )
 
     def run(
-        self, *words: str, script: str = "src/run.py", warm: tuple[str, ...] = SLOW, **more: str
+        self,
+        *words: str,
+        script: str = "src/run.py",
+        preloaded: tuple[str, ...] = SLOW,
+        **more: str,
     ) -> Done:
-        """Run a command to its end, in a process forked from one that has imported ``warm``."""
-        ended = self._ask(warm, script, words, more)
+        """Run a command to its end, in a process forked from one that has imported ``preloaded``."""
+        ended = self._ask(preloaded, script, words, more)
         return Done(ended["code"], ended["out"], ended["err"])
 
     def _ask(
         self,
-        warm: tuple[str, ...],
+        preloaded: tuple[str, ...],
         script: str,
         words: tuple[str, ...],
         more: dict[str, str],
         **how: str,
     ) -> dict[str, Any]:
-        if warm not in self.shells:
-            command = [sys.executable, str(ROOT / "tests" / "warm.py"), *warm]
+        if preloaded not in self.shells:
+            command = [sys.executable, str(ROOT / "tests" / "forking_server.py"), *preloaded]
             pipe, quiet = subprocess.PIPE, subprocess.DEVNULL
-            self.shells[warm] = subprocess.Popen(
+            self.shells[preloaded] = subprocess.Popen(
                 command, stdin=pipe, stdout=pipe, stderr=quiet, env=self.environment, text=True
             )
-        shell = self.shells[warm]
+        shell = self.shells[preloaded]
         assert shell.stdin is not None and shell.stdout is not None
         request = {"script": script, "words": words, "cwd": str(self.root), **how}
         request["environment"] = {**self.environment, **more}
@@ -249,7 +262,7 @@ class Done:
 
 
 class Forked:
-    """What tests ask of a Popen, for a process that warm.py forked; how it ended stands in a file."""
+    """What tests ask of a Popen, for a process that forking_server.py forked; how it ended stands in a file."""
 
     def __init__(self, folder: Path, begin: Callable[[], int]) -> None:
         for name in ("out", "err"):

@@ -13,8 +13,8 @@ from pathlib import Path
 import mlflow
 from cluster import MISSING, REASON, Host, hosts
 from conftest import Command
-from lab import PLAIN, SEARCH, SPACE, trials_of, wait_until
 from optuna.trial import FrozenTrial
+from typed_study import PLAIN, SEARCH, SPACE, trials_of, wait_until
 
 WHY = (
     REASON

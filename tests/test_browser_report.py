@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from browser import MISSING, REASON, chrome, console_errors, foreign_requests
 from conftest import Project
-from lab import CONFIRM, Lab, wait_until
+from typed_study import CONFIRM, TypedStudy, wait_until
 
 from digit_study.report.markdown import run_page
 
@@ -34,10 +34,12 @@ WORDS = (
 
 
 @pytest.fixture(scope="module")
-def lab(project: Project, migrated: Path, tmp_path_factory: pytest.TempPathFactory) -> Lab:
+def typed_study(
+    project: Project, migrated: Path, tmp_path_factory: pytest.TempPathFactory
+) -> TypedStudy:
     """A small study that was searched and confirmed, with its page."""
     folder = tmp_path_factory.mktemp("browser")
-    made = Lab(
+    made = TypedStudy(
         project,
         f"sqlite:///{shutil.copy(migrated, folder / 'mlflow.db')}",
         "looked-at",
@@ -51,8 +53,8 @@ def lab(project: Project, migrated: Path, tmp_path_factory: pytest.TempPathFacto
 
 
 @pytest.fixture
-def page(lab: Lab) -> str:
-    return (lab.project.root / "mlruns" / "studies" / "looked-at.html").as_uri()
+def page(typed_study: TypedStudy) -> str:
+    return (typed_study.project.root / "mlruns" / "studies" / "looked-at.html").as_uri()
 
 
 @pytest.fixture
@@ -158,12 +160,12 @@ def test_a_phone_scrolls_down_only(dark: bool, page: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def ui(lab: Lab) -> Iterator[str]:
+def ui(typed_study: TypedStudy) -> Iterator[str]:
     """Address of ``mlflow ui`` on the study's store."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    words = ("ui", "--backend-store-uri", lab.uri, "--port", str(port), "--workers", "1")
+    words = ("ui", "--backend-store-uri", typed_study.uri, "--port", str(port), "--workers", "1")
     quiet = subprocess.DEVNULL
     server = subprocess.Popen([sys.executable, "-m", "mlflow", *words], stdout=quiet, stderr=quiet)
     try:
@@ -174,8 +176,8 @@ def ui(lab: Lab) -> Iterator[str]:
         server.wait(30)
 
 
-def test_mlflow_shows_the_page_as_an_artifact(lab: Lab, ui: str) -> None:
-    [parent] = [run for run in lab.runs() if run.data.tags["kind"] == "study"]
+def test_mlflow_shows_the_page_as_an_artifact(typed_study: TypedStudy, ui: str) -> None:
+    [parent] = [run for run in typed_study.runs() if run.data.tags["kind"] == "study"]
     with chrome(width=1600) as driver:
         page = run_page(parent.info.experiment_id, parent.info.run_id)
         driver.get(f"{ui}/{page}/artifacts/study.html")
@@ -190,8 +192,10 @@ def test_mlflow_shows_the_page_as_an_artifact(lab: Lab, ui: str) -> None:
         )
 
 
-def test_the_printed_address_opens_on_the_best_trial_and_the_answer(lab: Lab, ui: str) -> None:
-    runs = lab.runs()
+def test_the_printed_address_opens_on_the_best_trial_and_the_answer(
+    typed_study: TypedStudy, ui: str
+) -> None:
+    runs = typed_study.runs()
     [parent] = [run for run in runs if run.data.tags["kind"] == "study"]
     trials = [
         run

@@ -119,7 +119,7 @@ def test_a_file_that_nobody_went_on_from_is_removed(kept: Checkpoint) -> None:
     assert [path.name for path in kept.path.parent.iterdir()] == [other.path.name]
 
 
-@pytest.mark.slow
+@pytest.mark.reliability
 def test_an_interrupted_run_goes_on_with_the_same_bits(project: Project, typed_store: str) -> None:
     """The second of two members is killed, with its whole command."""
     words = ["data=mnist_sample", "model=tiny", "training=smoke", "data.limit=300"]
@@ -128,7 +128,7 @@ def test_an_interrupted_run_goes_on_with_the_same_bits(project: Project, typed_s
     kept_before = kept_files(project)
     whole = project.run(*words, "fresh=true", MLFLOW_TRACKING_URI=typed_store)
     assert whole.code == 0, whole.err
-    command = project.start(*words, MLFLOW_TRACKING_URI=typed_store)
+    command = project.fork(*words, MLFLOW_TRACKING_URI=typed_store)
     command.wait_for("epoch 16/24", timeout=300)
     os.killpg(command.process.pid, signal.SIGKILL)
     command.finish()

@@ -12,108 +12,115 @@ from pathlib import Path
 import psutil
 import pytest
 from conftest import Command
-from lab import (
-    Lab,
+from optuna.trial import FrozenTrial
+from typed_study import (
+    TypedStudy,
     assert_no_process_is_left,
     assert_whole,
     at_once,
     has_run,
     in_an_epoch,
-    lab,
+    is_starting,
     one_ended,
+    typed_study,
     wait_until,
-    warming_up,
     workers_of,
 )
-from optuna.trial import FrozenTrial
 
 from digit_study.study.trial_attributes import counted
 
-__all__ = ["lab"]
-pytestmark = pytest.mark.slow
+__all__ = ["typed_study"]
+pytestmark = pytest.mark.reliability
 
 
 def test_a_study_that_is_killed_again_and_again_goes_on_with_the_same_command(
-    lab: Lab, tmp_path: Path
+    typed_study: TypedStudy, tmp_path: Path
 ) -> None:
     (temporary := tmp_path / "temporary").mkdir()
     moments = [
         (at_once, False),
-        (warming_up, True),
+        (is_starting, True),
         (has_run, True),
         (in_an_epoch, False),
         (one_ended, True),
     ]
     # another study goes on beside the kills
-    beside = Lab(lab.project, lab.uri, "beside", lab.small)
+    beside = TypedStudy(typed_study.project, typed_study.uri, "beside", typed_study.small)
     undisturbed = beside.start("search.trials=1")
     reported: dict[int, list[float]] = {}
     for moment, whole_group in moments:
-        is_early = moment in (at_once, warming_up)
-        command = lab.start("training.epochs=6", from_nothing=is_early, TMPDIR=str(temporary))
-        wait_until(lambda: moment(lab, command), 60, moment.__name__)  # noqa: B023
+        is_early = moment in (at_once, is_starting)
+        command = typed_study.start(
+            "training.epochs=6", from_nothing=is_early, TMPDIR=str(temporary)
+        )
+        wait_until(lambda: moment(typed_study, command), 60, moment.__name__)  # noqa: B023
         reported |= {
-            trial.number: trial.values for trial in lab.trials() if trial.state.name == "COMPLETE"
+            trial.number: trial.values
+            for trial in typed_study.trials()
+            if trial.state.name == "COMPLETE"
         }
         if moment is in_an_epoch:  # a trial that is stopped besides must not outlive its supervisor
             stopped = wait_until(lambda: workers_of(command), 60, "a trial")[0]  # noqa: B023
             stopped.suspend()
         (os.killpg if whole_group else os.kill)(command.process.pid, signal.SIGKILL)
         command.process.wait()
-    done = lab.run("training.epochs=6", TMPDIR=str(temporary))
+    done = typed_study.run("training.epochs=6", TMPDIR=str(temporary))
     assert (done.code, done.err) == (0, "")
-    assert_whole(lab)
+    assert_whole(typed_study)
     assert not stopped.is_running() or stopped.status() == psutil.STATUS_ZOMBIE
     assert undisturbed.finish().code == 0
     assert [trial.state.name for trial in beside.trials()] == ["COMPLETE"]
     assert (
         reported
-        and reported.items() <= {trial.number: trial.values for trial in lab.trials()}.items()
+        and reported.items()
+        <= {trial.number: trial.values for trial in typed_study.trials()}.items()
     )
     # what was killed leaves nothing: not in the system's folder, nor in the project's once the next command has ended
     assert list(temporary.iterdir()) == []
     assert [
-        path for path in (lab.project.root / "mlruns" / ".scratch").iterdir() if path.is_dir()
+        path
+        for path in (typed_study.project.root / "mlruns" / ".scratch").iterdir()
+        if path.is_dir()
     ] == []
 
 
 @pytest.mark.parametrize(
-    "moment", [at_once, warming_up, has_run, in_an_epoch], ids=lambda moment: moment.__name__
+    "moment", [at_once, is_starting, has_run, in_an_epoch], ids=lambda moment: moment.__name__
 )
 def test_a_signal_ends_everything_cleanly_and_says_how_to_go_on(
-    moment: Callable[[Lab, Command], bool], lab: Lab
+    moment: Callable[[TypedStudy, Command], bool], typed_study: TypedStudy
 ) -> None:
-    command = lab.start(from_nothing=moment in (at_once, warming_up))
-    wait_until(lambda: moment(lab, command), 60, moment.__name__)
+    command = typed_study.start(from_nothing=moment in (at_once, is_starting))
+    wait_until(lambda: moment(typed_study, command), 60, moment.__name__)
     if moment is at_once:
         time.sleep(2.0)  # before it has read its command line it can say nothing
-    is_group = moment in (warming_up, in_an_epoch)
+    is_group = moment in (is_starting, in_an_epoch)
     (os.killpg if is_group else os.kill)(
         command.process.pid, signal.SIGINT if is_group else signal.SIGTERM
     )
     done = command.finish(timeout=60)
     assert done.code == (130 if is_group else 143)
     assert "Traceback" not in done.err
-    assert "RUNNING" not in {trial.state.name for trial in lab.trials()}
-    assert "RUNNING" not in {run.info.status for run in lab.runs()}
-    if has_run(lab, command):
+    assert "RUNNING" not in {trial.state.name for trial in typed_study.trials()}
+    assert "RUNNING" not in {run.info.status for run in typed_study.runs()}
+    if has_run(typed_study, command):
         assert "the same command goes on" in done.err
-    assert_no_process_is_left(lab, 5)
+    assert_no_process_is_left(typed_study, 5)
 
 
 def is_running(trial: FrozenTrial) -> bool:
     return trial.state.name == "RUNNING"
 
 
-def test_a_killed_trial_is_known_at_once_and_runs_again(lab: Lab) -> None:
+def test_a_killed_trial_is_known_at_once_and_runs_again(typed_study: TypedStudy) -> None:
     """In the middle of an epoch of one trial, and in the last epoch of another."""
-    command = lab.start("training.epochs=12")
+    command = typed_study.start("training.epochs=12")
     killed: set[int] = set()
 
     def caught(least: int) -> tuple[int, psutil.Process] | None:
         """A worker that is stopped in a trial of so many epochs, whose result the command does not have."""
         workers = {process.pid: process for process in workers_of(command)}
-        for trial in lab.trials():
+        for trial in typed_study.trials():
             pid = int(trial.user_attrs.get("worker", "::").split(":")[1] or 0)
             is_wanted = trial.number not in killed and "retry_of" not in trial.user_attrs
             if (
@@ -124,7 +131,7 @@ def test_a_killed_trial_is_known_at_once_and_runs_again(lab: Lab) -> None:
             ):
                 workers[pid].suspend()
                 time.sleep(0.5)  # what it has said is heard
-                if is_running(lab.trials()[trial.number]):
+                if is_running(typed_study.trials()[trial.number]):
                     return trial.number, workers[pid]
                 workers[pid].resume()
         return None
@@ -140,32 +147,36 @@ def test_a_killed_trial_is_known_at_once_and_runs_again(lab: Lab) -> None:
         )
     done = command.finish()
     assert done.code == 0, done.err
-    assert_whole(lab)
-    assert {t.number for t in lab.trials() if "SIGKILL" in t.user_attrs.get("reason", "")} == killed
-    assert "FAILED" in lab.statuses()
+    assert_whole(typed_study)
+    assert {
+        t.number for t in typed_study.trials() if "SIGKILL" in t.user_attrs.get("reason", "")
+    } == killed
+    assert "FAILED" in typed_study.statuses()
 
 
-def test_a_trial_outlives_its_server_but_not_its_time_limit(lab: Lab) -> None:
+def test_a_trial_outlives_its_server_but_not_its_time_limit(typed_study: TypedStudy) -> None:
     words = "training.epochs=5", "search.workers=1", "search.trials=2", "search.trial_timeout=10"
-    command = lab.start(*words)
-    wait_until(lambda: in_an_epoch(lab, command) and workers_of(command), 60, "an epoch")
+    command = typed_study.start(*words)
+    wait_until(lambda: in_an_epoch(typed_study, command) and workers_of(command), 60, "an epoch")
     trial = workers_of(command)[0]
     trial.parent().kill()
-    epochs = len(lab.new_trials()[-1].intermediate_values)
-    wait_until(lambda: len(lab.new_trials()[-1].intermediate_values) > epochs, 60, "one more epoch")
+    epochs = len(typed_study.new_trials()[-1].intermediate_values)
+    wait_until(
+        lambda: len(typed_study.new_trials()[-1].intermediate_values) > epochs, 60, "one more epoch"
+    )
     trial.suspend()
     done = command.finish()
     assert done.code == 0, done.err
-    assert Counter(trial.state.name for trial in counted(lab.trials())) == {
+    assert Counter(trial.state.name for trial in counted(typed_study.trials())) == {
         "FAIL": 1,
         "COMPLETE": 1,
     }
     assert "search.trial_timeout=10" in done.out
 
 
-def test_a_trial_that_takes_too_much_memory_costs_only_itself(lab: Lab) -> None:
-    done = lab.run("search.trial_memory=0.05", "search.trials=1")
+def test_a_trial_that_takes_too_much_memory_costs_only_itself(typed_study: TypedStudy) -> None:
+    done = typed_study.run("search.trial_memory=0.05", "search.trials=1")
     assert done.code == 1 and "more than search.trial_memory=0.05" in done.out
-    assert lab.statuses() != ["RUNNING"] and "RUNNING" not in {
-        trial.state.name for trial in lab.trials()
+    assert typed_study.statuses() != ["RUNNING"] and "RUNNING" not in {
+        trial.state.name for trial in typed_study.trials()
     }

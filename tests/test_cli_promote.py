@@ -17,7 +17,7 @@ import mlflow
 import numpy as np
 import pytest
 from conftest import LIGHT, Project
-from lab import PLAIN
+from typed_study import PLAIN
 
 from digit_study.config.promote_config import PromoteConfig, StoreConfig
 from digit_study.registry import promotion
@@ -246,6 +246,6 @@ def test_mistakes_are_answered_in_one_message(
 @pytest.mark.parametrize("script", [PROMOTE, COMPARE])
 @pytest.mark.parametrize("words", [["--help"], ["--cfg", "job"]])
 def test_information_needs_no_store(project: Project, script: str, words: list[str]) -> None:
-    done = project.run(*words, script=script, warm=LIGHT, MLFLOW_TRACKING_URI="nonsense://")
+    done = project.run(*words, script=script, preloaded=LIGHT, MLFLOW_TRACKING_URI="nonsense://")
     assert done.code == 0
     assert "tracking:" in done.out

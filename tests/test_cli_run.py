@@ -15,9 +15,9 @@ import numpy as np
 import psutil
 import pytest
 from conftest import LIGHT, Command, Done, Project
-from lab import PLAIN, wait_until, workers_of
+from failing_services import Server
 from mlflow.entities import Run
-from world import Server
+from typed_study import PLAIN, wait_until, workers_of
 
 pytestmark = pytest.mark.slow
 
@@ -116,7 +116,7 @@ def test_a_mistake_costs_a_second_and_leaves_nothing(
     os.replace(f"{small_npz}.pickled.npz", f"{small_npz}.pickled")
     before = project.files()
     done = project.run(
-        *[word.format(small=small_npz) for word in words], warm=LIGHT, PYTHONPATH=str(tripwire)
+        *[word.format(small=small_npz) for word in words], preloaded=LIGHT, PYTHONPATH=str(tripwire)
     )
     assert done.code == 1 and done.out == ""
     complaint = [
@@ -129,7 +129,7 @@ def test_a_mistake_costs_a_second_and_leaves_nothing(
 
 def test_the_tripwire_trips(project: Project, tripwire: Path) -> None:
     """What the table above rests on."""
-    done = project.run(*SMALL, warm=LIGHT, PYTHONPATH=str(tripwire))
+    done = project.run(*SMALL, preloaded=LIGHT, PYTHONPATH=str(tripwire))
     imported = tripwire / "imported"
     assert done.code != 0 and "mlflow" in imported.read_text()
     imported.unlink()
@@ -147,7 +147,7 @@ def test_questions_are_answered(
     words: list[str], answer: str, project: Project, tripwire: Path
 ) -> None:
     before = project.files()
-    done = project.run(*words, warm=LIGHT, PYTHONPATH=str(tripwire))
+    done = project.run(*words, preloaded=LIGHT, PYTHONPATH=str(tripwire))
     assert done.code == 0 and answer in done.out and done.err == ""
     assert not (tripwire / "imported").exists() and project.files() == before
 
@@ -244,6 +244,7 @@ def test_a_multirun_is_a_parent_with_ranked_children(
     assert not [path for path in (project.root / "mlruns" / ".scratch").iterdir() if path.is_dir()]
 
 
+@pytest.mark.reliability
 def test_a_child_gives_the_bits_of_a_single_run(
     several: tuple[str, Done], single: tuple[str, Done]
 ) -> None:
@@ -356,6 +357,8 @@ def stop(command: Command, number: int, everyone: bool) -> Done:
     return command.finish(60)
 
 
+@pytest.mark.reliability
+@pytest.mark.reliability
 @pytest.mark.parametrize(
     ("number", "moment"),
     [
@@ -395,6 +398,7 @@ def test_a_single_run_whose_process_is_killed_runs_once_more(
     assert again.info.run_id in done.out
 
 
+@pytest.mark.reliability
 @pytest.mark.parametrize("moment", ["created", "epoch 2/"])
 def test_a_single_run_whose_supervisor_is_killed_is_ended_by_the_next_command(
     moment: str, project: Project, typed_store: str
@@ -416,6 +420,8 @@ def test_a_single_run_whose_supervisor_is_killed_is_ended_by_the_next_command(
         assert killed.data.metrics["val_accuracy"] > 0
 
 
+@pytest.mark.reliability
+@pytest.mark.reliability
 @pytest.mark.parametrize(
     ("number", "everyone", "moment"),
     [
@@ -483,6 +489,7 @@ def server(
     server.kill()
 
 
+@pytest.mark.reliability
 def test_a_run_on_a_server_is_kept_there(server: Server, project: Project) -> None:
     done = project.run(*SMALL, f"tracking.uri={server.uri}")
     assert done.code == 0 and server.uri in done.out, done.err

@@ -12,42 +12,47 @@ import numpy as np
 import optuna
 import pytest
 from conftest import LIGHT, Project
-from lab import CONFIRM, Lab, lab, of_study, wait_until
+from typed_study import CONFIRM, TypedStudy, of_study, typed_study, wait_until
 
 from digit_study.study.trial_attributes import counted
 
-__all__ = ["lab"]
+__all__ = ["typed_study"]
 pytestmark = pytest.mark.slow
 
+
+@pytest.mark.reliability
 # --------------------------------------------------------------------------- together
 
 
-def test_two_processes_join_one_study_in_a_database(lab: Lab, tmp_path: Path) -> None:
+@pytest.mark.reliability
+def test_two_processes_join_one_study_in_a_database(
+    typed_study: TypedStudy, tmp_path: Path
+) -> None:
     storage = f"search.storage=sqlite:///{tmp_path}/optuna.db"
     both = [
-        lab.start(storage, "search.workers=1", "search.trials=3", "training.epochs=1")
+        typed_study.start(storage, "search.workers=1", "search.trials=3", "training.epochs=1")
         for _ in range(2)
     ]
     for done in [command.finish() for command in both]:
         assert done.code == 0, done.err
     trials = optuna.load_study(
-        study_name=lab.name, storage=f"sqlite:///{tmp_path}/optuna.db"
+        study_name=typed_study.name, storage=f"sqlite:///{tmp_path}/optuna.db"
     ).trials
     assert Counter(trial.state.name for trial in trials) == {"COMPLETE": 3}
     assert len({trial.user_attrs["supervisor"] for trial in trials}) == 2
-    assert lab.statuses("study") == ["FINISHED"]
+    assert typed_study.statuses("study") == ["FINISHED"]
     with sqlite3.connect(tmp_path / "optuna.db") as connection:
         assert connection.execute("PRAGMA journal_mode").fetchone() == ("wal",)
     connection.close()
 
 
-def test_two_starts_at_once_make_one_study(lab: Lab) -> None:
+def test_two_starts_at_once_make_one_study(typed_study: TypedStudy) -> None:
     words = "search.fresh=true", "search.workers=1", "search.trials=3", "training.epochs=1"
-    both = [lab.start(*words) for _ in range(2)]
+    both = [typed_study.start(*words) for _ in range(2)]
     for done in [command.finish() for command in both]:
         assert done.code == 0, done.err
-    assert Counter(trial.state.name for trial in counted(lab.trials())) == {"COMPLETE": 3}
-    assert lab.statuses("study") == ["FINISHED"]
+    assert Counter(trial.state.name for trial in counted(typed_study.trials())) == {"COMPLETE": 3}
+    assert typed_study.statuses("study") == ["FINISHED"]
 
 
 # --------------------------------------------------------------------------- what is printed, and confirmation
@@ -56,7 +61,7 @@ def test_two_starts_at_once_make_one_study(lab: Lab) -> None:
 @pytest.fixture(scope="module")
 def studied(
     project: Project, migrated: Path, small_npz: Path, tmp_path_factory: pytest.TempPathFactory
-) -> Lab:
+) -> TypedStudy:
     """A finished study on digits whose test images nobody can read."""
     folder = tmp_path_factory.mktemp("studied")
     whole = dict(np.load(small_npz))
@@ -65,13 +70,13 @@ def studied(
     spoil(path, "x_test.npy")
     uri = f"sqlite:///{folder / 'mlflow.db'}"
     Path(folder / "mlflow.db").write_bytes(migrated.read_bytes())
-    lab = Lab(project, uri, "studied", path)
+    typed_study = TypedStudy(project, uri, "studied", path)
     # one worker trains enough short trials for TensorFlow to warn of retracing, if it is to
-    done = lab.run("search.workers=1", "search.trials=6")
+    done = typed_study.run("search.workers=1", "search.trials=6")
     assert done.code == 0, done.err
     assert "tensorflow" not in done.err.lower(), done.err
-    lab.out = done.out  # type: ignore[attr-defined]
-    return lab
+    typed_study.out = done.out  # type: ignore[attr-defined]
+    return typed_study
 
 
 def spoil(path: Path, member: str) -> None:
@@ -88,7 +93,7 @@ def spoil(path: Path, member: str) -> None:
         np.load(path)["x_test"]
 
 
-def test_the_printed_line_runs_and_gives_the_same_accuracy(studied: Lab) -> None:
+def test_the_printed_line_runs_and_gives_the_same_accuracy(studied: TypedStudy) -> None:
     line = re.search(r"python (src/run\.py .*)", studied.out)  # type: ignore[attr-defined]
     assert line is not None
     import shlex
@@ -100,9 +105,10 @@ def test_the_printed_line_runs_and_gives_the_same_accuracy(studied: Lab) -> None
     assert f"{100 * best:.2f} %" in done.out
 
 
+@pytest.mark.reliability
 @pytest.mark.parametrize(("word", "total"), [("confirm.seeds=2", 4), ("confirm.max_seeds=3", 6)])
 def test_confirmation_after_a_kill_runs_only_what_is_missing(
-    word: str, total: int, studied: Lab
+    word: str, total: int, studied: TypedStudy
 ) -> None:
     words = ("confirm.top=2", word)
     before = (
@@ -132,7 +138,7 @@ def test_confirmation_after_a_kill_runs_only_what_is_missing(
     assert newest.data.tags["study"] == "studied" and newest.data.tags["winner.run_id"] in done.out
 
 
-def test_a_changed_study_is_refused_and_an_unknown_one_has_a_remedy(studied: Lab) -> None:
+def test_a_changed_study_is_refused_and_an_unknown_one_has_a_remedy(studied: TypedStudy) -> None:
     changed = studied.run("model.batch_norm=true")
     assert changed.code == 1 and "`model.batch_norm` was False, is now True" in changed.err
     unknown = studied.run("study=studied2", script=CONFIRM)
@@ -150,20 +156,22 @@ def test_a_changed_study_is_refused_and_an_unknown_one_has_a_remedy(studied: Lab
         ("search.storage=postgresql://u:hush@h:abc/d", "search.storage"),
     ],
 )
-def test_bad_input_is_one_message_and_nothing_is_written(word: str, told: str, lab: Lab) -> None:
-    before = lab.project.files()
-    done = lab.run(word, warm=(*LIGHT, "optuna"))
+def test_bad_input_is_one_message_and_nothing_is_written(
+    word: str, told: str, typed_study: TypedStudy
+) -> None:
+    before = typed_study.project.files()
+    done = typed_study.run(word, preloaded=(*LIGHT, "optuna"))
     assert (
         done.code == 1
         and told in done.err
         and "Traceback" not in done.err
         and "hush" not in done.err
     )
-    assert lab.project.files() == before
+    assert typed_study.project.files() == before
 
 
-def test_a_plan_writes_nothing(lab: Lab) -> None:
-    before = lab.project.files()
-    done = lab.run("--plan", "search.sampler=random", warm=(*LIGHT, "optuna"))
+def test_a_plan_writes_nothing(typed_study: TypedStudy) -> None:
+    before = typed_study.project.files()
+    done = typed_study.run("--plan", "search.sampler=random", preloaded=(*LIGHT, "optuna"))
     assert done.code == 0 and "model.filters" in done.out and "3 trials in all" in done.out
-    assert lab.project.files() == before
+    assert typed_study.project.files() == before

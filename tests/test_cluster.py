@@ -14,7 +14,7 @@ import psutil
 import pytest
 from cluster import MISSING, REASON, Host, hosts
 from conftest import ROOT
-from lab import wait_until
+from typed_study import wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.skipif(bool(MISSING), reason=REASON)]
 #: Answers every connection with the name of its host.

@@ -16,10 +16,10 @@ import optuna
 import pytest
 from cluster import MISSING, REASON, Host, hosts
 from conftest import Command
-from lab import SEARCH, Lab, assert_whole, wait_until
 from optuna.storages import RDBStorage
 from optuna.trial import FrozenTrial
 from sqlalchemy import NullPool
+from typed_study import SEARCH, TypedStudy, assert_whole, wait_until
 
 from digit_study.study.trial_attributes import EXCESS
 
@@ -122,7 +122,7 @@ class Site:
             return False
 
 
-class Shared(Lab):
+class Shared(TypedStudy):
     """A study that several machines search."""
 
     def __init__(self, site: Site, name: str) -> None:

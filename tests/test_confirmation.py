@@ -57,6 +57,7 @@ def runs(store: str, kind: str) -> list[mlflow.entities.Run]:
     return [run for run in found if run.data.tags["kind"] == kind]
 
 
+@pytest.mark.slow
 def test_the_best_are_trained_on_the_same_fresh_seeds_and_one_wins(store: str, study: Any) -> None:
     winner, stubs = again(store, study)
     by_filters: dict[int, set[int]] = {}
@@ -203,6 +204,7 @@ def outcome(store: str) -> tuple[dict[str, Any], pd.DataFrame, pd.DataFrame]:
     return parent.data.metrics, ranking, seeds
 
 
+@pytest.mark.slow
 def test_a_race_trains_three_seeds_of_all_and_more_of_those_that_are_still_in(
     store: str, raced: Any
 ) -> None:
@@ -273,6 +275,7 @@ def test_a_candidate_whose_seed_fails_is_not_ranked_and_the_race_goes_on(
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("top", "networks"), [(1, 3), (2, 6)])
 def test_a_race_of_one_has_nothing_to_decide(
     top: int, networks: int, store: str, study: Any

@@ -261,7 +261,7 @@ def test_options_of_the_other_commands_are_known(script: str, project: Project) 
     assert lines
     for line in lines:
         words = line[line.index(script) + 1 :]
-        done = project.run(*words, script=script, warm=LIGHT)
+        done = project.run(*words, script=script, preloaded=LIGHT)
         assert done.code == 1, done.err
         assert "a setting must be" not in done.err
 

@@ -11,9 +11,9 @@ from typing import Any
 import mlflow
 import pytest
 from conftest import Project, open_store
+from failing_services import Disk, mounted, small_disk
 from stub_worker import Stub, Stubs, plan, workspace
 from tracked import is_spool_empty
-from world import Disk, mounted, small_disk
 
 from digit_study.report.figures import optuna_figures, run_figures
 from digit_study.study.results import RunResults, leaderboard
@@ -28,7 +28,7 @@ from digit_study.trial.local.child import Message
 from digit_study.trial.local.pool import LocalEngine
 from digit_study.trial.protocol import TrialRequest
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.reliability
 WORDS = ("search.trials=4", "search.pruner=none", "search.sampler=random")
 
 

@@ -11,10 +11,10 @@ from typing import Any
 import mlflow
 import pytest
 from conftest import Project
-from lab import Lab, lab
+from failing_services import Server, SlowConnection, assert_survives
 from stub_worker import Stubs, plan
 from tracked import is_spool_empty
-from world import Server, SlowWay, assert_survives
+from typed_study import TypedStudy, typed_study
 
 from digit_study.config.run_config import Config
 from digit_study.report.figures import optuna_figures, run_figures
@@ -26,8 +26,8 @@ from digit_study.support.errors import StudyError
 from digit_study.support.workspace import Workspace
 from digit_study.tracking.session import Tracker, session
 
-__all__ = ["lab"]
-pytestmark = pytest.mark.slow
+__all__ = ["typed_study"]
+pytestmark = pytest.mark.reliability
 WORDS = ("search.trials=4", "search.pruner=none", "search.sampler=random")
 
 
@@ -178,7 +178,7 @@ def test_no_trial_waits_for_a_slow_server(
     server: Server, workspace: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """No request is waited for between two trials; that for a run delays its own trial alone."""
-    way = SlowWay(server.port, 0.1)
+    way = SlowConnection(server.port, 0.1)
     waited: list[str] = []
     asked = mlflow.MlflowClient.__getattribute__
 
@@ -205,9 +205,9 @@ def test_no_trial_waits_for_a_slow_server(
     assert len(runs(server, study)) == 4
 
 
-def test_a_real_study_survives_its_server(lab: Lab, server: Server) -> None:
-    lab.uri = server.uri
-    command = lab.start(
+def test_a_real_study_survives_its_server(typed_study: TypedStudy, server: Server) -> None:
+    typed_study.uri = server.uri
+    command = typed_study.start(
         "training.epochs=3", "search.trials=3", "search.workers=3", "training.threads=1"
     )
-    assert_survives(lab, server, command)
+    assert_survives(typed_study, server, command)

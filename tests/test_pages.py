@@ -14,9 +14,9 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+from example_studies import study_of
 from recorded_store import add_run, make_store, predictions
 from stub_worker import Stubs, plan, results_of, workspace
-from test_study_pictures import study_of
 
 from digit_study.config import compose
 from digit_study.config.study_config import StudyConfig

@@ -11,9 +11,9 @@ from pathlib import Path
 import mlflow
 import pytest
 from conftest import Project
-from lab import CONFIRM, Lab, in_an_epoch, wait_until
-from lab import lab as lab  # a fixture
-from world import Server, SlowWay, assert_survives, small_disk
+from failing_services import Server, SlowConnection, assert_survives, small_disk
+from typed_study import CONFIRM, TypedStudy, in_an_epoch, wait_until
+from typed_study import typed_study as typed_study  # a fixture
 
 from digit_study.study.trial_attributes import counted
 
@@ -28,30 +28,35 @@ pytestmark = [
 HERE = ("search.engine=ray", "search.address=local")
 
 
-def weights(lab: Lab, kind: str) -> dict[str, str]:
+def weights(typed_study: TypedStudy, kind: str) -> dict[str, str]:
     """sha256 of the weights of every run of a study, by its trial's number or its candidate and seed."""
-    found = [run.data.tags for run in lab.runs() if run.data.tags.get("kind") == kind]
+    found = [run.data.tags for run in typed_study.runs() if run.data.tags.get("kind") == kind]
     return {
         tags.get("trial.number") or f"{tags['candidate']} {tags['seed']}": tags["weights.sha256"]
         for tags in found
     }
 
 
-def test_a_study_and_its_confirmation_give_the_same_bits_on_ray(lab: Lab) -> None:
-    beside = Lab(lab.project, lab.uri, f"{lab.name}-ray"[-60:], lab.small)
+def test_a_study_and_its_confirmation_give_the_same_bits_on_ray(typed_study: TypedStudy) -> None:
+    beside = TypedStudy(
+        typed_study.project, typed_study.uri, f"{typed_study.name}-ray"[-60:], typed_study.small
+    )
     confirmed = "confirm.top=2", "confirm.seeds=2", "search.workers=2"
-    for one, place in ((lab, ("training.threads=1",)), (beside, HERE)):
+    for one, place in ((typed_study, ("training.threads=1",)), (beside, HERE)):
         done = one.run("search.workers=1", *place)
         assert (done.code, done.err) == (0, "")
         done = one.run(*confirmed, *(HERE if one is beside else ()), script=CONFIRM)
         assert (done.code, done.err) == (0, "")
     chosen = [
         [(trial.params, trial.values, trial.state) for trial in one.trials()]
-        for one in (lab, beside)
+        for one in (typed_study, beside)
     ]
     assert chosen[0] == chosen[1]
     for kind, number in (("trial", 3), ("confirmation-run", 4)):
-        assert weights(lab, kind) == weights(beside, kind) and len(weights(lab, kind)) == number
+        assert (
+            weights(typed_study, kind) == weights(beside, kind)
+            and len(weights(typed_study, kind)) == number
+        )
     assert {run.data.tags["technical.engine"] for run in beside.runs()} == {"ray"}
 
 
@@ -95,27 +100,31 @@ def test_a_single_run_gives_the_same_bits_on_ray(
     assert not (project.root / "mlruns" / ".outbox" / run.info.run_id).exists()
 
 
-def test_a_study_on_ray_survives_its_server(lab: Lab, migrated: Path, tmp_path: Path) -> None:
-    server = Server(lab.project, migrated, tmp_path)
+def test_a_study_on_ray_survives_its_server(
+    typed_study: TypedStudy, migrated: Path, tmp_path: Path
+) -> None:
+    server = Server(typed_study.project, migrated, tmp_path)
     server.ensure()
     try:
-        lab.uri = server.uri
+        typed_study.uri = server.uri
         words = "training.epochs=30", "search.trials=3", "search.workers=2"
-        assert_survives(lab, server, lab.start(*words, *HERE))
+        assert_survives(typed_study, server, typed_study.start(*words, *HERE))
     finally:
         server.kill()
 
 
-def test_no_slot_waits_for_a_slow_server(lab: Lab, migrated: Path, tmp_path: Path) -> None:
+def test_no_slot_waits_for_a_slow_server(
+    typed_study: TypedStudy, migrated: Path, tmp_path: Path
+) -> None:
     """What a trial leaves is told from the supervisor, and what it says while it runs is told beside it."""
-    server = Server(lab.project, migrated, tmp_path)
+    server = Server(typed_study.project, migrated, tmp_path)
     server.ensure()
-    way = SlowWay(server.port, 1.0)
+    way = SlowConnection(server.port, 1.0)
     try:
-        lab.uri = way.uri
-        done = lab.run("training.epochs=30", "search.trials=4", "search.workers=2", *HERE)
-        assert (done.code, lab.statuses("study")) == (0, ["FINISHED"]), done.err
-        trials = [run for run in lab.runs() if run.data.tags.get("kind") == "trial"]
+        typed_study.uri = way.uri
+        done = typed_study.run("training.epochs=30", "search.trials=4", "search.workers=2", *HERE)
+        assert (done.code, typed_study.statuses("study")) == (0, ["FINISHED"]), done.err
+        trials = [run for run in typed_study.runs() if run.data.tags.get("kind") == "trial"]
         assert [run.info.status for run in trials] == ["FINISHED"] * 4
         client = mlflow.MlflowClient(server.uri)
         for run in trials:
@@ -125,7 +134,7 @@ def test_no_slot_waits_for_a_slow_server(lab: Lab, migrated: Path, tmp_path: Pat
                 "tables",
                 "config.yaml",
             }
-        took = [(trial.datetime_complete, trial.datetime_start) for trial in lab.trials()]
+        took = [(trial.datetime_complete, trial.datetime_start) for trial in typed_study.trials()]
         print(
             "seconds of the trials:",
             [(end - start).total_seconds() for end, start in took if end and start],
@@ -134,19 +143,23 @@ def test_no_slot_waits_for_a_slow_server(lab: Lab, migrated: Path, tmp_path: Pat
         server.kill()
 
 
-def test_a_full_disk_of_the_supervisor_costs_no_trial_on_ray(lab: Lab, migrated: Path) -> None:
-    with small_disk(lab.project.root / "mlruns", 96) as disk:
-        lab.uri = f"sqlite:///{shutil.copy(migrated, disk.place / 'mlflow.db')}"
-        command = lab.start("training.epochs=30", "search.trials=3", "search.workers=2", *HERE)
-        wait_until(lambda: in_an_epoch(lab, command), 120, "an epoch")
+def test_a_full_disk_of_the_supervisor_costs_no_trial_on_ray(
+    typed_study: TypedStudy, migrated: Path
+) -> None:
+    with small_disk(typed_study.project.root / "mlruns", 96) as disk:
+        typed_study.uri = f"sqlite:///{shutil.copy(migrated, disk.place / 'mlflow.db')}"
+        command = typed_study.start(
+            "training.epochs=30", "search.trials=3", "search.workers=2", *HERE
+        )
+        wait_until(lambda: in_an_epoch(typed_study, command), 120, "an epoch")
         disk.fill()
         time.sleep(8)  # the trials of that moment end meanwhile
         disk.free()
         done = command.finish()
         assert done.code == 0 and "Traceback" not in done.err, done.err
         assert "no trial is to blame" in done.err and "the machine is well again" in done.err
-        assert [trial.state.name for trial in counted(lab.trials())] == ["COMPLETE"] * 3
-        assert "RUNNING" not in {run.info.status for run in lab.runs()} and lab.statuses(
-            "study"
-        ) == ["FINISHED"]
+        assert [trial.state.name for trial in counted(typed_study.trials())] == ["COMPLETE"] * 3
+        assert "RUNNING" not in {
+            run.info.status for run in typed_study.runs()
+        } and typed_study.statuses("study") == ["FINISHED"]
         assert not [path for path in (disk.place / ".outbox").iterdir() if path.is_dir()]

@@ -15,8 +15,8 @@ import psutil
 import pytest
 from cluster import Host
 from conftest import Command
-from lab import wait_until
 from ray_hosts import BIN, PORT, WHY, RayHosts, ray_hosts
+from typed_study import wait_until
 
 from digit_study.study.trial_attributes import counted, failure_cause
 from digit_study.trial.events import Failed

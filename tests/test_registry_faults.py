@@ -196,7 +196,7 @@ def moments(store: rs.Store, folder: Path, config: PromoteConfig) -> Iterator[tu
 SLOW = pytest.mark.slow
 
 
-@pytest.mark.slow
+@pytest.mark.reliability
 @pytest.mark.parametrize(
     "kind", ["promoted", *(pytest.param(one, marks=SLOW) for one in ("kept", "first", "rollback"))]
 )

@@ -79,6 +79,15 @@ def test_another_definition_is_refused_by_name(word: str, told: str) -> None:
     assert told in str(caught.value) and "search.fresh=true" in str(caught.value)
 
 
+def test_of_many_changes_the_first_are_named_and_the_command_that_began_the_study() -> None:
+    opened("search.constraints=['parameters <= 9']")
+    with pytest.raises(StudyError) as caught:
+        opened("data.limit=1000", "data.seed=7", "training.epochs=9", "model.batch_norm=false")
+    message = str(caught.value)
+    assert message.count(" was ") == 3 and "; and 2 more: " in message
+    assert "optuna_search.py study=" in message and "'search.constraints=[" in message
+
+
 @pytest.mark.parametrize("key", ["training.precision", "data.sha256"])
 def test_another_precision_or_other_data_are_refused(key: str) -> None:
     study = opened()

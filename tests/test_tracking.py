@@ -258,6 +258,23 @@ def test_only_a_run_that_could_not_end_itself_is_ended(
     assert run.info.status == after and ("failure" in run.data.tags) == (before == "RUNNING")
 
 
+@pytest.mark.parametrize("is_uploaded", [True, False])
+def test_a_run_that_was_killed_while_it_was_paused_can_count_as_stopped_on_purpose(
+    is_uploaded: bool, tracker: Tracker
+) -> None:
+    log = tracker.writer(created(tracker))
+    client = tracker.client
+    if not is_uploaded:
+        tracker.client = Gone()  # type: ignore[assignment]
+    log.tags({"failure": "Interrupted: SIGINT"})
+    log.end("KILLED", {"reason": "Interrupted: SIGINT"})
+    tracker.client = client
+    tracker.close_run(log.run_id, "FINISHED", "others promise more")
+    run = stored_run(tracker, log.run_id)
+    assert run.info.status == "FINISHED" and run.data.tags["stopped"] == "others promise more"
+    assert "failure" not in run.data.tags and not log.folder.exists()
+
+
 @pytest.mark.parametrize("ended_by", ["itself", "another process"])
 def test_a_run_that_was_stopped_on_purpose_is_finished_without_a_result(
     ended_by: str, tracker: Tracker

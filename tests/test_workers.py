@@ -47,7 +47,7 @@ from digit_study.trial.local.pool import LocalEngine
 from digit_study.trial.local.worker import Worker
 from digit_study.trial.protocol import EngineContext, TrialRequest
 
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.reliability
 ROOT = Path(__file__).parents[1]
 Target = Callable[[Config, str, Reporter], Any]
 

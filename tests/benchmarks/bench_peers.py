@@ -32,7 +32,7 @@ HERE = Path(__file__).resolve()
 sys.path[:0] = [str(HERE.parents[1]), str(HERE.parents[2] / "src")]
 
 from conftest import copy_project  # noqa: E402
-from lab import trials_of  # noqa: E402
+from typed_study import trials_of  # noqa: E402
 
 TRIALS, EPOCHS, IMAGES, VALIDATION = 20, 6, 20_000, 5_000
 

@@ -21,8 +21,8 @@ HERE = Path(__file__).resolve()
 sys.path[:0] = [str(HERE.parents[1]), str(HERE.parents[2] / "src")]
 
 from conftest import Project, copy_project  # noqa: E402
-from lab import trials_of  # noqa: E402
-from world import Server, SlowWay  # noqa: E402
+from failing_services import Server, SlowConnection  # noqa: E402
+from typed_study import trials_of  # noqa: E402
 
 from digit_study.tracking._mlflow import create_tables  # noqa: E402
 
@@ -37,7 +37,7 @@ def sweep(folder: Path, delay: float, words: list[str]) -> tuple[float, float]:
     server = Server(project, folder / "tables.db", folder)
     server.ensure()
     try:
-        environment = {**os.environ, "MLFLOW_TRACKING_URI": SlowWay(server.port, delay).uri}
+        environment = {**os.environ, "MLFLOW_TRACKING_URI": SlowConnection(server.port, delay).uri}
         command = [sys.executable, "sweeps/optuna_search.py", "study=slow", *SETTINGS, *words]
         began = time.monotonic()
         subprocess.run(command, cwd=folder, env=environment, check=True, stdout=subprocess.DEVNULL)

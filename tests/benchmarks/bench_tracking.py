@@ -1,7 +1,7 @@
 """What tracking, figures and saving add to a run: `python tests/benchmarks/bench_tracking.py [rounds]`, idle machine.
 
 Alternates whole tracked runs with bare ones (load, build, fit, evaluate) of the same config in fresh stores, in one
-process and after one of each to warm up, and compares the medians. One epoch of the tiny network on the sample, so
+process and after one of each to preloaded up, and compares the medians. One epoch of the tiny network on the sample, so
 that what is measured is what is added and not the training.
 """
 

@@ -22,6 +22,7 @@ from digit_study.stats.metrics import Evaluation, evaluation_from_table
 from digit_study.stats.ranking import PairedTest, paired_test
 from digit_study.support.errors import StudyError
 from digit_study.support.formatting import accuracy_with_interval, p_value
+from digit_study.support.trial_status import FAILURE_TAG
 from digit_study.support.workspace import Workspace
 from digit_study.tracking.queries import recorded_config
 from digit_study.tracking.session import Tracker, open_store
@@ -160,7 +161,7 @@ def _record(tracker: Tracker, pair: Pair, store: StoreConfig) -> Recorded:
         log.metrics(_metrics(pair))
         _write_files(pair, log.folder)
     except BaseException as fault:
-        log.tags({"failure": f"{type(fault).__name__}: {fault}"[:500]})
+        log.tags({FAILURE_TAG: f"{type(fault).__name__}: {fault}"[:500]})
         log.end("FAILED", {})
         raise
     return Recorded(run_id, str(log.end("FINISHED", {}) or ""))

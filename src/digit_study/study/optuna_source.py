@@ -306,7 +306,7 @@ class OptunaSource(JobSource):
 
     def late_answer(self, can_resume: Callable[[int], bool]) -> LateAnswer | None:
         """Let a paused trial go on, or end it."""
-        if self._pausing is None:
+        if self._pausing is None or not self._pausing.has_paused:
             return None
         answer = self._pausing.late_answer(
             can_resume,

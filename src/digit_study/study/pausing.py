@@ -27,6 +27,11 @@ class Pausing:
         #: Epochs after which a trial was paused, by its number.
         self._epochs: dict[int, int] = {}
 
+    @property
+    def has_paused(self) -> bool:
+        """Return whether a trial is paused here."""
+        return bool(self._epochs)
+
     def decide(self, number: int, epoch: int) -> Decision:
         """Decide about a trial that has reached an epoch before its last.
 
@@ -59,9 +64,9 @@ class Pausing:
         Returns:
             The decision, or None if all go on waiting.
         """
-        paused = [PausedTrial(number, epoch) for number, epoch in self._epochs.items()]
-        if not paused:
+        if not self.has_paused:
             return None
+        paused = [PausedTrial(number, epoch) for number, epoch in self._epochs.items()]
         trials = self._stored.trials()
         if ends or len(paused) > self._limit:
             return self._end(self._halving.worst(trials, paused))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shlex
 import time
 import uuid
 import warnings
@@ -65,6 +66,8 @@ WHOLE_WITHIN_S = 10.0
 SIGNED_WITHIN_S = 60
 #: Seconds between two heartbeats of a trial.
 HEARTBEAT_S = 15
+#: Changes at most that a refusal names.
+MOST_CHANGES = 3
 
 #: Overrides that do not describe the study: its name, where it is kept, and what one command wants.
 NOT_STORED = (
@@ -245,7 +248,7 @@ def open_study(
 
     Raises:
         StudyError: If it exists with another space, objective, data or precision; the message
-            names every difference.
+            names the first differences.
     """
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     with workspace.lock("studies/.create.lock"):
@@ -293,7 +296,12 @@ def find_study(study: StudyConfig, workspace: Workspace) -> StoredStudy:
 
 
 def refuse_changes(opened: Study, study: StudyConfig, run: Config) -> None:
-    """Raise a StudyError that names every change, unless a study is as it was created."""
+    """Refuse a study that is not as it was created.
+
+    Raises:
+        StudyError: If it is not; the message names the first changes, and the command that began
+            the study.
+    """
     was: Mapping[str, Any] = opened.user_attrs.get(DEFINITION, {})
     now = definition_of(study, run)
     # a key that did not exist then had what is its default now
@@ -304,12 +312,18 @@ def refuse_changes(opened: Study, study: StudyConfig, run: Config) -> None:
             continue
         if was.get(key, defaults.get(key)) != now.get(key):
             changed.append(f"`{key}` was {was.get(key)!r}, is now {now.get(key)!r}")
-    if changed:
-        raise StudyError(
-            f"a study is continued as it began, but in study '{study.study}' "
-            f"{'; '.join(changed)}: change it back, take another name with study=<name>, or start "
-            "it anew with search.fresh=true (the old one is kept)"
-        )
+    if not changed:
+        return
+    if len(changed) > MOST_CHANGES:
+        rest = len(changed) - MOST_CHANGES
+        changed = [*changed[:MOST_CHANGES], f"and {rest} more"]
+    words = [f"study={study.study}", *opened.user_attrs.get(OVERRIDES, [])]
+    begin = shlex.join(["python", "sweeps/optuna_search.py", *words])
+    raise StudyError(
+        f"a study is continued as it began, but in study '{study.study}' {'; '.join(changed)}: "
+        f"change it back (it began with `{begin}`), take another name with "
+        "study=<name>, or start it anew with search.fresh=true (the old one is kept)"
+    )
 
 
 def orphans(stored: StoredStudy) -> list[FrozenTrial]:

@@ -31,7 +31,7 @@ from digit_study.study.trial_attributes import (
     ranked_trials,
 )
 from digit_study.support import processes
-from digit_study.support.trial_status import PRUNED_REASON, STATUS_TAG, TrialStatus
+from digit_study.support.trial_status import FAILURE_TAG, PRUNED_REASON, STATUS_TAG, TrialStatus
 from digit_study.tracking.session import Tracker
 from digit_study.trial.events import Failed, FailureCause
 
@@ -146,7 +146,7 @@ class TrialRecorder:
         if run_id is not None:
             status = "FAILED" if failure.cause.is_trials_fault else "KILLED"
             self._tracker.close_run(run_id, status, reason)
-            self._tracker.tag_run(run_id, {STATUS_TAG: TrialStatus.FAIL, "failure": reason})
+            self._tracker.tag_run(run_id, {STATUS_TAG: TrialStatus.FAIL, FAILURE_TAG: reason})
         if runs_again:
             self._on_end(TrialEnd(trial.number, TrialStatus.FAIL, f"{reason} (it runs again)"))
             return
@@ -206,7 +206,7 @@ class TrialRecorder:
                 self._tracker.close_run(run_id, "KILLED", reason or ABANDONED)
             changed = {STATUS_TAG: status.value}
             if reason:
-                changed["failure"] = reason
+                changed[FAILURE_TAG] = reason
             self._tracker.tag_run(run_id, changed)
 
     def drop_models(self) -> None:

@@ -8,7 +8,9 @@ from enum import StrEnum
 STATUS_TAG = "trial.state"
 #: Tag of a run that says why it was stopped before its last epoch.
 STOPPED_TAG = "stopped"
-#: What it says of a pruned trial.
+#: Tag of a run that says why it failed or was killed.
+FAILURE_TAG = "failure"
+#: What `STOPPED_TAG` says of a pruned trial.
 PRUNED_REASON = "others promise more"
 
 

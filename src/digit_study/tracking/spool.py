@@ -27,6 +27,7 @@ from digit_study.support.files import (
     write_whole,
 )
 from digit_study.support.redaction import without_password
+from digit_study.support.trial_status import FAILURE_TAG
 from digit_study.support.workspace import Workspace
 
 #: File with the URI of the store and the name of the process that writes.
@@ -61,6 +62,15 @@ class Records:
     found: list[dict[str, Any]]
     #: The byte after the last whole record.
     end: int
+
+
+def replaces_status(old: str, new: str) -> bool:
+    """Return whether a run that has ended gets another status.
+
+    A trial that is killed while it is paused counts as stopped on purpose where the study finds
+    that it would never have gone on.
+    """
+    return old == "KILLED" and new == "FINISHED"
 
 
 class SpooledRun:
@@ -139,18 +149,23 @@ class SpooledRun:
     def close(self, uri: str, status: str, reason: str) -> None:
         """End the run in the name of a process that could not.
 
-        A run that has ended keeps its outcome. A run that has its result is FINISHED: its tables
-        and its model are uploaded too.
+        A run that has ended keeps its outcome; but a trial that was killed while it was paused, and
+        would never have gone on, counts as stopped on purpose. A run that has its result is
+        FINISHED: its tables and its model are uploaded too.
 
         Args:
             uri: URI of the store that the run is in.
             status: FAILED or KILLED; FINISHED of a trial that was stopped on purpose.
             reason: Why, in one line.
         """
-        if self.outcome:
+        outcome = self.outcome
+        if outcome:
+            if replaces_status(outcome["status"], status):
+                self.put(uri, close={"status": status, "reason": reason})
+                self.end(status, **{STOPPED: reason})
             return
         if self.has_result:
-            self.put(uri, tags={"failure": f"it has its result, but not all figures: {reason}"})
+            self.put(uri, tags={FAILURE_TAG: f"it has its result, but not all figures: {reason}"})
             self.end("FINISHED")
             return
         self.put(uri, close={"status": status, "reason": reason})

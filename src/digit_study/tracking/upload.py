@@ -24,10 +24,10 @@ from digit_study.support import console
 from digit_study.support.errors import first_line
 from digit_study.support.files import file_lock
 from digit_study.support.redaction import without_password
-from digit_study.support.trial_status import STOPPED_TAG
+from digit_study.support.trial_status import FAILURE_TAG, STOPPED_TAG
 from digit_study.support.workspace import Workspace
 from digit_study.tracking import pages
-from digit_study.tracking.spool import MODEL, SpooledRun
+from digit_study.tracking.spool import MODEL, SpooledRun, replaces_status
 from digit_study.tracking.store import Store
 from digit_study.tracking.store import StoreFault as StoreFault
 
@@ -238,12 +238,17 @@ class RunUpload:
         pages.describe_experiment(self._store, self._experiment, answers)
 
     def _close(self, status: str, reason: str) -> None:
-        if self._client.get_run(self._run_id).info.status == "RUNNING":
-            tag = "failure"
-            if status == "FINISHED":
-                tag = STOPPED_TAG
-            self._client.set_tag(self._run_id, tag, reason[:LONGEST_REASON])
-            self._client.set_terminated(self._run_id, status)
+        run = self._client.get_run(self._run_id)
+        known = run.info.status
+        if known != "RUNNING" and not replaces_status(known, status):
+            return
+        tag = FAILURE_TAG
+        if status == "FINISHED":
+            tag = STOPPED_TAG
+            if FAILURE_TAG in run.data.tags:
+                self._client.delete_tag(self._run_id, FAILURE_TAG)
+        self._client.set_tag(self._run_id, tag, reason[:LONGEST_REASON])
+        self._client.set_terminated(self._run_id, status)
 
     def _drop_models(self) -> None:
         """Delete the models of the run, from the store and this machine; none follows later."""

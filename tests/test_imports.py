@@ -1,4 +1,4 @@
-"""The house: rooms that import downwards only, and the few private names of libraries, each in one marked file."""
+"""Packages import downwards only, and the few private names of libraries are each in one marked file."""
 
 from __future__ import annotations
 
@@ -29,12 +29,12 @@ MOVED = "an upgrade has moved a private name that {} uses: look for a public one
 def test_the_package_holds_rooms_and_nothing_else() -> None:
     held = [path for path in PACKAGE.iterdir() if path.name not in ("__pycache__", "__init__.py")]
     assert all(path.is_dir() and (path / "__init__.py").is_file() for path in held)
-    for room in held:
-        said = ast.get_docstring(ast.parse((room / "__init__.py").read_text()))
+    for package in held:
+        said = ast.get_docstring(ast.parse((package / "__init__.py").read_text()))
         assert said and "import" in said.lower(), (
-            f"{room.name}/__init__.py says what the room answers and imports"
+            f"{package.name}/__init__.py says what the package answers and imports"
         )
-        assert len((room / "__init__.py").read_text().splitlines()) <= 8
+        assert len((package / "__init__.py").read_text().splitlines()) <= 8
 
 
 def test_no_arrow_points_upwards_and_stages_do_not_know_each_other() -> None:

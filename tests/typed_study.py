@@ -42,7 +42,7 @@ def trials_of(project: Path, study: str) -> list[FrozenTrial]:
         return []
 
 
-class Lab:
+class TypedStudy:
     """A project, a store and a study of its own."""
 
     def __init__(self, project: Project, uri: str, name: str, small: Path) -> None:
@@ -97,16 +97,18 @@ class Lab:
 
 
 @pytest.fixture
-def lab(
+def typed_study(
     project: Project, typed_store: str, small_npz: Path, request: pytest.FixtureRequest
-) -> Iterator[Lab]:
+) -> Iterator[TypedStudy]:
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    lab = Lab(project, typed_store, re.sub(r"\W+", "-", request.node.name)[-60:], small_npz)
-    yield lab
-    assert_no_process_is_left(lab)
+    typed_study = TypedStudy(
+        project, typed_store, re.sub(r"\W+", "-", request.node.name)[-60:], small_npz
+    )
+    yield typed_study
+    assert_no_process_is_left(typed_study)
 
 
-def of_study(lab: Lab) -> list[psutil.Process]:
+def of_study(typed_study: TypedStudy) -> list[psutil.Process]:
     found = []
     for process in psutil.process_iter():
         try:
@@ -115,7 +117,8 @@ def of_study(lab: Lab) -> list[psutil.Process]:
         except (psutil.AccessDenied, psutil.NoSuchProcess, ProcessLookupError):
             continue
         if environment and (
-            environment.get("MLFLOW_TRACKING_URI") == lab.uri or session in lab.project.sessions
+            environment.get("MLFLOW_TRACKING_URI") == typed_study.uri
+            or session in typed_study.project.sessions
         ):
             found.append(process)
     return found
@@ -130,8 +133,8 @@ def workers_of(command: Command) -> list[psutil.Process]:
         return []
 
 
-def assert_no_process_is_left(lab: Lab, within: float = 10) -> None:
-    wait_until(lambda: not of_study(lab), within, "no process of the study is left")
+def assert_no_process_is_left(typed_study: TypedStudy, within: float = 10) -> None:
+    wait_until(lambda: not of_study(typed_study), within, "no process of the study is left")
 
 
 def wait_until(holds: Callable[[], T | None], seconds: float, what: str) -> T:
@@ -146,32 +149,32 @@ def wait_until(holds: Callable[[], T | None], seconds: float, what: str) -> T:
 # --------------------------------------------------------------------------- moments
 
 
-def has_run(lab: Lab, command: Command) -> bool:
-    return any("run_id" in trial.user_attrs for trial in lab.new_trials())
+def has_run(typed_study: TypedStudy, command: Command) -> bool:
+    return any("run_id" in trial.user_attrs for trial in typed_study.new_trials())
 
 
-def in_an_epoch(lab: Lab, command: Command) -> bool:
-    return any(trial.intermediate_values for trial in lab.new_trials())
+def in_an_epoch(typed_study: TypedStudy, command: Command) -> bool:
+    return any(trial.intermediate_values for trial in typed_study.new_trials())
 
 
-def one_ended(lab: Lab, command: Command) -> bool:
+def one_ended(typed_study: TypedStudy, command: Command) -> bool:
     return command.printed("COMPLETE")
 
 
-def at_once(lab: Lab, command: Command) -> bool:
+def at_once(typed_study: TypedStudy, command: Command) -> bool:
     return True
 
 
-def warming_up(lab: Lab, command: Command) -> bool:
+def is_starting(typed_study: TypedStudy, command: Command) -> bool:
     return bool(psutil.Process(command.process.pid).children())
 
 
-def assert_whole(lab: Lab, total: int = TRIALS) -> None:
+def assert_whole(typed_study: TypedStudy, total: int = TRIALS) -> None:
     """No RUNNING in either store, the total met, and both stores of one opinion."""
-    trials = lab.trials()
+    trials = typed_study.trials()
     assert Counter(trial.state.name for trial in counted(trials)) == {"COMPLETE": total}
     assert {trial.state.name for trial in trials} <= {"COMPLETE", "FAIL"}
-    runs = [run for run in lab.runs() if run.data.tags.get("kind") == "trial"]
+    runs = [run for run in typed_study.runs() if run.data.tags.get("kind") == "trial"]
     told = {run.info.run_id: (run.info.status, run.data.tags.get("trial.state")) for run in runs}
     ended = {"COMPLETE": ("FINISHED", "COMPLETE")}
     for trial in trials:
@@ -179,4 +182,4 @@ def assert_whole(lab: Lab, total: int = TRIALS) -> None:
             assert told[trial.user_attrs["run_id"]] == ended[trial.state.name]
     assert {state for _, state in told.values()} <= {"COMPLETE", "FAIL"}
     assert {status for status, _ in told.values()} <= {"FINISHED", "FAILED", "KILLED"}
-    assert lab.statuses("study") == ["FINISHED"]
+    assert typed_study.statuses("study") == ["FINISHED"]

@@ -173,7 +173,7 @@ def test_artifacts_that_a_person_placed_elsewhere_stay_there(
     assert locations(old_home.default_store) == locations(other.default_store) == before
 
 
-@pytest.mark.slow
+@pytest.mark.reliability
 def test_a_run_in_a_moved_project_is_kept_in_its_new_folder(
     project: Project, migrated: Path, tmp_path: Path
 ) -> None:

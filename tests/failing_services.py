@@ -1,4 +1,4 @@
-"""A world that can go wrong: a real MLflow server to kill and start again, a slow way to it, a real full disk."""
+"""Real services that fail: an MLflow server to kill and start again, a slow connection to it, a full disk."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pathlib import Path
 import mlflow
 import pytest
 from conftest import LIGHT, ROOT, Command, Project
-from lab import Lab, in_an_epoch, wait_until
+from typed_study import TypedStudy, in_an_epoch, wait_until
 
 #: What a server imports that takes long; what depends on its options it imports itself.
 SERVING = (
@@ -55,7 +55,7 @@ class Server:
         ]
         words = [str(self.folder), *words, "--port", str(self.port)]
         self.command = self.project.fork(
-            *words, script=str(ROOT / "tests" / "serve.py"), warm=SERVING
+            *words, script=str(ROOT / "tests" / "serve.py"), preloaded=SERVING
         )
         self.project.sessions.discard(self.command.process.pid)  # it outlives the tests' studies
 
@@ -77,7 +77,7 @@ class Server:
             self.command.process.wait()
 
 
-class SlowWay:
+class SlowConnection:
     """A port that hands everything on to a server, and each answer back ``delay`` seconds late; notes the requests."""
 
     def __init__(self, to: int, delay: float) -> None:
@@ -160,9 +160,9 @@ def small_disk(place: Path, megabytes: int = 48) -> Iterator[Disk]:
         yield Disk(place)
 
 
-def assert_survives(lab: Lab, server: Server, command: Command) -> None:
+def assert_survives(typed_study: TypedStudy, server: Server, command: Command) -> None:
     """A study of real processes, with models, loses its server in mid-epoch; it is back when a trial has ended."""
-    wait_until(lambda: in_an_epoch(lab, command), 120, "an epoch")
+    wait_until(lambda: in_an_epoch(typed_study, command), 120, "an epoch")
     server.kill()
     command.wait_for("COMPLETE")
     server.start()
@@ -170,15 +170,17 @@ def assert_survives(lab: Lab, server: Server, command: Command) -> None:
     assert done.code == 0, done.err
     assert "Traceback" not in done.err and "UserWarning" not in done.err
     client = mlflow.MlflowClient(server.uri)
-    trials = [run for run in lab.runs() if run.data.tags.get("kind") == "trial"]
-    assert [run.info.status for run in trials] == ["FINISHED"] * 3 and lab.statuses("study") == [
-        "FINISHED"
-    ]
+    trials = [run for run in typed_study.runs() if run.data.tags.get("kind") == "trial"]
+    assert [run.info.status for run in trials] == ["FINISHED"] * 3 and typed_study.statuses(
+        "study"
+    ) == ["FINISHED"]
     for run in trials:
         models = client.search_logged_models(
             [run.info.experiment_id], filter_string=f"source_run_id = '{run.info.run_id}'"
         )
         assert [str(model.status) for model in models] == ["READY"]
         assert client.list_artifacts(run.info.run_id, "figures")
-    outbox = lab.project.root / "mlruns" / ".outbox"
-    assert not [run.info.run_id for run in lab.runs() if (outbox / run.info.run_id).is_dir()]
+    outbox = typed_study.project.root / "mlruns" / ".outbox"
+    assert not [
+        run.info.run_id for run in typed_study.runs() if (outbox / run.info.run_id).is_dir()
+    ]
