@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 from conftest import sample
-from PIL import Image
+from PIL import Image, ImageDraw
 from scipy import ndimage
 
 from digit_study.pictures.image_files import ImageError, read_grey
@@ -67,11 +67,11 @@ WAYS: dict[str, Callable[[Bitmap], Bitmap]] = {
 }
 
 
-def in_light(image: Bitmap, light: npt.NDArray[np.floating]) -> Bitmap:
+def in_light(image: Bitmap, light: npt.NDArray[np.floating], darkness: float = 0.65) -> Bitmap:
     """Dark ink on paper of 500x560 in any light, with the grain of a sensor."""
     ink = np.pad(enlarged(image) / 255, ((100, 120), (150, 130)))
     grain = np.random.default_rng(0).normal(0, 4, ink.shape)
-    return np.clip(light * (1 - 0.65 * ink) + grain, 0, 255).astype(np.uint8)
+    return np.clip(light * (1 - darkness * ink) + grain, 0, 255).astype(np.uint8)
 
 
 def shadow(columns: float, lean: float) -> npt.NDArray[np.floating]:
@@ -96,6 +96,24 @@ def with_edge() -> npt.NDArray[np.floating]:
     return np.where(x + 0.1 * y > 540, 60.0, 215.0)
 
 
+def in_frame() -> npt.NDArray[np.floating]:
+    """A thin dark frame around paper in uneven light."""
+    return np.pad(np.tile(np.linspace(205, 180, 530), (470, 1)), 15, constant_values=40.0)
+
+
+def on_a_table(table: float) -> npt.NDArray[np.floating]:
+    """A sheet that lies askew on a darker table."""
+    y, x = np.mgrid[-250:250, -280:280]
+    lies_on_sheet = (np.abs(x + 0.1 * y) < 225) & (np.abs(y - 0.1 * x) < 215)
+    return np.where(lies_on_sheet, 215.0, table)
+
+
+def dark_corners() -> npt.NDArray[np.floating]:
+    """Light that fades away from the middle, as lenses have it."""
+    y, x = np.mgrid[-1:1:500j, -1:1:560j]
+    return 205 * (1 - 0.7 * (np.hypot(x, y) / 1.42) ** 3)
+
+
 #: A photograph takes as long as all the others.
 SLOWEST = "photographed"
 LIGHTS = {
@@ -104,7 +122,11 @@ LIGHTS = {
     "ruled": rules(60, squared=False),
     "squared": rules(50, squared=True),
     "sheet's edge": with_edge(),
+    "sheet on a dark table": on_a_table(40.0),
+    "sheet on a grey table": on_a_table(120.0),
 }
+#: Where faint strokes were lost beside what is darker.
+PENCIL_LIGHTS = {"dark frame": in_frame(), "dark corners": dark_corners()}
 
 
 def likeness(first: Bitmap, second: Bitmap) -> float:
@@ -137,6 +159,46 @@ def test_neither_shadows_nor_rules_nor_an_edge_are_strokes(light: str) -> None:
         for image in chosen
     ]
     assert np.median(alike) > 0.8 and np.mean(np.array(alike) > 0.6) >= 0.8
+
+
+@pytest.mark.parametrize("light", PENCIL_LIGHTS)
+def test_a_pencil_is_seen_beside_what_is_darker(light: str) -> None:
+    chosen = SOME[2::9]
+    pictures = [in_light(image, PENCIL_LIGHTS[light], 0.3) for image in chosen]
+    back = [to_mnist(picture.astype(np.float32)) for picture in pictures]
+    alike = [likeness(*pair) for pair in zip(back, chosen, strict=True)]
+    assert np.median(alike) > 0.8 and min(alike) > 0.6
+
+
+def boxed(picture: Bitmap) -> Bitmap:
+    """A box around the digit, as forms have it."""
+    picture[20:260, 20:24] = picture[20:260, 256:260] = 60
+    picture[20:24, 20:260] = picture[256:260, 20:260] = 60
+    return picture
+
+
+def underlined(picture: Bitmap) -> Bitmap:
+    """A line below the digit, which does not reach the edges."""
+    picture[228:232, 20:260] = 60
+    return picture
+
+
+@pytest.mark.parametrize("with_lines", [boxed, underlined])
+def test_lines_around_a_digit_are_left_out(with_lines: Callable[[Bitmap], Bitmap]) -> None:
+    for image in SOME[2::9]:
+        plain = 255 - np.pad(enlarged(image, times=6), 56)
+        alike = likeness(to_mnist(with_lines(plain.copy()).astype(np.float32)), image)
+        assert alike > 0.8
+
+
+def test_a_zero_with_a_stroke_in_it_keeps_both() -> None:
+    """A zero with a stroke through it is rounder than a box."""
+    picture = Image.new("L", (280, 280), 255)
+    pen = ImageDraw.Draw(picture)
+    pen.ellipse((70, 40, 210, 240), outline=0, width=14)
+    pen.line((125, 160, 155, 120), 0, 14)
+    seen = to_mnist(np.asarray(picture, np.float32))
+    assert seen[4:8].max() > 200 and seen[12:16, 12:16].max() > 200
 
 
 def test_lines_of_a_single_pixel_get_a_pens_width_in_small_pictures() -> None:

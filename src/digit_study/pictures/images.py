@@ -16,7 +16,14 @@ from PIL import Image
 from scipy import ndimage
 
 from digit_study.pictures.image_files import LEAST_SIDE, Grey, ImageError, read_grey, ring
-from digit_study.pictures.ink import EIGHT, Mask, Numbered, box_of, find_ink
+from digit_study.pictures.ink import (
+    EIGHT,
+    Mask,
+    Numbered,
+    box_of,
+    find_ink,
+    sheet_alone,
+)
 
 #: Side of MNIST's images.
 SIDE = 28
@@ -28,6 +35,11 @@ WORK_SIDE = 140
 MOST_VIEWS = 4
 #: A mark whose width is so many times its height is no digit.
 WIDEST_DIGIT = 1.5
+#: A bar whose length is more than so many times its width may be a 1.
+WIDEST_BAR = 2.5
+#: A line below the digit is at least so many times as wide as high, and as the digit is wide.
+FLATTEST = 5
+WIDER = 1.3
 #: Marks between dust and digit in size, at most: text and noise have more.
 MOST_DOTS = 8
 #: An 8 has two holes; a gritty scan of a thick pen a few more.
@@ -117,6 +129,21 @@ def to_mnist(grey: Grey) -> Digit:
     """
     if is_mnist_form(grey):
         return grey.astype(np.uint8)
+    try:
+        return _found(grey)
+    except ImageError as fault:
+        sheet = sheet_alone(grey)
+        if sheet is None:
+            raise
+        try:
+            return _found(sheet)
+        except ImageError:
+            # the reason is that of the picture as it is
+            raise fault from None
+
+
+def _found(grey: Grey) -> Digit:
+    """Find the digit of a picture, as MNIST would hold it."""
     ink, mark = _find(grey)
     return normalised_mark(ink, mark)
 
@@ -240,6 +267,10 @@ def _find(grey: Grey) -> tuple[Grey, Mask]:
         if is_card:
             # within its edges
             margin = -1 - extent // 30
+            # a card that lies askew does not fill its box
+            alone = sheet_alone(grey)
+            if alone is not None:
+                grey = alone
         grey = grey[_widened(rows, margin, factor), _widened(columns, margin, factor)]
     return ink, mark
 
@@ -248,8 +279,23 @@ def _is_card(mark: Mask) -> bool:
     """Return whether a mark is a sheet with something on it: a filled rectangle without strokes."""
     filled = ndimage.binary_fill_holes(mark)
     left_out = 1 - mark.sum() / filled.sum()
-    is_rectangle = min(filled.shape) >= 12 and filled.mean() > 0.93
-    return bool(is_rectangle and 0.01 < left_out < 0.35)
+    # a filled bar may be a 1; what is hardly left out of a wider shape are faint strokes
+    is_bar = max(filled.shape) > WIDEST_BAR * min(filled.shape)
+    least = 0.01 if is_bar else 0.0
+    if min(filled.shape) < 12 or not least < left_out < 0.35:
+        return False
+    return bool(filled.sum() > 0.93 * _least_rectangle(filled))
+
+
+def _least_rectangle(mask: Mask) -> float:
+    """Return the area of the smallest rectangle around a mask, which may lie askew."""
+    rows, columns = np.nonzero(mask & ~ndimage.binary_erosion(mask))
+    areas = []
+    for angle in np.radians(np.arange(-20, 21, 2)):
+        across = columns * np.cos(angle) + rows * np.sin(angle)
+        down = rows * np.cos(angle) - columns * np.sin(angle)
+        areas.append((np.ptp(across) + 1) * (np.ptp(down) + 1))
+    return float(min(areas))
 
 
 def _widened(side: slice, margin: int, factor: int) -> slice:
@@ -265,7 +311,7 @@ def _single_mark(strokes: Mask) -> Mask:
     Raises:
         SeveralMarks: if there are several of comparable size.
     """
-    marks = _bridged_marks(strokes)
+    marks = _bridged_marks(_without_underline(_without_box(strokes)))
     boxes = _Boxes.of_marks(marks)
     heights = boxes.heights
     widths = boxes.widths
@@ -288,6 +334,41 @@ def _single_mark(strokes: Mask) -> Mask:
     if width >= WIDEST_DIGIT * height and height >= LEAST_SIDE:
         raise SeveralMarks("holds a mark that is wider than any digit; one digit per image")
     return np.isin(marks, 1 + np.flatnonzero(chosen))
+
+
+def _without_box(strokes: Mask) -> Mask:
+    """Take away the box that is drawn around a digit, as forms have it."""
+    pieces, count = ndimage.label(strokes, EIGHT)
+    if count < 2:
+        return strokes
+    boxes = _Boxes.of_marks(pieces)
+    outer = int(boxes.extents.argmax())
+    lies_within = (boxes.start > boxes.start[outer]) & (boxes.stop < boxes.stop[outer])
+    is_large = boxes.extents >= 0.25 * boxes.extents[outer]
+    if not (lies_within.all(axis=1) & is_large).any():
+        return strokes
+    mark = pieces == outer + 1
+    filled = ndimage.binary_fill_holes(mark[box_of(mark)])
+    is_hollow = mark.sum() < 0.35 * filled.sum()
+    if is_hollow and filled.sum() > 0.88 * _least_rectangle(filled):
+        return strokes & ~mark
+    return strokes
+
+
+def _without_underline(strokes: Mask) -> Mask:
+    """Take away the line that is drawn or printed below a digit."""
+    pieces, _ = ndimage.label(strokes, EIGHT)
+    boxes = _Boxes.of_marks(pieces)
+    widest = int(boxes.widths.argmax())
+    width = boxes.widths[widest]
+    others = boxes.extents >= 0.3 * width
+    others[widest] = False
+    if width < FLATTEST * boxes.heights[widest] or not others.any():
+        return strokes
+    is_below = boxes.stop[others, 0].max() <= boxes.start[widest, 0] + boxes.heights[widest]
+    if is_below and width >= WIDER * boxes.union(others)[1]:
+        return strokes & (pieces != widest + 1)
+    return strokes
 
 
 def _bridged_marks(strokes: Mask) -> Numbered:

@@ -25,6 +25,8 @@ LEAST_CONTRAST = 3
 NOISE_SPREADS = 2.5
 #: A mark that covers more than this part of an edge of the view is no digit: 1 in so many.
 MOST_ALONG = 6
+#: A mark in a corner of the view is a shadow up to this part of the view: 1 in so many.
+LARGEST_CORNER = 4
 #: Sides up to which a picture is a small drawing: strokes may be a fifth of it, or of its border.
 SMALL = 64
 #: Of the longer side of a view the widest stroke that is looked for in uneven light is this part.
@@ -41,6 +43,10 @@ LEAST_SEEN = 0.3
 PAPER_SIDE = 140
 #: Part of the ink that is no ruled line, at least; where all of it is, it is strokes.
 LEAST_LEFT = 0.03
+#: Levels of 255 between a sheet and what lies around it, at least.
+LEAST_EDGE = 30.0
+#: Part of a picture that a sheet covers, at least.
+LEAST_SHEET = 0.2
 #: Connected strokes of a picture, at most.
 MOST_MARKS = 2_500
 #: Pixels that touch at a corner belong together.
@@ -89,14 +95,62 @@ def _relief(grey: Grey, widest: int) -> Grey:
     covered = opening if is_light else closing
     paper = covered(even, disc)
     if factor > 1:
-        height, width = grey.shape
-        resized = Image.fromarray(paper).resize((width, height), Image.Resampling.BILINEAR)
-        paper = np.asarray(resized)
+        paper = _resized(paper, grey.shape)
     if is_light:
         return np.asarray(grey - paper, np.float32)
     usual = float(np.median(paper))
     share = np.clip(usual / np.maximum(paper, 1), 0.5, 4)
     return np.asarray((paper - grey) * share, np.float32)
+
+
+def sheet_alone(grey: Grey) -> Grey | None:
+    """Return the light sheet of a picture, evenly lit, with paper in place of what lies around it.
+
+    That is a table, a dark frame, a finger or dark corners: what is darker than the sheet, reaches
+    the frame and is wider than a stroke.
+
+    Args:
+        grey: brightness (h, w), 0 to 255.
+
+    Returns:
+        Of the same shape; None where there is no such sheet, or nothing around it.
+    """
+    factor = max(1, max(grey.shape) // PAPER_SIDE)
+    coarse = np.asarray(Image.fromarray(grey).reduce(factor), np.float32)
+    radius = _odd(max(coarse.shape) // WIDEST_STROKE) // 2
+    # what is narrower than a stroke goes on beyond the frame: a closing would take it for a stroke
+    continued = np.pad(coarse, 2 * radius, mode="edge")
+    even = ndimage.median_filter(continued, 3)
+    inner = slice(2 * radius, -2 * radius)
+    bright = closing(even, disk(radius, decomposition="sequence"))[inner, inner]
+    is_light = bright > threshold_otsu(bright)
+    numbered, count = ndimage.label(is_light)
+    if count == 0:
+        return None
+    areas = np.bincount(numbered.ravel())
+    areas[0] = 0
+    sheet = ndimage.binary_fill_holes(numbered == areas.argmax())
+    if not LEAST_SHEET <= sheet.mean() < 1:
+        return None
+    if np.median(bright[sheet]) - np.median(bright[~sheet]) < LEAST_EDGE:
+        return None
+    # light patches of a table lie beside it, and its edge is blurred or casts a shadow
+    sheet = opened_by_square(sheet, radius // 2)
+    within = ndimage.binary_erosion(sheet, EIGHT, iterations=3, border_value=1)
+    if not within.any():
+        return None
+    nearest = ndimage.distance_transform_edt(~within, return_distances=False, return_indices=True)
+    paper = _resized(bright[tuple(nearest)], grey.shape)
+    usual = np.float32(np.median(paper))
+    is_within = _resized(within.astype(np.float32), grey.shape) > 0.5
+    return np.where(is_within, grey * (usual / np.maximum(paper, 1)), usual)
+
+
+def _resized(plane: Grey, shape: tuple[int, ...]) -> Grey:
+    """Return a plane in another size."""
+    height, width = shape
+    image = Image.fromarray(plane).resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(image)
 
 
 def _odd(side: int) -> int:
@@ -288,9 +342,9 @@ def _straight_lines(thin: Mask) -> list[tuple[float, float]]:
 
 
 def _without_frame(marks: Numbered) -> Numbered:
-    """Drop numbered marks that lie along the frame for longer than a stroke is wide.
+    """Drop numbered marks that lie along the frame for longer than a stroke is wide, or in a corner.
 
-    Such a mark is a sheet's edge, a shadow's corner or another thing. A digit that is cut tightly
+    Such a mark is a sheet's edge, a shadow's corner, a dark corner or another thing. A digit that is cut tightly
     stays where there is nothing else.
     """
     along = np.zeros(marks.max() + 1, np.int64)
@@ -298,8 +352,20 @@ def _without_frame(marks: Numbered) -> Numbered:
         counts = np.bincount(edge, minlength=len(along))
         along = np.maximum(along, counts * MOST_ALONG // len(edge))
     is_frame = along >= 1
+    is_frame[_small_corners(marks)] = True
     is_frame[0] = False
     rest = np.where(is_frame[marks], 0, marks)
     if not rest.any():
         return marks
     return rest
+
+
+def _small_corners(marks: Numbered) -> list[int]:
+    """Return the numbers of marks that are small and cover a corner of the view."""
+    boxes = ndimage.find_objects(marks)
+    found = []
+    for number in {int(marks[row, column]) for row in (0, -1) for column in (0, -1)} - {0}:
+        tall = max(side.stop - side.start for side in boxes[number - 1])
+        if tall <= max(marks.shape) // LARGEST_CORNER:
+            found.append(number)
+    return found
