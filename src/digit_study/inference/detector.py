@@ -121,6 +121,33 @@ def weights(path: Path = WEIGHTS) -> list[Weights]:
     return networks
 
 
+def models(path: Path = WEIGHTS) -> list[Any]:
+    """Build the networks with their saved weights.
+
+    Args:
+        path: a file written by :func:`save`.
+
+    Returns:
+        Keras models, as :func:`scorer` takes them.
+    """
+    networks = []
+    for network in weights(path):
+        model = build()
+        model.set_weights(network)
+        networks.append(model)
+    return networks
+
+
+def threshold(path: Path = WEIGHTS) -> float:
+    """Return the saved score below which a picture is refused.
+
+    Args:
+        path: a file written by :func:`save`.
+    """
+    with np.load(path) as saved:
+        return float(saved["threshold"])
+
+
 @cache
 def load(path: Path = WEIGHTS) -> Callable[[Pixels], npt.NDArray[np.bool_]]:
     """Load the shipped detector.
@@ -131,17 +158,11 @@ def load(path: Path = WEIGHTS) -> Callable[[Pixels], npt.NDArray[np.bool_]]:
     Returns:
         A function: images (n, 28, 28, 1), uint8, to whether each passes for a digit, (n,).
     """
-    models = []
-    for network in weights(path):
-        model = build()
-        model.set_weights(network)
-        models.append(model)
-    with np.load(path) as saved:
-        threshold = float(saved["threshold"])
-    score = scorer(models)
+    least = threshold(path)
+    score = scorer(models(path))
     # compiles it, before anybody waits for an answer
     score(np.zeros((1, IMAGE_SIDE, IMAGE_SIDE, 1), np.uint8))
-    return lambda images: score(images) >= threshold
+    return lambda images: score(images) >= least
 
 
 def are_digits(images: Pixels) -> npt.NDArray[np.bool_]:

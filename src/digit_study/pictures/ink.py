@@ -342,10 +342,10 @@ def _straight_lines(thin: Mask) -> list[tuple[float, float]]:
 
 
 def _without_frame(marks: Numbered) -> Numbered:
-    """Drop numbered marks that lie along the frame for longer than a stroke is wide, or in a corner.
+    """Drop numbered marks along the frame that are longer than a stroke is wide, or in a corner.
 
-    Such a mark is a sheet's edge, a shadow's corner, a dark corner or another thing. A digit that is cut tightly
-    stays where there is nothing else.
+    Such a mark is a sheet's edge, a shadow's corner, a dark corner or another thing. A digit that
+    is cut tightly stays where there is nothing else.
     """
     along = np.zeros(marks.max() + 1, np.int64)
     for edge in (marks[0], marks[-1], marks[:, 0], marks[:, -1]):
@@ -364,8 +364,10 @@ def _small_corners(marks: Numbered) -> list[int]:
     """Return the numbers of marks that are small and cover a corner of the view."""
     boxes = ndimage.find_objects(marks)
     found = []
-    for number in {int(marks[row, column]) for row in (0, -1) for column in (0, -1)} - {0}:
-        tall = max(side.stop - side.start for side in boxes[number - 1])
-        if tall <= max(marks.shape) // LARGEST_CORNER:
-            found.append(number)
+    for number in np.unique(marks[np.ix_([0, -1], [0, -1])]):
+        if number == 0:
+            continue
+        extent = max(side.stop - side.start for side in boxes[number - 1])
+        if extent <= max(marks.shape) // LARGEST_CORNER:
+            found.append(int(number))
     return found
