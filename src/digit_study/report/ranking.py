@@ -408,7 +408,7 @@ def _note(shared: str, shown: int, count: int) -> str:
     """Return what all rows share, and how many there are if not all are shown."""
     notes = []
     if shared:
-        notes.append(f"All: {shared}.")
+        notes.append(f"All have {shared}.")
     if count > shown:
         notes.append(f"The best {shown} of {count}.")
     return " ".join(notes)
