@@ -351,7 +351,7 @@ def _without_box(strokes: Mask) -> Mask:
     filled = ndimage.binary_fill_holes(mark[box_of(mark)])
     is_hollow = mark.sum() < 0.35 * filled.sum()
     if is_hollow and filled.sum() > 0.88 * _least_rectangle(filled):
-        return strokes & ~mark
+        return np.asarray(strokes & ~mark)
     return strokes
 
 
@@ -367,7 +367,7 @@ def _without_underline(strokes: Mask) -> Mask:
         return strokes
     is_below = boxes.stop[others, 0].max() <= boxes.start[widest, 0] + boxes.heights[widest]
     if is_below and width >= WIDER * boxes.union(others)[1]:
-        return strokes & (pieces != widest + 1)
+        return np.asarray(strokes & (pieces != widest + 1))
     return strokes
 
 

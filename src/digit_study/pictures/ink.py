@@ -136,7 +136,7 @@ def sheet_alone(grey: Grey) -> Grey | None:
         return None
     # light patches of a table lie beside it, and its edge is blurred or casts a shadow
     sheet = opened_by_square(sheet, radius // 2)
-    within = ndimage.binary_erosion(sheet, EIGHT, iterations=3, border_value=1)
+    within = ndimage.binary_erosion(sheet, EIGHT > 0, iterations=3, border_value=1)
     if not within.any():
         return None
     nearest = ndimage.distance_transform_edt(~within, return_distances=False, return_indices=True)
