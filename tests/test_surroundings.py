@@ -29,8 +29,8 @@ from starlette.datastructures import Headers
 from digit_study.apps.draw.same_origin import SameOriginMiddleware, allowed_hosts
 from digit_study.config.run_config import Config, TrackingConfig
 from digit_study.study._optuna import JournalFile
-from digit_study.study.run_plan import plan_runs
 from digit_study.study.results import RunResults
+from digit_study.study.run_plan import plan_runs
 from digit_study.study.search import NoParentError, no_parent
 from digit_study.study.study_page import page_at_end
 from digit_study.support.errors import StudyError
