@@ -19,7 +19,7 @@ from stub_worker import Stubs, draw_no_studies, plan, runs, states
 
 from digit_study.config.run_config import Config
 from digit_study.study._optuna import TPE, with_paused
-from digit_study.study.halving import Halving, PausedTrial, reductions
+from digit_study.study.halving import LEAST_RESULTS, Halving, PausedTrial, reductions
 from digit_study.study.search import run_study
 from digit_study.study.storage import StoredStudy
 from digit_study.study.study_plan import paused_limit
@@ -138,6 +138,15 @@ def test_a_trial_may_go_on_until_too_many_are_better() -> None:
     assert chances == [True, True, True, True, False]
 
 
+def test_a_trial_that_failed_takes_no_place_of_the_one_that_runs_again() -> None:
+    trials = trials_with([[0.9], [0.8], [0.9], [0.8]])
+    for failed in trials[:2]:
+        failed.state = TrialState.FAIL
+    halving = Halving(6, maximizes=True)
+    assert halving.best(trials, 1, at_least=2) == [2, 3]
+    assert halving.may_go_on(trials, PausedTrial(3, 1), total=4)
+
+
 @given(some.lists(some.floats(0, 1), min_size=1, max_size=40))
 def test_no_more_than_a_quarter_goes_on(values: list[float]) -> None:
     trials = trials_with([[value] for value in values])
@@ -232,17 +241,28 @@ def test_none_waits_where_trials_use_a_gpu() -> None:
 
 
 @pytest.mark.slow
-def test_an_interrupted_study_with_paused_trials_gets_to_its_total(store: str) -> None:
-    def behaviour(config: Config, number: int) -> str:
-        return "signal" if number == 8 else "done"
+def test_a_study_with_paused_trials_that_is_interrupted_again_and_again_has_results(
+    store: str,
+) -> None:
+    interrupted_at = {8, 15, 20}
 
-    stubs = WatchedStubs(store, behaviour, lambda: os.kill(os.getpid(), signal.SIGINT))
-    wanted = plan("search.pruner=asha", "training.epochs=6", "search.trials=12")
-    with pytest.raises(Interrupted), interruptible():
-        run_study(wanted, stubs.engine)
+    def behaviour(config: Config, number: int) -> str:
+        return "signal" if number in interrupted_at else "done"
+
+    words = ("search.pruner=asha", "training.epochs=6", "search.trials=12")
+    for _ in interrupted_at:
+        stubs = WatchedStubs(store, behaviour, lambda: os.kill(os.getpid(), signal.SIGINT))
+        with pytest.raises(Interrupted), interruptible():
+            run_study(plan(*words), stubs.engine)
     view, rest = search(store, "search.trials=12")
     assert "RUNNING" not in states(view)
     assert len(counted(view.trials())) == 12
     # what was paused and hopeless counts; what was good, or ran, was trained again
     assert len(rest.started) < 12
-    assert Counter(states(view))["COMPLETE"] >= 1
+    assert Counter(states(view))["COMPLETE"] >= LEAST_RESULTS
+    found = {
+        run.info.status
+        for run in runs(store).values()
+        if run.data.tags.get("trial.state") == "PRUNED"
+    }
+    assert found == {"FINISHED"}

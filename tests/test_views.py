@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 from pathlib import Path
@@ -10,12 +11,14 @@ import mlflow
 import numpy as np
 import pandas as pd
 import pytest
+from rich.console import Console
 from tracked import again, created, tracker, workspace
 
 from digit_study.report.description import RunDescription
 from digit_study.report.markdown import run_page
 from digit_study.report.ranking import Medium, RankedTable, RankingKind
 from digit_study.report.sentences import ranking_answer
+from digit_study.report.terminal import fitted, rich_table
 from digit_study.stats.race import in_groups
 from digit_study.stats.ranking import Candidate, leaderboard
 from digit_study.support import processes
@@ -221,6 +224,30 @@ def test_the_page_has_a_column_for_each_setting_and_the_terminal_a_short_name() 
     assert "trial: configuration" in ranking.view(Medium.TERMINAL).headings
     named = RankedTable.of(RankingKind.CONFIGURATIONS, trial_board().assign(name=list("abc")))
     assert "trial: configuration" in named.view(Medium.PAGE).headings
+
+
+@pytest.mark.parametrize(
+    ("width", "left_out"),
+    [
+        (160, []),
+        (120, ["run id"]),
+        (100, ["run id", "loss", "seconds"]),
+        (80, ["run id", "loss", "seconds", "p", "robust"]),
+    ],
+)
+def test_a_narrow_terminal_shows_the_names_and_leaves_out_what_matters_less(
+    width: int, left_out: list[str]
+) -> None:
+    named = board(3).assign(name=[f"model.filters={number}" for number in (8, 16, 32)])
+    whole = RankedTable.of(RankingKind.RUNS, named).view(Medium.TERMINAL)
+    view = fitted(whole, width)
+    assert set(whole.headings) - set(view.headings) == set(left_out)
+    assert view.legend.endswith(", ".join(left_out))
+    target = Console(width=width, file=io.StringIO())
+    with target.capture() as shown:
+        target.print(rich_table(view))
+    assert "model.filters=32" in shown.get() and "best" in shown.get()
+    assert max(map(len, shown.get().splitlines())) <= width
 
 
 def test_candidates_stand_in_two_groups_and_the_table_says_so() -> None:

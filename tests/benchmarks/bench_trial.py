@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import argparse
 import os
+import shutil
 import statistics
 import sys
 import tempfile
 import time
 from collections import defaultdict
 from dataclasses import replace
+from multiprocessing.util import Finalize
 from pathlib import Path
 from typing import Any
 
@@ -81,36 +83,38 @@ def main() -> None:
     from digit_study.trial.protocol import EngineContext
 
     compose.register()
-    with tempfile.TemporaryDirectory() as folder:
-        uri = os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
-        words = [
-            "data.limit=20000",
-            "data.validation=5000",
-            f"training.epochs={EPOCHS}",
-            "training.threads=1",
-        ]
-        words += ["model.batch_norm=false", "model.dense_units=0", "training.schedule=constant"]
-        words += [f"data.path='{Path(given.data).resolve()}'"] if given.data else []
-        configs = {
-            width: resolve_config(compose.compose_config([*words, f"model.filters={width}"]))[0]
-            for width in given.filters
-        }
-        workspace = Workspace(Path(folder))
-        found: dict[tuple[int, str], list[float]] = defaultdict(list)
-        first = next(iter(configs.values()))
-        with session(uri, workspace, outage_timeout=1.0) as tracker:
-            engine = LocalEngine(EngineContext(workspace=workspace, data=first.data))
-            # as in a sweep, whose parent has the figures of the digits
-            parent = tracker.create_run(first, "mnist", "parent")
-            for number in range(given.rounds + 1):
-                for width, config in configs.items():
-                    tracking = replace(config.tracking, parent_run_id=parent)
-                    child = replace(config, tracking=tracking)
-                    run_id = tracker.create_run(child, "mnist", f"{width}")
-                    for name, value in measure(engine, child, run_id).items():
-                        if number:
-                            found[width, name].append(value)
-            engine.stop()
+    folder = Path(tempfile.mkdtemp())
+    # after multiprocessing, which has temporary files in there
+    Finalize(None, shutil.rmtree, args=(folder, True), exitpriority=-300)
+    uri = os.environ["MLFLOW_TRACKING_URI"] = f"sqlite:///{folder}/mlflow.db"
+    words = [
+        "data.limit=20000",
+        "data.validation=5000",
+        f"training.epochs={EPOCHS}",
+        "training.threads=1",
+    ]
+    words += ["model.batch_norm=false", "model.dense_units=0", "training.schedule=constant"]
+    words += [f"data.path='{Path(given.data).resolve()}'"] if given.data else []
+    configs = {
+        width: resolve_config(compose.compose_config([*words, f"model.filters={width}"]))[0]
+        for width in given.filters
+    }
+    workspace = Workspace(Path(folder))
+    found: dict[tuple[int, str], list[float]] = defaultdict(list)
+    first = next(iter(configs.values()))
+    with session(uri, workspace, outage_timeout=1.0) as tracker:
+        engine = LocalEngine(EngineContext(workspace=workspace, data=first.data))
+        # as in a sweep, whose parent has the figures of the digits
+        parent = tracker.create_run(first, "mnist", "parent")
+        for number in range(given.rounds + 1):
+            for width, config in configs.items():
+                tracking = replace(config.tracking, parent_run_id=parent)
+                child = replace(config, tracking=tracking)
+                run_id = tracker.create_run(child, "mnist", f"{width}")
+                for name, value in measure(engine, child, run_id).items():
+                    if number:
+                        found[width, name].append(value)
+        engine.stop()
     print("filters  before, s  after, s  fixed, s  reading, s  validation  steps of all")
     for width in configs:
         before, after, reading, validation, steps = (

@@ -211,6 +211,8 @@ NAMED = {
     RankingKind.CANDIDATES: "trial: configuration",
     RankingKind.NETWORKS: "network",
 }
+#: What a narrow terminal does not show, the first one first.
+OPTIONAL = ("run id", "loss", "seconds", "p", "minutes", "robust", "parameters", "seeds")
 #: What a column says that all rankings have.
 _ROBUST_LEGEND = "robust: accuracy on corrupted validation images"
 #: What the words in the cells mean.
@@ -298,6 +300,7 @@ class RankedTable:
                 filter(None, [self._groups(), _note(shared, len(shown), len(self.rows))])
             ),
             legend=f"{LEGENDS[self.kind]}; {_ROBUST_LEGEND}",
+            optional=[heading for heading in OPTIONAL if heading in headings],
         )
 
     def _columns(self, medium: Medium) -> list[Column | str]:
@@ -405,7 +408,7 @@ def _note(shared: str, shown: int, count: int) -> str:
     """Return what all rows share, and how many there are if not all are shown."""
     notes = []
     if shared:
-        notes.append(f"All: {shared}.")
+        notes.append(f"All have {shared}.")
     if count > shown:
         notes.append(f"The best {shown} of {count}.")
     return " ".join(notes)

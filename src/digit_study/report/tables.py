@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import pandas as pd
 
 from digit_study.support.formatting import p_value, with_interval
 
+T = TypeVar("T")
 #: Rows of the longest tables: a page with thousands cannot be read any more.
 MOST_ROWS = 500
 
@@ -53,12 +54,27 @@ class TableView:
     note: str = ""
     #: What the words in the cells mean.
     legend: str = ""
+    #: Headings of columns that are left out where there is no space for them, the first one first.
+    optional: Sequence[str] = ()
+
+    def without(self, heading: str) -> TableView:
+        """Return the table without a column."""
+        place = list(self.headings).index(heading)
+        return replace(
+            self,
+            headings=_without(self.headings, place),
+            rows=[_without(row, place) for row in self.rows],
+        )
 
     @property
     def numeric(self) -> list[bool]:
         """Return for every column whether it holds numbers alone."""
         columns = range(len(self.headings))
         return [all(row[column].number is not None for row in self.rows) for column in columns]
+
+
+def _without(items: Sequence[T], place: int) -> list[T]:
+    return [*items[:place], *items[place + 1 :]]
 
 
 @dataclass(frozen=True)

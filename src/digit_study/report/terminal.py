@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
+from rich.cells import cell_len
 from rich.console import JustifyMethod
 from rich.table import Table
 
@@ -11,6 +13,11 @@ from digit_study.report.ranking import Medium, RankedTable
 from digit_study.report.tables import TableView
 from digit_study.support.console import console
 from digit_study.support.formatting import accuracy_with_interval
+
+#: Characters that a name has at least before it is wrapped.
+NAME_WIDTH = 30
+#: Characters between two columns.
+BORDER_WIDTH = 3
 
 
 def print_lines(*lines: str) -> None:
@@ -30,8 +37,47 @@ def print_ranking(title: str, ranking: RankedTable, most_rows: int | None = None
 
 
 def print_table(view: TableView) -> None:
-    """Print any table."""
-    console().print(rich_table(view))
+    """Print any table, without the optional columns that the terminal is too narrow for."""
+    target = console()
+    target.print(rich_table(fitted(view, target.width)))
+
+
+def fitted(view: TableView, width: int) -> TableView:
+    """Return a table without the optional columns that are too many.
+
+    Args:
+        view: The table.
+        width: Characters that a line has.
+
+    Returns:
+        The table; its legend names what is left out.
+    """
+    left_out: list[str] = []
+    for heading in view.optional:
+        if _least_width(view) <= width:
+            break
+        view = view.without(heading)
+        left_out.append(heading)
+    if not left_out:
+        return view
+    hint = f"a wider terminal also shows: {', '.join(left_out)}"
+    return replace(view, legend="\n".join(filter(None, [view.legend, hint])))
+
+
+def _least_width(view: TableView) -> int:
+    """Return how many characters a table needs, names wrapped."""
+    widths = []
+    for column, heading in enumerate(view.headings):
+        longest = max([cell_len(heading), *(cell_len(row[column].text) for row in view.rows)])
+        if _is_wrapped(view, column):
+            longest = min(longest, NAME_WIDTH)
+        widths.append(longest)
+    return sum(widths) + BORDER_WIDTH * len(widths) + 1
+
+
+def _is_wrapped(view: TableView, column: int) -> bool:
+    """Return whether a column holds names of runs, which may be long."""
+    return any(row[column].run_id not in ("", row[column].text) for row in view.rows)
 
 
 def rich_table(view: TableView) -> Table:
@@ -44,8 +90,7 @@ def rich_table(view: TableView) -> Table:
         caption_justify="left",
     )
     for column, heading in enumerate(view.headings):
-        is_name = any(row[column].run_id for row in view.rows)
-        if is_name:
+        if _is_wrapped(view, column):
             table.add_column(heading, overflow="fold")
         else:
             table.add_column(heading, justify=_side(view, column), no_wrap=True)

@@ -147,11 +147,15 @@ class Halving:
         return max(waiting, key=lambda number: (losses[number], number))
 
     def _losses(self, trials: Sequence[FrozenTrial], epoch: int) -> Mapping[int, float]:
-        """Return what trials had reached after an epoch, the smaller the better."""
+        """Return what trials had reached after an epoch, the smaller the better.
+
+        A trial that failed is not among them. It gets to no end, and if it runs again it would be
+        compared twice: then nothing might be left that goes on.
+        """
         losses = {}
         for trial in trials:
             value = trial.intermediate_values.get(epoch)
-            if value is None:
+            if value is None or trial.state.name == "FAIL":
                 continue
             losses[trial.number] = self._sign * value
             if math.isnan(value):
