@@ -21,6 +21,9 @@ def main(workspace: Workspace) -> None:
 
     plan = plan_study(sys.argv[1:], workspace)
     if plan.study.search.plan:
+        from digit_study.study.storage import check_stored
+
+        check_stored(plan.study, workspace)
         console().print(plan_table(plan))
         return
     if plan.study.search.engine == "local":

@@ -196,6 +196,7 @@ def own(tmp_path: Path) -> Path:
     experiments = {
         "wide": "model: {filters: 48}",
         "grid": "hydra: {sweeper: {params: {model.filters: '8,16'}}}",
+        "runs_grid": "hydra: {mode: MULTIRUN, sweeper: {params: {model.filters: '8,16'}}}",
         "old": "patience: 3",
         "typo": "outage_timeot: 3",
         "unresolved": "model: {filters: '${nope}'}",
@@ -229,6 +230,58 @@ def test_a_grid_in_a_file_is_run_by_multirun(own: Path) -> None:
     jobs = expand(typed("-m", f"--config-dir={own}", "experiment=grid", "training.seed=1"))
     assert [compose_config(job).model.filters for job in jobs] == [8, 16]
     assert all("training.seed=1" in job for job in jobs)
+
+
+@pytest.mark.parametrize(
+    ("words", "is_multirun"),
+    [
+        (["-m"], True),
+        (["hydra.mode=MULTIRUN", "model.filters=8,16"], True),
+        (["experiment=runs_grid"], True),
+        (["+experiment=runs_grid"], True),
+        (["experiment=grid", "hydra.mode=MULTIRUN"], True),
+        (["experiment=wide"], False),
+        ([], False),
+    ],
+)
+def test_the_mode_multirun_means_the_same_as_its_option(
+    words: list[str], is_multirun: bool, own: Path
+) -> None:
+    parsed = composition.parse_arguments([f"--config-dir={own}", *words])
+    assert composition.is_multirun(parsed) is is_multirun
+
+
+def test_a_single_run_says_that_it_leaves_out_the_grid_of_its_file(
+    own: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parsed = composition.parse_arguments([f"--config-dir={own}", "experiment=grid"])
+    assert not composition.is_multirun(parsed)
+    assert "`hydra.sweeper.params` is not used by a single run: add -m" in capsys.readouterr().err
+
+
+def test_a_typed_grid_without_its_option_is_refused() -> None:
+    parsed = composition.parse_arguments(["hydra.sweeper.params={model.filters: '8,16'}"])
+    with pytest.raises(StudyError, match="add -m to run them all"):
+        composition.is_multirun(parsed)
+
+
+@pytest.mark.parametrize("plus", ["", "+", "++"])
+def test_an_option_may_be_chosen_with_a_plus(plus: str, own: Path) -> None:
+    words = typed(f"{plus}model=tiny", f"--config-dir={own}", f"{plus}experiment=wide")
+    config = compose_config(words)
+    assert (config.model.name, config.model.filters) == ("tiny", 48)
+
+
+@pytest.mark.parametrize(
+    ("override", "told"),
+    [
+        ("model.filters=${nope}", "Interpolation key 'nope' not found: correct what stands in"),
+        ("model.filters=${oc.env:NO_SUCH}", "`model.filters`: Environment variable 'NO_SUCH' not"),
+        ("tracking.experiment=it's", "where that has special characters: got tracking.experiment="),
+    ],
+)
+def test_what_hydra_and_omegaconf_find_is_told_with_a_remedy(override: str, told: str) -> None:
+    assert told in refusal(override)
 
 
 def test_options_may_stand_between_overrides(own: Path) -> None:

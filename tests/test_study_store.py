@@ -234,6 +234,20 @@ def test_half_a_line_of_a_killed_writer_is_cut_off() -> None:
     assert all(json.loads(line) for line in path.read_text().splitlines())
 
 
+def test_a_plan_sees_a_damaged_journal_and_changes_nothing() -> None:
+    opened().set_user_attr("kept", 1)
+    wanted = plan().study
+    path = journal_path(workspace(), "s")
+    whole = path.read_bytes()
+    path.write_bytes(whole + b'{"op_code": 2, "stu')
+    study_store.check_stored(wanted, workspace())
+    first, _, rest = whole.partition(b"\n")
+    path.write_bytes(first + b"\nforeign\n" + rest)
+    with pytest.raises(StudyError, match="line 2, must be a record of a study, got 'foreign'"):
+        study_store.check_stored(wanted, workspace())
+    assert path.read_bytes() == first + b"\nforeign\n" + rest
+
+
 def test_half_a_line_that_another_one_leaves_behind_does_not_spoil_the_next() -> None:
     study = opened()
     with journal_path(workspace(), "s").open("ab") as file:

@@ -29,8 +29,10 @@ from starlette.datastructures import Headers
 from digit_study.apps.draw.same_origin import SameOriginMiddleware, allowed_hosts
 from digit_study.config.run_config import Config, TrackingConfig
 from digit_study.study._optuna import JournalFile
+from digit_study.study.results import RunResults
 from digit_study.study.run_plan import plan_runs
-from digit_study.study.search import no_parent
+from digit_study.study.search import NoParentError, no_parent
+from digit_study.study.study_page import page_at_end
 from digit_study.support.errors import StudyError
 from digit_study.support.sqlite import sqlite_path
 from digit_study.support.workspace import Workspace
@@ -365,7 +367,7 @@ def test_a_server_may_be_named_with_its_password() -> None:
 
 
 def test_a_deleted_run_is_said_to_be_deleted_and_a_removed_one_to_be_gone(
-    old_home: Workspace,
+    old_home: Workspace, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tracker = Tracker(old_home.default_store, old_home)
     client = tracker.client
@@ -383,7 +385,11 @@ def test_a_deleted_run_is_said_to_be_deleted_and_a_removed_one_to_be_gone(
         connection.execute("DELETE FROM tags WHERE run_uuid = ?", (parent,))
     assert "is gone from MLflow for good" in str(no_parent(plan, stored, tracker))
     trials.clear()
-    assert "MLFLOW_TRACKING_URI" in str(no_parent(plan, stored, tracker))
+    error = no_parent(plan, stored, tracker)
+    assert "MLFLOW_TRACKING_URI" in str(error)
+    with pytest.raises(NoParentError), page_at_end(plan, RunResults(tracker)):
+        raise error
+    assert not capsys.readouterr().err, "said once, by whoever ends the command"
 
 
 # ---------------------------------------------------------------------------------- drawing

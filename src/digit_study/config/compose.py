@@ -19,6 +19,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import ChoiceSweep, Override
 from hydra.errors import HydraException
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, errors
 
 from digit_study.config import _hydra
@@ -39,6 +40,7 @@ from digit_study.config.space_overrides import (
     origin_of,
     typed_space,
 )
+from digit_study.support.console import warn
 from digit_study.support.errors import StudyError, first_line
 from digit_study.support.redaction import without_password
 from digit_study.support.suggestions import nearest
@@ -88,10 +90,24 @@ def parse_arguments(arguments: Sequence[str]) -> Namespace:
             remedy = "drop it; give --config-dir=<folder> experiment=<name> for a file of your own"
             raise StudyError(f"{rule}, got {value!r}: {remedy}")
     _check_options(parsed)
-    parsed.overrides = current_overrides(parsed.overrides)
+    parsed.overrides = _without_plus(current_overrides(parsed.overrides))
     if parsed.config_dir is not None:
         parsed.overrides = _with_folder(parsed.overrides, parsed.config_dir)
     return parsed
+
+
+def _without_plus(overrides: Sequence[str]) -> list[str]:
+    """Read ``+experiment=<name>`` as ``experiment=<name>``.
+
+    Hydra wants the plus for groups that its defaults list does not name; here it names them all.
+    """
+    groups = config_groups()
+    found: list[str] = []
+    for text in overrides:
+        if text.startswith("+") and key_of(text) in groups:
+            text = text.lstrip("+")
+        found.append(text)
+    return found
 
 
 def _check_options(parsed: Namespace) -> None:
@@ -138,7 +154,7 @@ def answer(arguments: Sequence[str], root: str, schema: type) -> None:
         return
     parsed = parse_arguments(arguments)
     overrides = list(parsed.overrides)
-    if parsed.multirun and root == MULTIRUN_ROOT:
+    if root == MULTIRUN_ROOT and is_multirun(parsed):
         # Hydra shows a single config: that of the first job
         overrides = expand(overrides, root)[0]
     if parsed.cfg or parsed.info:
@@ -264,6 +280,37 @@ def expand(overrides: Sequence[str], root: str = "config") -> list[list[str]]:
     return [list(job) for job in product(*choices.values())]
 
 
+def is_multirun(parsed: Namespace, root: str = MULTIRUN_ROOT) -> bool:
+    """Return whether a command line asks for several runs: by -m, or by ``hydra.mode=MULTIRUN``.
+
+    The mode may also stand in an experiment file. A single run that leaves out the grid of its
+    file says so.
+
+    Args:
+        parsed: A command line, by :func:`parse_arguments`.
+        root: Name of the config in ``conf/``.
+
+    Raises:
+        StudyError: If a grid is typed without -m, or the files cannot be composed.
+    """
+    if parsed.multirun:
+        return True
+    own = [text for text in parsed.overrides if key_of(text).startswith(("experiment", "hydra."))]
+    if not own:
+        # no shipped file asks for several runs, and composing Hydra's own keys takes its time
+        return False
+    grids = [text for text in own if key_of(text).startswith(GRID)]
+    others = [text for text in parsed.overrides if text not in grids]
+    asked = _composed(_choices(_parse(others)), root, with_hydra=True).hydra
+    if asked.mode == RunMode.MULTIRUN:
+        return True
+    if grids:
+        raise StudyError(f"`{GRID}` lists runs to train, got {grids[0]!r}: add -m to run them all")
+    if asked.sweeper.params is not None:
+        warn(f"the file's `{GRID}` is not used by a single run: add -m to run them all")
+    return False
+
+
 def _parser() -> OverridesParser:
     """Make a parser of overrides that looks up the options of ``glob(…)``."""
     with hydra.initialize_config_dir(str(CONF), version_base=VERSION):
@@ -324,12 +371,17 @@ def _as_sweep(value: Any) -> str:
 
 def _grid_of_files(typed: Sequence[Override], root: str) -> list[str]:
     """Return the overrides that config files give as ``hydra.sweeper.params``."""
+    return _overrides_of_grid(_file_grid(_choices(typed), root), f"conf/{root}.yaml")
+
+
+def _choices(typed: Sequence[Override]) -> tuple[str, ...]:
+    """Return the overrides that pick config files or set a key of Hydra's."""
     chosen: list[str] = []
     for override in typed:
         is_choice = override.is_hydra_override() or override.key_or_group in config_groups()
         if is_choice and not override.is_sweep_override():
             chosen.append(str(override.input_line))
-    return _overrides_of_grid(_file_grid(tuple(chosen), root), f"conf/{root}.yaml")
+    return tuple(chosen)
 
 
 @cache
@@ -497,6 +549,8 @@ def _parse(overrides: Sequence[str], parser: OverridesParser | None = None) -> l
     except HydraException as error:
         rule = "an override reads key=value, key='value' where that has special characters"
         message = without_password(first_line(error, LONGEST_MESSAGE))
+        # the name that Hydra's parser gives to an error, before the override itself
+        message = message.replace("LexerNoViableAltException: ", "got ")
         raise StudyError(f"{rule}: {message}") from error
 
 
@@ -588,6 +642,10 @@ def _in_a_line(error: Exception, where: str) -> StudyError:
     if message.endswith(":"):  # Hydra says in which file, OmegaConf what
         message = f"{message.split(':')[0]}: {first_line(origin, LONGEST_MESSAGE)}"
     key = getattr(origin, "full_key", None) or where
+    if isinstance(origin, errors.InterpolationResolutionError):
+        # an error of a resolver, such as oc.env, stands at the end
+        message = message.rpartition("while resolving interpolation: ")[2].strip('"')
+        message = f"{message}: correct what stands in ${{…}}, or give the value itself"
     return StudyError(f"`{key}`: {without_password(message)}")
 
 

@@ -10,7 +10,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Container, Generator, Iterator, Sequence
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from copy import copy
 from functools import partial
 from pathlib import Path
@@ -313,27 +313,12 @@ class JournalFile(JournalFileBackend):
             try:
                 for log in super().read_logs(log_number_from):
                     if not _is_record(log):
-                        raise self._damage()
+                        raise ValueError
                     yield log
             except ValueError:
-                raise self._damage() from None
-
-    def _damage(self) -> StudyError:
-        """Return the error that names the first line which Optuna did not write."""
-        lines = self._path.read_bytes().splitlines()
-        for number, line in enumerate(lines, start=1):
-            try:
-                if _is_record(json.loads(line)):
-                    continue
-            except ValueError:
-                pass
-            found = line[:LONGEST_LINE].decode(errors="replace")
-            return StudyError(
-                f"{self._path}, line {number}, must be a record of a study, got {found!r}: delete "
-                "that line if something else wrote it, or bring the file back from a copy; "
-                "nothing was changed"
-            )
-        return StudyError(f"{self._path} cannot be read: bring it back from a copy")
+                check_journal(self._path)
+                rule = f"{self._path} cannot be read"
+                raise StudyError(f"{rule}: bring it back from a copy") from None
 
     def append_logs(self, logs: list[dict[str, Any]]) -> None:
         """Append records."""
@@ -346,6 +331,27 @@ class JournalFile(JournalFileBackend):
             if ends_trial:
                 file.flush()
                 os.fsync(file.fileno())
+
+
+def check_journal(path: Path) -> None:
+    """Make sure that Optuna wrote every line of a journal; it is only read.
+
+    What a killed writer left behind the last line is no damage.
+
+    Raises:
+        StudyError: If not; the message names the first other line.
+    """
+    whole, _, _ = path.read_bytes().rpartition(b"\n")
+    for number, line in enumerate(whole.splitlines(), start=1):
+        with suppress(ValueError):
+            if _is_record(json.loads(line)):
+                continue
+        found = line[:LONGEST_LINE].decode(errors="replace")
+        raise StudyError(
+            f"{path}, line {number}, must be a record of a study, got {found!r}: delete "
+            "that line if something else wrote it, or bring the file back from a copy; "
+            "nothing was changed"
+        ) from None
 
 
 def _is_record(log: Any) -> bool:

@@ -62,7 +62,7 @@ class RunPlan:
     typed: list[str]
     #: Runs in Hydra's order.
     runs: list[PlannedRun]
-    #: Whether -m was given.
+    #: Whether -m was given, or what means the same.
     is_multirun: bool
     #: Runs at a time; workers × threads = cores.
     workers: int
@@ -101,7 +101,8 @@ def plan_runs(arguments: Sequence[str], workspace: Workspace) -> RunPlan:
     parsed = compose.parse_arguments(arguments)
     compose.register()
     texts = [list(parsed.overrides)]
-    if parsed.multirun:
+    is_multirun = compose.is_multirun(parsed)
+    if is_multirun:
         texts = compose.expand(parsed.overrides)
     configs = [compose.compose_config(text) for text in texts]
     for config in configs:
@@ -127,7 +128,7 @@ def plan_runs(arguments: Sequence[str], workspace: Workspace) -> RunPlan:
     return RunPlan(
         typed=list(parsed.overrides),
         runs=runs,
-        is_multirun=bool(parsed.multirun),
+        is_multirun=is_multirun,
         workers=workers,
         uri=uri,
         context=context,

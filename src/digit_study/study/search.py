@@ -94,23 +94,27 @@ def find_parent(tracker: Tracker, stored: StoredStudy) -> str | None:
     return tracker.find_run({"kind": "study", "study.uid": stored.uid})
 
 
-def no_parent(plan: StudyPlan, stored: StoredStudy, tracker: Tracker) -> StudyError:
+class NoParentError(StudyError):
+    """The run of a study is not in the store, so that there is nothing to report on."""
+
+
+def no_parent(plan: StudyPlan, stored: StoredStudy, tracker: Tracker) -> NoParentError:
     """Return the error of a study whose run is not there: deleted, gone, or in another store."""
     name = plan.study.study
     deleted = tracker.find_deleted_run({"kind": "study", "study.uid": stored.uid})
     if deleted is not None:
         command = restore_command(tracker.uri, deleted, tracker.workspace)
-        return StudyError(
+        return NoParentError(
             f"the run of study '{name}' was deleted in MLflow: restore it with `{command}`"
         )
     fresh = f"python sweeps/optuna_search.py study={name} search.fresh=true"
     trials = [trial.user_attrs[RUN_ID] for trial in stored.trials() if RUN_ID in trial.user_attrs]
     if any(tracker.has_run(run_id) for run_id in trials):
-        return StudyError(
+        return NoParentError(
             f"the run of study '{name}' is gone from MLflow for good (by `mlflow gc`): search "
             f"again with `{fresh}`"
         )
-    return StudyError(
+    return NoParentError(
         f"the runs of study '{name}' are not in {without_password(plan.uri)}: set "
         "MLFLOW_TRACKING_URI to the store that it was begun with; if `mlflow gc` has removed them "
         f"from there, search again with `{fresh}`"

@@ -34,7 +34,7 @@ from digit_study.stats.race import in_groups
 from digit_study.study import results as study_results
 from digit_study.study.page_networks import compare_networks
 from digit_study.study.results import RunResults
-from digit_study.study.search import find_parent, no_parent
+from digit_study.study.search import NoParentError, find_parent, no_parent
 from digit_study.study.storage import CREATED, OVERRIDES, StoredStudy, find_study, refuse_changes
 from digit_study.study.study_plan import StudyPlan
 from digit_study.study.trial_attributes import RUN_ID
@@ -351,6 +351,9 @@ def page_at_end(plan: StudyPlan, results: RunResults) -> Iterator[None]:
     """
     try:
         yield
+    except NoParentError:
+        # its page would end with the same words
+        raise
     except StudyError:
         _write_or_warn(plan, results)
         raise

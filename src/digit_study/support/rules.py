@@ -189,12 +189,12 @@ def _with_value(config: Any, names: list[str], key: str, value: Any) -> Any:
     if len(names) > 1:
         inner = _with_value(getattr(config, name), names[1:], key, value)
         return replace(config, **{name: inner})
-    hint = _type_hints(type(config))[name]
+    hint = _type_hints(config.__class__)[name]
     return replace(config, **{name: _converted(key, value, hint)})
 
 
 @cache
-def _type_hints(schema: type) -> Mapping[str, Any]:
+def _type_hints(schema: type) -> dict[str, Any]:
     """Return the types of a config's settings; to evaluate them takes a trial's milliseconds."""
     return get_type_hints(schema)
 
