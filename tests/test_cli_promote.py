@@ -174,6 +174,7 @@ def test_the_registered_model_gives_the_accuracy_in_its_evidence(
     assert 0 <= float(version.tags["test_refused"]) <= 0.05 and "test_coverage" not in version.tags
 
 
+@pytest.mark.reliability
 def test_two_promotions_at_once_are_both_in_the_ledger(study: Study, tmp_path: Path) -> None:
     uri = copied(study.uri, tmp_path)
     words = [[f"run_id={run}", "promote.floor=0"] for run in study.runs]

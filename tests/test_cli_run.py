@@ -244,7 +244,6 @@ def test_a_multirun_is_a_parent_with_ranked_children(
     assert not [path for path in (project.root / "mlruns" / ".scratch").iterdir() if path.is_dir()]
 
 
-@pytest.mark.reliability
 def test_a_child_gives_the_bits_of_a_single_run(
     several: tuple[str, Done], single: tuple[str, Done]
 ) -> None:
@@ -253,6 +252,7 @@ def test_a_child_gives_the_bits_of_a_single_run(
     assert without_times(alone.data.metrics) == without_times(child.data.metrics)
 
 
+@pytest.mark.reliability
 def test_three_at_the_same_moment_on_a_new_store(project: Project, tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/new.db"
     words = [
@@ -273,6 +273,7 @@ def test_three_at_the_same_moment_on_a_new_store(project: Project, tmp_path: Pat
 # ---------------------------------------------------------------------------------- faults
 
 
+@pytest.mark.reliability
 def test_children_that_fail_leave_the_others_running(project: Project, typed_store: str) -> None:
     # a decay of 0.9 times a rate of 10 makes every weight eight times as large in every step
     wild = [
@@ -358,7 +359,6 @@ def stop(command: Command, number: int, everyone: bool) -> Done:
 
 
 @pytest.mark.reliability
-@pytest.mark.reliability
 @pytest.mark.parametrize(
     ("number", "moment"),
     [
@@ -383,6 +383,7 @@ def test_a_signal_ends_a_run_as_killed(
     assert len(history) >= len(measured) >= (0 if moment == "created" else int(moment[6]))
 
 
+@pytest.mark.reliability
 def test_a_single_run_whose_process_is_killed_runs_once_more(
     project: Project, typed_store: str
 ) -> None:
@@ -421,7 +422,6 @@ def test_a_single_run_whose_supervisor_is_killed_is_ended_by_the_next_command(
 
 
 @pytest.mark.reliability
-@pytest.mark.reliability
 @pytest.mark.parametrize(
     ("number", "everyone", "moment"),
     [
@@ -451,6 +451,7 @@ def test_a_signal_ends_a_multirun_as_killed(
     assert not alive
 
 
+@pytest.mark.reliability
 def test_a_multirun_that_was_killed_trains_only_what_is_missing(
     project: Project, typed_store: str
 ) -> None:
@@ -489,7 +490,6 @@ def server(
     server.kill()
 
 
-@pytest.mark.reliability
 def test_a_run_on_a_server_is_kept_there(server: Server, project: Project) -> None:
     done = project.run(*SMALL, f"tracking.uri={server.uri}")
     assert done.code == 0 and server.uri in done.out, done.err
@@ -502,6 +502,7 @@ def test_a_run_on_a_server_is_kept_there(server: Server, project: Project) -> No
     }
 
 
+@pytest.mark.reliability
 def test_a_server_that_goes_away_loses_no_result(server: Server, project: Project) -> None:
     """The last test of the file: it takes the server away."""
     words = [

@@ -20,7 +20,6 @@ __all__ = ["typed_study"]
 pytestmark = pytest.mark.slow
 
 
-@pytest.mark.reliability
 # --------------------------------------------------------------------------- together
 
 
@@ -46,6 +45,7 @@ def test_two_processes_join_one_study_in_a_database(
     connection.close()
 
 
+@pytest.mark.reliability
 def test_two_starts_at_once_make_one_study(typed_study: TypedStudy) -> None:
     words = "search.fresh=true", "search.workers=1", "search.trials=3", "training.epochs=1"
     both = [typed_study.start(*words) for _ in range(2)]
