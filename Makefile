@@ -17,7 +17,7 @@ help:  ## this list
 study: .venv/.ready  ## train three widths and compare them: run.py -m model.filters=16,32,64
 	$(PY) src/run.py -m model.filters=16,32,64 $(ARGS)
 
-test: .venv/.dev  ## every test but those of the three next lines, the slow ones included
+test: .venv/.dev  ## every test but those of the next three lines, the slow ones included
 	$(PY) -m pytest -m "not reliability and not browser and not cluster" $(ARGS)
 
 reliability: .venv/.dev  ## the tests of commands that are killed, cut off or out of disk, and go on
@@ -29,7 +29,7 @@ browser: .venv/.dev  ## the tests of pages in a headless Chromium, where there i
 cluster: .venv/.ray  ## the tests on several hosts, made of Linux namespaces: Ray, PostgreSQL (needs root)
 	$(PY) -m pytest -m cluster --dist worksteal $(ARGS)
 
-quick: .venv/.dev  ## the tests that need no minute
+quick: .venv/.dev  ## the tests that start no slow processes
 	$(PY) -m pytest -m "not slow and not reliability and not browser and not cluster" $(ARGS)
 
 check: .venv/.dev  ## format, lint, types, and who may import whom
