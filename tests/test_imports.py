@@ -51,7 +51,10 @@ def test_no_arrow_points_upwards_and_stages_do_not_know_each_other() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
-@pytest.mark.parametrize("module", ["digit_study.study.study_plan", "digit_study.study.run_plan"])
+@pytest.mark.parametrize(
+    "module",
+    ["digit_study.study.study_plan", "digit_study.study.journal", "digit_study.study.run_plan"],
+)
 def test_a_plan_waits_for_no_slow_import(module: str) -> None:
     """They and TensorFlow cost seconds, and a wrong key is told by a plan alone."""
     slow = {"mlflow", "optuna", "pandas", "sqlalchemy", "tensorflow"}

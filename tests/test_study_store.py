@@ -23,6 +23,7 @@ from stub_worker import plan, workspace
 from digit_study.config.study_config import SearchConfig
 from digit_study.study import storage as study_store
 from digit_study.study._optuna import JournalFile
+from digit_study.study.journal import check_stored
 from digit_study.study.storage import StoredStudy
 from digit_study.study.study_plan import journal_path, study_arguments
 from digit_study.study.trial_attributes import EXCESS, REQUEUED, counted
@@ -240,11 +241,11 @@ def test_a_plan_sees_a_damaged_journal_and_changes_nothing() -> None:
     path = journal_path(workspace(), "s")
     whole = path.read_bytes()
     path.write_bytes(whole + b'{"op_code": 2, "stu')
-    study_store.check_stored(wanted, workspace())
+    check_stored(wanted, workspace())
     first, _, rest = whole.partition(b"\n")
     path.write_bytes(first + b"\nforeign\n" + rest)
     with pytest.raises(StudyError, match="line 2, must be a record of a study, got 'foreign'"):
-        study_store.check_stored(wanted, workspace())
+        check_stored(wanted, workspace())
     assert path.read_bytes() == first + b"\nforeign\n" + rest
 
 

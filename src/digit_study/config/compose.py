@@ -280,15 +280,14 @@ def expand(overrides: Sequence[str], root: str = "config") -> list[list[str]]:
     return [list(job) for job in product(*choices.values())]
 
 
-def is_multirun(parsed: Namespace, root: str = MULTIRUN_ROOT) -> bool:
+def is_multirun(parsed: Namespace) -> bool:
     """Return whether a command line asks for several runs: by -m, or by ``hydra.mode=MULTIRUN``.
 
     The mode may also stand in an experiment file. A single run that leaves out the grid of its
     file says so.
 
     Args:
-        parsed: A command line, by :func:`parse_arguments`.
-        root: Name of the config in ``conf/``.
+        parsed: A command line of ``run.py``, by :func:`parse_arguments`.
 
     Raises:
         StudyError: If a grid is typed without -m, or the files cannot be composed.
@@ -301,7 +300,7 @@ def is_multirun(parsed: Namespace, root: str = MULTIRUN_ROOT) -> bool:
         return False
     grids = [text for text in own if key_of(text).startswith(GRID)]
     others = [text for text in parsed.overrides if text not in grids]
-    asked = _composed(_choices(_parse(others)), root, with_hydra=True).hydra
+    asked = _composed(_choices(_parse(others)), MULTIRUN_ROOT, with_hydra=True).hydra
     if asked.mode == RunMode.MULTIRUN:
         return True
     if grids:

@@ -37,8 +37,9 @@ MOST_VIEWS = 4
 WIDEST_DIGIT = 1.5
 #: A bar whose length is more than so many times its width may be a 1.
 WIDEST_BAR = 2.5
-#: A line below the digit is at least so many times as wide as high, and as the digit is wide.
+#: A line below the digit is at least so many times as wide as it is high.
 FLATTEST = 5
+#: A line below the digit is at least so many times as wide as the digit.
 WIDER = 1.3
 #: Marks between dust and digit in size, at most: text and noise have more.
 MOST_DOTS = 8

@@ -10,7 +10,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable, Container, Generator, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from copy import copy
 from functools import partial
 from pathlib import Path
@@ -38,6 +38,7 @@ from sqlalchemy.exc import (
 )
 
 from digit_study.config.study_config import ASHA, SearchConfig, pruner_of
+from digit_study.study.journal import check_journal, is_record
 from digit_study.study.trial_attributes import paused_after
 from digit_study.support.console import warn
 from digit_study.support.errors import StudyError, first_line
@@ -275,10 +276,6 @@ def make_sampler_and_pruner(
         return sampler, pruner
 
 
-#: Characters of a damaged line that a message quotes.
-LONGEST_LINE = 60
-
-
 @contextmanager
 def _locked(path: Path) -> Iterator[BinaryIO]:
     """Open a journal file to append to, whole, and for this process alone.
@@ -312,8 +309,8 @@ class JournalFile(JournalFileBackend):
         if self._log_number_offset.get(log_number_from) != size:
             try:
                 for log in super().read_logs(log_number_from):
-                    if not _is_record(log):
-                        raise ValueError
+                    if not is_record(log):
+                        raise ValueError("not a record of a study")
                     yield log
             except ValueError:
                 check_journal(self._path)
@@ -331,32 +328,6 @@ class JournalFile(JournalFileBackend):
             if ends_trial:
                 file.flush()
                 os.fsync(file.fileno())
-
-
-def check_journal(path: Path) -> None:
-    """Make sure that Optuna wrote every line of a journal; it is only read.
-
-    What a killed writer left behind the last line is no damage.
-
-    Raises:
-        StudyError: If not; the message names the first other line.
-    """
-    whole, _, _ = path.read_bytes().rpartition(b"\n")
-    for number, line in enumerate(whole.splitlines(), start=1):
-        with suppress(ValueError):
-            if _is_record(json.loads(line)):
-                continue
-        found = line[:LONGEST_LINE].decode(errors="replace")
-        raise StudyError(
-            f"{path}, line {number}, must be a record of a study, got {found!r}: delete "
-            "that line if something else wrote it, or bring the file back from a copy; "
-            "nothing was changed"
-        ) from None
-
-
-def _is_record(log: Any) -> bool:
-    """Return whether a line of a journal is one that Optuna wrote."""
-    return isinstance(log, dict) and isinstance(log.get("op_code"), int)
 
 
 def stale_trial_ids(storage: BaseStorage, study: str) -> set[int]:

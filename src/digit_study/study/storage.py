@@ -27,7 +27,7 @@ from digit_study.config.engine_config import ENGINE_KEYS
 from digit_study.config.run_config import Config
 from digit_study.config.space import Params, fingerprint
 from digit_study.config.study_config import StudyConfig, objectives_of
-from digit_study.study._optuna import Database, JournalFile, check_journal, stale_trial_ids
+from digit_study.study._optuna import Database, JournalFile, stale_trial_ids
 from digit_study.study.study_plan import journal_path
 from digit_study.study.trial_attributes import (
     EXCESS,
@@ -293,17 +293,6 @@ def find_study(study: StudyConfig, workspace: Workspace) -> StoredStudy:
         f"there are: {', '.join(names) or 'none'}: "
         f"search first with python sweeps/optuna_search.py study={study.study}"
     )
-
-
-def check_stored(study: StudyConfig, workspace: Workspace) -> None:
-    """Make sure that the journal of a study can be read, if it has begun; nothing is written.
-
-    Raises:
-        StudyError: If something else wrote into it.
-    """
-    path = journal_path(workspace, study.study)
-    if study.search.storage is None and path.exists():
-        check_journal(path)
 
 
 def refuse_changes(opened: Study, study: StudyConfig, run: Config) -> None:

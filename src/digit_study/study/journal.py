@@ -1,0 +1,53 @@
+"""Whether a journal holds what Optuna wrote and nothing else, found out without Optuna."""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from digit_study.config.study_config import StudyConfig
+from digit_study.study.study_plan import journal_path
+from digit_study.support.errors import StudyError
+from digit_study.support.workspace import Workspace
+
+#: Characters of a damaged line that a message quotes.
+LONGEST_LINE = 60
+
+
+def check_stored(study: StudyConfig, workspace: Workspace) -> None:
+    """Make sure that the journal of a study can be read, if it has begun; nothing is written.
+
+    Raises:
+        StudyError: If something else wrote into it.
+    """
+    path = journal_path(workspace, study.study)
+    if study.search.storage is None and path.exists():
+        check_journal(path)
+
+
+def check_journal(path: Path) -> None:
+    """Make sure that Optuna wrote every line of a journal; it is only read.
+
+    What a killed writer left behind the last line is no damage.
+
+    Raises:
+        StudyError: If not; the message names the first other line.
+    """
+    whole, _, _ = path.read_bytes().rpartition(b"\n")
+    for number, line in enumerate(whole.splitlines(), start=1):
+        with suppress(ValueError):
+            if is_record(json.loads(line)):
+                continue
+        found = line[:LONGEST_LINE].decode(errors="replace")
+        raise StudyError(
+            f"{path}, line {number}, must be a record of a study, got {found!r}: delete "
+            "that line if something else wrote it, or bring the file back from a copy; "
+            "nothing was changed"
+        )
+
+
+def is_record(log: Any) -> bool:
+    """Return whether a line of a journal is one that Optuna wrote."""
+    return isinstance(log, dict) and isinstance(log.get("op_code"), int)
