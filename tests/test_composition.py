@@ -278,10 +278,21 @@ def test_an_option_may_be_chosen_with_a_plus(plus: str, own: Path) -> None:
         ("model.filters=${nope}", "Interpolation key 'nope' not found: correct what stands in"),
         ("model.filters=${oc.env:NO_SUCH}", "`model.filters`: Environment variable 'NO_SUCH' not"),
         ("tracking.experiment=it's", "where that has special characters: got tracking.experiment="),
+        ("hydra.mode=NOPE", "expected one of [RUN, MULTIRUN], got 'hydra.mode=NOPE': correct it"),
+        ("hydra.job.chdir=maybe", "`hydra.job.chdir`: Value 'maybe' is not a valid bool"),
+        ("search=default", "`search` belongs to python sweeps/optuna_search.py, got"),
+        ("search/space=wide", "`search/space` belongs to python sweeps/optuna_search.py, got"),
     ],
 )
 def test_what_hydra_and_omegaconf_find_is_told_with_a_remedy(override: str, told: str) -> None:
     assert told in refusal(override)
+
+
+def test_a_choice_of_another_command_is_refused_with_its_name() -> None:
+    with pytest.raises(StudyError, match="`search` belongs to python sweeps/optuna_search.py"):
+        composition.expand(["search=default", "model.filters=8,16"])
+    with pytest.raises(StudyError, match="`model` belongs to python src/run.py"):
+        compose_config(["model=tiny"], "promote")
 
 
 def test_options_may_stand_between_overrides(own: Path) -> None:

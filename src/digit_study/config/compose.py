@@ -52,6 +52,8 @@ CONF = ROOT / "conf"
 VERSION = "1.3"
 #: Name of the only config of which -m trains several runs.
 MULTIRUN_ROOT = "config"
+#: A command that takes every group of a config, by the config's name.
+COMMANDS = {MULTIRUN_ROOT: "src/run.py", "study": "sweeps/optuna_search.py"}
 #: Key of the folders, besides :data:`CONF`, in which Hydra looks for config files.
 SEARCH_PATH = "hydra.searchpath"
 #: Key of the grid that -m runs, if a file or the command line gives it in this way.
@@ -60,6 +62,8 @@ GRID = "hydra.sweeper.params"
 TYPED_SPACE = "command_line"
 #: Options that ask a question, of which a command answers one at a time.
 QUESTIONS = ("--help", "--hydra-help", "--cfg", "--info", "--shell-completion")
+#: How Hydra's message begins when a value has the wrong type.
+MERGE_FAILED = "Error merging override "
 #: Characters of a message of Hydra's or OmegaConf's that are shown.
 LONGEST_MESSAGE = 1000
 
@@ -300,7 +304,7 @@ def is_multirun(parsed: Namespace) -> bool:
         return False
     grids = [text for text in own if key_of(text).startswith(GRID)]
     others = [text for text in parsed.overrides if text not in grids]
-    asked = _composed(_choices(_parse(others)), MULTIRUN_ROOT, with_hydra=True).hydra
+    asked = _composed(_choices(_parse(others), MULTIRUN_ROOT), MULTIRUN_ROOT, with_hydra=True).hydra
     if asked.mode == RunMode.MULTIRUN:
         return True
     if grids:
@@ -370,16 +374,21 @@ def _as_sweep(value: Any) -> str:
 
 def _grid_of_files(typed: Sequence[Override], root: str) -> list[str]:
     """Return the overrides that config files give as ``hydra.sweeper.params``."""
-    return _overrides_of_grid(_file_grid(_choices(typed), root), f"conf/{root}.yaml")
+    return _overrides_of_grid(_file_grid(_choices(typed, root), root), f"conf/{root}.yaml")
 
 
-def _choices(typed: Sequence[Override]) -> tuple[str, ...]:
-    """Return the overrides that pick config files or set a key of Hydra's."""
+def _choices(typed: Sequence[Override], root: str) -> tuple[str, ...]:
+    """Return the overrides that pick config files or set a key of Hydra's; raises StudyError."""
+    groups = config_groups(_folders(typed))
     chosen: list[str] = []
     for override in typed:
-        is_choice = override.is_hydra_override() or override.key_or_group in config_groups()
-        if is_choice and not override.is_sweep_override():
-            chosen.append(str(override.input_line))
+        if override.is_sweep_override():
+            continue
+        if not override.is_hydra_override():
+            if override.key_or_group not in groups:
+                continue
+            _check_choice(override, root, groups)
+        chosen.append(str(override.input_line))
     return tuple(chosen)
 
 
@@ -640,6 +649,9 @@ def _in_a_line(error: Exception, where: str) -> StudyError:
     origin = _origin_of(error)
     if message.endswith(":"):  # Hydra says in which file, OmegaConf what
         message = f"{message.split(':')[0]}: {first_line(origin, LONGEST_MESSAGE)}"
+    if message.startswith(MERGE_FAILED):  # Hydra says which override, OmegaConf what
+        given = message.removeprefix(MERGE_FAILED)
+        message = f"{first_line(origin, LONGEST_MESSAGE)}, got {given!r}: correct it, or drop it"
     key = getattr(origin, "full_key", None) or where
     if isinstance(origin, errors.InterpolationResolutionError):
         # an error of a resolver, such as oc.env, stands at the end
@@ -691,12 +703,31 @@ def _check_name(override: Override, root: str, groups: dict[str, list[str]]) -> 
             remedy = "add -m to run them all"
         raise StudyError(f"`{key}` takes one value, got the sweep {line!r}: {remedy}")
     if key in groups:
-        _check_option(key, override.value(), groups[key])
+        _check_choice(override, root, groups)
         return
     known = _known_names(root)
     if key not in known and not _is_in_free_mapping(_base((), root), key):
-        near = nearest(key, [*known, *groups])
+        near = nearest(key, [*known, *_groups_of(root)])
         raise StudyError(f"unknown key `{key}` in {line!r}{near} (--cfg job lists all)")
+
+
+def _check_choice(override: Override, root: str, groups: dict[str, list[str]]) -> None:
+    """Check that a command has a group and the group an option; raises StudyError."""
+    group = override.key_or_group
+    owners = [command for other, command in COMMANDS.items() if group in _groups_of(other)]
+    # a folder in between, such as search/, belongs to no command
+    if owners and group not in _groups_of(root):
+        rule = f"`{group}` belongs to python {owners[0]}"
+        line = override.input_line
+        raise StudyError(f"{rule}, got {line!r} for another command: drop it here")
+    _check_option(group, override.value(), groups[group])
+
+
+@cache
+def _groups_of(root: str) -> set[str]:
+    """Return the groups that the defaults list of a config names."""
+    loaded: Any = OmegaConf.to_container(OmegaConf.load(CONF / f"{root}.yaml"))
+    return {group for entry in loaded["defaults"] if isinstance(entry, dict) for group in entry}
 
 
 def _check_option(group: str, option: Any, available: Sequence[str]) -> None:
