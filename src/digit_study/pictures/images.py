@@ -33,6 +33,35 @@ BOX = 20
 WORK_SIDE = 140
 #: Views of a picture, at most, each closer to the mark than the last.
 MOST_VIEWS = 4
+#: Part of a view's side that the mark fills, at least, for no closer view to be needed.
+FILLED_VIEW = 0.4
+#: Part of the largest mark's extent under which another mark is dust.
+DUST = 0.15
+#: Part of the largest mark's extent from which on another mark is of like size.
+LIKE_SIZE = 0.5
+#: Part of the largest mark's extent within which the parts of a digit lie.
+NEAR = 0.35
+#: How far an end of a stroke reaches, as a part of the largest mark's extent: two ends whose
+#: reaches meet are joined.
+REACH_OF_ENDS = 0.05
+#: A mark that is flatter than this, height by width, is no upright digit.
+LEAST_UPRIGHT = 0.75
+#: Gap between the two halves of a digit, as a part of the longer side of both, at most.
+WIDEST_GAP = 0.15
+#: Part of the least rectangle around it that a straight-edged sheet fills, at least.
+STRAIGHT = 0.93
+#: The same of a box that a pen has drawn, whose sides bend.
+STRAIGHT_BY_HAND = 0.88
+#: Part of a sheet that what is written on it leaves out, at most.
+MOST_LEFT_OUT = 0.35
+#: Part of a drawn box that its lines fill, at most.
+MOST_LINED = 0.35
+#: Extent of what is written in a drawn box, as a part of the box's, at least.
+LEAST_WITHIN = 0.25
+#: Depth of a pen's stroke, half its width, as a part of the digit's longer side, at most.
+DEEPEST = 0.36
+#: Part of a digit's box that a hole covers, at least; smaller ones are grit.
+LEAST_HOLE = 0.004
 #: A mark whose width is so many times its height is no digit.
 WIDEST_DIGIT = 1.5
 #: A bar whose length is more than so many times its width may be a 1.
@@ -261,7 +290,7 @@ def _find(grey: Grey) -> tuple[Grey, Mask]:
         rows, columns = box_of(mark)
         extent = max(rows.stop - rows.start, columns.stop - columns.start)
         is_card = _is_card(mark[rows, columns])
-        fills_view = factor == 1 or extent > 0.4 * WORK_SIDE
+        fills_view = factor == 1 or extent > FILLED_VIEW * WORK_SIDE
         if fills_view and not is_card:
             break
         margin = extent // 2 + 2
@@ -283,9 +312,9 @@ def _is_card(mark: Mask) -> bool:
     # a filled bar may be a 1; what is hardly left out of a wider shape are faint strokes
     is_bar = max(filled.shape) > WIDEST_BAR * min(filled.shape)
     least = 0.01 if is_bar else 0.0
-    if min(filled.shape) < 12 or not least < left_out < 0.35:
+    if min(filled.shape) < 12 or not least < left_out < MOST_LEFT_OUT:
         return False
-    return bool(filled.sum() > 0.93 * _least_rectangle(filled))
+    return bool(filled.sum() > STRAIGHT * _least_rectangle(filled))
 
 
 def _least_rectangle(mask: Mask) -> float:
@@ -320,17 +349,17 @@ def _single_mark(strokes: Mask) -> Mask:
     whole = extents.max()
     # the loose bar of a 5 or 7 is no digit by itself
     is_bar = (heights < 0.5 * widths) & (heights < 0.4 * whole)
-    peers = (extents >= 0.5 * whole) & ~is_bar
+    peers = (extents >= LIKE_SIZE * whole) & ~is_bar
     count = peers.sum()
     if count > 1 and not _are_parts_of_a_digit(boxes, peers):
         raise SeveralMarks(f"holds {count} marks of like size; one digit per image: cut it up")
-    dots = (extents > 0.15 * whole) & (extents < 0.5 * whole)
+    dots = (extents > DUST * whole) & (extents < LIKE_SIZE * whole)
     if dots.sum() > MOST_DOTS:
         raise SeveralMarks(
             f"holds {dots.sum() + count} marks, as text or noise do; one digit per image"
         )
     gaps = boxes.gaps_to(int(extents.argmax()))
-    chosen = (extents >= 0.15 * whole) & (gaps < 0.35 * whole)
+    chosen = (extents >= DUST * whole) & (gaps < NEAR * whole)
     height, width = boxes.union(chosen)
     if width >= WIDEST_DIGIT * height and height >= LEAST_SIDE:
         raise SeveralMarks("holds a mark that is wider than any digit; one digit per image")
@@ -345,13 +374,13 @@ def _without_box(strokes: Mask) -> Mask:
     boxes = _Boxes.of_marks(pieces)
     outer = int(boxes.extents.argmax())
     lies_within = (boxes.start > boxes.start[outer]) & (boxes.stop < boxes.stop[outer])
-    is_large = boxes.extents >= 0.25 * boxes.extents[outer]
+    is_large = boxes.extents >= LEAST_WITHIN * boxes.extents[outer]
     if not (lies_within.all(axis=1) & is_large).any():
         return strokes
     mark = pieces == outer + 1
     filled = ndimage.binary_fill_holes(mark[box_of(mark)])
-    is_hollow = mark.sum() < 0.35 * filled.sum()
-    if is_hollow and filled.sum() > 0.88 * _least_rectangle(filled):
+    is_hollow = mark.sum() < MOST_LINED * filled.sum()
+    if is_hollow and filled.sum() > STRAIGHT_BY_HAND * _least_rectangle(filled):
         return np.asarray(strokes & ~mark)
     return strokes
 
@@ -376,8 +405,7 @@ def _bridged_marks(strokes: Mask) -> Numbered:
     """Return connected strokes by number; the gaps of a broken stroke are bridged."""
     pieces, _ = ndimage.label(strokes, EIGHT)
     largest = max(max(strokes[box].shape) for box in ndimage.find_objects(pieces))
-    # gaps are bridged up to twice that
-    reach = 0.05 * largest
+    reach = REACH_OF_ENDS * largest
     near = strokes
     if reach >= 1:
         near = ndimage.distance_transform_edt(~strokes) <= reach
@@ -390,14 +418,14 @@ def _are_parts_of_a_digit(boxes: _Boxes, peers: Flags) -> bool:
     if peers.sum() > 2:
         return False
     height, width = boxes.union(peers)
-    if boxes.gap(peers) >= 0.15 * max(height, width):
+    if boxes.gap(peers) >= WIDEST_GAP * max(height, width):
         return False
     if width >= 1.2 * height:
         return False
     heights = boxes.heights[peers]
     widths = boxes.widths[peers]
     # the halves of a broken digit are flat, digits are not
-    are_upright = (heights >= 0.75 * widths).all()
+    are_upright = (heights >= LEAST_UPRIGHT * widths).all()
     are_alike = heights.min() > 0.5 * heights.max()
     are_stacked = are_upright and are_alike and height > heights.sum()
     return not are_stacked
@@ -410,13 +438,13 @@ def _check_strokes(mark: Mask) -> None:
     if longer < LEAST_SIDE + 2:
         raise ImageError("is blank but for a speck; write the digit larger, or scan it finer")
     depth = ndimage.distance_transform_edt(tight)
-    if depth.max() > 0.36 * longer and min(tight.shape) > 10:
+    if depth.max() > DEEPEST * longer and min(tight.shape) > 10:
         raise ImageError("shows a solid shape, not the strokes of a digit")
     paper, _ = ndimage.label(~tight)
     areas = np.bincount(paper.ravel())
     # the first is the mark, the second the paper around it
     holes = areas[2:]
-    if (holes > 0.004 * tight.size).sum() > MOST_HOLES:
+    if (holes > LEAST_HOLE * tight.size).sum() > MOST_HOLES:
         raise ImageError("shows a pattern or noise, not the strokes of a digit")
 
 
