@@ -142,8 +142,9 @@ def test_mnist_images_pass_bit_for_bit() -> None:
     "way", [*sorted(set(WAYS) - {SLOWEST}), pytest.param(SLOWEST, marks=pytest.mark.slow)]
 )
 def test_a_digit_comes_back_as_mnist_holds_it(way: str) -> None:
-    back = [to_mnist(WAYS[way](image).astype(np.float32)) for image in SOME]
-    alike = [likeness(*pair) for pair in zip(back, SOME, strict=True)]
+    chosen = SOME[::2]
+    back = [to_mnist(WAYS[way](image).astype(np.float32)) for image in chosen]
+    alike = [likeness(*pair) for pair in zip(back, chosen, strict=True)]
     assert np.median(alike) > 0.9 and np.quantile(alike, 0.05) > 0.7
     assert all(
         image.shape == (28, 28) and image.dtype == np.uint8 and image.max() == 255 for image in back

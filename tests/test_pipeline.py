@@ -335,6 +335,7 @@ def test_a_trial_that_ends_early_says_how_and_keeps_its_epochs(
     assert not tracker.is_spooled(run_id)
 
 
+@pytest.mark.slow
 def test_a_trial_that_the_listener_stops_has_ended_well_without_a_result(
     small_npz: Path, store: str
 ) -> None:
@@ -349,6 +350,7 @@ def test_a_trial_that_the_listener_stops_has_ended_well_without_a_result(
     assert tracker.was_stopped(run_id) and tracker.finished_metrics(run_id) is None
 
 
+@pytest.mark.slow
 def test_a_worker_is_asked_to_end_while_it_lets_networks_go(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -360,6 +362,7 @@ def test_a_worker_is_asked_to_end_while_it_lets_networks_go(
     assert not went_on
 
 
+@pytest.mark.slow
 def test_a_signal_that_is_lost_in_a_finaliser_ends_a_trial_all_the_same(
     small_npz: Path, store: str
 ) -> None:
@@ -376,6 +379,7 @@ def test_a_signal_that_is_lost_in_a_finaliser_ends_a_trial_all_the_same(
     assert tracker.client.get_run(run_id).info.status == "KILLED"
 
 
+@pytest.mark.slow
 def test_a_signal_while_tensorflow_traces_ends_the_trial_after_its_first_steps(
     small_npz: Path, store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -398,6 +402,7 @@ def test_a_signal_while_tensorflow_traces_ends_the_trial_after_its_first_steps(
     assert tracker.client.get_run(run_id).info.status == "KILLED"
 
 
+@pytest.mark.slow
 def test_figures_that_fail_cost_no_result(
     small_npz: Path, store: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -435,6 +440,7 @@ def test_data_that_changed_since_they_were_resolved_fail_the_run(
     assert tracker.client.get_run(run_id).info.status == "FAILED"
 
 
+@pytest.mark.slow
 def test_divergence_fails_the_run_with_its_reason(small_npz: Path, store: str) -> None:
     # a decay of 0.9 times a rate of 10 makes every weight eight times as large in every step
     wild = ["training.optimizer=sgd", "training.learning_rate=10", "training.weight_decay=0.9"]
