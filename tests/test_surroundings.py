@@ -36,7 +36,7 @@ from digit_study.study.study_page import page_at_end
 from digit_study.support.errors import StudyError
 from digit_study.support.sqlite import sqlite_path
 from digit_study.support.workspace import Workspace
-from digit_study.tracking.database import check_store
+from digit_study.tracking.database import check_store, create_store
 from digit_study.tracking.location import local_address
 from digit_study.tracking.relocation import COLUMNS, follow_project
 from digit_study.tracking.session import Tracker
@@ -194,6 +194,20 @@ def test_a_run_in_a_moved_project_is_kept_in_its_new_folder(
     assert not old.root.exists()
     assert list((new.artifacts / "mine").glob("*/artifacts/config.yaml"))
     assert list((new.artifacts / "mine" / "models").glob("*/artifacts/data/model.keras"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", [NAME, "it's", "time 10:30", "back\\slash"])
+def test_a_store_is_created_in_a_folder_of_any_name(name: str, tmp_path: Path) -> None:
+    """MLflow writes the folder into SQL as it is, and makes the folder of an encoded name."""
+    workspace = Workspace(tmp_path / name)
+    workspace.root.mkdir()
+    create_store(workspace.default_store, workspace)
+    assert [folder.name for folder in tmp_path.iterdir()] == [name]
+    client = mlflow.MlflowClient(workspace.default_store)
+    (default,) = client.search_experiments()
+    assert default.artifact_location == (workspace.artifacts / "0").as_uri()
+    assert default.experiment_id == "0"
 
 
 @pytest.mark.slow

@@ -32,7 +32,7 @@ SETTINGS = ("data=mnist_sample", "search.workers=2", "search.sampler=random", "s
 def sweep(folder: Path, delay: float, words: list[str]) -> tuple[float, float]:
     """Seconds of a whole command, and of these from the first trial's start to the last one's end."""
     copy_project(folder)
-    create_tables(f"sqlite:///{folder / 'tables.db'}")
+    create_tables(f"sqlite:///{folder / 'tables.db'}", (folder / "mlruns" / "0").as_uri())
     project = Project(folder, dict(os.environ))
     server = Server(project, folder / "tables.db", folder)
     server.ensure()

@@ -1,11 +1,28 @@
-"""The private name of MLflow that is used; 3.17 has no public name. A test fails should it move."""
+"""The names of MLflow that are used and not documented. A test fails should they move."""
 
-from mlflow.store.db.utils import _initialize_tables
-from sqlalchemy import create_engine
+from mlflow.store.tracking.dbmodels.models import SqlExperiment
+from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+from sqlalchemy import update
+
+#: Where MLflow is told that artifacts lie while it makes its experiment Default.
+NOWHERE = "mlflow-artifacts:/nowhere"
 
 
-def create_tables(uri: str) -> None:
-    """Create MLflow's tables in a database and leave no connection open, as MLflow itself does."""
-    engine = create_engine(uri)
-    _initialize_tables(engine)  # type: ignore[no-untyped-call]
-    engine.dispose()
+def create_tables(uri: str, default_artifacts: str) -> None:
+    """Create MLflow's tables and its experiment Default, where they are missing.
+
+    MLflow writes the folder of Default into SQL as it is. The name of a folder may have quotes and
+    colons, which end the statement or name a parameter of it. So Default is made without a folder
+    and given one afterwards. No connection stays open.
+
+    Args:
+        uri: URI of a database.
+        default_artifacts: URI of the folder of Default.
+    """
+    store = SqlAlchemyStore(uri, NOWHERE)  # type: ignore[no-untyped-call]
+    is_new = SqlExperiment.artifact_location == f"{NOWHERE}/{store.DEFAULT_EXPERIMENT_ID}"
+    with store.engine.begin() as connection:
+        connection.execute(
+            update(SqlExperiment).where(is_new).values(artifact_location=default_artifacts)
+        )
+    store.engine.dispose()

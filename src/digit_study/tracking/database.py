@@ -304,10 +304,24 @@ def create_store(uri: str, workspace: Workspace) -> None:
     follow_project(uri, workspace)
     # MLflow's migrations take no lock of their own: of four that start together three crash
     with workspace.lock(".store.lock"):
-        create_sqlite(uri, create_tables)
-        client = mlflow.MlflowClient(uri)
-        is_shared = not uri.startswith("sqlite:")
-        with_tables(lambda: client.search_experiments(max_results=1), is_shared=is_shared)
+        default_artifacts = (workspace.artifacts / "0").as_uri()
+        if uri.startswith(SQLITE):
+            create_sqlite(uri, lambda new: create_tables(new, default_artifacts))
+        else:
+            with_tables(lambda: create_tables(uri, default_artifacts), is_shared=True)
+        mlflow.MlflowClient(uri).search_experiments(max_results=1)
+    _remove_stray_folder(uri)
+
+
+def _remove_stray_folder(uri: str) -> None:
+    """Remove the empty folder that MLflow makes where it takes an encoded name for the name.
+
+    It makes the folder of a sqlite file and does not decode the file's URI, as SQLAlchemy does.
+    """
+    taken_for = Path(uri.removeprefix(SQLITE)).parent
+    if uri.startswith(SQLITE) and taken_for != sqlite_path(uri).parent:
+        with suppress(OSError):  # not there, or somebody's
+            taken_for.rmdir()
 
 
 def with_tables(
