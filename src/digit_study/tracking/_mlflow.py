@@ -20,9 +20,11 @@ def create_tables(uri: str, default_artifacts: str) -> None:
         default_artifacts: URI of the folder of Default.
     """
     store = SqlAlchemyStore(uri, NOWHERE)  # type: ignore[no-untyped-call]
-    is_new = SqlExperiment.artifact_location == f"{NOWHERE}/{store.DEFAULT_EXPERIMENT_ID}"
+    made = f"{NOWHERE}/{store.DEFAULT_EXPERIMENT_ID}"
     with store.engine.begin() as connection:
         connection.execute(
-            update(SqlExperiment).where(is_new).values(artifact_location=default_artifacts)
+            update(SqlExperiment)
+            .where(SqlExperiment.artifact_location == made)
+            .values(artifact_location=default_artifacts)
         )
     store.engine.dispose()

@@ -1,5 +1,6 @@
 """The database or server that holds runs: whether it answers, its creation. Imports MLflow late."""
 
+import atexit
 import base64
 import logging
 import os
@@ -251,6 +252,7 @@ def require_store(configured: str | None, rule: str, remedy: str, workspace: Wor
         reason = f"there is no database at '{sqlite_path(uri)}'"
         raise StudyError(f"{rule}, but {reason}: {remedy}, or name the store with tracking.uri=…")
     follow_project(uri, workspace)
+    _remove_stray_folder_at_exit(uri)
     return uri
 
 
@@ -299,6 +301,7 @@ def create_store(uri: str, workspace: Workspace) -> None:
     scratch.use_scratch(workspace)
     if is_server(uri):
         return
+    _remove_stray_folder_at_exit(uri)
     from digit_study.tracking._mlflow import create_tables
 
     follow_project(uri, workspace)
@@ -310,18 +313,21 @@ def create_store(uri: str, workspace: Workspace) -> None:
         else:
             with_tables(lambda: create_tables(uri, default_artifacts), is_shared=True)
         mlflow.MlflowClient(uri).search_experiments(max_results=1)
-    _remove_stray_folder(uri)
 
 
-def _remove_stray_folder(uri: str) -> None:
+def _remove_stray_folder_at_exit(uri: str) -> None:
     """Remove the empty folder that MLflow makes where it takes an encoded name for the name.
 
     It makes the folder of a sqlite file and does not decode the file's URI, as SQLAlchemy does.
     """
     taken_for = Path(uri.removeprefix(SQLITE)).parent
     if uri.startswith(SQLITE) and taken_for != sqlite_path(uri).parent:
-        with suppress(OSError):  # not there, or somebody's
-            taken_for.rmdir()
+        atexit.register(_remove_if_empty, taken_for)
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with suppress(OSError):  # not there, or in use
+        folder.rmdir()
 
 
 def with_tables(
