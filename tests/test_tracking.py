@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Any
 
 import mlflow
+import numpy as np
 import pytest
 import sqlalchemy
 from mlflow.exceptions import MlflowException
+from mlflow.utils import requirements_utils
 from tracked import CONFIG, Gone, again, created, is_spool_empty, stored_run, tracker, workspace
 
 from digit_study.config.run_config import Config, TrackingConfig
@@ -23,6 +25,7 @@ from digit_study.support.errors import StudyError
 from digit_study.support.rules import flatten
 from digit_study.support.signals import Interrupted, interruptible
 from digit_study.support.workspace import Workspace
+from digit_study.tracking._mlflow import skip_module_map
 from digit_study.tracking.database import create_store
 from digit_study.tracking.location import experiment_name
 from digit_study.tracking.session import Tracker, open_store, session
@@ -421,3 +424,15 @@ def test_mlflows_monitor_records_the_machine_through_the_spool(tracker: Tracker)
     assert all(key.startswith("system/") for key in recorded)
     assert 0 <= recorded["system/system_memory_usage_percentage"] <= 100
     assert "system/network_receive_megabytes" in recorded
+
+
+def test_requirements_are_checked_without_a_look_at_every_package(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def look() -> None:
+        raise AssertionError("it read the metadata of all packages")
+
+    monkeypatch.setattr(requirements_utils.importlib_metadata, "packages_distributions", look)
+    skip_module_map()
+    found = requirements_utils._check_requirement_satisfied("numpy==0.1")
+    assert found is not None and found.installed_version == np.__version__

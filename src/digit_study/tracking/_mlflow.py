@@ -1,11 +1,19 @@
 """The names of MLflow that are used and not documented. A test fails should they move."""
 
-from mlflow.store.tracking.dbmodels.models import SqlExperiment
-from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
-from sqlalchemy import update
+from mlflow.utils import requirements_utils
 
 #: Where MLflow is told that artifacts lie while it makes its experiment Default.
 NOWHERE = "mlflow-artifacts:/nowhere"
+
+
+def skip_module_map() -> None:
+    """Let MLflow not find out of which package every installed module is.
+
+    It wants to know once in every process that saves a model, and reads the metadata of all
+    packages, for most of a second. It needs that only for requirements that are named after a
+    module instead of a package.
+    """
+    requirements_utils._MODULES_TO_PACKAGES = {}  # type: ignore[assignment] # noqa: SLF001
 
 
 def create_tables(uri: str, default_artifacts: str) -> None:
@@ -19,6 +27,11 @@ def create_tables(uri: str, default_artifacts: str) -> None:
         uri: URI of a database.
         default_artifacts: URI of the folder of Default.
     """
+    # a worker needs none of these
+    from mlflow.store.tracking.dbmodels.models import SqlExperiment
+    from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+    from sqlalchemy import update
+
     store = SqlAlchemyStore(uri, NOWHERE)  # type: ignore[no-untyped-call]
     made = f"{NOWHERE}/{store.DEFAULT_EXPERIMENT_ID}"
     with store.engine.begin() as connection:

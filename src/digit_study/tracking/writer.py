@@ -205,6 +205,9 @@ class RunWriter:
         from mlflow.models import Model
         from mlflow.types import Schema, TensorSpec
 
+        from digit_study.tracking._mlflow import skip_module_map
+
+        skip_module_map()
         kind = np.dtype(np.float32)
         pixels = TensorSpec(kind, (-1, *model.input_shape[1:]), "pixels")
         probabilities = TensorSpec(kind, (-1, *model.output_shape[1:]), "probabilities")

@@ -11,7 +11,6 @@ import os
 import signal
 import threading
 from contextlib import suppress
-from importlib.metadata import version
 from pathlib import Path
 
 from digit_study.support.signals import collect_rarely, native_stderr
@@ -60,10 +59,6 @@ try:
     with native_stderr():
         for name in SLOW_MODULES:
             importlib.import_module(name)
-    # When MLflow saves a model, it asks of which package every module is, which takes half a
-    # second. It keeps the answer that it is asked for here.
-    requirements = importlib.import_module("mlflow.utils.requirements_utils")
-    requirements.warn_dependency_requirement_mismatches([f"numpy=={version('numpy')}"])
     _load_digits()
     gc.freeze()  # every trial shares these pages
 finally:  # no thread may be there when the first trial is forked
