@@ -295,6 +295,11 @@ def test_a_choice_of_another_command_is_refused_with_its_name() -> None:
         compose_config(["model=tiny"], "promote")
 
 
+def test_letters_that_the_locale_does_not_know_are_those_that_were_typed() -> None:
+    as_python_has_it = "tracking.note=café".encode().decode("ascii", "surrogateescape")
+    assert composition.parse_arguments([as_python_has_it]).overrides == ["tracking.note=café"]
+
+
 def test_options_may_stand_between_overrides(own: Path) -> None:
     words = typed("model=tiny", "--config-dir", str(own), "experiment=wide")
     assert words[:2] == ["model=tiny", "experiment=wide"]
@@ -324,6 +329,7 @@ def test_what_is_wrong_in_an_own_file_is_refused_in_a_line(
         (["hydra/launcher=joblib"], "workers=<runs at a time>"),
         (["hydra.launcher.n_jobs=2"], "workers=<runs at a time>"),
         (["hydra/sweeper=optuna"], "sweeps/optuna_search.py"),
+        (["hydra.run.dir=/elsewhere"], "tracking.uri=<store>"),
         (["hydra.sweep.dir=/elsewhere"], "tracking.uri=<store>"),
         (["hydra.sweep.subdir=x"], "tracking.uri=<store>"),
         (["search.watch=true"], "the live page is gone; use optuna-dashboard or mlflow ui"),
@@ -594,6 +600,8 @@ def test_the_uri_is_the_configured_one_then_the_environments(
     [
         ("postgresql://me:secret@host:5432/x", "postgresql://me:***@host:5432/x"),
         ("http://me:a@b@host/x", "http://me:***@host/x"),
+        ("https://token@host:5000/x", "https://***@host:5000/x"),
+        ("postgresql://me@host/x", "postgresql://me@host/x"),
         ("sqlite:////a/b.db", "sqlite:////a/b.db"),
     ],
 )

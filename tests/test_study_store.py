@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import warnings
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
@@ -17,14 +18,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from optuna.storages.journal import JournalFileBackend
+from optuna.storages.journal._storage import JournalOperation
 from optuna.trial import TrialState, create_trial
 from stub_worker import plan, workspace
 
 from digit_study.config.study_config import SearchConfig
 from digit_study.study import storage as study_store
 from digit_study.study._optuna import JournalFile
-from digit_study.study.journal import check_stored
-from digit_study.study.storage import StoredStudy
+from digit_study.study.journal import LAST_OPERATION, check_stored
+from digit_study.study.storage import StoredStudy, find_study
 from digit_study.study.study_plan import journal_path, study_arguments
 from digit_study.study.trial_attributes import EXCESS, REQUEUED, counted
 from digit_study.support import processes, redaction
@@ -247,6 +249,40 @@ def test_a_plan_sees_a_damaged_journal_and_changes_nothing() -> None:
     with pytest.raises(StudyError, match="line 2, must be a record of a study, got 'foreign'"):
         check_stored(wanted, workspace())
     assert path.read_bytes() == first + b"\nforeign\n" + rest
+
+
+@pytest.mark.parametrize("line", [b"42", b'{"op_code": 99}', b'{"op_code": -1}', b"\xff\xfe"])
+def test_a_line_that_is_no_record_is_named(line: bytes) -> None:
+    opened().set_user_attr("kept", 1)
+    path = journal_path(workspace(), "s")
+    with path.open("ab") as file:
+        file.write(line + b"\n")
+    for look in (check_stored, find_study):
+        with pytest.raises(StudyError, match="must be a record of a study"):
+            look(plan().study, workspace())
+
+
+def test_every_operation_of_optuna_is_a_record() -> None:
+    assert max(JournalOperation) == LAST_OPERATION and min(JournalOperation) == 0
+
+
+def test_a_study_without_its_first_records_is_not_read() -> None:
+    opened()
+    path = journal_path(workspace(), "s")
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if '"overrides"' not in line))
+    with pytest.raises(StudyError, match="must have its first records, and lacks some"):
+        find_study(plan().study, workspace())
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/no/where")])
+def test_what_is_no_file_is_no_journal(make: Callable[[Path], None]) -> None:
+    path = journal_path(workspace(), "s")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    make(path)
+    for look in (check_stored, find_study):
+        with pytest.raises(StudyError, match="must be a file, the journal of a study"):
+            look(plan().study, workspace())
 
 
 def test_half_a_line_that_another_one_leaves_behind_does_not_spoil_the_next() -> None:

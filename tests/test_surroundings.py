@@ -198,6 +198,15 @@ def test_a_run_in_a_moved_project_is_kept_in_its_new_folder(
 
 
 @pytest.mark.slow
+def test_a_folder_that_mlflow_decodes_is_refused(tmp_path: Path) -> None:
+    root = tmp_path / "%41"
+    copy_project(root)
+    done = Project(root, dict(os.environ)).start("--cfg", "job").finish()
+    assert done.code == 1 and "must have no % before two digits or letters a to f" in done.err
+    assert len(done.err.splitlines()) == 1
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("name", [NAME, "it's", "time 10:30", "back\\slash"])
 def test_a_store_is_created_in_a_folder_of_any_name(name: str, tmp_path: Path) -> None:
     """MLflow writes the folder into SQL as it is."""
@@ -395,6 +404,12 @@ def test_a_deleted_run_is_said_to_be_deleted_and_a_removed_one_to_be_gone(
     client.delete_run(parent)
     deleted = str(no_parent(plan, stored, tracker))
     assert f"mlflow runs restore --run-id {parent}" in deleted and "was deleted" in deleted
+    client.delete_experiment(experiment.experiment_id)
+    with_experiment = str(no_parent(plan, stored, tracker))
+    number = experiment.experiment_id
+    assert f"mlflow experiments restore --experiment-id {number}" in with_experiment
+    client.restore_experiment(number)
+    assert tracker.find_run({"study.uid": "u"}) is not None
     with closing(sqlite3.connect(sqlite_path(tracker.uri))) as connection, connection:
         connection.execute("DELETE FROM tags WHERE run_uuid = ?", (parent,))
     assert "is gone from MLflow for good" in str(no_parent(plan, stored, tracker))

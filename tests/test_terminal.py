@@ -72,6 +72,12 @@ def test_output_that_goes_nowhere_ends_nothing(redirected: str, tmp_path: Path) 
     assert code == 0 and "Error" not in printed and "Exception" not in printed
 
 
+def test_what_a_full_disk_loses_is_told(tmp_path: Path) -> None:
+    _, printed = talk(">/dev/full", tmp_path)
+    lost = "WARNING: the output cannot be written (No space left on device): the rest of it is lost"
+    assert printed.count(lost) == 1
+
+
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1"])
 def test_what_a_terminal_cannot_show_is_replaced(encoding: str, tmp_path: Path) -> None:
     code, printed = talk("2>/dev/null", tmp_path, PYTHONIOENCODING=encoding)

@@ -84,7 +84,7 @@ def parse_arguments(arguments: Sequence[str]) -> Namespace:
     Raises:
         StudyError: If the words ask for an option that is gone or for another config.
     """
-    parsed = _hydra.parse_arguments(arguments)
+    parsed = _hydra.parse_arguments([_as_typed(word) for word in arguments])
     for option, value in (
         ("--config-name", parsed.config_name),
         ("--config-path", parsed.config_path),
@@ -98,6 +98,15 @@ def parse_arguments(arguments: Sequence[str]) -> Namespace:
     if parsed.config_dir is not None:
         parsed.overrides = _with_folder(parsed.overrides, parsed.config_dir)
     return parsed
+
+
+def _as_typed(word: str) -> str:
+    """Return a word of a command line as UTF-8 has it, whatever the locale.
+
+    Where the locale knows no letters beyond ASCII, Python keeps their bytes as surrogates, which
+    no database takes.
+    """
+    return os.fsencode(word).decode("utf-8", errors="replace")
 
 
 def _without_plus(overrides: Sequence[str]) -> list[str]:

@@ -23,6 +23,7 @@ REMOVED = {
     "hydra/launcher": "-m trains on an engine; give workers=<runs at a time>",
     "hydra.launcher": "-m trains on an engine; give workers=<runs at a time>",
     "hydra/sweeper": "-m lists values; to search them, use sweeps/optuna_search.py",
+    "hydra.run": "a run is kept in MLflow, not in a folder; give tracking.uri=<store>",
     "hydra.sweep": "runs are kept in MLflow, not in a folder each; give tracking.uri=<store>",
 }
 #: What may stand before a key in an override.

@@ -45,7 +45,7 @@ def image_files(paths: Sequence[str]) -> list[Path]:
 
 
 def left_out(paths: Sequence[str]) -> str:
-    """Return which files of folders are not read, and why; empty if all are.
+    """Return which files and folders of folders are not read, and why; empty if all are.
 
     Args:
         paths: files and folders, which exist.
@@ -53,6 +53,7 @@ def left_out(paths: Sequence[str]) -> str:
     others: list[Path] = []
     for name in paths:
         others += [file for file in _files_in(Path(name)) if not _is_image(file)]
+        others += _folders_in(Path(name))
     if not others:
         return ""
     named = [f"'{file}' {_reason(file)}" for file in others[:MOST_NAMED]]
@@ -62,7 +63,9 @@ def left_out(paths: Sequence[str]) -> str:
 
 
 def _reason(file: Path) -> str:
-    """Return why a file of a folder is no image that is read."""
+    """Return why a file or a folder of a folder is no image that is read."""
+    if file.is_dir():
+        return "is a folder: name it too"
     if file.suffix.lower() in HEIF_SUFFIXES:
         return NEEDS_HEIF
     return "is no image by its ending"
@@ -89,6 +92,14 @@ def _files_in(path: Path) -> list[Path]:
         if not is_hidden and not file.is_dir():
             files.append(file)
     return sorted(files, key=_natural_key)
+
+
+def _folders_in(path: Path) -> list[Path]:
+    """Return the folders directly in a folder that are not hidden, in natural order."""
+    if not path.is_dir():
+        return []
+    folders = [inner for inner in path.iterdir() if inner.is_dir()]
+    return sorted((inner for inner in folders if inner.name[0] != "."), key=_natural_key)
 
 
 def _natural_key(file: Path) -> list[str | int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from digit_study.study.study_plan import journal_path
 from digit_study.support.errors import StudyError
 from digit_study.support.workspace import Workspace
 
+#: The highest number of an operation in Optuna's journals, from 0.
+LAST_OPERATION = 10
 #: Characters of a damaged line that a message quotes.
 LONGEST_LINE = 60
 
@@ -23,8 +26,18 @@ def check_stored(study: StudyConfig, workspace: Workspace) -> None:
         StudyError: If something else wrote into it.
     """
     path = journal_path(workspace, study.study)
-    if study.search.storage is None and path.exists():
+    if study.search.storage is not None:
+        return
+    check_is_file(path)
+    if path.exists():
         check_journal(path)
+
+
+def check_is_file(path: Path) -> None:
+    """Make sure that nothing but a file stands where a journal is; raises StudyError."""
+    if os.path.lexists(path) and not path.is_file():
+        rule = f"{path} must be a file, the journal of a study"
+        raise StudyError(f"{rule}, and is none: move it away, or mend the link")
 
 
 def check_journal(path: Path) -> None:
@@ -50,4 +63,7 @@ def check_journal(path: Path) -> None:
 
 def is_record(log: Any) -> bool:
     """Return whether a line of a journal is one that Optuna wrote."""
-    return isinstance(log, dict) and isinstance(log.get("op_code"), int)
+    if not isinstance(log, dict):
+        return False
+    operation = log.get("op_code")
+    return isinstance(operation, int) and 0 <= operation <= LAST_OPERATION

@@ -33,7 +33,6 @@ from digit_study.support.progress import sweep_progress
 from digit_study.support.redaction import without_password
 from digit_study.support.rules import flatten
 from digit_study.support.trial_status import STATUS_TAG
-from digit_study.tracking.database import restore_command
 from digit_study.tracking.location import view_command
 from digit_study.tracking.pages import INITIAL
 from digit_study.tracking.session import Tracker, session
@@ -103,7 +102,7 @@ def no_parent(plan: StudyPlan, stored: StoredStudy, tracker: Tracker) -> NoParen
     name = plan.study.study
     deleted = tracker.find_deleted_run({"kind": "study", "study.uid": stored.uid})
     if deleted is not None:
-        command = restore_command(tracker.uri, deleted, tracker.workspace)
+        command = tracker.restore_command(deleted)
         return NoParentError(
             f"the run of study '{name}' was deleted in MLflow: restore it with `{command}`"
         )

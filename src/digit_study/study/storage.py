@@ -28,6 +28,7 @@ from digit_study.config.run_config import Config
 from digit_study.config.space import Params, fingerprint
 from digit_study.config.study_config import StudyConfig, objectives_of
 from digit_study.study._optuna import Database, JournalFile, stale_trial_ids
+from digit_study.study.journal import check_is_file
 from digit_study.study.study_plan import journal_path
 from digit_study.study.trial_attributes import (
     EXCESS,
@@ -259,6 +260,7 @@ def open_study(
             opened = None
         if opened is None:
             opened = _create(study, storage)
+        _check_whole(opened)
         if DEFINITION not in opened.user_attrs:
             _define(opened, study, run, overrides)
     refuse_changes(opened, study, run)
@@ -276,7 +278,9 @@ def find_study(study: StudyConfig, workspace: Workspace) -> StoredStudy:
     names: list[str] = []
     if uri is None:
         names = sorted(path.stem for path in workspace.studies.glob("*.journal"))
-        exists = journal_path(workspace, study.study).exists()
+        path = journal_path(workspace, study.study)
+        check_is_file(path)
+        exists = path.exists()
     else:
         database.check_store(uri, "search.storage")
         exists = not database.is_missing(uri)
@@ -285,6 +289,7 @@ def find_study(study: StudyConfig, workspace: Workspace) -> StoredStudy:
             storage = _open_storage(study, workspace)
         found = _load(study, storage)
         if found is not None and DEFINITION in found.user_attrs:
+            _check_whole(found)
             return StoredStudy(found, storage)
         known = optuna.get_all_study_summaries(storage, include_best_trial=False)
         names = [summary.study_name for summary in known if summary.study_name != study.study]
@@ -293,6 +298,16 @@ def find_study(study: StudyConfig, workspace: Workspace) -> StoredStudy:
         f"there are: {', '.join(names) or 'none'}: "
         f"search first with python sweeps/optuna_search.py study={study.study}"
     )
+
+
+def _check_whole(opened: Study) -> None:
+    """Make sure that a study has what it was begun with; raises StudyError."""
+    # the definition is written last
+    if DEFINITION in opened.user_attrs and OVERRIDES not in opened.user_attrs:
+        rule = f"study '{opened.study_name}' must have its first records, and lacks some"
+        raise StudyError(
+            f"{rule}: bring it back from a copy, or search again with search.fresh=true"
+        )
 
 
 def refuse_changes(opened: Study, study: StudyConfig, run: Config) -> None:
@@ -377,6 +392,7 @@ def _open_storage(study: StudyConfig, workspace: Workspace) -> BaseStorage:
 
 def _open_journal(path: Path) -> JournalStorage:
     path.parent.mkdir(parents=True, exist_ok=True)
+    check_is_file(path)
     return JournalStorage(JournalFile(path))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import sys
@@ -14,6 +15,10 @@ from rich.console import Console
 PIPED_WIDTH = 160
 #: Descriptors of standard input, output and error.
 STANDARD_DESCRIPTORS = (0, 1, 2)
+
+
+#: What is wrong where a disk, or what somebody may use of it, is full.
+FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class _LastingFile(io.FileIO):
@@ -30,8 +35,11 @@ class _LastingFile(io.FileIO):
         """
         try:
             return super().write(data)
-        except OSError:  # a closed pipe, a terminal that is gone, a full disk
+        except OSError as fault:  # a closed pipe, a terminal that is gone, a full disk
             redirect_to_nowhere(self.fileno())
+            is_output = self.fileno() == STANDARD_DESCRIPTORS[1]
+            if is_output and fault.errno in FULL:
+                warn(f"the output cannot be written ({fault.strerror}): the rest of it is lost")
             return memoryview(data).nbytes
 
 

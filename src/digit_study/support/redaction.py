@@ -7,13 +7,15 @@ import urllib.parse
 #: in a URI that it can parse. A password with ``@``, ``#``, ``/`` or ``[`` in it makes a URI that
 #: it cannot parse, and must not be shown either.
 PASSWORD = re.compile(r"([\w+]+://[^:/@]*:)(.*)@")
+#: A token for a server, in the place of a name and a password.
+TOKEN = re.compile(r"(https?://)[^:/@\s']+@")
 #: A secret among the parameters of a URI.
 SECRET_PARAMETER = re.compile(r"(?i)([?&](?:password|passwd|pwd|token|secret)=)[^&]*")
 
 
 def without_password(uri: str) -> str:
     """Return a URI, or a line that contains one, as it may be shown and logged."""
-    hidden = PASSWORD.sub(r"\1***@", uri)
+    hidden = TOKEN.sub(r"\1***@", PASSWORD.sub(r"\1***@", uri))
     return SECRET_PARAMETER.sub(r"\1***", hidden)
 
 

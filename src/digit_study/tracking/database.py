@@ -280,9 +280,15 @@ def unknown_run(uri: str, run_id: str, key: str, workspace: Workspace) -> StudyE
     return StudyError(f"{wrong}: see the ids with `{location.view_command(uri, workspace)}`")
 
 
-def restore_command(uri: str, run_id: str, workspace: Workspace) -> str:
-    """Return the command that restores a deleted run."""
-    command = f"mlflow runs restore --run-id {run_id}"
+def restore_command(uri: str, deleted: str, workspace: Workspace) -> str:
+    """Return the command that restores what was deleted.
+
+    Args:
+        uri: URI of the store.
+        deleted: What that is, as ``mlflow`` takes it: ``runs restore --run-id …``.
+        workspace: Whose store is the usual one.
+    """
+    command = f"mlflow {deleted}"
     if uri == workspace.default_store:
         return command
     return f"MLFLOW_TRACKING_URI='{without_password(uri)}' {command}"

@@ -81,12 +81,24 @@ class Queries(Runs):
 
     def find_deleted_run(self, tags: Mapping[str, str]) -> str | None:
         """Return the id of the newest deleted run with all of ``tags``; it can be restored."""
+        experiments = self.client.search_experiments(ViewType.ALL)
         found = self.client.search_runs(
-            self._experiments(), _all_of(tags), ViewType.DELETED_ONLY, max_results=1
+            [experiment.experiment_id for experiment in experiments],
+            _all_of(tags),
+            ViewType.DELETED_ONLY,
+            max_results=1,
         )
         if not found:
             return None
         return str(found[0].info.run_id)
+
+    def restore_command(self, run_id: str) -> str:
+        """Return the command that restores a deleted run: with its experiment, if that is too."""
+        number = self.client.get_run(run_id).info.experiment_id
+        deleted = f"runs restore --run-id {run_id}"
+        if self.client.get_experiment(number).lifecycle_stage != "active":
+            deleted = f"experiments restore --experiment-id {number}"
+        return restore_command(self.uri, deleted, self.workspace)
 
     def has_run(self, run_id: str) -> bool:
         """Return whether the store knows a run, deleted or not."""
@@ -225,7 +237,7 @@ class Queries(Runs):
         if run.info.lifecycle_stage != "active":
             wanted = "run that is not deleted"
             found = "deleted"
-            remedy = f"restore it with `{restore_command(self.uri, run_id, self.workspace)}`"
+            remedy = f"restore it with `{self.restore_command(run_id)}`"
         elif run.info.status != "FINISHED":
             wanted = "finished run"
             found = run.info.status

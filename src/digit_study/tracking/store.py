@@ -113,7 +113,9 @@ class Store:
                 found = self.client.get_experiment_by_name(name)
         if found is None or found.lifecycle_stage != "active":
             rule = "`tracking.experiment` must be an active experiment"
-            remedy = "choose another name, or restore it with `mlflow experiments restore`"
+            command = "mlflow experiments restore --experiment-id"
+            number = "<id>" if found is None else found.experiment_id
+            remedy = f"choose another name, or restore it with `{command} {number}`"
             raise StudyError(f"{rule}, got '{name}', which is deleted: {remedy}")
         return str(found.experiment_id)
 
