@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 import recorded_store as rs
 from conftest import sample
+from mlflow import MlflowClient
 from PIL import Image
 
 import predict
@@ -362,3 +364,17 @@ def test_the_version_that_an_alias_names_at_this_moment(store: str, tmp_path: Pa
     assert version_named("models:/digit-recognizer@champion", store, workspace) == "1"
     assert version_named("models:/digit-recognizer/1", store, workspace) is None
     assert version_named("a@b.keras", store, workspace) is None
+
+
+def test_a_version_whose_files_were_deleted_is_not_recommended(
+    migrated: Path, tmp_path: Path
+) -> None:
+    workspace = Workspace(tmp_path)
+    uri = f"sqlite:///{shutil.copy(migrated, tmp_path / 'mlflow.db')}"
+    client = MlflowClient(uri)
+    client.create_registered_model("digit-recognizer")
+    (tmp_path / "gone").mkdir()
+    client.create_model_version("digit-recognizer", (tmp_path / "gone").as_uri())
+    (tmp_path / "gone").rmdir()
+    with pytest.raises(StudyError, match="whose files are gone from the store: bring them back"):
+        model_file("models:/digit-recognizer/1", uri, workspace)

@@ -24,6 +24,8 @@ SCHEMES = ("models:/", "runs:/")
 KERAS_FILE = Path("data") / "model.keras"
 #: Versions at most that a message lists.
 MOST_VERSIONS = 200
+#: How MLflow's message begins when a model is known and its files are not there.
+NO_FILES = "No such artifact"
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,11 @@ def _no_model(store: Store, named: str, cause: Exception) -> StudyError:
     """Return the error for a name that no Keras model has."""
     rule = "`model` must name a Keras model that MLflow holds"
     reason = first_line(cause).rstrip(".")
+    if reason.startswith(NO_FILES):
+        remedy = (
+            "bring them back from a copy, or promote another with sweeps/promote.py run_id=<id>"
+        )
+        return StudyError(f"{rule}, got '{named}', whose files are gone from the store: {remedy}")
     return StudyError(f"{rule}, got '{named}' ({reason}): {_remedy(store, named)}")
 
 
