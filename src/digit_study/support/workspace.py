@@ -1,6 +1,5 @@
 """The folder that a command works in: every path that the project writes to comes from here."""
 
-import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,9 +8,6 @@ from filelock import FileLock
 
 from digit_study.support.errors import StudyError
 from digit_study.support.sqlite import sqlite_uri
-
-#: An encoded character of a URI.
-ENCODED = re.compile("%[0-9A-Fa-f]{2}")
 
 
 @dataclass(frozen=True)
@@ -29,12 +25,9 @@ class Workspace:
         """Return the workspace of the checkout that this code lies in.
 
         Raises:
-            StudyError: If MLflow cannot use its folder, or that of the Python environment.
+            StudyError: If MLflow cannot use the Python environment because of its folder.
         """
         root = Path(__file__).resolve().parents[3]
-        if ENCODED.search(str(root)):
-            rule = "the project's folder must have no % before two digits or letters a to f"
-            raise StudyError(f"{rule}, which MLflow decodes, got '{root}': rename it")
         if "%" in sys.prefix:
             rule = "the Python environment must lie in a folder without %, for MLflow"
             remedy = "make it in another folder, or rename this one and make it anew"

@@ -9,6 +9,7 @@ from pathlib import Path
 from shutil import rmtree
 from typing import Any
 
+import yaml
 from mlflow.entities import (
     Dataset,
     DatasetInput,
@@ -309,13 +310,14 @@ class RunUpload:
             created = self._client.create_logged_model(
                 self._experiment, "model", self._run_id, params=params
             )
-        folder = self._spooled.folder / MODEL
-        description = Model.load(str(folder))
+        file = self._spooled.folder / MODEL / "MLmodel"
+        # Model.load would take the path for a URI and decode it
+        description = Model.from_dict(yaml.safe_load(file.read_text()))
         description.artifact_path = created.artifact_location
         description.run_id = self._run_id
         description.model_uuid = created.model_id
         description.model_id = created.model_id
-        description.save(str(folder / "MLmodel"))
+        description.save(str(file))
         self._sent["model_id"] = created.model_id
         self._sent["model_place"] = created.artifact_location
 

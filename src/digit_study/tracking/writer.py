@@ -212,15 +212,16 @@ class RunWriter:
         pixels = TensorSpec(kind, (-1, *model.input_shape[1:]), "pixels")
         probabilities = TensorSpec(kind, (-1, *model.output_shape[1:]), "probabilities")
         folder = self.folder / MODEL
+        description = Model()
         mlflow.keras.save_model(
             model,
             str(folder),
+            mlflow_model=description,
             signature=mlflow.models.ModelSignature(Schema([pixels]), Schema([probabilities])),
             metadata={"inputs": INPUTS},
             pip_requirements=[f"{name}=={version(name)}" for name in provenance.MODEL_REQUIREMENTS],
         )
         # MLflow saves no Keras model without a schema of its input
-        description = Model.load(str(folder))
         outputs = Schema([probabilities])
         description.signature = mlflow.models.ModelSignature(outputs=outputs)
         code = folder / "code"
