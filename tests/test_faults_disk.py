@@ -139,9 +139,10 @@ def test_a_disk_that_is_full_for_a_while_costs_no_trial(
             trial.value
         )
     said = capsys.readouterr().err
-    # a shared database is told of a result only when MLflow has it, and by then there is room again
-    paused = 0 if (moment, kept) == ("done", "database") else 1
-    assert said.count("no trial is to blame") == paused == said.count("the machine is well again")
+    pauses = said.count("no trial is to blame")
+    assert pauses == said.count("the machine is well again") <= 1
+    # a shared database is told of a result only when MLflow has it, mostly when there is room again
+    assert pauses == 1 or (moment, kept) == ("done", "database")
     assert is_spool_empty(workspace())
 
 
