@@ -300,6 +300,12 @@ def test_letters_that_the_locale_does_not_know_are_those_that_were_typed() -> No
     assert composition.parse_arguments([as_python_has_it]).overrides == ["tracking.note=café"]
 
 
+def test_letters_that_the_locale_knows_stay(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.fsencode", lambda word: word.encode("latin-1"))
+    words = ["tracking.note=café"]
+    assert composition.parse_arguments(words).overrides == words
+
+
 def test_options_may_stand_between_overrides(own: Path) -> None:
     words = typed("model=tiny", "--config-dir", str(own), "experiment=wide")
     assert words[:2] == ["model=tiny", "experiment=wide"]

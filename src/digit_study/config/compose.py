@@ -52,7 +52,7 @@ CONF = ROOT / "conf"
 VERSION = "1.3"
 #: Name of the only config of which -m trains several runs.
 MULTIRUN_ROOT = "config"
-#: A command that takes every group of a config, by the config's name.
+#: Commands whose configs have groups, by the name of the config.
 COMMANDS = {MULTIRUN_ROOT: "src/run.py", "study": "sweeps/optuna_search.py"}
 #: Key of the folders, besides :data:`CONF`, in which Hydra looks for config files.
 SEARCH_PATH = "hydra.searchpath"
@@ -101,12 +101,16 @@ def parse_arguments(arguments: Sequence[str]) -> Namespace:
 
 
 def _as_typed(word: str) -> str:
-    """Return a word of a command line as UTF-8 has it, whatever the locale.
+    """Return a word of a command line with the letters that the locale does not know.
 
-    Where the locale knows no letters beyond ASCII, Python keeps their bytes as surrogates, which
-    no database takes.
+    Python keeps the bytes of such letters as surrogates, which no database takes. The bytes are
+    decoded as UTF-8.
     """
-    return os.fsencode(word).decode("utf-8", errors="replace")
+    try:
+        word.encode()
+    except UnicodeEncodeError:
+        return os.fsencode(word).decode(errors="replace")
+    return word
 
 
 def _without_plus(overrides: Sequence[str]) -> list[str]:
@@ -313,7 +317,8 @@ def is_multirun(parsed: Namespace) -> bool:
         return False
     grids = [text for text in own if key_of(text).startswith(GRID)]
     others = [text for text in parsed.overrides if text not in grids]
-    asked = _composed(_choices(_parse(others), MULTIRUN_ROOT), MULTIRUN_ROOT, with_hydra=True).hydra
+    choices = _choices(_parse(others), MULTIRUN_ROOT)
+    asked = _composed(choices, MULTIRUN_ROOT, with_hydra=True).hydra
     if asked.mode == RunMode.MULTIRUN:
         return True
     if grids:
@@ -393,11 +398,12 @@ def _choices(typed: Sequence[Override], root: str) -> tuple[str, ...]:
     for override in typed:
         if override.is_sweep_override():
             continue
-        if not override.is_hydra_override():
-            if override.key_or_group not in groups:
-                continue
+        is_of_hydra = override.is_hydra_override()
+        is_choice = not is_of_hydra and override.key_or_group in groups
+        if is_choice:
             _check_choice(override, root, groups)
-        chosen.append(str(override.input_line))
+        if is_of_hydra or is_choice:
+            chosen.append(str(override.input_line))
     return tuple(chosen)
 
 
@@ -723,12 +729,12 @@ def _check_name(override: Override, root: str, groups: dict[str, list[str]]) -> 
 def _check_choice(override: Override, root: str, groups: dict[str, list[str]]) -> None:
     """Check that a command has a group and the group an option; raises StudyError."""
     group = override.key_or_group
-    owners = [command for other, command in COMMANDS.items() if group in _groups_of(other)]
-    # a folder in between, such as search/, belongs to no command
-    if owners and group not in _groups_of(root):
-        rule = f"`{group}` belongs to python {owners[0]}"
-        line = override.input_line
-        raise StudyError(f"{rule}, got {line!r} for another command: drop it here")
+    if group not in _groups_of(root):
+        for other, command in COMMANDS.items():
+            if group in _groups_of(other):
+                rule = f"`{group}` belongs to python {command}"
+                line = override.input_line
+                raise StudyError(f"{rule}, got {line!r} for another command: drop it here")
     _check_option(group, override.value(), groups[group])
 
 

@@ -52,60 +52,52 @@ def left_out(paths: Sequence[str]) -> str:
     """
     others: list[Path] = []
     for name in paths:
-        others += [file for file in _files_in(Path(name)) if not _is_image(file)]
-        others += _folders_in(Path(name))
+        others += [entry for entry in _entries_of(Path(name)) if not _is_image(entry)]
     if not others:
         return ""
-    named = [f"'{file}' {_reason(file)}" for file in others[:MOST_NAMED]]
+    named = [f"'{entry}' {_reason(entry)}" for entry in others[:MOST_NAMED]]
     if len(others) > MOST_NAMED:
         named.append(f"and {len(others) - MOST_NAMED} more")
     return f"left out: {'; '.join(named)}"
 
 
-def _reason(file: Path) -> str:
-    """Return why a file or a folder of a folder is no image that is read."""
-    if file.is_dir():
+def _reason(entry: Path) -> str:
+    """Return why a file or a folder is no image that is read."""
+    if entry.is_dir():
         return "is a folder: name it too"
-    if file.suffix.lower() in HEIF_SUFFIXES:
+    if entry.suffix.lower() in HEIF_SUFFIXES:
         return NEEDS_HEIF
     return "is no image by its ending"
 
 
-def _is_image(file: Path) -> bool:
-    """Return whether a file is taken from a folder, by its ending."""
-    ending = file.suffix.lower()
+def _is_image(entry: Path) -> bool:
+    """Return whether an entry of a folder is a file that is read, by its ending."""
+    if entry.is_dir():
+        return False
+    ending = entry.suffix.lower()
     return ending in SUFFIXES or (ending in HEIF_SUFFIXES and reads_heif())
 
 
 def _images_in(path: Path) -> list[Path]:
     """Return the image files directly in a folder, in natural order; of a file none."""
-    return [file for file in _files_in(path) if _is_image(file)]
+    return [entry for entry in _entries_of(path) if _is_image(entry)]
 
 
-def _files_in(path: Path) -> list[Path]:
-    """Return the files directly in a folder that are not hidden, in natural order."""
+def _entries_of(path: Path) -> list[Path]:
+    """Return what lies directly in a folder and is not hidden; of a file nothing.
+
+    Files come first, then folders, each in natural order.
+    """
     if not path.is_dir():
         return []
-    files = []
-    for file in path.iterdir():
-        is_hidden = file.name.startswith(".")
-        if not is_hidden and not file.is_dir():
-            files.append(file)
-    return sorted(files, key=_natural_key)
+    shown = [entry for entry in path.iterdir() if not entry.name.startswith(".")]
+    return sorted(shown, key=lambda entry: (entry.is_dir(), _natural_key(entry)))
 
 
-def _folders_in(path: Path) -> list[Path]:
-    """Return the folders directly in a folder that are not hidden, in natural order."""
-    if not path.is_dir():
-        return []
-    folders = [inner for inner in path.iterdir() if inner.is_dir()]
-    return sorted((inner for inner in folders if inner.name[0] != "."), key=_natural_key)
-
-
-def _natural_key(file: Path) -> list[str | int]:
+def _natural_key(entry: Path) -> list[str | int]:
     """Return the parts of a name, text and numbers in turn, by which files are sorted."""
     key: list[str | int] = []
-    for part in re.split(r"(\d+)", file.name.casefold()):
+    for part in re.split(r"(\d+)", entry.name.casefold()):
         if part.isdecimal():
             key.append(int(part))
         else:

@@ -13,7 +13,7 @@ from digit_study.study.study_plan import journal_path
 from digit_study.support.errors import StudyError
 from digit_study.support.workspace import Workspace
 
-#: The highest number of an operation in Optuna's journals, from 0.
+#: Number of the last operation that Optuna's journals know; the first has the number 0.
 LAST_OPERATION = 10
 #: Characters of a damaged line that a message quotes.
 LONGEST_LINE = 60
@@ -23,11 +23,11 @@ def check_stored(study: StudyConfig, workspace: Workspace) -> None:
     """Make sure that the journal of a study can be read, if it has begun; nothing is written.
 
     Raises:
-        StudyError: If something else wrote into it.
+        StudyError: If something else wrote into it, or it is no file.
     """
-    path = journal_path(workspace, study.study)
     if study.search.storage is not None:
         return
+    path = journal_path(workspace, study.study)
     check_is_file(path)
     if path.exists():
         check_journal(path)

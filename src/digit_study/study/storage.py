@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import time
 import uuid
@@ -278,9 +279,8 @@ def find_study(study: StudyConfig, workspace: Workspace) -> StoredStudy:
     names: list[str] = []
     if uri is None:
         names = sorted(path.stem for path in workspace.studies.glob("*.journal"))
-        path = journal_path(workspace, study.study)
-        check_is_file(path)
-        exists = path.exists()
+        # what is no file is refused when it is opened
+        exists = os.path.lexists(journal_path(workspace, study.study))
     else:
         database.check_store(uri, "search.storage")
         exists = not database.is_missing(uri)

@@ -15,9 +15,7 @@ from rich.console import Console
 PIPED_WIDTH = 160
 #: Descriptors of standard input, output and error.
 STANDARD_DESCRIPTORS = (0, 1, 2)
-
-
-#: What is wrong where a disk, or what somebody may use of it, is full.
+#: Error numbers of a disk that is full, or of which somebody has used all they may.
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
@@ -37,6 +35,7 @@ class _LastingFile(io.FileIO):
             return super().write(data)
         except OSError as fault:  # a closed pipe, a terminal that is gone, a full disk
             redirect_to_nowhere(self.fileno())
+            # standard error cannot tell of itself
             is_output = self.fileno() == STANDARD_DESCRIPTORS[1]
             if is_output and fault.errno in FULL:
                 warn(f"the output cannot be written ({fault.strerror}): the rest of it is lost")

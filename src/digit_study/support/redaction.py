@@ -15,7 +15,8 @@ SECRET_PARAMETER = re.compile(r"(?i)([?&](?:password|passwd|pwd|token|secret)=)[
 
 def without_password(uri: str) -> str:
     """Return a URI, or a line that contains one, as it may be shown and logged."""
-    hidden = TOKEN.sub(r"\1***@", PASSWORD.sub(r"\1***@", uri))
+    hidden = PASSWORD.sub(r"\1***@", uri)
+    hidden = TOKEN.sub(r"\1***@", hidden)
     return SECRET_PARAMETER.sub(r"\1***", hidden)
 
 

@@ -7,11 +7,11 @@ NOWHERE = "mlflow-artifacts:/nowhere"
 
 
 def skip_module_map() -> None:
-    """Let MLflow not find out of which package every installed module is.
+    """Keep MLflow from mapping every installed module to its package.
 
-    It wants to know once in every process that saves a model, and reads the metadata of all
-    packages, for most of a second. It needs that only for requirements that are named after a
-    module instead of a package.
+    MLflow makes that map once in every process that saves a model. It reads the metadata of all
+    packages for it, which takes most of a second. The map serves requirements that are named after
+    a module instead of a package, and this project has none.
     """
     requirements_utils._MODULES_TO_PACKAGES = {}  # type: ignore[assignment] # noqa: SLF001
 
@@ -27,7 +27,7 @@ def create_tables(uri: str, default_artifacts: str) -> None:
         uri: URI of a database.
         default_artifacts: URI of the folder of Default.
     """
-    # a worker needs none of these
+    # here, because a worker imports this module and needs none of them
     from mlflow.store.tracking.dbmodels.models import SqlExperiment
     from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
     from sqlalchemy import update

@@ -17,7 +17,7 @@ from http.client import HTTPException
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from digit_study.support import scratch
 from digit_study.support.errors import StudyError
@@ -280,15 +280,18 @@ def unknown_run(uri: str, run_id: str, key: str, workspace: Workspace) -> StudyE
     return StudyError(f"{wrong}: see the ids with `{location.view_command(uri, workspace)}`")
 
 
-def restore_command(uri: str, deleted: str, workspace: Workspace) -> str:
-    """Return the command that restores what was deleted.
+def restore_command(
+    uri: str, kind: Literal["run", "experiment"], deleted_id: str, workspace: Workspace
+) -> str:
+    """Return the command that restores a deleted run or experiment.
 
     Args:
         uri: URI of the store.
-        deleted: What that is, as ``mlflow`` takes it: ``runs restore --run-id …``.
+        kind: Which of the two it is.
+        deleted_id: Its id.
         workspace: Whose store is the usual one.
     """
-    command = f"mlflow {deleted}"
+    command = f"mlflow {kind}s restore --{kind}-id {deleted_id}"
     if uri == workspace.default_store:
         return command
     return f"MLFLOW_TRACKING_URI='{without_password(uri)}' {command}"
@@ -307,10 +310,10 @@ def create_store(uri: str, workspace: Workspace) -> None:
     scratch.use_scratch(workspace)
     if is_server(uri):
         return
-    _remove_stray_folder_at_exit(uri)
     from digit_study.tracking._mlflow import create_tables
 
     follow_project(uri, workspace)
+    _remove_stray_folder_at_exit(uri)
     # MLflow's migrations take no lock of their own: of four that start together three crash
     with workspace.lock(".store.lock"):
         default_artifacts = (workspace.artifacts / "0").as_uri()
@@ -322,13 +325,14 @@ def create_store(uri: str, workspace: Workspace) -> None:
 
 
 def _remove_stray_folder_at_exit(uri: str) -> None:
-    """Remove the empty folder that MLflow makes where it takes an encoded name for the name.
+    """Let the command, at its end, remove an empty folder that MLflow makes by mistake.
 
-    It makes the folder of a sqlite file and does not decode the file's URI, as SQLAlchemy does.
+    MLflow makes the folder that a sqlite file lies in. SQLAlchemy decodes the file's URI and MLflow
+    does not, so that a second folder is made, with the encoded name.
     """
-    taken_for = Path(uri.removeprefix(SQLITE)).parent
-    if uri.startswith(SQLITE) and taken_for != sqlite_path(uri).parent:
-        atexit.register(_remove_if_empty, taken_for)
+    encoded = Path(uri.removeprefix(SQLITE)).parent
+    if uri.startswith(SQLITE) and encoded != sqlite_path(uri).parent:
+        atexit.register(_remove_if_empty, encoded)
 
 
 def _remove_if_empty(folder: Path) -> None:

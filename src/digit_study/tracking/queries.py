@@ -81,24 +81,24 @@ class Queries(Runs):
 
     def find_deleted_run(self, tags: Mapping[str, str]) -> str | None:
         """Return the id of the newest deleted run with all of ``tags``; it can be restored."""
-        experiments = self.client.search_experiments(ViewType.ALL)
+        # the runs of a deleted experiment are deleted too
+        experiments = self._experiments(ViewType.ALL)
         found = self.client.search_runs(
-            [experiment.experiment_id for experiment in experiments],
-            _all_of(tags),
-            ViewType.DELETED_ONLY,
-            max_results=1,
+            experiments, _all_of(tags), ViewType.DELETED_ONLY, max_results=1
         )
         if not found:
             return None
         return str(found[0].info.run_id)
 
     def restore_command(self, run_id: str) -> str:
-        """Return the command that restores a deleted run: with its experiment, if that is too."""
-        number = self.client.get_run(run_id).info.experiment_id
-        deleted = f"runs restore --run-id {run_id}"
-        if self.client.get_experiment(number).lifecycle_stage != "active":
-            deleted = f"experiments restore --experiment-id {number}"
-        return restore_command(self.uri, deleted, self.workspace)
+        """Return the command that restores a deleted run.
+
+        It restores the whole experiment, if that was deleted.
+        """
+        experiment_id = self.client.get_run(run_id).info.experiment_id
+        if self.client.get_experiment(experiment_id).lifecycle_stage != "active":
+            return restore_command(self.uri, "experiment", experiment_id, self.workspace)
+        return restore_command(self.uri, "run", run_id, self.workspace)
 
     def has_run(self, run_id: str) -> bool:
         """Return whether the store knows a run, deleted or not."""
@@ -110,8 +110,9 @@ class Queries(Runs):
             return False
         return True
 
-    def _experiments(self) -> list[str]:
-        return [experiment.experiment_id for experiment in self.client.search_experiments()]
+    def _experiments(self, view: int = ViewType.ACTIVE_ONLY) -> list[str]:
+        """Return the ids of the experiments that a view of MLflow shows."""
+        return [experiment.experiment_id for experiment in self.client.search_experiments(view)]
 
     def runs_with_models(self, parent_run_id: str) -> set[str]:
         """Return the ids of all runs that have a model, in the experiment of a run."""

@@ -15,6 +15,7 @@ from digit_study.support.errors import StudyError
 from digit_study.support.signals import deferred_signals
 from digit_study.support.workspace import Workspace
 from digit_study.tracking import location
+from digit_study.tracking.database import restore_command
 
 #: What a store that cannot be reached raises, over HTTP, from a database or from the file system.
 StoreFault = (MlflowException, OSError)
@@ -111,13 +112,14 @@ class Store:
                 return str(self.client.create_experiment(name, place, EXPERIMENT_TAGS))
             except MlflowException:  # another process was faster
                 found = self.client.get_experiment_by_name(name)
-        if found is None or found.lifecycle_stage != "active":
-            rule = "`tracking.experiment` must be an active experiment"
-            command = "mlflow experiments restore --experiment-id"
-            number = "<id>" if found is None else found.experiment_id
-            remedy = f"choose another name, or restore it with `{command} {number}`"
-            raise StudyError(f"{rule}, got '{name}', which is deleted: {remedy}")
-        return str(found.experiment_id)
+        if found is not None and found.lifecycle_stage == "active":
+            return str(found.experiment_id)
+        rule = "`tracking.experiment` must be an active experiment"
+        remedy = "choose another name"
+        if found is not None:
+            command = restore_command(self.uri, "experiment", found.experiment_id, self.workspace)
+            remedy = f"{remedy}, or restore it with `{command}`"
+        raise StudyError(f"{rule}, got '{name}', which is deleted: {remedy}")
 
     def location(self, run_id: str, known: RunInfo | None = None) -> RunLocation:
         """Return where a run is.
