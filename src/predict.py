@@ -22,7 +22,7 @@ from rich.text import Text
 
 from digit_study.data.formats import read_unlabelled_csv
 from digit_study.inference.detector import are_digits
-from digit_study.inference.files import image_files, left_out
+from digit_study.inference.files import image_files, left_out, printable
 from digit_study.inference.picture import readings_figure
 from digit_study.inference.prediction import Reading, load_model, read_files
 from digit_study.support.console import protect_standard_streams, warn
@@ -341,7 +341,9 @@ def predict_files(
     ]
     if arguments.json:
         print(json.dumps([reading.as_json() for reading in readings], indent=2))
-    else:
+    # from here on the names are looked at
+    readings = [replace(reading, file=printable(reading.file)) for reading in readings]
+    if not arguments.json:
         print_readings(readings, coverage)
     if arguments.show:
         readings_figure(readings).savefig(arguments.show, dpi=120)

@@ -27,6 +27,9 @@ import hypothesis
 import numpy as np
 import pytest
 
+#: Their assertions say what they compared, as those of tests do.
+pytest.register_assert_rewrite("cluster", "ray_hosts", "recorded_store", "tracked", "typed_study")
+
 ROOT = Path(__file__).parents[1]
 KERAS_HOME = tempfile.TemporaryDirectory(prefix="keras-home-")
 #: A proxy on a port where nobody answers: what would go to the network is refused at once.
@@ -259,6 +262,12 @@ class Done:
     code: int
     out: str
     err: str
+
+    @property
+    def complaints(self) -> str:
+        """Standard error without what a busy machine is told while Ray starts."""
+        lines = self.err.splitlines(keepends=True)
+        return "".join(line for line in lines if not line.startswith("Ray is starting"))
 
 
 class Forked:

@@ -17,7 +17,7 @@ from mlflow import MlflowClient
 from PIL import Image
 
 import predict
-from digit_study.inference.files import image_files
+from digit_study.inference.files import image_files, printable
 from digit_study.inference.picture import readings_figure
 from digit_study.inference.prediction import BatchSize, read_files
 from digit_study.pictures.image_files import ImageError, read_grey, reads_heif
@@ -58,6 +58,18 @@ def test_a_folder_means_its_images_in_natural_order(tmp_path: Path) -> None:
 def test_paths_are_checked(paths: list[str], word: str) -> None:
     with pytest.raises(StudyError, match=word):
         image_files(paths)
+
+
+def test_a_link_to_nothing_is_named_with_its_target(tmp_path: Path) -> None:
+    link = tmp_path / "seven.png"
+    link.symlink_to(tmp_path / "moved" / "7.png")
+    with pytest.raises(StudyError, match=r"seven.png', which leads to '.*moved/7.png'"):
+        image_files([str(link)])
+
+
+def test_a_name_cannot_control_the_terminal() -> None:
+    assert printable("zero\x1b[2J\n.png") == r"zero\x1b[2J\n.png"
+    assert printable("Ziffer ü 7.png") == "Ziffer ü 7.png"
 
 
 def test_batches_keep_the_order_and_errors_stop_nothing(tmp_path: Path) -> None:

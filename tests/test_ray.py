@@ -44,9 +44,9 @@ def test_a_study_and_its_confirmation_give_the_same_bits_on_ray(typed_study: Typ
     confirmed = "confirm.top=2", "confirm.seeds=2", "search.workers=2"
     for one, place in ((typed_study, ("training.threads=1",)), (beside, HERE)):
         done = one.run("search.workers=1", *place)
-        assert (done.code, done.err) == (0, "")
+        assert (done.code, done.complaints) == (0, "")
         done = one.run(*confirmed, *(HERE if one is beside else ()), script=CONFIRM)
-        assert (done.code, done.err) == (0, "")
+        assert (done.code, done.complaints) == (0, "")
     chosen = [
         [(trial.params, trial.values, trial.state) for trial in one.trials()]
         for one in (typed_study, beside)
@@ -91,7 +91,7 @@ def test_a_single_run_gives_the_same_bits_on_ray(
     found = []
     for place in ([], ["engine=ray", "address=local"]):
         done = project.run(*words, *place, MLFLOW_TRACKING_URI=typed_store)
-        assert (done.code, done.err) == (0, "")
+        assert (done.code, done.complaints) == (0, "")
         run = client.search_runs(["1"])[0]
         assert run.info.status == "FINISHED" and run.info.run_id in done.out
         found.append(run.data.tags)

@@ -253,7 +253,7 @@ def test_a_study_outlives_a_trial_a_slot_a_node_and_a_link(rays: RayHosts) -> No
     four.cut()
     known_as_ended(command, number, 60)
     done = command.finish(400)
-    assert (done.code, done.err) == (0, "")
+    assert (done.code, done.complaints) == (0, "")
     assert_ended(rays, "chaos", 36)
     reasons = Counter(one.user_attrs.get("reason") for one in rays.trials("chaos"))
     assert reasons["its slot was killed"] >= 1 and reasons["its node went away"] >= 2
@@ -292,5 +292,5 @@ def test_without_its_head_a_command_ends_with_one_message_and_goes_on_later(
     rays.join(rays.head, cores=0)
     rays.join(rays.hosts[1])
     done = rays.search("headless", *words).finish(300)
-    assert (done.code, done.err) == (0, "")
+    assert (done.code, done.complaints) == (0, "")
     assert_ended(rays, "headless", 10)

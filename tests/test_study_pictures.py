@@ -49,6 +49,17 @@ def test_every_picture_that_applies_is_drawn(
     assert dict(matplotlib.rcParams) == before
 
 
+def test_a_study_whose_only_trial_failed_in_the_middle_has_no_curves(tmp_path: Path) -> None:
+    """As when a cluster goes away in the first trial of a search."""
+    plan, stored = study_of(0, 2, 1)
+    trial = stored.study.ask()
+    trial.report(0.5, 1)
+    stored.study.tell(trial, state=optuna.trial.TrialState.FAIL)
+    write(plan, stored, tmp_path)
+    with Image.open(tmp_path / "intermediate_values.png") as picture:
+        assert picture.size == (880, 275)  # it says that there is nothing to draw
+
+
 def study_with_rare_key(finished: int, with_key: int, among_best: int = 99) -> Any:
     """A study whose best trials have a conditional key, as chance may have it."""
     study = optuna.create_study(direction="maximize")

@@ -197,11 +197,14 @@ def test_a_run_in_a_moved_project_is_kept_in_its_new_folder(
     assert list((new.artifacts / "mine" / "models").glob("*/artifacts/data/model.keras"))
 
 
-def test_an_environment_that_mlflow_cannot_use_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_environment_that_mlflow_cannot_use_is_refused(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """Its migrations of databases lie in it, and their tool takes a percent sign for its own."""
     monkeypatch.setattr(sys, "prefix", "/home/me/100%/.venv")
     with pytest.raises(StudyError, match="must lie in a folder without %, for MLflow, got '/home"):
-        Workspace.of_project()
+        check_store(Workspace(tmp_path).default_store)
+    check_store("databricks://mine")  # a server needs no migrations here
 
 
 @pytest.mark.slow

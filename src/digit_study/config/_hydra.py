@@ -5,6 +5,8 @@ from collections.abc import Sequence
 
 from hydra._internal.utils import get_args_parser
 
+from digit_study.support.errors import StudyError
+
 
 def parse_arguments(arguments: Sequence[str]) -> Namespace:
     """Parse a command line as Hydra does.
@@ -14,6 +16,13 @@ def parse_arguments(arguments: Sequence[str]) -> Namespace:
 
     Returns:
         ``overrides``, ``multirun`` and Hydra's own options.
+
+    Raises:
+        StudyError: For an option that is unknown.
     """
-    parsed: Namespace = get_args_parser().parse_intermixed_args(list(arguments))
+    parsed: Namespace
+    parsed, unknown = get_args_parser().parse_known_intermixed_args(list(arguments))
+    if unknown:
+        rule = "an option must be of those that --help lists"
+        raise StudyError(f"{rule}, got {unknown[0]!r}: drop it; a setting is given as key=value")
     return parsed

@@ -29,7 +29,8 @@ def image_files(paths: Sequence[str]) -> list[Path]:
         raise StudyError(
             "at least one image or folder must be named: python src/predict.py photo.png scans/"
         )
-    missing = [f"'{path}'" for path in paths if not os.path.exists(path)]
+    _check_links(paths)
+    missing = [f"'{printable(path)}'" for path in paths if not os.path.exists(path)]
     if missing:
         named = ", ".join(missing[:MOST_NAMED])
         if len(missing) > MOST_NAMED:
@@ -44,6 +45,28 @@ def image_files(paths: Sequence[str]) -> list[Path]:
     return files
 
 
+def printable(name: str) -> str:
+    """Return a name without what a terminal would obey: control characters are escaped."""
+    shown = ""
+    for character in name:
+        if character.isprintable():
+            shown += character
+        else:
+            shown += character.encode("unicode_escape").decode()
+    return shown
+
+
+def _check_links(paths: Sequence[str]) -> None:
+    """Raise StudyError for a link whose file is not there."""
+    for path in paths:
+        if os.path.islink(path) and not os.path.exists(path):
+            target = printable(os.readlink(path))
+            rule = "a link must lead to a file that exists"
+            raise StudyError(
+                f"{rule}, got '{printable(path)}', which leads to '{target}': mend or drop the link"
+            )
+
+
 def left_out(paths: Sequence[str]) -> str:
     """Return which files and folders of folders are not read, and why; empty if all are.
 
@@ -55,7 +78,7 @@ def left_out(paths: Sequence[str]) -> str:
         others += [entry for entry in _entries_of(Path(name)) if not _is_image(entry)]
     if not others:
         return ""
-    named = [f"'{entry}' {_reason(entry)}" for entry in others[:MOST_NAMED]]
+    named = [f"'{printable(str(entry))}' {_reason(entry)}" for entry in others[:MOST_NAMED]]
     if len(others) > MOST_NAMED:
         named.append(f"and {len(others) - MOST_NAMED} more")
     return f"left out: {'; '.join(named)}"

@@ -1,12 +1,10 @@
 """The folder that a command works in: every path that the project writes to comes from here."""
 
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock
 
-from digit_study.support.errors import StudyError
 from digit_study.support.sqlite import sqlite_uri
 
 
@@ -22,17 +20,8 @@ class Workspace:
 
     @classmethod
     def of_project(cls) -> "Workspace":
-        """Return the workspace of the checkout that this code lies in.
-
-        Raises:
-            StudyError: If MLflow cannot use the Python environment because of its folder.
-        """
-        root = Path(__file__).resolve().parents[3]
-        if "%" in sys.prefix:
-            rule = "the Python environment must lie in a folder without %, for MLflow"
-            remedy = "make it in another folder, or rename this one and make it anew"
-            raise StudyError(f"{rule}, got '{sys.prefix}': {remedy}")
-        return cls(root)
+        """Return the workspace of the checkout that this code lies in."""
+        return cls(Path(__file__).resolve().parents[3])
 
     @property
     def default_store(self) -> str:

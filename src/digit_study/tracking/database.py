@@ -5,6 +5,7 @@ import base64
 import logging
 import os
 import sqlite3
+import sys
 import tempfile
 import time
 import urllib.error
@@ -82,6 +83,8 @@ def check_store(uri: str, key: str = "tracking.uri") -> None:
     Raises:
         StudyError: If they cannot.
     """
+    if not is_server(uri):
+        _check_environment()
     problem = _problem_of(uri)
     if problem is None:
         return
@@ -90,6 +93,17 @@ def check_store(uri: str, key: str = "tracking.uri") -> None:
         key = "MLFLOW_TRACKING_URI"
     wrong = f"`{key}` must be {problem.rule}, got '{without_password(uri)}'"
     raise StudyError(f"{wrong}: {problem.reason}")
+
+
+def _check_environment() -> None:
+    """Make sure that MLflow's migrations of databases can be used; raises StudyError.
+
+    They lie in the Python environment, and their tool takes a percent sign for its own.
+    """
+    if "%" in sys.prefix:
+        rule = "the Python environment must lie in a folder without %, for MLflow"
+        remedy = "make it in another folder, or rename this one and make it anew"
+        raise StudyError(f"{rule}, got '{sys.prefix}': {remedy}")
 
 
 def _problem_of(uri: str) -> Problem | None:

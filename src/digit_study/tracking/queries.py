@@ -207,6 +207,10 @@ class Queries(Runs):
             names = {run.data.tags["study"] for run in runs}
             found = f", of which this store holds nothing{nearest(study, names)}"
             remedy = f"run `python sweeps/optuna_search.py study={study}`, then {remedy}"
+            deleted = self.find_deleted_run({"kind": "study", "study": study})
+            if deleted is not None:
+                found = ", whose runs were deleted in MLflow"
+                remedy = f"restore them with `{self.restore_command(deleted)}`"
         elif not trained:
             remedy = f"let it finish a trial, then {remedy}"
         if of_others:

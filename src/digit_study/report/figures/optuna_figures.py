@@ -228,7 +228,10 @@ def _has_content(name: str, study: Study) -> bool:
     if name == "timeline":
         return bool(trials)
     if name == "intermediate_values":
-        return any(trial.intermediate_values for trial in trials)
+        # Optuna draws no line of a trial that failed
+        return any(
+            trial.intermediate_values for trial in trials if trial.state != TrialState.FAIL
+        )
     return any(trial.state == TrialState.COMPLETE for trial in trials)
 
 
