@@ -46,18 +46,32 @@ def build(precision: str = "float32", layers: Any = None) -> Any:
     if layers is None:
         layers = keras.layers
     pixels = keras.Input((IMAGE_SIDE, IMAGE_SIDE, 1), name="pixels")
-    x = layers.Rescaling(1 / 255, dtype=precision, name="normalise")(pixels)
+    rescaling = layers.Rescaling(1 / 255, dtype=precision, name="normalise")
+    x = rescaling(pixels)
     for width in WIDTHS:
-        for shrinks in (False, True):
-            x = layers.Conv2D(width, 3, padding="same", use_bias=False, dtype=precision)(x)
-            if shrinks:
-                x = layers.MaxPooling2D(dtype=precision)(x)
-            x = layers.BatchNormalization(momentum=0.9, dtype=precision)(x)
-            x = layers.Activation("relu", dtype=precision)(x)
+        x = _convolution(layers, x, width, precision, shrinks=False)
+        x = _convolution(layers, x, width, precision, shrinks=True)
     x = layers.Flatten(dtype=precision)(x)
     x = layers.Dropout(0.3, dtype=precision)(x)
-    probabilities = layers.Dense(CLASSES + 1, "softmax", dtype="float32")(x)
+    output = layers.Dense(CLASSES + 1, "softmax", dtype="float32")
+    probabilities = output(x)
     return keras.Model(pixels, probabilities, name="detector")
+
+
+def _convolution(layers: Any, x: Any, width: int, precision: str, *, shrinks: bool) -> Any:
+    """Add a convolution, pooling where it shrinks, batch norm and the activation."""
+    convolution = layers.Conv2D(
+        width,
+        3,
+        padding="same",
+        use_bias=False,
+        dtype=precision,
+    )
+    x = convolution(x)
+    if shrinks:
+        x = layers.MaxPooling2D(dtype=precision)(x)
+    x = layers.BatchNormalization(momentum=0.9, dtype=precision)(x)
+    return layers.Activation("relu", dtype=precision)(x)
 
 
 def scorer(models: Sequence[Any]) -> Scorer:
@@ -77,8 +91,10 @@ def scorer(models: Sequence[Any]) -> Scorer:
     def score(images: Pixels) -> Scores:
         probabilities = [predict(images) for predict in predictors]
         no_digit = np.stack([rows[:, CLASSES] for rows in probabilities])
-        log_odds = np.log(1 - no_digit + TINY) - np.log(no_digit + TINY)
-        return np.asarray(np.mean(log_odds, axis=0), np.float32)
+        log_digit = np.log(1 - no_digit + TINY)
+        log_no_digit = np.log(no_digit + TINY)
+        mean_log_odds = np.mean(log_digit - log_no_digit, axis=0)
+        return np.asarray(mean_log_odds, np.float32)
 
     return score
 
@@ -116,8 +132,11 @@ def weights(path: Path = WEIGHTS) -> list[Weights]:
         for number in range(NETWORKS):
             prefix = f"{number}."
             count = sum(name.startswith(prefix) for name in saved.files)
-            arrays = [saved[f"{prefix}{position}"] for position in range(count)]
-            networks.append([array.astype(np.float32) for array in arrays])
+            arrays = []
+            for position in range(count):
+                array = saved[f"{prefix}{position}"]
+                arrays.append(array.astype(np.float32))
+            networks.append(arrays)
     return networks
 
 
@@ -160,8 +179,9 @@ def load(path: Path = WEIGHTS) -> Callable[[Pixels], npt.NDArray[np.bool_]]:
     """
     least = threshold(path)
     score = scorer(models(path))
+    blank = np.zeros((1, IMAGE_SIDE, IMAGE_SIDE, 1), np.uint8)
     # compiles it, before anybody waits for an answer
-    score(np.zeros((1, IMAGE_SIDE, IMAGE_SIDE, 1), np.uint8))
+    score(blank)
     return lambda images: score(images) >= least
 
 

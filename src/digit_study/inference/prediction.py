@@ -91,7 +91,8 @@ class Number:
         """Return the digits, with a line break between lines."""
         texts = []
         for line in self.lines:
-            texts.append("".join(str(digit.digit) for digit in line))
+            digits = [str(digit.digit) for digit in line]
+            texts.append("".join(digits))
         return "\n".join(texts)
 
     @property
@@ -177,9 +178,15 @@ def load_model(file: Path) -> Model:
 
         # a single image takes a seventh of the time of Keras's own call
         predict = Predictor(model)
+        blank = np.zeros((1, SIDE, SIDE, 1), np.uint8)
         # the first call sets TensorFlow up, which may print
-        predict(np.zeros((1, SIDE, SIDE, 1), np.uint8))
-    return lambda images: np.asarray(predict(images[..., None]), np.float32)
+        predict(blank)
+
+    def predict_images(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
+        with_channel = images[..., None]
+        return np.asarray(predict(with_channel), np.float32)
+
+    return predict_images
 
 
 @dataclass(frozen=True)
@@ -265,8 +272,9 @@ def _batches(
     group: list[_Prepared] = []
     count = 0
     for file in files:
-        group.append(_prepare(file, str(file), only_digit=only_digit))
-        count += len(group[-1].images())
+        prepared = _prepare(file, str(file), only_digit=only_digit)
+        group.append(prepared)
+        count += len(prepared.images())
         if len(group) == batch.files or count >= batch.images:
             yield group
             group = []
@@ -320,18 +328,24 @@ def _prepare_number(source: Path | bytes, name: str, fault: str) -> _Prepared:
         scale = max(upright_size(source)) / max(grey.shape)
     except ImageError as error:
         return _Prepared(name, error=str(error))
-    has_pieces = any(way for line in lines for ways in line for way in ways)
-    if not has_pieces:
+    scaled = []
+    for line in lines:
+        scaled.append([_scaled(ways, scale) for ways in line])
+    prepared = _Prepared(name, lines=scaled)
+    if not prepared.images():
         return _Prepared(name, error=fault)
-    scaled = [[_scaled(ways, scale) for ways in line] for line in lines]
-    return _Prepared(name, lines=scaled)
+    return prepared
 
 
 def _scaled(ways: Ways, scale: float) -> Ways:
     """Return the same pieces, with their boxes in the picture as it lies on disk."""
     found = []
     for way in ways:
-        found.append([replace(piece, box=piece.box.scaled(scale)) for piece in way])
+        pieces = []
+        for piece in way:
+            box = piece.box.scaled(scale)
+            pieces.append(replace(piece, box=box))
+        found.append(pieces)
     return found
 
 
@@ -358,10 +372,12 @@ def _reading(prepared: _Prepared, answers: _Answers, first: int, *, wants_sets: 
     if not answers.are_digits[first]:
         return replace(reading, error=NO_DIGIT)
     row = answers.probabilities[first]
-    reading = replace(reading, digit=int(row.argmax()), probabilities=row.tolist())
+    digit = int(row.argmax())
+    reading = replace(reading, digit=digit, probabilities=row.tolist())
     if not wants_sets:
         return reading
-    return replace(reading, digits=np.flatnonzero(answers.sets[first]).tolist())
+    digits_of_set = np.flatnonzero(answers.sets[first])
+    return replace(reading, digits=digits_of_set.tolist())
 
 
 def _number_reading(file: str, lines: list[list[Ways]], answers: _Answers, first: int) -> Reading:
@@ -375,9 +391,12 @@ def _number_reading(file: str, lines: list[list[Ways]], answers: _Answers, first
                 continue
             spans = _spans(ways, first)
             first = spans[-1].stop
-            best = int(np.argmax([_sureness(answers, span) for span in spans]))
-            digits += _number_digits(ways[best], answers, spans[best])
-            accepted += int(answers.are_digits[spans[best]].sum())
+            sureness = [_sureness(answers, span) for span in spans]
+            best = int(np.argmax(sureness))
+            span_of_best = spans[best]
+            digits += _number_digits(ways[best], answers, span_of_best)
+            are_digits = answers.are_digits[span_of_best]
+            accepted += int(are_digits.sum())
         if digits:
             found.append(digits)
     number = Number(found)
@@ -404,7 +423,12 @@ def _number_digits(way: Sequence[Piece], answers: _Answers, span: slice) -> list
     """Return the digits of the pieces of a way."""
     digits = []
     for piece, row in zip(way, answers.probabilities[span], strict=True):
-        digit = NumberDigit(int(row.argmax()), row.tolist(), piece.box, piece.pixels)
+        digit = NumberDigit(
+            digit=int(row.argmax()),
+            probabilities=row.tolist(),
+            box=piece.box,
+            pixels=piece.pixels,
+        )
         digits.append(digit)
     return digits
 
@@ -415,4 +439,5 @@ def _sureness(answers: _Answers, span: slice) -> float:
     are_digits = answers.are_digits[span]
     likely = np.log(highest).mean()
     refused = 1 - are_digits.mean()
-    return float(likely - DOUBT * refused - DOUBT_OF_CUTS * len(highest))
+    pieces = len(highest)
+    return float(likely - DOUBT * refused - DOUBT_OF_CUTS * pieces)

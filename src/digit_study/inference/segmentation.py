@@ -11,13 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 from scipy import ndimage
 from skimage.graph import route_through_array
 
 from digit_study.pictures.image_files import LEAST_SIDE, Grey, ImageError
 from digit_study.pictures.images import Digit, normalised_mark
-from digit_study.pictures.ink import EIGHT, Mask, Numbered, box_of, find_ink
+from digit_study.pictures.ink import EIGHT, Mask, Numbered, box_of, find_ink, reduced
 
 #: Longer side, in pixels, of a page in which digits are looked for.
 PAGE_SIDE = 1000
@@ -99,7 +98,8 @@ class _Mark:
     def and_with(self, other: "_Mark") -> "_Mark":
         """Return both as a single mark."""
         numbers = self.numbers + other.numbers
-        return _Mark(numbers, _union([self.box, other.box]))
+        box = _union([self.box, other.box])
+        return _Mark(numbers, box)
 
 
 @dataclass(frozen=True)
@@ -127,7 +127,7 @@ def segment(grey: Grey) -> list[list[Ways]]:
         ImageError: if it shows no strokes, or more than numbers have.
     """
     factor = math.ceil(max(grey.shape) / PAGE_SIDE)
-    view = np.asarray(Image.fromarray(grey).reduce(factor), np.float32)
+    view = reduced(grey, factor)
     ink, strokes = find_ink(view, WIDEST_STROKE, LEAST_RULE)
     numbered, _ = ndimage.label(strokes, EIGHT)
     boxes = _boxes(numbered)
@@ -136,13 +136,19 @@ def segment(grey: Grey) -> list[list[Ways]]:
     large = sum(_is_digit_sized(box, height) for box in boxes)
     if large > 2 * MOST_DIGITS:
         raise ImageError(f"holds over {MOST_DIGITS} digits; at most so many are read: cut it up")
-    strokes_alone = [_Mark((number,), box) for number, box in enumerate(boxes, start=1)]
+    strokes_alone = []
+    for number, box in enumerate(boxes, start=1):
+        strokes_alone.append(_Mark((number,), box))
     marks = _together(strokes_alone, height)
     digits = [mark for mark in marks if _is_digit_sized(mark.box, height)]
-    if len(digits) > MOST_DIGITS:
-        raise ImageError(f"holds {len(digits)} digits; at most {MOST_DIGITS} are read: cut it up")
+    count = len(digits)
+    if count > MOST_DIGITS:
+        raise ImageError(f"holds {count} digits; at most {MOST_DIGITS} are read: cut it up")
     page = _Page(ink, numbered, factor)
-    return [[_ways(mark, page) for mark in line] for line in _lines(digits)]
+    lines = []
+    for line in _lines(digits):
+        lines.append([_ways(mark, page) for mark in line])
+    return lines
 
 
 def _boxes(numbered: Numbered) -> list[Box]:
@@ -160,14 +166,17 @@ def _digit_height(boxes: Sequence[Box]) -> float:
     heights = np.array([box.height for box in boxes], np.float64)
     large = np.percentile(heights, 98)
     # the digits of a page are alike, dust and dots are many
-    return float(np.median(heights[heights >= 0.45 * large]))
+    is_large = heights >= 0.45 * large
+    return float(np.median(heights[is_large]))
 
 
 def _together(marks: Sequence[_Mark], height: float) -> list[_Mark]:
     """Put marks together that are parts of a digit: one above the other, and near."""
     found: list[_Mark] = []
-    for mark in sorted(marks, key=lambda mark: -mark.box.height):
-        if max(mark.box.width, mark.box.height) < 0.12 * height:
+    from_the_highest = sorted(marks, key=lambda mark: -mark.box.height)
+    for mark in from_the_highest:
+        extent = max(mark.box.width, mark.box.height)
+        if extent < 0.12 * height:
             continue
         for position, larger in enumerate(found):
             if _is_part(mark.box, larger.box, height):
@@ -181,28 +190,41 @@ def _together(marks: Sequence[_Mark], height: float) -> list[_Mark]:
 def _is_part(small: Box, large: Box, height: float) -> bool:
     """Return whether a mark is a loose part of a larger mark, such as the bar of a 5."""
     # both are negative where the boxes overlap
-    gap_across = max(small.left, large.left) - min(small.right, large.right)
-    gap_down = max(small.top, large.top) - min(small.bottom, large.bottom)
-    is_above = -gap_across >= 0.5 * min(small.width, large.width)
-    if is_above and gap_down <= 0.25 * height:
+    gap_across = _gap(small.left, small.right, large.left, large.right)
+    gap_down = _gap(small.top, small.bottom, large.top, large.bottom)
+    narrower = min(small.width, large.width)
+    is_above_or_below = -gap_across >= 0.5 * narrower
+    if is_above_or_below and gap_down <= 0.25 * height:
         together = _union([small, large])
-        return together.height <= 1.35 * max(height, large.height)
+        highest = 1.35 * max(height, large.height)
+        return together.height <= highest
     # the end of a broken bar
-    is_flat = small.height <= 0.35 * height and small.width >= small.height
-    is_high = gap_down < 0 and small.top < large.top + 0.3 * large.height
-    return is_flat and is_high and gap_across <= 0.1 * height
+    is_low = small.height <= 0.35 * height
+    is_wide = small.width >= small.height
+    lies_beside = gap_down < 0 and gap_across <= 0.1 * height
+    lies_high = small.top < large.top + 0.3 * large.height
+    return is_low and is_wide and lies_beside and lies_high
+
+
+def _gap(start: int, stop: int, other_start: int, other_stop: int) -> int:
+    """Return how far two spans are apart; negative where they overlap."""
+    last_start = max(start, other_start)
+    first_stop = min(stop, other_stop)
+    return last_start - first_stop
 
 
 def _is_digit_sized(box: Box, height: float) -> bool:
     """Return whether a mark may be a digit, or several: no dot, no minus, no speck, no edge."""
-    is_high_enough = 0.36 * height <= box.height <= 2.2 * height
-    return is_high_enough and box.width <= 8 * height
+    has_height = 0.36 * height <= box.height <= 2.2 * height
+    has_width = box.width <= 8 * height
+    return has_height and has_width
 
 
 def _lines(marks: Sequence[_Mark]) -> list[list[_Mark]]:
     """Sort marks into lines from the top, each from the left; lines may slope."""
     lines: list[list[_Mark]] = []
-    for mark in sorted(marks, key=lambda mark: mark.box.left):
+    from_the_left = sorted(marks, key=lambda mark: mark.box.left)
+    for mark in from_the_left:
         shared = [_shared_height(mark.box, line[-1].box) for line in lines]
         if max(shared, default=0.0) >= 0.4:
             best = int(np.argmax(shared))
@@ -214,8 +236,9 @@ def _lines(marks: Sequence[_Mark]) -> list[list[_Mark]]:
 
 def _shared_height(a: Box, b: Box) -> float:
     """Return how much of the lower box's height two boxes share; negative if none."""
-    overlap = min(a.bottom, b.bottom) - max(a.top, b.top)
-    return overlap / min(a.height, b.height)
+    overlap = -_gap(a.top, a.bottom, b.top, b.bottom)
+    lower_height = min(a.height, b.height)
+    return overlap / lower_height
 
 
 def _mean_top(line: Sequence[_Mark]) -> float:
@@ -237,7 +260,8 @@ def _ways(mark: _Mark, page: _Page) -> Ways:
         ways.append([strokes])
     if aspect >= 0.75:
         for count in range(2, MOST_TOUCHING + 1):
-            if 0.35 <= aspect / count <= 1.15:
+            aspect_of_part = aspect / count
+            if 0.35 <= aspect_of_part <= 1.15:
                 ways.append(_cut_up(strokes, ink, count))
     found = []
     for way in ways:
@@ -257,21 +281,23 @@ def _cut_up(strokes: Mask, ink: Grey, count: int) -> list[Mask]:
     for number in range(1, count):
         middle = number * share
         # away from the middle a path costs more: cuts of equal parts are wanted
-        deviation = (np.abs(columns - middle) / (0.45 * share)) ** 2
+        away = np.abs(columns - middle)
+        deviation = (away / (0.45 * share)) ** 2
         crossing = np.where(strokes, 1 + 4 * ink, 0)
         cost = 0.05 + crossing + 0.15 * deviation
         cost = np.where(deviation > 1, 50.0, cost)
         border = _cheapest_path(cost)
-        labels += columns[None, :] > border[:, None]
+        is_beyond = columns[None, :] > border[:, None]
+        labels += is_beyond
     return [strokes & (labels == number) for number in range(count)]
 
 
 def _cheapest_path(cost: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
     """Return the last column, in each row, of the cheapest path from top to bottom."""
     height = len(cost)
-    start = int(np.argmin(cost[0]))
-    stop = int(np.argmin(cost[-1]))
-    path, _ = route_through_array(cost, (0, start), (height - 1, stop))
+    start = (0, int(np.argmin(cost[0])))
+    stop = (height - 1, int(np.argmin(cost[-1])))
+    path, _ = route_through_array(cost, start, stop)
     border = np.zeros(height, np.int64)
     for row, column in path:
         border[row] = max(border[row], column)
@@ -290,13 +316,18 @@ def _piece(part: Mask, ink: Grey, box: Box, factor: int) -> Piece | None:
         part = areas[numbered] >= 0.08 * areas.max()
     rows, columns = box_of(part)
     height = rows.stop - rows.start
-    if height < 0.4 * box.height or height < LEAST_SIDE:
+    is_low = height < 0.4 * box.height
+    if is_low or height < LEAST_SIDE:
         return None
+    ink_of_part = np.pad(ink * part, 2)
     try:
-        pixels = normalised_mark(np.pad(ink * part, 2), np.pad(part, 2))
+        pixels = normalised_mark(ink_of_part, np.pad(part, 2))
     except ImageError:
         return None
-    left = box.left + columns.start
-    top = box.top + rows.start
-    width = columns.stop - columns.start
-    return Piece(Box(left, top, width, height).scaled(factor), pixels)
+    in_view = Box(
+        left=box.left + columns.start,
+        top=box.top + rows.start,
+        width=columns.stop - columns.start,
+        height=height,
+    )
+    return Piece(in_view.scaled(factor), pixels)

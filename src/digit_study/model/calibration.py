@@ -35,11 +35,17 @@ def temperature(labels: Labels, probabilities: Probabilities) -> float:
     """
     from scipy.optimize import minimize_scalar
 
-    def loss(log_t: float) -> float:
-        true = tempered(probabilities, float(np.exp(log_t)))[np.arange(len(labels)), labels]
-        return float(-np.log(np.clip(true, 1e-12, 1)).mean())
+    rows = np.arange(len(labels))
 
-    found = minimize_scalar(loss, bounds=(np.log(COLDEST), np.log(HOTTEST)), method="bounded")
+    def loss(log_t: float) -> float:
+        t = float(np.exp(log_t))
+        true = tempered(probabilities, t)[rows, labels]
+        above_zero = np.clip(true, 1e-12, 1)
+        return float(-np.log(above_zero).mean())
+
+    # in logarithms, halving and doubling are steps of the same size
+    bounds = (np.log(COLDEST), np.log(HOTTEST))
+    found = minimize_scalar(loss, bounds=bounds, method="bounded")
     return float(np.exp(found.x))
 
 
@@ -57,8 +63,12 @@ def tempered(probabilities: Probabilities, t: float) -> Probabilities:
     """
     from scipy.special import log_softmax
 
-    logits = np.log(np.clip(probabilities.astype(np.float64), 1e-30, 1)) / t
-    return np.asarray(np.exp(log_softmax(logits, axis=1)), np.float32)
+    precise = probabilities.astype(np.float64)
+    # the logarithm of 0 is not finite
+    above_zero = np.clip(precise, 1e-30, 1)
+    logits = np.log(above_zero) / t
+    log_probabilities = log_softmax(logits, axis=1)
+    return np.asarray(np.exp(log_probabilities), np.float32)
 
 
 def calibrated(labels: Labels, probabilities: Probabilities) -> tuple[float, dict[str, float]]:
@@ -77,12 +87,15 @@ def calibrated(labels: Labels, probabilities: Probabilities) -> tuple[float, dic
     t = temperature(labels[::2], probabilities[::2])
     other_labels = labels[1::2]
     other_probabilities = probabilities[1::2]
-    after = tempered(other_probabilities, t)
-    return t, {
+    other_tempered = tempered(other_probabilities, t)
+    error_before = calibration_error(other_labels, other_probabilities)
+    error_after = calibration_error(other_labels, other_tempered)
+    metrics = {
         "temperature": t,
-        "calibration_error_before": calibration_error(other_labels, other_probabilities),
-        "calibration_error_after": calibration_error(other_labels, after),
+        "calibration_error_before": error_before,
+        "calibration_error_after": error_after,
     }
+    return t, metrics
 
 
 def with_temperature(model: Any, t: float) -> Any:
@@ -96,8 +109,11 @@ def with_temperature(model: Any, t: float) -> Any:
     """
     import keras
 
-    logits = keras.layers.Rescaling(1 / t, name="temperature")(keras.ops.log(model.output))
-    probabilities = keras.layers.Softmax(name="calibrated")(logits)
+    rescaling = keras.layers.Rescaling(1 / t, name="temperature")
+    log_probabilities = keras.ops.log(model.output)
+    logits = rescaling(log_probabilities)
+    softmax = keras.layers.Softmax(name="calibrated")
+    probabilities = softmax(logits)
     return keras.Model(model.input, probabilities, name=model.name)
 
 
@@ -119,7 +135,9 @@ def least_probability(labels: Labels, probabilities: Probabilities, coverage: fl
     labels = labels[1::2]
     probabilities = probabilities[1::2]
     images = len(labels)
-    nonconformity = 1 - probabilities[np.arange(images), labels].astype(np.float64)
+    true = probabilities[np.arange(images), labels]
+    nonconformity = 1 - true.astype(np.float64)
+    # the image to be predicted counts too: one more than there are
     level = np.ceil((images + 1) * coverage) / images
     if level > 1:
         most = images / (images + 1)
@@ -128,7 +146,8 @@ def least_probability(labels: Labels, probabilities: Probabilities, coverage: fl
             f"{images:,} images, got {coverage:g}: ask for less, or train with a larger "
             "data.validation"
         )
-    return float(1 - np.quantile(nonconformity, level, method="higher"))
+    largest = np.quantile(nonconformity, level, method="higher")
+    return float(1 - largest)
 
 
 def prediction_sets(probabilities: Probabilities, least: float) -> npt.NDArray[np.bool_]:
@@ -145,5 +164,7 @@ def prediction_sets(probabilities: Probabilities, least: float) -> npt.NDArray[n
     See docs/statistics.md#prediction-sets
     """
     most_probable = probabilities.argmax(axis=1)
-    is_first = np.arange(probabilities.shape[1]) == most_probable[:, None]
-    return np.asarray((probabilities >= least) | is_first)
+    digits = np.arange(probabilities.shape[1])
+    is_most_probable = digits == most_probable[:, None]
+    is_probable = probabilities >= least
+    return np.asarray(is_probable | is_most_probable)

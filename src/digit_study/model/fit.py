@@ -57,7 +57,8 @@ def use_threads(threads: int) -> None:
     devices = gpus()
     if devices:
         tf.config.experimental.enable_op_determinism()
-    for device in devices:  # else the first of several trials takes all of its memory
+    # else the first of several trials takes all of a device's memory
+    for device in devices:
         tf.config.experimental.set_memory_growth(device, True)
 
 
@@ -112,7 +113,8 @@ def fit(
     Raises:
         Diverged: If a loss is not finite; it names quantity, epoch and step.
     """
-    steps, per_execution = steps_of_epoch(len(images) // config.batch_size)
+    whole_batches = len(images) // config.batch_size
+    steps, per_execution = steps_of_epoch(whole_batches)
     _compile(model, config, steps, per_execution)
     model.train_function = train_function(model)
     recorder = _Recorder(config, steps, validate, on_epoch, on_steps, on_state)
@@ -125,13 +127,15 @@ def fit(
     if config.ema:
         callbacks.append(keras.callbacks.SwapEMAWeights(swap_on_epoch=True))
     callbacks.append(recorder)
+    batches = make_batches(images, labels, config, steps, skipped=done * steps)
     model.fit(
-        make_batches(images, labels, config, steps, skipped=done * steps),
+        batches,
         initial_epoch=done,
         epochs=config.epochs,
         # without it Keras makes two iterators an epoch, each with a first batch, one for nothing
         steps_per_epoch=steps,
-        shuffle=False,  # the batches shuffle themselves
+        # the batches shuffle themselves
+        shuffle=False,
         verbose=0,
         callbacks=callbacks,
     )
@@ -146,15 +150,21 @@ def _compile(model: keras.Model, config: TrainingConfig, steps: int, per_executi
     if config.label_smoothing:
         loss = keras.losses.CategoricalCrossentropy(label_smoothing=config.label_smoothing)
         accuracy = keras.metrics.CategoricalAccuracy("accuracy")
-    optimizer = build_optimizer(config, steps * config.epochs)
+    total_steps = steps * config.epochs
+    optimizer = build_optimizer(config, total_steps)
     # a training step that finds all its variables made is traced once, else twice, which takes half
     # a second
     optimizer.build(model.trainable_variables)
-    xla: bool | str = False  # several times slower on a CPU
+    # XLA is several times slower on a CPU
+    xla: bool | str = False
     if gpus():
         xla = "auto"
     model.compile(
-        optimizer, loss, metrics=[accuracy], steps_per_execution=per_execution, jit_compile=xla
+        optimizer,
+        loss,
+        metrics=[accuracy],
+        steps_per_execution=per_execution,
+        jit_compile=xla,
     )
 
 
@@ -176,11 +186,15 @@ def train_function(model: keras.Model) -> Any:
         step = tf.function(step, autograph=False, jit_compile=True)
 
     def execute(iterator: Any) -> dict[str, tf.Tensor]:
+        def has_next(done: tf.Tensor) -> tf.Tensor:
+            return done < model.steps_per_execution
+
         def body(done: tf.Tensor) -> tuple[tf.Tensor]:
-            step(next(iterator))
+            batch = next(iterator)
+            step(batch)
             return (done + 1,)
 
-        tf.while_loop(lambda done: done < model.steps_per_execution, body, [0])
+        tf.while_loop(has_next, body, [0])
         return dict(model.get_metrics_result())
 
     return _TracedOnce(tf.function(execute, autograph=False))
@@ -217,9 +231,12 @@ class Predictor:
 
     def __init__(self, model: keras.Model) -> None:
         self.seconds_an_image = math.inf
-        pixels = tf.TensorSpec((None, *model.input_shape[1:]), tf.uint8)
+        shape_of_image = model.input_shape[1:]
+        pixels = tf.TensorSpec((None, *shape_of_image), tf.uint8)
         forward = tf.function(
-            lambda images: model(images, training=False), input_signature=[pixels], autograph=False
+            lambda images: model(images, training=False),
+            input_signature=[pixels],
+            autograph=False,
         )
         self._forward = _TracedOnce(forward)
 
@@ -239,8 +256,10 @@ class Predictor:
         for start in range(0, len(images), IMAGES_AT_ONCE):
             batch = images[start : start + IMAGES_AT_ONCE]
             began = time.perf_counter()
-            with deferred_signals():  # out of TensorFlow, where it would leave locks behind
-                parts.append(self._forward(tf.constant(batch)).numpy())
+            # a signal is raised out of TensorFlow, where it would leave locks behind
+            with deferred_signals():
+                probabilities = self._forward(tf.constant(batch))
+                parts.append(probabilities.numpy())
             raise_if_interrupted()
             seconds = (time.perf_counter() - began) / len(batch)
             self.seconds_an_image = min(self.seconds_an_image, seconds)
@@ -253,7 +272,10 @@ def weights_sha256(model: keras.Model) -> str:
     Args:
         model: The network; its weights count as float32, in its order.
     """
-    return hashlib.sha256(b"".join(weight.tobytes() for weight in model.get_weights())).hexdigest()
+    digest = hashlib.sha256()
+    for weight in model.get_weights():
+        digest.update(weight.tobytes())
+    return digest.hexdigest()
 
 
 def steps_of_epoch(whole: int) -> tuple[int, int]:
@@ -268,8 +290,9 @@ def steps_of_epoch(whole: int) -> tuple[int, int]:
     if whole <= STEPS_PER_EXECUTION:
         return whole, whole
     sizes = range(STEPS_PER_EXECUTION, STEPS_PER_EXECUTION // 2, -1)
-    size = min(sizes, key=lambda size: whole % size)
-    return whole - whole % size, size
+    best = min(sizes, key=lambda size: whole % size)
+    left_out = whole % best
+    return whole - left_out, best
 
 
 def make_batches(
@@ -289,23 +312,30 @@ def make_batches(
     """
     pixels = tf.constant(images)
     if config.label_smoothing:
-        targets = tf.constant(np.eye(CLASSES, dtype=np.float32)[labels])
+        one_hot = np.eye(CLASSES, dtype=np.float32)
+        targets = tf.constant(one_hot[labels])
     else:
         targets = tf.constant(labels)
 
-    change = AUGMENTATIONS[config.augmentation](config)
+    build_change = AUGMENTATIONS[config.augmentation]
+    change = build_change(config)
 
     def gather(number: tf.Tensor, positions: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        return change(number, tf.gather(pixels, positions), tf.gather(targets, positions))
+        images_of_batch = tf.gather(pixels, positions)
+        targets_of_batch = tf.gather(targets, positions)
+        return change(number, images_of_batch, targets_of_batch)
 
     # shuffling positions instead of images moves 8 bytes an image, and gathers whole batches
     order = tf.data.Dataset.range(len(images))
     order = order.shuffle(len(images), seed=config.seed, reshuffle_each_iteration=True)
-    order = order.batch(config.batch_size, drop_remainder=True).take(steps)
+    order = order.batch(config.batch_size, drop_remainder=True)
+    order = order.take(steps)
+    numbered = tf.data.Dataset.zip(batch_numbers(config.seed), order)
     # what is skipped is only numbers here: an epoch of MNIST takes milliseconds
-    numbered = tf.data.Dataset.zip(batch_numbers(config.seed), order).repeat().skip(skipped)
+    endless = numbered.repeat().skip(skipped)
     # without AutoGraph, which would write and import a file
-    batches = numbered.map(tf.autograph.experimental.do_not_convert(gather))
+    unconverted = tf.autograph.experimental.do_not_convert(gather)
+    batches = endless.map(unconverted)
     # nothing here is tuned, and to stop the thread that would tune it takes a second in a sixth of
     # all trainings
     options = tf.data.Options()
@@ -366,21 +396,24 @@ class _Recorder(keras.callbacks.Callback):  # type: ignore[misc]
         epoch = len(self.epochs) + 1
         if self._traced is None:
             self._traced = _Traced(time.perf_counter(), step)
-        first = max(1, step - self.model.steps_per_execution + 1)
+        steps_before = step - self.model.steps_per_execution
+        first = max(1, steps_before + 1)
         where = f"in steps {first} to {step} of {self._steps}"
         _require_finite("train_loss", logs["loss"], epoch, where)
         self._on_steps(epoch, step, self._steps)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        now = time.perf_counter()
+        trained = time.perf_counter()
+        images = self._steps * self._config.batch_size
         record = {
             "train_loss": float(logs["loss"]),
             "train_accuracy": float(logs["accuracy"]),
             **self._validate(),
             "learning_rate": float(self.model.optimizer.learning_rate),
+            # with validation, unlike the two below
             "epoch_seconds": time.perf_counter() - self._started,
-            "images_per_second": self._steps * self._config.batch_size / (now - self._started),
-            "step_seconds": self._step_seconds(epoch, now),
+            "images_per_second": images / (trained - self._started),
+            "step_seconds": self._step_seconds(epoch, trained),
         }
         where = f"after step {self._steps}"
         _require_finite("val_loss", record["val_loss"], epoch + 1, where)
@@ -404,13 +437,11 @@ class _Recorder(keras.callbacks.Callback):  # type: ignore[misc]
         """Return the time of an epoch's steps, without the tracing that came with the first."""
         since = self._started
         counted = self._steps
-        if (
-            epoch == self._first_epoch
-            and self._traced is not None
-            and self._traced.steps < self._steps
-        ):
-            since = self._traced.when
-            counted -= self._traced.steps
+        traced = self._traced
+        is_first = epoch == self._first_epoch
+        if is_first and traced is not None and traced.steps < self._steps:
+            since = traced.when
+            counted -= traced.steps
         return (now - since) * self._steps / counted
 
     def _choose_weights(self, epoch: int) -> None:
@@ -426,8 +457,9 @@ class _Recorder(keras.callbacks.Callback):  # type: ignore[misc]
 
 def _require_finite(quantity: str, value: Any, epoch: int, where: str) -> None:
     """Raise Diverged unless a value is finite."""
-    if not math.isfinite(float(value)):
-        wrong = f"training diverged: `{quantity}` is {float(value)} in epoch {epoch}, {where}"
+    number = float(value)
+    if not math.isfinite(number):
+        wrong = f"training diverged: `{quantity}` is {number} in epoch {epoch}, {where}"
         raise Diverged(f"{wrong}; a lower training.learning_rate usually mends it")
 
 
@@ -445,18 +477,33 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):  # type: ignore[
             training: Normalise by the moments of the batch; else by the moving moments.
             mask: As Keras has it.
         """
-        if len(inputs.shape) != 4 or inputs.shape[-1] % FUSED_CHANNELS:
+        is_image = len(inputs.shape) == 4
+        if not is_image or inputs.shape[-1] % FUSED_CHANNELS:
             return super().call(inputs, training=training, mask=mask)
-        held = (self.gamma, self.beta, self.moving_mean, self.moving_variance)
-        scale, offset, mean, variance = map(tf.convert_to_tensor, held)
+        scale = tf.convert_to_tensor(self.gamma)
+        offset = tf.convert_to_tensor(self.beta)
+        mean = tf.convert_to_tensor(self.moving_mean)
+        variance = tf.convert_to_tensor(self.moving_variance)
         pixels = tf.cast(inputs, self.compute_dtype)
-        kernel = tf.compat.v1.nn.fused_batch_norm  # takes bfloat16 pixels with float32 moments
+        # takes bfloat16 pixels with float32 moments
+        kernel = tf.compat.v1.nn.fused_batch_norm
         if not (training and self.trainable):
-            return kernel(
-                pixels, scale, offset, mean, variance, epsilon=self.epsilon, is_training=False
-            )[0]
+            normalised, _, _ = kernel(
+                pixels,
+                scale,
+                offset,
+                mean,
+                variance,
+                epsilon=self.epsilon,
+                is_training=False,
+            )
+            return normalised
         normalised, new_mean, new_variance = kernel(
-            pixels, scale, offset, epsilon=self.epsilon, is_training=True
+            pixels,
+            scale,
+            offset,
+            epsilon=self.epsilon,
+            is_training=True,
         )
         # the variance of a batch is taken in unbiased, as in TensorFlow 1; else only rounding
         # differs from Keras
@@ -466,7 +513,9 @@ class FusedBatchNormalization(keras.layers.BatchNormalization):  # type: ignore[
 
     def _move(self, moving: Any, old: Any, new: Any) -> None:
         """Move a moving moment towards that of the batch."""
-        moving.assign(old * self.momentum + new * (1.0 - self.momentum))
+        kept = old * self.momentum
+        added = new * (1.0 - self.momentum)
+        moving.assign(kept + added)
 
 
 #: Keras's layers, with batch norm fused: a network of them trains up to 1.6 times as fast, and its

@@ -85,9 +85,12 @@ def build_model(config: ModelConfig, precision: str = "float32", layers: Any = N
     try:
         pixels = keras.Input((IMAGE_SIDE, IMAGE_SIDE, 1), name="pixels")
         # a layer, so that serving cannot forget it
-        scaled = keras.layers.Rescaling(1 / 255, name="normalise")(pixels)
-        features = FAMILIES[config.family](layers or keras.layers, scaled, config)
-        probabilities = keras.layers.Softmax(dtype="float32", name="probabilities")(features)
+        rescaling = keras.layers.Rescaling(1 / 255, name="normalise")
+        scaled = rescaling(pixels)
+        build_family = FAMILIES[config.family]
+        features = build_family(layers or keras.layers, scaled, config)
+        softmax = keras.layers.Softmax(dtype="float32", name="probabilities")
+        probabilities = softmax(features)
         return keras.Model(pixels, probabilities, name=config.name)
     finally:
         keras.config.set_dtype_policy(previous)
@@ -108,9 +111,11 @@ def mean_of(members: list[Model]) -> Model:
         return members[0]
     pixels = keras.Input((IMAGE_SIDE, IMAGE_SIDE, 1), name="pixels")
     for number, member in enumerate(members, start=1):
-        member.name = f"member_{number}"  # layers of a model have names of their own
+        # layers of a model have names of their own
+        member.name = f"member_{number}"
     outputs = [member(pixels) for member in members]
-    probabilities = keras.layers.Average(name="probabilities")(outputs)
+    average = keras.layers.Average(name="probabilities")
+    probabilities = average(outputs)
     return keras.Model(pixels, probabilities, name="ensemble")
 
 
@@ -128,14 +133,22 @@ def _convolution(
     if shrink and config.pooling == "stride":
         strides = 2
     convolution = layers.Conv2D(
-        width, config.kernel_size, strides, padding, use_bias=not config.batch_norm
+        filters=width,
+        kernel_size=config.kernel_size,
+        strides=strides,
+        padding=padding,
+        use_bias=not config.batch_norm,
     )
     x = convolution(x)
     # pooling stands before batch norm and activation: both then run on a quarter of the pixels,
     # twice as fast in all
-    pools = {"max": layers.MaxPooling2D, "average": layers.AveragePooling2D}
+    pools = {
+        "max": layers.MaxPooling2D,
+        "average": layers.AveragePooling2D,
+    }
     if shrink and config.pooling in pools:
-        x = pools[config.pooling](pool_size=2)(x)
+        pool = pools[config.pooling](pool_size=2)
+        x = pool(x)
     if config.batch_norm:
         x = layers.BatchNormalization(momentum=BN_MOMENTUM)(x)
     return layers.Activation(config.activation)(x)
@@ -158,7 +171,8 @@ def _cnn(layers: Any, x: Tensor, config: ModelConfig) -> Tensor:
         for number in range(config.convs_per_block):
             is_last = number == config.convs_per_block - 1
             x = _convolution(layers, x, width, config, "same", shrink=is_last)
-    output = layers.Dense(CLASSES)  # layers draw their seeds when they are made: this one first
+    # layers draw their seeds when they are made: this one first
+    output = layers.Dense(CLASSES)
     x = layers.Flatten()(x)
     x = _hidden(layers, x, config.dense_units, config)
     return output(x)
@@ -175,9 +189,8 @@ def _lenet(layers: Any, x: Tensor, config: ModelConfig) -> Tensor:
     x = _convolution(layers, x, second_width, config, "valid", shrink=True)
     x = layers.Flatten()(x)
     x = _hidden(layers, x, config.dense_units, config)
-    output = layers.Dense(
-        CLASSES
-    )  # layers draw their seeds when they are made: before that of the second
+    # layers draw their seeds when they are made: this one before the second hidden layer
+    output = layers.Dense(CLASSES)
     x = _hidden(layers, x, second_units, config)
     return output(x)
 
@@ -210,17 +223,22 @@ FAMILIES: dict[str, Callable[[Any, Tensor, ModelConfig], Tensor]] = {
 def relation_violations(model: ModelConfig) -> Iterator[str]:
     """Yield a sentence for each group of values that do not go together."""
     rules = rules_of(ModelConfig)
-    if not rules["blocks"].holds(model.blocks) or not rules["filters"].holds(model.filters):
+    has_valid_blocks = rules["blocks"].holds(model.blocks)
+    has_valid_filters = rules["filters"].holds(model.filters)
+    if not has_valid_blocks or not has_valid_filters:
+        # these are reported by themselves
         return
     if final_side(model) < 1:
         shape = f"`model.kernel_size`={model.kernel_size} and `model.pooling`={model.pooling}"
+        rule = f"`model.blocks`={model.blocks} with {shape}"
         nothing = f"leaves nothing of a {IMAGE_SIDE}x{IMAGE_SIDE} image"
         remedy = "take fewer blocks, a smaller kernel or `model.pooling=none`"
-        yield f"`model.blocks`={model.blocks} with {shape} {nothing}: {remedy}"
+        yield f"{rule} {nothing}: {remedy}"
     widest = channels_of_last_block(model)
     if widest > WIDEST:
-        grown = f"{widest} channels in block {model.blocks}, at most {WIDEST} are allowed"
-        yield f"`model.filters`={model.filters} grows to {grown}: take fewer filters or blocks"
+        rule = f"`model.filters`={model.filters} grows to {widest} channels"
+        where = f"in block {model.blocks}, at most {WIDEST} are allowed"
+        yield f"{rule} {where}: take fewer filters or blocks"
     if model.family == "lenet" and model.blocks != 2:
         rule = "`model.blocks` must be 2 in the lenet family"
         yield f"{rule}, got {model.blocks}: use model=cnn for other depths"
@@ -232,7 +250,8 @@ def relation_violations(model: ModelConfig) -> Iterator[str]:
 def channels_of_last_block(model: ModelConfig) -> int:
     """Return the channels of the last block, which is the widest."""
     if model.family == "simple":
-        return model.filters + model.filters_step * (model.blocks - 1)
+        further_blocks = model.blocks - 1
+        return model.filters + model.filters_step * further_blocks
     # shifting by 10**9 would never return
     doublings = min(model.blocks - 1, 64)
     return model.filters << doublings
@@ -251,7 +270,8 @@ def final_side(model: ModelConfig) -> int:
     """
     lost_a_convolution = model.kernel_size - 1
     if model.family == "simple":
-        return IMAGE_SIDE - model.blocks * model.convs_per_block * lost_a_convolution
+        convolutions = model.blocks * model.convs_per_block
+        return IMAGE_SIDE - convolutions * lost_a_convolution
     blocks = min(model.blocks, MOST_HALVINGS)
     if model.family == "lenet":
         blocks = 2
@@ -260,7 +280,8 @@ def final_side(model: ModelConfig) -> int:
         if model.family == "lenet" and block == 1:
             side -= lost_a_convolution
         if model.pooling == "stride":
-            side = -(-side // 2)  # a convolution of stride 2 rounds up where pooling rounds down
+            # a convolution of stride 2 rounds up where pooling rounds down
+            side = -(-side // 2)
         elif model.pooling != "none":
             side //= 2
     return side

@@ -102,7 +102,11 @@ def _one_cycle(keras: Keras, peak: float, total_steps: int) -> Rate:
     up = max(1, int(WARM_UP * total_steps))
     down = max(1, total_steps - up)
     return keras.optimizers.schedules.CosineDecay(
-        peak / 25, down, alpha=1e-4, warmup_target=peak, warmup_steps=up
+        initial_learning_rate=peak / 25,
+        decay_steps=down,
+        alpha=1e-4,
+        warmup_target=peak,
+        warmup_steps=up,
     )
 
 
@@ -120,7 +124,8 @@ def _adam(keras: Keras, common: dict[str, Any]) -> Optimizer:
 def _adamw(keras: Keras, common: dict[str, Any]) -> Optimizer:
     """Build AdamW, which takes no None for its weight decay."""
     weight_decay = common["weight_decay"] or 0.0
-    return _fused(keras.optimizers.AdamW, {**common, "weight_decay": weight_decay})
+    arguments = {**common, "weight_decay": weight_decay}
+    return _fused(keras.optimizers.AdamW, arguments)
 
 
 def _sgd(keras: Keras, common: dict[str, Any]) -> Optimizer:
@@ -138,11 +143,14 @@ def _fused(base: Any, arguments: dict[str, Any]) -> Optimizer:
 
     def update_step(self: Any, gradient: Any, variable: Any, learning_rate: Any) -> None:
         index = self._get_variable_index(variable)
+        momentum = self._momentums[index]
+        velocity = self._velocities[index]
+        # iterations count from 0, the powers of Adam from 1
         step = tf.cast(self.iterations.value + 1, tf.float32)
         tf.raw_ops.ResourceApplyAdam(
             var=variable.handle,
-            m=self._momentums[index].value.handle,
-            v=self._velocities[index].value.handle,
+            m=momentum.value.handle,
+            v=velocity.value.handle,
             beta1_power=self.beta_1**step,
             beta2_power=self.beta_2**step,
             lr=tf.cast(learning_rate, tf.float32),
@@ -152,18 +160,23 @@ def _fused(base: Any, arguments: dict[str, Any]) -> Optimizer:
             grad=tf.cast(gradient, tf.float32),
         )
 
-    return type(base.__name__, (base,), {"update_step": update_step})(**arguments)
+    fused = type(base.__name__, (base,), {"update_step": update_step})
+    return fused(**arguments)
 
 
-#: By name: a function of (keras, largest learning rate, steps in all).
-SCHEDULES: dict[str, Callable[[Keras, float, int], Rate]] = {
+#: A function of (keras, largest learning rate, steps in all).
+ScheduleBuilder = Callable[[Keras, float, int], Rate]
+#: A function of (keras, the arguments that all optimizers take).
+OptimizerBuilder = Callable[[Keras, dict[str, Any]], Optimizer]
+#: Builders of learning rates by name.
+SCHEDULES: dict[str, ScheduleBuilder] = {
     "constant": _constant,
     "cosine": _cosine,
     "onecycle": _one_cycle,
     "exponential": _exponential,
 }
-#: By name: a function of (keras, the arguments that all optimizers take).
-OPTIMIZERS: dict[str, Callable[[Keras, dict[str, Any]], Optimizer]] = {
+#: Builders of optimizers by name.
+OPTIMIZERS: dict[str, OptimizerBuilder] = {
     "adam": _adam,
     "adamw": _adamw,
     "sgd": _sgd,
@@ -179,13 +192,15 @@ def build_optimizer(config: TrainingConfig, total_steps: int) -> Optimizer:
     """
     import keras
 
+    build_schedule = SCHEDULES[config.schedule]
     common = {
-        "learning_rate": SCHEDULES[config.schedule](keras, config.learning_rate, total_steps),
+        "learning_rate": build_schedule(keras, config.learning_rate, total_steps),
         "weight_decay": config.weight_decay or None,
         "use_ema": config.ema,
         "ema_momentum": config.ema_momentum,
     }
-    return OPTIMIZERS[config.optimizer](keras, common)
+    build = OPTIMIZERS[config.optimizer]
+    return build(keras, common)
 
 
 def shift_rotate(shift: float, rotation: float, seed: int) -> Change:
@@ -209,21 +224,30 @@ def shift_rotate(shift: float, rotation: float, seed: int) -> Change:
         height = images.shape[1]
         width = images.shape[2]
         drawn = tf.random.stateless_uniform(
-            (3, count), seed=tf.stack([seed, number]), minval=-1.0, maxval=1.0
+            (3, count),
+            seed=tf.stack([seed, number]),
+            minval=-1.0,
+            maxval=1.0,
         )
-        cos = tf.cos(drawn[0] * largest_angle)
-        sin = tf.sin(drawn[0] * largest_angle)
+        angle = drawn[0] * largest_angle
+        cos = tf.cos(angle)
+        sin = tf.sin(angle)
+        shift_x = drawn[1] * shift
+        shift_y = drawn[2] * shift
+        # the rotation is about the centre of the image
         x = (width - 1) / 2
         y = (height - 1) / 2
+        offset_x = x - cos * x + sin * y + shift_x
+        offset_y = y - sin * x - cos * y + shift_y
         no_perspective = tf.zeros_like(cos)
-        # output to input coordinates, about the centre (x, y): [a0 a1 a2; b0 b1 b2]
+        # output to input coordinates: [a0 a1 a2; b0 b1 b2], then [c0 c1]
         transforms = [
             cos,
             -sin,
-            x - cos * x + sin * y + drawn[1] * shift,
+            offset_x,
             sin,
             cos,
-            y - sin * x - cos * y + drawn[2] * shift,
+            offset_y,
             no_perspective,
             no_perspective,
         ]
@@ -231,7 +255,8 @@ def shift_rotate(shift: float, rotation: float, seed: int) -> Change:
             images=tf.cast(images, tf.float32),
             transforms=tf.stack(transforms, axis=1),
             output_shape=[height, width],
-            fill_value=0.0,  # paper
+            # paper
+            fill_value=0.0,
             interpolation="BILINEAR",
             fill_mode="CONSTANT",
         )

@@ -22,6 +22,7 @@ from digit_study.pictures.ink import (
     Numbered,
     box_of,
     find_ink,
+    reduced,
     sheet_alone,
 )
 
@@ -105,20 +106,34 @@ class _Boxes:
     @classmethod
     def of_marks(cls, marks: Numbered) -> "_Boxes":
         """Measure numbered marks."""
-        boxes = ndimage.find_objects(marks)
-        starts = [[side.start for side in box] for box in boxes]
-        stops = [[side.stop for side in box] for box in boxes]
+        starts = []
+        stops = []
+        for rows, columns in ndimage.find_objects(marks):
+            starts.append([rows.start, columns.start])
+            stops.append([rows.stop, columns.stop])
         return cls(np.array(starts), np.array(stops))
+
+    @property
+    def tops(self) -> Integers:
+        """Return the first row of each, (n,)."""
+        return self.start[:, 0]
+
+    @property
+    def bottoms(self) -> Integers:
+        """Return the row below each, (n,)."""
+        return self.stop[:, 0]
 
     @property
     def heights(self) -> Integers:
         """Return the height of each, (n,)."""
-        return self.stop[:, 0] - self.start[:, 0]
+        return self.bottoms - self.tops
 
     @property
     def widths(self) -> Integers:
         """Return the width of each, (n,)."""
-        return self.stop[:, 1] - self.start[:, 1]
+        left = self.start[:, 1]
+        right = self.stop[:, 1]
+        return np.asarray(right - left)
 
     @property
     def extents(self) -> Integers:
@@ -136,13 +151,15 @@ class _Boxes:
         """Return how far those chosen are apart; negative where their boxes overlap."""
         last_start = self.start[chosen].max(axis=0)
         first_stop = self.stop[chosen].min(axis=0)
-        return int((last_start - first_stop).max())
+        gaps = last_start - first_stop
+        return int(gaps.max())
 
     def gaps_to(self, index: int) -> Integers:
         """Return how far each is from a chosen box, (n,); negative where they overlap."""
         last_start = np.maximum(self.start, self.start[index])
         first_stop = np.minimum(self.stop, self.stop[index])
-        return np.asarray((last_start - first_stop).max(axis=1))
+        gaps = last_start - first_stop
+        return np.asarray(gaps.max(axis=1))
 
 
 def to_mnist(grey: Grey) -> Digit:
@@ -205,14 +222,18 @@ def is_mnist_form(grey: Grey) -> bool:
     """
     if grey.shape != (SIDE, SIDE) or grey.max() < 100:
         return False
-    if (ring(grey) > 0).mean() > 0.1:
+    is_inky_border = ring(grey) > 0
+    if is_inky_border.mean() > 0.1:
         return False
-    if (grey != grey.round()).any():
+    has_fractions = (grey != grey.round()).any()
+    if has_fractions:
         return False
     centre = np.array(ndimage.center_of_mass(grey))
-    off = np.abs(centre - SIDE / 2)
-    longer = max(grey[box_of(grey > 0)].shape)
-    return bool(BOX - 2 <= longer <= BOX and off.max() < 1)
+    off_centre = np.abs(centre - SIDE / 2)
+    box = box_of(grey > 0)
+    longer = max(grey[box].shape)
+    fills_box = BOX - 2 <= longer <= BOX
+    return bool(fills_box and off_centre.max() < 1)
 
 
 def normalised_mark(ink: Grey, mark: Mask) -> Digit:
@@ -232,8 +253,9 @@ def normalised_mark(ink: Grey, mark: Mask) -> Digit:
     longer = max(mark[box_of(mark)].shape)
     unit = max(1.0, longer / BOX)
     # the edges of the strokes are the digit's too
+    reach = max(1.5, 1.2 * unit)
     away = ndimage.distance_transform_edt(~mark)
-    drawn = np.where(away <= max(1.5, 1.2 * unit), ink, 0)
+    drawn = np.where(away <= reach, ink, 0)
     thickened = _thickened(np.asarray(drawn, np.float32), mark)
     return size_normalised(thickened)
 
@@ -261,20 +283,29 @@ def size_normalised(ink: Grey) -> Digit:
     if longer == BOX - 1:
         # resampling by 5 % blurs more than it mends
         scale = 1.0
-    height, width = (max(1, round(side * scale)) for side in ink.shape)
-    method = Image.Resampling.BICUBIC
-    if scale <= 1:
-        method = Image.Resampling.BOX
-    resized = Image.fromarray(ink).resize((width, height), method)
-    small = np.clip(np.asarray(resized), 0, None)
+    small = _scaled(ink, scale)
     margin = np.subtract(SIDE, small.shape)
     centre = np.array(ndimage.center_of_mass(small))
-    corner = np.clip(np.round(SIDE / 2 - centre), 0, margin)
+    to_middle = np.round(SIDE / 2 - centre)
+    corner = np.clip(to_middle, 0, margin)
     top, left = corner.astype(int)
     bottom = margin[0] - top
     right = margin[1] - left
     digit = np.pad(small, ((top, bottom), (left, right)))
-    return np.asarray(np.round(digit * (255 / digit.max())), np.uint8)
+    gain = 255 / digit.max()
+    return np.asarray(np.round(digit * gain), np.uint8)
+
+
+def _scaled(ink: Grey, scale: float) -> Grey:
+    """Return ink in another size, without what resampling takes below 0."""
+    height, width = ink.shape
+    new_height = max(1, round(height * scale))
+    new_width = max(1, round(width * scale))
+    method = Image.Resampling.BICUBIC
+    if scale <= 1:
+        method = Image.Resampling.BOX
+    resized = Image.fromarray(ink).resize((new_width, new_height), method)
+    return np.clip(np.asarray(resized), 0, None)
 
 
 def _find(grey: Grey) -> tuple[Grey, Mask]:
@@ -284,11 +315,13 @@ def _find(grey: Grey) -> tuple[Grey, Mask]:
     """
     for _ in range(MOST_VIEWS):
         factor = max(1, max(grey.shape) // WORK_SIDE)
-        view = Image.fromarray(grey).reduce(factor)
-        ink, strokes = find_ink(np.asarray(view, np.float32))
+        view = reduced(grey, factor)
+        ink, strokes = find_ink(view)
         mark = _single_mark(strokes)
         rows, columns = box_of(mark)
-        extent = max(rows.stop - rows.start, columns.stop - columns.start)
+        height = rows.stop - rows.start
+        width = columns.stop - columns.start
+        extent = max(height, width)
         is_card = _is_card(mark[rows, columns])
         fills_view = factor == 1 or extent > FILLED_VIEW * WORK_SIDE
         if fills_view and not is_card:
@@ -301,30 +334,43 @@ def _find(grey: Grey) -> tuple[Grey, Mask]:
             alone = sheet_alone(grey)
             if alone is not None:
                 grey = alone
-        grey = grey[_widened(rows, margin, factor), _widened(columns, margin, factor)]
+        closer_rows = _widened(rows, margin, factor)
+        closer_columns = _widened(columns, margin, factor)
+        grey = grey[closer_rows, closer_columns]
     return ink, mark
 
 
 def _is_card(mark: Mask) -> bool:
     """Return whether a mark is a sheet with something on it: a filled rectangle without strokes."""
     filled = ndimage.binary_fill_holes(mark)
-    left_out = 1 - mark.sum() / filled.sum()
+    area = filled.sum()
+    left_out = 1 - mark.sum() / area
+    longer = max(filled.shape)
+    shorter = min(filled.shape)
     # a filled bar may be a 1; what is hardly left out of a wider shape are faint strokes
-    is_bar = max(filled.shape) > WIDEST_BAR * min(filled.shape)
-    least = 0.01 if is_bar else 0.0
-    if min(filled.shape) < 12 or not least < left_out < MOST_LEFT_OUT:
+    least_left_out = 0.0
+    if longer > WIDEST_BAR * shorter:
+        least_left_out = 0.01
+    is_written_on = least_left_out < left_out < MOST_LEFT_OUT
+    if shorter < 12 or not is_written_on:
         return False
-    return bool(filled.sum() > STRAIGHT * _least_rectangle(filled))
+    return bool(area > STRAIGHT * _least_rectangle(filled))
 
 
 def _least_rectangle(mask: Mask) -> float:
     """Return the area of the smallest rectangle around a mask, which may lie askew."""
-    rows, columns = np.nonzero(mask & ~ndimage.binary_erosion(mask))
+    outline = mask & ~ndimage.binary_erosion(mask)
+    rows, columns = np.nonzero(outline)
+    degrees = np.arange(-20, 21, 2)
     areas = []
-    for angle in np.radians(np.arange(-20, 21, 2)):
-        across = columns * np.cos(angle) + rows * np.sin(angle)
-        down = rows * np.cos(angle) - columns * np.sin(angle)
-        areas.append((np.ptp(across) + 1) * (np.ptp(down) + 1))
+    for angle in np.radians(degrees):
+        cos = np.cos(angle)
+        sin = np.sin(angle)
+        across = columns * cos + rows * sin
+        down = rows * cos - columns * sin
+        width = np.ptp(across) + 1
+        height = np.ptp(down) + 1
+        areas.append(width * height)
     return float(min(areas))
 
 
@@ -341,29 +387,40 @@ def _single_mark(strokes: Mask) -> Mask:
     Raises:
         SeveralMarks: if there are several of comparable size.
     """
-    marks = _bridged_marks(_without_underline(_without_box(strokes)))
+    unboxed = _without_box(strokes)
+    bare = _without_underline(unboxed)
+    marks = _bridged_marks(bare)
     boxes = _Boxes.of_marks(marks)
     heights = boxes.heights
     widths = boxes.widths
     extents = boxes.extents
     whole = extents.max()
     # the loose bar of a 5 or 7 is no digit by itself
-    is_bar = (heights < 0.5 * widths) & (heights < 0.4 * whole)
-    peers = (extents >= LIKE_SIZE * whole) & ~is_bar
+    is_flat = heights < 0.5 * widths
+    is_low = heights < 0.4 * whole
+    is_bar = is_flat & is_low
+    is_large = extents >= LIKE_SIZE * whole
+    peers = is_large & ~is_bar
     count = peers.sum()
     if count > 1 and not _are_parts_of_a_digit(boxes, peers):
         raise SeveralMarks(f"holds {count} marks of like size; one digit per image: cut it up")
-    dots = (extents > DUST * whole) & (extents < LIKE_SIZE * whole)
-    if dots.sum() > MOST_DOTS:
+    is_larger_than_dust = extents > DUST * whole
+    dots = is_larger_than_dust & ~is_large
+    dot_count = dots.sum()
+    if dot_count > MOST_DOTS:
         raise SeveralMarks(
-            f"holds {dots.sum() + count} marks, as text or noise do; one digit per image"
+            f"holds {dot_count + count} marks, as text or noise do; one digit per image"
         )
-    gaps = boxes.gaps_to(int(extents.argmax()))
-    chosen = (extents >= DUST * whole) & (gaps < NEAR * whole)
+    largest = int(extents.argmax())
+    is_near = boxes.gaps_to(largest) < NEAR * whole
+    is_no_dust = extents >= DUST * whole
+    chosen = is_no_dust & is_near
     height, width = boxes.union(chosen)
     if width >= WIDEST_DIGIT * height and height >= LEAST_SIDE:
         raise SeveralMarks("holds a mark that is wider than any digit; one digit per image")
-    return np.isin(marks, 1 + np.flatnonzero(chosen))
+    # marks are numbered from 1
+    numbers = 1 + np.flatnonzero(chosen)
+    return np.isin(marks, numbers)
 
 
 def _without_box(strokes: Mask) -> Mask:
@@ -373,14 +430,18 @@ def _without_box(strokes: Mask) -> Mask:
         return strokes
     boxes = _Boxes.of_marks(pieces)
     outer = int(boxes.extents.argmax())
-    lies_within = (boxes.start > boxes.start[outer]) & (boxes.stop < boxes.stop[outer])
+    starts_within = boxes.start > boxes.start[outer]
+    stops_within = boxes.stop < boxes.stop[outer]
+    lies_within = (starts_within & stops_within).all(axis=1)
     is_large = boxes.extents >= LEAST_WITHIN * boxes.extents[outer]
-    if not (lies_within.all(axis=1) & is_large).any():
+    holds_digit = (lies_within & is_large).any()
+    if not holds_digit:
         return strokes
     mark = pieces == outer + 1
     filled = ndimage.binary_fill_holes(mark[box_of(mark)])
-    is_hollow = mark.sum() < MOST_LINED * filled.sum()
-    if is_hollow and filled.sum() > STRAIGHT_BY_HAND * _least_rectangle(filled):
+    area = filled.sum()
+    is_hollow = mark.sum() < MOST_LINED * area
+    if is_hollow and area > STRAIGHT_BY_HAND * _least_rectangle(filled):
         return np.asarray(strokes & ~mark)
     return strokes
 
@@ -391,21 +452,26 @@ def _without_underline(strokes: Mask) -> Mask:
     boxes = _Boxes.of_marks(pieces)
     widest = int(boxes.widths.argmax())
     width = boxes.widths[widest]
+    height = boxes.heights[widest]
     others = boxes.extents >= 0.3 * width
     others[widest] = False
-    if width < FLATTEST * boxes.heights[widest] or not others.any():
+    is_line = width >= FLATTEST * height
+    if not is_line or not others.any():
         return strokes
-    is_below = boxes.stop[others, 0].max() <= boxes.start[widest, 0] + boxes.heights[widest]
-    if is_below and width >= WIDER * boxes.union(others)[1]:
-        return np.asarray(strokes & (pieces != widest + 1))
+    lowest_other = boxes.bottoms[others].max()
+    is_below = lowest_other <= boxes.bottoms[widest]
+    _, width_of_others = boxes.union(others)
+    if is_below and width >= WIDER * width_of_others:
+        is_underline = pieces == widest + 1
+        return np.asarray(strokes & ~is_underline)
     return strokes
 
 
 def _bridged_marks(strokes: Mask) -> Numbered:
     """Return connected strokes by number; the gaps of a broken stroke are bridged."""
     pieces, _ = ndimage.label(strokes, EIGHT)
-    largest = max(max(strokes[box].shape) for box in ndimage.find_objects(pieces))
-    reach = REACH_OF_ENDS * largest
+    extents = [max(strokes[box].shape) for box in ndimage.find_objects(pieces)]
+    reach = REACH_OF_ENDS * max(extents)
     near = strokes
     if reach >= 1:
         near = ndimage.distance_transform_edt(~strokes) <= reach
@@ -418,7 +484,8 @@ def _are_parts_of_a_digit(boxes: _Boxes, peers: Flags) -> bool:
     if peers.sum() > 2:
         return False
     height, width = boxes.union(peers)
-    if boxes.gap(peers) >= WIDEST_GAP * max(height, width):
+    widest_gap = WIDEST_GAP * max(height, width)
+    if boxes.gap(peers) >= widest_gap:
         return False
     if width >= 1.2 * height:
         return False
@@ -438,13 +505,15 @@ def _check_strokes(mark: Mask) -> None:
     if longer < LEAST_SIDE + 2:
         raise ImageError("is blank but for a speck; write the digit larger, or scan it finer")
     depth = ndimage.distance_transform_edt(tight)
-    if depth.max() > DEEPEST * longer and min(tight.shape) > 10:
+    is_deep = depth.max() > DEEPEST * longer
+    if is_deep and min(tight.shape) > 10:
         raise ImageError("shows a solid shape, not the strokes of a digit")
     paper, _ = ndimage.label(~tight)
     areas = np.bincount(paper.ravel())
     # the first is the mark, the second the paper around it
     holes = areas[2:]
-    if (holes > LEAST_HOLE * tight.size).sum() > MOST_HOLES:
+    is_no_grit = holes > LEAST_HOLE * tight.size
+    if is_no_grit.sum() > MOST_HOLES:
         raise ImageError("shows a pattern or noise, not the strokes of a digit")
 
 
@@ -462,8 +531,11 @@ def _thickened(ink: Grey, mark: Mask) -> Grey:
     width = (4 * mean_depth - 1) / unit
     if width >= THINNEST:
         return ink
-    soft = ndimage.gaussian_filter(fine.astype(np.float32), 0.5 * factor) > 0.35
-    away = ndimage.distance_transform_edt(~soft)
+    # the steps of enlarged pixels are smoothed away
+    blurred = ndimage.gaussian_filter(fine.astype(np.float32), 0.5 * factor)
+    is_smooth_stroke = blurred > 0.35
+    away = ndimage.distance_transform_edt(~is_smooth_stroke)
+    # on either side of the stroke
     growth = (THICKENED - width) / 2 * unit
     grown = np.clip(growth + 0.5 - away, 0, 1)
     enlarged = np.kron(np.pad(ink, 1), square)

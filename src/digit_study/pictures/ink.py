@@ -62,7 +62,8 @@ def _spread(values: Grey) -> float:
 
     Strokes that cross the border hardly change it.
     """
-    away = np.abs(values - np.median(values))
+    median = np.median(values)
+    away = np.abs(values - median)
     return 1.4826 * float(np.median(away))
 
 
@@ -78,6 +79,29 @@ def box_of(mask: Mask) -> tuple[slice, ...]:
     return ndimage.find_objects(mask.astype(np.int8))[0]
 
 
+def reduced(grey: Grey, factor: int) -> Grey:
+    """Return a plane whose pixels are the means of blocks of pixels.
+
+    Args:
+        grey: shape (h, w).
+        factor: side of a block, in pixels.
+
+    Returns:
+        About (h / factor, w / factor), float32.
+    """
+    image = Image.fromarray(grey).reduce(factor)
+    return np.asarray(image, np.float32)
+
+
+def _edges(plane: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], ...]:
+    """Return the first and the last row, and the first and the last column."""
+    top = plane[0]
+    bottom = plane[-1]
+    left = plane[:, 0]
+    right = plane[:, -1]
+    return top, bottom, left, right
+
+
 def _relief(grey: Grey, widest: int) -> Grey:
     """Return how far strokes stand out from paper in any light, shadows with sharp edges included.
 
@@ -86,7 +110,7 @@ def _relief(grey: Grey, widest: int) -> Grey:
     paper's, so that a stroke in the shadow is as dark as another.
     """
     factor = max(1, max(grey.shape) // PAPER_SIDE)
-    coarse = np.asarray(Image.fromarray(grey).reduce(factor), np.float32)
+    coarse = reduced(grey, factor)
     side = _odd(max(coarse.shape) // widest)
     is_light = _is_light(coarse, side)
     # a disc fits into the corner of a shadow where a square does not
@@ -99,8 +123,10 @@ def _relief(grey: Grey, widest: int) -> Grey:
     if is_light:
         return np.asarray(grey - paper, np.float32)
     usual = float(np.median(paper))
-    share = np.clip(usual / np.maximum(paper, 1), 0.5, 4)
-    return np.asarray((paper - grey) * share, np.float32)
+    gain = usual / np.maximum(paper, 1)
+    share = np.clip(gain, 0.5, 4)
+    darker = paper - grey
+    return np.asarray(darker * share, np.float32)
 
 
 def sheet_alone(grey: Grey) -> Grey | None:
@@ -116,41 +142,66 @@ def sheet_alone(grey: Grey) -> Grey | None:
         Of the same shape; None where there is no such sheet, or nothing around it.
     """
     factor = max(1, max(grey.shape) // PAPER_SIDE)
-    coarse = np.asarray(Image.fromarray(grey).reduce(factor), np.float32)
+    coarse = reduced(grey, factor)
     radius = _odd(max(coarse.shape) // WIDEST_STROKE) // 2
-    # what is narrower than a stroke goes on beyond the frame: a closing would take it for a stroke
-    continued = np.pad(coarse, 2 * radius, mode="edge")
-    even = ndimage.median_filter(continued, 3)
-    inner = slice(2 * radius, -2 * radius)
-    bright = closing(even, disk(radius, decomposition="sequence"))[inner, inner]
-    is_light = bright > threshold_otsu(bright)
-    numbered, count = ndimage.label(is_light)
-    if count == 0:
+    bright = _without_dark_strokes(coarse, radius)
+    sheet = _largest_light_patch(bright)
+    if sheet is None or not LEAST_SHEET <= sheet.mean() < 1:
         return None
-    areas = np.bincount(numbered.ravel())
-    areas[0] = 0
-    sheet = ndimage.binary_fill_holes(numbered == areas.argmax())
-    if not LEAST_SHEET <= sheet.mean() < 1:
-        return None
-    if np.median(bright[sheet]) - np.median(bright[~sheet]) < LEAST_EDGE:
+    level = np.median(bright[sheet])
+    level_around = np.median(bright[~sheet])
+    if level - level_around < LEAST_EDGE:
         return None
     # light patches of a table lie beside it, and its edge is blurred or casts a shadow
     sheet = opened_by_square(sheet, radius // 2)
     within = ndimage.binary_erosion(sheet, EIGHT > 0, iterations=3, border_value=1)
     if not within.any():
         return None
+    # beyond the sheet its paper goes on as it is at the nearest place within
     nearest = ndimage.distance_transform_edt(~within, return_distances=False, return_indices=True)
-    paper = _resized(bright[tuple(nearest)], grey.shape)
+    continued = bright[tuple(nearest)]
+    paper = _resized(continued, grey.shape)
     usual = np.float32(np.median(paper))
-    is_within = _resized(within.astype(np.float32), grey.shape) > 0.5
-    return np.where(is_within, grey * (usual / np.maximum(paper, 1)), usual)
+    share_within = _resized(within.astype(np.float32), grey.shape)
+    gain = usual / np.maximum(paper, 1)
+    evenly_lit = grey * gain
+    return np.where(share_within > 0.5, evenly_lit, usual)
+
+
+def _without_dark_strokes(coarse: Grey, radius: int) -> Grey:
+    """Return a plane (h, w) without what is dark and narrower than a disc."""
+    # what is narrower than a stroke goes on beyond the frame: a closing would take it for a stroke
+    margin = 2 * radius
+    continued = np.pad(coarse, margin, mode="edge")
+    even = ndimage.median_filter(continued, 3)
+    disc = disk(radius, decomposition="sequence")
+    closed = closing(even, disc)
+    inner = slice(margin, -margin)
+    return np.asarray(closed[inner, inner])
+
+
+def _largest_light_patch(bright: Grey) -> Mask | None:
+    """Return where the largest light patch of a plane is, its holes filled; None if there is none.
+
+    Light is what Otsu's threshold parts from the dark.
+    """
+    is_light = bright > threshold_otsu(bright)
+    numbered, count = ndimage.label(is_light)
+    if count == 0:
+        return None
+    areas = np.bincount(numbered.ravel())
+    # what is dark is no patch
+    areas[0] = 0
+    largest = areas.argmax()
+    return np.asarray(ndimage.binary_fill_holes(numbered == largest))
 
 
 def _resized(plane: Grey, shape: tuple[int, ...]) -> Grey:
     """Return a plane in another size."""
     height, width = shape
-    image = Image.fromarray(plane).resize((width, height), Image.Resampling.BILINEAR)
-    return np.asarray(image)
+    image = Image.fromarray(plane)
+    resized = image.resize((width, height), Image.Resampling.BILINEAR)
+    return np.asarray(resized)
 
 
 def _odd(side: int) -> int:
@@ -162,8 +213,10 @@ def _is_light(grey: Grey, side: int) -> bool:
     """Return whether strokes are lighter than what is around them."""
     square = footprint_rectangle((side, side))
     levels = np.clip(grey, 0, 255).astype(np.uint8)
-    apart = grey.astype(np.float64) - rank.median(levels, square)
-    return bool((apart**3).sum() > 0)
+    surroundings = rank.median(levels, square)
+    apart = grey.astype(np.float64) - surroundings
+    skewness = (apart**3).sum()
+    return bool(skewness > 0)
 
 
 def _is_even(grey: Grey) -> bool:
@@ -175,9 +228,9 @@ def _is_even(grey: Grey) -> bool:
         return True
     # strokes that cross the border are narrower than this, a shadow or a table is not
     window = _odd(min(grey.shape) // WIDEST_STROKE)
-    edges = (grey[0], grey[-1], grey[:, 0], grey[:, -1])
-    level = np.concatenate([ndimage.median_filter(edge, window) for edge in edges])
-    return float(np.ptp(level)) < FAINTEST
+    levels = [ndimage.median_filter(edge, window) for edge in _edges(grey)]
+    extent = np.ptp(np.concatenate(levels))
+    return float(extent) < FAINTEST
 
 
 def find_ink(
@@ -206,14 +259,17 @@ def find_ink(
     floor = NOISE_SPREADS * noise
     ink = np.maximum(out, 0).astype(np.float32)
     smooth, cut = _cut(ink, widest)
-    _check_count(smooth > cut)
+    inky = smooth > cut
+    _check_count(inky)
     lines = _ruled_lines(smooth > _lower_cut(cut, floor), least_rule)
-    left = (smooth > cut) & ~lines
-    if lines.any() and left.sum() >= LEAST_LEFT * (smooth > cut).sum():
+    unruled = inky & ~lines
+    is_written_on = unruled.sum() >= LEAST_LEFT * inky.sum()
+    if lines.any() and is_written_on:
         ink = np.where(lines, 0, ink)
         smooth, cut = _cut(ink, widest)
-    inky = smooth > cut
-    marks: Numbered = ndimage.label(smooth > _lower_cut(cut, floor), EIGHT)[0]
+        inky = smooth > cut
+    marks: Numbered
+    marks, _ = ndimage.label(smooth > _lower_cut(cut, floor), EIGHT)
     if not is_even:
         marks = _without_frame(marks)
         inky &= marks > 0
@@ -224,13 +280,19 @@ def find_ink(
         raise ImageError(
             "is blank: no stroke stands out from the background; write or scan it darker"
         )
-    # a tight crop on even paper, or what is left of a shadow's edge
-    touching = 0.4 if is_even else 0.2
-    if full < LEAST_CONTRAST * noise or ring(inky).mean() > touching:
+    # what is left of a shadow's edge
+    most_touching = 0.2
+    if is_even:
+        # a tight crop
+        most_touching = 0.4
+    is_noise = full < LEAST_CONTRAST * noise
+    touching = ring(inky).mean()
+    if is_noise or touching > most_touching:
         raise ImageError(
             "shows no digit on a plain background; leave an even margin around the digit"
         )
-    is_stroke = np.isin(marks, np.unique(marks[inky]))
+    inky_marks = np.unique(marks[inky])
+    is_stroke = np.isin(marks, inky_marks)
     strokes = is_stroke & (marks > 0)
     darkness = (ink - floor) / (full - floor)
     return np.clip(darkness, 0, 1), strokes
@@ -240,7 +302,8 @@ def _apart_from_border(grey: Grey) -> Grey:
     """Return how far strokes of either polarity stand out from paper in even light."""
     paper = np.float32(np.median(ring(grey)))
     apart = grey - paper
-    skewness = (apart.astype(np.float64) ** 3).sum()
+    precise = apart.astype(np.float64)
+    skewness = (precise**3).sum()
     return np.asarray(apart * np.sign(skewness))
 
 
@@ -278,7 +341,10 @@ def _ruled_lines(inked: Mask, least: tuple[float, float]) -> Mask:
     """
     if max(inked.shape) <= SMALL:
         return np.zeros_like(inked)
-    return _rules(inked, least[0]) | _rules(inked.T, least[1]).T
+    least_across, least_down = least
+    level = _rules(inked, least_across)
+    upright = _rules(inked.T, least_down).T
+    return level | upright
 
 
 def _rules(inked: Mask, least: float) -> Mask:
@@ -290,21 +356,29 @@ def _rules(inked: Mask, least: float) -> Mask:
     found = np.zeros_like(inked)
     thickest = 0.0
     for slope, distance in _straight_lines(thin):
-        away = np.abs(columns * np.cos(slope) + rows * np.sin(slope) - distance)
+        across = columns * np.cos(slope)
+        down = rows * np.sin(slope)
+        away = np.abs(across + down - distance)
         near = away <= 1.5
         line = thin & near
         covered = line.any(axis=0)
         # a stroke hides the line that it crosses
         reach = (inked & near).any(axis=0)
-        touches_frame = covered[:3].any() or covered[-3:].any()
-        is_long = reach.mean() >= least and covered.mean() >= LEAST_SEEN
-        if touches_frame and is_long:
+        starts_at_frame = covered[:3].any()
+        ends_at_frame = covered[-3:].any()
+        is_long = reach.mean() >= least
+        is_seen = covered.mean() >= LEAST_SEEN
+        if (starts_at_frame or ends_at_frame) and is_long and is_seen:
             thickness = line.sum() / covered.sum()
             thickest = max(thickest, thickness)
             found |= away <= thickness / 2 + 0.6
-    column = np.ones((math.ceil(thickest) + 3, 1), np.bool_)
-    crossed = ndimage.binary_closing(inked & ~found, column)
-    return found & ~(crossed & inked)
+    # strokes above and below a line are joined across it: what lies between is theirs
+    reach_of_strokes = math.ceil(thickest) + 3
+    column = np.ones((reach_of_strokes, 1), np.bool_)
+    strokes = inked & ~found
+    joined = ndimage.binary_closing(strokes, column)
+    crossings = joined & inked
+    return found & ~crossings
 
 
 def opened_by_square(mask: Mask, side: int) -> Mask:
@@ -328,7 +402,9 @@ def opened_by_square(mask: Mask, side: int) -> Mask:
 
 def _straight_lines(thin: Mask) -> list[tuple[float, float]]:
     """Return the straight lines of a mask, nearly level: the slope and the distance of each."""
-    votes, angles, distances = hough_line(thin, np.pi / 2 + np.radians(SLOPES))
+    # the angle is that of the line's normal
+    normals = np.pi / 2 + np.radians(SLOPES)
+    votes, angles, distances = hough_line(thin, normals)
     _, slopes, offsets = hough_line_peaks(
         votes,
         angles,
@@ -348,9 +424,10 @@ def _without_frame(marks: Numbered) -> Numbered:
     is cut tightly stays where there is nothing else.
     """
     along = np.zeros(marks.max() + 1, np.int64)
-    for edge in (marks[0], marks[-1], marks[:, 0], marks[:, -1]):
+    for edge in _edges(marks):
         counts = np.bincount(edge, minlength=len(along))
-        along = np.maximum(along, counts * MOST_ALONG // len(edge))
+        shares = counts * MOST_ALONG // len(edge)
+        along = np.maximum(along, shares)
     is_frame = along >= 1
     is_frame[_small_corners(marks)] = True
     is_frame[0] = False
@@ -362,12 +439,17 @@ def _without_frame(marks: Numbered) -> Numbered:
 
 def _small_corners(marks: Numbered) -> list[int]:
     """Return the numbers of marks that are small and cover a corner of the view."""
+    largest = max(marks.shape) // LARGEST_CORNER
     boxes = ndimage.find_objects(marks)
+    ends = [0, -1]
+    corners = marks[np.ix_(ends, ends)]
     found = []
-    for number in np.unique(marks[np.ix_([0, -1], [0, -1])]):
+    for number in np.unique(corners):
         if number == 0:
             continue
-        extent = max(side.stop - side.start for side in boxes[number - 1])
-        if extent <= max(marks.shape) // LARGEST_CORNER:
+        rows, columns = boxes[number - 1]
+        height = rows.stop - rows.start
+        width = columns.stop - columns.start
+        if max(height, width) <= largest:
             found.append(int(number))
     return found
