@@ -114,6 +114,13 @@ def dark_corners() -> npt.NDArray[np.floating]:
     return 205 * (1 - 0.7 * (np.hypot(x, y) / 1.42) ** 3)
 
 
+def torn_corner() -> npt.NDArray[np.floating]:
+    """A sheet partly in shadow, beyond whose round corner it is black."""
+    y, x = np.mgrid[:500, :560]
+    lies_beyond = np.hypot(x - 560, y) < 130
+    return np.where(lies_beyond, 5.0, shadow(0.6, 0.4))
+
+
 #: A photograph takes as long as all the others.
 SLOWEST = "photographed"
 LIGHTS = {
@@ -126,7 +133,11 @@ LIGHTS = {
     "sheet on a grey table": on_a_table(120.0),
 }
 #: Where faint strokes were lost beside what is darker.
-PENCIL_LIGHTS = {"dark frame": in_frame(), "dark corners": dark_corners()}
+PENCIL_LIGHTS = {
+    "dark frame": in_frame(),
+    "dark corners": dark_corners(),
+    "black corner, shadow": torn_corner(),
+}
 
 
 def likeness(first: Bitmap, second: Bitmap) -> float:

@@ -25,6 +25,8 @@ LEAST_CONTRAST = 3
 NOISE_SPREADS = 2.5
 #: A mark that covers more than this part of an edge of the view is no digit: 1 in so many.
 MOST_ALONG = 6
+#: How often marks along the frame are taken away before strokes are looked for, at most.
+MOST_FRAMES = 3
 #: A mark in a corner of the view is a shadow up to this part of the view: 1 in so many.
 LARGEST_CORNER = 4
 #: Sides up to which a picture is a small drawing: strokes may be a fifth of it, or of its border.
@@ -266,8 +268,10 @@ def find_ink(
     is_written_on = unruled.sum() >= LEAST_LEFT * inky.sum()
     if lines.any() and is_written_on:
         ink = np.where(lines, 0, ink)
-        smooth, cut = _cut(ink, widest)
-        inky = smooth > cut
+    if not is_even:
+        ink = _without_ink_of_frame(ink, widest, floor)
+    smooth, cut = _cut(ink, widest)
+    inky = smooth > cut
     marks: Numbered
     marks, _ = ndimage.label(smooth > _lower_cut(cut, floor), EIGHT)
     if not is_even:
@@ -435,6 +439,29 @@ def _without_frame(marks: Numbered) -> Numbered:
     if not rest.any():
         return marks
     return rest
+
+
+def _without_ink_of_frame(ink: Grey, widest: int, floor: float) -> Grey:
+    """Return ink without the marks that :func:`_without_frame` drops.
+
+    How dark they are says nothing about strokes: a black corner of a photo would hide a thin pen.
+    What comes to light once they are gone is looked at in the same way.
+
+    Args:
+        ink: how far each pixel stands out from paper, (h, w), from 0.
+        widest: the widest stroke is this part of the longer side: 1 in so many.
+        floor: the level of noise.
+    """
+    edge = 1 + max(ink.shape) // PAPER_SIDE
+    for _ in range(MOST_FRAMES):
+        smooth, cut = _cut(ink, widest)
+        marks, _ = ndimage.label(smooth > _lower_cut(cut, floor), EIGHT)
+        is_frame = (marks > 0) & (_without_frame(marks) == 0)
+        if not is_frame.any():
+            break
+        with_edge = ndimage.binary_dilation(is_frame, EIGHT > 0, iterations=edge)
+        ink = np.where(with_edge, 0, ink)
+    return ink
 
 
 def _small_corners(marks: Numbered) -> list[int]:
