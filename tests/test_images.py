@@ -129,15 +129,12 @@ LIGHTS = {
     "ruled": rules(60, squared=False),
     "squared": rules(50, squared=True),
     "sheet's edge": with_edge(),
+    "shadow, black corner": torn_corner(),
     "sheet on a dark table": on_a_table(40.0),
     "sheet on a grey table": on_a_table(120.0),
 }
 #: Where faint strokes were lost beside what is darker.
-PENCIL_LIGHTS = {
-    "dark frame": in_frame(),
-    "dark corners": dark_corners(),
-    "black corner, shadow": torn_corner(),
-}
+PENCIL_LIGHTS = {"dark frame": in_frame(), "dark corners": dark_corners()}
 
 
 def likeness(first: Bitmap, second: Bitmap) -> float:

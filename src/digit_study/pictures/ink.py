@@ -465,18 +465,15 @@ def _without_ink_of_frame(ink: Grey, widest: int, floor: float) -> Grey:
 
 
 def _small_corners(marks: Numbered) -> list[int]:
-    """Return the numbers of marks that are small and cover a corner of the view."""
+    """Return the numbers of marks that are small and lie in, or around, a corner of the view."""
     largest = max(marks.shape) // LARGEST_CORNER
-    boxes = ndimage.find_objects(marks)
-    ends = [0, -1]
-    corners = marks[np.ix_(ends, ends)]
+    rows_end, columns_end = marks.shape
     found = []
-    for number in np.unique(corners):
-        if number == 0:
-            continue
-        rows, columns = boxes[number - 1]
+    for number, (rows, columns) in enumerate(ndimage.find_objects(marks), start=1):
+        touches_top_or_bottom = rows.start == 0 or rows.stop == rows_end
+        touches_side = columns.start == 0 or columns.stop == columns_end
         height = rows.stop - rows.start
         width = columns.stop - columns.start
-        if max(height, width) <= largest:
-            found.append(int(number))
+        if touches_top_or_bottom and touches_side and max(height, width) <= largest:
+            found.append(number)
     return found
