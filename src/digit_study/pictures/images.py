@@ -305,7 +305,8 @@ def _scaled(ink: Grey, scale: float) -> Grey:
     if scale <= 1:
         method = Image.Resampling.BOX
     resized = Image.fromarray(ink).resize((new_width, new_height), method)
-    return np.clip(np.asarray(resized), 0, None)
+    small = np.clip(np.asarray(resized), 0, None)
+    return np.asarray(small)
 
 
 def _find(grey: Grey) -> tuple[Grey, Mask]:
