@@ -84,17 +84,20 @@ def parse_arguments(arguments: Sequence[str]) -> Namespace:
     Raises:
         StudyError: If the words ask for an option that is gone or for another config.
     """
-    parsed = _hydra.parse_arguments([_as_typed(word) for word in arguments])
-    for option, value in (
-        ("--config-name", parsed.config_name),
-        ("--config-path", parsed.config_path),
-    ):
+    words = [_as_typed(word) for word in arguments]
+    parsed = _hydra.parse_arguments(words)
+    fixed = {
+        "--config-name": parsed.config_name,
+        "--config-path": parsed.config_path,
+    }
+    for option, value in fixed.items():
         if value is not None:
             rule = f"`{option}` is fixed: every command reads its own file in conf/"
             remedy = "drop it; give --config-dir=<folder> experiment=<name> for a file of your own"
             raise StudyError(f"{rule}, got {value!r}: {remedy}")
     _check_options(parsed)
-    parsed.overrides = _without_plus(current_overrides(parsed.overrides))
+    overrides = current_overrides(parsed.overrides)
+    parsed.overrides = _without_plus(overrides)
     if parsed.config_dir is not None:
         parsed.overrides = _with_folder(parsed.overrides, parsed.config_dir)
     return parsed
@@ -131,27 +134,42 @@ def _check_options(parsed: Namespace) -> None:
     """Raise StudyError for options of Hydra's that do not go together, or mean nothing here."""
     asked = _questions(parsed)
     if len(asked) > 1:
+        named = " and ".join(asked)
         rule = "a command answers one question at a time"
-        raise StudyError(f"{rule}, got {' and '.join(asked)}: give one of them")
-    for option, given in (("--resolve", parsed.resolve), ("--package", parsed.package)):
-        if given and asked != ["--cfg"] and (option, asked) != ("--resolve", ["--help"]):
-            rule = f"`{option}` says how --cfg shows a config"
-            raise StudyError(f"{rule}, got it without: give --cfg job {option}, or drop it")
+        raise StudyError(f"{rule}, got {named}: give one of them")
+    shows_config = asked == ["--cfg"]
+    shows_help = asked == ["--help"]
+    if parsed.resolve and not shows_config and not shows_help:
+        raise _needs_cfg("--resolve")
+    if parsed.package and not shows_config:
+        raise _needs_cfg("--package")
     if parsed.experimental_rerun is not None:
         rule = "`--experimental-rerun` reads a folder of Hydra's, and none is written here"
         remedy = "train a run again with python src/run.py reproduce=<run_id>"
         raise StudyError(f"{rule}, got {parsed.experimental_rerun!r}: {remedy}")
 
 
+def _needs_cfg(option: str) -> StudyError:
+    """Return the error of an option that is given without ``--cfg``."""
+    rule = f"`{option}` says how --cfg shows a config"
+    return StudyError(f"{rule}, got it without: give --cfg job {option}, or drop it")
+
+
 def _questions(parsed: Namespace) -> list[str]:
     """Return the options of a command line that ask a question."""
     given = vars(parsed)
-    return [option for option in QUESTIONS if given[option.strip("-").replace("-", "_")]]
+    asked: list[str] = []
+    for option in QUESTIONS:
+        name = option.strip("-").replace("-", "_")
+        if given[name]:
+            asked.append(option)
+    return asked
 
 
 def asks_for_information(arguments: Sequence[str]) -> bool:
     """Return whether Hydra only has to answer (--help, --cfg job, --info, …) and nothing runs."""
-    return bool(_questions(parse_arguments(arguments)))
+    parsed = parse_arguments(arguments)
+    return bool(_questions(parsed))
 
 
 def answer(arguments: Sequence[str], root: str, schema: type) -> None:
@@ -176,13 +194,15 @@ def answer(arguments: Sequence[str], root: str, schema: type) -> None:
         overrides = expand(overrides, root)[0]
     if parsed.cfg or parsed.info:
         compose_config(overrides, root)
-    overrides = _with_space_as_option(_with_added_keys(overrides, root), root)
+    overrides = _with_added_keys(overrides, root)
+    overrides = _with_space_as_option(overrides, root)
+    words = _words_for_hydra(parsed, overrides)
     typed = list(sys.argv)
     full_error = os.environ.get("HYDRA_FULL_ERROR")
     # otherwise Hydra prints errors itself, in its own words and with a part of the traceback
     os.environ["HYDRA_FULL_ERROR"] = "1"
     try:
-        sys.argv = [typed[0], *_words_for_hydra(parsed, overrides)]
+        sys.argv = [typed[0], *words]
         wrap = hydra.main(version_base=VERSION, config_path=str(CONF), config_name=root)
         wrap(_do_nothing)()
     except (HydraException, errors.OmegaConfBaseException, yaml.YAMLError) as error:
@@ -190,9 +210,10 @@ def answer(arguments: Sequence[str], root: str, schema: type) -> None:
     except ValueError as error:
         if not parsed.shell_completion:
             raise
+        shown = " ".join(overrides)
         rule = "`--shell-completion` is followed by install=<shell> or uninstall=<shell>"
-        got = f"got {' '.join(overrides)!r}: give --shell-completion install=bash"
-        raise StudyError(f"{rule}, {got}") from error
+        remedy = "give --shell-completion install=bash"
+        raise StudyError(f"{rule}, got {shown!r}: {remedy}") from error
     finally:
         sys.argv = typed
         if full_error is None:
@@ -208,20 +229,25 @@ def _with_added_keys(overrides: Sequence[str], root: str) -> list[str]:
     config = _base((), root)
     marked: list[str] = []
     for text in overrides:
-        if not text.startswith("~") and _is_in_free_mapping(config, key_of(text)):
-            text = f"++{text.lstrip('+')}"
+        is_deletion = text.startswith("~")
+        if not is_deletion and _is_in_free_mapping(config, key_of(text)):
+            bare = text.lstrip("+")
+            text = f"++{bare}"
         marked.append(text)
     return marked
 
 
 def _with_space_as_option(overrides: Sequence[str], root: str) -> list[str]:
     """Make a typed space an option of its group: no override of Hydra's sets keys with dots."""
-    others = [text for text in without_space(overrides) if key_of(text) != SPACE]
-    if len(others) == len(overrides) or not _has_space(root):
+    remaining = without_space(overrides)
+    others = [text for text in remaining if key_of(text) != SPACE]
+    has_typed_space = len(others) < len(overrides)
+    if not has_typed_space or not _has_space(root):
         return list(overrides)
     study = compose_config(overrides, root)
     node = OmegaConf.create(study.search.space)
-    ConfigStore.instance().store(group=SPACE_GROUP, name=TYPED_SPACE, node=node)
+    store = ConfigStore.instance()
+    store.store(group=SPACE_GROUP, name=TYPED_SPACE, node=node)
     return [*others, f"{SPACE_GROUP}={TYPED_SPACE}"]
 
 
@@ -232,9 +258,10 @@ def _do_nothing(config: DictConfig) -> None:
 def _words_for_hydra(parsed: Namespace, overrides: Sequence[str]) -> list[str]:
     """Return a question to Hydra, with the overrides as they are read here."""
     words: list[str] = []
-    for option in ("help", "hydra_help", "resolve", "shell_completion"):
-        if getattr(parsed, option):
-            words.append(f"--{option.replace('_', '-')}")
+    for name in ("help", "hydra_help", "resolve", "shell_completion"):
+        if getattr(parsed, name):
+            option = name.replace("_", "-")
+            words.append(f"--{option}")
     for option in ("cfg", "package", "info"):
         value = getattr(parsed, option)
         if value is not None:
@@ -257,19 +284,22 @@ def checked(arguments: Sequence[str], root: str, schema: type) -> Any:
         StudyError: If it breaks a rule.
     """
     answer(arguments, root, schema)
-    config = compose_config(parse_arguments(arguments).overrides, root)
+    overrides = parse_arguments(arguments).overrides
+    config = compose_config(overrides, root)
     config.validate()
     return config
 
 
 def without_space(overrides: Sequence[str]) -> list[str]:
     """Return the overrides that are not about the search space: no sweep, no single key of it."""
-    return [str(typed.input_line) for typed in _parse(overrides) if not is_of_space(typed)]
+    others = [override for override in _parse(overrides) if not is_of_space(override)]
+    return [str(override.input_line) for override in others]
 
 
 def origin_of_space(overrides: Sequence[str]) -> str:
     """Say where the search space of a command line comes from."""
-    return origin_of(_parse(overrides))
+    typed = _parse(overrides)
+    return origin_of(typed)
 
 
 def expand(overrides: Sequence[str], root: str = "config") -> list[list[str]]:
@@ -289,12 +319,16 @@ def expand(overrides: Sequence[str], root: str = "config") -> list[list[str]]:
         StudyError: If an override cannot be parsed, or a sweep does not list its values.
     """
     parser = _parser()
-    typed = _parse(_with_typed_grid(current_overrides(overrides)), parser)
-    grid = _parse(_grid_of_files(typed, root), parser)
+    texts = _with_typed_grid(current_overrides(overrides))
+    typed = _parse(texts, parser)
+    texts_of_files = _grid_of_files(typed, root)
+    grid = _parse(texts_of_files, parser)
     choices: dict[str, list[str]] = {}
     for override in [*grid, *typed]:
-        choices[override.get_key_element()] = _values_of(override)
-    return [list(job) for job in product(*choices.values())]
+        key = override.get_key_element()
+        choices[key] = _values_of(override)
+    jobs = product(*choices.values())
+    return [list(job) for job in jobs]
 
 
 def is_multirun(parsed: Namespace) -> bool:
@@ -331,7 +365,8 @@ def is_multirun(parsed: Namespace) -> bool:
 def _parser() -> OverridesParser:
     """Make a parser of overrides that looks up the options of ``glob(…)``."""
     with hydra.initialize_config_dir(str(CONF), version_base=VERSION):
-        return OverridesParser.create(GlobalHydra.instance().config_loader())
+        loader = GlobalHydra.instance().config_loader()
+        return OverridesParser.create(loader)
 
 
 def _values_of(override: Override) -> list[str]:
@@ -361,11 +396,13 @@ def _with_typed_grid(overrides: Sequence[str]) -> list[str]:
     found: list[str] = []
     for text in overrides:
         key = key_of(text)
-        value = text.partition("=")[2]
+        _, _, value = text.partition("=")
         if key.startswith(f"{GRID}."):
-            found.append(f"{key.removeprefix(f'{GRID}.')}={value}")
+            swept_key = key.removeprefix(f"{GRID}.")
+            found.append(f"{swept_key}={value}")
         elif key == GRID:
-            found.extend(_overrides_of_grid(_parse([f"{GRID}={value}"])[0].value(), text))
+            override = _parse([f"{GRID}={value}"])[0]
+            found += _overrides_of_grid(override.value(), text)
         else:
             found.append(text)
     return found
@@ -376,7 +413,8 @@ def _overrides_of_grid(grid: Any, text: str) -> list[str]:
         return []
     if not isinstance(grid, dict):
         rule = f"`{GRID}` must map keys to values, {{model.filters: '8,16'}}"
-        raise StudyError(f"{rule}, got {text!r}: give the overrides themselves, model.filters=8,16")
+        remedy = "give the overrides themselves, model.filters=8,16"
+        raise StudyError(f"{rule}, got {text!r}: {remedy}")
     return [f"{key}={_as_sweep(value)}" for key, value in grid.items()]
 
 
@@ -388,7 +426,9 @@ def _as_sweep(value: Any) -> str:
 
 def _grid_of_files(typed: Sequence[Override], root: str) -> list[str]:
     """Return the overrides that config files give as ``hydra.sweeper.params``."""
-    return _overrides_of_grid(_file_grid(_choices(typed, root), root), f"conf/{root}.yaml")
+    choices = _choices(typed, root)
+    grid = _file_grid(choices, root)
+    return _overrides_of_grid(grid, f"conf/{root}.yaml")
 
 
 def _choices(typed: Sequence[Override], root: str) -> tuple[str, ...]:
@@ -430,7 +470,8 @@ def register(root: str = "config", schema: type = Config) -> None:
     """
     node: DictConfig = OmegaConf.structured(schema)
     _make_writable(node)
-    ConfigStore.instance().store(name=f"{root}_schema", node=node)
+    store = ConfigStore.instance()
+    store.store(name=f"{root}_schema", node=node)
 
 
 def _make_writable(node: DictConfig) -> None:
@@ -458,7 +499,9 @@ def compose_config(
         StudyError: For an unknown key, group or option, with the nearest name; for a value of a
             wrong type; for a sweep.
     """
-    config = _with_overrides(_parse(current_overrides(overrides, recorded=recorded)), root)
+    current = current_overrides(overrides, recorded=recorded)
+    typed = _parse(current)
+    config = _with_overrides(typed, root)
     try:
         return OmegaConf.to_object(config)
     except errors.OmegaConfBaseException as error:
@@ -486,8 +529,10 @@ def _with_overrides(typed: Sequence[Override], root: str) -> DictConfig:
     for override in values:
         _set_value(config, override.key_or_group, override.value())
     if has_typed_space:
-        space: Any = OmegaConf.to_container(OmegaConf.select(config, SPACE))
-        _set_value(config, SPACE, typed_space(space, typed))
+        node = OmegaConf.select(config, SPACE)
+        space_of_files: Any = OmegaConf.to_container(node)
+        space = typed_space(space_of_files, typed)
+        _set_value(config, SPACE, space)
     return config
 
 
@@ -504,8 +549,8 @@ def _set_value(config: DictConfig, key: str, value: Any) -> None:
     has_free_keys = is_group and OmegaConf.get_type(held) is dict
     is_mapping = isinstance(value, dict)
     if is_group and not has_free_keys and not is_mapping:
-        inner = ", ".join(f"{key}.{name!s}" for name in held)
-        raise StudyError(f"`{key}` is a group of keys, got {value!r}: set one of {inner}")
+        names = ", ".join(f"{key}.{name!s}" for name in held)
+        raise StudyError(f"`{key}` is a group of keys, got {value!r}: set one of {names}")
     replaces = has_free_keys and is_mapping
     is_free = replaces or _is_in_free_mapping(config, key)
     try:
@@ -527,18 +572,20 @@ def config_groups(folders: tuple[Path, ...] = ()) -> dict[str, list[str]]:
     options: dict[str, set[str]] = {}
     for folder in (CONF, *folders):
         for path in sorted(folder.rglob("*/")):
+            group = str(path.relative_to(folder))
             names = {option.stem for option in path.glob("*.yaml")}
-            options.setdefault(str(path.relative_to(folder)), set()).update(names)
+            options.setdefault(group, set()).update(names)
     return {group: sorted(names) for group, names in options.items()}
 
 
 def _with_folder(overrides: Sequence[str], folder: str) -> list[str]:
     """Add a folder to what the overrides give as ``hydra.searchpath``."""
-    path = Path(folder).expanduser().resolve()
-    if not path.is_dir():
+    added = Path(folder).expanduser().resolve()
+    if not added.is_dir():
         rule = "`--config-dir` must be a folder of config files, such as experiment/<name>.yaml"
         raise StudyError(f"{rule}, got {folder!r}, which is none: make it first")
-    folders = [*_folders(_parse(overrides)), path]
+    typed = _parse(overrides)
+    folders = [*_folders(typed), added]
     listed = ",".join(f"'file://{path}'" for path in folders)
     others = [text for text in overrides if key_of(text) != SEARCH_PATH]
     return [*others, f"{SEARCH_PATH}=[{listed}]"]
@@ -554,13 +601,18 @@ def _folders(typed: Sequence[Override]) -> tuple[Path, ...]:
         if not isinstance(value, list):
             value = [value]
         for entry in value:
-            path = Path(str(entry).removeprefix("file://"))
-            if not path.is_dir():
-                rule = f"`{SEARCH_PATH}` must be a list of folders of config files"
-                got = f"got {str(entry)!r}, which is none"
-                raise StudyError(f"{rule}, {got}: give [file:///<folder>]")
-            folders.append(path.resolve())
+            folders.append(_folder(str(entry)))
     return tuple(folders)
+
+
+def _folder(address: str) -> Path:
+    """Return the folder that an entry of ``hydra.searchpath`` names; raises StudyError."""
+    path = Path(address.removeprefix("file://"))
+    if not path.is_dir():
+        rule = f"`{SEARCH_PATH}` must be a list of folders of config files"
+        got = f"got {address!r}, which is none"
+        raise StudyError(f"{rule}, {got}: give [file:///<folder>]")
+    return path.resolve()
 
 
 def _parse(overrides: Sequence[str], parser: OverridesParser | None = None) -> list[Override]:
@@ -596,9 +648,11 @@ def _composed(choices: tuple[str, ...], root: str, *, with_hydra: bool = False) 
             return hydra.compose(root, list(choices), return_hydra_config=with_hydra)
     except (yaml.YAMLError, HydraException, errors.OmegaConfBaseException) as error:
         problem = _in_a_line(error, where)
-        unknown = _origin_of(error)
-        if choices and isinstance(unknown, errors.ConfigKeyError):
-            problem = StudyError(f"{problem}{nearest(str(unknown.full_key), _known_names(root))}")
+        origin = _origin_of(error)
+        if choices and isinstance(origin, errors.ConfigKeyError):
+            unknown = str(origin.full_key)
+            suggestion = nearest(unknown, _known_names(root))
+            problem = StudyError(f"{problem}{suggestion}")
         raise problem from error
 
 
@@ -610,7 +664,7 @@ def _composed_with_old_names(choices: tuple[str, ...], root: str) -> DictConfig 
     store = ConfigStore.instance()
     schema: DictConfig = store.load(f"{root}_schema.yaml").node
     extended = copy.deepcopy(schema)
-    keys = [key for key in (*RENAMED, *REMOVED) if _add_key(extended, key)]
+    old_keys = [key for key in (*RENAMED, *REMOVED) if _add_key(extended, key)]
     store.store(name=f"{root}_schema", node=extended)
     try:
         composed = _composed(choices, root)
@@ -618,20 +672,10 @@ def _composed_with_old_names(choices: tuple[str, ...], root: str) -> DictConfig 
         return None
     finally:
         store.store(name=f"{root}_schema", node=schema)
+    # without the types of the extended schema, from which no key can be deleted
     moved = OmegaConf.create(OmegaConf.to_container(composed))
-    for key in keys:
-        value = OmegaConf.select(moved, key)
-        parent, _, name = key.rpartition(".")
-        holder: Any = moved
-        if parent:
-            holder = OmegaConf.select(moved, parent)
-        del holder[name]
-        if value is None:
-            continue
-        if key in REMOVED:
-            raise removed(key, f"{key}={value}", REMOVED[key])
-        tell_new_name(key)
-        OmegaConf.update(moved, RENAMED[key], value)
+    for key in old_keys:
+        _move_to_new_name(moved, key)
     try:
         merged = OmegaConf.merge(schema, moved)
     except errors.OmegaConfBaseException as error:
@@ -640,14 +684,24 @@ def _composed_with_old_names(choices: tuple[str, ...], root: str) -> DictConfig 
     return merged
 
 
+def _move_to_new_name(config: Any, key: str) -> None:
+    """Move what an old key sets to its new name; raises StudyError for a key that is gone."""
+    value = OmegaConf.select(config, key)
+    holder, name = _holder_of(config, key)
+    del holder[name]
+    if value is None:
+        return
+    if key in REMOVED:
+        raise removed(key, f"{key}={value}", REMOVED[key])
+    tell_new_name(key)
+    OmegaConf.update(config, RENAMED[key], value)
+
+
 def _add_key(schema: DictConfig, key: str) -> bool:
     """Add a key to a schema that has its parent; returns whether that was so."""
-    parent, _, name = key.rpartition(".")
-    holder: Any = schema
-    if parent:
-        holder = OmegaConf.select(schema, parent)
-    is_renamed = key in RENAMED and OmegaConf.select(schema, RENAMED[key]) is None
-    if not isinstance(holder, DictConfig) or is_renamed or not name.isidentifier():
+    holder, name = _holder_of(schema, key)
+    lacks_new_name = key in RENAMED and OmegaConf.select(schema, RENAMED[key]) is None
+    if not isinstance(holder, DictConfig) or lacks_new_name or not name.isidentifier():
         return False
     OmegaConf.set_struct(holder, value=False)
     holder[name] = None
@@ -655,22 +709,36 @@ def _add_key(schema: DictConfig, key: str) -> bool:
     return True
 
 
+def _holder_of(config: Any, key: str) -> tuple[Any, str]:
+    """Return the node above a key, None if there is none, and the last part of the key."""
+    parent, _, name = key.rpartition(".")
+    if not parent:
+        return config, name
+    return OmegaConf.select(config, parent), name
+
+
 def _in_a_line(error: Exception, where: str) -> StudyError:
     """Turn an error of Hydra, OmegaConf or PyYAML into a line with the key or the file."""
     if isinstance(error, yaml.YAMLError):
         # the file and the line stand in the next lines of the message
-        return StudyError(f"`{where}` must be valid YAML: {' '.join(str(error).split())}")
+        problem = " ".join(str(error).split())
+        return StudyError(f"`{where}` must be valid YAML: {problem}")
     message = first_line(error, LONGEST_MESSAGE)
     origin = _origin_of(error)
-    if message.endswith(":"):  # Hydra says in which file, OmegaConf what
-        message = f"{message.split(':')[0]}: {first_line(origin, LONGEST_MESSAGE)}"
-    if message.startswith(MERGE_FAILED):  # Hydra says which override, OmegaConf what
+    cause = first_line(origin, LONGEST_MESSAGE)
+    if message.endswith(":"):
+        # Hydra says in which file, OmegaConf what
+        place = message.split(":")[0]
+        message = f"{place}: {cause}"
+    if message.startswith(MERGE_FAILED):
+        # Hydra says which override, OmegaConf what
         given = message.removeprefix(MERGE_FAILED)
-        message = f"{first_line(origin, LONGEST_MESSAGE)}, got {given!r}: correct it, or drop it"
+        message = f"{cause}, got {given!r}: correct it, or drop it"
     key = getattr(origin, "full_key", None) or where
     if isinstance(origin, errors.InterpolationResolutionError):
         # an error of a resolver, such as oc.env, stands at the end
-        message = message.rpartition("while resolving interpolation: ")[2].strip('"')
+        _, _, reason = message.rpartition("while resolving interpolation: ")
+        message = reason.strip('"')
         message = f"{message}: correct what stands in ${{…}}, or give the value itself"
     return StudyError(f"`{key}`: {without_password(message)}")
 
@@ -685,7 +753,8 @@ def _origin_of(error: Exception) -> BaseException:
 
 @cache
 def _known_names(root: str) -> list[str]:
-    return list(_names(OmegaConf.to_container(_base((), root))))
+    config = _base((), root)
+    return list(_names(OmegaConf.to_container(config)))
 
 
 def _is_in_free_mapping(config: DictConfig, key: str) -> bool:
@@ -700,9 +769,10 @@ def _is_in_free_mapping(config: DictConfig, key: str) -> bool:
 def _names(node: Any, prefix: str = "") -> Iterator[str]:
     """Yield every dotted key of a nested dict, leaves and the dicts above them."""
     for key, value in node.items():
-        yield f"{prefix}{key}"
+        name = f"{prefix}{key}"
+        yield name
         if isinstance(value, dict):
-            yield from _names(value, f"{prefix}{key}.")
+            yield from _names(value, f"{name}.")
 
 
 def _check_name(override: Override, root: str, groups: dict[str, list[str]]) -> None:
@@ -730,11 +800,11 @@ def _check_choice(override: Override, root: str, groups: dict[str, list[str]]) -
     """Check that a command has a group and the group an option; raises StudyError."""
     group = override.key_or_group
     if group not in _groups_of(root):
-        for other, command in COMMANDS.items():
-            if group in _groups_of(other):
+        for other_root, command in COMMANDS.items():
+            if group in _groups_of(other_root):
                 rule = f"`{group}` belongs to python {command}"
-                line = override.input_line
-                raise StudyError(f"{rule}, got {line!r} for another command: drop it here")
+                got = f"got {override.input_line!r} for another command"
+                raise StudyError(f"{rule}, {got}: drop it here")
     _check_option(group, override.value(), groups[group])
 
 
@@ -742,7 +812,12 @@ def _check_choice(override: Override, root: str, groups: dict[str, list[str]]) -
 def _groups_of(root: str) -> set[str]:
     """Return the groups that the defaults list of a config names."""
     loaded: Any = OmegaConf.to_container(OmegaConf.load(CONF / f"{root}.yaml"))
-    return {group for entry in loaded["defaults"] if isinstance(entry, dict) for group in entry}
+    groups: set[str] = set()
+    for entry in loaded["defaults"]:
+        # an entry is a group with its option, or the name of another config
+        if isinstance(entry, dict):
+            groups.update(entry)
+    return groups
 
 
 def _check_option(group: str, option: Any, available: Sequence[str]) -> None:
@@ -751,4 +826,5 @@ def _check_option(group: str, option: Any, available: Sequence[str]) -> None:
         return
     listed = ", ".join(available) or "none yet"
     rule = f"`{group}` must be one of {listed}"
-    raise StudyError(f"{rule}, got {option!r}{nearest(str(option), available)}")
+    suggestion = nearest(str(option), available)
+    raise StudyError(f"{rule}, got {option!r}{suggestion}")

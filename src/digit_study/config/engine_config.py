@@ -10,7 +10,11 @@ from digit_study.support.rules import between
 from digit_study.support.suggestions import nearest
 
 #: What a trial may require of its node, each with the unit in which it counts.
-RESOURCES = {"cpu": "cores", "gpu": "GPUs, or as a share of one below 1", "memory": "GiB"}
+RESOURCES = {
+    "cpu": "cores",
+    "gpu": "GPUs, or as a share of one below 1",
+    "memory": "GiB",
+}
 #: Amounts from here on are no resources of any node.
 RESOURCE_LIMIT = 1e6
 BYTES_A_GIB = 2**30
@@ -38,7 +42,8 @@ class EngineConfig:
     @property
     def engine_options(self) -> EngineConfig:
         """Return these options alone."""
-        return EngineConfig(**{key: getattr(self, key) for key in ENGINE_KEYS})
+        values = {key: getattr(self, key) for key in ENGINE_KEYS}
+        return EngineConfig(**values)
 
 
 #: Keys of a config that say where it is trained; they decide nothing of its outcome.
@@ -78,24 +83,29 @@ def relation_violations(config: EngineConfig, prefix: str = "") -> Iterator[str]
         prefix: What their keys begin with in messages, such as ``search.``.
     """
     for name, amount in config.resources.items():
-        if problem := _resource_problem(name, amount):
+        problem = _resource_problem(name, amount)
+        if problem:
             yield f"`{prefix}resources` {problem}"
-    if config.address is not None and config.engine == "local":
+    has_address = config.address is not None
+    if has_address and config.engine == "local":
         got = f"got {config.address!r} with {prefix}engine=local"
         yield f"`{prefix}address` is of a cluster, {got}: set {prefix}engine=ray"
 
 
 def _resource_problem(name: str, amount: Any) -> str | None:
     if name not in RESOURCES:
-        return f"may have {', '.join(RESOURCES)}, got {name!r}{nearest(str(name), RESOURCES)}"
+        known = ", ".join(RESOURCES)
+        suggestion = nearest(str(name), RESOURCES)
+        return f"may have {known}, got {name!r}{suggestion}"
+    unit = RESOURCES[name]
     is_number = isinstance(amount, int | float) and not isinstance(amount, bool)
     if not is_number or not 0 <= amount < RESOURCE_LIMIT:
-        return f"must give {name} as a number of {RESOURCES[name]}, got {amount!r}"
+        return f"must give {name} as a number of {unit}, got {amount!r}"
     is_whole = amount == int(amount)
     is_bad_cpu = name == "cpu" and (amount < 1 or not is_whole)
     is_bad_gpu = name == "gpu" and amount > 1 and not is_whole
     if is_bad_cpu or is_bad_gpu:
-        return f"must give {name} as a whole number of {RESOURCES[name]}, got {amount!r}"
+        return f"must give {name} as a whole number of {unit}, got {amount!r}"
     return None
 
 
@@ -109,15 +119,22 @@ def capacity(available: Mapping[str, float], required: Mapping[str, float]) -> i
     Returns:
         How many fit, 0 or more.
     """
-    by_cpu = available.get("CPU", 0.0) // required["cpu"]
-    by_memory = available.get("memory", 0.0) // max(1.0, required["memory"] * BYTES_A_GIB)
+    cores = available.get("CPU", 0.0)
+    memory = available.get("memory", 0.0)
+    # a byte at least: a trial may require no memory
+    required_memory = max(1.0, required["memory"] * BYTES_A_GIB)
+    by_cpu = cores // required["cpu"]
+    by_memory = memory // required_memory
     fitting = min(by_cpu, by_memory)
     gpus = available.get("GPU", 0.0)
     share = required["gpu"]
     if share >= 1:
-        fitting = min(fitting, gpus // share)
-    elif share:  # a share is of a single GPU
-        fitting = min(fitting, gpus * (1.0 // share))
+        by_gpu = gpus // share
+        fitting = min(fitting, by_gpu)
+    elif share:
+        # a share is of a single GPU
+        trials_per_gpu = 1.0 // share
+        fitting = min(fitting, gpus * trials_per_gpu)
     return int(fitting)
 
 
@@ -133,7 +150,8 @@ def with_defaults(options: EngineConfig, threads: int | None) -> EngineConfig:
     """
     if options.engine == "local":
         return options
-    resources = {"cpu": threads or 1, "gpu": 0, "memory": 0, **options.resources}
+    defaults = {"cpu": threads or 1, "gpu": 0, "memory": 0}
+    resources = {**defaults, **options.resources}
     return replace(options, resources=resources)
 
 

@@ -56,10 +56,12 @@ class PromoteConfig:
         check(self, rules_of(PromoteConfig), self._relation_violations())
 
     def _relation_violations(self) -> Iterator[str]:
-        given = [key for key in ("run_id", "rollback", "history") if getattr(self, key)]
+        requests = ("run_id", "rollback", "history")
+        given = [key for key in requests if getattr(self, key)]
         if len(given) > 1:
+            named = " and ".join(given)
             rule = "one of `run_id`, `rollback` and `history` can be given"
-            yield f"{rule}, got {' and '.join(given)}: drop one"
+            yield f"{rule}, got {named}: drop one"
         yield from self.tracking.violations()
 
 
@@ -88,8 +90,9 @@ class CompareConfig:
         check(self, rules_of(CompareConfig), self._relation_violations())
 
     def _relation_violations(self) -> Iterator[str]:
-        for key, value in (("a", self.a), ("b", self.b)):
-            if value is None:
+        ids = {"a": self.a, "b": self.b}
+        for key, run_id in ids.items():
+            if run_id is None:
                 rule = f"`{key}` must be the id of a finished run"
                 yield f"{rule}, got null: sweeps/compare.py a=<run_id> b=<run_id>"
         if self.a is not None and self.a == self.b:

@@ -50,12 +50,11 @@ class StoreConfig:
     def violations(self) -> Iterator[str]:
         """Say which tags have a name that means something else."""
         for name in self.own_tags:
+            is_reserved = name in RESERVED_TAGS or name.startswith(RESERVED_PREFIXES)
             if not TAG_NAME.fullmatch(name):
-                yield (
-                    "`tracking.tags` must have names of letters, digits, '_', '-', '.', ' ' and "
-                    f"'/', got {name!r}"
-                )
-            elif name.startswith(RESERVED_PREFIXES) or name in RESERVED_TAGS:
+                allowed = "letters, digits, '_', '-', '.', ' ' and '/'"
+                yield f"`tracking.tags` must have names of {allowed}, got {name!r}"
+            elif is_reserved:
                 yield f"`tracking.tags` has {name!r}, which the project sets itself: rename it"
 
 
@@ -137,10 +136,10 @@ def resolve_config(
         StudyError: If the digits are gone or others, or fewer than a batch.
     """
     source = sources.resolve(config.data)
-    train, _ = digits.split_sizes(source.images, source.config)
+    train_size, _ = digits.split_sizes(source.images, source.config)
     training = config.training
-    if training.batch_size > train:
-        rule = f"`training.batch_size` is at most the {train} digits there are to train on"
+    if training.batch_size > train_size:
+        rule = f"`training.batch_size` is at most the {train_size} digits there are to train on"
         raise StudyError(f"{rule}, got {training.batch_size}: lower it, or raise data.limit")
     if precision is None or training.precision != "auto":
         precision = hardware.resolve_precision(training.precision)
@@ -148,4 +147,5 @@ def resolve_config(
     required_cores = int(config.resources.get("cpu", 0))
     threads = training.threads or required_cores or share_of_cores
     training = replace(training, precision=precision, threads=threads)
-    return replace(config, data=source.config, training=training), source
+    resolved = replace(config, data=source.config, training=training)
+    return resolved, source

@@ -29,6 +29,8 @@ Params = dict[str, Any]
 #: Fields of a range, which do not go with choices.
 RANGE_FIELDS = ("low", "high", "step", "log")
 KINDS = ("categorical", "int", "float")
+#: Types of the values of ranges, by kind.
+NUMBER_TYPES: dict[str, type[int] | type[float]] = {"int": int, "float": float}
 #: Digits to which values of a stepped range are rounded: 0.1 + 0.2 is 0.3.
 STEP_DIGITS = 12
 #: How far from a whole number of steps a value may lie.
@@ -74,13 +76,16 @@ class Dimension:
     @property
     def condition(self) -> str:
         """Say when the dimension matters; empty if always."""
-        return "; ".join(
-            f"{key} is {' or '.join(map(str, allowed))}" for key, allowed in self.when.items()
-        )
+        conditions: list[str] = []
+        for key, allowed in self.when.items():
+            values = " or ".join(map(str, allowed))
+            conditions.append(f"{key} is {values}")
+        return "; ".join(conditions)
 
     def is_active(self, params: Mapping[str, Any]) -> bool:
         """Return whether the dimension matters, given the params of those before it."""
-        return all(params.get(key) in allowed for key, allowed in self.when.items())
+        conditions = self.when.items()
+        return all(params.get(key) in allowed for key, allowed in conditions)
 
     def contains(self, value: Any) -> bool:
         """Return whether ``value`` can be suggested."""
@@ -100,12 +105,19 @@ class Dimension:
         if self.kind == "categorical":
             return trial.suggest_categorical(self.key, self.choices)
         if self.kind == "int":
-            step = int(self.step or 1)
             return trial.suggest_int(
-                self.key, int(self.low), int(self.high), step=step, log=self.log
+                self.key,
+                int(self.low),
+                int(self.high),
+                step=int(self.step or 1),
+                log=self.log,
             )
         return trial.suggest_float(
-            self.key, float(self.low), float(self.high), step=self.step, log=self.log
+            self.key,
+            float(self.low),
+            float(self.high),
+            step=self.step,
+            log=self.log,
         )
 
     def grid(self) -> tuple[Any, ...] | None:
@@ -113,13 +125,21 @@ class Dimension:
         if self.kind == "categorical":
             return self.choices
         if self.kind == "int":
-            return tuple(range(int(self.low), int(self.high) + 1, int(self.step or 1)))
+            end = int(self.high) + 1
+            step = int(self.step or 1)
+            return tuple(range(int(self.low), end, step))
         if self.step is not None:
-            count = _whole_steps(self.low, self.high, self.step) + 1
-            return tuple(round(self.low + i * self.step, STEP_DIGITS) for i in range(count))
+            return tuple(self._stepped_values(self.step))
         if self.low == self.high:
             return (self.low,)
         return None
+
+    def _stepped_values(self, step: float) -> Iterator[float]:
+        """Yield the values of a range of floats with a step."""
+        steps = _whole_steps(self.low, self.high, step)
+        for number in range(steps + 1):
+            value = self.low + number * step
+            yield round(value, STEP_DIGITS)
 
     def ends(self) -> tuple[Any, ...]:
         """Return the values that have to be valid: all choices, or both ends of a range."""
@@ -137,10 +157,11 @@ def short_name(params: Mapping[str, Any]) -> str:
     """Return params as short text: the last part of every key and its value."""
     words: list[str] = []
     for key, value in params.items():
+        last_part = key.split(".")[-1]
         shown = str(value)
         if isinstance(value, float):
             shown = f"{value:.3g}"
-        words.append(f"{key.split('.')[-1]}={shown}")
+        words.append(f"{last_part}={shown}")
     return " ".join(words)
 
 
@@ -155,7 +176,9 @@ def suggest(trial: optuna.Trial, dimensions: Sequence[Dimension]) -> Params:
 
 def flat_values(base: Config) -> dict[str, Any]:
     """Return every setting of a run by its key, and its network by the name of its group."""
-    return {**flatten(base), "model": base.model.name}
+    flat = flatten(base)
+    flat["model"] = base.model.name
+    return flat
 
 
 def baseline(dimensions: Sequence[Dimension], base: Config) -> tuple[Params, list[str]]:
@@ -219,15 +242,17 @@ def _start_problems(entry: Any, dimensions: Sequence[Dimension]) -> Iterator[str
         return
     known = {dimension.key: dimension for dimension in dimensions}
     for key, value in entry.items():
-        if key not in known:
-            yield f"must have keys that are searched, got {key!r}{nearest(str(key), known)}"
-        elif not known[key].contains(value):
-            dimension = known[key]
+        dimension = known.get(key)
+        if dimension is None:
+            suggestion = nearest(str(key), known)
+            yield f"must have keys that are searched, got {key!r}{suggestion}"
+        elif not dimension.contains(value):
             names = [str(choice) for choice in dimension.choices]
-            near = nearest(str(value), names)
-            yield f"must lie in the space: `{key}` is {dimension.values}, got {value!r}{near}"
-        elif not known[key].is_active(entry):
-            condition = known[key].condition
+            rule = f"must lie in the space: `{key}` is {dimension.values}"
+            suggestion = nearest(str(value), names)
+            yield f"{rule}, got {value!r}{suggestion}"
+        elif not dimension.is_active(entry):
+            condition = dimension.condition
             yield f"gives `{key}`, which is searched only when {condition}: give that too"
 
 
@@ -246,9 +271,11 @@ def _in_types_of(entry: Mapping[str, Any], dimensions: Sequence[Dimension]) -> P
             continue
         value = entry[dimension.key]
         if dimension.kind == "categorical":
-            value = dimension.choices[dimension.choices.index(value)]
+            position = dimension.choices.index(value)
+            value = dimension.choices[position]
         else:
-            value = {"int": int, "float": float}[dimension.kind](value)
+            number = NUMBER_TYPES[dimension.kind]
+            value = number(value)
         point[dimension.key] = value
     return point
 
@@ -288,17 +315,31 @@ def apply(
     Raises:
         StudyError: If the combination breaks a rule.
     """
-    groups = {key: value for key, value in params.items() if key in GROUPS}
-    values = {key: value for key, value in params.items() if key not in GROUPS}
-    if groups:
-        chosen = [f"{key}={value}" for key, value in groups.items()]
-        composed = compose.compose_config([*base_overrides, *chosen], root, recorded=True)
-        for key in groups:
-            option = _with_resolved(getattr(composed, key), base)
-            base = dataclasses.replace(base, **{key: option})
+    options: Params = {}
+    values: Params = {}
+    for key, value in params.items():
+        if key in GROUPS:
+            options[key] = value
+        else:
+            values[key] = value
+    if options:
+        base = _with_options(base, options, base_overrides, root)
     config = with_values(base, values)
     config.validate()
     return config
+
+
+def _with_options(
+    base: Config, options: Mapping[str, Any], base_overrides: Sequence[str], root: str
+) -> Config:
+    """Replace whole groups of a run by their options; raises StudyError."""
+    chosen = [f"{group}={option}" for group, option in options.items()]
+    composed = compose.compose_config([*base_overrides, *chosen], root, recorded=True)
+    for group in options:
+        option = getattr(composed, group)
+        resolved = _with_resolved(option, base)
+        base = dataclasses.replace(base, **{group: resolved})
+    return base
 
 
 def _with_resolved(option: Any, base: Config) -> Any:
@@ -329,40 +370,40 @@ def parse_space(raw: Mapping[str, Any], base: Config, root: str = "study") -> li
     if not raw:
         rule = "`search.space` must name at least one key to search"
         raise StudyError(f"{rule}, got none: take search/space=default")
+    problems: list[str] = []
     known = searchable_keys()
-    raise_violations(
-        problem for key, entry in raw.items() for problem in _entry_problems(key, entry, known)
-    )
+    for key, entry in raw.items():
+        problems += _entry_problems(key, entry, known)
+    raise_violations(problems)
     dimensions = {key: _dimension(key, entry) for key, entry in raw.items()}
-    raise_violations(
-        problem
-        for dimension in dimensions.values()
-        for problem in _when_problems(dimension, dimensions, base)
-    )
+    for dimension in dimensions.values():
+        problems += _when_problems(dimension, dimensions, base)
+    raise_violations(problems)
     for key, dimension in dimensions.items():
         # a condition on a key that is not searched holds: it was just checked
         when = {name: values for name, values in dimension.when.items() if name in dimensions}
         dimensions[key] = dataclasses.replace(dimension, when=when)
     ordered = _ordered(list(dimensions.values()))
-    raise_violations(
-        problem
-        for dimension in ordered
-        for problem in _value_problems(dimension, dimensions, base, root)
-    )
+    for dimension in ordered:
+        problems += _value_problems(dimension, dimensions, base, root)
+    raise_violations(problems)
     return ordered
 
 
 def _entry_problems(key: str, entry: Any, known: Sequence[str]) -> Iterator[str]:
     where = f"`search.space` key `{key}`"
     if key not in known:
-        yield f"{where} is no config key that can be searched{nearest(key, known)}"
+        suggestion = nearest(key, known)
+        yield f"{where} is no config key that can be searched{suggestion}"
         return
     if not isinstance(entry, Mapping) or not entry:
         yield f"{where} must have choices, or low and high, got {entry!r}"
         return
-    for name in set(entry) - set(FIELDS):
+    unknown = set(entry) - set(FIELDS)
+    for name in unknown:
         fields = ", ".join(FIELDS)
-        yield f"{where} must have fields from {fields}, got {name!r}{nearest(str(name), FIELDS)}"
+        suggestion = nearest(str(name), FIELDS)
+        yield f"{where} must have fields from {fields}, got {name!r}{suggestion}"
     kind = entry.get("type", "int")
     if kind not in KINDS:
         yield f"{where} must be of type categorical, int or float, got {kind!r}"
@@ -371,7 +412,8 @@ def _entry_problems(key: str, entry: Any, known: Sequence[str]) -> Iterator[str]
             yield f"{where} {problem}"
     elif range_problem := _range_problem(entry):
         yield f"{where} {range_problem}"
-    for problem in _condition_problems(entry.get("when") or {}):
+    conditions = entry.get("when") or {}
+    for problem in _condition_problems(conditions):
         yield f"{where}: {problem}"
 
 
@@ -387,35 +429,43 @@ def _condition_problems(conditions: Any) -> Iterator[str]:
 
 
 def _choices_problems(entry: Mapping[str, Any]) -> Iterator[str]:
+    range_fields = sorted(set(RANGE_FIELDS) & set(entry))
+    if range_fields:
+        named = ", ".join(range_fields)
+        yield f"takes either choices or a range, got choices and {named}: drop one"
     choices = entry.get("choices")
-    extra = sorted(set(RANGE_FIELDS) & set(entry))
-    if extra:
-        yield f"takes either choices or a range, got choices and {', '.join(extra)}: drop one"
     if not isinstance(choices, list) or not choices:
         yield f"must have at least one choice, got {choices!r}"
-    elif len({str(choice) for choice in choices}) < len(choices):
+        return
+    distinct = {str(choice) for choice in choices}
+    if len(distinct) < len(choices):
         yield f"must have each choice once, got {choices!r}"
 
 
 def _range_problem(entry: Mapping[str, Any]) -> str | None:
+    shown = repr(dict(entry))
     low = entry.get("low")
     high = entry.get("high")
     step = entry.get("step")
     if low is None or high is None:
-        return f"must have choices, or low and high, got {dict(entry)!r}"
-    numbers = [value for value in (low, high, step) if value is not None]
+        return f"must have choices, or low and high, got {shown}"
+    numbers = [low, high]
+    if step is not None:
+        numbers.append(step)
     if not all(_is_finite_number(number) for number in numbers):
-        return f"must have finite numbers as low, high and step, got {dict(entry)!r}"
+        return f"must have finite numbers as low, high and step, got {shown}"
     if low > high:
         return f"must have low ≤ high, got low {low} and high {high}"
+    kind = entry.get("type", "int")
     are_whole = all(number == int(number) for number in numbers)
-    if entry.get("type", "int") == "int" and not are_whole:
-        return f"must have whole numbers, got {dict(entry)!r}: give type: float for others"
+    if kind == "int" and not are_whole:
+        return f"must have whole numbers, got {shown}: give type: float for others"
     if step is not None and step <= 0:
         return f"must have a step greater than 0, got {step}"
-    if entry.get("log") and low <= 0:
+    is_log = entry.get("log")
+    if is_log and low <= 0:
         return f"must have low greater than 0 with log: true, got {low}"
-    if entry.get("log") and step is not None:
+    if is_log and step is not None:
         return "takes either log or step, got both: drop one"
     return None
 
@@ -430,21 +480,33 @@ def _dimension(key: str, entry: Mapping[str, Any]) -> Dimension:
     conditions = entry.get("when") or {}
     when = {name: tuple(allowed) for name, allowed in conditions.items()}
     if "choices" in entry:
-        return Dimension(key, "categorical", choices=tuple(entry["choices"]), when=when)
+        choices = tuple(entry["choices"])
+        return Dimension(key, "categorical", choices=choices, when=when)
     kind = entry.get("type", "int")
-    number = {"int": int, "float": float}[kind]
+    number = NUMBER_TYPES[kind]
     low = number(entry["low"])
     high = number(entry["high"])
     step = entry.get("step")
     if step is not None:
         # the last value that the steps reach
-        high = number(round(low + _whole_steps(low, high, step) * step, STEP_DIGITS))
-    log = bool(entry.get("log"))
-    return Dimension(key, kind, low=low, high=high, step=step, log=log, when=when)
+        steps = _whole_steps(low, high, step)
+        last = low + steps * step
+        high = number(round(last, STEP_DIGITS))
+    return Dimension(
+        key,
+        kind,
+        low=low,
+        high=high,
+        step=step,
+        log=bool(entry.get("log")),
+        when=when,
+    )
 
 
 def _whole_steps(low: float, high: float, step: float) -> int:
-    return math.floor((high - low) / step + STEP_TOLERANCE)
+    """Count the steps that fit between the ends of a range."""
+    steps = (high - low) / step
+    return math.floor(steps + STEP_TOLERANCE)
 
 
 def _when_problems(
@@ -457,35 +519,45 @@ def _when_problems(
     flat = flat_values(base)
     for key, allowed in dimension.when.items():
         where = f"`search.space` key `{dimension.key}` has a `when` on `{key}`"
-        group = key.split(".")[0]
+        group, _, _ = key.partition(".")
         if key in dimensions:
-            names = [str(choice) for choice in dimensions[key].choices]
-            for value in allowed:
-                if not dimensions[key].contains(value):
-                    yield f"{where}, which is never {value!r}{nearest(str(value), names)}"
+            for value, suggestion in _impossible_values(dimensions[key], allowed):
+                yield f"{where}, which is never {value!r}{suggestion}"
         elif group in dimensions:
             remedy = f"give its options, when: {{{group}: [...]}}"
             yield f"{where}, which the searched group `{group}` decides: {remedy}"
         elif key not in flat:
-            yield f"{where}, which is no config key{nearest(key, flat)}"
+            suggestion = nearest(key, flat)
+            yield f"{where}, which is no config key{suggestion}"
         elif flat[key] not in allowed:
             values = " or ".join(str(value) for value in allowed)
             remedy = f"search it too, set it, or leave `{dimension.key}` out"
             yield f"{where} being {values}, but it is {flat[key]} and not searched: {remedy}"
 
 
+def _impossible_values(dimension: Dimension, values: Sequence[Any]) -> Iterator[tuple[Any, str]]:
+    """Yield the values that a dimension never takes, each with the nearest that it takes."""
+    names = [str(choice) for choice in dimension.choices]
+    for value in values:
+        if not dimension.contains(value):
+            yield value, nearest(str(value), names)
+
+
 def _value_problems(
     dimension: Dimension, dimensions: Mapping[str, Dimension], base: Config, root: str
 ) -> Iterator[str]:
     """Yield a sentence if an end of a range breaks a rule under any of its conditions."""
-    for value, context in product(dimension.ends(), _contexts(dimension, dimensions)):
+    contexts = _contexts(dimension, dimensions)
+    for value, context in product(dimension.ends(), contexts):
+        params = {**context, dimension.key: value}
         try:
             _check_value(dimension.key, value, base)
-            apply({**context, dimension.key: value}, [], base, root)
+            apply(params, [], base, root)
         except StudyError as error:
             given = ""
             if context:
-                given = " with " + ", ".join(f"{key}={used}" for key, used in context.items())
+                others = ", ".join(f"{key}={used}" for key, used in context.items())
+                given = f" with {others}"
             yield f"`search.space` key `{dimension.key}` reaches {value!r}{given}: {error}"
             return
 
@@ -495,11 +567,15 @@ def _contexts(dimension: Dimension, dimensions: Mapping[str, Dimension]) -> list
     conditions = dict(dimension.when)
     for key in dimension.when:
         conditions = {**dimensions[key].when, **conditions}
-    group = dimension.key.split(".")[0]
+    group, _, _ = dimension.key.partition(".")
     if group in dimensions and group != dimension.key:
-        conditions.setdefault(group, dimensions[group].choices)
-    combinations = product(*conditions.values())
-    return [dict(zip(conditions, values, strict=True)) for values in combinations]
+        options = dimensions[group].choices
+        conditions.setdefault(group, options)
+    contexts: list[Params] = []
+    for values in product(*conditions.values()):
+        context = dict(zip(conditions, values, strict=True))
+        contexts.append(context)
+    return contexts
 
 
 def _check_value(key: str, value: Any, base: Config) -> None:
@@ -508,7 +584,10 @@ def _check_value(key: str, value: Any, base: Config) -> None:
         return
     with_values(base, {key: value})
     rule = rules_of(Config).get(key)
-    if rule is not None and (problem := rule.violation(key, value)):
+    if rule is None:
+        return
+    problem = rule.violation(key, value)
+    if problem:
         raise StudyError(problem)
 
 

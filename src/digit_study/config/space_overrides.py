@@ -47,9 +47,11 @@ def is_of_space(override: Override) -> bool:
 
 def sweeps_of(overrides: Sequence[Override]) -> list[Override]:
     """Return the overrides that sweep a key of a run."""
-    return [
-        override for override in overrides if _is_sweep(override) and not _is_single_key(override)
-    ]
+    sweeps: list[Override] = []
+    for override in overrides:
+        if _is_sweep(override) and not _is_single_key(override):
+            sweeps.append(override)
+    return sweeps
 
 
 def has_nested_sweep(sweep: ChoiceSweep) -> bool:
@@ -102,7 +104,8 @@ def origin_of(overrides: Sequence[Override]) -> str:
 
 def searchable_keys() -> list[str]:
     """List the keys and the groups that can be searched."""
-    return [*GROUPS, *[key for key in flatten(Config()) if key.startswith(SEARCHABLE)]]
+    keys = [key for key in flatten(Config()) if key.startswith(SEARCHABLE)]
+    return [*GROUPS, *keys]
 
 
 def _is_single_key(override: Override) -> bool:
@@ -117,11 +120,9 @@ def _check_single_space(sweep: Override, overrides: Sequence[Override]) -> None:
     """Raise StudyError if a whole space is typed beside a swept key, which would replace it."""
     for override in overrides:
         if override.key_or_group in (SPACE, SPACE_GROUP):
-            raise StudyError(
-                f"swept keys are the whole space, got {_shown(override)!r} beside "
-                f"{_shown(sweep)!r}: drop it, or give {SPACE}.{sweep.key_or_group}=… to change a "
-                "key of that space"
-            )
+            got = f"got {_shown(override)!r} beside {_shown(sweep)!r}"
+            remedy = f"give {SPACE}.{sweep.key_or_group}=… to change a key of that space"
+            raise StudyError(f"swept keys are the whole space, {got}: drop it, or {remedy}")
 
 
 def _set_key(space: dict[str, Any], override: Override) -> None:
@@ -133,24 +134,32 @@ def _set_key(space: dict[str, Any], override: Override) -> None:
     elif _is_sweep(override):
         space[key] = _swept_dimension(override, key)
     elif override.is_delete() or override.value() is None:
-        if key not in space:
-            rule = f"`{SPACE}` has no key `{key}` to drop"
-            raise StudyError(f"{rule}, got {_shown(override)!r}: it has {', '.join(space)}")
-        del space[key]
+        _drop_key(space, key, override)
     else:
         space[key] = override.value()
+
+
+def _drop_key(space: dict[str, Any], key: str, override: Override) -> None:
+    """Drop a key of a space; raises StudyError if it has no such key."""
+    if key not in space:
+        known = ", ".join(space)
+        rule = f"`{SPACE}` has no key `{key}` to drop"
+        raise StudyError(f"{rule}, got {_shown(override)!r}: it has {known}")
+    del space[key]
 
 
 def _set_field(space: dict[str, Any], key: str, field: str, override: Override) -> None:
     """Set a field of a key, such as ``high``."""
     entry = space.get(key)
     if not isinstance(entry, Mapping):
+        known = ", ".join(space)
         rule = f"`{SPACE}` has no key `{key}` whose `{field}` could be set"
-        raise StudyError(f"{rule}, got {_shown(override)!r}: it has {', '.join(space)}")
+        raise StudyError(f"{rule}, got {_shown(override)!r}: it has {known}")
     if override.is_sweep_override() or override.is_delete():
         rule = f"`{SPACE}.{key}.{field}` takes one value"
         raise StudyError(f"{rule}, got {_shown(override)!r}: give a value")
-    space[key] = {**entry, field: override.value()}
+    value = override.value()
+    space[key] = {**entry, field: value}
 
 
 def _swept_dimension(override: Override, key: str | None = None) -> dict[str, Any]:
@@ -181,19 +190,24 @@ def _check_searchable(override: Override, key: str) -> None:
     known = searchable_keys()
     if key in known:
         return
-    first = key.partition(".")[0]
-    if first in ("data", *GROUPS) or nearest(first, GROUPS):
+    shown = _shown(override)
+    group, _, _ = key.partition(".")
+    has_searched_group = group in ("data", *GROUPS)
+    if has_searched_group or nearest(group, GROUPS):
+        suggestion = nearest(key, known)
         rule = f"`{key}` is no config key that can be searched"
-        raise StudyError(f"{rule}, got {_shown(override)!r}{nearest(key, known)}")
+        raise StudyError(f"{rule}, got {shown!r}{suggestion}")
     searched = "only data.limit and the keys of model and training are searched"
-    raise StudyError(f"`{key}` takes one value, got the sweep {_shown(override)!r}: {searched}")
+    raise StudyError(f"`{key}` takes one value, got the sweep {shown!r}: {searched}")
 
 
 def _check_tags(override: Override, key: str, sweep: Any) -> None:
     """Raise StudyError for a tag that would be ignored."""
     tags: set[str] = getattr(sweep, "tags", set())
-    can_be_log = isinstance(sweep, RangeSweep | IntervalSweep)
-    if tags <= {LOG_TAG} and (can_be_log or not tags):
+    allowed: set[str] = set()
+    if isinstance(sweep, RangeSweep | IntervalSweep):
+        allowed = {LOG_TAG}
+    if tags <= allowed:
         return
     rule = f"`{key}` may have the tag log, on a range or an interval"
     remedy = f"write {key}='tag(log, interval(low, high))', or drop the tag"
@@ -218,23 +232,24 @@ def _stepped_range(override: Override, key: str, sweep: RangeSweep) -> dict[str,
     start = Decimal(str(sweep.start))
     stop = Decimal(str(sweep.stop))
     step = Decimal(str(sweep.step))
-    count = 0
-    if step and (stop - start + step).is_finite():
-        count = math.ceil((stop - start) / step)
+    count = _count_values(start, stop, step)
     if count < 1:
         rule = f"`{key}` must have a range with a value or more"
         remedy = f"write {key}='range(start,stop,step)', where stop is excluded"
         raise StudyError(f"{rule}, got {_shown(override)!r}: {remedy}")
     last = start + (count - 1) * step
-    are_whole = all(isinstance(end, int) for end in (sweep.start, sweep.stop, sweep.step))
+    low = min(start, last)
+    high = max(start, last)
     kind = "float"
+    number: type[int] | type[float] = float
+    are_whole = all(isinstance(end, int) for end in (sweep.start, sweep.stop, sweep.step))
     if are_whole and types_of(Config).get(key) is not float:
         kind = "int"
-    number = {"int": int, "float": float}[kind]
+        number = int
     entry: dict[str, Any] = {
         "type": kind,
-        "low": number(min(start, last)),
-        "high": number(max(start, last)),
+        "low": number(low),
+        "high": number(high),
     }
     is_plain = kind == "int" and abs(step) == 1
     if count > 1 and not is_plain:
@@ -242,11 +257,30 @@ def _stepped_range(override: Override, key: str, sweep: RangeSweep) -> dict[str,
     return _with_log(entry, sweep)
 
 
+def _count_values(start: Decimal, stop: Decimal, step: Decimal) -> int:
+    """Count the values of a range; 0 or less if it has none, 0 if it has no end."""
+    if not step:
+        return 0
+    length = stop - start
+    if not (length + step).is_finite():
+        return 0
+    return math.ceil(length / step)
+
+
 def _interval(key: str, sweep: IntervalSweep) -> dict[str, Any]:
     """Return the entry of an interval, which has both its ends; Hydra reads them as floats."""
-    entry: dict[str, Any] = {"type": "float", "low": sweep.start, "high": sweep.end}
+    kind = "float"
+    low = sweep.start
+    high = sweep.end
     if types_of(Config).get(key) is int:
-        entry = {"type": "int", "low": _whole(sweep.start), "high": _whole(sweep.end)}
+        kind = "int"
+        low = _whole(low)
+        high = _whole(high)
+    entry = {
+        "type": kind,
+        "low": low,
+        "high": high,
+    }
     return _with_log(entry, sweep)
 
 
@@ -265,4 +299,5 @@ def _with_log(entry: dict[str, Any], sweep: Sweep) -> dict[str, Any]:
 
 def _shown(override: Override) -> str:
     """Return an override as it was typed, without any password."""
-    return without_password(override.input_line or override.key_or_group)
+    typed = override.input_line or override.key_or_group
+    return without_password(typed)

@@ -34,19 +34,24 @@ OBJECTIVES = (
 DIRECTIONS = ("maximize", "minimize")
 #: How a confirmation chooses its winner.
 PREFERENCES = ("smallest", "accuracy", "robust")
+#: A number as a person types it: 10000, -0.5, .5, 1e4.
+NUMBER = r"[-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?"
 #: ``metric <= number`` or ``metric >= number``.
-CONSTRAINT = re.compile(
-    rf"\s*({'|'.join(OBJECTIVES)})\s*(<=|>=)\s*([-+]?(?:\d+\.?\d*|\.\d+)(?:[eE][-+]?\d+)?)\s*"
-)
+CONSTRAINT = re.compile(rf"\s*({'|'.join(OBJECTIVES)})\s*(<=|>=)\s*({NUMBER})\s*")
 STUDY_NAME = Rule(
     "a name of letters, digits, '-', '_' and '.', not starting with '.'",
     lambda value: bool(re.fullmatch(r"[\w-][\w.-]{0,99}", value)),
 )
-SEEDS = Rule(
-    "auto or a whole number in [2, 100]",
-    lambda value: value == "auto" or (value.isdecimal() and 2 <= int(value) <= 100),
-    ("auto",),
-)
+
+
+def _are_seeds(value: str) -> bool:
+    """Return whether a text says how many seeds there are: ``auto``, or a number in [2, 100]."""
+    if value == "auto":
+        return True
+    return value.isdecimal() and 2 <= int(value) <= 100
+
+
+SEEDS = Rule("auto or a whole number in [2, 100]", _are_seeds, ("auto",))
 
 
 @dataclass(frozen=True)
@@ -102,7 +107,9 @@ class SearchConfig(EngineConfig):
     @property
     def is_shared(self) -> bool:
         """Return whether other machines, with which no lock is shared, may work on the study."""
-        return self.storage is not None and not self.storage.startswith("sqlite:")
+        if self.storage is None:
+            return False
+        return not self.storage.startswith("sqlite:")
 
 
 @dataclass(frozen=True)
@@ -220,12 +227,17 @@ class Constraint:
         Returns:
             0 or less where they keep it, as Optuna wants it.
         """
-        return self.sign * (metrics[self.metric] - self.bound)
+        above = metrics[self.metric] - self.bound
+        return self.sign * above
 
 
 def objectives_of(search: SearchConfig) -> dict[str, str]:
     """Return the direction of every objective by its metric, in order of rank."""
-    return {metric: direction for entry in search.objectives for metric, direction in entry.items()}
+    objectives: dict[str, str] = {}
+    for entry in search.objectives:
+        for metric, direction in entry.items():
+            objectives[metric] = direction
+    return objectives
 
 
 def constraints_of(search: SearchConfig) -> list[Constraint]:
@@ -278,7 +290,9 @@ def prefer_of(study: StudyConfig) -> str:
 
 def ranks_by_robustness(search: SearchConfig) -> bool:
     """Return whether the first objective is to predict corrupted images correctly."""
-    return next(iter(objectives_of(search).items())) == (ROBUST, "maximize")
+    objectives = objectives_of(search)
+    first = next(iter(objectives.items()))
+    return first == (ROBUST, "maximize")
 
 
 def _constraint_violations(search: SearchConfig) -> Iterator[str]:
@@ -298,14 +312,17 @@ def _objective_violations(search: SearchConfig) -> Iterator[str]:
         yield f"{rule}, got {search.objectives!r}"
         return
     objectives = objectives_of(search)
-    if len(objectives) < sum(len(entry) for entry in search.objectives):
+    given = sum(len(entry) for entry in search.objectives)
+    if len(objectives) < given:
         once = "`search.objectives` must name every metric once"
         yield f"{once}, got {search.objectives!r}: drop the repetition"
     for metric, direction in objectives.items():
         if metric not in OBJECTIVES:
-            yield f"{rule}, got {metric!r}{nearest(str(metric), OBJECTIVES)}"
+            suggestion = nearest(str(metric), OBJECTIVES)
+            yield f"{rule}, got {metric!r}{suggestion}"
         if direction not in DIRECTIONS:
-            yield f"{rule}, got {direction!r} for {metric}{nearest(str(direction), DIRECTIONS)}"
+            suggestion = nearest(str(direction), DIRECTIONS)
+            yield f"{rule}, got {direction!r} for {metric}{suggestion}"
     yield from _pruner_violations(search, list(objectives))
 
 
@@ -319,6 +336,7 @@ def _pruner_violations(search: SearchConfig, metrics: list[str]) -> Iterator[str
         yield f"{must_be} with several objectives, {got}: Optuna prunes on one value only"
         return
     metric = metrics[0]
-    if metric in OBJECTIVES and metric not in EVERY_EPOCH:
+    is_known_at_end = metric in OBJECTIVES and metric not in EVERY_EPOCH
+    if is_known_at_end:
         known = "which is known only at the end of a trial"
         yield f"{must_be} for the objective {metric}, {known}, got '{search.pruner}'"

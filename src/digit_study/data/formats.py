@@ -93,7 +93,9 @@ def read_csv(path: Path, part: str) -> Table:
             f"`data.path` must be a CSV file with a label and {PIXELS} pixels a row, got "
             f"{table.shape[1]} columns in {path}: it is Kaggle's train.csv that holds the labels"
         )
-    return _images(table[:, 1:], path), table[:, 0].astype(np.int64)
+    images = _images(table[:, 1:], path)
+    labels = table[:, 0].astype(np.int64)
+    return images, labels
 
 
 def read_unlabelled_csv(path: Path) -> Pixels:
@@ -134,9 +136,19 @@ def _csv_table(path: Path) -> npt.NDArray[np.float64]:
 
 
 def _images(rows: npt.NDArray[np.float64], path: Path) -> Pixels:
-    if not np.isfinite(rows).all() or rows.min(initial=0) < 0 or rows.max(initial=0) > 255:
+    if not _are_grey_levels(rows):
         raise StudyError(f"the pixels of a CSV file must be numbers from 0 to 255: {path}")
-    return rows.astype(np.uint8).reshape(-1, IMAGE_SIDE, IMAGE_SIDE)
+    pixels = rows.astype(np.uint8)
+    return pixels.reshape(-1, IMAGE_SIDE, IMAGE_SIDE)
+
+
+def _are_grey_levels(rows: npt.NDArray[np.float64]) -> bool:
+    """Return whether all numbers lie in [0, 255]; NaN does not."""
+    if not np.isfinite(rows).all():
+        return False
+    lowest = rows.min(initial=0)
+    highest = rows.max(initial=0)
+    return bool(lowest >= 0 and highest <= 255)
 
 
 def read_idx(path: Path, part: str) -> Table:
@@ -174,8 +186,9 @@ def _idx_folder(path: Path) -> Path:
 
 def _idx_file(folder: Path, part: str, kind: str) -> Path | None:
     """Return MNIST's file of a part, under any of the names it has on the web."""
+    prefix = IDX_PREFIXES[part]
     # some copies are called train-images.idx3-ubyte
-    files = sorted(folder.glob(f"{IDX_PREFIXES[part]}-{kind}*ubyte*"))
+    files = sorted(folder.glob(f"{prefix}-{kind}*ubyte*"))
     return next(iter(files), None)
 
 
@@ -189,14 +202,17 @@ def _idx_array(file: Path) -> Pixels:
         content = file.read_bytes()
         if file.suffix == ".gz":
             content = gzip.decompress(content)
-        zero, kind, dimensions = struct.unpack(">HBB", content[:IDX_MAGIC_BYTES])
+        magic = content[:IDX_MAGIC_BYTES]
+        zero, kind, dimensions = struct.unpack(">HBB", magic)
         header_bytes = IDX_MAGIC_BYTES + 4 * dimensions
-        shape = struct.unpack(f">{dimensions}I", content[IDX_MAGIC_BYTES:header_bytes])
+        sizes = content[IDX_MAGIC_BYTES:header_bytes]
+        shape = struct.unpack(f">{dimensions}I", sizes)
         if zero != 0 or kind != UNSIGNED_BYTES:
             raise ValueError("it is no IDX file of bytes")
         values = np.frombuffer(content, np.uint8, offset=header_bytes)
-        if len(values) != math.prod(shape):
-            raise ValueError(f"it holds {len(values):,} bytes and says {math.prod(shape):,}")
+        expected = math.prod(shape)
+        if len(values) != expected:
+            raise ValueError(f"it holds {len(values):,} bytes and says {expected:,}")
         return values.reshape(shape)
     except (OSError, EOFError, ValueError, struct.error, zlib.error) as fault:
         raise StudyError(f"an IDX file must be whole, got {file}: {fault}") from None
@@ -248,8 +264,13 @@ def _pictures(folder: Path) -> list[Path]:
         return []
     from digit_study.pictures.image_files import SUFFIXES
 
-    files = sorted(folder.iterdir())
-    return [file for file in files if file.suffix.lower() in SUFFIXES and file.name[0] != "."]
+    pictures: list[Path] = []
+    for file in sorted(folder.iterdir()):
+        is_picture = file.suffix.lower() in SUFFIXES
+        is_hidden = file.name.startswith(".")
+        if is_picture and not is_hidden:
+            pictures.append(file)
+    return pictures
 
 
 def _digits(files: Iterable[Path]) -> list[Pixels]:

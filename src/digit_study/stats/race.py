@@ -95,7 +95,7 @@ class Noise:
 
     @property
     def both(self) -> float:
-        """Standard deviation of a single network on a single sample of images."""
+        """Return the standard deviation of a single network on a single sample of images."""
         return math.hypot(self.seeds, self.images)
 
 
@@ -140,13 +140,14 @@ def race(
 
     See docs/statistics.md#race
     """
+    trained = [len(candidate) for candidate in correct]
     going = list(range(len(correct)))
     resting: list[int] = []
     seeds = [0] * len(correct)
     p_values = np.ones((len(correct), 2))
     for count in range(first, most + 1):
-        going = [number for number in going if number not in lost or len(correct[number]) >= count]
-        if any(len(correct[number]) < count for number in going):
+        going = [number for number in going if number not in lost or trained[number] >= count]
+        if any(trained[number] < count for number in going):
             return _interim_analysis(seeds, p_values, going, resting, count)
         if not going:
             break
@@ -155,7 +156,9 @@ def race(
             seeds[number] = count
         seen = [correct[number][: seeds[number]] for number in [*going, *resting]]
         factor = SIGNIFICANCE / level(count, first, most)
-        p_values[going] = _compare(seen, factor)[: len(going)]
+        compared = _compare(seen, factor)
+        # those that rest keep the p-values of their last analysis
+        p_values[going] = compared[: len(going)]
         going = [number for number in going if p_values[number].max() > SIGNIFICANCE]
         if count == most:
             break
@@ -192,7 +195,8 @@ def _hopeful(seen: Sequence[Correct], resting: int, first: int, most: int) -> li
         # by Holm's steps the candidates with a lower mean are out by then
         rank = position + 1 + resting
         by_images = SIGNIFICANCE * 2 / (rank * (rank - 1))
-        if Gap.of(leader, candidate).chance(most, compared, by_seeds, by_images) >= LEAST_CHANCE:
+        gap = Gap.of(leader, candidate)
+        if gap.chance(most, compared, by_seeds, by_images) >= LEAST_CHANCE:
             hopeful.append(position)
     if not hopeful:
         return []
@@ -208,8 +212,11 @@ def _interim_analysis(
 ) -> InterimAnalysis:
     is_out = p_values.max(axis=1) <= SIGNIFICANCE
     states = []
+    goes_on = []
     for number in range(len(seeds)):
-        if number in going or number in resting:
+        is_going = number in going
+        goes_on.append(is_going and wanted > 0)
+        if is_going or number in resting:
             states.append(Standing.IN)
         elif is_out[number]:
             states.append(Standing.OUT)
@@ -218,7 +225,7 @@ def _interim_analysis(
     return InterimAnalysis(
         seeds=seeds,
         states=states,
-        goes_on=[wanted > 0 and number in going for number in range(len(seeds))],
+        goes_on=goes_on,
         p_seeds=p_values[:, 0].tolist(),
         p_images=p_values[:, 1].tolist(),
         wanted=wanted,
@@ -237,7 +244,9 @@ def spent(seeds: int, first: int, most: int) -> float:
     """
     if seeds < first:
         return 0.0
-    return SIGNIFICANCE * math.log1p((math.e - 1) * seeds / most)
+    # 0 without seeds, e - 1 at the last analysis
+    progress = (math.e - 1) * seeds / most
+    return SIGNIFICANCE * math.log1p(progress)
 
 
 def level(seeds: int, first: int, most: int) -> float:
@@ -250,7 +259,9 @@ def level(seeds: int, first: int, most: int) -> float:
 
     See docs/statistics.md#race
     """
-    return spent(seeds, first, most) - spent(seeds - 1, first, most)
+    with_this = spent(seeds, first, most)
+    before = spent(seeds - 1, first, most)
+    return with_this - before
 
 
 def _compare(seen: Sequence[Correct], factor: float) -> Numbers:
@@ -270,12 +281,14 @@ def _compare(seen: Sequence[Correct], factor: float) -> Numbers:
     for correct in seen[1:]:
         p_value = 1.0
         if len(correct) == most:
-            p_value = t_test(best - correct.mean(axis=0)).p_value
+            differences = best - correct.mean(axis=0)
+            p_value = t_test(differences).p_value
         by_images.append(p_value)
+    p_images = [1.0, *adjusted_p_values(by_images)]
     p_seeds = np.ones(1)
     if len(seen) > 1:
         p_seeds = np.minimum(tukey(accuracies) * factor, 1.0)
-    return np.column_stack([p_seeds, [1.0, *adjusted_p_values(by_images)]])
+    return np.column_stack([p_seeds, p_images])
 
 
 @dataclass(frozen=True)
@@ -335,12 +348,17 @@ class Gap:
 
         See docs/statistics.md#how-many-more-seeds
         """
-        of_seeds = _critical(k, seeds, by_seeds) * self.spread / math.sqrt(2 * seeds)
-        limit = max(of_seeds, self._limit_by_images(seeds, by_images))
-        new = self.spread * math.sqrt(max(seeds - self.seeds, 0)) / seeds
+        # the difference above which both tests are significant
+        critical = _critical(k, seeds, by_seeds)
+        limit_by_seeds = critical * self.spread / math.sqrt(2 * seeds)
+        limit = max(limit_by_seeds, self._limit_by_images(seeds, by_images))
+        # what the seeds to come may still change of the mean
+        seeds_to_come = max(seeds - self.seeds, 0)
+        new = self.spread * math.sqrt(seeds_to_come) / seeds
         if new < ROUNDING:
             return float(self.difference > limit)
-        return 0.5 * math.erfc((limit - self.difference) / new / math.sqrt(2))
+        missing = (limit - self.difference) / new
+        return 0.5 * math.erfc(missing / math.sqrt(2))
 
     def image_error(self, seeds: float) -> float:
         """Return the standard error, by the images, of the difference of means.
@@ -350,7 +368,8 @@ class Gap:
 
         See docs/statistics.md#how-many-more-seeds
         """
-        return math.sqrt((self.of_images**2 + self.rest**2 / seeds) / self.images)
+        variance = self.of_images**2 + self.rest**2 / seeds
+        return math.sqrt(variance / self.images)
 
     def more_seeds(self) -> int | None:
         """Return how many more seeds would distinguish the two candidates.
@@ -377,7 +396,8 @@ class Gap:
 
     def _limit_by_images(self, seeds: float, by_images: float) -> float:
         """Return the difference above which the test by images is significant."""
-        return _critical(2, self.images, by_images) / math.sqrt(2) * self.image_error(seeds)
+        critical = _critical(2, self.images, by_images) / math.sqrt(2)
+        return critical * self.image_error(seeds)
 
 
 def components(values: Numbers) -> Components:
@@ -391,12 +411,16 @@ def components(values: Numbers) -> Components:
     seeds, images = values.shape
     by_seed = values.mean(axis=1)
     by_image = values.mean(axis=0)
+    # what is left without the effects of the seed and of the image
     rest = values - by_seed[:, None] - by_image + values.mean()
-    rest_mean_square = float((rest**2).sum()) / max(1, (seeds - 1) * (images - 1))
-    of_images = max(0.0, float(by_image.var(ddof=1)) - rest_mean_square / seeds)
+    freedom = max(1, (seeds - 1) * (images - 1))
+    rest_mean_square = float((rest**2).sum()) / freedom
+    # the observed variance of the images holds a share of the rest
+    observed = float(by_image.var(ddof=1))
+    image_variance = max(0.0, observed - rest_mean_square / seeds)
     return Components(
         seeds=float(by_seed.std(ddof=1)),
-        images=math.sqrt(of_images),
+        images=math.sqrt(image_variance),
         rest=math.sqrt(rest_mean_square),
     )
 
@@ -410,7 +434,8 @@ def noise_of(correct: Correct) -> Noise:
     See docs/statistics.md#noise
     """
     parts = components(correct.astype(np.float64))
-    return Noise(seeds=parts.seeds, images=parts.images / math.sqrt(correct.shape[1]))
+    images = correct.shape[1]
+    return Noise(seeds=parts.seeds, images=parts.images / math.sqrt(images))
 
 
 @cache
@@ -421,9 +446,12 @@ def _critical(k: int, seeds: int, significance: float) -> float:
     """
     from scipy.stats import studentized_range, t
 
-    if k == 2:  # the same, a thousand times as fast
-        return float(t.isf(significance / 2, seeds - 1)) * math.sqrt(2)
-    return float(studentized_range.isf(significance, k, (k - 1) * (seeds - 1)))
+    if k == 2:
+        # the same, a thousand times as fast
+        quantile = float(t.isf(significance / 2, seeds - 1))
+        return quantile * math.sqrt(2)
+    freedom = (k - 1) * (seeds - 1)
+    return float(studentized_range.isf(significance, k, freedom))
 
 
 def confirmed_ranking(
@@ -453,8 +481,10 @@ def confirmed_ranking(
     ):
         if state == Standing.LOST:
             continue
-        by_seed = t_test(np.array([run.metrics["val_accuracy"] for run in group.runs]))
-        noise = noise_of(np.array([run.correct for run in group.runs]))
+        accuracies = [run.metrics["val_accuracy"] for run in group.runs]
+        by_seed = t_test(np.array(accuracies))
+        correct = [run.correct for run in group.runs]
+        noise = noise_of(np.array(correct))
         row = {
             "name": group.name,
             "run_id": group.best.run_id,
@@ -497,7 +527,8 @@ def in_groups(table: pd.DataFrame) -> pd.DataFrame:
 
     See docs/statistics.md#race
     """
-    ordered = table.assign(first=table["seeds"] == table["seeds"].max()).sort_values(
+    has_most_seeds = table["seeds"] == table["seeds"].max()
+    ordered = table.assign(first=has_most_seeds).sort_values(
         ["first", "mean", "parameters"],
         ascending=[False, False, True],
         kind="stable",

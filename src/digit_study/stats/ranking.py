@@ -98,9 +98,12 @@ class PairedTest:
         n = self.images
         spread = difference * (1 - difference)
         linear = (2 * n - c + b) * difference - b - c
-        # the probability that only the first predicts an image correctly
-        chance = (math.sqrt(linear**2 + 8 * n * b * spread) - linear) / (4 * n)
-        return (c - b - n * difference) / math.sqrt(n * (2 * chance + spread))
+        # the probability that only the first predicts an image correctly: root of a quadratic
+        root = math.sqrt(linear**2 + 8 * n * b * spread)
+        chance = (root - linear) / (4 * n)
+        excess = c - b - n * difference
+        variance = n * (2 * chance + spread)
+        return excess / math.sqrt(variance)
 
     def lower_end(self, level: float) -> float:
         """Return the lower end of a one-sided interval of the true difference.
@@ -121,7 +124,11 @@ class PairedTest:
         if self.z_statistic(highest) > wanted:
             return 0.0
         lowest = -1 + 1e-9
-        return float(brentq(lambda end: self.z_statistic(end) - wanted, lowest, highest))
+
+        def excess(end: float) -> float:
+            return self.z_statistic(end) - wanted
+
+        return float(brentq(excess, lowest, highest))
 
 
 @dataclass(frozen=True)
@@ -155,18 +162,22 @@ class Group:
     @property
     def best(self) -> Candidate:
         """Return the run with the highest accuracy; among equals, the run with the lowest loss."""
-        return max(
-            self.runs, key=lambda run: (run.metrics["val_accuracy"], -run.metrics["val_loss"])
-        )
+
+        def quality(run: Candidate) -> tuple[float, float]:
+            return run.metrics["val_accuracy"], -run.metrics["val_loss"]
+
+        return max(self.runs, key=quality)
 
     def mean(self, metric: str) -> float:
         """Return the mean of a metric over the runs."""
-        return float(np.mean([run.metrics[metric] for run in self.runs]))
+        values = [run.metrics[metric] for run in self.runs]
+        return float(np.mean(values))
 
     @property
     def robust_accuracy(self) -> float:
         """Return the mean accuracy on corrupted images; NaN where an earlier version trained."""
-        return float(np.mean([run.metrics.get("robust_accuracy", math.nan) for run in self.runs]))
+        values = [run.metrics.get("robust_accuracy", math.nan) for run in self.runs]
+        return float(np.mean(values))
 
 
 def paired_test(first: Correct, second: Correct) -> PairedTest:
@@ -225,11 +236,14 @@ def t_test(numbers: Numbers) -> TTest:
     from scipy.stats import ttest_1samp
 
     mean = float(numbers.mean())
-    if np.ptp(numbers) < ROUNDING:
-        return TTest(p_value=float(abs(mean) < ROUNDING), low=mean, high=mean)
+    range_of_numbers = np.ptp(numbers)
+    if range_of_numbers < ROUNDING:
+        is_zero = abs(mean) < ROUNDING
+        return TTest(p_value=float(is_zero), low=mean, high=mean)
     result = ttest_1samp(numbers, 0.0)
+    p_value = float(result.pvalue)
     low, high = result.confidence_interval(0.95)
-    return TTest(p_value=float(result.pvalue), low=float(low), high=float(high))
+    return TTest(p_value=p_value, low=float(low), high=float(high))
 
 
 def difference_p_value(first: Group, second: Group) -> float:
@@ -245,8 +259,10 @@ def difference_p_value(first: Group, second: Group) -> float:
     See docs/statistics.md#paired-test
     """
     if len(first.runs) == len(second.runs) == 1:
-        return paired_test(first.runs[0].correct, second.runs[0].correct).p_value
-    return t_test(_shares(second) - _shares(first)).p_value
+        test = paired_test(first.runs[0].correct, second.runs[0].correct)
+        return test.p_value
+    by_image = _shares(second) - _shares(first)
+    return t_test(by_image).p_value
 
 
 def adjusted_p_values(p_values: Sequence[float]) -> Numbers:
@@ -263,9 +279,12 @@ def adjusted_p_values(p_values: Sequence[float]) -> Numbers:
     """
     given = np.asarray(p_values, dtype=np.float64)
     order = given.argsort(kind="stable")
+    ascending = given[order]
     # configurations that are not excluded yet at each of Holm's steps
     left = len(given) + 1 - np.arange(len(given))
-    stepwise = np.minimum(given[order] * left * (left - 1) / 2, 1.0)
+    # any two of them may be the best and be compared
+    multiplied = ascending * left * (left - 1) / 2
+    stepwise = np.minimum(multiplied, 1.0)
     adjusted = np.empty_like(given)
     adjusted[order] = np.maximum.accumulate(stepwise)
     return adjusted
@@ -285,7 +304,8 @@ def leaderboard(candidates: Sequence[Candidate]) -> pd.DataFrame:
 
     See docs/statistics.md#ranking
     """
-    return pooled_leaderboard([Group(candidate.name, [candidate]) for candidate in candidates])
+    groups = [Group(candidate.name, [candidate]) for candidate in candidates]
+    return pooled_leaderboard(groups)
 
 
 def unpaired_board(candidates: Sequence[Candidate]) -> pd.DataFrame:
@@ -301,7 +321,8 @@ def unpaired_board(candidates: Sequence[Candidate]) -> pd.DataFrame:
     See docs/statistics.md#several-splits
     """
     boards = [leaderboard([candidate]) for candidate in candidates]
-    board = pd.concat(boards).sort_values("val_accuracy", ascending=False, kind="stable")
+    board = pd.concat(boards)
+    board = board.sort_values("val_accuracy", ascending=False, kind="stable")
     board["rank"] = range(1, len(board) + 1)
     board[["p_value", "p_adjusted"]] = math.nan
     board["tied"] = None
@@ -334,7 +355,8 @@ def mean_over_splits(groups: Sequence[Group]) -> pd.DataFrame:
             "parameters": round(group.mean("parameters")),
         }
         rows.append(row)
-    return pd.DataFrame(rows).sort_values("mean_val_accuracy", ascending=False, kind="stable")
+    table = pd.DataFrame(rows)
+    return table.sort_values("mean_val_accuracy", ascending=False, kind="stable")
 
 
 def pooled_leaderboard(groups: Sequence[Group]) -> pd.DataFrame:
@@ -360,16 +382,15 @@ def pooled_leaderboard(groups: Sequence[Group]) -> pd.DataFrame:
     digests = {run.digest for group in groups for run in group.runs}
     if len(digests) > 1:
         raise ValueError("runs on different data are never ranked together")
-    ordered = sorted(
-        groups, key=lambda group: (-group.mean("val_accuracy"), group.mean("parameters"))
-    )
+    ordered = sorted(groups, key=_ranking_key)
     p_values = [difference_p_value(ordered[0], group) for group in ordered]
     adjusted = [1.0, *adjusted_p_values(p_values[1:])]
     rows = []
     for position, group in enumerate(ordered):
         accuracy = group.mean("val_accuracy")
         images = len(group.runs[0].correct)
-        low, high = accuracy_interval(round(accuracy * images), images)
+        correct = round(accuracy * images)
+        low, high = accuracy_interval(correct, images)
         row = {
             "rank": position + 1,
             "name": group.name,
@@ -391,6 +412,11 @@ def pooled_leaderboard(groups: Sequence[Group]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
+def _ranking_key(group: Group) -> tuple[float, float]:
+    """Return what configurations are sorted by: the best mean first, then the smallest network."""
+    return -group.mean("val_accuracy"), group.mean("parameters")
+
+
 def tukey(accuracies: Numbers) -> Numbers:
     """Test whether candidates are as good as the best of them, with the seeds as blocks.
 
@@ -407,21 +433,33 @@ def tukey(accuracies: Numbers) -> Numbers:
     from scipy.stats import studentized_range
 
     k, seeds = accuracies.shape
+    # candidate and seed of each of the n accuracies that are there
     is_there = ~np.isnan(accuracies)
     rows, columns = np.nonzero(is_there)
     values = accuracies[is_there]
+    # indicators (n, k) of the candidate and (n, seeds) of the seed
+    candidate_indicators = np.eye(k)[rows]
+    seed_indicators = np.eye(seeds)[columns]
+    design = np.hstack([candidate_indicators, seed_indicators])
+    effects = np.linalg.lstsq(design, values)[0]
     # noise is what neither the candidate nor the seed explains
-    design = np.hstack([np.eye(k)[rows], np.eye(seeds)[columns]])
-    residuals = values - design @ np.linalg.lstsq(design, values)[0]
+    residuals = values - design @ effects
     freedom = max(1, len(values) - k - seeds + 1)
-    error = np.sqrt((residuals**2).sum() / freedom / seeds)
-    below = accuracies[0].mean() - accuracies[1:].mean(axis=1)
+    squares = (residuals**2).sum()
+    error = np.sqrt(squares / freedom / seeds)
+    other_means = accuracies[1:].mean(axis=1)
+    below = accuracies[0].mean() - other_means
     if error < ROUNDING:
-        return np.array([1.0, *np.where(np.isnan(below), np.nan, below < ROUNDING)])
-    p_values = [float(studentized_range.sf(gap / error, k, freedom)) for gap in below]
-    return np.array([1.0, *p_values])
+        are_equal = np.where(np.isnan(below), np.nan, below < ROUNDING)
+        return np.array([1.0, *are_equal])
+    p_values = [1.0]
+    for gap in below:
+        p_value = studentized_range.sf(gap / error, k, freedom)
+        p_values.append(float(p_value))
+    return np.array(p_values)
 
 
 def _shares(group: Group) -> Numbers:
     """Return the share of a configuration's runs that predict each image correctly, (n,)."""
-    return np.asarray(np.mean([run.correct for run in group.runs], axis=0))
+    correct = [run.correct for run in group.runs]
+    return np.asarray(np.mean(correct, axis=0))

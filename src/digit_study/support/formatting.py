@@ -20,7 +20,9 @@ def with_interval(value: float, low: float, high: float) -> str:
         low: Lower end of its interval, in [0, 1].
         high: Upper end of its interval, in [0, 1].
     """
-    return f"{percent(value)} [{100 * low:.2f}, {100 * high:.2f}]"
+    low_percent = 100 * low
+    high_percent = 100 * high
+    return f"{percent(value)} [{low_percent:.2f}, {high_percent:.2f}]"
 
 
 def accuracy_with_interval(metrics: Mapping[Any, Any]) -> str:
@@ -31,7 +33,9 @@ def accuracy_with_interval(metrics: Mapping[Any, Any]) -> str:
             ``val_accuracy_high`` among them, in [0, 1].
     """
     return with_interval(
-        metrics["val_accuracy"], metrics["val_accuracy_low"], metrics["val_accuracy_high"]
+        metrics["val_accuracy"],
+        metrics["val_accuracy_low"],
+        metrics["val_accuracy_high"],
     )
 
 
@@ -58,5 +62,8 @@ def p_equals(value: float, level: float = 0.05) -> str:
 
 def listed(values: Mapping[str, Any]) -> str:
     """Return numbers by name as a person types them, without zeros: ``{cpu: 4, gpu: 0.25}``."""
-    shown = [f"{key}: {value:g}" for key, value in values.items() if value]
+    shown: list[str] = []
+    for key, value in values.items():
+        if value:
+            shown.append(f"{key}: {value:g}")
     return "{" + ", ".join(shown) + "}"

@@ -27,7 +27,8 @@ def without_secrets(message: str, uri: str) -> str:
         message: Text of a library, which may repeat the URI or only its password.
         uri: The URI whose password must not be shown.
     """
-    text = message.replace(uri, without_password(uri)).strip().split("\n")[0]
+    hidden = message.replace(uri, without_password(uri))
+    text = hidden.strip().split("\n")[0]
     found = PASSWORD.match(uri)
     if found is None:
         return text

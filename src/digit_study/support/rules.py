@@ -45,18 +45,24 @@ class Rule:
         """
         if value is None or self.holds(value):
             return None
-        return f"`{key}` must be {self.text}, got {value!r}{nearest(str(value), self.choices)}"
+        suggestion = nearest(str(value), self.choices)
+        return f"`{key}` must be {self.text}, got {value!r}{suggestion}"
 
 
 def choice(allowed: Iterable[str]) -> Rule:
     """Make the rule that a value is one of the names ``allowed``."""
     names = tuple(allowed)
-    return Rule(f"one of {', '.join(names)}", lambda value: value in names, names)
+    listed = ", ".join(names)
+    return Rule(f"one of {listed}", lambda value: value in names, names)
 
 
 def at_least(low: int) -> Rule:
     """Make the rule that a number is ``low`` or more, and finite."""
-    return Rule(f"at least {low}", lambda value: low <= value < math.inf)
+
+    def holds(value: float) -> bool:
+        return low <= value < math.inf
+
+    return Rule(f"at least {low}", holds)
 
 
 def between(low: float, high: float, ends: str = "[]") -> Rule:
@@ -125,7 +131,8 @@ def types_of(schema: type) -> dict[str, type]:
             inner = types_of(hint)  # type: ignore[arg-type]
             types.update({f"{name}.{key}": kind for key, kind in inner.items()})
         else:
-            types[name] = (get_args(hint) or (hint,))[0]
+            options = get_args(hint) or (hint,)
+            types[name] = options[0]
     return types
 
 
@@ -141,8 +148,13 @@ def check(config: Any, rules: Mapping[str, Rule], others: Iterable[str]) -> None
         StudyError: With a line for each broken rule, then ``others``.
     """
     values = flatten(config)
-    broken = [rule.violation(key, values.get(key)) for key, rule in rules.items()]
-    raise_violations([*filter(None, broken), *others])
+    violations: list[str] = []
+    for key, rule in rules.items():
+        violation = rule.violation(key, values.get(key))
+        if violation:
+            violations.append(violation)
+    violations.extend(others)
+    raise_violations(violations)
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
@@ -180,17 +192,20 @@ def with_values(config: ConfigType, values: Mapping[str, Any]) -> ConfigType:
         StudyError: If a value is not of the type of its setting.
     """
     for key, value in values.items():
-        config = _with_value(config, key.split("."), key, value)
+        names = key.split(".")
+        config = _with_value(config, names, key, value)
     return config
 
 
 def _with_value(config: Any, names: list[str], key: str, value: Any) -> Any:
     name = names[0]
     if len(names) > 1:
-        inner = _with_value(getattr(config, name), names[1:], key, value)
-        return replace(config, **{name: inner})
-    hint = _type_hints(config.__class__)[name]
-    return replace(config, **{name: _converted(key, value, hint)})
+        inner = getattr(config, name)
+        changed = _with_value(inner, names[1:], key, value)
+    else:
+        hint = _type_hints(config.__class__)[name]
+        changed = _converted(key, value, hint)
+    return replace(config, **{name: changed})
 
 
 @cache
@@ -208,7 +223,10 @@ def _converted(key: str, value: Any, hint: Any) -> Any:
     is_of_kind = isinstance(value, kind)
     if kind is float:
         is_of_kind = isinstance(value, int | float)
-    if not is_of_kind or isinstance(value, bool) != (kind is bool):
+    # Python takes True and False for integers
+    is_bool = isinstance(value, bool)
+    wants_bool = kind is bool
+    if not is_of_kind or is_bool != wants_bool:
         got = f"got {value!r} of type {type(value).__name__}"
         raise StudyError(f"`{key}` must be of type {kind.__name__}, {got}")
     if kind is float:

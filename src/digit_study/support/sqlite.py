@@ -16,10 +16,15 @@ def sqlite_uri(path: Path) -> str:
     Args:
         path: The file.
     """
-    encoded = str(path).replace("%", "%25").replace("?", "%3F")
+    encoded = str(path)
+    # per cent first: the other adds one
+    encoded = encoded.replace("%", "%25")
+    encoded = encoded.replace("?", "%3F")
     return f"{SQLITE}{encoded}"
 
 
 def sqlite_path(uri: str) -> Path:
     """Return the path of the file of a sqlite URI, as SQLAlchemy decodes it."""
-    return Path(urllib.parse.unquote(uri.removeprefix(SQLITE).partition("?")[0]))
+    location = uri.removeprefix(SQLITE)
+    encoded, _, _ = location.partition("?")
+    return Path(urllib.parse.unquote(encoded))

@@ -48,12 +48,23 @@ def nearest(wrong: str, right: Iterable[str]) -> str:
     close = get_close_matches(wrong, names, n=1)
     if close:
         return f"; did you mean '{close[0]}'?"
-    by_last_part = {name.rsplit(".", 1)[-1]: name for name in names}
-    by_last_part |= {name: name for name in names}
-    close = get_close_matches(wrong.rsplit(".", 1)[-1], by_last_part, n=1)
+    full_names: dict[str, str] = {}
+    for name in names:
+        full_names[_last_part(name)] = name
+    # a whole name goes before the last part of another
+    for name in names:
+        full_names[name] = name
+    close = get_close_matches(_last_part(wrong), full_names, n=1)
     if close:
-        return f"; did you mean '{by_last_part[close[0]]}'?"
+        name = full_names[close[0]]
+        return f"; did you mean '{name}'?"
     return ""
+
+
+def _last_part(name: str) -> str:
+    """Return what follows the last dot of a name; without a dot the name."""
+    _, _, last = name.rpartition(".")
+    return last
 
 
 def short_names(names: Sequence[str]) -> tuple[list[str], str]:
@@ -66,17 +77,19 @@ def short_names(names: Sequence[str]) -> tuple[list[str], str]:
         The names without the ``key=value`` words that all share, and those words. The names are
         returned as they are, with nothing shared, if two would become equal or a name empty.
     """
-    unchanged = list(names), ""
     if len(names) < 2:
-        return unchanged
-    words = [name.split(" ") for name in names]
+        return list(names), ""
+    words_of_names = [name.split(" ") for name in names]
     shared = []
-    for word in words[0]:
-        if "=" in word and all(word in other for other in words):
+    for word in words_of_names[0]:
+        is_everywhere = all(word in words for words in words_of_names)
+        if "=" in word and is_everywhere:
             shared.append(word)
     short = []
-    for own in words:
-        short.append(" ".join(word for word in own if word not in shared))
-    if "" in short or len(set(short)) < len(set(names)):
-        return unchanged
+    for words in words_of_names:
+        own = [word for word in words if word not in shared]
+        short.append(" ".join(own))
+    has_equal = len(set(short)) < len(set(names))
+    if "" in short or has_equal:
+        return list(names), ""
     return short, " ".join(shared)
