@@ -111,8 +111,9 @@ def plan_confirmation(
     found = find_study(study, workspace)
     attributes = found.study.user_attrs
     words = [*attributes[OVERRIDES]]
-    if attributes.get(DATA_PATH) is not None:
-        words.append(f"data.path={json.dumps(attributes[DATA_PATH])}")
+    data_path = attributes.get(DATA_PATH)
+    if data_path is not None:
+        words.append(f"data.path={json.dumps(data_path)}")
     plan = plan_study([*words, *arguments], workspace)
     refuse_changes(found.study, plan.study, plan.run)
     return plan, found
@@ -238,7 +239,8 @@ def _parent_run_id(
     asked: list[int | str] = [*seeds]
     if not wanted.fixed:
         asked.insert(0, "race")
-    content = json.dumps([stored.uid, sorted(keys), asked, prefer_of(plan.study)])
+    prefer = prefer_of(plan.study)
+    content = json.dumps([stored.uid, sorted(keys), asked, prefer])
     known = {"kind": KIND, "confirmation.key": _digest(content, 16)}
     parent = tracker.find_run(known)
     if parent is not None and tracker.reopen_run(parent):
@@ -252,7 +254,8 @@ def _conclude(race: SeedRace, candidates: _Candidates) -> _Conclusion:
     """Rank the candidates; StudyError if none finished on all seeds."""
     interim = race.interim()
     if "in" not in interim.states:
-        raise StudyError("\n".join(["no candidate finished on all seeds:", *race.failures()]))
+        lines = ["no candidate finished on all seeds:", *race.failures()]
+        raise StudyError("\n".join(lines))
     groups = []
     searched = {}
     for (key, entry), count in zip(race.entries.items(), interim.seeds, strict=True):
@@ -282,7 +285,8 @@ def _seeds_table(race: SeedRace, groups: Sequence[Group]) -> pd.DataFrame:
     rows = []
     for group in groups:
         for seed, run in zip(race.seeds, group.runs, strict=False):
-            rows.append((group.name, seed, run.metrics["val_accuracy"], run.run_id))
+            accuracy = run.metrics["val_accuracy"]
+            rows.append((group.name, seed, accuracy, run.run_id))
     return pd.DataFrame(rows, columns=["candidate", "seed", "val_accuracy", "run_id"])
 
 

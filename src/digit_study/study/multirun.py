@@ -131,10 +131,12 @@ def train_single(plan: RunPlan, tracker: Tracker, name: str, **tags: str) -> Tri
         StudyError: If it failed.
     """
     planned = plan.runs[0]
-    before = Checkpoint(planned.config, plan.workspace, plan.uri).read()
+    config = planned.config
+    before = Checkpoint(config, plan.workspace, plan.uri).read()
     if before is not None:
-        print_lines(goes_on(len(before.epochs), planned.config.epochs, before.run_id))
-    job = Job(0, name, planned.config, planned.dataset, tags)
+        done = len(before.epochs)
+        print_lines(goes_on(done, config.epochs, before.run_id))
+    job = Job(0, name, config, planned.dataset, tags)
     outcome = _train(plan, tracker, [job])[0]
     if isinstance(outcome, Failed):
         raise StudyError(outcome.reason)
@@ -310,12 +312,12 @@ def _configuration_name(name: str) -> str:
 def _record(writer: RunWriter, comparison: Comparison) -> None:
     """Put the tables and figures of a comparison on the parent's page."""
     for number, board in enumerate(comparison.all_boards, start=1):
-        suffix = f"_{number}"
+        name = f"comparison_{number}"
         if number == 1:
-            suffix = ""
-        charts.write_table(board, writer.folder, f"comparison{suffix}")
+            name = "comparison"
+        charts.write_table(board, writer.folder, name)
         figure = leaderboard_figure(board, "Validation accuracy")
-        charts.save(figure, writer.folder / "figures" / f"comparison{suffix}.png")
+        charts.save(figure, writer.folder / "figures" / f"{name}.png")
     if len(comparison.boards) == 1 and comparison.unpaired is None:
         board = comparison.boards[0]
         writer.best(board, f"{len(board)} runs")

@@ -135,7 +135,11 @@ class SeedRace(JobSource):
         """Return what went wrong with seeds that a candidate needed, one sentence each."""
         states = zip(self.entries, self.interim().states, strict=True)
         lost = {fingerprint for fingerprint, state in states if state == "lost"}
-        return [text for run, text in self.failed.items() if run.fingerprint in lost]
+        found = []
+        for run, sentence in self.failed.items():
+            if run.fingerprint in lost:
+                found.append(sentence)
+        return found
 
     def keep_models(self, run_ids: Collection[str]) -> None:
         """Delete the models of all runs but these."""
@@ -254,7 +258,8 @@ class SeedRace(JobSource):
         """Return what fills slots meanwhile: later seeds, of the best candidates first."""
         means = {}
         for fingerprint in self.entries:
-            accuracies = [run.metrics["val_accuracy"] for run in self.finished(fingerprint)]
+            finished = self.finished(fingerprint)
+            accuracies = [run.metrics["val_accuracy"] for run in finished]
             means[fingerprint] = np.mean(accuracies or [0.0])
         further = self._further(interim)
         further.sort(key=lambda run: (run.seed, -means[run.fingerprint]))
