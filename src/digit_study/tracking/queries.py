@@ -74,7 +74,8 @@ class Queries(Runs):
 
     def find_run(self, tags: Mapping[str, str]) -> str | None:
         """Return the id of the newest run in any experiment that has all of ``tags``."""
-        found = self.client.search_runs(self._experiments(), _all_of(tags), max_results=1)
+        experiments = self._experiments()
+        found = self.client.search_runs(experiments, _all_of(tags), max_results=1)
         if not found:
             return None
         return str(found[0].info.run_id)
@@ -192,14 +193,16 @@ class Queries(Runs):
 
     def _studies(self, study: str) -> list[Run]:
         """Return the parent runs of all studies of a name."""
+        experiments = self._experiments()
         is_study = "tags.kind = 'study'"
-        found = self.client.search_runs(self._experiments(), is_study, max_results=MOST_RUNS)
+        found = self.client.search_runs(experiments, is_study, max_results=MOST_RUNS)
         return [run for run in found if run.data.tags.get("study") == study]
 
     def _no_winner(self, study: str, since: int, of_others: Sequence[Run]) -> StudyError:
         """Return the error for a study without a confirmed winner, and say what comes first."""
+        experiments = self._experiments()
         is_of_study = "tags.study LIKE '%'"
-        runs = self.client.search_runs(self._experiments(), is_of_study, max_results=MOST_RUNS)
+        runs = self.client.search_runs(experiments, is_of_study, max_results=MOST_RUNS)
         own = [run for run in runs if run.data.tags["study"] == study]
         recent = [run for run in own if run.info.start_time >= since]
         trained = [run for run in recent if _is_trained(run)]

@@ -274,10 +274,11 @@ class SpooledRun:
         """Return every value of every metric by name, in MLflow's order: the last one counts."""
         found: dict[str, list[MetricValue]] = {}
         for record in self.records().found:
-            for name, value in record.get("metrics", {}).items():
+            values = record.get("metrics", {})
+            for name, value in values.items():
                 point = MetricValue(record["step"], record["time"], value)
                 found.setdefault(name, []).append(point)
-        return {name: sorted(values) for name, values in found.items()}
+        return {name: sorted(points) for name, points in found.items()}
 
     def files(self) -> dict[str, list[int]]:
         """Return artifacts and the model's files by their names.

@@ -200,7 +200,8 @@ class RunUpload:
         for record in records:
             params |= record.get("params", {})
             tags |= record.get("tags", {})
-            for name, value in record.get("metrics", {}).items():
+            values = record.get("metrics", {})
+            for name, value in values.items():
                 metrics.append(Metric(name, value, record["time"], record["step"]))
         run_params = [Param(name, value) for name, value in params.items()]
         run_tags = [RunTag(name, value) for name, value in tags.items()]
