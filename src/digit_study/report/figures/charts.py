@@ -193,17 +193,17 @@ def image_grid(
     width = SIDE + 4
     if lines:
         width = SIDE + 8
-    # one array for all takes milliseconds, where laying out a hundred axes takes seconds
     cells = np.zeros((rows * columns, height, width), dtype=np.uint8)
     cells[: len(images), :SIDE, :SIDE] = images.reshape(-1, SIDE, SIDE)
     grid = cells.reshape(rows, columns, height, width)
+    # one array for all takes milliseconds, where laying out a hundred axes takes seconds
+    picture = grid.swapaxes(1, 2).reshape(rows * height, columns * width)
     page_width = max(6.0, inches * columns + 0.3)
     note = textwrap.fill(note, int(page_width * 9))
     note_height = 0.25 * note.count("\n")
     page_height = 1.0 + note_height + inches * rows * height / width
     figure = new_figure(page_width, page_height, title)
     axes = figure.subplots()
-    picture = grid.swapaxes(1, 2).reshape(rows * height, columns * width)
     axes.imshow(picture, cmap="gray_r", vmin=0, vmax=255, interpolation="nearest")
     below: Style = {"ha": "center", "va": "top", "fontsize": TICK, "parse_math": False}
     for position, (text, colour) in enumerate(captions):

@@ -73,9 +73,10 @@ def flipped(
         change = f"{first.predicted[image]} → {second.predicted[image]}"
         captions.append((f"true {labels[image]}\n{change}", colour))
     better = int(is_correct[changed].sum())
+    worse = changed.size - better
     note = (
         f"{before} → {after}: blue, only the second is correct ({better}); "
-        f"orange, only the first ({changed.size - better})"
+        f"orange, only the first ({worse})"
     )
     return charts.image_grid(images[shown], title, note, 6, captions)
 
