@@ -357,7 +357,9 @@ def decide_contest(
         decision = decide(contestant, None, None, limits, before)
         return _verdict(decision, limits, evidence, {})
     other = _contestant(f"the champion, version {champion.version}", result, 1)
-    test = paired_test(result.correct[1], result.correct[0])
+    correct = result.correct[0]
+    correct_of_champion = result.correct[1]
+    test = paired_test(correct_of_champion, correct)
     decision = decide(contestant, other, test, limits, before)
     spent = budget(limits.significance, before)
     comparison = _comparison(champion, other, test, spent)
@@ -400,10 +402,12 @@ def _robust_comparison(result: SealedResult) -> dict[str, Any]:
     """Return how the two differ on the same corrupted validation images; the gate does not ask."""
     if not result.robust:
         return {}
-    test = paired_test(result.robust[1], result.robust[0])
-    low, high = accuracy_interval(int(result.robust[1].sum()), test.images)
+    correct = result.robust[0]
+    correct_of_champion = result.robust[1]
+    test = paired_test(correct_of_champion, correct)
+    low, high = accuracy_interval(int(correct_of_champion.sum()), test.images)
     return {
-        "compared.robust_accuracy": float(result.robust[1].mean()),
+        "compared.robust_accuracy": float(correct_of_champion.mean()),
         "compared.robust_accuracy_low": low,
         "compared.robust_accuracy_high": high,
         "robust_difference": test.difference,

@@ -131,7 +131,8 @@ def ledger_path(uri: str, name: str, workspace: Workspace) -> Path:
         database = sqlite_path(uri).absolute()
         return database.parent / "mlruns" / f"ledger.{database.stem}.{name}.jsonl"
     parts = urllib.parse.urlsplit(uri)
-    server = re.sub(r"[^A-Za-z0-9.-]+", "_", f"{parts.hostname}_{parts.port or ''}{parts.path}")
+    address = f"{parts.hostname}_{parts.port or ''}{parts.path}"
+    server = re.sub(r"[^A-Za-z0-9.-]+", "_", address)
     return workspace.artifacts / f"ledger.{server}.{name}.jsonl"
 
 
@@ -156,8 +157,10 @@ class Ledger:
         Returns:
             The event. Ids sort by time.
         """
+        now = f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}"
+        unique = uuid.uuid4().hex[:6]
         return self.append(
-            f"{datetime.now(UTC):%Y%m%dT%H%M%S.%fZ}-{uuid.uuid4().hex[:6]}",
+            f"{now}-{unique}",
             event,
             who=f"{processes.user_name()}@{platform.node()}",
             run_id=run_id,
@@ -176,23 +179,32 @@ class Ledger:
             The event, with its time as ISO 8601 in UTC.
         """
         now = datetime.now(UTC).isoformat(timespec="seconds")
-        appended = {"id": identity, "event": str(event), "at": now, **details}
+        appended = {
+            "id": identity,
+            "event": str(event),
+            "at": now,
+            **details,
+        }
         self._write(appended)
         self._tag([appended])
         return appended
 
     def entries(self) -> list[Entry]:
         """Return all promotions and rollbacks, oldest first."""
-        ended = {event["id"]: event for event in self.events(EventKind.ENDED)}
-        begun = self.events(EventKind.BEGUN)
-        return [Entry(event, ended.get(event["id"], {})) for event in begun]
+        end_of = {event["id"]: event for event in self.events(EventKind.ENDED)}
+        entries = []
+        for start in self.events(EventKind.BEGUN):
+            end = end_of.get(start["id"], {})
+            entries.append(Entry(start, end))
+        return entries
 
     def events(self, kind: str) -> list[LedgerEvent]:
         """Return the events of a kind, oldest first."""
-        tagged = self._tagged()
-        events = tagged if self.is_remote else {**self._written(), **tagged}
-        chosen = [event for event in events.values() if event["event"] == kind]
-        return sorted(chosen, key=lambda event: str(event["id"]))
+        events = self._tagged()
+        if not self.is_remote:
+            events = {**self._written(), **events}
+        of_kind = [event for event in events.values() if event["event"] == kind]
+        return sorted(of_kind, key=lambda event: str(event["id"]))
 
     def openings(self) -> int:
         """Return how many promotions have opened the sealed test set."""
@@ -216,20 +228,26 @@ class Ledger:
         They do unless a process died between two writes.
         """
         model = self.model()
-        count = model.tags.get(OPENED_TAG, "0") if model else "0"
+        count = "0"
+        if model:
+            count = model.tags.get(OPENED_TAG, "0")
         if count != str(self.openings()):
             return False
-        return self.is_remote or self._tagged().keys() == self._written().keys()
+        if self.is_remote:
+            return True
+        return self._tagged().keys() == self._written().keys()
 
     def sync(self) -> None:
         """Bring file and tags to the same events, and the count in line with them."""
         tagged = self._tagged()
         written = self._written()
-        for key in sorted(tagged.keys() - written.keys()):
+        not_written = sorted(tagged.keys() - written.keys())
+        for key in not_written:
             self._write(tagged[key])
+        not_tagged = sorted(written.keys() - tagged.keys())
         missing: list[LedgerEvent] = []
         if not self.is_remote:
-            missing = [written[key] for key in sorted(written.keys() - tagged.keys())]
+            missing = [written[key] for key in not_tagged]
         if missing or not self.is_consistent():
             self._tag(missing)
 
@@ -238,13 +256,15 @@ class Ledger:
         model = self.model()
         if model is None:
             return {}
-        return _parse(text for key, text in model.tags.items() if key.startswith(PREFIX))
+        texts = [text for key, text in model.tags.items() if key.startswith(PREFIX)]
+        return _parse(texts)
 
     def _written(self) -> EventsByKey:
         """Return the events in the file."""
         if not self.path.is_file():
             return {}
-        return _parse(self.path.read_text(errors="replace").splitlines())
+        text = self.path.read_text(errors="replace")
+        return _parse(text.splitlines())
 
     def _tag(self, events: Iterable[LedgerEvent]) -> None:
         """Tag the registered model with events and the count; it is created if it is missing."""
@@ -253,7 +273,8 @@ class Ledger:
         for event in events:
             tag = f"{PREFIX}{event['id']}.{event['event']}"
             self._client.set_registered_model_tag(self._name, tag, json.dumps(event))
-        self._client.set_registered_model_tag(self._name, OPENED_TAG, str(self.openings()))
+        openings = str(self.openings())
+        self._client.set_registered_model_tag(self._name, OPENED_TAG, openings)
 
     def _write(self, event: LedgerEvent) -> None:
         """Append a line to the file; file and folder are on the disk when this returns."""
@@ -266,5 +287,6 @@ def _parse(texts: Iterable[str]) -> EventsByKey:
     events: EventsByKey = {}
     for event in parse_json_lines(texts):
         if isinstance(event, dict) and {"id", "event"} <= event.keys():
-            events[str(event["id"]), str(event["event"])] = event
+            key = (str(event["id"]), str(event["event"]))
+            events[key] = event
     return events

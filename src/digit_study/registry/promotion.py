@@ -71,7 +71,8 @@ def evidence_by_run(config: PromoteConfig, workspace: Workspace) -> dict[str, di
     """
     tracker = open_store(config.tracking.uri, workspace)
     with tracker.readable_faults():
-        versions = Registry(tracker, config.promote.model_name).versions().values()
+        registry = Registry(tracker, config.promote.model_name)
+        versions = registry.versions().values()
         return {str(version.run_id): dict(version.tags) for version in versions}
 
 
@@ -115,7 +116,8 @@ def _promote(
             return
         if champion is not None:
             contest.require_same_data(registry.tracker, challenger, champion)
-        _print_result(registry, _compare(registry, challenger, champion, config, evaluate))
+        result = _compare(registry, challenger, champion, config, evaluate)
+        _print_result(registry, result)
 
 
 def _is_champion(challenger: Challenger, champion: ModelVersion | None, registry: Registry) -> bool:
@@ -165,11 +167,14 @@ def _compare(
         for entry in opened:
             registry.resolve(entry, f"{type(fault).__name__}: {fault}"[:500])
         raise
+    replaced = None
+    if champion is not None:
+        replaced = str(champion.version)
     return PromotionResult(
         model=registry.name,
         version=version,
         is_promoted=verdict.decision.promoted,
-        champion=str(champion.version) if champion is not None else None,
+        champion=replaced,
         evidence=verdict.evidence,
         openings=registry.ledger.openings(),
     )
@@ -185,10 +190,13 @@ def _begin(
     compared = None
     if champion is not None:
         compared = {"version": str(champion.version), "run_id": champion.run_id}
+    study = None
+    if not config.run_id:
+        study = config.study
     return registry.begin(
         EntryKind.PROMOTION,
         challenger.run_id,
-        study=None if config.run_id else config.study,
+        study=study,
         dataset_sha256=challenger.data.sha256,
         compared=compared,
     )
@@ -203,12 +211,18 @@ def _register(
     store: StoreConfig,
 ) -> str:
     """Register the challenger with its evidence and close the entry; return its version."""
-    alias = CHAMPION if verdict.decision.promoted else CHALLENGER
+    alias = CHALLENGER
+    if verdict.decision.promoted:
+        alias = CHAMPION
+    compared = None
+    if champion is not None:
+        compared = (champion.name, str(champion.version))
+    run = challenger.run.info
     facts = VersionFacts(
-        experiment=challenger.run.info.experiment_id,
+        experiment=run.experiment_id,
         run_id=challenger.run_id,
-        run_name=str(challenger.run.info.run_name),
-        champion=(champion.name, str(champion.version)) if champion is not None else None,
+        run_name=str(run.run_name),
+        champion=compared,
         evidence=verdict.evidence,
     )
     description = promotion_report.version_description(facts)
@@ -235,9 +249,10 @@ def _print_result(registry: Registry, result: PromotionResult) -> None:
     terminal.print(f"Why: {promotion_report.why(result.evidence)}")
     terminal.print(promotion_report.result_table(result))
     terminal.print(promotion_report.closing_sentences(result))
+    page = pages.model_page(registry.name)
+    where = registry.tracker.newest_address(page)
     terminal.print(
-        f"next:\n  python src/predict.py <images>{model}\n"
-        f"  {registry.tracker.newest_address(pages.model_page(registry.name))}",
+        f"next:\n  python src/predict.py <images>{model}\n  {where}",
         soft_wrap=True,
     )
 

@@ -164,27 +164,35 @@ def why(evidence: Mapping[str, str]) -> str:
     """
     rule = evidence["decision"]
     if rule in ("first", "below_floor"):
-        relation = "at least" if rule == "first" else "below"
-        return (
-            f"its accuracy is {relation} the {percent(float(evidence['gate.floor']))} that the "
-            "first champion must reach."
-        )
-    level = f"{float(evidence['gate.level']):.3g}"
-    p_text = p_equals(float(evidence["mcnemar_p"]), float(evidence["gate.level"]))
+        return _why_without_champion(rule, float(evidence["gate.floor"]))
+    level_value = float(evidence["gate.level"])
+    level = f"{level_value:.3g}"
+    p_text = p_equals(float(evidence["mcnemar_p"]), level_value)
     p_value = f"exact McNemar {p_text}"
     if rule == "better":
         return f"significantly better than the champion: {p_value} is below {level}."
-    margin = f"{100 * float(evidence['gate.margin']):g} points"
+    margin_value = float(evidence["gate.margin"])
+    margin = f"{100 * margin_value:g} points"
     if rule == "worse":
         return f"worse than the champion by more than {margin}."
-    saved = int(evidence["compared.parameters"]) - int(evidence["parameters"])
-    at_worst = f"at worst {points(float(evidence['difference_at_worst']))} at the level {level}"
+    parameters = int(evidence["parameters"])
+    saved = int(evidence["compared.parameters"]) - parameters
+    difference = float(evidence["difference_at_worst"])
+    at_worst = f"at worst {points(difference)} at the level {level}"
     if rule == "smaller":
         return f"{saved:,} parameters fewer, and not worse by {margin}: {at_worst}."
     not_better = f"not significantly better than the champion ({p_value}, level {level})"
     if saved > 0:
         return f"{not_better}; smaller, but it may be worse by {margin} or more: {at_worst}."
     return f"{not_better}, and no smaller."
+
+
+def _why_without_champion(rule: str, floor: float) -> str:
+    """Return why the gate decided as it did on a challenger that had no champion to beat."""
+    relation = "below"
+    if rule == "first":
+        relation = "at least"
+    return f"its accuracy is {relation} the {percent(floor)} that the first champion must reach."
 
 
 def result_table(result: PromotionResult) -> Table:
@@ -221,8 +229,9 @@ def _robust_rows(evidence: Mapping[str, str]) -> list[list[str]]:
     """Return how the networks did on corrupted validation images; nothing if that is not known."""
     if "robust_accuracy" not in evidence:
         return []
-    images = f"{int(evidence['robust_images']):,} corrupted validation images [95 %]"
-    row = [images, _rate(evidence, "robust_accuracy")]
+    images = int(evidence["robust_images"])
+    heading = f"{images:,} corrupted validation images [95 %]"
+    row = [heading, _rate(evidence, "robust_accuracy")]
     if "compared.version" not in evidence:
         return [row]
     if "compared.robust_accuracy" not in evidence:
@@ -237,21 +246,27 @@ def _robust_rows(evidence: Mapping[str, str]) -> list[list[str]]:
 
 def _difference(evidence: Mapping[str, str], name: str) -> str:
     """Return a difference of two accuracies in points, with its 95 % interval."""
-    low, high = (100 * float(evidence[f"{name}_{end}"]) for end in ("low", "high"))
-    return f"{points(float(evidence[name]))} [{low:+.2f}, {high:+.2f}]"
+    difference = float(evidence[name])
+    low = 100 * float(evidence[f"{name}_low"])
+    high = 100 * float(evidence[f"{name}_high"])
+    return f"{points(difference)} [{low:+.2f}, {high:+.2f}]"
 
 
 def _rate(evidence: Mapping[str, str], name: str) -> str:
     """Return a share with its 95 % interval."""
-    ends = [float(evidence[f"{name}_{end}"]) for end in ("low", "high")]
-    return with_interval(float(evidence[name]), *ends)
+    share = float(evidence[name])
+    low = float(evidence[f"{name}_low"])
+    high = float(evidence[f"{name}_high"])
+    return with_interval(share, low, high)
 
 
 def _compared_accuracy(evidence: Mapping[str, str]) -> str:
     """Return the champion's accuracy with its 95 % interval."""
     accuracy = float(evidence["compared.test_accuracy"])
     images = int(evidence["test_images"])
-    return with_interval(accuracy, *accuracy_interval(round(accuracy * images), images))
+    correct = round(accuracy * images)
+    low, high = accuracy_interval(correct, images)
+    return with_interval(accuracy, low, high)
 
 
 def closing_sentences(result: PromotionResult) -> str:
@@ -273,9 +288,16 @@ def closing_sentences(result: PromotionResult) -> str:
 def entry_text(entry: Entry) -> str:
     """Return a promotion or rollback as the history shows it: what and when, by whom, why."""
     start = entry.start
-    relation = "to" if start["kind"] == EntryKind.ROLLBACK else "of"
+    relation = "of"
+    if start["kind"] == EntryKind.ROLLBACK:
+        relation = "to"
     what = f"{start['kind']} {relation} run {start['run_id']}: {entry.outcome_text}"
-    return f"{_time(start['at'])}  {what}\n  by {start['who']}\n  {_why_of(entry)}"
+    lines = [
+        f"{_time(start['at'])}  {what}",
+        f"by {start['who']}",
+        _why_of(entry),
+    ]
+    return "\n  ".join(lines)
 
 
 def note_text(event: LedgerEvent) -> str:
@@ -301,8 +323,8 @@ def alias_text(model: str, aliases: Mapping[str, str]) -> str:
     """Return which versions of a registered model its aliases point at."""
     if not aliases:
         return f"{model}: no alias is set, nothing has been promoted yet"
-    named = ", ".join(f"{alias}: version {version}" for alias, version in aliases.items())
-    return f"{model}: {named}"
+    versions = [f"{alias}: version {version}" for alias, version in aliases.items()]
+    return f"{model}: {', '.join(versions)}"
 
 
 def model_description(champion: Champion | None, openings: int) -> str:
@@ -400,9 +422,10 @@ def _uncertainty_text(evidence: Mapping[str, str]) -> str:
     """Return how the prediction sets did, if there are any."""
     if "test_coverage" not in evidence:
         return ""
+    claimed = 100 * float(evidence["claimed_coverage"])
+    size = float(evidence["test_set_size"])
     return (
-        f"Its prediction sets at {100 * float(evidence['claimed_coverage']):g} % contain the true "
-        f"digit of {_rate(evidence, 'test_coverage')} of these images, with "
-        f"{float(evidence['test_set_size']):.3f} digits each; {_rate(evidence, 'test_refused')} of "
-        "them are refused as no digit."
+        f"Its prediction sets at {claimed:g} % contain the true digit of "
+        f"{_rate(evidence, 'test_coverage')} of these images, with {size:.3f} digits each; "
+        f"{_rate(evidence, 'test_refused')} of them are refused as no digit."
     )

@@ -87,8 +87,11 @@ class Registry:
         model = self.ledger.model()
         if model is None:
             return {}
-        names = [alias for alias in (CHAMPION, PREVIOUS, CHALLENGER) if alias in model.aliases]
-        return {alias: str(model.aliases[alias]) for alias in names}
+        found = {}
+        for alias in (CHAMPION, PREVIOUS, CHALLENGER):
+            if alias in model.aliases:
+                found[alias] = str(model.aliases[alias])
+        return found
 
     def versions(self) -> dict[str, ModelVersion]:
         """Return all versions by number."""
@@ -119,9 +122,8 @@ class Registry:
             details: What else is kept of it, as JSON.
         """
         aliases = self.aliases()
-        return Entry(
-            self.ledger.record(EventKind.BEGUN, run_id, kind=kind, aliases=aliases, **details), {}
-        )
+        start = self.ledger.record(EventKind.BEGUN, run_id, kind=kind, aliases=aliases, **details)
+        return Entry(start, end={})
 
     def end(self, entry: Entry, outcome: EntryOutcome, reason: str, **details: object) -> None:
         """Close an entry of the ledger and bring the model's description up to date.
@@ -190,9 +192,11 @@ class Registry:
         """Bring the alias ``previous`` and the ledger in line with a rollback."""
         start = entry.start
         version = start["version"]
-        self._restore_previous(self.versions()[version].tags.get(BEFORE_TAG))
+        restored = self.versions()[version]
+        self._restore_previous(restored.tags.get(BEFORE_TAG))
+        previous = self.aliases().get(PREVIOUS)
         reason = promotion_report.rollback_sentence(
-            version, start["run_id"], start["compared"], self.aliases().get(PREVIOUS)
+            version, start["run_id"], start["compared"], previous
         )
         self.end(entry, EntryOutcome.RESTORED, reason, version=version)
         return reason
@@ -212,7 +216,8 @@ class Registry:
         model = self.ledger.model()
         if model is None or model.description != self._description():
             return False
-        return all(entry.has_ended for entry in entries) and self.ledger.is_consistent()
+        have_ended = all(entry.has_ended for entry in entries)
+        return have_ended and self.ledger.is_consistent()
 
     def recover(self) -> None:
         """Finish or undo what processes that died left behind, with a warning for each."""
@@ -253,7 +258,8 @@ class Registry:
         """Finish an entry whose alias has moved, and say so; else delete its version."""
         start = entry.start
         aliases = self.aliases()
-        if start["kind"] == EntryKind.ROLLBACK and aliases.get(CHAMPION) == start["version"]:
+        is_rollback = start["kind"] == EntryKind.ROLLBACK
+        if is_rollback and aliases.get(CHAMPION) == start["version"]:
             self._finish_rollback(entry)
             return f"version {start['version']} is champion again, which stands"
         for number, version in self.versions().items():

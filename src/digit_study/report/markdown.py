@@ -5,7 +5,8 @@ import re
 
 def escape(text: str) -> str:
     r"""Return a text as Markdown shows it: names that contain markup, as ``<img …>``, stay text."""
-    return re.sub(r"([\\`*\[\]|<>])", r"\\\1", text.replace("\n", " "))
+    line = text.replace("\n", " ")
+    return re.sub(r"([\\`*\[\]|<>])", r"\\\1", line)
 
 
 def run_page(experiment: str, run_id: str) -> str:

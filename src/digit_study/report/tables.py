@@ -70,11 +70,16 @@ class TableView:
     def numeric(self) -> list[bool]:
         """Return for every column whether it holds numbers alone."""
         columns = range(len(self.headings))
-        return [all(row[column].number is not None for row in self.rows) for column in columns]
+        return [self._is_numeric(column) for column in columns]
+
+    def _is_numeric(self, column: int) -> bool:
+        return all(row[column].number is not None for row in self.rows)
 
 
 def _without(items: Sequence[T], place: int) -> list[T]:
-    return [*items[:place], *items[place + 1 :]]
+    before = items[:place]
+    after = items[place + 1 :]
+    return [*before, *after]
 
 
 @dataclass(frozen=True)
@@ -134,24 +139,29 @@ def trials_table(
         most_rows: How many trials are shown.
     """
     objectives = list(objectives)
-    shown = frame.tail(most_rows).to_dict("records")
+    trials = frame.tail(most_rows).to_dict("records")
     rows = []
-    for row in shown:
+    for trial in trials:
+        state = str(trial["state"]).lower()
+        reason = str(trial.get("reason") or "")
+        values = [number(trial.get(name), "{:.6g}") for name in objectives]
+        params = [_chosen(trial.get(key)) for key in keys]
         rows.append(
             [
-                number(row["number"]),
-                Cell(str(row["state"]).lower()),
-                *[number(row.get(name), "{:.6g}") for name in objectives],
-                number(_seconds(row), "{:.1f}"),
-                *[_chosen(row.get(key)) for key in keys],
-                Cell(str(row.get("reason") or "")),
+                number(trial["number"]),
+                Cell(state),
+                *values,
+                number(_seconds(trial), "{:.1f}"),
+                *params,
+                Cell(reason),
             ]
         )
     note = ""
-    if len(frame) > len(shown):
+    if len(frame) > len(trials):
         note = f"The last {most_rows} of {len(frame)}."
     headings = ["trial", "state", *objectives, "seconds", *_short_keys(keys), "reason"]
-    if not any(row[-1].text for row in rows):
+    has_reasons = any(row[-1].text for row in rows)
+    if not has_reasons:
         headings.pop()
         rows = [row[:-1] for row in rows]
     return TableView(headings, rows, note=note)
@@ -168,12 +178,14 @@ def _short_keys(keys: Sequence[str]) -> list[str]:
 def _seconds(trial: Mapping[Any, Any]) -> float | None:
     if trial["finished"] is pd.NaT:
         return None
-    return float((trial["finished"] - trial["started"]).total_seconds())
+    duration = trial["finished"] - trial["started"]
+    return float(duration.total_seconds())
 
 
 def _chosen(value: Any) -> Cell:
     """Return the value of a searched key."""
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if is_number:
         return number(value, "{:.4g}")
     if value is None:
         return Cell("–")
@@ -189,11 +201,12 @@ def front_table(front: pd.DataFrame, objectives: Mapping[str, str]) -> TableView
     """
     headings = [f"{metric} ({direction})" for metric, direction in objectives.items()]
     first, direction = next(iter(objectives.items()))
-    ordered = front.sort_values(first, ascending=direction == "minimize").to_dict("records")
+    is_minimized = direction == "minimize"
+    ordered = front.sort_values(first, ascending=is_minimized)
     rows = []
-    for row in ordered:
-        values = [number(row[name], "{:.6g}") for name in objectives]
-        rows.append([number(row["number"], "{}"), *values])
+    for trial in ordered.to_dict("records"):
+        values = [number(trial[name], "{:.6g}") for name in objectives]
+        rows.append([number(trial["number"], "{}"), *values])
     return TableView(["trial", *headings], rows, title="Pareto front")
 
 
@@ -230,9 +243,10 @@ def flipped_table(flips: pd.DataFrame, most_rows: int) -> TableView:
         most_rows: How many images are shown.
     """
     rows = []
-    for row in flips.head(most_rows).to_dict("records"):
-        rows.append([number(row[name], "{}") for name in ("index", "label", "a", "b")])
-        rows[-1].append(Cell(str(row["right"])))
+    for flip in flips.head(most_rows).to_dict("records"):
+        numbers = [number(flip[name], "{}") for name in ("index", "label", "a", "b")]
+        correct = Cell(str(flip["right"]))
+        rows.append([*numbers, correct])
     legend = ""
     if len(flips) > most_rows:
         legend = f"the first {most_rows}; all are in tables/flipped.csv"

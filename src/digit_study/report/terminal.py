@@ -61,23 +61,28 @@ def fitted(view: TableView, width: int) -> TableView:
     if not left_out:
         return view
     hint = f"a wider terminal also shows: {', '.join(left_out)}"
-    return replace(view, legend="\n".join(filter(None, [view.legend, hint])))
+    legend = "\n".join(filter(None, [view.legend, hint]))
+    return replace(view, legend=legend)
 
 
 def _least_width(view: TableView) -> int:
     """Return how many characters a table needs, names wrapped."""
     widths = []
     for column, heading in enumerate(view.headings):
-        longest = max([cell_len(heading), *(cell_len(row[column].text) for row in view.rows)])
+        texts = [heading]
+        texts += [row[column].text for row in view.rows]
+        longest = max(cell_len(text) for text in texts)
         if _is_wrapped(view, column):
             longest = min(longest, NAME_WIDTH)
         widths.append(longest)
-    return sum(widths) + BORDER_WIDTH * len(widths) + 1
+    borders = BORDER_WIDTH * len(widths) + 1
+    return sum(widths) + borders
 
 
 def _is_wrapped(view: TableView, column: int) -> bool:
     """Return whether a column holds names of runs, which may be long."""
-    return any(row[column].run_id not in ("", row[column].text) for row in view.rows)
+    cells = [row[column] for row in view.rows]
+    return any(cell.run_id not in ("", cell.text) for cell in cells)
 
 
 def rich_table(view: TableView) -> Table:
@@ -93,11 +98,13 @@ def rich_table(view: TableView) -> Table:
         if _is_wrapped(view, column):
             table.add_column(heading, overflow="fold")
         else:
-            table.add_column(heading, justify=_side(view, column), no_wrap=True)
+            side = _side(view, column)
+            table.add_column(heading, justify=side, no_wrap=True)
     for position, row in enumerate(view.rows):
         if position in view.sections:
             table.add_section()
-        table.add_row(*[cell.text for cell in row])
+        texts = [cell.text for cell in row]
+        table.add_row(*texts)
     return table
 
 
@@ -129,10 +136,11 @@ def print_run(run_id: str, metrics: Mapping[str, float], view: str) -> None:
         metrics: Its final metrics.
         view: The command, or the address, that shows the run in a browser.
     """
+    accuracy = accuracy_with_interval(metrics)
     images = f"{metrics['validation_images']:,.0f} images"
     facts = {
         "run id": run_id,
-        "validation accuracy": f"{accuracy_with_interval(metrics)}, 95 % interval, {images}",
+        "validation accuracy": f"{accuracy}, 95 % interval, {images}",
         "validation loss": f"{metrics['val_loss']:.4f}",
         "parameters": f"{metrics['parameters']:,.0f}",
         "training seconds": f"{metrics['training_seconds']:.1f}",
@@ -143,4 +151,5 @@ def print_run(run_id: str, metrics: Mapping[str, float], view: str) -> None:
 
 def print_next(*steps: str) -> None:
     """Print what to do next, a command or an address a line."""
-    print_lines("next:", *[f"  {step}" for step in steps])
+    indented = [f"  {step}" for step in steps]
+    print_lines("next:", *indented)

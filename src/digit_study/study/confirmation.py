@@ -111,8 +111,9 @@ def plan_confirmation(
     found = find_study(study, workspace)
     attributes = found.study.user_attrs
     words = [*attributes[OVERRIDES]]
-    if attributes.get(DATA_PATH) is not None:
-        words.append(f"data.path={json.dumps(attributes[DATA_PATH])}")
+    data_path = attributes.get(DATA_PATH)
+    if data_path is not None:
+        words.append(f"data.path={json.dumps(data_path)}")
     plan = plan_study([*words, *arguments], workspace)
     refuse_changes(found.study, plan.study, plan.run)
     return plan, found
@@ -140,7 +141,8 @@ def confirm(
     """
     search = plan.study.search
     with exclusive(plan.workspace, plan.study.study, "confirm", "is being confirmed"):
-        engine = (open_engine or ENGINES[search.engine])(plan.context)
+        make_engine = open_engine or ENGINES[search.engine]
+        engine = make_engine(plan.context)
         timeout = search.outage_timeout
         with session(plan.uri, plan.workspace, timeout, "search.outage_timeout") as tracker:
             candidates = _choose(plan, stored, results, tracker)
@@ -148,9 +150,8 @@ def confirm(
             conclusion = _run(race, candidates, engine, results)
     failures = race.failures()
     if failures:
-        raise StudyError(
-            f"{len(failures)} runs of the confirmation failed:\n" + "\n".join(failures)
-        )
+        heading = f"{len(failures)} runs of the confirmation failed:"
+        raise StudyError("\n".join([heading, *failures]))
     return conclusion.winner.run_id
 
 
@@ -174,12 +175,14 @@ def _prepare(
 ) -> SeedRace:
     """Set up the race of the candidates, beneath the run of the same confirmation or a new one."""
     wanted = plan.study.confirm
+    count = wanted.fixed or wanted.max_seeds
     first = 1000 * plan.study.search.seed + FIRST_SEED
-    seeds = list(range(first, first + (wanted.fixed or wanted.max_seeds)))
+    seeds = list(range(first, first + count))
+    keys = list(candidates.entries)
     return SeedRace(
         plan=plan,
         tracker=tracker,
-        parent_run_id=_parent_run_id(plan, stored, list(candidates.entries), seeds, tracker),
+        parent_run_id=_parent_run_id(plan, stored, keys, seeds, tracker),
         entries=candidates.entries,
         seeds=seeds,
         first_seeds=wanted.fixed or FIRST,
@@ -203,17 +206,25 @@ def _choose(
             f"a confirmation needs finished trials, but study '{name}' has none that keeps the "
             f"constraints: go on with python sweeps/optuna_search.py study={name}"
         )
-    complete = {trial.user_attrs.get(RUN_ID): trial for trial in stored.trials(TrialState.COMPLETE)}
+    complete = stored.trials(TrialState.COMPLETE)
+    trial_of_run = {trial.user_attrs.get(RUN_ID): trial for trial in complete}
     chosen = _Candidates(len(board))
     if ranks_by_robustness(plan.study.search):
         board = board.sort_values("robust_accuracy", ascending=False, kind="stable")
-    for row in board.head(plan.study.confirm.top).to_dict("records"):
-        trial = complete[row["run_id"]]
-        key = hashlib.sha256(space.fingerprint(trial.params).encode()).hexdigest()[:12]
+    best = board.head(plan.study.confirm.top)
+    for row in best.to_dict("records"):
+        trial = trial_of_run[row["run_id"]]
+        key = _digest(space.fingerprint(trial.params), 12)
         config = space.apply(trial.params, plan.overrides, plan.run)
-        chosen.entries[key] = RaceEntry(study_results.trial_name(trial, plan), config)
+        trial_name = study_results.trial_name(trial, plan)
+        chosen.entries[key] = RaceEntry(trial_name, config)
         chosen.searched[key] = float(row["val_accuracy"])
     return chosen
+
+
+def _digest(text: str, length: int) -> str:
+    """Return the first hexadecimal digits of the sha256 of a text."""
+    return hashlib.sha256(text.encode()).hexdigest()[:length]
 
 
 def _parent_run_id(
@@ -228,8 +239,9 @@ def _parent_run_id(
     asked: list[int | str] = [*seeds]
     if not wanted.fixed:
         asked.insert(0, "race")
-    content = json.dumps([stored.uid, sorted(keys), asked, prefer_of(plan.study)])
-    known = {"kind": KIND, "confirmation.key": hashlib.sha256(content.encode()).hexdigest()[:16]}
+    prefer = prefer_of(plan.study)
+    content = json.dumps([stored.uid, sorted(keys), asked, prefer])
+    known = {"kind": KIND, "confirmation.key": _digest(content, 16)}
     parent = tracker.find_run(known)
     if parent is not None and tracker.reopen_run(parent):
         return parent
@@ -242,11 +254,13 @@ def _conclude(race: SeedRace, candidates: _Candidates) -> _Conclusion:
     """Rank the candidates; StudyError if none finished on all seeds."""
     interim = race.interim()
     if "in" not in interim.states:
-        raise StudyError("\n".join(["no candidate finished on all seeds:", *race.failures()]))
+        lines = ["no candidate finished on all seeds:", *race.failures()]
+        raise StudyError("\n".join(lines))
     groups = []
     searched = {}
     for (key, entry), count in zip(race.entries.items(), interim.seeds, strict=True):
-        groups.append(Group(entry.name, race.finished(key)[:count]))
+        counted_runs = race.finished(key)[:count]
+        groups.append(Group(entry.name, counted_runs))
         searched[entry.name] = candidates.searched[key]
     ranking = confirmed_ranking(groups, interim, prefer_of(race.plan.study))
     ranking["sweep_val_accuracy"] = ranking["name"].map(searched)
@@ -259,8 +273,11 @@ def _conclude(race: SeedRace, candidates: _Candidates) -> _Conclusion:
         lessons.append(str(bias))
     if len(ranking) > 1:
         lessons.append(_separation(ranking, ranked))
-    seeds = _seeds_table(race, [group for group in groups if group.name in ranked])
-    run_ids = [run.run_id for group in groups for run in group.runs]
+    ranked_groups = [group for group in groups if group.name in ranked]
+    seeds = _seeds_table(race, ranked_groups)
+    run_ids: list[str] = []
+    for group in groups:
+        run_ids += [run.run_id for run in group.runs]
     return _Conclusion(ranking, seeds, run_ids, bias, lessons)
 
 
@@ -268,22 +285,24 @@ def _seeds_table(race: SeedRace, groups: Sequence[Group]) -> pd.DataFrame:
     rows = []
     for group in groups:
         for seed, run in zip(race.seeds, group.runs, strict=False):
-            rows.append((group.name, seed, run.metrics["val_accuracy"], run.run_id))
+            accuracy = run.metrics["val_accuracy"]
+            rows.append((group.name, seed, accuracy, run.run_id))
     return pd.DataFrame(rows, columns=["candidate", "seed", "val_accuracy", "run_id"])
 
 
 def _selection_bias(candidates: _Candidates, ranking: pd.DataFrame) -> SelectionBias | None:
     """Return by how much the best of the search was better there than on fresh seeds."""
-    best = next(iter(candidates.entries.values())).name
-    rows = ranking[ranking["name"] == best].to_dict("records")
+    best, *_ = candidates.entries.values()
+    rows = ranking[ranking["name"] == best.name].to_dict("records")
     if not rows:  # it lost a seed that it needed
         return None
+    row = rows[0]
     return SelectionBias(
-        name=best,
+        name=best.name,
         configurations=candidates.configurations,
-        searched=rows[0]["sweep_val_accuracy"],
-        confirmed=rows[0]["mean"],
-        seeds=rows[0]["seeds"],
+        searched=row["sweep_val_accuracy"],
+        confirmed=row["mean"],
+        seeds=row["seeds"],
     )
 
 
@@ -292,11 +311,17 @@ def _separation(ranking: pd.DataFrame, groups: Mapping[str, Group]) -> str:
 
     Where no other is tied, it is compared with the second.
     """
+    best = ranking.iloc[0]
     others = ranking.iloc[1:].sort_values("tied", ascending=False, kind="stable")
-    names = [ranking["name"].iloc[0], others["name"].iloc[0]]
+    other = others.iloc[0]
+    names = [best["name"], other["name"]]
     seeds = min(len(groups[name].runs) for name in names)
-    correct = [np.array([run.correct for run in groups[name].runs[:seeds]]) for name in names]
-    return sentences.separation(names, Gap.of(*correct), is_tied=bool(others["tied"].iloc[0]))
+    correct = []
+    for name in names:
+        shared = groups[name].runs[:seeds]
+        correct.append(np.array([run.correct for run in shared]))  # shape (seeds, images)
+    gap = Gap.of(*correct)
+    return sentences.separation(names, gap, is_tied=bool(other["tied"]))
 
 
 def _publish(race: SeedRace, conclusion: _Conclusion, results: RunResults, log: RunWriter) -> None:
@@ -320,8 +345,9 @@ def _publish(race: SeedRace, conclusion: _Conclusion, results: RunResults, log: 
 
 def _winner_record(conclusion: _Conclusion) -> dict[str, object]:
     ranking = conclusion.ranking
-    winner = ranking[ranking["winner"]].rename(columns=ACCURACY_COLUMNS)
-    return {str(name): value for name, value in winner.to_dict("records")[0].items()}
+    winners = ranking[ranking["winner"]].rename(columns=ACCURACY_COLUMNS)
+    record = winners.to_dict("records")[0]
+    return {str(name): value for name, value in record.items()}
 
 
 def _write_files(
@@ -355,14 +381,16 @@ def _print(race: SeedRace, conclusion: _Conclusion, results: RunResults) -> None
     is_even = conclusion.ranking["seeds"].nunique() == 1
     rule = sentences.winner_rule(prefer_of(study), is_even=is_even)
     run_ids = {run.run_id for run in race.runs.values()}
+    networks = conclusion.ranking["seeds"].sum()
     print_lines(
         *conclusion.lessons,
-        f"{conclusion.ranking['seeds'].sum()} networks were compared",
+        f"{networks} networks were compared",
         results.machines(race.parent_run_id, run_ids),
         f"winner: {winner.name} ({rule}), run {winner.run_id}",
     )
     promote = f"python sweeps/promote.py {_address(race.plan)}"
-    print_next(promote, race.tracker.address(race.parent_run_id, children=True))
+    shown_at = race.tracker.address(race.parent_run_id, children=True)
+    print_next(promote, shown_at)
 
 
 def _description(race: SeedRace, conclusion: _Conclusion | None = None) -> RunDescription:

@@ -91,7 +91,8 @@ class Halving:
         """
         losses = self._losses(trials, epoch)
         ranked = sorted(losses, key=lambda number: (losses[number], number))
-        return ranked[: max(at_least, len(ranked) // self._reductions[epoch])]
+        count = len(ranked) // self._reductions[epoch]
+        return ranked[: max(at_least, count)]
 
     def promotable(
         self, trials: Sequence[FrozenTrial], paused: Collection[PausedTrial], *, at_least: int
@@ -157,7 +158,8 @@ class Halving:
             value = trial.intermediate_values.get(epoch)
             if value is None or trial.state.name == "FAIL":
                 continue
-            losses[trial.number] = self._sign * value
+            loss = self._sign * value
             if math.isnan(value):
-                losses[trial.number] = math.inf
+                loss = math.inf
+            losses[trial.number] = loss
         return losses

@@ -58,7 +58,8 @@ def open_parent(plan: RunPlan, tracker: Tracker, title: str) -> MultirunParent:
             known = _interrupted(tracker, command)
         if known is None or not tracker.reopen_run(known):
             tags = {"kind": "multirun", **INITIAL, COMMAND_TAG: command}
-            return MultirunParent(tracker.create_run(first.config, first.dataset, title, **tags))
+            created = tracker.create_run(first.config, first.dataset, title, **tags)
+            return MultirunParent(created)
         tracker.claim_run(known)
     tracker.close_children(known, "KILLED")
     return MultirunParent(known, _finished(plan, tracker, known))
@@ -68,7 +69,8 @@ def _command_fingerprint(plan: RunPlan) -> str:
     """Return a digest of what is typed and of everything that decides the bits of the runs."""
     typed = [text for text in plan.typed if key_of(text) != "fresh"]
     jobs = [fingerprint(planned.config) for planned in plan.runs]
-    return hashlib.sha256("\n".join([*typed, *jobs]).encode()).hexdigest()[:16]
+    content = "\n".join([*typed, *jobs])
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def _interrupted(tracker: Tracker, command: str) -> str | None:
@@ -87,13 +89,15 @@ def _finished(plan: RunPlan, tracker: Tracker, parent_run_id: str) -> dict[int, 
     """Return the runs of a plan that the children of a parent have finished, by their number."""
     missing: dict[str, list[int]] = {}
     for number, planned in enumerate(plan.runs):
-        missing.setdefault(fingerprint(planned.config), []).append(number)
+        job = fingerprint(planned.config)
+        missing.setdefault(job, []).append(number)
     found: dict[int, Finished] = {}
-    for run_id, tags in tracker.children(parent_run_id, f"tags.`{JOB_TAG}` LIKE '%'"):
+    has_job = f"tags.`{JOB_TAG}` LIKE '%'"
+    for run_id, tags in tracker.children(parent_run_id, has_job):
         numbers = missing.get(tags[JOB_TAG], [])
-        result = None
-        if numbers:
-            result = _result(tracker, run_id, tags)
+        if not numbers:
+            continue
+        result = _result(tracker, run_id, tags)
         if result is not None:
             number = numbers.pop(0)
             found[number] = Finished(number, result)
@@ -106,9 +110,8 @@ def _result(tracker: Tracker, run_id: str, tags: Mapping[str, str]) -> TrialResu
     if metrics is None:
         return None
     try:
-        evaluation: Evaluation = evaluation_from_table(
-            tracker.artifact_table(run_id, "predictions")
-        )
+        table = tracker.artifact_table(run_id, "predictions")
+        evaluation: Evaluation = evaluation_from_table(table)
     except (*StoreFault, ParserError, KeyError):
         return None
     return TrialResult(run_id, metrics, [], evaluation, tags.get(WEIGHTS, ""))

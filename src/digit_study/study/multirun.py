@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 
@@ -112,7 +112,8 @@ def run(plan: RunPlan) -> None:
         if plan.is_multirun:
             _run_many(plan, tracker)
         else:
-            result = train_single(plan, tracker, run_name(plan.runs[0], []))
+            name = run_name(plan.runs[0], [])
+            result = train_single(plan, tracker, name)
             where = tracker.address(result.run_id)
             print_run(result.run_id, result.metrics, where)
 
@@ -130,10 +131,12 @@ def train_single(plan: RunPlan, tracker: Tracker, name: str, **tags: str) -> Tri
         StudyError: If it failed.
     """
     planned = plan.runs[0]
-    before = Checkpoint(planned.config, plan.workspace, plan.uri).read()
+    config = planned.config
+    before = Checkpoint(config, plan.workspace, plan.uri).read()
     if before is not None:
-        print_lines(goes_on(len(before.epochs), planned.config.epochs, before.run_id))
-    job = Job(0, name, planned.config, planned.dataset, tags)
+        done = len(before.epochs)
+        print_lines(goes_on(done, config.epochs, before.run_id))
+    job = Job(0, name, config, planned.dataset, tags)
     outcome = _train(plan, tracker, [job])[0]
     if isinstance(outcome, Failed):
         raise StudyError(outcome.reason)
@@ -155,11 +158,12 @@ def run_name(planned: PlannedRun, shared: Sequence[str]) -> str:
 def _run_many(plan: RunPlan, tracker: Tracker) -> None:
     """Train the runs of ``-m`` and compare them on their parent's page and on the terminal."""
     first = plan.runs[0]
-    swept = [
-        text for text in plan.typed if "tracking." not in text and not text.startswith("hydra")
-    ]
-    title = f"{len(plan.runs)} runs: {' '.join(swept)}"[:LONGEST_NAME]
-    parent = open_parent(plan, tracker, title)
+    swept = []
+    for text in plan.typed:
+        if "tracking." not in text and not text.startswith("hydra"):
+            swept.append(text)
+    title = f"{len(plan.runs)} runs: {' '.join(swept)}"
+    parent = open_parent(plan, tracker, title[:LONGEST_NAME])
     run_id = parent.run_id
     with parent_run(tracker, run_id, first.config, interrupted=INTERRUPTED) as writer:
         _describe(writer, plan, Comparison([]), [])
@@ -177,28 +181,37 @@ def _run_many(plan: RunPlan, tracker: Tracker) -> None:
             raise
         comparison = _compare(plan, names, outcomes)
         _record(writer, comparison)
-        failed = [
-            f"{name}: {outcome.reason}"
-            for name, outcome in zip(names, outcomes, strict=True)
-            if isinstance(outcome, Failed)
-        ]
+        failed = _failures(names, outcomes)
         _describe(writer, plan, comparison, failed)
         _print(comparison)
-        print_lines(f"parent run {run_id}", f"see it: {tracker.address(run_id, children=True)}")
+        where = tracker.address(run_id, children=True)
+        print_lines(f"parent run {run_id}", f"see it: {where}")
         tracker.tag_run(run_id, {ENDED_TAG: "true"})
         if failed:
-            raise_violations([f"{len(failed)} of {len(outcomes)} runs FAILED:", *failed])
+            heading = f"{len(failed)} of {len(outcomes)} runs FAILED:"
+            raise_violations([heading, *failed])
+
+
+def _failures(names: Sequence[str], outcomes: Outcomes) -> list[str]:
+    """Return why runs failed, a sentence each."""
+    found = []
+    for name, outcome in zip(names, outcomes, strict=True):
+        if isinstance(outcome, Failed):
+            found.append(f"{name}: {outcome.reason}")
+    return found
 
 
 def _names(plan: RunPlan) -> list[str]:
     """Return the short names of all runs of a plan."""
-    shared = set.intersection(*(set(planned.overrides) for planned in plan.runs))
-    return [run_name(planned, list(shared)) for planned in plan.runs]
+    overrides = [set(planned.overrides) for planned in plan.runs]
+    shared = list(set.intersection(*overrides))
+    return [run_name(planned, shared) for planned in plan.runs]
 
 
 def _child_jobs(plan: RunPlan, names: Sequence[str], parent: MultirunParent) -> list[Job]:
     """Return the runs of a plan that its parent lacks, the longest first."""
-    experiment = experiment_name(plan.runs[0].config, plan.runs[0].dataset)
+    first = plan.runs[0]
+    experiment = experiment_name(first.config, first.dataset)
     jobs = []
     for number in plan.longest_first:
         if number in parent.finished:
@@ -249,24 +262,38 @@ def _compare(plan: RunPlan, names: Sequence[str], outcomes: Outcomes) -> Compari
             continue
         result = outcome.result
         correct = result.evaluation.in_order().correct
-        candidate = Candidate(name, result.run_id, result.metrics, correct, planned.validation)
-        by_images.setdefault(planned.validation, []).append(candidate)
-        by_configuration.setdefault(_without_split(planned.config), []).append(candidate)
+        images = planned.validation
+        candidate = Candidate(name, result.run_id, result.metrics, correct, images)
+        by_images.setdefault(images, []).append(candidate)
+        configuration = _without_split(planned.config)
+        by_configuration.setdefault(configuration, []).append(candidate)
     if len(by_images) == 1:
-        return Comparison([ranking.leaderboard(*by_images.values())])
-    boards = [ranking.leaderboard(same) for same in by_images.values() if len(same) > 1]
-    alone = [same[0] for same in by_images.values() if len(same) == 1]
-    comparison = Comparison(boards)
+        board = ranking.leaderboard(*by_images.values())
+        return Comparison([board])
+    boards = []
+    alone = []
+    for same_images in by_images.values():
+        if len(same_images) > 1:
+            boards.append(ranking.leaderboard(same_images))
+        else:
+            alone += same_images
+    unpaired = None
     if alone:
-        comparison = replace(comparison, unpaired=ranking.unpaired_board(alone))
-    groups = [
-        Group(_configuration_name(runs[0].name), runs)
-        for runs in by_configuration.values()
-        if len({run.digest for run in runs}) > 1
-    ]
-    if groups:
-        comparison = replace(comparison, splits=ranking.mean_over_splits(groups))
-    return comparison
+        unpaired = ranking.unpaired_board(alone)
+    return Comparison(boards, unpaired, splits=_over_splits(by_configuration.values()))
+
+
+def _over_splits(configurations: Iterable[Sequence[Candidate]]) -> pd.DataFrame | None:
+    """Summarise configurations that were trained on several splits; None if none was."""
+    groups = []
+    for runs in configurations:
+        digests = {run.digest for run in runs}
+        if len(digests) > 1:
+            name = _configuration_name(runs[0].name)
+            groups.append(Group(name, runs))
+    if not groups:
+        return None
+    return ranking.mean_over_splits(groups)
 
 
 def _without_split(config: Config) -> str:
@@ -285,12 +312,12 @@ def _configuration_name(name: str) -> str:
 def _record(writer: RunWriter, comparison: Comparison) -> None:
     """Put the tables and figures of a comparison on the parent's page."""
     for number, board in enumerate(comparison.all_boards, start=1):
-        suffix = f"_{number}"
+        name = f"comparison_{number}"
         if number == 1:
-            suffix = ""
-        charts.write_table(board, writer.folder, f"comparison{suffix}")
+            name = "comparison"
+        charts.write_table(board, writer.folder, name)
         figure = leaderboard_figure(board, "Validation accuracy")
-        charts.save(figure, writer.folder / "figures" / f"comparison{suffix}.png")
+        charts.save(figure, writer.folder / "figures" / f"{name}.png")
     if len(comparison.boards) == 1 and comparison.unpaired is None:
         board = comparison.boards[0]
         writer.best(board, f"{len(board)} runs")
@@ -321,7 +348,11 @@ def _describe(
     if comparison.first_table is not None:
         files.insert(0, RANKING_FIGURE)
     configs = [flatten(planned.config) for planned in plan.runs]
-    differing = [key for key in configs[0] if len({str(config[key]) for config in configs}) > 1]
+    differing = []
+    for key in configs[0]:
+        values = {str(config[key]) for config in configs}
+        if len(values) > 1:
+            differing.append(key)
     description = RunDescription(
         answer="; ".join(comparison.answers) or "no run has finished yet",
         question=runs_question(len(plan.runs), plan.typed),

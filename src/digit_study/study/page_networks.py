@@ -48,10 +48,13 @@ def compare_networks(
         board: The leaderboard.
     """
     top = board.head(MOST_NETWORKS)
+    run_ids = [str(run_id) for run_id in top["run_id"]]
     names, _ = short_names([str(name) for name in top["name"]])
-    best = dict(zip(map(str, top["run_id"]), names, strict=True))
+    best = dict(zip(run_ids, names, strict=True))
     evaluations = _comparable(results, list(best))
-    mistakes = {int(image) for found in evaluations.values() for image in _surest_mistakes(found)}
+    mistakes: set[int] = set()
+    for evaluation in evaluations.values():
+        mistakes.update(_surest_mistakes(evaluation).tolist())
     shown = sorted(mistakes)
     images = _load_images(source, shown)
     notes = [images.problem]
@@ -62,21 +65,27 @@ def compare_networks(
     labels: dict[int, int] = {}
     for run_id, evaluation in evaluations.items():
         compared.append(_compared(best[run_id], run_id, evaluation, shown))
-        labels |= dict(zip(evaluation.index.tolist(), evaluation.labels.tolist(), strict=True))
+        indices = evaluation.index.tolist()
+        labels.update(zip(indices, evaluation.labels.tolist(), strict=True))
     cells = []
     for index in shown:
         cells.append({"index": index, "label": labels[index], "png": images.png.get(index)})
     curves = results.tracker.each(lambda run: _curve(results, *run), best.items())
-    return NetworkComparison(curves, compared, cells, " ".join(filter(None, notes)))
+    note = " ".join(filter(None, notes))
+    return NetworkComparison(curves, compared, cells, note)
 
 
 def _comparable(results: RunResults, run_ids: Sequence[str]) -> dict[str, Evaluation]:
     """Return the evaluations on the same images, by the id of the run."""
+    evaluations = results.evaluations(run_ids)
     found: dict[str, Evaluation] = {}
-    for run_id, evaluation in zip(run_ids, results.evaluations(run_ids), strict=True):
+    first: Evaluation | None = None
+    for run_id, evaluation in zip(run_ids, evaluations, strict=True):
         if evaluation is None:
             continue
-        if all(np.array_equal(evaluation.index, other.index) for other in found.values()):
+        if first is None:
+            first = evaluation
+        if np.array_equal(evaluation.index, first.index):
             found[run_id] = evaluation
     return found
 
@@ -84,22 +93,24 @@ def _comparable(results: RunResults, run_ids: Sequence[str]) -> dict[str, Evalua
 def _surest_mistakes(evaluation: Evaluation) -> npt.NDArray[np.int64]:
     """Return the index of each of the mistakes that a network was surest of."""
     wrong = np.flatnonzero(~evaluation.correct)
-    confidence = evaluation.probabilities.max(axis=1)[wrong]
-    surest = wrong[np.argsort(-confidence, kind="stable")]
-    return evaluation.index[surest[:MOST_MISTAKES]]
+    confidence = evaluation.probabilities.max(axis=1)
+    order = np.argsort(-confidence[wrong], kind="stable")
+    surest = wrong[order][:MOST_MISTAKES]
+    return evaluation.index[surest]
 
 
 def _compared(
     name: str, run_id: str, evaluation: Evaluation, shown: Sequence[int]
 ) -> dict[str, Any]:
     positions = np.searchsorted(evaluation.index, shown)
-    confidence = np.round(100 * evaluation.probabilities.max(axis=1)[positions]).astype(int)
+    confidence = evaluation.probabilities.max(axis=1)[positions]
+    percent = np.round(100 * confidence).astype(int)
     return {
         "name": name,
         "run_id": run_id,
         "confusion": evaluation.confusion.tolist(),
         "says": evaluation.predicted[positions].tolist(),
-        "sure": confidence.tolist(),
+        "sure": percent.tolist(),
     }
 
 
@@ -117,12 +128,12 @@ def _epoch_values(results: RunResults, run_id: str) -> dict[str, dict[int, float
     result = results.remembered(run_id)
     if result is None:
         ask = partial(results.tracker.epoch_values, run_id)
-        return dict(zip(CURVES, results.tracker.each(ask, CURVES), strict=True))
+        values = results.tracker.each(ask, CURVES)
+        return dict(zip(CURVES, values, strict=True))
     found: dict[str, dict[int, float]] = {}
     for metric in CURVES:
-        found[metric] = {
-            epoch: record[metric] for epoch, record in enumerate(result.epochs, start=1)
-        }
+        values_of_metric = [record[metric] for record in result.epochs]
+        found[metric] = dict(enumerate(values_of_metric, start=1))
     return found
 
 
@@ -140,23 +151,25 @@ def _load_images(source: DataConfig, shown: Sequence[int]) -> _Images:
     try:
         loaded = digits.load_digits(sources.resolve(source).config)
     except (StudyError, OSError) as fault:
-        reason = first_line(fault)
-        return _Images(
-            {}, f"The digits are not there any more, so no mistake is shown as an image: {reason}"
-        )
-    positions = {int(index): at for at, index in enumerate(loaded.validation_index)}
+        problem = "The digits are not there any more, so no mistake is shown as an image"
+        return _Images({}, f"{problem}: {first_line(fault)}")
+    positions = {int(index): position for position, index in enumerate(loaded.validation_index)}
     if not positions.keys() >= set(shown):
-        return _Images(
-            {},
+        problem = (
             "The digits are others than these networks were validated on: "
-            "no mistake is shown as an image.",
+            "no mistake is shown as an image."
         )
-    pixels = loaded.validation_images
-    return _Images({index: _png(pixels[positions[index]]) for index in shown})
+        return _Images({}, problem)
+    png = {}
+    for index in shown:
+        pixels = loaded.validation_images[positions[index]]
+        png[index] = _png(pixels)
+    return _Images(png)
 
 
 def _png(pixels: npt.NDArray[np.uint8]) -> str:
     """Return an image (28, 28, 1) as PNG in base64, ink on paper."""
     file = io.BytesIO()
-    Image.fromarray(255 - pixels[..., 0]).save(file, format="png", optimize=True)
+    image = Image.fromarray(255 - pixels[..., 0])
+    image.save(file, format="png", optimize=True)
     return base64.b64encode(file.getvalue()).decode()

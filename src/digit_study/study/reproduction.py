@@ -62,7 +62,8 @@ def reproduce(asked: Config, workspace: Workspace) -> None:
     existing = session.open_store(asked.tracking.uri, workspace)
     with existing.readable_faults():
         old = existing.finished_run(str(asked.reproduce), "reproduce")
-        before = evaluation_from_table(existing.predictions(old, "reproduce"))
+        predictions = existing.predictions(old, "reproduce")
+        before = evaluation_from_table(predictions)
         experiment = existing.client.get_experiment(old.info.experiment_id).name
     plan = _plan(asked, old, experiment, workspace)
     _use_onednn_of(old)
@@ -95,13 +96,16 @@ def assess(old: Run, new: Run, weights: str, test: PairedTest) -> Verdict:
     if old.data.tags.get("weights.sha256") == weights:
         sentence = f"bit-identical: {name}: equal weights, sha256 {weights}"
         return Verdict("bit-identical", sentence)
+    difference = f"{100 * test.difference:+.2f}"
     low = f"{100 * test.low:+.2f}"
     high = f"{100 * test.high:+.2f}"
-    changed = differences(provenance.plain(old.data.tags), provenance.plain(new.data.tags))
+    before = provenance.plain(old.data.tags)
+    after = provenance.plain(new.data.tags)
+    changed = "; ".join(differences(before, after))
     facts = (
-        f"{100 * test.difference:+.2f} points [{low}, {high}] on {test.images:,} validation "
+        f"{difference} points [{low}, {high}] on {test.images:,} validation "
         f"images, exact McNemar {p_equals(test.p_value)}; "
-        f"{'; '.join(changed) or 'nothing that was recorded differs'}"
+        f"{changed or 'nothing that was recorded differs'}"
     )
     if test.p_value >= SIGNIFICANCE:
         sentence = f"within seed noise: {name}: other weights, {facts}"
@@ -139,7 +143,8 @@ def _plan(asked: Config, old: Run, experiment: str, workspace: Workspace) -> Run
     path = config.data.path
     if asked.data.path is not None:
         path = asked.data.path
-    data = replace(config.data, path=path, sha256=tags.get("dataset.sha256", config.data.sha256))
+    sha256 = tags.get("dataset.sha256", config.data.sha256)
+    data = replace(config.data, path=path, sha256=sha256)
     # the tags have precision and threads in every case, the config where it was resolved
     threads = config.training.threads
     if tags.get("threads", "").isdecimal():
@@ -154,20 +159,32 @@ def _plan(asked: Config, old: Run, experiment: str, workspace: Workspace) -> Run
             f"{fault}; give the same digits with data.path=<mnist.npz>"
         ) from None
     uri = store_uri(asked.tracking.uri, workspace)
-    tracking = replace(asked.tracking, uri=uri, experiment=asked.tracking.experiment or experiment)
+    same_experiment = asked.tracking.experiment or experiment
+    tracking = replace(asked.tracking, uri=uri, experiment=same_experiment)
     # what goes on from another run's epochs would not show that they come out again
     resolved = replace(resolved, tracking=tracking, fresh=True)
     planned = PlannedRun([], resolved, source.name, cost=0.0)
     context = EngineContext(
-        workspace=workspace, options=asked.engine_options, data=resolved.data, tracking_uri=uri
+        workspace=workspace,
+        options=asked.engine_options,
+        data=resolved.data,
+        tracking_uri=uri,
     )
-    return RunPlan(typed=[], runs=[planned], is_multirun=False, workers=1, uri=uri, context=context)
+    return RunPlan(
+        typed=[],
+        runs=[planned],
+        is_multirun=False,
+        workers=1,
+        uri=uri,
+        context=context,
+    )
 
 
 def _use_onednn_of(old: Run) -> None:
     """Let TensorFlow, which is not imported yet, use oneDNN as it did for a recorded run."""
     os.environ.pop(ONEDNN_VARIABLE, None)
-    onednn = provenance.plain(old.data.tags).get("onednn", "default")
+    tags = provenance.plain(old.data.tags)
+    onednn = tags.get("onednn", "default")
     if onednn != "default":
         os.environ[ONEDNN_VARIABLE] = onednn
 

@@ -87,10 +87,11 @@ class RunResults:
     def remember(self, result: TrialResult) -> None:
         """Keep the result of a trial that has just ended."""
         evaluation = result.evaluation.in_order()
-        self._facts[result.run_id] = _RunFacts(result.metrics, evaluation.correct)
-        self._best[result.run_id] = replace(result, evaluation=evaluation)
+        run_id = result.run_id
+        self._facts[run_id] = _RunFacts(result.metrics, evaluation.correct)
+        self._best[run_id] = replace(result, evaluation=evaluation)
         if result.machine:
-            self._machines[result.run_id] = result.machine
+            self._machines[run_id] = result.machine
         if len(self._best) > MOST_NETWORKS:
             worst = min(self._best.values(), key=lambda kept: kept.metrics["val_accuracy"])
             del self._best[worst.run_id]
@@ -144,7 +145,8 @@ class RunResults:
         if run_id not in self._facts:
             table = self.tracker.artifact_table(run_id, "predictions").sort_values("index")
             metrics = self.tracker.finished_metrics(run_id) or {}
-            self._facts[run_id] = _RunFacts(metrics, table["correct"].to_numpy(bool))
+            correct = table["correct"].to_numpy(bool)
+            self._facts[run_id] = _RunFacts(metrics, correct)
         return self._facts[run_id]
 
     def machines(self, parent_run_id: str, run_ids: Set[str]) -> str:
@@ -166,15 +168,14 @@ class RunResults:
             finished = self.tracker.children(parent_run_id, HAS_RESULT)
         except StoreFault:  # the uploader says so
             return ""
-        compared = [tags for run_id, tags in finished if run_id in run_ids]
-        return provenance.mixture([provenance.plain(tags) for tags in compared])
+        compared = [provenance.plain(tags) for run_id, tags in finished if run_id in run_ids]
+        return provenance.mixture(compared)
 
 
 def feasible_trials(stored: StoredStudy) -> list[FrozenTrial]:
     """Return complete trials that keep every constraint, the best first."""
-    return [
-        entry.trial for entry in ranked_trials(stored.study) if not entry.rank.breaks_constraint
-    ]
+    ranked = ranked_trials(stored.study)
+    return [entry.trial for entry in ranked if not entry.rank.breaks_constraint]
 
 
 def trial_name(trial: FrozenTrial, plan: StudyPlan) -> str:
@@ -201,13 +202,18 @@ def leaderboard(plan: StudyPlan, stored: StoredStudy, results: RunResults) -> pd
     trials.sort(key=lambda trial: trial.number)
 
     def read(trial: FrozenTrial) -> Candidate | None:
-        return results.candidate(trial_name(trial, plan), trial.user_attrs[RUN_ID], digest)
+        name = trial_name(trial, plan)
+        run_id = trial.user_attrs[RUN_ID]
+        return results.candidate(name, run_id, digest)
 
-    groups: dict[str, list[Candidate]] = {}
-    for trial, found in zip(trials, results.tracker.each(read, trials), strict=True):
-        if found is not None:
-            groups.setdefault(space.fingerprint(trial.params), []).append(found)
-    return pooled_leaderboard([Group(group[0].name, group) for group in groups.values()])
+    candidates = results.tracker.each(read, trials)
+    replicates: dict[str, list[Candidate]] = {}
+    for trial, candidate in zip(trials, candidates, strict=True):
+        if candidate is not None:
+            configuration = space.fingerprint(trial.params)
+            replicates.setdefault(configuration, []).append(candidate)
+    groups = [Group(same[0].name, same) for same in replicates.values()]
+    return pooled_leaderboard(groups)
 
 
 def ranking_of(board: pd.DataFrame) -> RankedTable:
@@ -235,6 +241,7 @@ def trials_frame(plan: StudyPlan, stored: StoredStudy) -> pd.DataFrame:
 
 
 def _trial_row(plan: StudyPlan, trial: FrozenTrial) -> dict[str, Any]:
+    attributes = trial.user_attrs
     values = trial.values or [np.nan] * len(plan.objectives)
     row = {
         "number": trial.number,
@@ -242,14 +249,15 @@ def _trial_row(plan: StudyPlan, trial: FrozenTrial) -> dict[str, Any]:
         "value": values[0],
         "started": _time(trial.datetime_start),
         "finished": _time(trial.datetime_complete),
-        "seed": trial.user_attrs.get(SEED),
-        "replicate_of": trial.user_attrs.get(REPLICATE_OF),
-        "reason": trial.user_attrs.get(REASON, ""),
-        "run_id": trial.user_attrs.get(RUN_ID, ""),
+        "seed": attributes.get(SEED),
+        "replicate_of": attributes.get(REPLICATE_OF),
+        "reason": attributes.get(REASON, ""),
+        "run_id": attributes.get(RUN_ID, ""),
     }
     if trial.values:
         row |= dict(zip(plan.objectives, values, strict=True))
-    return row | {key: trial.params.get(key) for key in plan.keys}
+    params = {key: trial.params.get(key) for key in plan.keys}
+    return row | params
 
 
 def _time(moment: Any) -> Any:
@@ -264,8 +272,9 @@ def pareto_front(plan: StudyPlan, stored: StoredStudy) -> pd.DataFrame:
     Returns:
         Columns number, every objective, and front, which is True.
     """
+    trials = sorted(stored.study.best_trials, key=lambda trial: trial.number)
     rows = []
-    for trial in sorted(stored.study.best_trials, key=lambda trial: trial.number):
+    for trial in trials:
         values = dict(zip(plan.objectives, trial.values, strict=True))
         rows.append({"number": trial.number, **values, "front": True})
     return pd.DataFrame(rows, columns=["number", *plan.objectives, "front"])
@@ -280,10 +289,12 @@ def write(plan: StudyPlan, stored: StoredStudy, board: pd.DataFrame, folder: Pat
         board: Its leaderboard.
         folder: Where ``tables/`` and ``figures/`` are made.
     """
-    charts.write_table(trials_frame(plan, stored), folder, "trials")
+    trials = trials_frame(plan, stored)
+    charts.write_table(trials, folder, "trials")
     charts.write_table(board, folder, "leaderboard")
     if len(plan.objectives) > 1:
-        charts.write_table(pareto_front(plan, stored), folder, "pareto")
+        front = pareto_front(plan, stored)
+        charts.write_table(front, folder, "pareto")
     figures = folder / "figures"
     if len(board):
         figure = ranking_figures.leaderboard_figure(board, "Leaderboard, validation images")
@@ -344,7 +355,8 @@ def _problems(stored: StoredStudy) -> list[str]:
     for trial in stored.trials():
         reason = trial.user_attrs.get(REASON)
         if reason not in (None, EXCESS):
-            found.append(f"trial {trial.number}: {reason}"[:300])
+            problem = f"trial {trial.number}: {reason}"
+            found.append(problem[:300])
     return found[-MOST_PROBLEMS:]
 
 
@@ -380,7 +392,9 @@ class BestSoFar:
     def _shown(self, value: float) -> str:
         images = self._stored.study.user_attrs.get("validation_images")
         if self._objective == "val_accuracy" and images:
-            return str(Estimate(value, *accuracy_interval(round(value * images), images)))
+            correct = round(value * images)
+            low, high = accuracy_interval(correct, images)
+            return str(Estimate(value, low, high))
         return f"{self._objective} {value:.6g}"
 
 
@@ -401,14 +415,16 @@ def best_command(plan: StudyPlan, stored: StoredStudy) -> str:
     chosen = best.params | recorded | best.params
     overrides = compose.without_space(plan.overrides)
     typed = [text for text in overrides if _is_kept(text, chosen)]
-    words = [*typed, *[f"{key}={_typed(value)}" for key, value in chosen.items()]]
-    return " ".join(["python src/run.py", *map(shlex.quote, words)])
+    chosen_words = [f"{key}={_typed(value)}" for key, value in chosen.items()]
+    quoted = [shlex.quote(word) for word in (*typed, *chosen_words)]
+    return " ".join(["python src/run.py", *quoted])
 
 
 def _is_kept(override: str, chosen: Mapping[str, Any]) -> bool:
     """Return whether an override of the study belongs to the command of a single run."""
     key = override.lstrip("+~").split("=")[0]
-    return key not in chosen and re.split("[./]", key)[0] not in NOT_OF_A_RUN
+    group = re.split("[./]", key)[0]
+    return key not in chosen and group not in NOT_OF_A_RUN
 
 
 def _typed(value: Any) -> str:

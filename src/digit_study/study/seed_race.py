@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count, takewhile
@@ -92,12 +92,14 @@ class SeedRace(JobSource):
 
     def name(self, run: SeedRun) -> str:
         """Return candidate and seed, for a person."""
-        return f"{self.entries[run.fingerprint].name} seed {run.seed}"
+        entry = self.entries[run.fingerprint]
+        return f"{entry.name} seed {run.seed}"
 
     def finished(self, fingerprint: str) -> list[Candidate]:
         """Return the runs of a candidate with its first seeds, up to one that has not finished."""
         runs = [SeedRun(fingerprint, seed) for seed in self.seeds]
-        return [self.runs[run] for run in takewhile(lambda run: run in self.runs, runs)]
+        first_runs = takewhile(lambda run: run in self.runs, runs)
+        return [self.runs[run] for run in first_runs]
 
     def interim(self) -> InterimAnalysis:
         """Return where the race stands, with the candidates in the order of :attr:`entries`."""
@@ -108,23 +110,36 @@ class SeedRace(JobSource):
         return self._analysis
 
     def _analyse(self) -> InterimAnalysis:
-        runs = [self.finished(fingerprint) for fingerprint in self.entries]
-        lost = []
-        for number, (fingerprint, own) in enumerate(zip(self.entries, runs, strict=True)):
-            following = self.seeds[len(own) : len(own) + 1]
-            if any(SeedRun(fingerprint, seed) in self.failed for seed in following):
-                lost.append(number)
+        correct = []  # of every candidate, shape (seeds, images)
         parameters = []
-        for own in runs:
-            parameters.append(own[0].metrics["parameters"] if own else 0.0)
-        correct = [np.array([run.correct for run in own], dtype=np.bool_) for own in runs]
+        lost = []
+        for number, fingerprint in enumerate(self.entries):
+            runs = self.finished(fingerprint)
+            correct.append(np.array([run.correct for run in runs], dtype=np.bool_))
+            count = 0.0
+            if runs:
+                count = runs[0].metrics["parameters"]
+            parameters.append(count)
+            if self._has_lost_next_seed(fingerprint, len(runs)):
+                lost.append(number)
         return race(correct, parameters, self.first_seeds, len(self.seeds), lost)
+
+    def _has_lost_next_seed(self, fingerprint: str, finished: int) -> bool:
+        """Return whether the run after a candidate's finished runs has failed."""
+        if finished == len(self.seeds):
+            return False
+        following = SeedRun(fingerprint, self.seeds[finished])
+        return following in self.failed
 
     def failures(self) -> list[str]:
         """Return what went wrong with seeds that a candidate needed, one sentence each."""
         states = zip(self.entries, self.interim().states, strict=True)
         lost = {fingerprint for fingerprint, state in states if state == "lost"}
-        return [text for run, text in self.failed.items() if run.fingerprint in lost]
+        found = []
+        for run, sentence in self.failed.items():
+            if run.fingerprint in lost:
+                found.append(sentence)
+        return found
 
     def keep_models(self, run_ids: Collection[str]) -> None:
         """Delete the models of all runs but these."""
@@ -136,7 +151,8 @@ class SeedRace(JobSource):
         """Train what the race needs until it is over, on an engine that is stopped at the end."""
         with job_progress(prints_epochs=False) as progress:
             self._progress = progress
-            Runner(engine, self.tracker, self.plan.health()).run(self)
+            runner = Runner(engine, self.tracker, self.plan.health())
+            runner.run(self)
         self._progress = None
 
     # The methods of a job source.
@@ -150,16 +166,14 @@ class SeedRace(JobSource):
         """Return a run that the next interim analysis needs, or a later analysis may need."""
         interim = self.interim()
         active = set(self._active.values())
-        candidates = [*self._needed(interim), *self._ahead(interim)]
-        waiting = [run for run in candidates if run not in active]
+        waiting = [run for run in self._useful(interim) if run not in active]
         if not waiting:
             return None
         run = waiting[0]
         key = next(self._keys)
         self._active[key] = run
-        config = self.plan.child_config(
-            self.parent_run_id, self.entries[run.fingerprint].config, run.seed, save_model=True
-        )
+        entry = self.entries[run.fingerprint]
+        config = self.plan.child_config(self.parent_run_id, entry.config, run.seed, save_model=True)
         tags = {
             "kind": KIND,
             "study": self.plan.study.study,
@@ -186,8 +200,8 @@ class SeedRace(JobSource):
         """Stop a run that the race does not need any more."""
         if self._progress is not None:
             self._progress.epoch(job.key, event.epoch, event.record)
-        interim = self.interim()
-        if self._active[job.key] in {*self._needed(interim), *self._ahead(interim)}:
+        run = self._active[job.key]
+        if run in self._useful(self.interim()):
             return Decision.CONTINUE
         return Decision.STOP
 
@@ -217,32 +231,35 @@ class SeedRace(JobSource):
 
     def _keep(self, run: SeedRun, outcome: Finished) -> None:
         """Keep the result of a run, its images in the order of their index."""
-        evaluation = outcome.result.evaluation
-        correct = evaluation.correct[evaluation.index.argsort()]
+        entry = self.entries[run.fingerprint]
+        result = outcome.result
+        order = result.evaluation.index.argsort()
         self.runs[run] = Candidate(
-            self.entries[run.fingerprint].name,
-            outcome.result.run_id,
-            outcome.result.metrics,
-            correct,
+            entry.name,
+            result.run_id,
+            result.metrics,
+            result.evaluation.correct[order],
             str(self.plan.run.data.sha256),
         )
 
+    def _useful(self, interim: InterimAnalysis) -> list[SeedRun]:
+        """Return what is worth a slot: what the next analysis needs first."""
+        return [*self._needed(interim), *self._ahead(interim)]
+
     def _needed(self, interim: InterimAnalysis) -> list[SeedRun]:
         """Return what must still finish for the next analysis, seed by seed; nothing at the end."""
-        runs = [
-            SeedRun(fingerprint, seed)
-            for seed in self.seeds[: self.first_seeds]
-            for fingerprint in self.entries
-        ]
+        first_seeds = self.seeds[: self.first_seeds]
+        first = _seed_by_seed(first_seeds, self.entries)
         wanted = self.seeds[: interim.wanted]
-        runs += [run for run in self._further(interim) if run.seed in wanted]
-        return self._unfinished(runs)
+        further = [run for run in self._further(interim) if run.seed in wanted]
+        return self._unfinished([*first, *further])
 
     def _ahead(self, interim: InterimAnalysis) -> list[SeedRun]:
         """Return what fills slots meanwhile: later seeds, of the best candidates first."""
         means = {}
         for fingerprint in self.entries:
-            accuracies = [run.metrics["val_accuracy"] for run in self.finished(fingerprint)]
+            finished = self.finished(fingerprint)
+            accuracies = [run.metrics["val_accuracy"] for run in finished]
             means[fingerprint] = np.mean(accuracies or [0.0])
         further = self._further(interim)
         further.sort(key=lambda run: (run.seed, -means[run.fingerprint]))
@@ -252,15 +269,16 @@ class SeedRace(JobSource):
         """Return the runs beyond the first seeds of all candidates that are still in the race."""
         states = zip(self.entries, interim.goes_on, strict=True)
         going = [fingerprint for fingerprint, goes_on in states if goes_on]
-        later = self.seeds[self.first_seeds :]
-        return [SeedRun(fingerprint, seed) for seed in later for fingerprint in going]
+        later_seeds = self.seeds[self.first_seeds :]
+        return _seed_by_seed(later_seeds, going)
 
     def _unfinished(self, runs: Sequence[SeedRun]) -> list[SeedRun]:
         return [run for run in runs if run not in self.runs and run not in self.failed]
 
     def _label(self, run: SeedRun) -> str:
         """Return a run as a line of progress names it: a trial by its number alone."""
-        trial, colon, _ = self.entries[run.fingerprint].name.partition(":")
+        entry = self.entries[run.fingerprint]
+        trial, colon, _ = entry.name.partition(":")
         if colon and trial.isdigit():
             return f"trial {trial}, seed {run.seed}"
         return self.name(run)
@@ -276,19 +294,19 @@ class SeedRace(JobSource):
         self._progress.count(ended, total)
         self._progress.print(f"{ended}/{total}  {label}: {text}")
         is_race = self.first_seeds < len(self.seeds)
-        if is_race and before.wanted != interim.wanted != self.first_seeds:
+        is_new_analysis = before.wanted != interim.wanted != self.first_seeds
+        if is_race and is_new_analysis:
             self._progress.print(self._news(before, interim))
 
     def _news(self, before: InterimAnalysis, interim: InterimAnalysis) -> str:
         """Return what an interim analysis has found, in a sentence."""
         names = [entry.name.split(":")[0] for entry in self.entries.values()]
         dropped = []
-        going = []
-        for name, was, state, goes_on in zip(
-            names, before.states, interim.states, interim.goes_on, strict=True
-        ):
+        for name, was, state in zip(names, before.states, interim.states, strict=True):
             if state == "out" and was != "out":
                 dropped.append(name)
+        going = []
+        for name, goes_on in zip(names, interim.goes_on, strict=True):
             if goes_on:
                 going.append(name)
         sentence = f"after {max(interim.seeds)} seeds each: "
@@ -297,6 +315,14 @@ class SeedRace(JobSource):
         if going:
             return f"{sentence}more seeds for {', '.join(going)}"
         return f"{sentence}the race is over"
+
+
+def _seed_by_seed(seeds: Iterable[int], fingerprints: Collection[str]) -> list[SeedRun]:
+    """Return the runs of candidates on seeds: all candidates on a seed, then the next seed."""
+    runs = []
+    for seed in seeds:
+        runs += [SeedRun(fingerprint, seed) for fingerprint in fingerprints]
+    return runs
 
 
 @contextmanager
@@ -312,27 +338,31 @@ def race_run(race: SeedRace, results: RunResults, interrupted: str) -> Iterator[
         The writer of the parent run.
     """
     tracker = race.tracker
-    tracker.close_children(race.parent_run_id, "KILLED")
+    run_id = race.parent_run_id
+    config = race.plan.run
+    tracker.close_children(run_id, "KILLED")
     try:
-        with parent_run(
-            tracker, race.parent_run_id, race.plan.run, interrupted=interrupted
-        ) as writer:
+        with parent_run(tracker, run_id, config, interrupted=interrupted) as writer:
             race.resume(_finished_before(race, results))
             yield writer
     finally:
-        tracker.close_children(race.parent_run_id, "KILLED")
+        tracker.close_children(run_id, "KILLED")
 
 
 def _finished_before(race: SeedRace, results: RunResults) -> dict[SeedRun, Candidate]:
     """Return the runs of a race that earlier commands have finished."""
     finished = race.tracker.children(race.parent_run_id, HAS_RESULT)
+    digest = str(race.plan.run.data.sha256)
     found = {}
     for run_id, tags in finished:
-        run = SeedRun(tags.get(CANDIDATE_TAG, ""), int(tags.get(SEED_TAG, -1)))
-        if run.fingerprint not in race.entries or run.seed not in race.seeds:
+        fingerprint = tags.get(CANDIDATE_TAG, "")
+        seed = int(tags.get(SEED_TAG, -1))
+        takes_part = fingerprint in race.entries and seed in race.seeds
+        if not takes_part:
             continue
-        name = race.entries[run.fingerprint].name
-        candidate = results.candidate(name, run_id, str(race.plan.run.data.sha256))
+        run = SeedRun(fingerprint, seed)
+        name = race.entries[fingerprint].name
+        candidate = results.candidate(name, run_id, digest)
         if candidate is not None:
             found[run] = candidate
     return found

@@ -84,9 +84,11 @@ class TrialRecorder:
         """
         values = {name: metrics[name] for name in self._plan.objectives}
         shown = ", ".join(f"{name} {value:.6g}" for name, value in values.items())
-        if not all(map(math.isfinite, values.values())):
+        is_finite = all(math.isfinite(value) for value in values.values())
+        if not is_finite:
             reason = f"its result is no number: {shown}"
-            self.fail(trial, Failed(trial.number, FailureCause.TRIAL, reason), runs_again=False)
+            failure = Failed(trial.number, FailureCause.TRIAL, reason)
+            self.fail(trial, failure, runs_again=False)
             return
         study = self._stored.study
         if "validation_images" not in study.user_attrs:
@@ -97,14 +99,16 @@ class TrialRecorder:
             study.tell(trial.number, list(values.values()), skip_if_finished=True)
         tags = {f"trial.{name}": f"{value:.6g}" for name, value in values.items()}
         self._tag(trial, {STATUS_TAG: TrialStatus.COMPLETE, **tags})
-        self._drop_surpassed_model(Rank.of(self._stored.trial(trial.number), study))
+        completed = self._stored.trial(trial.number)
+        self._drop_surpassed_model(Rank.of(completed, study))
         self._on_end(TrialEnd(trial.number, TrialStatus.COMPLETE, shown))
 
     def prune(self, trial: FrozenTrial, epoch: int) -> None:
         """End a trial that was stopped after ``epoch``."""
         self._stored.study.tell(trial.number, state=TrialState.PRUNED, skip_if_finished=True)
-        # a trial that was stopped has ended its run; one whose process is gone has not
-        self._tracker.close_run(str(trial.user_attrs.get(RUN_ID)), "FINISHED", PRUNED_REASON)
+        run_id = str(trial.user_attrs.get(RUN_ID))
+        # a trial that was stopped has ended its run; a trial whose process is gone has not
+        self._tracker.close_run(run_id, "FINISHED", PRUNED_REASON)
         self._tag(trial, {STATUS_TAG: TrialStatus.PRUNED})
         self._on_end(TrialEnd(trial.number, TrialStatus.PRUNED, f"after epoch {epoch}"))
 
@@ -144,7 +148,9 @@ class TrialRecorder:
             self._fail_in_optuna(trial, failure.cause, reason, runs_again=runs_again)
         run_id = trial.user_attrs.get(RUN_ID)
         if run_id is not None:
-            status = "FAILED" if failure.cause.is_trials_fault else "KILLED"
+            status = "KILLED"
+            if failure.cause.is_trials_fault:
+                status = "FAILED"
             self._tracker.close_run(run_id, status, reason)
             self._tracker.tag_run(run_id, {STATUS_TAG: TrialStatus.FAIL, FAILURE_TAG: reason})
         if runs_again:
@@ -156,7 +162,8 @@ class TrialRecorder:
     def adopt_orphans(self) -> None:
         """End the trials that supervisors left RUNNING which are gone."""
         for trial in orphans(self._stored):
-            processes.end_process(trial.user_attrs.get(WORKER))
+            worker = trial.user_attrs.get(WORKER)
+            processes.end_process(worker)
             abandoned = Failed(trial.number, FailureCause.SUPERVISOR, ABANDONED)
             self._end_left(trial, abandoned)
 
@@ -190,31 +197,42 @@ class TrialRecorder:
         for status in (TrialStatus.RUNNING, TrialStatus.PAUSED):
             running += self._tracker.children_tagged(self._parent_run_id, {STATUS_TAG: status})
         for run_id, tags in running:
-            trial = trials.get(int(tags.get("trial.number", -1)))
-            is_its_run = trial is not None and trial.user_attrs.get(RUN_ID) == run_id
-            if trial is not None and is_its_run and trial.state.is_finished():
-                status = TrialStatus(trial.state.name)
-                reason = trial.user_attrs.get(REASON)
-            elif trial is None or trial.state != TrialState.RUNNING:
-                status = TrialStatus.FAIL
-                reason = ABANDONED
-            else:
-                continue
-            if status is TrialStatus.PRUNED:
-                self._tracker.close_run(run_id, "FINISHED", PRUNED_REASON)
-            else:
-                self._tracker.close_run(run_id, "KILLED", reason or ABANDONED)
-            changed = {STATUS_TAG: status.value}
-            if reason:
-                changed[FAILURE_TAG] = reason
-            self._tracker.tag_run(run_id, changed)
+            number = int(tags.get("trial.number", -1))
+            self._reconcile_run(run_id, trials.get(number))
+
+    def _reconcile_run(self, run_id: str, trial: FrozenTrial | None) -> None:
+        """End a run that MLflow has as running or paused, unless Optuna's trial still runs.
+
+        Args:
+            run_id: Id of the run.
+            trial: The trial that its tags name; None where Optuna has no such trial.
+        """
+        is_its_run = trial is not None and trial.user_attrs.get(RUN_ID) == run_id
+        if trial is not None and is_its_run and trial.state.is_finished():
+            status = TrialStatus(trial.state.name)
+            reason = trial.user_attrs.get(REASON)
+        elif trial is None or trial.state != TrialState.RUNNING:
+            status = TrialStatus.FAIL
+            reason = ABANDONED
+        else:
+            return
+        if status is TrialStatus.PRUNED:
+            self._tracker.close_run(run_id, "FINISHED", PRUNED_REASON)
+        else:
+            self._tracker.close_run(run_id, "KILLED", reason or ABANDONED)
+        changed = {STATUS_TAG: status.value}
+        if reason:
+            changed[FAILURE_TAG] = reason
+        self._tracker.tag_run(run_id, changed)
 
     def drop_models(self) -> None:
         """Delete the models of all trials but the best, whichever process trained them."""
         own = {trial.user_attrs.get(RUN_ID) for trial in self._stored.trials()}
-        kept = ranked_trials(self._stored.study)[: self._plan.study.search.keep_models]
+        keep_models = self._plan.study.search.keep_models
+        kept = ranked_trials(self._stored.study)[:keep_models]
         best = {entry.rank.run_id for entry in kept}
-        for run_id in self._tracker.runs_with_models(self._parent_run_id) & own - best:
+        with_models = self._tracker.runs_with_models(self._parent_run_id)
+        for run_id in with_models & (own - best):
             self._tracker.drop_models(str(run_id))
 
     def _known_metrics(self, trial: FrozenTrial) -> Mapping[str, float] | None:
@@ -230,15 +248,20 @@ class TrialRecorder:
         needed |= {constraint.metric for constraint in constraints}
         # MLflow has the seconds of the last epoch, not the mean of all
         known = metrics.keys() - {"epoch_seconds"}
-        return metrics if needed <= known else None
+        if not needed <= known:
+            return None
+        return metrics
 
     def _set_constraints(self, trial: FrozenTrial, metrics: Mapping[str, float]) -> None:
         """Record by how much a trial breaks each constraint."""
         writable = Trial(self._stored.study, self._stored.trial_id(trial.number))
         for constraint in constraints_of(self._plan.study.search):
-            sign = "<=" if constraint.sign > 0 else ">="
+            sign = ">="
+            if constraint.sign > 0:
+                sign = "<="
             name = f"{constraint.metric} {sign} {constraint.bound:g}"
-            writable.set_constraint(name, constraint.violation(dict(metrics)))
+            violation = constraint.violation(dict(metrics))
+            writable.set_constraint(name, violation)
 
     def _drop_surpassed_model(self, rank: Rank) -> None:
         """Delete the model of the trial that a new result pushes out of the best."""
@@ -260,31 +283,34 @@ class TrialRecorder:
         writable.set_user_attr(CAUSE, cause.value)
         if runs_again:
             writable.set_user_attr(REQUEUED, value=True)
-            # a process that was killed while it ended this trial may have enqueued it already
-            retried = {other.user_attrs.get(RETRY_OF) for other in self._stored.trials()}
-            if trial.number not in retried:
-                kept = {
-                    key: trial.user_attrs[key]
-                    for key in (BASELINE, SEED)
-                    if key in trial.user_attrs
-                }
-                params = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
-                study.enqueue_trial(params, user_attrs={**kept, RETRY_OF: trial.number})
+            self._enqueue_again(trial)
         study.tell(trial.number, state=TrialState.FAIL, skip_if_finished=True)
+
+    def _enqueue_again(self, trial: FrozenTrial) -> None:
+        """Enqueue the configuration of a trial, once."""
+        # a process that was killed while it ended this trial may have enqueued it already
+        retried = {other.user_attrs.get(RETRY_OF) for other in self._stored.trials()}
+        if trial.number in retried:
+            return
+        attributes = {}
+        for key in (BASELINE, SEED):
+            if key in trial.user_attrs:
+                attributes[key] = trial.user_attrs[key]
+        attributes[RETRY_OF] = trial.number
+        params = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
+        self._stored.study.enqueue_trial(params, user_attrs=attributes)
 
     def _count_failure(self, trial: FrozenTrial, reason: str) -> None:
         """Stop the study after as many failures as it may have."""
         self._failures += 1
         search = self._plan.study.search
+        limit = search.max_failures
+        failed = f"trial {trial.number} failed: {reason}"
         if search.fail_fast:
-            self.stop_reason = (
-                f"stopped by search.fail_fast=true: trial {trial.number} failed: {reason}"
-            )
-        elif search.max_failures is not None and self._failures >= search.max_failures:
-            self.stop_reason = (
-                f"stopped by search.max_failures={search.max_failures}: "
-                f"trial {trial.number} failed: {reason}"
-            )
+            self.stop_reason = f"stopped by search.fail_fast=true: {failed}"
+        elif limit is not None and self._failures >= limit:
+            self.stop_reason = f"stopped by search.max_failures={limit}: {failed}"
 
     def _tag(self, trial: FrozenTrial, tags: Mapping[str, str]) -> None:
-        self._tracker.tag_run(str(trial.user_attrs.get(RUN_ID)), tags)
+        run_id = str(trial.user_attrs.get(RUN_ID))
+        self._tracker.tag_run(run_id, tags)

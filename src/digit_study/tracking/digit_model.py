@@ -27,10 +27,13 @@ class DigitModel:
         Returns:
             Probabilities, (n, 10), float32.
         """
-        pixels = np.asarray(data, np.float32).reshape(-1, 28, 28, 1)
-        return self._network.predict(pixels, verbose=0)
+        pixels = np.asarray(data, np.float32)
+        images = pixels.reshape(-1, 28, 28, 1)
+        return self._network.predict(images, verbose=0)
 
 
 def _load_pyfunc(path: str) -> DigitModel:
     """Load the model that lies in a folder; MLflow calls it by this name."""
-    return DigitModel(keras.saving.load_model(Path(path) / "data" / "model.keras"))
+    file = Path(path) / "data" / "model.keras"
+    network = keras.saving.load_model(file)
+    return DigitModel(network)

@@ -44,8 +44,8 @@ def share_view(store: Store, run_id: str, keys: Sequence[str], tags: Sequence[st
         "orderByAsc": False,
         "selectedColumns": [*metrics, *named, *params],
     }
-    tag = f"{SHARED_VIEW}{run_id}"
-    store.client.set_experiment_tag(store.experiment_of(run_id), tag, json.dumps(view))
+    experiment = store.experiment_of(run_id)
+    store.client.set_experiment_tag(experiment, f"{SHARED_VIEW}{run_id}", json.dumps(view))
 
 
 def describe_experiment(store: Store, experiment: str, answers: Mapping[str, str]) -> None:
@@ -64,15 +64,19 @@ def describe_experiment(store: Store, experiment: str, answers: Mapping[str, str
     )
     lines = []
     for run in parents:
-        link = f"[{escape(run.info.run_name)}]({run_page(experiment, run.info.run_id)})"
-        answer = answers.get(run.info.run_id, run.data.tags[ANSWER])
+        run_id = run.info.run_id
+        name = escape(run.info.run_name)
+        link = f"[{name}]({run_page(experiment, run_id)})"
+        answer = answers.get(run_id, run.data.tags[ANSWER])
         lines.append(f"{link}: {escape(answer)}")
-    store.client.set_experiment_tag(experiment, MLFLOW_RUN_NOTE, "\n\n".join(lines))
+    description = "\n\n".join(lines)
+    store.client.set_experiment_tag(experiment, MLFLOW_RUN_NOTE, description)
 
 
 def model_page(name: str, version: str = "") -> str:
     """Return the page of a registered model, or of a version, as a link from any other page."""
-    page = f"#/models/{urllib.parse.quote(name, safe='')}"
+    quoted = urllib.parse.quote(name, safe="")
+    page = f"#/models/{quoted}"
     if version:
         return f"{page}/versions/{version}"
     return page
@@ -105,17 +109,22 @@ def newest_address(store: Store, page: str) -> str:
     """Return the `page_address` of a page with a new result, which ``make ui`` opens."""
     if not store.is_server:
         with suppress(OSError):  # where it cannot be kept, `make ui` opens the front page
-            store.workspace.newest_result.write_text(f"{local_address()}/{_for_training(page)}\n")
+            address_line = f"{local_address()}/{_for_training(page)}\n"
+            store.workspace.newest_result.write_text(address_line)
     return page_address(store, page)
 
 
 def page_address(store: Store, page: str) -> str:
     """Return the command, where it is needed, and the address of a page of a store."""
+    page = _for_training(page)
     if store.is_server:
-        return f"{store.view_command.rstrip('/')}/{_for_training(page)}"
-    return f"{store.view_command}, then {local_address()}/{_for_training(page)}"
+        server = store.view_command.rstrip("/")
+        return f"{server}/{page}"
+    return f"{store.view_command}, then {local_address()}/{page}"
 
 
 def _for_training(page: str) -> str:
-    separator = "&" if "?" in page else "?"
+    separator = "?"
+    if "?" in page:
+        separator = "&"
     return f"{page}{separator}{TRAINING}"

@@ -59,8 +59,10 @@ def code_tags() -> dict[str, str]:
     if _git("rev-parse --show-toplevel") != str(ROOT):
         return dict.fromkeys(GIT_COMMANDS, UNKNOWN)
     found = {tag: _git(words) for tag, words in GIT_COMMANDS.items()}
-    if found["git.dirty"] != UNKNOWN:
-        found["git.dirty"] = str(bool(found["git.dirty"])).lower()
+    changes = found["git.dirty"]
+    if changes != UNKNOWN:
+        is_dirty = bool(changes)
+        found["git.dirty"] = str(is_dirty).lower()
     return found
 
 
@@ -68,11 +70,10 @@ def _git(words: str) -> str:
     """Return what git prints; ``unknown`` without git or without a repository."""
     command = ["git", "-C", str(ROOT), *words.split()]
     # a hook of another repository sets GIT_DIR and more; settings of git itself stay
-    environment = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith("GIT_") or name.startswith("GIT_CONFIG")
-    }
+    environment = {}
+    for name, value in os.environ.items():
+        if not name.startswith("GIT_") or name.startswith("GIT_CONFIG"):
+            environment[name] = value
     try:
         text = subprocess.check_output(
             command, stderr=subprocess.DEVNULL, text=True, env=environment
@@ -84,9 +85,10 @@ def _git(words: str) -> str:
 
 def machine_tags() -> dict[str, str]:
     """Return what of this process and its machine decides bits and seconds of a run."""
+    settings = [f"{key}={value}" for key, value in KERAS_SETTINGS.items()]
     return {
         "pid": str(os.getpid()),
-        "keras": ", ".join(f"{key}={value}" for key, value in KERAS_SETTINGS.items()),
+        "keras": ", ".join(settings),
         "onednn": os.environ.get("TF_ENABLE_ONEDNN_OPTS", "default"),
         "host": platform.node(),
         "os": platform.platform(),
@@ -110,7 +112,8 @@ def mixture(runs: Sequence[Mapping[str, str]]) -> str:
     Returns:
         The sentence; empty if nothing differs.
     """
-    keys = {key for tags in runs for key in tags}
+    keys: set[str] = set()
+    keys.update(*runs)
     differences = []
     for key in sorted(keys):
         if key not in DECIDING and not key.startswith(VERSION):
@@ -118,7 +121,8 @@ def mixture(runs: Sequence[Mapping[str, str]]) -> str:
         counts = Counter(tags.get(key, "unknown") for tags in runs)
         if len(counts) > 1:
             values = [f"{value} ({count})" for value, count in counts.most_common()]
-            differences.append(f"{key.removeprefix(VERSION)} {' and '.join(values)}")
+            name = key.removeprefix(VERSION)
+            differences.append(f"{name} {' and '.join(values)}")
     if not differences:
         return ""
     found = "; ".join(differences)

@@ -74,7 +74,8 @@ class Queries(Runs):
 
     def find_run(self, tags: Mapping[str, str]) -> str | None:
         """Return the id of the newest run in any experiment that has all of ``tags``."""
-        found = self.client.search_runs(self._experiments(), _all_of(tags), max_results=1)
+        experiments = self._experiments()
+        found = self.client.search_runs(experiments, _all_of(tags), max_results=1)
         if not found:
             return None
         return str(found[0].info.run_id)
@@ -96,7 +97,8 @@ class Queries(Runs):
         It restores the whole experiment, if that was deleted.
         """
         experiment_id = self.client.get_run(run_id).info.experiment_id
-        if self.client.get_experiment(experiment_id).lifecycle_stage != "active":
+        experiment = self.client.get_experiment(experiment_id)
+        if experiment.lifecycle_stage != "active":
             return restore_command(self.uri, "experiment", experiment_id, self.workspace)
         return restore_command(self.uri, "run", run_id, self.workspace)
 
@@ -112,7 +114,8 @@ class Queries(Runs):
 
     def _experiments(self, view: int = ViewType.ACTIVE_ONLY) -> list[str]:
         """Return the ids of the experiments that a view of MLflow shows."""
-        return [experiment.experiment_id for experiment in self.client.search_experiments(view)]
+        found = self.client.search_experiments(view)
+        return [experiment.experiment_id for experiment in found]
 
     def runs_with_models(self, parent_run_id: str) -> set[str]:
         """Return the ids of all runs that have a model, in the experiment of a run."""
@@ -134,7 +137,8 @@ class Queries(Runs):
             since: When it must have begun at the earliest, in seconds since 1970.
         """
         began = f"attributes.start_time > {since * 1000:.0f}"
-        return next(self._confirmations(study, began, "attributes.end_time DESC"), None)
+        confirmations = self._confirmations(study, began, "attributes.end_time DESC")
+        return next(confirmations, None)
 
     def _confirmations(self, study: str, condition: str, order: str) -> Iterator[Run]:
         """Yield confirmations of a study that have a winner and meet a condition, in an order."""
@@ -143,7 +147,8 @@ class Queries(Runs):
         found = self.client.search_runs(experiments, query, order_by=[order], max_results=MOST_RUNS)
         # the name is compared here: MLflow's filters cannot quote a quote
         for run in found:
-            if run.data.tags.get("study") == study and "winner.run_id" in run.data.tags:
+            tags = run.data.tags
+            if tags.get("study") == study and "winner.run_id" in tags:
                 yield run
 
     def confirmed_winner(self, study: str, uid: str | None = None) -> str:
@@ -161,40 +166,43 @@ class Queries(Runs):
                 ``uid`` does not say which is meant.
         """
         parents = self._studies(study)
-        known = {run.data.tags.get(STUDY_UID) for run in parents}
+        known = {_study_uid(run) for run in parents}
         if uid in known:
-            parents = [run for run in parents if run.data.tags.get(STUDY_UID) == uid]
+            parents = [run for run in parents if _study_uid(run) == uid]
         since = 0
         wanted = None
         if parents:
             # a study that was begun anew, with search.fresh, has nothing of the study before it
             newest = max(parents, key=lambda run: int(run.info.start_time))
             since = newest.info.start_time
-            wanted = newest.data.tags.get(STUDY_UID)
+            wanted = _study_uid(newest)
         is_finished = "attributes.status = 'FINISHED'"
-        confirmations = list(self._confirmations(study, is_finished, "attributes.start_time DESC"))
-        of_others = [
-            run for run in confirmations if run.data.tags.get(STUDY_UID) not in (None, wanted)
-        ]
-        own = [
-            run for run in confirmations if run not in of_others and run.info.start_time >= since
-        ]
+        own = []
+        of_others = []
+        for run in self._confirmations(study, is_finished, "attributes.start_time DESC"):
+            if _study_uid(run) not in (None, wanted):
+                of_others.append(run)
+            elif run.info.start_time >= since:
+                own.append(run)
         if not own:
             raise self._no_winner(study, since, of_others)
+        latest = own[0]
         if of_others and uid not in known:
-            raise _ambiguous(study, [own[0], *of_others])
-        return str(own[0].data.tags["winner.run_id"])
+            raise _ambiguous(study, [latest, *of_others])
+        return str(latest.data.tags["winner.run_id"])
 
     def _studies(self, study: str) -> list[Run]:
         """Return the parent runs of all studies of a name."""
+        experiments = self._experiments()
         is_study = "tags.kind = 'study'"
-        found = self.client.search_runs(self._experiments(), is_study, max_results=MOST_RUNS)
+        found = self.client.search_runs(experiments, is_study, max_results=MOST_RUNS)
         return [run for run in found if run.data.tags.get("study") == study]
 
     def _no_winner(self, study: str, since: int, of_others: Sequence[Run]) -> StudyError:
         """Return the error for a study without a confirmed winner, and say what comes first."""
+        experiments = self._experiments()
         is_of_study = "tags.study LIKE '%'"
-        runs = self.client.search_runs(self._experiments(), is_of_study, max_results=MOST_RUNS)
+        runs = self.client.search_runs(experiments, is_of_study, max_results=MOST_RUNS)
         own = [run for run in runs if run.data.tags["study"] == study]
         recent = [run for run in own if run.info.start_time >= since]
         trained = [run for run in recent if _is_trained(run)]
@@ -274,9 +282,11 @@ class Queries(Runs):
 
     def was_stopped(self, run_id: str) -> bool:
         """Return whether a trial ended its run because it was told to stop, without a result."""
-        if STOPPED in self.spooled(run_id).outcome:
+        outcome = self.spooled(run_id).outcome
+        if STOPPED in outcome:
             return True
-        return _is_stopped(self.client.get_run(run_id))
+        run = self.client.get_run(run_id)
+        return _is_stopped(run)
 
     def epoch_values(self, run_id: str, metric: str) -> dict[int, float]:
         """Return a metric of a run after every epoch.
@@ -302,10 +312,12 @@ class Queries(Runs):
     def artifact_table(self, run_id: str, name: str) -> pd.DataFrame:
         """Return ``tables/<name>.csv`` of a run."""
         file = f"tables/{name}.csv"
+        spooled = self.spooled(run_id).folder / file
         with suppress(FileNotFoundError):
-            return pd.read_csv(self.spooled(run_id).folder / file)
+            return pd.read_csv(spooled)
         with tempfile.TemporaryDirectory() as folder:
-            return pd.read_csv(self.client.download_artifacts(run_id, file, folder))
+            downloaded = self.client.download_artifacts(run_id, file, folder)
+            return pd.read_csv(downloaded)
 
     def predictions(self, run: Run, key: str) -> pd.DataFrame:
         """Return the predictions.csv of a run.
@@ -335,7 +347,9 @@ class Queries(Runs):
         """
         with self.readable_faults():
             run_id = models.run_of_model(self.client, named)
-            return evaluation_from_table(self.predictions(self.client.get_run(run_id), "model"))
+            run = self.client.get_run(run_id)
+            table = self.predictions(run, "model")
+            return evaluation_from_table(table)
 
     # ------------------------------------------------------------------------------- faults
 
@@ -361,11 +375,17 @@ def _ambiguous(study: str, confirmations: Sequence[Run]) -> StudyError:
 
 def _named(confirmations: Sequence[Run]) -> str:
     """Name the winners of confirmations and their studies."""
-    winners = {
-        run.data.tags.get(STUDY_UID): str(run.data.tags["winner.run_id"])
-        for run in reversed(confirmations)
-    }
-    return ", ".join(f"winner {winner} of study {uid}" for uid, winner in winners.items())
+    winners = {}
+    for run in reversed(confirmations):  # the newest of a study counts
+        winners[_study_uid(run)] = str(run.data.tags["winner.run_id"])
+    named = [f"winner {winner} of study {uid}" for uid, winner in winners.items()]
+    return ", ".join(named)
+
+
+def _study_uid(run: Run) -> str | None:
+    """Return which study a run is of; None for runs of earlier code."""
+    uid: str | None = run.data.tags.get(STUDY_UID)
+    return uid
 
 
 def _is_trained(run: Run) -> bool:
@@ -402,7 +422,8 @@ def recorded_config(run: Run) -> Config:
     overrides = []
     for key, text in run.data.params.items():
         if not key.startswith(NOT_RECORDED):
-            overrides.append(f"{key}={_override_value(text)}")
+            value = _override_value(text)
+            overrides.append(f"{key}={value}")
     try:
         config: Config = compose.compose_config(overrides, recorded=True)
         config.validate()
@@ -418,4 +439,5 @@ def _override_value(text: str) -> str:
     """Return a param as Hydra reads it: quoted it is a string, which the schema converts."""
     if text == "None":
         return "null"
-    return str(QuotedString(text, Quote.single).with_quotes())
+    quoted = QuotedString(text, Quote.single)
+    return str(quoted.with_quotes())

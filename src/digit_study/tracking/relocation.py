@@ -65,7 +65,8 @@ def follow_project(uri: str, workspace: Workspace) -> None:
         with workspace.lock(".store.lock"):
             moves = _moves(path, workspace)  # another process may have been faster
             _rewrite(path, moves)
-        for root in sorted({move.old_root for move in moves}):
+        roots = {move.old_root for move in moves}
+        for root in sorted(roots):
             _move_spooled(root, workspace)
             print_error(f"The project has moved from {root}: its store follows.", "yellow")
 
@@ -75,21 +76,27 @@ def _moves(path: Path, workspace: Workspace) -> list[Move]:
     with closing(_connect(path)) as connection:
         rows = connection.execute("SELECT experiment_id, artifact_location FROM experiments")
         locations = {str(number): str(location) for number, location in rows}
-    own = path.is_relative_to(workspace.root)
+    is_own_store = path.is_relative_to(workspace.root)
     artifacts = f"{workspace.artifacts.as_uri()}/"
     moves = []
     for location in locations.values():
         start, folder, name = location.rpartition(FOLDER)
         is_local = start.startswith(("file://", "/"))
-        if not folder or not is_local or "/" in name or f"{start}{folder}" == artifacts:
+        is_experiments_folder = bool(folder) and is_local and "/" not in name
+        has_stayed = f"{start}{folder}" == artifacts
+        if not is_experiments_folder or has_stayed:
             continue
         move = Move(location, f"{artifacts}{name}")
         is_here = _path_of(move.new).exists()
         is_there = _path_of(move.old).exists()
+        has_moved = is_here and not is_there
         # a copy of a project leaves its old folder where it was
-        if (is_here and not is_there) or (own and (is_here or not is_there)):
+        is_copy = is_here and is_there
+        is_nowhere = not is_here and not is_there
+        if has_moved or (is_own_store and (is_copy or is_nowhere)):
             moves.append(move)
-    roots = {move.old_root for move in moves if move.old != locations.get(DEFAULT)}
+    default_location = locations.get(DEFAULT)
+    roots = {move.old_root for move in moves if move.old != default_location}
     return [move for move in moves if move.old_root in roots]
 
 
@@ -98,11 +105,12 @@ def _rewrite(path: Path, moves: list[Move]) -> None:
     with closing(_connect(path)) as connection, connection:
         connection.execute("BEGIN IMMEDIATE")
         for move in moves:
+            addresses = {"old": move.old, "new": move.new}
             for table, column in COLUMNS:
                 connection.execute(
                     f"UPDATE {table} SET {column} = :new || substr({column}, length(:old) + 1) "
                     f"WHERE {column} = :old OR substr({column}, 1, length(:old) + 1) = :old || '/'",
-                    {"old": move.old, "new": move.new},
+                    addresses,
                 )
 
 
@@ -110,10 +118,11 @@ def _move_spooled(old_root: Path, workspace: Workspace) -> None:
     """Let what runs still have to upload belong to the store in the new folder."""
     store = sqlite_uri(old_root / "x").removesuffix("x")
     new_store = sqlite_uri(workspace.root / "x").removesuffix("x")
-    artifacts = f"{old_root.as_uri()}/"
+    root = f"{old_root.as_uri()}/"
+    new_root = f"{workspace.root.as_uri()}/"
     for folder in workspace.spool.glob("*/"):
         _replace(folder / "about.json", "uri", store, new_store)
-        _replace(folder / "sent.json", "model_place", artifacts, f"{workspace.root.as_uri()}/")
+        _replace(folder / "sent.json", "model_place", root, new_root)
 
 
 def _replace(path: Path, key: str, old: str, new: str) -> None:
@@ -121,7 +130,8 @@ def _replace(path: Path, key: str, old: str, new: str) -> None:
     with suppress(OSError, ValueError):
         record = json.loads(path.read_text())
         if str(record.get(key)).startswith(old):
-            record[key] = f"{new}{record[key].removeprefix(old)}"
+            rest = record[key].removeprefix(old)
+            record[key] = f"{new}{rest}"
             write_whole(path, json.dumps(record).encode())
 
 
@@ -133,5 +143,6 @@ def _connect(path: Path) -> sqlite3.Connection:
 def _path_of(location: str) -> Path:
     """Return the path of a local artifact location."""
     if location.startswith("file://"):
-        return Path(urllib.parse.unquote(location.removeprefix("file://")))
+        quoted = location.removeprefix("file://")
+        return Path(urllib.parse.unquote(quoted))
     return Path(location)

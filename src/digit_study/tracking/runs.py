@@ -53,13 +53,15 @@ class Runs(Store):
         Returns:
             The id of the run.
         """
-        experiment = self.experiment_id(experiment_name(config, dataset))
+        experiment = experiment_name(config, dataset)
+        experiment_id = self.experiment_id(experiment)
         all_tags = run_tags(config, dataset, **tags)
         shown = config.tracking.run_name or name
         # a signal between the store's commit and our receiving the id would leave a run that
         # nobody knows to end
         with deferred_signals() as is_stopping:
-            info = self.client.create_run(experiment, tags=all_tags, run_name=shown).info
+            created = self.client.create_run(experiment_id, tags=all_tags, run_name=shown)
+            info = created.info
             if is_stopping():
                 self.client.set_terminated(info.run_id, "KILLED")
         self.location(info.run_id, info)
@@ -90,8 +92,9 @@ class Runs(Store):
             parent_run_id: Id of the parent run.
             status: FAILED or KILLED.
         """
+        is_running = "attributes.status = 'RUNNING'"
         with suppress(*StoreFault):  # the end of the parent reports it
-            for run_id, _ in self.children(parent_run_id, "attributes.status = 'RUNNING'"):
+            for run_id, _ in self.children(parent_run_id, is_running):
                 self.close_run(run_id, status, "its supervisor ended before it")
 
     def reopen_run(self, run_id: str) -> bool:
@@ -176,12 +179,14 @@ class Runs(Store):
         Args:
             packed: What `pack` returned there.
         """
-        with TemporaryDirectory() as folder:
+        with TemporaryDirectory() as name:
+            folder = Path(name)
             with tarfile.open(fileobj=BytesIO(packed)) as archive:
                 archive.extractall(folder, filter="data")
-            for path in Path(folder).iterdir():
-                packed_run = SpooledRun(path.name, self.workspace, spool=Path(folder))
-                self.spooled(path.name).merge(self.uri, packed_run)
+            for path in folder.iterdir():
+                run_id = path.name
+                packed_run = SpooledRun(run_id, self.workspace, spool=folder)
+                self.spooled(run_id).merge(self.uri, packed_run)
 
     def _upload(self, run_id: str) -> None:
         """Upload what is spooled of a run, or leave it to the background uploader."""
@@ -201,12 +206,17 @@ def run_tags(config: Config, dataset: str, **tags: str) -> dict[str, str]:
         dataset: Name of the digits.
         **tags: More tags, which stand before those of data and provenance.
     """
-    found = {MLFLOW_SOURCE_NAME: Path(sys.argv[0]).name, MLFLOW_USER: processes.user_name()}
-    if config.tracking.parent_run_id:
-        found[MLFLOW_PARENT_RUN_ID] = config.tracking.parent_run_id
-    found |= config.tracking.own_tags
-    if config.tracking.note:
-        found[MLFLOW_RUN_NOTE] = config.tracking.note
+    command = Path(sys.argv[0])
+    tracking = config.tracking
+    found = {
+        MLFLOW_SOURCE_NAME: command.name,
+        MLFLOW_USER: processes.user_name(),
+    }
+    if tracking.parent_run_id:
+        found[MLFLOW_PARENT_RUN_ID] = tracking.parent_run_id
+    found |= tracking.own_tags
+    if tracking.note:
+        found[MLFLOW_RUN_NOTE] = tracking.note
     found |= tags
     found["dataset.name"] = dataset
     found["dataset.sha256"] = str(config.data.sha256)

@@ -93,10 +93,12 @@ class SpooledRun:
 
     def open(self, uri: str) -> None:
         """Make this process the one that writes: until the run has an outcome the folder stays."""
+        owner = processes.process_name()
         with self._folders_stay():
             self.folder.mkdir(exist_ok=True)
-            self._write(ABOUT, {"uri": without_password(uri), "owner": processes.process_name()})
-            (self.folder / OUTCOME).unlink(missing_ok=True)
+            self._write(ABOUT, {"uri": without_password(uri), "owner": owner})
+            outcome = self.folder / OUTCOME
+            outcome.unlink(missing_ok=True)
 
     def put(self, uri: str, **record: Any) -> None:
         """Append a record; a run without a folder gets one, which goes when it is uploaded.
@@ -107,10 +109,11 @@ class SpooledRun:
         """
         # of two values at one step the store keeps the later, and of two in one millisecond the
         # greater: no two records have the same time
-        self._last_time = max(int(time.time() * 1000), self._last_time + 1)
+        self._last_time = max(_milliseconds(), self._last_time + 1)
+        timed = {"time": self._last_time, **record}
         with self._folders_stay():
             self._make(uri)
-            append_json_lines(self.folder / LOG, [{"time": self._last_time, **record}])
+            append_json_lines(self.folder / LOG, [timed])
 
     def put_file(self, uri: str, path: Path) -> None:
         """Add a copy of a file as an artifact.
@@ -131,7 +134,8 @@ class SpooledRun:
         own = shutil.ignore_patterns(ABOUT, LOG, OUTCOME, SENT, ".*")
         with self._folders_stay():
             self._make(uri)
-            append_json_lines(self.folder / LOG, other.records(other.sent["bytes"]).found)
+            missing = other.records(other.sent["bytes"])
+            append_json_lines(self.folder / LOG, missing.found)
             shutil.copytree(other.folder, self.folder, ignore=own, dirs_exist_ok=True)
             self.sent = {**other.sent, "bytes": self.sent["bytes"]}
             self._write(OUTCOME, other.outcome)
@@ -144,7 +148,7 @@ class SpooledRun:
             **outcome: More that is kept, as JSON.
         """
         with self._folders_stay():
-            self._write(OUTCOME, {"status": status, "time": int(time.time() * 1000), **outcome})
+            self._write(OUTCOME, {"status": status, "time": _milliseconds(), **outcome})
 
     def close(self, uri: str, status: str, reason: str) -> None:
         """End the run in the name of a process that could not.
@@ -158,17 +162,19 @@ class SpooledRun:
             status: FAILED or KILLED; FINISHED of a trial that was stopped on purpose.
             reason: Why, in one line.
         """
+        closing = {"status": status, "reason": reason}
         outcome = self.outcome
         if outcome:
             if replaces_status(outcome["status"], status):
-                self.put(uri, close={"status": status, "reason": reason})
+                self.put(uri, close=closing)
                 self.end(status, **{STOPPED: reason})
             return
         if self.has_result:
-            self.put(uri, tags={FAILURE_TAG: f"it has its result, but not all figures: {reason}"})
+            incomplete = f"it has its result, but not all figures: {reason}"
+            self.put(uri, tags={FAILURE_TAG: incomplete})
             self.end("FINISHED")
             return
-        self.put(uri, close={"status": status, "reason": reason})
+        self.put(uri, close=closing)
         with self._folders_stay():
             self._write(ABOUT, {"uri": without_password(uri)})
 
@@ -244,15 +250,18 @@ class SpooledRun:
         except FileNotFoundError:
             return Records([], start)
         whole = text[: text.rfind(b"\n") + 1]
-        return Records(list(parse_json_lines(whole.splitlines())), start + len(whole))
+        found = list(parse_json_lines(whole.splitlines()))
+        return Records(found, start + len(whole))
 
     @property
     def has_result(self) -> bool:
         """Return whether the run's final metrics, its tables and its model are there."""
         outcome = self.outcome
-        if outcome.get("status") == "FINISHED" and STOPPED not in outcome:
+        has_finished = outcome.get("status") == "FINISHED"
+        if has_finished and STOPPED not in outcome:
             return True
-        return any("result" in record for record in self.records().found)
+        records = self.records().found
+        return any("result" in record for record in records)
 
     def params(self) -> dict[str, str]:
         """Return all params that were recorded."""
@@ -265,10 +274,11 @@ class SpooledRun:
         """Return every value of every metric by name, in MLflow's order: the last one counts."""
         found: dict[str, list[MetricValue]] = {}
         for record in self.records().found:
-            for name, value in record.get("metrics", {}).items():
+            values = record.get("metrics", {})
+            for name, value in values.items():
                 point = MetricValue(record["step"], record["time"], value)
                 found.setdefault(name, []).append(point)
-        return {name: sorted(values) for name, values in found.items()}
+        return {name: sorted(points) for name, points in found.items()}
 
     def files(self) -> dict[str, list[int]]:
         """Return artifacts and the model's files by their names.
@@ -280,9 +290,11 @@ class SpooledRun:
         found = {}
         for path in sorted(self.folder.rglob("*")):
             name = path.relative_to(self.folder).as_posix()
-            if name not in own and not path.name.startswith(".") and path.is_file():
-                status = path.stat()
-                found[name] = [status.st_mtime_ns, status.st_size]
+            is_hidden = path.name.startswith(".")
+            if name in own or is_hidden or not path.is_file():
+                continue
+            status = path.stat()
+            found[name] = [status.st_mtime_ns, status.st_size]
         return found
 
     # ------------------------------------------------------------------------------- private
@@ -294,7 +306,8 @@ class SpooledRun:
         With ``LOCK_EX`` keep others from writing while one is removed.
         """
         self._workspace.spool.mkdir(parents=True, exist_ok=True)
-        with file_lock(self._workspace.artifacts / ".outbox.lock", exclusive=exclusive):
+        lock = self._workspace.artifacts / ".outbox.lock"
+        with file_lock(lock, exclusive=exclusive):
             yield
 
     def _make(self, uri: str) -> None:
@@ -304,7 +317,8 @@ class SpooledRun:
 
     def _read(self, name: str) -> dict[str, Any]:
         try:
-            found: dict[str, Any] = json.loads((self.folder / name).read_text())
+            text = (self.folder / name).read_text()
+            found: dict[str, Any] = json.loads(text)
         except (FileNotFoundError, NotADirectoryError):
             return {}
         except ValueError:  # a full disk left a piece of it
@@ -312,7 +326,13 @@ class SpooledRun:
         return found
 
     def _write(self, name: str, content: Mapping[str, Any]) -> None:
-        write_whole(self.folder / name, json.dumps(content).encode())
+        text = json.dumps(content)
+        write_whole(self.folder / name, text.encode())
+
+
+def _milliseconds() -> int:
+    """Return the time, in milliseconds since 1970."""
+    return int(time.time() * 1000)
 
 
 def spooled_runs(uri: str, workspace: Workspace) -> list[SpooledRun]:
@@ -321,4 +341,5 @@ def spooled_runs(uri: str, workspace: Workspace) -> list[SpooledRun]:
         return []
     names = sorted(path.name for path in workspace.spool.iterdir())
     runs = [SpooledRun(name, workspace) for name in names if not name.startswith(".")]
-    return [run for run in runs if run.about.get("uri") == without_password(uri)]
+    known_uri = without_password(uri)
+    return [run for run in runs if run.about.get("uri") == known_uri]

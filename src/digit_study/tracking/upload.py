@@ -111,9 +111,10 @@ class RunUpload:
         Log and files come first, then the model's files once the store has named their place, then
         the links between run and model and the end of the run.
         """
-        records = self._spooled.records(self._sent["bytes"])
+        start = self._sent["bytes"]
+        records = self._spooled.records(start)
         calls: list[Call] = []
-        if records.end > self._sent["bytes"]:
+        if records.end > start:
             calls += self._log_calls(records.found, records.end)
         if self._is_log_only or self._spooled.is_open or not self._spooled.folder.is_dir():
             return calls
@@ -128,7 +129,9 @@ class RunUpload:
         uploads = self._special_records
         special: dict[str, Any] = {}  # of several of a kind the last counts
         for record in records:
-            special.update({kind: record[kind] for kind in record if kind in uploads})
+            for kind, content in record.items():
+                if kind in uploads:
+                    special[kind] = content
         for kind, content in special.items():
             calls += [partial(upload, **content) for upload in uploads[kind]]
         left = set(range(len(calls)))
@@ -166,10 +169,9 @@ class RunUpload:
             return calls
         if "model_place" not in self._sent:
             return [*calls, self._create_model]
-        model_calls = [
-            partial(self._model_file, name, version) for name, version in model_files.items()
-        ]
-        return [*calls, *model_calls]
+        for name, version in model_files.items():
+            calls.append(partial(self._model_file, name, version))
+        return calls
 
     def _last_calls(self, *, is_dropped: bool) -> list[Call]:
         """Return what follows when the store has all files."""
@@ -198,7 +200,8 @@ class RunUpload:
         for record in records:
             params |= record.get("params", {})
             tags |= record.get("tags", {})
-            for name, value in record.get("metrics", {}).items():
+            values = record.get("metrics", {})
+            for name, value in values.items():
                 metrics.append(Metric(name, value, record["time"], record["step"]))
         run_params = [Param(name, value) for name, value in params.items()]
         run_tags = [RunTag(name, value) for name, value in tags.items()]
@@ -212,13 +215,17 @@ class RunUpload:
 
     def _log_in_parts(self, metrics: list[Metric], params: list[Param], tags: list[RunTag]) -> None:
         if metrics or params or tags:
-            self._client.log_batch(self._run_id, metrics[:MOST_METRICS], params, tags)
+            first = metrics[:MOST_METRICS]
+            self._client.log_batch(self._run_id, first, params, tags)
         for start in range(MOST_METRICS, len(metrics), MOST_METRICS):
-            self._client.log_batch(self._run_id, metrics[start : start + MOST_METRICS])
+            part = metrics[start : start + MOST_METRICS]
+            self._client.log_batch(self._run_id, part)
 
     def _dataset(self, name: str, digest: str, profile: str) -> None:
-        entity = Dataset(name, digest, "local", f'{{"name": "{name}"}}', profile=profile)
-        inputs = [DatasetInput(entity, [InputTag("mlflow.data.context", "training")])]
+        source = f'{{"name": "{name}"}}'
+        entity = Dataset(name, digest, "local", source, profile=profile)
+        context = InputTag("mlflow.data.context", "training")
+        inputs = [DatasetInput(entity, [context])]
         try:
             self._client.log_inputs(self._run_id, inputs)
         except MlflowException:  # another run inserts the same digits now: then they are there
@@ -258,7 +265,8 @@ class RunUpload:
             self._client.delete_logged_model(model.model_id)
             artifacts = urllib.parse.urlsplit(model.artifact_location)
             if artifacts.scheme == "file":
-                folder = Path(urllib.parse.unquote(artifacts.path))
+                path = urllib.parse.unquote(artifacts.path)
+                folder = Path(path)
                 rmtree(folder, ignore_errors=True)
                 with suppress(OSError):  # MLflow made a folder around it, which is empty now
                     folder.parent.rmdir()
@@ -285,7 +293,9 @@ class RunUpload:
 
             repository = get_artifact_repository(artifacts, self._store.uri)
             self._repositories[artifacts] = repository
-        target = None if folder == Path() else str(folder)
+        target = None  # the root of the artifacts
+        if folder != Path():
+            target = str(folder)
         path = str(self._spooled.folder / name)
         self._repositories[artifacts].log_artifact(path, target)
 
@@ -312,7 +322,8 @@ class RunUpload:
             )
         file = self._spooled.folder / MODEL / "MLmodel"
         # Model.load would take the path for a URI and decode it
-        description = Model.from_dict(yaml.safe_load(file.read_text()))
+        content = yaml.safe_load(file.read_text())
+        description = Model.from_dict(content)
         description.artifact_path = created.artifact_location
         description.run_id = self._run_id
         description.model_uuid = created.model_id
@@ -322,7 +333,8 @@ class RunUpload:
         self._sent["model_place"] = created.artifact_location
 
     def _model_file(self, name: str, version: list[int]) -> None:
-        self._upload(self._sent["model_place"], name, Path(name).parent.relative_to(MODEL))
+        folder = Path(name).parent.relative_to(MODEL)
+        self._upload(self._sent["model_place"], name, folder)
         self._sent["files"][name] = version
 
     def _link_model(self) -> None:
@@ -331,8 +343,10 @@ class RunUpload:
             self._client.log_outputs(self._run_id, [LoggedModelOutput(model_id, 0)])
         except MlflowException:  # MLflow refuses to log this twice
             outputs = self._client.get_run(self._run_id).outputs
-            linked = outputs.model_outputs if outputs else []
-            if model_id not in [model.model_id for model in linked]:
+            linked = []
+            if outputs:
+                linked = [model.model_id for model in outputs.model_outputs]
+            if model_id not in linked:
                 raise
         self._sent["model_linked"] = True
 
@@ -372,7 +386,8 @@ def upload_run(
     try:
         with file_lock(spooled.folder / ".lock", wait=False) as is_ours:
             if is_ours and spooled.about:
-                RunUpload(spooled, store, is_log_only=is_log_only).run(run_all)
+                upload = RunUpload(spooled, store, is_log_only=is_log_only)
+                upload.run(run_all)
     except FileNotFoundError as gone:
         if spooled.folder.is_dir():
             return gone

@@ -109,12 +109,14 @@ class RunWriter:
 
         Passwords are left out.
         """
-        if config.tracking.uri is not None:
-            tracking = replace(config.tracking, uri=without_password(config.tracking.uri))
-            config = replace(config, tracking=tracking)
+        tracking = config.tracking
+        if tracking.uri is not None:
+            public_uri = without_password(tracking.uri)
+            config = replace(config, tracking=replace(tracking, uri=public_uri))
         text = yaml.dump(asdict(config), Dumper=DUMPER, sort_keys=False)
         (self.folder / "config.yaml").write_text(text)
-        self._record(params={key: str(value) for key, value in flatten(config).items()})
+        params = {key: str(value) for key, value in flatten(config).items()}
+        self._record(params=params)
 
     def dataset(self, name: str, sha256: str, counts: Mapping[str, int]) -> None:
         """Record the digits as the run's input.
@@ -124,9 +126,12 @@ class RunWriter:
             sha256: Digest of the digits. MLflow keeps 36 characters of it; the run's tag has all.
             counts: Numbers of images, by what they are for.
         """
-        profile = json.dumps({"sha256": sha256, **counts})
-        digest = sha256[:LONGEST_DIGEST]
-        self._record(dataset={"name": name, "digest": digest, "profile": profile})
+        dataset = {
+            "name": name,
+            "digest": sha256[:LONGEST_DIGEST],
+            "profile": json.dumps({"sha256": sha256, **counts}),
+        }
+        self._record(dataset=dataset)
 
     def epoch(self, number: int, record: Mapping[str, float]) -> None:
         """Record the metrics of an epoch; those of short epochs are uploaded together.
@@ -175,7 +180,8 @@ class RunWriter:
             row: Its row of a ranking, with its name, its accuracy and the interval.
         """
         key = f"{BEST_OF}{chosen_from.replace(' ', '_')}"
-        self._record(params={key: f"{row['name']}, {accuracy_with_interval(row)}"})
+        best = f"{row['name']}, {accuracy_with_interval(row)}"
+        self._record(params={key: best})
 
     def describe(
         self, description: Description, keys: Sequence[str] = (), child_tags: Sequence[str] = ()
@@ -187,9 +193,17 @@ class RunWriter:
             keys: Keys of the config that the view of the children has columns for.
             child_tags: Tags of the children that it has columns for.
         """
-        text = description.markdown(self.store.experiment_of(self.run_id), self.run_id)
-        tags = {MLFLOW_RUN_NOTE: text, pages.ANSWER: description.answer}
-        note = {"keys": list(keys), "answer": description.answer, "tags": list(child_tags)}
+        experiment = self.store.experiment_of(self.run_id)
+        text = description.markdown(experiment, self.run_id)
+        tags = {
+            MLFLOW_RUN_NOTE: text,
+            pages.ANSWER: description.answer,
+        }
+        note = {
+            "keys": list(keys),
+            "answer": description.answer,
+            "tags": list(child_tags),
+        }
         self._record(tags=tags, note=note)
 
     def model(self, model: Any) -> None:
@@ -211,18 +225,20 @@ class RunWriter:
         kind = np.dtype(np.float32)
         pixels = TensorSpec(kind, (-1, *model.input_shape[1:]), "pixels")
         probabilities = TensorSpec(kind, (-1, *model.output_shape[1:]), "probabilities")
+        inputs = Schema([pixels])
+        outputs = Schema([probabilities])
+        requirements = [f"{name}=={version(name)}" for name in provenance.MODEL_REQUIREMENTS]
         folder = self.folder / MODEL
         description = Model()
         mlflow.keras.save_model(
             model,
             str(folder),
             mlflow_model=description,
-            signature=mlflow.models.ModelSignature(Schema([pixels]), Schema([probabilities])),
+            signature=mlflow.models.ModelSignature(inputs, outputs),
             metadata={"inputs": INPUTS},
-            pip_requirements=[f"{name}=={version(name)}" for name in provenance.MODEL_REQUIREMENTS],
+            pip_requirements=requirements,
         )
         # MLflow saves no Keras model without a schema of its input
-        outputs = Schema([probabilities])
         description.signature = mlflow.models.ModelSignature(outputs=outputs)
         code = folder / "code"
         code.mkdir()
@@ -303,7 +319,8 @@ class RunWriter:
     def _record(self, seconds_a_batch: float = 0.0, **record: Any) -> None:
         with self._lock:
             self.spooled.put(self.store.uri, **record)
-            if time.monotonic() - self._uploaded_at >= seconds_a_batch and self.fault is None:
+            waited = time.monotonic() - self._uploaded_at
+            if waited >= seconds_a_batch and self.fault is None:
                 self._upload()
 
     def _upload(self) -> None:

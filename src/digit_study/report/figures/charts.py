@@ -3,6 +3,7 @@
 There is no pyplot, which keeps every figure alive and is not thread-safe, and no ``rcParams``.
 """
 
+import math
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -78,9 +79,11 @@ def new_figure(width: float, height: float, title: str) -> Figure:
         title: What the figure shows.
     """
     lines = textwrap.wrap(title, int(width * 8), max_lines=3, placeholder=" …")
+    further_lines = len(lines) - 1
+    size = (width, height + 0.25 * further_lines)
     # inches; with less, texts touch the edge
     layout = ConstrainedLayoutEngine(w_pad=0.09, h_pad=0.07)
-    figure = Figure(figsize=(width, height + 0.25 * (len(lines) - 1)), dpi=DPI, layout=layout)
+    figure = Figure(figsize=size, dpi=DPI, layout=layout)
     figure.suptitle("\n".join(lines), fontsize=TITLE)
     return figure
 
@@ -97,8 +100,10 @@ def style_axes(axes: Axes, x: str, y: str, title: str = "") -> None:
     axes.set_xlabel(x, fontsize=LABEL)
     axes.set_ylabel(y, fontsize=LABEL)
     axes.set_title(title, fontsize=LABEL)
-    if isinstance(axes.figure, Figure):
-        axes.figure.set_figheight(axes.figure.get_figheight() + 0.2 * title.count("\n"))
+    figure = axes.figure
+    if isinstance(figure, Figure):
+        further_lines = title.count("\n")
+        figure.set_figheight(figure.get_figheight() + 0.2 * further_lines)
     axes.tick_params(labelsize=TICK)
     axes.spines[["top", "right"]].set_visible(False)
 
@@ -108,7 +113,8 @@ def message_figure(title: str, text: str) -> Figure:
     figure = new_figure(8, 2.5, title)
     axes = figure.subplots()
     axes.set_axis_off()
-    axes.text(0.5, 0.5, textwrap.fill(text, 65), ha="center", va="center", fontsize=LABEL)
+    wrapped = textwrap.fill(text, 65)
+    axes.text(0.5, 0.5, wrapped, ha="center", va="center", fontsize=LABEL)
     return figure
 
 
@@ -116,8 +122,10 @@ def shorten(text: str, limit: int = 40) -> str:
     """Cut ``text`` to ``limit`` characters in the middle, since names differ at their ends."""
     if len(text) <= limit:
         return text
-    tail = (limit - 1) // 2
-    return f"{text[: limit - 1 - tail]}…{text[-tail:]}"
+    kept = limit - 1  # the dots take a character
+    tail = kept // 2
+    head = kept - tail
+    return f"{text[:head]}…{text[-tail:]}"
 
 
 def axis_limits(values: Any) -> tuple[float, float]:
@@ -126,14 +134,16 @@ def axis_limits(values: Any) -> tuple[float, float]:
     Args:
         values: Numbers of any shape; NaN is ignored.
     """
-    numbers = np.ma.masked_invalid(np.asarray(values, dtype=float)).compressed()
+    array = np.asarray(values, dtype=float)
+    numbers = np.ma.masked_invalid(array).compressed()
     if numbers.size == 0:
         return 0.0, 1.0
     lower, upper = np.quantile(numbers, [0.25, 0.75])
     reach = 2.5 * (upper - lower) or np.inf  # equal quartiles: show everything
     low = max(numbers.min(), lower - reach)
     high = min(numbers.max(), upper + reach)
-    margin = 0.06 * (high - low) or max(abs(high) * 0.005, 1e-6)
+    least_margin = max(abs(high) * 0.005, 1e-6)
+    margin = 0.06 * (high - low) or least_margin  # equal numbers: some space around them
     return float(low - margin), float(high + margin)
 
 
@@ -173,28 +183,34 @@ def image_grid(
         columns: Images a row.
         captions: Text of up to two lines below each image, and its colour.
     """
-    inches = 8.7 / columns
+    inches = 8.7 / columns  # of a cell
     columns = min(columns, len(images))
-    rows = -(-len(images) // columns)
-    lines = max((text.count("\n") + 1 for text, _ in captions), default=0)
+    rows = math.ceil(len(images) / columns)
+    caption_lines = [text.count("\n") + 1 for text, _ in captions]
+    lines = max(caption_lines, default=0)
+    # height and width of a cell, in pixels
     height = SIDE + max(4, 2 + 7 * lines)
     width = SIDE + 4
     if lines:
         width = SIDE + 8
-    # one array for all takes milliseconds, where laying out a hundred axes takes seconds
     cells = np.zeros((rows * columns, height, width), dtype=np.uint8)
     cells[: len(images), :SIDE, :SIDE] = images.reshape(-1, SIDE, SIDE)
-    grid = cells.reshape(rows, columns, height, width).swapaxes(1, 2)
-    page = max(6.0, inches * columns + 0.3)
-    note = textwrap.fill(note, int(page * 9))
-    figure = new_figure(page, 1.0 + 0.25 * note.count("\n") + inches * rows * height / width, title)
+    grid = cells.reshape(rows, columns, height, width)
+    # one array for all takes milliseconds, where laying out a hundred axes takes seconds
+    picture = grid.swapaxes(1, 2).reshape(rows * height, columns * width)
+    page_width = max(6.0, inches * columns + 0.3)
+    note = textwrap.fill(note, int(page_width * 9))
+    note_height = 0.25 * note.count("\n")
+    page_height = 1.0 + note_height + inches * rows * height / width
+    figure = new_figure(page_width, page_height, title)
     axes = figure.subplots()
-    tiles = grid.reshape(rows * height, columns * width)
-    axes.imshow(tiles, cmap="gray_r", vmin=0, vmax=255, interpolation="nearest")
+    axes.imshow(picture, cmap="gray_r", vmin=0, vmax=255, interpolation="nearest")
+    below: Style = {"ha": "center", "va": "top", "fontsize": TICK, "parse_math": False}
     for position, (text, colour) in enumerate(captions):
-        x = position % columns * width + SIDE / 2
-        y = position // columns * height + SIDE + 0.5
-        axes.text(x, y, text, ha="center", va="top", fontsize=TICK, color=colour, parse_math=False)
+        row, column = divmod(position, columns)
+        x = column * width + SIDE / 2
+        y = row * height + SIDE + 0.5
+        axes.text(x, y, text, color=colour, **below)
     _exclude_texts_from_layout(axes)
     style_axes(axes, note, "")
     axes.spines[:].set_visible(False)
@@ -217,13 +233,15 @@ def confusion_heatmap(axes: Axes, values: Numbers, form: str, label: str, title:
 
     # the diagonal is grey: it is a hundred times larger, and would leave no colour for the mistakes
     diagonal = np.eye(len(values), dtype=bool)
-    top = float(np.abs(values[~diagonal]).max()) or 1.0
+    mistakes = np.abs(values[~diagonal])
+    top = float(mistakes.max()) or 1.0
     bottom = 0.0
     palette = "Blues"
     if form.startswith("+"):
         bottom = -top
         palette = "vlag"
-    ticks = MaxNLocator(nbins=6, integer=values.dtype.kind == "i", min_n_ticks=1)
+    are_counts = values.dtype.kind == "i"
+    ticks = MaxNLocator(nbins=6, integer=are_counts, min_n_ticks=1)
     seaborn.heatmap(
         values,
         mask=diagonal,
@@ -244,7 +262,8 @@ def confusion_heatmap(axes: Axes, values: Numbers, form: str, label: str, title:
     _write_counts(axes, values, form, diagonal)
     style_axes(axes, "predicted digit", "true digit", title)
     axes.tick_params(rotation=0, length=0)
-    style_axes(axes.figure.axes[-1], "", label)  # the colour bar, which seaborn has just added
+    colour_bar = axes.figure.axes[-1]  # seaborn has just added it
+    style_axes(colour_bar, "", label)
 
 
 def _write_counts(axes: Axes, values: Numbers, form: str, diagonal: npt.NDArray[np.bool_]) -> None:
@@ -253,15 +272,17 @@ def _write_counts(axes: Axes, values: Numbers, form: str, diagonal: npt.NDArray[
     seaborn's own annotations are white on colours that are too bright for it, and take a text for
     every zero.
     """
-    is_dark = axes.collections[0].to_rgba(values)[..., :3] @ LUMINANCE < 0.5
+    cells = axes.collections[0]
+    colours = cells.to_rgba(values)[..., :3]  # shape (10, 10, 3)
+    is_dark = colours @ LUMINANCE < 0.5
     is_white = is_dark & ~diagonal
+    style: Style = {"ha": "center", "va": "center", "fontsize": TICK - 0.5}
     for row, column in np.argwhere(values):
         colour = "black"
         if is_white[row, column]:
             colour = "white"
         text = format(values[row, column], form)
-        style: Style = {"ha": "center", "va": "center", "fontsize": TICK - 0.5, "color": colour}
-        axes.text(column + 0.5, row + 0.5, text, **style)
+        axes.text(column + 0.5, row + 0.5, text, color=colour, **style)
     _exclude_texts_from_layout(axes)
 
 
@@ -280,23 +301,28 @@ def interval_figure(title: str, rows: Sequence[IntervalRow], height: float = 0.3
         height: Least height of a row, in inches.
     """
     distinct, shared = short_names([row.name for row in rows])
-    labels = [textwrap.fill(shorten(name, 190), 52, max_lines=4) for name in distinct]
-    height = max(height, 0.1 + 0.2 * max(label.count("\n") + 1 for label in labels))
+    labels = []
+    for name in distinct:
+        short = shorten(name, 190)
+        labels.append(textwrap.fill(short, 52, max_lines=4))
+    most_lines = max(label.count("\n") + 1 for label in labels)
+    height = max(height, 0.1 + 0.2 * most_lines)
     figure = new_figure(11, 2 + height * len(labels), title)
     axes = figure.subplots()
+    at_the_side: Style = {"va": "center", "transform": axes.get_yaxis_transform()}
     for position, row in enumerate(rows):
         value, *ends = row.ends
-        errors = np.abs(np.array(ends) - value).reshape(2, 1)
+        distances = np.abs(np.array(ends) - value)
         bar: Style = {"ls": "", "lw": 1.8, "capsize": 4, "zorder": 3, **row.style}
-        axes.errorbar(value, position, xerr=errors, **bar)
-        at_the_side: Style = {"va": "center", "transform": axes.get_yaxis_transform()}
+        axes.errorbar(value, position, xerr=distances.reshape(2, 1), **bar)
         axes.text(1.01, position, row.text, fontsize=TICK, **at_the_side)
     axes.set_yticks(range(len(labels)), labels)
     axes.set_ylim(len(labels) - 0.4, -0.6)
     axes.grid(axis="x", alpha=0.3)
     note = ""
     if shared:
-        note = textwrap.fill(shorten(f"all: {shared}", 130), 70)
+        short = shorten(f"all: {shared}", 130)
+        note = textwrap.fill(short, 70)
     return IntervalFigure(figure, axes, note)
 
 
@@ -319,8 +345,8 @@ def write_table(table: pd.DataFrame, folder: Path, name: str) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     form = "%.7g"
     kinds = [dtype.kind for dtype in table.dtypes]
-    has_numbers_alone = set(kinds) <= set("biuf") and not table.isna().any(axis=None)
-    if not has_numbers_alone:
+    has_numbers_alone = set(kinds) <= set("biuf")
+    if not has_numbers_alone or table.isna().any(axis=None):
         table.to_csv(path, index=False, float_format=form)
         return
     # the same bytes in a third of the time
@@ -329,4 +355,5 @@ def write_table(table: pd.DataFrame, folder: Path, name: str) -> None:
         if kind == "f":
             forms[column] = form
     header = ",".join(map(str, table.columns))
-    np.savetxt(path, table.to_numpy(object), forms, ",", header=header, comments="")
+    cells = table.to_numpy(object)
+    np.savetxt(path, cells, forms, ",", header=header, comments="")

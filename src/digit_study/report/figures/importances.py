@@ -58,7 +58,8 @@ class KeyImportances:
         text = f"It compares the best {self.best} of {self.finished} finished trials with all."
         if not self.left_out:
             return text
-        named = ", ".join(f"{key} ({count} trials)" for key, count in self.left_out.items())
+        keys = [f"{key} ({count} trials)" for key, count in self.left_out.items()]
+        named = ", ".join(keys)
         return f"{text} Left out, because too few of these have it: {named}."
 
     def label(self, key: str) -> str:
@@ -79,22 +80,33 @@ def key_importances(
         target: What trials are judged by; None is the only objective.
     """
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    counts = {key: sum(key in trial.params for trial in complete) for key in keys}
-    trials = {key: count for key, count in counts.items() if count}
     finished = len(complete)
+    trials: dict[str, int] = {}
+    for key in keys:
+        count = _trials_with(key, complete)
+        if count:
+            trials[key] = count
     best = _best(study, complete, target)
     least_best = max(LEAST_BEST, len(best) / 2)
     known = []
     for key, count in trials.items():
-        among_best = sum(key in trial.params for trial in best)
+        among_best = _trials_with(key, best)
         if count >= LEAST_TRIALS and among_best >= least_best:
             known.append(key)
     if not known:
         return KeyImportances(trials=trials, finished=finished)
     shares = optuna.importance.get_param_importances(
-        study, evaluator=evaluator(finished), params=known, target=target
+        study,
+        evaluator=evaluator(finished),
+        params=known,
+        target=target,
     )
     return KeyImportances(shares, trials, finished, len(best))
+
+
+def _trials_with(key: str, trials: Sequence[FrozenTrial]) -> int:
+    """Count the trials that have a key."""
+    return sum(key in trial.params for trial in trials)
 
 
 def _best(
@@ -103,18 +115,23 @@ def _best(
     """Return the trials that PED-ANOVA compares with all: the best ones, with ties."""
     if not complete:
         return []
-    sign = 1.0
-    if target is None and study.direction is StudyDirection.MAXIMIZE:
-        sign = -1.0
-    losses = [target(trial) if target else sign * trial.values[0] for trial in complete]
-    count = math.ceil(best_share(len(complete)) * len(complete))
+    if target is not None:
+        losses = [target(trial) for trial in complete]
+    else:
+        sign = 1.0
+        if study.direction is StudyDirection.MAXIMIZE:
+            sign = -1.0
+        losses = [sign * trial.values[0] for trial in complete]
+    finished = len(complete)
+    count = math.ceil(best_share(finished) * finished)
     cutoff = sorted(losses)[count - 1]
     return [trial for trial, loss in zip(complete, losses, strict=True) if loss <= cutoff]
 
 
 def best_share(finished: int) -> float:
     """Return which share of the finished trials counts as the best, at most a half."""
-    return min(0.5, max(BEST_SHARE, LEAST_TRIALS / finished))
+    least_share = LEAST_TRIALS / finished
+    return min(0.5, max(BEST_SHARE, least_share))
 
 
 def evaluator(finished: int) -> PedAnovaImportanceEvaluator:

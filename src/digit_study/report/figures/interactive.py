@@ -158,16 +158,23 @@ def _plain(figure: Any) -> dict[str, Any]:
     The page has colours of its own, in light and dark.
     """
     found: dict[str, Any] = json.loads(figure.to_json())
+    layout = found["layout"]
+    traces = found["data"]
     for unwanted in ("template", "title", "width", "plot_bgcolor"):
-        found["layout"].pop(unwanted, None)
-    for annotation in found["layout"].get("annotations", []):
-        annotation.get("font", {}).pop("color", None)
-    named = [trace for trace in found["data"] if trace.get("showlegend", True)]
-    for trace in found["data"]:
-        if trace.get("name") in set(TrialStatus) and trace.get("type") == "bar":
-            colour = STATUS_COLOURS[TrialStatus(trace["name"])]
-            trace.setdefault("marker", {})["color"] = colour
-        if len(named) > MOST_LEGEND:
+        layout.pop(unwanted, None)
+    for annotation in layout.get("annotations", []):
+        font = annotation.get("font", {})
+        font.pop("color", None)
+    in_legend = [trace for trace in traces if trace.get("showlegend", True)]
+    is_legend_too_long = len(in_legend) > MOST_LEGEND
+    statuses = set(TrialStatus)
+    for trace in traces:
+        name = trace.get("name")
+        is_bar = trace.get("type") == "bar"
+        if is_bar and name in statuses:
+            marker = trace.setdefault("marker", {})
+            marker["color"] = STATUS_COLOURS[TrialStatus(name)]
+        if is_legend_too_long:
             trace["showlegend"] = False
     return found
 
@@ -181,14 +188,20 @@ def _shorten(figure: dict[str, Any], keys: Sequence[str]) -> None:
         if not name.startswith(("xaxis", "yaxis")):
             continue
         title = axis.get("title", {})
-        if title.get("text") in short:
-            title["text"] = short[title["text"]]
-        if axis.get("ticktext"):
-            axis["ticktext"] = [short.get(_whole(text, keys), text) for text in axis["ticktext"]]
+        text = title.get("text")
+        if text in short:
+            title["text"] = short[text]
+        ticks = axis.get("ticktext")
+        if ticks:
+            axis["ticktext"] = [short.get(_whole(tick, keys), tick) for tick in ticks]
 
 
 def _whole(text: str, keys: Sequence[str]) -> str:
     """Return the key that Optuna cut off, which it ends with dots."""
     if not text.endswith("..."):
         return text
-    return next((key for key in keys if key.startswith(text.removesuffix("..."))), text)
+    start = text.removesuffix("...")
+    for key in keys:
+        if key.startswith(start):
+            return key
+    return text

@@ -5,6 +5,7 @@ A timeline of several hosts goes host by host.
 
 from __future__ import annotations
 
+import math
 import textwrap
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
@@ -93,11 +94,13 @@ def write(
         hosts: Host of each trial, by its number.
         folder: Where the files go.
     """
+    first_objective = next(iter(objectives))
     with quiet_optuna():
         for request in picture_requests(study, objectives, keys):
             if request.name in AS_PNG:
                 path = folder / f"{request.name}.png"
-                _write_png(request.with_most(MOST_KEYS), study, next(iter(objectives)), hosts, path)
+                shown = request.with_most(MOST_KEYS)
+                _write_png(shown, study, first_objective, hosts, path)
 
 
 @contextmanager
@@ -129,7 +132,8 @@ def interactive(study: Study, request: PictureRequest, hosts: Mapping[int, str])
         RuntimeError: For the same reason.
     """
     _require_importances(request)
-    figure = getattr(optuna.visualization, request.function)(study, **request.options)
+    draw = getattr(optuna.visualization, request.function)
+    figure = draw(study, **request.options)
     if request.importances is not None:
         for trace in figure.data:
             trace.y = [request.importances.label(key) for key in trace.y]
@@ -209,11 +213,13 @@ def _write_png(
             if not _has_content(request.name, study):
                 raise ValueError("No trial has finished yet.")
             _require_importances(request)
-            axes = np.ravel(getattr(optuna_plots, request.function)(study, **request.options))
+            draw = getattr(optuna_plots, request.function)
+            axes = np.ravel(draw(study, **request.options))
         except (ValueError, RuntimeError) as error:  # too few trials for this picture
             plt.close("all")
             title = request.name.replace("_", " ").capitalize()
-            charts.save(charts.message_figure(title, first_line(error)), path)
+            message = charts.message_figure(title, first_line(error))
+            charts.save(message, path)
             return
         _fit(request.name, axes, objective, hosts)
         if request.importances is not None:
@@ -239,8 +245,7 @@ def _fit(name: str, axes: Any, objective: str, hosts: Mapping[int, str]) -> None
     """Give a picture by Optuna a size that fits its content, and labels that do not overlap."""
     first = axes[0]
     figure = first.figure
-    widths = {"slices": 2.6 * len(axes), "parallel_coordinates": 11.0}
-    figure.set_size_inches(max(widths.get(name, 9.0), 9.0), 5.0)
+    figure.set_size_inches(_width(name, panels=len(axes)), 5.0)
     match name:
         case "intermediate_values":
             first.set(xlabel="epoch", ylabel=objective)
@@ -259,14 +264,27 @@ def _fit(name: str, axes: Any, objective: str, hosts: Mapping[int, str]) -> None
         case "parallel_coordinates":
             for panel in figure.axes:
                 _shorten_choices(panel.yaxis)
-    if "accuracy" in objective and name not in ("importances", "timeline", "pareto"):
+    shows_objective = name not in ("importances", "timeline", "pareto")
+    if "accuracy" in objective and shows_objective:
         first.yaxis.set_major_formatter(PercentFormatter(1.0, symbol=" %"))
+
+
+def _width(name: str, panels: int) -> float:
+    """Return the width of a picture by Optuna, in inches."""
+    match name:
+        case "slices":
+            return max(9.0, 2.6 * panels)
+        case "parallel_coordinates":
+            return 11.0
+        case _:
+            return 9.0
 
 
 def _show_basis(axes: Any, importances: KeyImportances, objective: str) -> None:
     """Say in the picture on how many trials the importances rest."""
     keys = [label.get_text() for label in axes.get_yticklabels()]
-    axes.set_yticks(axes.get_yticks(), [importances.label(key) for key in keys])
+    labels = [importances.label(key) for key in keys]
+    axes.set_yticks(axes.get_yticks(), labels)
     basis = textwrap.fill(importances.basis, BASIS_WIDTH)
     axes.set_xlabel(f"importance for {objective} (share of 1)\n{basis}")
 
@@ -295,8 +313,8 @@ def _space_ticks(panels: Any) -> None:
             panel.xaxis.set_minor_formatter(NullFormatter())
             low, high = panel.get_xlim()
             ticks = [tick for tick in panel.get_xticks() if low <= tick <= high]
-            step = max(1, -(-len(ticks) // MOST_TICKS))
-            panel.set_xticks(ticks[::step])
+            step = math.ceil(len(ticks) / MOST_TICKS)
+            panel.set_xticks(ticks[:: max(1, step)])
         for label in panel.get_xticklabels():
             label.set(rotation=30, ha="right", rotation_mode="anchor")
 
@@ -304,7 +322,9 @@ def _space_ticks(panels: Any) -> None:
 def _shorten_choices(axis: Any) -> None:
     """Cut the choices of a categorical key: whole, long ones lie on the panels beside theirs."""
     labels = [label.get_text() for label in axis.get_ticklabels()]
-    if any(len(label) > LONGEST_CHOICE and not label.startswith("$") for label in labels):
+    # what begins with a dollar is a number as matplotlib writes it, as $10^{-3}$
+    choices = [label for label in labels if not label.startswith("$")]
+    if any(len(choice) > LONGEST_CHOICE for choice in choices):
         short = [charts.shorten(label, LONGEST_CHOICE) for label in labels]
         axis.set_ticks(axis.get_ticklocs(), short)
 
@@ -321,14 +341,16 @@ class _HostRows:
 
 def _rows_by_host(hosts: Mapping[int, str]) -> _HostRows:
     found = _HostRows()
-    if len({*hosts.values()} - {""}) < 2:
+    names = set(hosts.values())
+    if len(names - {""}) < 2:
         return found
-    for host in sorted({*hosts.values()}):
+    for host in sorted(names):
         numbers = [number for number, name in hosts.items() if name == host]
         first = len(found.rows)
-        found.middles[host or "nowhere"] = first + (len(numbers) - 1) / 2
+        last = first + len(numbers) - 1
         for row, number in enumerate(numbers, start=first):
             found.rows[number] = row
+        found.middles[host or "nowhere"] = (first + last) / 2
     return found
 
 
@@ -353,7 +375,9 @@ def _group_axes(axes: Any, hosts: Mapping[int, str]) -> None:
     if not grouped.rows:
         return
     for bar in axes.patches:
-        middle = bar.get_height() / 2
-        bar.set_y(grouped.rows[round(bar.get_y() + middle)] - middle)
-    axes.set_yticks(list(grouped.middles.values()), list(grouped.middles))
+        half = bar.get_height() / 2
+        number = round(bar.get_y() + half)  # Optuna has a trial in the row of its number
+        bar.set_y(grouped.rows[number] - half)
+    middles = list(grouped.middles.values())
+    axes.set_yticks(middles, list(grouped.middles))
     axes.set_ylabel("host")

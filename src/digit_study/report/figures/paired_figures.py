@@ -23,9 +23,12 @@ def confusion_difference(first: Evaluation, second: Evaluation, names: tuple[str
         names: Names of the two.
     """
     before, after = [charts.shorten(name) for name in names]
-    figure = charts.new_figure(9, 7.6, f"Predictions of {after} minus those of {before}")
+    title = f"Predictions of {after} minus those of {before}"
+    figure = charts.new_figure(9, 7.6, title)
+    axes = figure.subplots()
+    difference = second.confusion - first.confusion
     label = "more mistakes (red) or fewer (blue), images"
-    charts.confusion_heatmap(figure.subplots(), second.confusion - first.confusion, "+d", label)
+    charts.confusion_heatmap(axes, difference, "+d", label)
     return figure
 
 
@@ -57,8 +60,11 @@ def flipped(
         text = f"None: both are correct on the same images of {len(is_correct):,}."
         return charts.message_figure(title, text)
     labels = first.labels
-    gap = (second.probabilities - first.probabilities)[changed, labels[changed]]
-    shown = changed[np.argsort(-np.abs(gap), kind="stable")][:MOST_IMAGES]
+    gaps = second.probabilities - first.probabilities
+    # of the true digit of each image that changed, shape (changed,)
+    gap = gaps[changed, labels[changed]]
+    order = np.argsort(-np.abs(gap), kind="stable")
+    shown = changed[order][:MOST_IMAGES]
     captions = []
     for image in shown:
         colour = charts.RED
@@ -67,9 +73,10 @@ def flipped(
         change = f"{first.predicted[image]} → {second.predicted[image]}"
         captions.append((f"true {labels[image]}\n{change}", colour))
     better = int(is_correct[changed].sum())
+    worse = changed.size - better
     note = (
         f"{before} → {after}: blue, only the second is correct ({better}); "
-        f"orange, only the first ({changed.size - better})"
+        f"orange, only the first ({worse})"
     )
     return charts.image_grid(images[shown], title, note, 6, captions)
 
@@ -95,13 +102,14 @@ def misclassified_by_all(
     shown = table.head(MOST_IMAGES)
     captions = []
     for row in shown.to_dict("records"):
+        votes = f"{100 * row['agree']:.0f} % say {row['says']}"
+        colour = "black"
         if row["label_looks_wrong"]:
-            captions.append((f"label {row['label']}\nall say {row['says']}", charts.RED))
-        else:
-            votes = f"{100 * row['agree']:.0f} % say {row['says']}"
-            captions.append((f"label {row['label']}\n{votes}", "black"))
+            votes = f"all say {row['says']}"
+            colour = charts.RED
+        captions.append((f"label {row['label']}\n{votes}", colour))
     wrong = int(table["label_looks_wrong"].sum())
     note = f"orange: all networks predict the same other digit, the label looks wrong ({wrong})"
-    positions = {int(source): position for position, source in enumerate(index)}
-    pixels = images[[positions[int(source)] for source in shown["index"]]]
-    return charts.image_grid(pixels, title, note, 6, captions)
+    position_of = {int(source): position for position, source in enumerate(index)}
+    positions = [position_of[int(source)] for source in shown["index"]]
+    return charts.image_grid(images[positions], title, note, 6, captions)

@@ -51,10 +51,13 @@ def leaderboard_figure(board: pd.DataFrame, title: str, most_runs: int = MOST_RU
     if len(board) > len(ranked):
         notes.append(f"{len(board) - len(ranked)} without accuracy left out")
     _fit_axis(made.axes, rows)
-    images = sorted({shown["n"].min(), shown["n"].max()})
+    fewest = shown["n"].min()
+    most = shown["n"].max()
+    images = sorted({fewest, most})
     count = " to ".join(f"{number:,.0f}" for number in images)
     label = f"validation accuracy (%), 95 % interval, n = {count} images"
-    charts.style_axes(made.axes, label, "run", "\n".join([*notes, made.shared]).strip())
+    heading = "\n".join([*notes, made.shared]).strip()
+    charts.style_axes(made.axes, label, "run", heading)
     charts.legend_below(made.figure, made.axes)
     return made.figure
 
@@ -66,18 +69,29 @@ def _leaderboard_row(row: Mapping[Any, Any]) -> charts.IntervalRow:
     elif row["tied"]:
         style = {"color": BLUE, "marker": "o", "ms": 8, "label": TIED}
     value = 100 * row["val_accuracy"]
-    ends = (value, 100 * row["val_accuracy_low"], 100 * row["val_accuracy_high"])
-    return charts.IntervalRow(str(row["name"]), ends, style, f"{value:.2f}")
+    low = 100 * row["val_accuracy_low"]
+    high = 100 * row["val_accuracy_high"]
+    return charts.IntervalRow(
+        name=str(row["name"]),
+        ends=(value, low, high),
+        style=style,
+        text=f"{value:.2f}",
+    )
 
 
 def _fit_axis(axes: Axes, rows: Sequence[charts.IntervalRow]) -> None:
     """Leave room for most runs, where a single one that did not learn would take it from them."""
     low, high = charts.axis_limits([row.ends for row in rows])
     axes.set_xlim(low, high)
-    beyond = [position for position, row in enumerate(rows) if row.ends[0] < low]
+    beyond = []
+    for position, row in enumerate(rows):
+        value, *_ = row.ends
+        if value < low:
+            beyond.append(position)
     if beyond:
+        at_the_edge = [low] * len(beyond)
         arrow: Style = {"color": RED, "ms": 9, "clip_on": False, "label": "off the axis"}
-        axes.plot([low] * len(beyond), beyond, "<", **arrow)
+        axes.plot(at_the_edge, beyond, "<", **arrow)
 
 
 def confirmation_figure(
@@ -97,9 +111,12 @@ def confirmation_figure(
         return charts.message_figure(title, "No candidate has been confirmed yet.")
     ranked = ranking.set_index("candidate", drop=False)
     rows = [_confirmation_row(row) for row in ranked.to_dict("records")]
-    made = charts.interval_figure(_confirmation_title(seeds), rows, height=0.75)
+    title = _confirmation_title(seeds)
+    made = charts.interval_figure(title, rows, height=0.75)
+    # a row a candidate, a column a seed
     accuracies = seeds.pivot_table(index="candidate", columns="seed", values="val_accuracy")
     accuracies = accuracies.reindex(ranked.index)
+    on_fresh_seeds = 100 * accuracies.to_numpy()
     positions = np.arange(len(rows))
     ring: Style = {
         "color": GREY,
@@ -110,11 +127,14 @@ def confirmation_figure(
         "zorder": 1,
         "label": "one fresh seed (lines join the same)",
     }
-    made.axes.plot(100 * accuracies.to_numpy(), positions, "o-", **ring)
+    made.axes.plot(on_fresh_seeds, positions, "o-", **ring)
     cross: Style = {"marker": "X", "color": ORANGE, "ms": 9, "ls": "", "zorder": 4}
-    searched = 100 * ranked["sweep_val_accuracy"]
-    made.axes.plot(searched, positions, label="in the search", **cross)
-    heading = [textwrap.fill(text[0].upper() + text[1:], 95) for text in lessons]
+    in_the_search = 100 * ranked["sweep_val_accuracy"]
+    made.axes.plot(in_the_search, positions, label="in the search", **cross)
+    heading = []
+    for lesson in lessons:
+        sentence = lesson[0].upper() + lesson[1:]
+        heading.append(textwrap.fill(sentence, 95))
     if made.shared:
         heading.append(made.shared)
     label = "validation accuracy (%), 95 % interval of the mean"
@@ -126,24 +146,36 @@ def confirmation_figure(
 def _confirmation_title(seeds: pd.DataFrame) -> str:
     counts = seeds.groupby("candidate").size()
     count = range_of(counts)
-    text = f"{counted(len(counts), 'candidate')} on {count} fresh seeds"
+    candidates = counted(len(counts), "candidate")
+    text = f"{candidates} on {count} fresh seeds"
     if count == "1":
         text = text.removesuffix("s")
     if len(counts) > 1:
         text += " each"
-    return f"{text}, {counted(len(seeds), 'network')}"
+    networks = counted(len(seeds), "network")
+    return f"{text}, {networks}"
 
 
 def _confirmation_row(row: Mapping[Any, Any]) -> charts.IntervalRow:
-    noise = [f"{100 * row[f'sd_{name}']:.2f} {name}" for name in ("seeds", "images", "both")]
-    text = f"{row['parameters']:,} parameters\n± {', '.join(noise)}"
-    ends = (100 * row["mean"], 100 * row["low"], 100 * row["high"])
+    deviations = []
+    for source in ("seeds", "images", "both"):
+        points = 100 * row[f"sd_{source}"]
+        deviations.append(f"{points:.2f} {source}")
+    noise = ", ".join(deviations)
+    mean = 100 * row["mean"]
+    low = 100 * row["low"]
+    high = 100 * row["high"]
     style: Style = {"color": RED, "marker": "D", "ms": 8, "mfc": "white", "label": WORSE}
     if row["winner"]:
         style = {"color": GREEN, "marker": "*", "ms": 16, "label": "winner"}
     elif row["tied"]:
         style = {"color": BLUE, "marker": "D", "ms": 8, "label": TIED}
-    return charts.IntervalRow(str(row["candidate"]), ends, style, text)
+    return charts.IntervalRow(
+        name=str(row["candidate"]),
+        ends=(mean, low, high),
+        style=style,
+        text=f"{row['parameters']:,} parameters\n± {noise}",
+    )
 
 
 def frontier_figure(table: pd.DataFrame, dataset: str) -> Figure:
@@ -153,19 +185,21 @@ def frontier_figure(table: pd.DataFrame, dataset: str) -> Figure:
         table: A row a network, see :func:`digit_study.study.frontier.table_of`.
         dataset: Name of the data.
     """
-    figure = charts.new_figure(11, 6.5, f"Accuracy of networks of each size on {dataset}")
+    title = f"Accuracy of networks of each size on {dataset}"
+    figure = charts.new_figure(11, 6.5, title)
     axes = figure.subplots()
     for is_front, rows in table.groupby("front"):
         _draw_networks(axes, rows, is_front=bool(is_front))
     front = table[table["front"]]
+    means = 100 * front["mean"]
     steps: Style = {"drawstyle": "steps-post", "color": BLUE, "lw": 1, "alpha": 0.6}
-    axes.plot(front["parameters"], 100 * front["mean"], **steps)
-    sealed = table.dropna(subset=["test_accuracy"])
-    if len(sealed):
-        cross: Style = {"marker": "X", "ms": 9, "ls": "", "color": ORANGE, "zorder": 4}
-        accuracies = 100 * sealed["test_accuracy"]
+    axes.plot(front["parameters"], means, **steps)
+    tested = table.dropna(subset=["test_accuracy"])
+    if len(tested):
+        accuracies = 100 * tested["test_accuracy"]
         label = "first seed on the sealed test images"
-        axes.plot(sealed["parameters"], accuracies, label=label, **cross)
+        cross: Style = {"marker": "X", "ms": 9, "ls": "", "color": ORANGE, "zorder": 4}
+        axes.plot(tested["parameters"], accuracies, label=label, **cross)
     axes.set_xscale("log")
     _name_networks(axes, table)
     _draw_published(axes)
@@ -176,23 +210,27 @@ def frontier_figure(table: pd.DataFrame, dataset: str) -> Figure:
 
 
 def _draw_networks(axes: Axes, rows: pd.DataFrame, *, is_front: bool) -> None:
-    values = 100 * rows[["mean", "low", "high"]].to_numpy(float).T
+    shares = rows[["mean", "low", "high"]].to_numpy(float)
+    values = 100 * shares.T  # shape (3, n)
+    mean = values[0]
+    errors = np.abs(values[1:] - mean)
     colour = GREY
     meaning = "a smaller network is as good"
     if is_front:
         colour = BLUE
         meaning = "no smaller network is as good"
-    label = f"validation images, mean of {range_of(rows['seeds'])} seeds, 95 % interval: {meaning}"
+    seeds = range_of(rows["seeds"])
+    label = f"validation images, mean of {seeds} seeds, 95 % interval: {meaning}"
     dot: Style = {"marker": "o", "ms": 8, "ls": "", "capsize": 4, "color": colour}
-    errors = np.abs(values[1:] - values[0])
-    axes.errorbar(rows["parameters"], values[0], yerr=errors, label=label, **dot)
+    axes.errorbar(rows["parameters"], mean, yerr=errors, label=label, **dot)
 
 
 def _name_networks(axes: Axes, table: pd.DataFrame) -> None:
     """Write names beside the axes, by accuracy: beside their points they would cover each other."""
     ordered = table.sort_values("mean").to_dict("records")
+    heights = np.linspace(0.04, 0.8, len(ordered))  # shares of the height of the axes
     line: Style = {"arrowstyle": "-", "color": GREY, "lw": 0.7, "relpos": (0, 0.5)}
-    for row, height in zip(ordered, np.linspace(0.04, 0.8, len(ordered)), strict=True):
+    for row, height in zip(ordered, heights, strict=True):
         accuracy = 100 * row["mean"]
         axes.annotate(
             f"{row['name']}  {accuracy:.2f} %",
@@ -207,8 +245,10 @@ def _name_networks(axes: Axes, table: pd.DataFrame) -> None:
 
 
 def _draw_published(axes: Axes) -> None:
+    # x as a share of the width of the axes, y in per cent
+    at_the_left = axes.get_yaxis_transform()
+    style: Style = {"color": GREEN, "fontsize": TICK, "va": "bottom", "transform": at_the_left}
     for name, accuracy in PUBLISHED.items():
-        axes.axhline(100 * accuracy, color=GREEN, lw=1, ls="--")
-        text = f"{name}: {100 * accuracy:.2f} %, chosen on the test set"
-        style: Style = {"color": GREEN, "fontsize": TICK, "va": "bottom"}
-        axes.text(0.01, 100 * accuracy, text, transform=axes.get_yaxis_transform(), **style)
+        percent = 100 * accuracy
+        axes.axhline(percent, color=GREEN, lw=1, ls="--")
+        axes.text(0.01, percent, f"{name}: {percent:.2f} %, chosen on the test set", **style)

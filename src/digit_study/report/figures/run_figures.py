@@ -23,16 +23,19 @@ SAMPLES = 12
 
 def write_data_figures(digits: Digits, folder: Path) -> None:
     """Draw how many images of each digit there are, and what they look like."""
+    figures = folder / "figures"
     counts = class_counts(digits.train_labels, digits.validation_labels, digits.name)
-    charts.save(counts, folder / "figures" / "class_counts.png")
+    charts.save(counts, figures / "class_counts.png")
     samples = sample_grid(digits.train_images, digits.train_labels, digits.name)
-    charts.save(samples, folder / "figures" / "samples.png")
+    charts.save(samples, figures / "samples.png")
 
 
 def write_run_tables(evaluation: Evaluation, folder: Path) -> None:
     """Write the per-class report and the per-image predictions."""
-    charts.write_table(per_class_report(evaluation.confusion), folder, "per_class")
-    charts.write_table(predictions_table(evaluation), folder, "predictions")
+    per_class = per_class_report(evaluation.confusion)
+    charts.write_table(per_class, folder, "per_class")
+    predictions = predictions_table(evaluation)
+    charts.write_table(predictions, folder, "predictions")
 
 
 def write_run_figures(
@@ -47,10 +50,15 @@ def write_run_figures(
         model: Name of the network.
         folder: Where ``figures/`` is made.
     """
-    title = f"{model}: {len(evaluation.labels):,} validation images of {digits.name}"
-    charts.save(curves(epochs, model), folder / "figures" / "curves.png")
-    charts.save(confusion_matrix(evaluation, title), folder / "figures" / "confusion_matrix.png")
-    charts.save(mistakes(digits.validation_images, evaluation), folder / "figures" / "mistakes.png")
+    figures = folder / "figures"
+    learning_curves = curves(epochs, model)
+    charts.save(learning_curves, figures / "curves.png")
+    images = len(evaluation.labels)
+    title = f"{model}: {images:,} validation images of {digits.name}"
+    confusion = confusion_matrix(evaluation, title)
+    charts.save(confusion, figures / "confusion_matrix.png")
+    most_confident_mistakes = mistakes(digits.validation_images, evaluation)
+    charts.save(most_confident_mistakes, figures / "mistakes.png")
 
 
 def class_counts(train_labels: Numbers, validation_labels: Numbers, dataset: str) -> Figure:
@@ -75,7 +83,8 @@ def class_counts(train_labels: Numbers, validation_labels: Numbers, dataset: str
 def _draw_counts(axes: Axes, name: str, labels: Numbers, colour: str, shift: float) -> None:
     counts = np.bincount(labels, minlength=CLASSES)
     label = f"{name} ({len(labels):,} images)"
-    bars = axes.bar(np.arange(CLASSES) + shift, counts, 0.4, color=colour, label=label)
+    positions = np.arange(CLASSES) + shift
+    bars = axes.bar(positions, counts, 0.4, color=colour, label=label)
     axes.bar_label(bars, fontsize=TICK - 0.5, padding=1)
 
 
@@ -88,17 +97,24 @@ def sample_grid(images: Numbers, labels: Numbers, dataset: str, columns: int = S
         dataset: Name of the data.
         columns: Images of each digit.
     """
-    picked = np.zeros((CLASSES, columns, IMAGE_SIDE, IMAGE_SIDE, 1), dtype=np.uint8)
+    # a digit with too few images has blank cells
+    shape = (CLASSES, columns, IMAGE_SIDE, IMAGE_SIDE, 1)
+    picked = np.zeros(shape, dtype=np.uint8)
     for digit in range(CLASSES):
-        first = images[np.flatnonzero(labels == digit)[:columns]]
+        positions = np.flatnonzero(labels == digit)
+        first = images[positions[:columns]]
         picked[digit, : len(first)] = first
+    title = f"Images of {dataset}"
     note = f"first {columns} images of each digit"
-    figure = charts.image_grid(np.concatenate(picked), f"Images of {dataset}", note, columns)
+    cells = np.concatenate(picked)  # row after row
+    figure = charts.image_grid(cells, title, note, columns)
     figure.set_figheight(7.8)  # the labels make the picture a little smaller
     axes = figure.axes[0]
-    row = axes.get_ylim()[0] / CLASSES  # pixels
+    bottom, _ = axes.get_ylim()
+    row_height = bottom / CLASSES  # pixels
+    middles = row_height * np.arange(CLASSES) + IMAGE_SIDE / 2
     names = [str(digit) for digit in range(CLASSES)]
-    axes.set_yticks(row * np.arange(CLASSES) + IMAGE_SIDE / 2, names)
+    axes.set_yticks(middles, names)
     axes.set_ylabel("digit", fontsize=LABEL)
     return figure
 
@@ -112,10 +128,13 @@ def curves(epochs: Epochs, title: str) -> Figure:
     """
     if not epochs:
         return charts.message_figure(title, "No epoch was finished.")
-    wanted = ["train_loss", "val_loss", "train_accuracy", "val_accuracy"]
-    table = pd.DataFrame(epochs, index=range(1, len(epochs) + 1))
-    table = table.reindex(columns=wanted).astype(float)
-    table[wanted[2:]] *= 100
+    losses = ["train_loss", "val_loss"]
+    accuracies = ["train_accuracy", "val_accuracy"]
+    numbers = range(1, len(epochs) + 1)
+    table = pd.DataFrame(epochs, index=numbers)
+    table = table.reindex(columns=[*losses, *accuracies])
+    table = table.astype(float)
+    table[accuracies] *= 100
     figure = charts.new_figure(10, 4.8, title)
     loss, accuracy = figure.subplots(1, 2)
     _draw_metric(loss, table, "loss", "nats per image")
@@ -128,12 +147,15 @@ def _draw_metric(axes: Axes, table: pd.DataFrame, metric: str, unit: str) -> Non
     size = 5.0
     if len(table) > 40:  # dots, not a band
         size = 2.5
-    axes.plot(table[f"train_{metric}"], marker="o", ms=size, color=BLUE, label="train")
-    axes.plot(table[f"val_{metric}"], marker="s", ms=size, color=ORANGE, label="validation")
+    train = table[f"train_{metric}"]
+    validation = table[f"val_{metric}"]
+    axes.plot(train, marker="o", ms=size, color=BLUE, label="train")
+    axes.plot(validation, marker="s", ms=size, color=ORANGE, label="validation")
     axes.set_xlim(0.5, len(table) + 0.5)
     charts.integer_ticks(axes.xaxis)
     axes.grid(alpha=0.3)
-    beyond = _fit_axis(axes, table[[f"train_{metric}", f"val_{metric}"]].to_numpy())
+    shown = table[[f"train_{metric}", f"val_{metric}"]]
+    beyond = _fit_axis(axes, shown.to_numpy())
     _ring_best(axes, table, metric)
     charts.style_axes(axes, f"epoch{beyond}", f"{metric} ({unit})")
 
@@ -151,17 +173,20 @@ def _fit_axis(axes: Axes, values: Numbers) -> str:
         beyond.append(f"highest {highest:.4g}")
     if not beyond:
         return ""
-    return f" (off the axis: {', '.join(beyond)})"
+    extremes = ", ".join(beyond)
+    return f" (off the axis: {extremes})"
 
 
 def _ring_best(axes: Axes, table: pd.DataFrame, metric: str) -> None:
     """Mark the epoch with the best validation accuracy, if there is one."""
-    if not table["val_accuracy"].notna().any():
+    accuracies = table["val_accuracy"]
+    if not accuracies.notna().any():
         return
-    best = int(np.nanargmax(table["val_accuracy"])) + 1
+    best = int(np.nanargmax(accuracies)) + 1  # epochs count from 1
     axes.axvline(best, color=GREEN, ls="--", lw=1)
     value = table[f"val_{metric}"][best]
     low, high = axes.get_ylim()
+    is_on_axis = low <= value <= high
     ring: charts.Style = {
         "marker": "o",
         "ms": 14,
@@ -170,9 +195,9 @@ def _ring_best(axes: Axes, table: pd.DataFrame, metric: str) -> None:
         "mew": 2.5,
         "ls": "--",
         # a ring on the last of many epochs is whole
-        "clip_on": not low <= value <= high,
+        "clip_on": not is_on_axis,
     }
-    label = f"best validation: {table['val_accuracy'][best]:.2f} % at epoch {best}"
+    label = f"best validation: {accuracies[best]:.2f} % at epoch {best}"
     axes.plot(best, value, color=GREEN, lw=1, label=label, **ring)
 
 
@@ -186,8 +211,9 @@ def confusion_matrix(evaluation: Evaluation, title: str) -> Figure:
         title: Title of the figure.
     """
     counts = evaluation.confusion
-    images = counts.sum(axis=1, keepdims=True)
-    percent = np.divide(100 * counts, images, out=np.zeros(counts.shape), where=images > 0)
+    images = counts.sum(axis=1, keepdims=True)  # of each true digit
+    percent = np.zeros(counts.shape)  # a digit without images stays at zero
+    np.divide(100 * counts, images, out=percent, where=images > 0)
     figure = charts.new_figure(13.5, 6.3, title)
     left, right = figure.subplots(1, 2)
     total = f"images, {counts.sum():,} in all"
@@ -206,15 +232,20 @@ def mistakes(images: Numbers, evaluation: Evaluation, limit: int = MOST_MISTAKES
         limit: How many mistakes are shown.
     """
     labels = evaluation.labels
-    wrong = np.flatnonzero(evaluation.predicted != labels)
+    predicted = evaluation.predicted
+    wrong = np.flatnonzero(predicted != labels)
     if wrong.size == 0:
         text = f"None: all {len(labels):,} images are predicted correctly."
         return charts.message_figure("Most confident mistakes", text)
-    confidence = np.nan_to_num(evaluation.probabilities.max(axis=1))
-    shown = wrong[np.argsort(-confidence[wrong], kind="stable")][:limit]
+    highest = evaluation.probabilities.max(axis=1)
+    confidence = np.nan_to_num(highest)  # a network that diverged has NaN
+    order = np.argsort(-confidence[wrong], kind="stable")
+    shown = wrong[order][:limit]
     captions = []
     for image in shown:
-        change = f"{labels[image]} → {evaluation.predicted[image]}"
-        captions.append((f"{change}, {100 * confidence[image]:.0f} %", "black"))
+        change = f"{labels[image]} → {predicted[image]}"
+        percent = 100 * confidence[image]
+        captions.append((f"{change}, {percent:.0f} %", "black"))
     title = f"Most confident mistakes: {len(shown)} of {wrong.size:,} in {len(labels):,} images"
-    return charts.image_grid(images[shown], title, "true → predicted, confidence", 6, captions)
+    note = "true → predicted, confidence"
+    return charts.image_grid(images[shown], title, note, 6, captions)
