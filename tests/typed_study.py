@@ -180,6 +180,11 @@ def assert_whole(typed_study: TypedStudy, total: int = TRIALS) -> None:
     for trial in trials:
         if "run_id" in trial.user_attrs and trial.state.name in ended:
             assert told[trial.user_attrs["run_id"]] == ended[trial.state.name]
-    assert {state for _, state in told.values()} <= {"COMPLETE", "FAIL"}
-    assert {status for status, _ in told.values()} <= {"FINISHED", "FAILED", "KILLED"}
+    left = [
+        (run.info.run_id, run.info.status, run.data.tags)
+        for run in runs
+        if told[run.info.run_id][1] not in ("COMPLETE", "FAIL")
+        or run.info.status not in ("FINISHED", "FAILED", "KILLED")
+    ]
+    assert not left, left
     assert typed_study.statuses("study") == ["FINISHED"]
