@@ -176,10 +176,12 @@ def assert_whole(typed_study: TypedStudy, total: int = TRIALS) -> None:
     assert {trial.state.name for trial in trials} <= {"COMPLETE", "FAIL"}
     runs = [run for run in typed_study.runs() if run.data.tags.get("kind") == "trial"]
     told = {run.info.run_id: (run.info.status, run.data.tags.get("trial.state")) for run in runs}
-    ended = {"COMPLETE": ("FINISHED", "COMPLETE")}
+    of_runs = {run.info.run_id: run for run in runs}
     for trial in trials:
-        if "run_id" in trial.user_attrs and trial.state.name in ended:
-            assert told[trial.user_attrs["run_id"]] == ended[trial.state.name]
+        if "run_id" in trial.user_attrs and trial.state.name == "COMPLETE":
+            run = of_runs[trial.user_attrs["run_id"]]
+            whole = ("FINISHED", "COMPLETE")
+            assert told[run.info.run_id] == whole, (trial, run.info, run.data.tags)
     left = [
         (run.info.run_id, run.info.status, run.data.tags)
         for run in runs

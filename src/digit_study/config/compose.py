@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import copy
+import math
 import os
+import re
 import sys
 from argparse import Namespace
 from collections.abc import Iterator, Sequence
 from functools import cache
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +40,7 @@ from digit_study.config.space_overrides import (
     has_nested_sweep,
     is_of_space,
     origin_of,
+    shown_override,
     typed_space,
 )
 from digit_study.support.console import warn
@@ -60,8 +63,16 @@ SEARCH_PATH = "hydra.searchpath"
 GRID = "hydra.sweeper.params"
 #: Name under which Hydra is shown the space of a command line.
 TYPED_SPACE = "command_line"
+#: Networks that -m trains, at most.
+MOST_JOBS = 10_000
 #: Options that ask a question, of which a command answers one at a time.
 QUESTIONS = ("--help", "--hydra-help", "--cfg", "--info", "--shell-completion")
+#: How OmegaConf says that a value has the wrong type, in its two forms.
+WRONG_TYPE = re.compile(
+    r"Value '(?P<value>.*)' (of type '\w+' could not be converted to|is not a valid) (?P<type>\w+)"
+)
+#: What a value must be, by OmegaConf's name of the type.
+TYPE_WORDS = {"Integer": "a whole number", "Float": "a number", "bool": "true or false"}
 #: How Hydra's message begins when a value has the wrong type.
 MERGE_FAILED = "Error merging override "
 #: Characters of a message of Hydra's or OmegaConf's that are shown.
@@ -216,8 +227,9 @@ def answer(arguments: Sequence[str], root: str, schema: type) -> None:
         raise StudyError(f"{rule}, got {shown!r}: {remedy}") from error
     finally:
         sys.argv = typed
-        if full_error is None:
-            del os.environ["HYDRA_FULL_ERROR"]
+        del os.environ["HYDRA_FULL_ERROR"]
+        if full_error is not None:
+            os.environ["HYDRA_FULL_ERROR"] = full_error
     raise SystemExit
 
 
@@ -316,7 +328,8 @@ def expand(overrides: Sequence[str], root: str = "config") -> list[list[str]]:
         overrides of a key the later holds.
 
     Raises:
-        StudyError: If an override cannot be parsed, or a sweep does not list its values.
+        StudyError: If an override cannot be parsed, a sweep does not list its values, or there are
+            too many jobs.
     """
     parser = _parser()
     texts = _with_typed_grid(current_overrides(overrides))
@@ -327,6 +340,12 @@ def expand(overrides: Sequence[str], root: str = "config") -> list[list[str]]:
     for override in [*grid, *typed]:
         key = override.get_key_element()
         choices[key] = _values_of(override)
+    count = math.prod(len(values) for values in choices.values())
+    if count > MOST_JOBS:
+        swept = ", ".join(key for key, values in choices.items() if len(values) > 1)
+        rule = f"-m may train at most {MOST_JOBS:,} networks"
+        remedy = "list fewer values, or search them with python sweeps/optuna_search.py"
+        raise StudyError(f"{rule}, got more by {swept}: {remedy}")
     jobs = product(*choices.values())
     return [list(job) for job in jobs]
 
@@ -374,20 +393,21 @@ def _values_of(override: Override) -> list[str]:
     key = override.get_key_element()
     if override.is_interval_sweep():
         rule = "a sweep must list its values"
-        raise StudyError(f"{rule}, got {override.input_line!r}: write {key}=a,b,c")
+        raise StudyError(f"{rule}, got {shown_override(override)!r}: write {key}=a,b,c")
     if not override.is_sweep_override():
         return [f"{key}={override.get_value_element_as_str()}"]
     sweep = override.value()
     if isinstance(sweep, ChoiceSweep) and has_nested_sweep(sweep):
         rule = "a sweep must list its values in one place"
-        raise StudyError(f"{rule}, got {override.input_line!r}: write {key}=a,b,c")
+        raise StudyError(f"{rule}, got {shown_override(override)!r}: write {key}=a,b,c")
     try:
-        values = [f"{key}={value}" for value in override.sweep_string_iterator()]
+        listed = islice(override.sweep_string_iterator(), MOST_JOBS + 1)
+        values = [f"{key}={value}" for value in listed]
     except HydraException as error:
         raise StudyError(first_line(error, LONGEST_MESSAGE)) from error
     if not values:
         rule = "a sweep must list a value or more"
-        raise StudyError(f"{rule}, got {override.input_line!r}: write {key}=a,b,c")
+        raise StudyError(f"{rule}, got {shown_override(override)!r}: write {key}=a,b,c")
     return values
 
 
@@ -551,6 +571,9 @@ def _set_value(config: DictConfig, key: str, value: Any) -> None:
     if is_group and not has_free_keys and not is_mapping:
         names = ", ".join(f"{key}.{name!s}" for name in held)
         raise StudyError(f"`{key}` is a group of keys, got {value!r}: set one of {names}")
+    if has_free_keys and not is_mapping and value is not None:
+        rule = f"`{key}` must map keys to values"
+        raise StudyError(f"{rule}, got {value!r}: write '{key}={{<key>: <value>}}'")
     replaces = has_free_keys and is_mapping
     is_free = replaces or _is_in_free_mapping(config, key)
     try:
@@ -740,6 +763,10 @@ def _in_a_line(error: Exception, where: str) -> StudyError:
         _, _, reason = message.rpartition("while resolving interpolation: ")
         message = reason.strip('"')
         message = f"{message}: correct what stands in ${{…}}, or give the value itself"
+    wrong = WRONG_TYPE.match(message)
+    if wrong and wrong["type"] in TYPE_WORDS:
+        rule = f"`{key}` must be {TYPE_WORDS[wrong['type']]}"
+        return StudyError(f"{rule}, got '{wrong['value']}': correct it, or drop it for the default")
     return StudyError(f"`{key}`: {without_password(message)}")
 
 
@@ -782,6 +809,9 @@ def _check_name(override: Override, root: str, groups: dict[str, list[str]]) -> 
     if override.is_delete():
         rule = "every key of the config is needed"
         raise StudyError(f"{rule}, got {line!r}: set it to null where that is allowed")
+    if override.package is not None:
+        rule = f"the keys of `{key}` have one place in the config"
+        raise StudyError(f"{rule}, got {line!r}: write {key}=<name>, without @{override.package}")
     if override.is_sweep_override():
         remedy = "give one"
         if root == MULTIRUN_ROOT:

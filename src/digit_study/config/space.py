@@ -399,7 +399,7 @@ def _entry_problems(key: str, entry: Any, known: Sequence[str]) -> Iterator[str]
     if not isinstance(entry, Mapping) or not entry:
         yield f"{where} must have choices, or low and high, got {entry!r}"
         return
-    unknown = set(entry) - set(FIELDS)
+    unknown = [name for name in entry if name not in FIELDS]
     for name in unknown:
         fields = ", ".join(FIELDS)
         suggestion = nearest(str(name), FIELDS)

@@ -120,7 +120,7 @@ def _check_single_space(sweep: Override, overrides: Sequence[Override]) -> None:
     """Raise StudyError if a whole space is typed beside a swept key, which would replace it."""
     for override in overrides:
         if override.key_or_group in (SPACE, SPACE_GROUP):
-            got = f"got {_shown(override)!r} beside {_shown(sweep)!r}"
+            got = f"got {shown_override(override)!r} beside {shown_override(sweep)!r}"
             remedy = f"give {SPACE}.{sweep.key_or_group}=… to change a key of that space"
             raise StudyError(f"swept keys are the whole space, {got}: drop it, or {remedy}")
 
@@ -144,7 +144,7 @@ def _drop_key(space: dict[str, Any], key: str, override: Override) -> None:
     if key not in space:
         known = ", ".join(space)
         rule = f"`{SPACE}` has no key `{key}` to drop"
-        raise StudyError(f"{rule}, got {_shown(override)!r}: it has {known}")
+        raise StudyError(f"{rule}, got {shown_override(override)!r}: it has {known}")
     del space[key]
 
 
@@ -154,10 +154,10 @@ def _set_field(space: dict[str, Any], key: str, field: str, override: Override) 
     if not isinstance(entry, Mapping):
         known = ", ".join(space)
         rule = f"`{SPACE}` has no key `{key}` whose `{field}` could be set"
-        raise StudyError(f"{rule}, got {_shown(override)!r}: it has {known}")
+        raise StudyError(f"{rule}, got {shown_override(override)!r}: it has {known}")
     if override.is_sweep_override() or override.is_delete():
         rule = f"`{SPACE}.{key}.{field}` takes one value"
-        raise StudyError(f"{rule}, got {_shown(override)!r}: give a value")
+        raise StudyError(f"{rule}, got {shown_override(override)!r}: give a value")
     value = override.value()
     space[key] = {**entry, field: value}
 
@@ -182,7 +182,7 @@ def _swept_dimension(override: Override, key: str | None = None) -> dict[str, An
             return _interval(key, sweep)
     rule = f"`{key}` is searched by a,b,c, choice(…), range(…) or interval(…)"
     remedy = f"list its values, {key}=a,b,c; the sampler decides on their order"
-    raise StudyError(f"{rule}, got {_shown(override)!r}: {remedy}")
+    raise StudyError(f"{rule}, got {shown_override(override)!r}: {remedy}")
 
 
 def _check_searchable(override: Override, key: str) -> None:
@@ -190,7 +190,7 @@ def _check_searchable(override: Override, key: str) -> None:
     known = searchable_keys()
     if key in known:
         return
-    shown = _shown(override)
+    shown = shown_override(override)
     group, _, _ = key.partition(".")
     has_searched_group = group in ("data", *GROUPS)
     if has_searched_group or nearest(group, GROUPS):
@@ -211,13 +211,13 @@ def _check_tags(override: Override, key: str, sweep: Any) -> None:
         return
     rule = f"`{key}` may have the tag log, on a range or an interval"
     remedy = f"write {key}='tag(log, interval(low, high))', or drop the tag"
-    raise StudyError(f"{rule}, got {_shown(override)!r}: {remedy}")
+    raise StudyError(f"{rule}, got {shown_override(override)!r}: {remedy}")
 
 
 def _choices(override: Override, key: str, sweep: ChoiceSweep) -> list[Any]:
     if has_nested_sweep(sweep):
         rule = f"`{key}` must list its choices in one place"
-        raise StudyError(f"{rule}, got {_shown(override)!r}: write {key}=a,b,c")
+        raise StudyError(f"{rule}, got {shown_override(override)!r}: write {key}=a,b,c")
     choices: list[Any] = []
     for element in sweep.list:
         if isinstance(element, QuotedString):
@@ -236,7 +236,7 @@ def _stepped_range(override: Override, key: str, sweep: RangeSweep) -> dict[str,
     if count < 1:
         rule = f"`{key}` must have a range with a value or more"
         remedy = f"write {key}='range(start,stop,step)', where stop is excluded"
-        raise StudyError(f"{rule}, got {_shown(override)!r}: {remedy}")
+        raise StudyError(f"{rule}, got {shown_override(override)!r}: {remedy}")
     last = start + (count - 1) * step
     low = min(start, last)
     high = max(start, last)
@@ -259,12 +259,10 @@ def _stepped_range(override: Override, key: str, sweep: RangeSweep) -> dict[str,
 
 def _count_values(start: Decimal, stop: Decimal, step: Decimal) -> int:
     """Count the values of a range; 0 or less if it has none, 0 if it has no end."""
-    if not step:
+    are_finite = start.is_finite() and stop.is_finite() and step.is_finite()
+    if not step or not are_finite:
         return 0
-    length = stop - start
-    if not (length + step).is_finite():
-        return 0
-    return math.ceil(length / step)
+    return math.ceil((stop - start) / step)
 
 
 def _interval(key: str, sweep: IntervalSweep) -> dict[str, Any]:
@@ -297,7 +295,7 @@ def _with_log(entry: dict[str, Any], sweep: Sweep) -> dict[str, Any]:
     return entry
 
 
-def _shown(override: Override) -> str:
+def shown_override(override: Override) -> str:
     """Return an override as it was typed, without any password."""
     typed = override.input_line or override.key_or_group
     return without_password(typed)

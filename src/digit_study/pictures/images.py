@@ -17,6 +17,7 @@ from scipy import ndimage
 
 from digit_study.pictures.image_files import LEAST_SIDE, Grey, ImageError, read_grey, ring
 from digit_study.pictures.ink import (
+    DEEPEST,
     EIGHT,
     Mask,
     Numbered,
@@ -59,8 +60,6 @@ MOST_LEFT_OUT = 0.35
 MOST_LINED = 0.35
 #: Extent of what is written in a drawn box, as a part of the box's, at least.
 LEAST_WITHIN = 0.25
-#: Depth of a pen's stroke, half its width, as a part of the digit's longer side, at most.
-DEEPEST = 0.36
 #: Part of a digit's box that a hole covers, at least; smaller ones are grit.
 LEAST_HOLE = 0.004
 #: A mark whose width is so many times its height is no digit.

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 from scipy import ndimage
-from skimage.filters import rank, threshold_otsu
-from skimage.morphology import closing, disk, footprint_rectangle, opening
+from skimage.filters import threshold_otsu
+from skimage.morphology import closing, disk, opening
 from skimage.transform import hough_line, hough_line_peaks
 
 from digit_study.pictures.image_files import Grey, ImageError, ring
@@ -25,6 +25,8 @@ LEAST_CONTRAST = 3
 NOISE_SPREADS = 2.5
 #: A mark that covers more than this part of an edge of the view is no digit: 1 in so many.
 MOST_ALONG = 6
+#: Depth of a pen's stroke, half its width, as a part of the digit's longer side, at most.
+DEEPEST = 0.36
 #: How often marks along the frame are taken away before strokes are looked for, at most.
 MOST_FRAMES = 3
 #: A mark in a corner of the view is a shadow up to this part of the view: 1 in so many.
@@ -33,6 +35,10 @@ LARGEST_CORNER = 4
 SMALL = 64
 #: Of the longer side of a view the widest stroke that is looked for in uneven light is this part.
 WIDEST_STROKE = 4
+#: Sizes at which strokes are looked for, as parts of the widest.
+STROKE_SIZES = (0.14, 0.25, 0.43, 0.71, 1.0)
+#: Energy at a size from which on something stands out there, as a part of the largest.
+STANDS_OUT = 0.01
 #: Parts of the width and the height of a view that lines of ruled and squared paper cover.
 LEAST_RULE = (0.6, 0.7)
 #: Slopes of ruled lines that are tried, in degrees from the horizontal.
@@ -114,12 +120,15 @@ def _relief(grey: Grey, widest: int) -> Grey:
     factor = max(1, max(grey.shape) // PAPER_SIDE)
     coarse = reduced(grey, factor)
     side = _odd(max(coarse.shape) // widest)
-    is_light = _is_light(coarse, side)
+    # a shadow that the frame cuts off goes on beyond it: else a narrow rest would be a stroke
+    beyond = side - 1
+    continued = np.pad(coarse, beyond, mode="edge")
+    even = ndimage.gaussian_filter(continued, 0.7)
+    is_light = _is_light(even, side)
     # a disc fits into the corner of a shadow where a square does not
     disc = disk(side // 2, decomposition="sequence")
-    even = ndimage.gaussian_filter(coarse, 0.7)
     covered = opening if is_light else closing
-    paper = covered(even, disc)
+    paper = covered(even, disc)[beyond:-beyond, beyond:-beyond]
     if factor > 1:
         paper = _resized(paper, grey.shape)
     if is_light:
@@ -211,14 +220,26 @@ def _odd(side: int) -> int:
     return max(3, side) | 1
 
 
-def _is_light(grey: Grey, side: int) -> bool:
-    """Return whether strokes are lighter than what is around them."""
-    square = footprint_rectangle((side, side))
-    levels = np.clip(grey, 0, 255).astype(np.uint8)
-    surroundings = rank.median(levels, square)
-    apart = grey.astype(np.float64) - surroundings
-    skewness = (apart**3).sum()
-    return bool(skewness > 0)
+def _is_light(even: Grey, widest: int) -> bool:
+    """Return whether strokes are lighter than what is around them.
+
+    Strokes are thinner than all else that is lighter or darker, such as shadows, reflections and
+    the insides of loops. So the finest size decides at which something stands out: what a square of
+    that size cannot cover, by a morphological closing for dark and by an opening for light things.
+
+    Args:
+        even: smoothed brightness (h, w).
+        widest: the largest size, in pixels.
+    """
+    energies = []
+    for part in STROKE_SIZES:
+        size = _odd(round(part * widest))
+        dark = ndimage.grey_closing(even, (size, size)) - even
+        light = even - ndimage.grey_opening(even, (size, size))
+        energies.append(((dark**2).sum(), (light**2).sum()))
+    least = STANDS_OUT * np.max(energies)
+    dark_energy, light_energy = next(pair for pair in energies if max(pair) >= least)
+    return bool(light_energy > dark_energy)
 
 
 def _is_even(grey: Grey) -> bool:
@@ -422,10 +443,10 @@ def _straight_lines(thin: Mask) -> list[tuple[float, float]]:
 
 
 def _without_frame(marks: Numbered) -> Numbered:
-    """Drop numbered marks along the frame that are longer than a stroke is wide, or in a corner.
+    """Drop marks along the frame that are longer than a stroke is wide, in a corner, or solid.
 
-    Such a mark is a sheet's edge, a shadow's corner, a dark corner or another thing. A digit that
-    is cut tightly stays where there is nothing else.
+    Such a mark is a sheet's edge, a shadow's corner, a dark corner, a finger or another thing. A
+    digit that is cut tightly stays where there is nothing else.
     """
     along = np.zeros(marks.max() + 1, np.int64)
     for edge in _edges(marks):
@@ -434,11 +455,25 @@ def _without_frame(marks: Numbered) -> Numbered:
         along = np.maximum(along, shares)
     is_frame = along >= 1
     is_frame[_small_corners(marks)] = True
+    is_frame[_solid_at_edge(marks)] = True
     is_frame[0] = False
     rest = np.where(is_frame[marks], 0, marks)
     if not rest.any():
         return marks
     return rest
+
+
+def _solid_at_edge(marks: Numbered) -> list[int]:
+    """Return the numbers of marks that reach the frame and are deeper than strokes are."""
+    boxes = ndimage.find_objects(marks)
+    at_edge = np.unique(np.concatenate(_edges(marks)))
+    found = []
+    for number in at_edge[at_edge > 0]:
+        mark = marks[boxes[number - 1]] == number
+        depth = ndimage.distance_transform_edt(np.pad(mark, 1))
+        if depth.max() > DEEPEST * max(mark.shape):
+            found.append(int(number))
+    return found
 
 
 def _without_ink_of_frame(ink: Grey, widest: int, floor: float) -> Grey:

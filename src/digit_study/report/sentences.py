@@ -124,6 +124,8 @@ def splits_answer(means: pd.DataFrame) -> str:
 
 def unpaired_answer(count: int) -> str:
     """Say that runs are not compared."""
+    if count == 1:
+        return "1 run has validation images of its own and is not ranked"
     return f"{count} runs have validation images of their own and are not ranked"
 
 

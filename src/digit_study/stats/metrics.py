@@ -239,7 +239,7 @@ def evaluation_from_table(table: pd.DataFrame) -> Evaluation:
     labels = table["label"].to_numpy(np.int64)
     index = table["index"].to_numpy(np.int64)
     predicted = table["predicted"].to_numpy(np.int64)
-    probabilities = table[PROBABILITY_COLUMNS].to_numpy(np.float32)
+    probabilities = table[PROBABILITY_COLUMNS].to_numpy(np.float32, copy=True)
     # rounded for the table, the two highest probabilities can be equal: the recorded prediction
     # counts
     most_probable = probabilities.argmax(axis=1)

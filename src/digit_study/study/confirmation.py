@@ -150,7 +150,7 @@ def confirm(
             conclusion = _run(race, candidates, engine, results)
     failures = race.failures()
     if failures:
-        heading = f"{len(failures)} runs of the confirmation failed:"
+        heading = f"{sentences.counted(len(failures), 'run')} of the confirmation failed:"
         raise StudyError("\n".join([heading, *failures]))
     return conclusion.winner.run_id
 

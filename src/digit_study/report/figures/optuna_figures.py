@@ -235,9 +235,7 @@ def _has_content(name: str, study: Study) -> bool:
         return bool(trials)
     if name == "intermediate_values":
         # Optuna draws no line of a trial that failed
-        return any(
-            trial.intermediate_values for trial in trials if trial.state != TrialState.FAIL
-        )
+        return any(trial.intermediate_values for trial in trials if trial.state != TrialState.FAIL)
     return any(trial.state == TrialState.COMPLETE for trial in trials)
 
 
