@@ -72,6 +72,8 @@ GIB = 2.0**30
         ({"CPU": 8.0, "memory": 16 * GIB}, {"gpu": 0.25}, 0),
         ({"CPU": 8.0, "memory": 16 * GIB, "GPU": 1.0}, {"gpu": 0.25}, 4),
         ({"CPU": 8.0, "memory": 16 * GIB, "GPU": 2.0}, {"gpu": 0.3}, 6),  # three on each
+        ({"CPU": 8.0, "memory": 16 * GIB, "GPU": 1.0}, {"gpu": 0.2}, 5),  # 1.0 // 0.2 is 4
+        ({"CPU": 64.0, "memory": 16 * GIB, "GPU": 2.0}, {"gpu": 0.05}, 40),
         ({"CPU": 8.0, "memory": 16 * GIB, "GPU": 3.0}, {"gpu": 2}, 1),
         ({"CPU": 1.0, "memory": 16 * GIB, "GPU": 8.0}, {"gpu": 1}, 1),
         ({"memory": 16 * GIB}, {}, 0),

@@ -111,6 +111,7 @@ def test_a_study_is_the_same_whether_its_space_is_typed_or_in_a_file() -> None:
         (["model.filters=choice(8,choice(16,32))"], "must list its choices in one place"),
         (["model.filters=range(3,3)"], "must have a range with a value or more"),
         (["model.filters=range(0,inf)"], "must have a range with a value or more"),
+        (["model.filters=range(inf,inf)"], "must have a range with a value or more"),
         (["model.filters=tag(lgo,range(1,3))"], "may have the tag log"),
         (["model.filters=tag(log,choice(1,3))"], "on a range or an interval"),
         (["model.filters=tag(log,range(1,9,2))"], "takes either log or step"),
