@@ -32,7 +32,14 @@ from digit_study.study.results import best_command, trials_frame
 from digit_study.study.search import run_study
 from digit_study.study.storage import StoredStudy
 from digit_study.study.study_plan import journal_path
-from digit_study.study.trial_attributes import SUPERVISOR, counted, deaths
+from digit_study.study.trial_attributes import (
+    ABANDONED,
+    REASON,
+    REQUEUED,
+    SUPERVISOR,
+    counted,
+    deaths,
+)
 from digit_study.study.trial_recorder import TrialRecorder
 from digit_study.support import processes
 from digit_study.support.errors import StudyError
@@ -405,6 +412,30 @@ def test_the_last_trial_of_a_supervisor_that_then_dies_is_run_here(
     dies.join()
     assert states(view) == ["COMPLETE", "FAIL", "COMPLETE", "COMPLETE"] and len(stubs.started) == 3
     assert capsys.readouterr().out.count("waiting for what other processes run: trial 1\n") == 1
+
+
+@pytest.mark.slow
+def test_a_trial_that_another_machine_took_over_stays_failed(store: str) -> None:
+    """Its process is told to stop, and would have its run count as pruned."""
+
+    def take_over() -> None:
+        storage = optuna.storages.JournalStorage(JournalFile(journal_path(workspace(), "s")))
+        study = optuna.load_study(study_name="s", storage=storage)
+        trial = optuna.Trial(study, study.trials[0]._trial_id)
+        trial.set_user_attr(REASON, ABANDONED)
+        trial.set_user_attr(REQUEUED, value=True)
+        study.tell(0, state=TrialState.FAIL)
+
+    view, _ = search(
+        store,
+        "search.trials=2",
+        "search.pruner=none",
+        behaviour=lambda config, number: "signal" if number == 1 else "done",
+        on_signal=take_over,
+    )
+    assert states(view) == ["FAIL", "COMPLETE", "COMPLETE"]
+    tags = runs(store)["0"].data.tags
+    assert (tags["trial.state"], tags["failure"]) == ("FAIL", ABANDONED)
 
 
 @pytest.mark.slow

@@ -327,6 +327,8 @@ class OptunaSource(JobSource):
         running = self._running[job.key]
         trial = self._stored.trial(job.key)
         if trial.user_attrs.get(REASON) == ABANDONED:
+            # its process was told to stop, and has recorded the end of a trial that is pruned
+            self._recorder.tag_as_failed(trial)
             text = "this machine was out of reach: it runs again on another"
             self._show_end(TrialEnd(trial.number, TrialStatus.FAIL, text))
         else:

@@ -159,6 +159,11 @@ class TrialRecorder:
         self._on_end(TrialEnd(trial.number, TrialStatus.FAIL, reason))
         self._count_failure(trial, reason)
 
+    def tag_as_failed(self, trial: FrozenTrial) -> None:
+        """Tag the run of a trial that another machine has taken over, as that machine did."""
+        reason = str(trial.user_attrs.get(REASON))
+        self._tag(trial, {STATUS_TAG: TrialStatus.FAIL, FAILURE_TAG: reason})
+
     def adopt_orphans(self) -> None:
         """End the trials that supervisors left RUNNING which are gone."""
         for trial in orphans(self._stored):
