@@ -439,6 +439,24 @@ def test_a_trial_that_another_machine_took_over_stays_failed(store: str) -> None
 
 
 @pytest.mark.slow
+def test_a_run_that_was_tagged_as_failed_and_not_ended_is_ended(store: str) -> None:
+    """As where a machine died between the two, while it took a trial over."""
+    words = ("search.pruner=none", "search.max_failures=null")
+    search(
+        store,
+        "search.trials=2",
+        *words,
+        behaviour=lambda config, number: "failed" if number == 1 else "done",
+    )
+    failed = runs(store)["0"]
+    assert failed.data.tags["trial.state"] == "FAIL"
+    mlflow.MlflowClient(store).update_run(failed.info.run_id, status="RUNNING")
+    search(store, "search.trials=3", *words)
+    ended = runs(store)["0"]
+    assert (ended.info.status, ended.data.tags["trial.state"]) == ("KILLED", "FAIL")
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("moment", ["ask", "create_run", "submit", "tell", "tag"])
 def test_a_supervisor_that_dies_leaves_what_the_next_one_mends(
     moment: str, store: str, monkeypatch: pytest.MonkeyPatch

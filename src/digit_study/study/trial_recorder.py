@@ -198,15 +198,12 @@ class TrialRecorder:
     def reconcile_runs(self) -> None:
         """Make MLflow agree with Optuna, where a process was killed between the two."""
         trials = {trial.number: trial for trial in self._stored.trials()}
-        running = []
-        for status in (TrialStatus.RUNNING, TrialStatus.PAUSED):
-            running += self._tracker.children_tagged(self._parent_run_id, {STATUS_TAG: status})
-        for run_id, tags in running:
+        for run_id, tags in self._tracker.open_trials(self._parent_run_id).items():
             number = int(tags.get("trial.number", -1))
             self._reconcile_run(run_id, trials.get(number))
 
     def _reconcile_run(self, run_id: str, trial: FrozenTrial | None) -> None:
-        """End a run that MLflow has as running or paused, unless Optuna's trial still runs.
+        """End a run that has not ended in MLflow, unless Optuna's trial still runs.
 
         Args:
             run_id: Id of the run.

@@ -54,23 +54,28 @@ class Queries(Runs):
 
     # ------------------------------------------------------------------------------- found
 
-    def children_tagged(
-        self, parent_run_id: str, tags: Mapping[str, str]
-    ) -> list[tuple[str, dict[str, str]]]:
-        """Return the children of a run that have all of some tags.
+    def open_trials(self, parent_run_id: str) -> dict[str, dict[str, str]]:
+        """Return the runs of a study's trials that have not ended, by status or by their tag.
+
+        A machine that dies while it ends a trial may have recorded the one and not the other.
 
         Args:
-            parent_run_id: Id of the parent run.
-            tags: Tags that all must match.
+            parent_run_id: Id of the study's run.
 
         Returns:
-            The id and the tags of each; none, with a warning, if the store does not answer.
+            The tags of each by its id; none, with a warning, if the store does not answer.
         """
+        conditions = [f"attributes.status = 'RUNNING' and {_all_of({'kind': 'trial'})}"]
+        for status in (TrialStatus.RUNNING, TrialStatus.PAUSED):
+            conditions.append(_all_of({STATUS_TAG: status}))
+        found: dict[str, dict[str, str]] = {}
         try:
-            return self.children(parent_run_id, _all_of(tags))
+            for condition in conditions:
+                found.update(self.children(parent_run_id, condition))
         except StoreFault as fault:
             console.warn(f"the children of run {parent_run_id} are unknown: {first_line(fault)}")
-            return []
+            return {}
+        return found
 
     def find_run(self, tags: Mapping[str, str]) -> str | None:
         """Return the id of the newest run in any experiment that has all of ``tags``."""
