@@ -4,7 +4,7 @@
 
 The digits are the strokes of digit_study.model.pen, drawn anew with a seed that no training uses:
 in one pixel, in blocks, with a pen, on paper with a shadow, with rules, with squares, at a sheet's
-edge, with a pencil; and rows of them. Prints a line a kind: right, wrong and refused, by the
+edge, with a pencil; with thin pens on large photos in difficult light; and rows of them. Prints a line a kind: right, wrong and refused, by the
 detector or before it. These are no people's digits: it shows which way of drawing a network or the
 front end loses, not how well it reads what people write.
 """
@@ -125,6 +125,76 @@ def pencil(digit: int, random: Random) -> Picture:
     return _photo(ink, np.full((480, 480), 205.0), random, 0.3)
 
 
+# ------------------------------------------------------------------------ large photos, thin pens
+
+#: Height and width of a large photo.
+LARGE = (900, 1200)
+
+
+def _thin_ink(digit: int, random: Random) -> npt.NDArray[np.float64]:
+    """A digit of a fifth to a half of a large photo, in a thin pen."""
+    height, width = LARGE
+    extent = random.uniform(180, 480)
+    pen_width = max(2, int(extent * random.choice([0.012, 0.02, 0.03])))
+    square = inked(digit, random, int(extent) + 4 * pen_width + 8, extent, pen_width) / 255
+    top = int(random.uniform(40, height - len(square) - 40))
+    left = int(random.uniform(40, width - len(square) - 40))
+    ink = np.zeros(LARGE)
+    ink[top : top + len(square), left : left + len(square)] = square
+    return ndimage.gaussian_filter(ink, 1.0)
+
+
+def _uneven(random: Random) -> npt.NDArray[np.float64]:
+    """Light that falls off towards one side."""
+    y, x = np.mgrid[: 1 : LARGE[0] * 1j, : 1 : LARGE[1] * 1j]
+    angle = random.uniform(0, 2 * np.pi)
+    slope = random.uniform(0, 0.3)
+    return random.uniform(170, 220) * (1 - slope * (np.cos(angle) * x + np.sin(angle) * y))
+
+
+def _in_shadow(light: npt.NDArray[np.float64], random: Random) -> npt.NDArray[np.float64]:
+    """Light of which a shadow with a sharp edge takes a third to a half."""
+    y, x = np.mgrid[: 1 : LARGE[0] * 1j, : 1 : LARGE[1] * 1j]
+    lean = random.uniform(-1, 1)
+    lies_in_it = (x + lean * y) / (1 + abs(lean)) < random.uniform(0.25, 0.75)
+    edge = ndimage.gaussian_filter(lies_in_it.astype(float), random.uniform(2, 10))
+    return light * (1 - random.uniform(0.33, 0.5) * edge)
+
+
+def hard_shadow(digit: int, random: Random) -> Picture:
+    return _photo(_thin_ink(digit, random), _in_shadow(_uneven(random), random), random)
+
+
+def two_shadows(digit: int, random: Random) -> Picture:
+    light = _in_shadow(_in_shadow(_uneven(random), random), random)
+    return _photo(_thin_ink(digit, random), light, random)
+
+
+def black_corner(digit: int, random: Random) -> Picture:
+    """The sheet ends in a round corner, and part of it lies in a shadow."""
+    y, x = np.mgrid[: LARGE[0], : LARGE[1]]
+    lies_beyond = np.hypot(x - LARGE[1], y) < random.uniform(60, 240)
+    light = np.where(lies_beyond, 10.0, _in_shadow(_uneven(random), random))
+    return _photo(_thin_ink(digit, random), light, random)
+
+
+def reflection(digit: int, random: Random) -> Picture:
+    y, x = np.mgrid[: 1 : LARGE[0] * 1j, : 1 : LARGE[1] * 1j]
+    row, column = random.uniform(0.1, 0.9, 2)
+    size = random.uniform(0.06, 0.16)
+    spot = np.exp(-(((x - column) / size) ** 2) - ((y - row) / size) ** 2)
+    light = np.minimum(_uneven(random) + random.uniform(60, 120) * spot, 254)
+    return _photo(_thin_ink(digit, random), light, random)
+
+
+def dotted_paper(digit: int, random: Random) -> Picture:
+    dots = np.zeros(LARGE)
+    dots[int(random.integers(10, 45)) :: 45, int(random.integers(10, 45)) :: 45] = 1
+    dots = ndimage.gaussian_filter(ndimage.grey_dilation(dots, (3, 3)), 0.8)
+    light = _in_shadow(_uneven(random) * (1 - 0.3 * dots), random)
+    return _photo(_thin_ink(digit, random), light, random)
+
+
 SINGLE: dict[str, Callable[[int, Random], Picture]] = {
     "one pixel, 28x28": one_pixel,
     "blocks, 64x64": blocks,
@@ -136,6 +206,11 @@ SINGLE: dict[str, Callable[[int, Random], Picture]] = {
     "squared paper": squared,
     "sheet's edge": sheets_edge,
     "pencil": pencil,
+    "hard shadow": hard_shadow,
+    "two shadows": two_shadows,
+    "black corner": black_corner,
+    "reflection": reflection,
+    "dotted, shadow": dotted_paper,
 }
 
 
