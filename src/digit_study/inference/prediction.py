@@ -17,8 +17,8 @@ import numpy.typing as npt
 from digit_study.data.sources import CLASSES
 from digit_study.inference.segmentation import Box, Piece, Ways, segment
 from digit_study.model.calibration import prediction_sets
-from digit_study.pictures.image_files import ImageError, read_grey, upright_size
-from digit_study.pictures.images import SIDE, Digit, SeveralMarks, read_digit
+from digit_study.pictures.image_files import Grey, ImageError, read_grey, upright_size
+from digit_study.pictures.images import SIDE, Digit, SeveralMarks, to_mnist
 from digit_study.support.errors import StudyError, first_line
 from digit_study.support.signals import native_stderr, signals_surface
 
@@ -308,11 +308,14 @@ def read_picture(source: Path | bytes, model: Model, accepts: Accepts | None = N
 def _prepare(source: Path | bytes, name: str, *, only_digit: bool) -> _Prepared:
     """Find the digit of a file, or its digits."""
     try:
-        return _Prepared(name, pixels=read_digit(source))
-    except SeveralMarks as fault:
-        if only_digit:
-            return _Prepared(name, error=str(fault))
-        return _prepare_number(source, name, str(fault))
+        grey = read_grey(source)
+        try:
+            return _Prepared(name, pixels=to_mnist(grey))
+        except SeveralMarks as fault:
+            if only_digit:
+                raise
+            scale = max(upright_size(source)) / max(grey.shape)
+            return _prepare_number(grey, name, str(fault), scale)
     except ImageError as fault:
         return _Prepared(name, error=str(fault))
     except OSError as fault:  # a folder that may not be entered, a disk that fails
@@ -320,14 +323,19 @@ def _prepare(source: Path | bytes, name: str, *, only_digit: bool) -> _Prepared:
         return _Prepared(name, error=error)
 
 
-def _prepare_number(source: Path | bytes, name: str, fault: str) -> _Prepared:
-    """Find the digits of a file that holds several marks, or keep the fault if it has none."""
-    try:
-        grey = read_grey(source)
-        lines = segment(grey)
-        scale = max(upright_size(source)) / max(grey.shape)
-    except ImageError as error:
-        return _Prepared(name, error=str(error))
+def _prepare_number(grey: Grey, name: str, fault: str, scale: float) -> _Prepared:
+    """Find the digits of a picture that holds several marks, or keep the fault if it has none.
+
+    Args:
+        grey: the picture.
+        name: of its file.
+        fault: why it is no single digit.
+        scale: pixels of the file a pixel of ``grey``.
+
+    Raises:
+        ImageError: if it holds more marks than numbers have.
+    """
+    lines = segment(grey)
     scaled = []
     for line in lines:
         scaled.append([_scaled(ways, scale) for ways in line])

@@ -303,7 +303,7 @@ class SpooledRun:
     def _folders_stay(self, *, exclusive: bool = False) -> Iterator[None]:
         """Keep folders from being removed while something is written into one of them.
 
-        With ``LOCK_EX`` keep others from writing while one is removed.
+        With ``exclusive=True`` keep others from writing while one is removed.
         """
         self._workspace.spool.mkdir(parents=True, exist_ok=True)
         lock = self._workspace.artifacts / ".outbox.lock"
