@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import random
@@ -27,10 +28,11 @@ from digit_study.config.run_config import Config
 from digit_study.config.space import suggest
 from digit_study.config.study_config import PRUNERS
 from digit_study.report.figures import run_figures
+from digit_study.study import trial_recorder
 from digit_study.study._optuna import SAMPLERS, JournalFile
 from digit_study.study.results import best_command, trials_frame
 from digit_study.study.search import run_study
-from digit_study.study.storage import StoredStudy
+from digit_study.study.storage import StoredStudy, open_study
 from digit_study.study.study_plan import journal_path
 from digit_study.study.trial_attributes import (
     ABANDONED,
@@ -436,6 +438,28 @@ def test_a_trial_that_another_machine_took_over_stays_failed(store: str) -> None
     assert states(view) == ["FAIL", "COMPLETE", "COMPLETE"]
     tags = runs(store)["0"].data.tags
     assert (tags["trial.state"], tags["failure"]) == ("FAIL", ABANDONED)
+
+
+@pytest.mark.slow
+def test_a_trial_that_two_machines_take_over_at_once_is_left_to_the_faster(
+    store: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("search.trials=1", "search.max_failures=1")
+    stubs = Stubs(store, behaviour=lambda config, number: "failed")
+    with pytest.raises(StudyError, match="max_failures=1"):
+        run_study(plan(*words), stubs.engine)
+    plan_again = plan(*words)
+    stored = open_study(
+        plan_again.study, plan_again.run, plan_again.overrides, plan_again.workspace
+    )
+    (failed,) = stored.trials()
+    seen_before = copy.copy(failed)
+    seen_before.state = TrialState.RUNNING
+    monkeypatch.setattr(trial_recorder, "orphans", lambda stored: [seen_before])
+    ends: list[object] = []
+    parent = runs(store)["study"].info.run_id
+    TrialRecorder(plan_again, stored, stubs.tracker, parent, ends.append).adopt_orphans()
+    assert states(stored) == ["FAIL"] and ends == []
 
 
 @pytest.mark.slow

@@ -7,6 +7,7 @@ import statistics
 import time
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
 from filelock import FileLock
@@ -148,6 +149,15 @@ class _Total:
         return max(0, self._total - self._counted - rest)
 
 
+def _set_unless_taken_over(trial: Trial, key: str, value: str | int | None) -> None:
+    """Set an attribute of a trial, unless another machine has ended the trial meanwhile.
+
+    Then the trial is told to stop after its next epoch.
+    """
+    with suppress(UpdateFinishedTrialError):
+        trial.set_user_attr(key, value)
+
+
 class OptunaSource(JobSource):
     """Asks Optuna for trials, prunes them, and records the truth about each in both stores.
 
@@ -266,12 +276,12 @@ class OptunaSource(JobSource):
 
     def on_created(self, job: Job, run_id: str) -> None:
         """Record the run of a trial in Optuna."""
-        self._running[job.key].trial.set_user_attr(RUN_ID, run_id)
+        _set_unless_taken_over(self._running[job.key].trial, RUN_ID, run_id)
 
     def on_submitted(self, job: Job, worker: str) -> None:
         """Record the process of a trial in Optuna."""
         running = self._running[job.key]
-        running.trial.set_user_attr(WORKER, worker)
+        _set_unless_taken_over(running.trial, WORKER, worker)
         running.host = worker.rsplit(":", 2)[0]
 
     def on_steps(self, job: Job, event: StepsDone) -> None:
@@ -326,13 +336,18 @@ class OptunaSource(JobSource):
         """Record the end of a trial in both stores."""
         running = self._running[job.key]
         trial = self._stored.trial(job.key)
-        if trial.user_attrs.get(REASON) == ABANDONED:
+        is_taken_over = trial.user_attrs.get(REASON) == ABANDONED
+        if not is_taken_over:
+            try:
+                self._record(running, outcome, runs_again=runs_again)
+            except UpdateFinishedTrialError:
+                # by another machine, at this moment
+                is_taken_over = True
+        if is_taken_over:
             # its process was told to stop, and has recorded the end of a trial that is pruned
-            self._recorder.tag_as_failed(trial)
+            self._recorder.tag_as_failed(trial.number)
             text = "this machine was out of reach: it runs again on another"
             self._show_end(TrialEnd(trial.number, TrialStatus.FAIL, text))
-        else:
-            self._record(running, outcome, runs_again=runs_again)
         del self._running[job.key]
         if self._pausing is not None:
             self._pausing.forget(job.key)
@@ -401,7 +416,7 @@ class OptunaSource(JobSource):
             running.paused_since = time.monotonic()
             status = TrialStatus.PAUSED
         trial = running.trial
-        trial.set_user_attr(PAUSED_AFTER, epoch)
+        _set_unless_taken_over(trial, PAUSED_AFTER, epoch)
         self._tracker.tag_run(trial.user_attrs[RUN_ID], {STATUS_TAG: status})
 
     @property

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from bisect import insort
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 
+from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from digit_study.config.study_config import constraints_of
@@ -159,8 +161,11 @@ class TrialRecorder:
         self._on_end(TrialEnd(trial.number, TrialStatus.FAIL, reason))
         self._count_failure(trial, reason)
 
-    def tag_as_failed(self, trial: FrozenTrial) -> None:
-        """Tag the run of a trial that another machine has taken over, as that machine did."""
+    def tag_as_failed(self, number: int) -> None:
+        """Tag the run of a trial that another machine has ended as failed, as that machine did."""
+        trial = self._stored.trial(number)
+        if trial.state != TrialState.FAIL:
+            return
         reason = str(trial.user_attrs.get(REASON))
         self._tag(trial, {STATUS_TAG: TrialStatus.FAIL, FAILURE_TAG: reason})
 
@@ -183,8 +188,14 @@ class TrialRecorder:
     def _end_left(self, trial: FrozenTrial, failure: Failed) -> None:
         """End a trial whose process is gone, so that its configuration comes again.
 
-        A trial that was paused, and cannot be among the best any more, counts as pruned.
+        A trial that was paused, and cannot be among the best any more, counts as pruned. A trial
+        that another machine takes over at the same moment is left to that machine.
         """
+        with suppress(UpdateFinishedTrialError):
+            self._end_or_prune(trial, failure)
+
+    def _end_or_prune(self, trial: FrozenTrial, failure: Failed) -> None:
+        """End a trial whose process is gone, as pruned where it cannot be among the best."""
         epoch = paused_after(trial)
         halving = halving_of(self._plan)
         if epoch is not None and halving is not None:
