@@ -135,8 +135,8 @@ def capacity(available: Mapping[str, float], required: Mapping[str, float]) -> i
     elif share:
         # a share is of a single GPU
         trials_per_gpu = _times(1.0, share)
-        fitting = min(fitting, gpus * trials_per_gpu)
-    return int(fitting)
+        fitting = min(fitting, math.floor(gpus * trials_per_gpu))
+    return fitting
 
 
 def _times(available: float, share: float) -> int:
