@@ -341,7 +341,7 @@ def predict_files(
     ]
     if arguments.json:
         print(json.dumps([reading.as_json() for reading in readings], indent=2))
-    # from here on the names are looked at
+    # JSON has the names as they are; a terminal or a picture shows them below
     readings = [replace(reading, file=printable(reading.file)) for reading in readings]
     if not arguments.json:
         print_readings(readings, coverage)

@@ -457,7 +457,7 @@ def test_a_study_that_was_begun_anew_has_no_winner_of_the_one_before(store: rs.S
 def test_a_study_whose_experiment_was_deleted_is_restored_first(store: rs.Store) -> None:
     rs.add_study(store, "digits", "a")
     store.client.delete_experiment(store.experiment)
-    restore = rf"deleted in MLflow: restore them .*experiments restore --.* {store.experiment}`"
+    restore = rf"deleted in MLflow: restore it .*experiments restore --.* {store.experiment}`"
     with pytest.raises(StudyError, match=restore):
         store.tracker.confirmed_winner("digits")
 

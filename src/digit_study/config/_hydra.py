@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from hydra._internal.utils import get_args_parser
 
 from digit_study.support.errors import StudyError
+from digit_study.support.redaction import without_password
 
 
 def parse_arguments(arguments: Sequence[str]) -> Namespace:
@@ -23,6 +24,7 @@ def parse_arguments(arguments: Sequence[str]) -> Namespace:
     parsed: Namespace
     parsed, unknown = get_args_parser().parse_known_intermixed_args(list(arguments))
     if unknown:
-        rule = "an option must be of those that --help lists"
-        raise StudyError(f"{rule}, got {unknown[0]!r}: drop it; a setting is given as key=value")
+        rule = "an option must be one that --hydra-help lists"
+        option = without_password(unknown[0])
+        raise StudyError(f"{rule}, got {option!r}: drop it; a setting is given as key=value")
     return parsed

@@ -345,7 +345,7 @@ def expand(overrides: Sequence[str], root: str = "config") -> list[list[str]]:
         swept = ", ".join(key for key, values in choices.items() if len(values) > 1)
         rule = f"-m may train at most {MOST_JOBS:,} networks"
         remedy = "list fewer values, or search them with python sweeps/optuna_search.py"
-        raise StudyError(f"{rule}, got more by {swept}: {remedy}")
+        raise StudyError(f"{rule}, got more from the sweeps of {swept}: {remedy}")
     jobs = product(*choices.values())
     return [list(job) for job in jobs]
 
@@ -766,7 +766,8 @@ def _in_a_line(error: Exception, where: str) -> StudyError:
     wrong = WRONG_TYPE.match(message)
     if wrong and wrong["type"] in TYPE_WORDS:
         rule = f"`{key}` must be {TYPE_WORDS[wrong['type']]}"
-        return StudyError(f"{rule}, got '{wrong['value']}': correct it, or drop it for the default")
+        given = without_password(wrong["value"])
+        return StudyError(f"{rule}, got '{given}': correct it, or drop it for the default")
     return StudyError(f"`{key}`: {without_password(message)}")
 
 

@@ -124,24 +124,20 @@ def capacity(available: Mapping[str, float], required: Mapping[str, float]) -> i
     memory = available.get("memory", 0.0)
     # a byte at least: a trial may require no memory
     required_memory = max(1.0, required["memory"] * BYTES_A_GIB)
-    by_cpu = _times(cores, required["cpu"])
-    by_memory = _times(memory, required_memory)
+    by_cpu = cores // required["cpu"]
+    by_memory = memory // required_memory
     fitting = min(by_cpu, by_memory)
     gpus = available.get("GPU", 0.0)
     share = required["gpu"]
     if share >= 1:
-        by_gpu = _times(gpus, share)
+        by_gpu = gpus // share
         fitting = min(fitting, by_gpu)
     elif share:
         # a share is of a single GPU
-        trials_per_gpu = _times(1.0, share)
-        fitting = min(fitting, math.floor(gpus * trials_per_gpu))
-    return fitting
-
-
-def _times(available: float, share: float) -> int:
-    """Return how often a share fits; 1 // 0.2 is 4, since binary numbers have no exact 0.2."""
-    return math.floor(round(available / share, 6))
+        # 1 // 0.2 is 4, since binary numbers have no exact 0.2
+        trials_per_gpu = math.floor(round(1.0 / share, 6))
+        fitting = min(fitting, gpus * trials_per_gpu)
+    return int(fitting)
 
 
 def with_defaults(options: EngineConfig, threads: int | None) -> EngineConfig:

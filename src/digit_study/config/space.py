@@ -84,8 +84,7 @@ class Dimension:
 
     def is_active(self, params: Mapping[str, Any]) -> bool:
         """Return whether the dimension matters, given the params of those before it."""
-        conditions = self.when.items()
-        return all(params.get(key) in allowed for key, allowed in conditions)
+        return all(params.get(key) in allowed for key, allowed in self.when.items())
 
     def contains(self, value: Any) -> bool:
         """Return whether ``value`` can be suggested."""

@@ -336,7 +336,7 @@ def _pruner_violations(search: SearchConfig, metrics: list[str]) -> Iterator[str
         yield f"{must_be} with several objectives, {got}: Optuna prunes on one value only"
         return
     metric = metrics[0]
-    is_known_at_end = metric in OBJECTIVES and metric not in EVERY_EPOCH
-    if is_known_at_end:
+    is_known_late = metric in OBJECTIVES and metric not in EVERY_EPOCH
+    if is_known_late:
         known = "which is known only at the end of a trial"
         yield f"{must_be} for the objective {metric}, {known}, got '{search.pruner}'"

@@ -355,8 +355,8 @@ def _problem(images: npt.NDArray[np.generic], labels: npt.NDArray[np.generic]) -
     if len(labels) < FEWEST_LABELS or labels.min() < 0 or labels.max() >= CLASSES:
         return f"it has {len(labels)} labels; at least {FEWEST_LABELS} are needed, all from 0 to 9"
     for digit in range(CLASSES):
-        images_of_digit = np.count_nonzero(labels == digit)
-        if 0 < images_of_digit < RAREST:
+        count = np.count_nonzero(labels == digit)
+        if 0 < count < RAREST:
             return (
                 f"it has fewer than {RAREST} images of {digit}, too few for every part of the "
                 "split to have one"

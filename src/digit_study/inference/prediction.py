@@ -330,10 +330,10 @@ def _prepare_number(grey: Grey, name: str, fault: str, scale: float) -> _Prepare
         grey: the picture.
         name: of its file.
         fault: why it is no single digit.
-        scale: pixels of the file a pixel of ``grey``.
+        scale: how many pixels of the file a pixel of ``grey`` is wide.
 
     Raises:
-        ImageError: if it holds more marks than numbers have.
+        ImageError: if it holds no strokes, or more marks than numbers have.
     """
     lines = segment(grey)
     scaled = []

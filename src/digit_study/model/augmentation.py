@@ -196,9 +196,9 @@ def bent_ink(ink: Tensor, draws: Draws) -> Tensor:
         return numbers[:, None, None]
 
     # a coarse field of shifts, made smooth, after P. Simard, D. Steinkraus, J. Platt 2003
-    directions = draws.normal(1.0, (5, 5, 2))
+    unscaled = draws.normal(1.0, (5, 5, 2))
     strength = draws.uniform(0.0, 1.3, (1, 1, 1))
-    coarse = directions * strength
+    coarse = unscaled * strength
     shifts = tf.image.resize(coarse, (IMAGE_SIDE, IMAGE_SIDE), "bicubic")
     turned_x = per_image(cos) * x + per_image(slant - sin) * y
     turned_y = per_image(sin) * x + per_image(cos) * y
@@ -299,10 +299,10 @@ def pen_ink(forms: Tensor, labels: Tensor, draws: Draws) -> Tensor:
         waves_down = draws.uniform(-7.0, 7.0, (1,))
         phase = draws.uniform(0.0, 6.28, (1,))
         wave = waves_across * x + waves_down * y
-        height_x = draws.normal(0.02, (1,))
-        height_y = draws.normal(0.02, (1,))
-        x = x + height_x * tf.sin(wave + phase)
-        y = y + height_y * tf.cos(wave + phase)
+        amplitude_x = draws.normal(0.02, (1,))
+        amplitude_y = draws.normal(0.02, (1,))
+        x = x + amplitude_x * tf.sin(wave + phase)
+        y = y + amplitude_y * tf.cos(wave + phase)
     slant = draws.normal(0.12, (1,))
     angle = draws.normal(math.radians(6.0), (1,))
     wide = tf.exp(draws.normal(0.15, (1,)))
@@ -342,7 +342,10 @@ def _blocky(points: Tensor, draws: Draws) -> Tensor:
 
 
 def _pixel_centres() -> Tensor:
-    """Return x and y of each pixel, from the middle of the image, (28 * 28, 2)."""
+    """Return x and y of each pixel, counted from the 14th, (28 * 28, 2).
+
+    Small numbers lose less.
+    """
     import tensorflow as tf
 
     numbers = tf.range(IMAGE_SIDE, dtype=tf.float32)
@@ -353,7 +356,7 @@ def _pixel_centres() -> Tensor:
 
 
 def _per_piece(products: Tensor) -> Tensor:
-    """Sum products of coordinates (n, k, 2) to dot products (n, 1, k), to be met by all pixels."""
+    """Sum products of coordinates (n, k, 2) to dot products, (n, 1, k), for all pixels."""
     import tensorflow as tf
 
     return tf.reduce_sum(products, axis=-1)[:, None]

@@ -256,7 +256,7 @@ class Predictor:
         for start in range(0, len(images), IMAGES_AT_ONCE):
             batch = images[start : start + IMAGES_AT_ONCE]
             began = time.perf_counter()
-            # a signal is raised out of TensorFlow, where it would leave locks behind
+            # a signal waits until TensorFlow has returned: within it, it would leave locks behind
             with deferred_signals():
                 probabilities = self._forward(tf.constant(batch))
                 parts.append(probabilities.numpy())
@@ -403,7 +403,7 @@ class _Recorder(keras.callbacks.Callback):  # type: ignore[misc]
         self._on_steps(epoch, step, self._steps)
 
     def on_epoch_end(self, epoch: int, logs: Any = None) -> None:
-        trained = time.perf_counter()
+        trained_at = time.perf_counter()
         images = self._steps * self._config.batch_size
         record = {
             "train_loss": float(logs["loss"]),
@@ -412,8 +412,8 @@ class _Recorder(keras.callbacks.Callback):  # type: ignore[misc]
             "learning_rate": float(self.model.optimizer.learning_rate),
             # with validation, unlike the two below
             "epoch_seconds": time.perf_counter() - self._started,
-            "images_per_second": images / (trained - self._started),
-            "step_seconds": self._step_seconds(epoch, trained),
+            "images_per_second": images / (trained_at - self._started),
+            "step_seconds": self._step_seconds(epoch, trained_at),
         }
         where = f"after step {self._steps}"
         _require_finite("val_loss", record["val_loss"], epoch + 1, where)

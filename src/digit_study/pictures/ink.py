@@ -220,20 +220,21 @@ def _odd(side: int) -> int:
     return max(3, side) | 1
 
 
-def _is_light(even: Grey, widest: int) -> bool:
+def _is_light(even: Grey, largest_size: int) -> bool:
     """Return whether strokes are lighter than what is around them.
 
     Strokes are thinner than all else that is lighter or darker, such as shadows, reflections and
-    the insides of loops. So the finest size decides at which something stands out: what a square of
-    that size cannot cover, by a morphological closing for dark and by an opening for light things.
+    the insides of loops. So the finest size at which something stands out decides. What stands out
+    is what a square of that size cannot cover: by a morphological closing dark things, by an
+    opening light things.
 
     Args:
         even: smoothed brightness (h, w).
-        widest: the largest size, in pixels.
+        largest_size: in pixels.
     """
     energies = []
     for part in STROKE_SIZES:
-        size = _odd(round(part * widest))
+        size = _odd(round(part * largest_size))
         dark = ndimage.grey_closing(even, (size, size)) - even
         light = even - ndimage.grey_opening(even, (size, size))
         energies.append(((dark**2).sum(), (light**2).sum()))

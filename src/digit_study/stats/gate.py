@@ -135,11 +135,11 @@ def decide(
     if champion is None or test is None:
         return _decide_first(challenger, limits)
     margin = limits.margin
-    may_spend = budget(limits.significance, before)
-    level = may_spend.level
+    own_budget = budget(limits.significance, before)
+    level = own_budget.level
     spent = (
-        f"comparison {may_spend.comparison} on these images, "
-        f"which leaves {may_spend.left:.2g} of {limits.significance:g}"
+        f"comparison {own_budget.comparison} on these images, "
+        f"which leaves {own_budget.left:.2g} of {limits.significance:g}"
     )
     facts = f"{challenger} against {champion} on {_in_words(test)}"
     is_ahead = test.only_second > test.only_first

@@ -140,7 +140,7 @@ def calibration_error(labels: Labels, probabilities: Probabilities) -> float:
     # a bin holds its upper end, the first also its lower end
     bin_of = np.ceil(confidence * CALIBRATION_BINS).astype(int) - 1
     bin_of = np.clip(bin_of, 0, CALIBRATION_BINS - 1)
-    # by image, (n,), then summed by bin, (15,)
+    # by image, (n,), then summed by bin, (bins,)
     gaps = correct - confidence
     gaps_of_bins = np.bincount(bin_of, weights=gaps, minlength=CALIBRATION_BINS)
     total = np.abs(gaps_of_bins).sum()

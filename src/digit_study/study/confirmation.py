@@ -292,7 +292,7 @@ def _seeds_table(race: SeedRace, groups: Sequence[Group]) -> pd.DataFrame:
 
 def _selection_bias(candidates: _Candidates, ranking: pd.DataFrame) -> SelectionBias | None:
     """Return by how much the best of the search was better there than on fresh seeds."""
-    best, *_ = candidates.entries.values()
+    best = next(iter(candidates.entries.values()))
     rows = ranking[ranking["name"] == best.name].to_dict("records")
     if not rows:  # it lost a seed that it needed
         return None

@@ -46,7 +46,7 @@ from digit_study.study.trial_recorder import TrialEnd, TrialRecorder
 from digit_study.support import processes
 from digit_study.support.console import warn
 from digit_study.support.progress import SweepProgress
-from digit_study.support.trial_status import STATUS_TAG, TrialStatus
+from digit_study.support.trial_status import FAILURE_TAG, STATUS_TAG, TrialStatus
 from digit_study.tracking.session import Tracker
 from digit_study.trial.events import (
     Decision,
@@ -93,6 +93,8 @@ class _RunningTrial:
     is_pruned: bool = False
     #: The epoch after which it was paused last, or told to stop.
     stopped_after: int | None = None
+    #: Id of its run, once that is created.
+    run_id: str | None = None
     #: When it was paused, by the monotonic clock; None while it runs.
     paused_since: float | None = None
 
@@ -276,7 +278,9 @@ class OptunaSource(JobSource):
 
     def on_created(self, job: Job, run_id: str) -> None:
         """Record the run of a trial in Optuna."""
-        _set_unless_taken_over(self._running[job.key].trial, RUN_ID, run_id)
+        running = self._running[job.key]
+        running.run_id = run_id
+        _set_unless_taken_over(running.trial, RUN_ID, run_id)
 
     def on_submitted(self, job: Job, worker: str) -> None:
         """Record the process of a trial in Optuna."""
@@ -344,10 +348,7 @@ class OptunaSource(JobSource):
                 # by another machine, at this moment
                 is_taken_over = True
         if is_taken_over:
-            # its process was told to stop, and has recorded the end of a trial that is pruned
-            self._recorder.tag_as_failed(trial.number)
-            text = "this machine was out of reach: it runs again on another"
-            self._show_end(TrialEnd(trial.number, TrialStatus.FAIL, text))
+            self._leave_to_other_machine(running)
         del self._running[job.key]
         if self._pausing is not None:
             self._pausing.forget(job.key)
@@ -417,7 +418,7 @@ class OptunaSource(JobSource):
             status = TrialStatus.PAUSED
         trial = running.trial
         _set_unless_taken_over(trial, PAUSED_AFTER, epoch)
-        self._tracker.tag_run(trial.user_attrs[RUN_ID], {STATUS_TAG: status})
+        self._tracker.tag_run(str(running.run_id), {STATUS_TAG: status})
 
     @property
     def _objective(self) -> str:
@@ -499,6 +500,19 @@ class OptunaSource(JobSource):
             case Stopped():
                 failure = Failed(trial.number, FailureCause.TRIAL, "it was told to stop")
                 recorder.fail(trial, failure, runs_again=False)
+
+    def _leave_to_other_machine(self, running: _RunningTrial) -> None:
+        """Show how another machine has ended a trial, and tag its run in the same way.
+
+        The trial's process was told to stop, and has recorded the end of a trial that is pruned.
+        """
+        trial = self._stored.trial(running.trial.number)
+        status = TrialStatus(trial.state.name)
+        if status is TrialStatus.FAIL and running.run_id is not None:
+            reason = str(trial.user_attrs.get(REASON))
+            self._tracker.tag_run(running.run_id, {STATUS_TAG: status, FAILURE_TAG: reason})
+        text = "this machine was out of reach: another has taken it over"
+        self._show_end(TrialEnd(trial.number, status, text))
 
     def _end_not_started(self) -> None:
         """Fail the trials that an outage kept from becoming jobs; they come again."""

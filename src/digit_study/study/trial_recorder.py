@@ -161,14 +161,6 @@ class TrialRecorder:
         self._on_end(TrialEnd(trial.number, TrialStatus.FAIL, reason))
         self._count_failure(trial, reason)
 
-    def tag_as_failed(self, number: int) -> None:
-        """Tag the run of a trial that another machine has ended as failed, as that machine did."""
-        trial = self._stored.trial(number)
-        if trial.state != TrialState.FAIL:
-            return
-        reason = str(trial.user_attrs.get(REASON))
-        self._tag(trial, {STATUS_TAG: TrialStatus.FAIL, FAILURE_TAG: reason})
-
     def adopt_orphans(self) -> None:
         """End the trials that supervisors left RUNNING which are gone."""
         for trial in orphans(self._stored):

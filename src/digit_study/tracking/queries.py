@@ -65,7 +65,8 @@ class Queries(Runs):
         Returns:
             The tags of each by its id; none, with a warning, if the store does not answer.
         """
-        conditions = [f"attributes.status = 'RUNNING' and {_all_of({'kind': 'trial'})}"]
+        is_failed = _all_of({STATUS_TAG: TrialStatus.FAIL})
+        conditions = [f"attributes.status = 'RUNNING' and {is_failed}"]
         for status in (TrialStatus.RUNNING, TrialStatus.PAUSED):
             conditions.append(_all_of({STATUS_TAG: status}))
         found: dict[str, dict[str, str]] = {}
@@ -219,11 +220,12 @@ class Queries(Runs):
         if not own:
             names = {run.data.tags["study"] for run in runs}
             found = f", of which this store holds nothing{nearest(study, names)}"
-            remedy = f"run `python sweeps/optuna_search.py study={study}`, then {remedy}"
+            first = f"run `python sweeps/optuna_search.py study={study}`"
             deleted = self.find_deleted_run({"kind": "study", "study": study})
             if deleted is not None:
-                found = ", whose runs were deleted in MLflow"
-                remedy = f"restore them with `{self.restore_command(deleted)}`"
+                found = ", whose run was deleted in MLflow"
+                first = f"restore it with `{self.restore_command(deleted)}`"
+            remedy = f"{first}, then {remedy}"
         elif not trained:
             remedy = f"let it finish a trial, then {remedy}"
         if of_others:

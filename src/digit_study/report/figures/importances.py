@@ -83,14 +83,14 @@ def key_importances(
     finished = len(complete)
     trials: dict[str, int] = {}
     for key in keys:
-        count = _trials_with(key, complete)
+        count = _count_trials_with(key, complete)
         if count:
             trials[key] = count
     best = _best(study, complete, target)
     least_best = max(LEAST_BEST, len(best) / 2)
     known = []
     for key, count in trials.items():
-        among_best = _trials_with(key, best)
+        among_best = _count_trials_with(key, best)
         if count >= LEAST_TRIALS and among_best >= least_best:
             known.append(key)
     if not known:
@@ -104,7 +104,7 @@ def key_importances(
     return KeyImportances(shares, trials, finished, len(best))
 
 
-def _trials_with(key: str, trials: Sequence[FrozenTrial]) -> int:
+def _count_trials_with(key: str, trials: Sequence[FrozenTrial]) -> int:
     """Count the trials that have a key."""
     return sum(key in trial.params for trial in trials)
 
