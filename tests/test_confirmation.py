@@ -102,7 +102,7 @@ def test_what_was_finished_is_not_run_again(store: str, study: Any) -> None:
 def test_a_killed_run_is_repeated_once_and_a_failed_one_told(store: str, study: Any) -> None:
     _, stubs = again(store, study, behaviour=lambda config, n: "died" if n == 1 else "done")
     assert len(stubs.started) == 7
-    with pytest.raises(StudyError, match="1 runs of the confirmation failed:\n.*training diverged"):
+    with pytest.raises(StudyError, match="1 run of the confirmation failed:\n.*training diverged"):
         again(
             store,
             study,
@@ -264,7 +264,7 @@ def test_a_candidate_whose_seed_fails_is_not_ranked_and_the_race_goes_on(
     store: str, raced: Any
 ) -> None:
     with pytest.raises(
-        StudyError, match="1 runs of the confirmation failed:\n.*seed 1000001: training diverged"
+        StudyError, match="1 run of the confirmation failed:\n.*seed 1000001: training diverged"
     ):
         race(store, raced, behaviour=lambda config, n: "failed" if n == 5 else "done")
     _, ranking, _ = outcome(store)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import termios
+from collections.abc import Iterator
 from pathlib import Path
 
 import mlflow
@@ -92,12 +93,22 @@ def test_a_file_never_gets_the_number_of_a_closed_stream(tmp_path: Path) -> None
     assert subprocess.run(["bash", "-c", command], env=environment, check=False).returncode == 0
 
 
+@pytest.fixture
+def heard_hangup() -> Iterator[None]:
+    """SIGHUP ends this process, also where the tests were started by ``nohup``."""
+    previous = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, previous)
+
+
+@pytest.mark.usefixtures("heard_hangup")
 def test_a_hangup_is_a_signal_to_end() -> None:
     with pytest.raises(Interrupted, match="SIGHUP") as caught, interruptible():
         signal.raise_signal(signal.SIGHUP)
     assert caught.value.exit_code == 129
 
 
+@pytest.mark.usefixtures("heard_hangup")
 def test_a_hangup_waits_for_what_must_be_whole() -> None:
     is_whole = False
     with (

@@ -11,8 +11,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 from scipy import ndimage
-from skimage.filters import threshold_otsu
-from skimage.morphology import closing, disk, opening
+from skimage.filters import rank, threshold_otsu
+from skimage.morphology import closing, disk, footprint_rectangle, opening
 from skimage.transform import hough_line, hough_line_peaks
 
 from digit_study.pictures.image_files import Grey, ImageError, ring
@@ -39,6 +39,10 @@ WIDEST_STROKE = 4
 STROKE_SIZES = (0.14, 0.25, 0.43, 0.71, 1.0)
 #: Energy at a size from which on something stands out there, as a part of the largest.
 STANDS_OUT = 0.01
+#: How much more it counts that strokes are thin than that they stand out.
+THINNESS = 2.0
+#: What a sum of squares or cubes is divided by at least: a picture may be of one level.
+LEAST_ENERGY = 1e-6
 #: Parts of the width and the height of a view that lines of ruled and squared paper cover.
 LEAST_RULE = (0.6, 0.7)
 #: Slopes of ruled lines that are tried, in degrees from the horizontal.
@@ -124,7 +128,7 @@ def _relief(grey: Grey, widest: int) -> Grey:
     beyond = side - 1
     continued = np.pad(coarse, beyond, mode="edge")
     even = ndimage.gaussian_filter(continued, 0.7)
-    is_light = _is_light(even, side)
+    is_light = _is_light(coarse, side)
     # a disc fits into the corner of a shadow where a square does not
     disc = disk(side // 2, decomposition="sequence")
     covered = opening if is_light else closing
@@ -220,18 +224,40 @@ def _odd(side: int) -> int:
     return max(3, side) | 1
 
 
-def _is_light(even: Grey, largest_size: int) -> bool:
+def _is_light(grey: Grey, largest_size: int) -> bool:
     """Return whether strokes are lighter than what is around them.
 
-    Strokes are thinner than all else that is lighter or darker, such as shadows, reflections and
-    the insides of loops. So the finest size at which something stands out decides. What stands out
-    is what a square of that size cannot cover: by a morphological closing dark things, by an
-    opening light things.
+    Two signs are weighed against each other: that strokes stand out more than all else, and that
+    they are thinner. A shadow or a reflection misleads the first, a small loop the second.
 
     Args:
-        even: smoothed brightness (h, w).
-        largest_size: in pixels.
+        grey: brightness (h, w), 0 to 255.
+        largest_size: of strokes, in pixels.
     """
+    vote = _vote_by_contrast(grey, largest_size) + THINNESS * _vote_by_size(grey, largest_size)
+    return vote > 0
+
+
+def _vote_by_contrast(grey: Grey, largest_size: int) -> float:
+    """Return the balance of light and dark things, from -1 (dark) to 1, by how far they stand out.
+
+    It is the skewness of what is apart from the median around it, relative to its greatest value.
+    """
+    square = footprint_rectangle((largest_size, largest_size))
+    levels = np.clip(grey, 0, 255).astype(np.uint8)
+    apart = grey.astype(np.float64) - rank.median(levels, square)
+    cubes = apart**3
+    return float(cubes.sum() / max(np.abs(cubes).sum(), LEAST_ENERGY))
+
+
+def _vote_by_size(grey: Grey, largest_size: int) -> float:
+    """Return the balance of light and dark things, from -1 (dark) to 1, at the finest size.
+
+    That is the finest size at which something stands out. What stands out is what a square of that
+    size cannot cover: dark things by a morphological closing, light things by an opening.
+    """
+    continued = np.pad(grey, largest_size, mode="edge")
+    even = ndimage.gaussian_filter(continued, 0.7)
     energies = []
     for part in STROKE_SIZES:
         size = _odd(round(part * largest_size))
@@ -240,7 +266,8 @@ def _is_light(even: Grey, largest_size: int) -> bool:
         energies.append(((dark**2).sum(), (light**2).sum()))
     least = STANDS_OUT * np.max(energies)
     dark_energy, light_energy = next(pair for pair in energies if max(pair) >= least)
-    return bool(light_energy > dark_energy)
+    difference = light_energy - dark_energy
+    return float(difference / max(light_energy + dark_energy, LEAST_ENERGY))
 
 
 def _is_even(grey: Grey) -> bool:
