@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
+from digit_study.support.trial_status import ABANDONED as ABANDONED
 from digit_study.support.trial_status import TrialStatus
 from digit_study.trial.events import FailureCause
 
@@ -39,8 +40,6 @@ PAUSED_AFTER = "paused_after"
 #: Whether it does not count: its configuration runs again, or it is in excess of the total.
 REQUEUED = "superseded"
 
-#: Reason of a trial whose supervisor ended before it.
-ABANDONED = "its supervisor ended before it"
 #: Reason of a trial that a person interrupted.
 INTERRUPTED = "interrupted"
 #: Reason of a trial in excess of the total.

@@ -10,6 +10,8 @@ STATUS_TAG = "trial.state"
 STOPPED_TAG = "stopped"
 #: Tag of a run that says why it failed or was killed.
 FAILURE_TAG = "failure"
+#: What `FAILURE_TAG` says of a trial whose supervisor ended before it.
+ABANDONED = "its supervisor ended before it"
 #: What `STOPPED_TAG` says of a pruned trial.
 PRUNED_REASON = "others promise more"
 

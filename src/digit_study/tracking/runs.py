@@ -22,6 +22,7 @@ from digit_study.support import processes
 from digit_study.support.console import warn
 from digit_study.support.errors import first_line
 from digit_study.support.signals import deferred_signals
+from digit_study.support.trial_status import ABANDONED
 from digit_study.tracking import provenance
 from digit_study.tracking.location import experiment_name
 from digit_study.tracking.spool import SpooledRun
@@ -95,7 +96,7 @@ class Runs(Store):
         is_running = "attributes.status = 'RUNNING'"
         with suppress(*StoreFault):  # the end of the parent reports it
             for run_id, _ in self.children(parent_run_id, is_running):
-                self.close_run(run_id, status, "its supervisor ended before it")
+                self.close_run(run_id, status, ABANDONED)
 
     def reopen_run(self, run_id: str) -> bool:
         """Set a run back to RUNNING; return False where the store does not have it any more."""

@@ -21,7 +21,7 @@ from digit_study.stats.metrics import Evaluation, evaluate
 from digit_study.support import hardware
 from digit_study.support.errors import StudyError
 from digit_study.support.signals import Interrupted, deferred_signals, raise_if_interrupted
-from digit_study.support.trial_status import FAILURE_TAG, PRUNED_REASON
+from digit_study.support.trial_status import ABANDONED, FAILURE_TAG, PRUNED_REASON
 from digit_study.tracking import provenance
 from digit_study.tracking.session import Tracker
 from digit_study.tracking.writer import RunWriter
@@ -110,6 +110,10 @@ def run_trial(
         status = "FAILED"
         if isinstance(error, Interrupted | KeyboardInterrupt):
             status = "KILLED"
+        if isinstance(error, EOFError | BrokenPipeError):
+            # nobody listens any more, which may be found out before the signal comes
+            status = "KILLED"
+            reason = ABANDONED
         writer.tags({FAILURE_TAG: reason})
         writer.end(status, {"reason": reason})
         raise
