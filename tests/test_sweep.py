@@ -35,7 +35,6 @@ from digit_study.study.search import run_study
 from digit_study.study.storage import StoredStudy, open_study
 from digit_study.study.study_plan import journal_path
 from digit_study.study.trial_attributes import (
-    ABANDONED,
     REASON,
     REQUEUED,
     SUPERVISOR,
@@ -46,6 +45,7 @@ from digit_study.study.trial_recorder import TrialRecorder
 from digit_study.support import processes
 from digit_study.support.errors import StudyError
 from digit_study.support.signals import Interrupted, interruptible
+from digit_study.support.trial_status import ABANDONED
 from digit_study.tracking.queries import HAS_RESULT
 from digit_study.tracking.runs import Runs
 from digit_study.tracking.session import Tracker

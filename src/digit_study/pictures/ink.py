@@ -254,15 +254,15 @@ def _vote_by_size(grey: Grey, largest_size: int) -> float:
     """Return the balance of light and dark things, from -1 (dark) to 1, at the finest size.
 
     That is the finest size at which something stands out. What stands out is what a square of that
-    size cannot cover: dark things by a morphological closing, light things by an opening.
+    size cannot cover, as the black and the white top-hat transform give it.
     """
     continued = np.pad(grey, largest_size, mode="edge")
     even = ndimage.gaussian_filter(continued, 0.7)
     energies = []
     for part in STROKE_SIZES:
         size = _odd(round(part * largest_size))
-        dark = ndimage.grey_closing(even, (size, size)) - even
-        light = even - ndimage.grey_opening(even, (size, size))
+        dark = ndimage.black_tophat(even, (size, size))
+        light = ndimage.white_tophat(even, (size, size))
         energies.append(((dark**2).sum(), (light**2).sum()))
     least = STANDS_OUT * np.max(energies)
     dark_energy, light_energy = next(pair for pair in energies if max(pair) >= least)
@@ -315,12 +315,15 @@ def find_ink(
     lines = _ruled_lines(smooth > _lower_cut(cut, floor), least_rule)
     unruled = inky & ~lines
     is_written_on = unruled.sum() >= LEAST_LEFT * inky.sum()
+    strokes_alone = ink
     if lines.any() and is_written_on:
-        ink = np.where(lines, 0, ink)
+        strokes_alone = np.where(lines, 0, ink)
     if not is_even:
-        ink = _without_ink_of_frame(ink, widest, floor)
-    smooth, cut = _cut(ink, widest)
-    inky = smooth > cut
+        strokes_alone = _without_ink_of_frame(strokes_alone, widest, floor)
+    if strokes_alone is not ink:
+        ink = strokes_alone
+        smooth, cut = _cut(ink, widest)
+        inky = smooth > cut
     marks: Numbered
     marks, _ = ndimage.label(smooth > _lower_cut(cut, floor), EIGHT)
     if not is_even:

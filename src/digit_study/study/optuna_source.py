@@ -27,7 +27,6 @@ from digit_study.study.study_plan import (
     paused_limit,
 )
 from digit_study.study.trial_attributes import (
-    ABANDONED,
     BASELINE,
     PAUSED_AFTER,
     REASON,
@@ -46,7 +45,7 @@ from digit_study.study.trial_recorder import TrialEnd, TrialRecorder
 from digit_study.support import processes
 from digit_study.support.console import warn
 from digit_study.support.progress import SweepProgress
-from digit_study.support.trial_status import FAILURE_TAG, STATUS_TAG, TrialStatus
+from digit_study.support.trial_status import ABANDONED, FAILURE_TAG, STATUS_TAG, TrialStatus
 from digit_study.tracking.session import Tracker
 from digit_study.trial.events import (
     Decision,

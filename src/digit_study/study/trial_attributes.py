@@ -11,8 +11,7 @@ from dataclasses import dataclass
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
 
-from digit_study.support.trial_status import ABANDONED as ABANDONED
-from digit_study.support.trial_status import TrialStatus
+from digit_study.support.trial_status import ABANDONED, TrialStatus
 from digit_study.trial.events import FailureCause
 
 #: Attribute of a trial: id of its run in MLflow.

@@ -16,7 +16,6 @@ from digit_study.study.halving import PausedTrial
 from digit_study.study.storage import StoredStudy, orphans
 from digit_study.study.study_plan import StudyPlan, declared_total, halving_of
 from digit_study.study.trial_attributes import (
-    ABANDONED,
     BASELINE,
     CAUSE,
     INFRASTRUCTURE_PREFIX,
@@ -33,7 +32,13 @@ from digit_study.study.trial_attributes import (
     ranked_trials,
 )
 from digit_study.support import processes
-from digit_study.support.trial_status import FAILURE_TAG, PRUNED_REASON, STATUS_TAG, TrialStatus
+from digit_study.support.trial_status import (
+    ABANDONED,
+    FAILURE_TAG,
+    PRUNED_REASON,
+    STATUS_TAG,
+    TrialStatus,
+)
 from digit_study.tracking.session import Tracker
 from digit_study.trial.events import Failed, FailureCause
 
