@@ -371,6 +371,8 @@ def readings_table(readings: Sequence[Reading], coverage: float | None) -> Table
             digit = str(reading.digit)
             sure = f"{max(reading.probabilities):.2%}"
             last = Text(" ".join(f"{100 * p:.0f}" for p in reading.probabilities))
+            if reading.turned is not None:
+                last.append(f"; turned to the {reading.turned}")
         row: list[RenderableType] = [Text(reading.file), digit, sure]
         if sets:
             row.append(members)

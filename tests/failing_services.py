@@ -162,7 +162,7 @@ def small_disk(place: Path, megabytes: int = 48) -> Iterator[Disk]:
 
 def assert_survives(typed_study: TypedStudy, server: Server, command: Command) -> None:
     """A study of real processes, with models, loses its server in mid-epoch; it is back when a trial has ended."""
-    wait_until(lambda: in_an_epoch(typed_study, command), 120, "an epoch")
+    wait_until(lambda: in_an_epoch(typed_study, command), 300, "an epoch")
     server.kill()
     command.wait_for("COMPLETE")
     server.start()

@@ -151,7 +151,7 @@ def test_a_full_disk_of_the_supervisor_costs_no_trial_on_ray(
         command = typed_study.start(
             "training.epochs=30", "search.trials=3", "search.workers=2", *HERE
         )
-        wait_until(lambda: in_an_epoch(typed_study, command), 120, "an epoch")
+        wait_until(lambda: in_an_epoch(typed_study, command), 300, "an epoch")
         disk.fill()
         time.sleep(8)  # the trials of that moment end meanwhile
         disk.free()

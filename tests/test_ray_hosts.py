@@ -167,7 +167,7 @@ def running_on(rays: RayHosts, study: str, host: Host, known: set[int]) -> int |
 def trial_on(rays: RayHosts, study: str, host: Host, known: set[int]) -> int:
     """:func:`running_on`, as soon as there is one; it is known then."""
     wait_until(
-        lambda: running_on(rays, study, host, known) is not None, 120, f"a trial on {host.name}"
+        lambda: running_on(rays, study, host, known) is not None, 300, f"a trial on {host.name}"
     )
     number = running_on(rays, study, host, known)
     assert number is not None
@@ -245,7 +245,7 @@ def test_a_study_outlives_a_trial_a_slot_a_node_and_a_link(rays: RayHosts) -> No
     time.sleep(30)
     two.restore()
     four_before = len(rays.trials("chaos"))
-    wait_until(lambda: len(rays.trials("chaos")) > four_before, 120, "it goes on")
+    wait_until(lambda: len(rays.trials("chaos")) > four_before, 300, "it goes on")
     three.boot()
     rays.join(three)
     trial_on(rays, "chaos", three, known)
@@ -273,7 +273,7 @@ def test_without_its_head_a_command_ends_with_one_message_and_goes_on_later(
     words = "search.trials=10", "training.epochs=60"
     command = rays.search("headless", *words)
     wait_until(
-        lambda: any(one.intermediate_values for one in rays.trials("headless")), 120, "an epoch"
+        lambda: any(one.intermediate_values for one in rays.trials("headless")), 300, "an epoch"
     )
     ends = [
         pid for word in ("gcs_server", "raylet/raylet") for pid, _ in processes(rays.head, word)

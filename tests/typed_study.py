@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import time
@@ -105,7 +106,13 @@ def typed_study(
         project, typed_store, re.sub(r"\W+", "-", request.node.name)[-60:], small_npz
     )
     yield typed_study
-    assert_no_process_is_left(typed_study)
+    try:
+        assert_no_process_is_left(typed_study)
+    finally:
+        # what a failed test leaves behind must not disturb the next
+        for process in of_study(typed_study):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
 
 
 def of_study(typed_study: TypedStudy) -> list[psutil.Process]:

@@ -8,7 +8,7 @@ has a detector, however small the data that it was trained on itself.
 from collections.abc import Callable, Sequence
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -167,33 +167,51 @@ def threshold(path: Path = WEIGHTS) -> float:
         return float(saved["threshold"])
 
 
+class Accepts(Protocol):
+    """A function that says which images show a digit."""
+
+    def __call__(self, images: Pixels, *, margin: float = 0.0) -> npt.NDArray[np.bool_]:
+        """Return which images pass for digits.
+
+        Args:
+            images: shape (n, 28, 28, 1), uint8.
+            margin: log-odds by which the threshold is raised, for those that surely do.
+
+        Returns:
+            Whether each passes for a digit, (n,).
+        """
+        ...
+
+
 @cache
-def load(path: Path = WEIGHTS) -> Callable[[Pixels], npt.NDArray[np.bool_]]:
+def load(path: Path = WEIGHTS) -> Accepts:
     """Load the shipped detector.
 
     Args:
         path: its weights and its threshold.
-
-    Returns:
-        A function: images (n, 28, 28, 1), uint8, to whether each passes for a digit, (n,).
     """
     least = threshold(path)
     score = scorer(models(path))
     blank = np.zeros((1, IMAGE_SIDE, IMAGE_SIDE, 1), np.uint8)
     # compiles it, before anybody waits for an answer
     score(blank)
-    return lambda images: score(images) >= least
+
+    def accepts(images: Pixels, *, margin: float = 0.0) -> npt.NDArray[np.bool_]:
+        return score(images) >= least + margin
+
+    return accepts
 
 
-def are_digits(images: Pixels) -> npt.NDArray[np.bool_]:
-    """Return whether images pass for digits.
+def are_digits(images: Pixels, *, margin: float = 0.0) -> npt.NDArray[np.bool_]:
+    """Return whether images pass for digits, as :class:`Accepts` says.
 
     The first call loads the shipped detector, which takes a second of TensorFlow.
 
     Args:
         images: shape (n, 28, 28, 1), uint8.
+        margin: log-odds by which the threshold is raised.
 
     Returns:
         Whether each passes for a digit, (n,).
     """
-    return load()(images)
+    return load()(images, margin=margin)

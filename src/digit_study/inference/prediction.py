@@ -15,9 +15,16 @@ import numpy as np
 import numpy.typing as npt
 
 from digit_study.data.sources import CLASSES
+from digit_study.inference.detector import Accepts
 from digit_study.inference.segmentation import Box, Piece, Ways, segment
 from digit_study.model.calibration import prediction_sets
-from digit_study.pictures.image_files import Grey, ImageError, read_grey, upright_size
+from digit_study.pictures.image_files import (
+    Grey,
+    ImageError,
+    may_lie_on_its_side,
+    read_grey,
+    upright_size,
+)
 from digit_study.pictures.images import SIDE, Digit, SeveralMarks, to_mnist
 from digit_study.support.errors import StudyError, first_line
 from digit_study.support.signals import native_stderr, signals_surface
@@ -37,10 +44,16 @@ DOUBT = 0.7
 #: What each piece of a mark weighs against probabilities, as a logarithm.
 DOUBT_OF_CUTS = 0.02
 
+#: How a photograph that lies on its side is turned, and how many quarters that is to the left.
+TURNS = {"left": 1, "right": -1}
+#: Probability of its digit from which on a turned photograph is read. A letter on its side
+#: resembles a digit more often than an upright one does.
+PROBABILITY_OF_TURN = 0.9
+#: By how much the detector must be surer of a turned photograph than of others, as log-odds.
+MARGIN_OF_TURN = 3.0
+
 #: Images (n, 28, 28) to the probabilities of ten digits, (n, 10).
 Model = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
-#: Images (n, 28, 28, 1) to whether each shows a digit, (n,).
-Accepts = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.bool_]]
 
 
 @dataclass(frozen=True)
@@ -119,15 +132,17 @@ class Reading:
     digits: list[int] | None = None
     #: Where more than a digit was read.
     number: Number | None = None
+    #: A name in :data:`TURNS`, where a photograph that lies on its side was turned.
+    turned: str | None = None
 
     def as_json(self) -> dict[str, Any]:
         """Return the reading as an object of JSON.
 
         Returns:
             ``file``, ``digit``, ``probabilities``; where there are such also ``digits`` (the
-            prediction set), ``error``, and of a number ``number`` (a string, lines parted by a
-            line break), its ``probability``, and of each digit ``boxes`` (left, top, width, height
-            in pixels) and ``digit_probabilities``.
+            prediction set), ``turned``, ``error``, and of a number ``number`` (a string, lines
+            parted by a line break), its ``probability``, and of each digit ``boxes`` (left, top,
+            width, height in pixels) and ``digit_probabilities``.
         """
         found: dict[str, Any] = {
             "file": self.file,
@@ -136,6 +151,8 @@ class Reading:
         }
         if self.digits is not None:
             found["digits"] = self.digits
+        if self.turned is not None:
+            found["turned"] = self.turned
         if self.error is not None:
             found["error"] = self.error
         if self.number is not None:
@@ -252,17 +269,91 @@ def read_files(
         A reading for each file.
     """
     for prepared in _batches(files, batch, only_digit=only_digit):
-        images: list[Digit] = []
-        for single in prepared:
-            images += single.images()
-        if not images:
-            yield from [Reading(single.file, error=single.error) for single in prepared]
+        for reading in _readings(prepared, model, accepts, least):
+            if reading.error is None or accepts is None:
+                yield reading
+            else:
+                turned = _turned_reading(Path(reading.file), reading, model, accepts, least)
+                yield turned or reading
+
+
+def _readings(
+    prepared: Sequence[_Prepared], model: Model, accepts: Accepts | None, least: float | None
+) -> list[Reading]:
+    """Read prepared files, with a single call of the model, or none if there are no images."""
+    images: list[Digit] = []
+    for single in prepared:
+        images += single.images()
+    if not images:
+        return [Reading(single.file, error=single.error) for single in prepared]
+    answers = _answers(np.stack(images), model, accepts, least)
+    readings = []
+    first = 0
+    for single in prepared:
+        reading = _reading(single, answers, first, wants_sets=least is not None)
+        readings.append(reading)
+        first += len(single.images())
+    return readings
+
+
+def _turned_reading(
+    source: Path | bytes,
+    upright: Reading,
+    model: Model,
+    accepts: Accepts,
+    least: float | None,
+) -> Reading | None:
+    """Read a photograph that shows nothing as it is, but a digit when it is turned by a quarter.
+
+    Args:
+        source: an image file, or its bytes.
+        upright: its reading as it is.
+        model: images (n, 28, 28), uint8, to probabilities (n, 10).
+        accepts: which images (n, 28, 28, 1) show a digit.
+        least: the probability that a digit needs for its prediction set; None asks for no sets.
+
+    Returns:
+        The reading; None if it is no photograph that may lie on its side, if it shows no digit
+        either way, or another digit each way, as a 6 does.
+    """
+    forms = _turned_forms(source)
+    prepared = [_Prepared(turned, pixels=pixels) for turned, pixels in forms.items()]
+    found = [
+        reading
+        for reading in _readings(prepared, model, accepts, least)
+        if reading.digit is not None
+    ]
+    if len({reading.digit for reading in found}) != 1:
+        return None
+    surest = max(found, key=_highest_probability)
+    pixels = forms[surest.file][None, ..., None]
+    (is_surely_digit,) = accepts(pixels, margin=MARGIN_OF_TURN)
+    if not is_surely_digit or _highest_probability(surest) < PROBABILITY_OF_TURN:
+        return None
+    return replace(surest, file=upright.file, turned=surest.file)
+
+
+def _highest_probability(reading: Reading) -> float:
+    """Return the probability of the digit that was read."""
+    return max(reading.probabilities or [0.0])
+
+
+def _turned_forms(source: Path | bytes) -> dict[str, Digit]:
+    """Return the digit of a photograph, turned each way in :data:`TURNS` in which there is one."""
+    try:
+        if not may_lie_on_its_side(source):
+            return {}
+        grey = read_grey(source)
+    except (ImageError, OSError):
+        # the reading as it is says why
+        return {}
+    forms = {}
+    for turned, quarters in TURNS.items():
+        try:
+            forms[turned] = to_mnist(np.rot90(grey, quarters))
+        except ImageError:
             continue
-        answers = _answers(np.stack(images), model, accepts, least)
-        first = 0
-        for single in prepared:
-            yield _reading(single, answers, first, wants_sets=least is not None)
-            first += len(single.images())
+    return forms
 
 
 def _batches(
@@ -298,11 +389,10 @@ def read_picture(source: Path | bytes, model: Model, accepts: Accepts | None = N
     if isinstance(source, Path):
         name = str(source)
     prepared = _prepare(source, name, only_digit=False)
-    images = prepared.images()
-    if not images:
-        return Reading(name, error=prepared.error)
-    answers = _answers(np.stack(images), model, accepts, None)
-    return _reading(prepared, answers, 0, wants_sets=False)
+    (reading,) = _readings([prepared], model, accepts, None)
+    if reading.error is None or accepts is None:
+        return reading
+    return _turned_reading(source, reading, model, accepts, None) or reading
 
 
 def _prepare(source: Path | bytes, name: str, *, only_digit: bool) -> _Prepared:

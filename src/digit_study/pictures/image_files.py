@@ -49,6 +49,10 @@ LEAST_SIDE = 5
 READ_SIDE = 1000
 #: EXIF's tag of the orientation.
 ORIENTATION = 0x0112
+#: Longer side over shorter side of what cameras take, uncropped.
+CAMERA_ASPECTS = (4 / 3, 3 / 2, 16 / 9)
+#: Pixels of the longer side of an uncropped photograph, at least: messengers shrink to this.
+CAMERA_SIDE = 1000
 #: Weights of red, green and blue in luminance.
 LUMINANCE = (0.299, 0.587, 0.114)
 #: Brightest values of the usual depths: 8, 12 and 16 bits.
@@ -100,6 +104,29 @@ def upright_size(source: Path | bytes) -> tuple[int, int]:
     if is_turned:
         return height, width
     return width, height
+
+
+def may_lie_on_its_side(source: Path | bytes) -> bool:
+    """Return whether a picture is a photograph that may lie on its side.
+
+    A phone that is held upright stores a picture that lies on its side, and notes in EXIF how it is
+    to be turned. Messengers drop that note. What they leave is a JPEG in a camera's format, wider
+    than high, without the note.
+
+    Args:
+        source: an image file, or its bytes.
+
+    Raises:
+        ImageError: if it is missing, empty, unreadable or too large.
+    """
+    with _open(source) as image:
+        width, height = image.size
+        has_note = ORIENTATION in image.getexif()
+        is_jpeg = image.format == "JPEG"
+    if has_note or not is_jpeg or width < CAMERA_SIDE:
+        return False
+    # a side that was rounded is half a pixel off
+    return any(abs(width - aspect * height) <= aspect for aspect in CAMERA_ASPECTS)
 
 
 def read_grey(source: Path | bytes) -> Grey:

@@ -12,7 +12,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from digit_study.inference.prediction import Accepts, Model, Reading, read_picture
+from digit_study.inference.detector import Accepts
+from digit_study.inference.prediction import Model, Reading, read_picture
 from digit_study.pictures.images import SIDE, Digit
 from digit_study.support.errors import first_line
 

@@ -30,7 +30,8 @@ from digit_study.apps.draw.same_origin import (
     bounded_body,
 )
 from digit_study.data.sources import CLASSES
-from digit_study.inference.prediction import Accepts, Number
+from digit_study.inference.detector import Accepts
+from digit_study.inference.prediction import Number
 from digit_study.pictures.image_files import ImageError, upright_size
 from digit_study.pictures.images import Digit, SeveralMarks, read_digit
 from digit_study.support.errors import StudyError
