@@ -187,6 +187,8 @@ class Project:
 
     root: Path
     environment: dict[str, str]
+    #: Running copies of forking_server.py, by what they have imported. Clones may share them: each
+    #: command is told its folder and its environment.
     shells: dict[tuple[str, ...], subprocess.Popen[str]] = field(default_factory=dict)
     #: Of the processes that its commands have begun: each leads one.
     sessions: set[int] = field(default_factory=set)

@@ -322,6 +322,7 @@ assert "tensorflow" not in sys.modules and "keras" not in sys.modules
     )
 
 
+@pytest.mark.slow
 def test_a_model_that_is_a_file_has_no_address_and_needs_no_mlflow(tmp_path: Path) -> None:
     save(tmp_path, blank=BLANK)
     (tmp_path / "own.keras").touch()
@@ -339,6 +340,7 @@ assert "mlflow" not in sys.modules
     assert "blank" in done.stdout and "model:" not in done.stdout
 
 
+@pytest.mark.slow
 def test_standard_input_is_read_and_what_a_folder_leaves_out_is_named(tmp_path: Path) -> None:
     save(tmp_path, blank=BLANK)
     (tmp_path / "scans").mkdir()

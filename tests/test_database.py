@@ -100,6 +100,7 @@ def test_a_signal_ends_the_waiting(database: Database, monkeypatch: pytest.Monke
         database.get_all_studies()
 
 
+@pytest.mark.slow
 def test_a_commit_whose_answer_was_lost_is_not_made_twice(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:

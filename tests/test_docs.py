@@ -310,7 +310,7 @@ def test_the_commands_that_are_run_are_shown() -> None:
 
 
 @pytest.fixture
-def clone(tmp_path: Path) -> Iterator[Project]:
+def clone(project: Project, tmp_path: Path) -> Project:
     """A copy of the project with its own default store, and pictures to predict."""
     from PIL import Image
 
@@ -321,10 +321,7 @@ def clone(tmp_path: Path) -> Iterator[Project]:
         Image.fromarray(255 - image).resize((280, 280)).save(tmp_path / path)
     skipped = ("PYTHONDONTWRITEBYTECODE", "MLFLOW_TRACKING_URI")
     environment = {name: value for name, value in os.environ.items() if name not in skipped}
-    clone = Project(tmp_path, environment)
-    yield clone
-    for shell in clone.shells.values():
-        shell.communicate()
+    return Project(tmp_path, environment, shells=project.shells)
 
 
 def finished_runs(store: Path) -> list[str]:

@@ -326,6 +326,7 @@ def test_a_picture_that_takes_too_long_is_given_up(tmp_path: Path) -> None:
         assert "takes longer than 0.1 s" in page.read(DRAWN_7)["error"]
 
 
+@pytest.mark.slow
 def test_eight_browsers_are_served_at_once(page: Served) -> None:
     images = [drawn([(x, y + 8 * browser) for x, y in SEVEN]) for browser in range(8)]
     expected = [page.read(image) for image in images]

@@ -68,7 +68,7 @@ def test_a_frontier_goes_on_with_more_seeds_and_opens_the_seal_once_for_each_on_
     project: Project, typed_store: str
 ) -> None:
     def frontier(*words: str) -> Done:
-        given = ("data=mnist_sample", NETWORKS, *words)
+        given = ("data=mnist_sample", "data.limit=300", NETWORKS, *words)
         return project.run(*given, script=SCRIPT, MLFLOW_TRACKING_URI=typed_store)
 
     first = frontier("frontier.seeds=2", "frontier.sealed=false")

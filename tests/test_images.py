@@ -159,6 +159,7 @@ def test_a_digit_comes_back_as_mnist_holds_it(way: str) -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("light", LIGHTS)
 def test_neither_shadows_nor_rules_nor_an_edge_are_strokes(light: str) -> None:
     """A shadow's edge was read as a 1 once, with a probability of 0.996."""
@@ -170,6 +171,7 @@ def test_neither_shadows_nor_rules_nor_an_edge_are_strokes(light: str) -> None:
     assert np.median(alike) > 0.8 and np.mean(np.array(alike) > 0.6) >= 0.8
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("light", PENCIL_LIGHTS)
 def test_a_pencil_is_seen_beside_what_is_darker(light: str) -> None:
     chosen = SOME[2::9]
@@ -374,6 +376,7 @@ def test_files_that_cannot_be_read(name: str, word: str, tmp_path: Path) -> None
         read_digit(damaged(name, tmp_path))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", [9_500, 20_000])
 def test_a_bomb_is_refused_before_it_is_decoded(side: int, tmp_path: Path) -> None:
     Image.new("1", (side, side)).save(tmp_path / "bomb.png")

@@ -162,6 +162,7 @@ def never(images: npt.NDArray[np.uint8]) -> npt.NDArray[np.float32]:
     raise AssertionError(f"{len(images)} images were predicted")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("side", "reason", "left_out"),
     [

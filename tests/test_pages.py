@@ -94,6 +94,7 @@ def assert_safe(text: str) -> None:
 # --------------------------------------------------------------------------- what stands on it
 
 
+@pytest.mark.slow
 def test_a_page_is_on_the_disk_and_beside_the_studys_run(store: str) -> None:
     wanted, stored = search(store)
     path = study_page.write_page(wanted, stored, results_of(store))
@@ -114,6 +115,7 @@ def test_a_page_is_on_the_disk_and_beside_the_studys_run(store: str) -> None:
         assert word in text
 
 
+@pytest.mark.slow
 def test_the_answer_of_a_search_says_what_it_rests_on(store: str) -> None:
     page, _ = page_of(*search(store))
     board = page.leaderboard
@@ -148,6 +150,7 @@ def test_a_study_without_a_result_has_its_page_before_its_message(store: str, ca
     assert "the study in one page: " in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_several_objectives_have_their_front(store: str) -> None:
     page, text = page_of(*search(store, TWO, "search.sampler=random"))
     assert page.front is not None and len(page.front.rows) >= 1
@@ -213,6 +216,7 @@ def test_a_confirmation_of_an_older_study_of_the_same_name_is_not_shown(store: s
     assert page_of(wanted, stored)[0].confirmation is None
 
 
+@pytest.mark.slow
 def test_promotions_stand_on_the_page_with_their_evidence(store: str) -> None:
     wanted, stored = search(store)
     own = stored.trials()[0].user_attrs["run_id"]
@@ -229,6 +233,7 @@ def test_promotions_stand_on_the_page_with_their_evidence(store: str) -> None:
     assert shown.marked == [0] and shown.rows[0][2].text.startswith("better")
 
 
+@pytest.mark.slow
 def test_a_stored_study_is_found_again_without_its_command_line(store: str) -> None:
     wanted, stored = search(store)
     tracker = results_of(store).tracker
@@ -261,6 +266,7 @@ def test_a_fault_of_the_page_is_told_in_a_line_and_raises_nothing(
 # --------------------------------------------------------------------------- names, sizes, numbers
 
 
+@pytest.mark.slow
 def test_names_are_text_wherever_they_stand(store: str) -> None:
     wanted, stored = search(store)
     page = collect(wanted, stored)

@@ -195,6 +195,7 @@ def epochs_of(view: StoredStudy) -> int:
     return sum(len(trial.intermediate_values) for trial in view.trials())
 
 
+@pytest.mark.slow
 def test_a_study_pauses_resumes_and_ends_every_trial(store: str) -> None:
     view, stubs = search(store, "search.trials=20", "search.workers=2")
     found = Counter(states(view))

@@ -212,6 +212,7 @@ def test_the_table_of_predictions_is_the_evaluation(finished: Finished) -> None:
     assert np.array_equal(labels[table["index"]], table["label"])
 
 
+@pytest.mark.slow
 def test_the_model_loads_and_gives_exactly_what_was_logged(finished: Finished) -> None:
     digits = data.load_digits(finished.config.data)
     (logged,) = finished.client.search_logged_models([finished.run.info.experiment_id])

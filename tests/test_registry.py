@@ -370,6 +370,7 @@ def test_a_champion_whose_version_was_deleted_is_none(store: rs.Store) -> None:
     assert store.registry.aliases() == {"champion": "2"}
 
 
+@pytest.mark.slow
 def test_a_missing_alias_means_no_champion(store: rs.Store) -> None:
     store.promote(store.ask(rs.add_run(store)))
     store.client.delete_registered_model_alias(rs.NAME, "champion")
@@ -592,6 +593,7 @@ def test_networks_of_different_splits_are_not_compared_on_validation_images(
     assert not contest.has_same_split(store.tracker, moved, champion)
 
 
+@pytest.mark.slow
 def test_every_comparison_spends_and_says_so(
     store: rs.Store, capsys: pytest.CaptureFixture[str]
 ) -> None:

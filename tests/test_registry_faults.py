@@ -44,6 +44,7 @@ def test_a_fault_while_reading_counts_as_an_opening(store: rs.Store) -> None:
     assert store.registry.ledger.openings() == 1
 
 
+@pytest.mark.slow
 def test_a_torn_line_loses_only_itself(store: rs.Store) -> None:
     store.promote(store.ask(rs.add_run(store, range(40))))
     path = store.registry.ledger.path

@@ -170,6 +170,7 @@ def test_a_study_that_another_machine_works_on_is_not_put_aside(tmp_path: Path) 
         opened(f"search.storage=sqlite:///{tmp_path}/o.db", "search.fresh=true")
 
 
+@pytest.mark.slow
 def test_a_study_that_another_machine_begins_at_the_same_moment_is_joined(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

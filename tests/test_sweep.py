@@ -103,6 +103,7 @@ def test_a_study_ends_with_a_board_and_pictures_on_its_parent(
     assert "python sweeps/confirm.py study=s" in printed
 
 
+@pytest.mark.slow
 def test_the_baseline_comes_first_and_seeds_differ(store: str) -> None:
     view, stubs = search(store, "search.trials=5", "search.pruner=none")
     first = view.trials()[0]
@@ -111,6 +112,7 @@ def test_the_baseline_comes_first_and_seeds_differ(store: str) -> None:
     assert [config.training.seed for config in stubs.started] == [1, 2, 3, 4, 5]
 
 
+@pytest.mark.slow
 def test_what_a_person_wants_first_is_tried_first(store: str) -> None:
     start = "search.start=[{model.filters: 40, model.dropout: 0}, {training.optimizer: sgd}]"
     view, stubs = search(store, "search.trials=4", "search.pruner=none", start)
@@ -208,6 +210,7 @@ def test_every_pruner_reaches_the_total(pruner: str, store: str) -> None:
     assert set(states(view)) <= {"COMPLETE", "PRUNED"} and len(view.trials()) == 8
 
 
+@pytest.mark.slow
 def test_a_pruned_trial_has_ended_well_and_has_no_result(store: str) -> None:
     view, stubs = search(store, "search.pruner=median", "search.sampler=random", "search.trials=14")
     pruned = [str(trial.number) for trial in view.trials(TrialState.PRUNED)]
@@ -288,6 +291,7 @@ def test_several_objectives_give_a_front_in_pictures_tables_and_on_the_terminal(
     }
 
 
+@pytest.mark.slow
 def test_what_breaks_a_constraint_is_not_ranked(store: str) -> None:
     view, _ = search(store, "search.constraints=['parameters <= 2000']", "search.trials=8", "search.sampler=random",
                      "search.pruner=none")  # fmt: skip
@@ -331,6 +335,7 @@ def test_a_configuration_that_kills_every_process_is_given_up(store: str) -> Non
     assert states(view) == ["FAIL", "FAIL", "COMPLETE"]
 
 
+@pytest.mark.slow
 def test_a_trial_that_hangs_is_ended_by_the_time_limit(store: str) -> None:
     view, _ = search(store, "search.trials=2", "search.trial_timeout=0.2",
                      behaviour=lambda config, n: "hangs" if n == 1 else "done")  # fmt: skip

@@ -374,6 +374,7 @@ def test_preparing_a_store_twice_makes_one(workspace: Workspace, migrated: Path)
 # ---------------------------------------------------------------------------------- a session
 
 
+@pytest.mark.slow
 def test_a_session_creates_its_store_and_has_uploaded_all_when_it_ends(
     workspace: Workspace,
 ) -> None:

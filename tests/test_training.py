@@ -278,6 +278,7 @@ def rates(schedule: str, total: int, peak: float = 0.1) -> list[float]:
     return [float(rate(step)) if callable(rate) else float(rate) for step in range(total + 1)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("total", [1, 2, 10, 1000])
 def test_the_ends_of_every_schedule(total: int) -> None:
     assert rates("constant", total) == pytest.approx([0.1] * (total + 1))
@@ -286,6 +287,7 @@ def test_the_ends_of_every_schedule(total: int) -> None:
     assert cosine == sorted(cosine, reverse=True)
 
 
+@pytest.mark.slow
 def test_one_cycle_warms_up_and_cools_down() -> None:
     cycle = rates("onecycle", 1000)
     assert cycle[0] == pytest.approx(0.1 / 25) and cycle[-1] == pytest.approx(
@@ -308,6 +310,7 @@ def test_the_recorded_rate_ends_where_the_schedule_ends(
 # ---------------------------------------------------------------------------------- divergence
 
 
+@pytest.mark.slow
 def test_divergence_names_quantity_epoch_and_steps(digits: Arrays) -> None:
     wild = replace(RECIPE, optimizer="sgd", learning_rate=10.0, epochs=9, schedule="constant")
     with pytest.raises(
