@@ -181,6 +181,26 @@ def test_a_pencil_is_seen_beside_what_is_darker(light: str) -> None:
     assert np.median(alike) > 0.8 and min(alike) > 0.6
 
 
+def slanting_light() -> npt.NDArray[np.floating]:
+    """Light that fades from a corner of the sheet to the other."""
+    y, x = np.mgrid[-1:1:500j, -1:1:560j]
+    return 150 * (1 - 0.25 * x - 0.2 * y)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("is_inverted", [False, True])
+def test_a_thick_pen_in_uneven_light_keeps_its_polarity(is_inverted: bool) -> None:
+    """What lies between thick strokes is thinner than they are, and was taken for the strokes."""
+    thickest = np.argsort([image.mean() for image in DIGITS])[-40::4]
+    alike = []
+    for image in DIGITS[thickest]:
+        picture = in_light(image, slanting_light())
+        if is_inverted:
+            picture = np.asarray(255 - picture, np.uint8)
+        alike.append(likeness(to_mnist(picture.astype(np.float32)), image))
+    assert min(alike) > 0.7
+
+
 def boxed(picture: Bitmap) -> Bitmap:
     """A box around the digit, as forms have it."""
     picture[20:260, 20:24] = picture[20:260, 256:260] = 60

@@ -5,6 +5,7 @@ half of a tight crop, but the border of a digit's picture is paper.
 """
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,14 @@ STROKE_SIZES = (0.14, 0.25, 0.43, 0.71, 1.0)
 STANDS_OUT = 0.01
 #: How much more it counts that strokes are thin than that they stand out.
 THINNESS = 2.0
+#: How much more it counts that there is an edge all along strokes than that they stand out.
+OUTLINE = 4.0
+#: What stands out so much less than what is of the other polarity is noise.
+NO_NOISE = 0.25
+#: Slope at an edge, as a part of what it leads up to, a pixel, at least.
+LEAST_SLOPE = 0.06
+#: What Sobel's filter gives on a plane that rises by a level a pixel.
+SOBEL_OF_SLOPE = 8.0
 #: What a sum of squares or cubes is divided by at least: a picture may be of one level.
 LEAST_ENERGY = 1e-6
 #: Parts of the width and the height of a view that lines of ruled and squared paper cover.
@@ -124,15 +133,10 @@ def _relief(grey: Grey, widest: int) -> Grey:
     factor = max(1, max(grey.shape) // PAPER_SIDE)
     coarse = reduced(grey, factor)
     side = _odd(max(coarse.shape) // widest)
-    # a shadow that the frame cuts off goes on beyond it: else a narrow rest would be a stroke
-    beyond = side - 1
-    continued = np.pad(coarse, beyond, mode="edge")
-    even = ndimage.gaussian_filter(continued, 0.7)
-    is_light = _is_light(coarse, side)
-    # a disc fits into the corner of a shadow where a square does not
-    disc = disk(side // 2, decomposition="sequence")
-    covered = opening if is_light else closing
-    paper = covered(even, disc)[beyond:-beyond, beyond:-beyond]
+    below_light = _paper(coarse, side, opening)
+    around_dark = _paper(coarse, side, closing)
+    is_light = _is_light(coarse, side, below_light, around_dark)
+    paper = below_light if is_light else around_dark
     if factor > 1:
         paper = _resized(paper, grey.shape)
     if is_light:
@@ -142,6 +146,24 @@ def _relief(grey: Grey, widest: int) -> Grey:
     share = np.clip(gain, 0.5, 4)
     darker = paper - grey
     return np.asarray(darker * share, np.float32)
+
+
+def _paper(coarse: Grey, side: int, cover: Callable[..., Grey]) -> Grey:
+    """Return the paper of a plane (h, w): what a disc as wide as the widest stroke can cover.
+
+    Args:
+        coarse: brightness, 0 to 255.
+        side: of the disc, in pixels, odd.
+        cover: skimage's opening for light strokes, its closing for dark ones.
+    """
+    # a shadow that the frame cuts off goes on beyond it: else a narrow rest would be a stroke
+    beyond = side - 1
+    continued = np.pad(coarse, beyond, mode="edge")
+    even = ndimage.gaussian_filter(continued, 0.7)
+    # a disc fits into the corner of a shadow where a square does not
+    disc = disk(side // 2, decomposition="sequence")
+    inner = slice(beyond, -beyond)
+    return np.asarray(cover(even, disc)[inner, inner])
 
 
 def sheet_alone(grey: Grey) -> Grey | None:
@@ -224,17 +246,24 @@ def _odd(side: int) -> int:
     return max(3, side) | 1
 
 
-def _is_light(grey: Grey, largest_size: int) -> bool:
+def _is_light(grey: Grey, largest_size: int, below_light: Grey, around_dark: Grey) -> bool:
     """Return whether strokes are lighter than what is around them.
 
-    Two signs are weighed against each other: that strokes stand out more than all else, and that
-    they are thinner. A shadow or a reflection misleads the first, a small loop the second.
+    Three signs are weighed against each other: that strokes stand out more than all else, that they
+    are thinner, and that there is an edge all along them. A shadow or a reflection misleads the
+    first, a thick pen the second.
 
     Args:
         grey: brightness (h, w), 0 to 255.
         largest_size: of strokes, in pixels.
+        below_light: the paper if strokes are light, (h, w).
+        around_dark: the paper if strokes are dark, (h, w).
     """
-    vote = _vote_by_contrast(grey, largest_size) + THINNESS * _vote_by_size(grey, largest_size)
+    vote = (
+        _vote_by_contrast(grey, largest_size)
+        + THINNESS * _vote_by_size(grey, largest_size)
+        + OUTLINE * _vote_by_outline(grey, below_light, around_dark)
+    )
     return vote > 0
 
 
@@ -268,6 +297,49 @@ def _vote_by_size(grey: Grey, largest_size: int) -> float:
     dark_energy, light_energy = next(pair for pair in energies if max(pair) >= least)
     difference = light_energy - dark_energy
     return float(difference / max(light_energy + dark_energy, LEAST_ENERGY))
+
+
+def _vote_by_outline(grey: Grey, below_light: Grey, around_dark: Grey) -> float:
+    """Return the balance of light and dark things, from -1 (dark) to 1, by the edges around them.
+
+    What lies between dark strokes is light beside them, but where it meets the paper there is no
+    edge.
+    """
+    even = ndimage.gaussian_filter(grey, 0.7)
+    sobel = np.hypot(ndimage.sobel(even, 0), ndimage.sobel(even, 1))
+    slope = np.asarray(sobel / SOBEL_OF_SLOPE, np.float32)
+    light = _standing_out(grey - below_light)
+    dark = _standing_out(around_dark - grey)
+    highest_light = float(np.percentile(light, 99))
+    highest_dark = float(np.percentile(dark, 99))
+    # what stands out far less than the other is noise
+    least = NO_NOISE * max(highest_light, highest_dark)
+    edge_of_light = _edge_of_outline(light, slope, max(highest_light, least))
+    edge_of_dark = _edge_of_outline(dark, slope, max(highest_dark, least))
+    difference = edge_of_light - edge_of_dark
+    return difference / max(edge_of_light + edge_of_dark, LEAST_ENERGY)
+
+
+def _standing_out(levels: Grey) -> Grey:
+    """Return how far each pixel (h, w) stands out, 0 where it does not, without noise."""
+    return ndimage.gaussian_filter(np.maximum(levels, 0), 0.7)
+
+
+def _edge_of_outline(out: Grey, slope: Grey, highest: float) -> float:
+    """Return how much edge there is around what stands out: its sum, times the share that has any.
+
+    Args:
+        out: how far each pixel stands out, (h, w), in levels.
+        slope: levels a pixel at each pixel, (h, w).
+        highest: how far strokes stand out.
+    """
+    mark = out > highest / 2
+    outline = ndimage.binary_dilation(mark) & ~ndimage.binary_erosion(mark, border_value=1)
+    if not outline.any():
+        return 0.0
+    slope_there = slope[outline]
+    has_edge = slope_there > LEAST_SLOPE * highest
+    return float(slope_there.sum() * has_edge.mean())
 
 
 def _is_even(grey: Grey) -> bool:
