@@ -42,6 +42,8 @@ STROKE_SIZES = (0.14, 0.25, 0.43, 0.71, 1.0)
 STANDS_OUT = 0.01
 #: How much more it counts that strokes are thin than that they stand out.
 THINNESS = 2.0
+#: Product of two votes from -1 to 1, from which on they agree clearly.
+AGREEMENT = 0.25
 #: How much more it counts that there is an edge all along strokes than that they stand out.
 OUTLINE = 4.0
 #: What stands out so much less than what is of the other polarity is noise.
@@ -250,7 +252,8 @@ def _is_light(grey: Grey, largest_size: int) -> bool:
 
     Two signs are weighed against each other: that strokes stand out more than all else, and that
     they are thinner. A shadow or a reflection misleads the first, a thick pen the second. Where
-    they differ a third one is asked, which takes as long as both: the edge all along strokes.
+    they do not clearly agree a third one is asked, which takes as long as both: the edge all along
+    strokes.
 
     Args:
         grey: brightness (h, w), 0 to 255.
@@ -259,7 +262,7 @@ def _is_light(grey: Grey, largest_size: int) -> bool:
     by_contrast = _vote_by_contrast(grey, largest_size)
     by_size = _vote_by_size(grey, largest_size)
     vote = by_contrast + THINNESS * by_size
-    if by_contrast * by_size <= 0:
+    if by_contrast * by_size < AGREEMENT:
         vote += OUTLINE * _vote_by_outline(grey, largest_size)
     return vote > 0
 
