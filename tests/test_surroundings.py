@@ -188,7 +188,7 @@ def test_a_run_in_a_moved_project_is_kept_in_its_new_folder(
     client.create_experiment("mine", (old.artifacts / "mine").as_uri())
     new = Workspace(tmp_path / NAME)
     old.root.rename(new.root)
-    moved = Project(new.root, project.environment, shells=project.shells)
+    moved = Project(new.root, project.environment)
     done = moved.start(*SMALL, "tracking.experiment=mine").finish()
     assert done.code == 0 and f"The project has moved from {old.root}" in done.err, done.err
     # MLflow makes the folder of an encoded name too
@@ -277,7 +277,7 @@ def foreign(project: Project, migrated: Path, tmp_path_factory: pytest.TempPathF
     (folder / "keras.json").write_text(json.dumps(keras))
     root = folder / "clone"
     copy_project(root)
-    inside = Project(root, project.environment, shells=project.shells)
+    inside = Project(root, project.environment)
     command = inside.start(
         *SMALL,
         "tracking.tags={owner: me, purpose: thesis}",

@@ -189,6 +189,9 @@ def load(path: Path = WEIGHTS) -> Accepts:
 
     Args:
         path: its weights and its threshold.
+
+    Returns:
+        A function that says which images pass for digits.
     """
     least = threshold(path)
     score = scorer(models(path))

@@ -46,8 +46,8 @@ DOUBT_OF_CUTS = 0.02
 
 #: How a photograph that lies on its side is turned, and how many quarters that is to the left.
 TURNS = {"left": 1, "right": -1}
-#: Probability of its digit from which on a turned photograph is read. A letter on its side
-#: resembles a digit more often than an upright one does.
+#: Probability of its digit from which on a turned photograph is read. Letters on their side
+#: resemble digits too: an N is a 2, an M is a 3.
 PROBABILITY_OF_TURN = 0.9
 #: By how much the detector must be surer of a turned photograph than of others, as log-odds.
 MARGIN_OF_TURN = 3.0
@@ -269,12 +269,8 @@ def read_files(
         A reading for each file.
     """
     for prepared in _batches(files, batch, only_digit=only_digit):
-        for reading in _readings(prepared, model, accepts, least):
-            if reading.error is None or accepts is None:
-                yield reading
-            else:
-                turned = _turned_reading(Path(reading.file), reading, model, accepts, least)
-                yield turned or reading
+        for upright in _readings(prepared, model, accepts, least):
+            yield _turned_if_refused(Path(upright.file), upright, model, accepts, least)
 
 
 def _readings(
@@ -296,41 +292,44 @@ def _readings(
     return readings
 
 
-def _turned_reading(
+def _turned_if_refused(
     source: Path | bytes,
     upright: Reading,
     model: Model,
-    accepts: Accepts,
+    accepts: Accepts | None,
     least: float | None,
-) -> Reading | None:
-    """Read a photograph that shows nothing as it is, but a digit when it is turned by a quarter.
+) -> Reading:
+    """Turn a photograph by a quarter, if it shows no digit as it is, but one when it is turned.
 
     Args:
         source: an image file, or its bytes.
         upright: its reading as it is.
         model: images (n, 28, 28), uint8, to probabilities (n, 10).
-        accepts: which images (n, 28, 28, 1) show a digit.
+        accepts: which images (n, 28, 28, 1) show a digit; None takes all for digits.
         least: the probability that a digit needs for its prediction set; None asks for no sets.
 
     Returns:
-        The reading; None if it is no photograph that may lie on its side, if it shows no digit
+        The reading of the turned photograph. That as it is where something was read or nothing is
+        refused, where it is no photograph that may lie on its side, and where it shows no digit
         either way, or another digit each way, as a 6 does.
     """
+    if upright.error is None or accepts is None:
+        return upright
     forms = _turned_forms(source)
-    prepared = [_Prepared(turned, pixels=pixels) for turned, pixels in forms.items()]
-    found = [
-        reading
-        for reading in _readings(prepared, model, accepts, least)
-        if reading.digit is not None
-    ]
+    prepared = [_Prepared(upright.file, pixels=pixels) for pixels in forms.values()]
+    readings = _readings(prepared, model, accepts, least)
+    found = []
+    for turned, reading in zip(forms, readings, strict=True):
+        if reading.digit is not None:
+            found.append(replace(reading, turned=turned))
     if len({reading.digit for reading in found}) != 1:
-        return None
+        return upright
     surest = max(found, key=_highest_probability)
-    pixels = forms[surest.file][None, ..., None]
-    (is_surely_digit,) = accepts(pixels, margin=MARGIN_OF_TURN)
+    pixels = forms[str(surest.turned)]
+    (is_surely_digit,) = accepts(pixels[None, ..., None], margin=MARGIN_OF_TURN)
     if not is_surely_digit or _highest_probability(surest) < PROBABILITY_OF_TURN:
-        return None
-    return replace(surest, file=upright.file, turned=surest.file)
+        return upright
+    return surest
 
 
 def _highest_probability(reading: Reading) -> float:
@@ -389,10 +388,8 @@ def read_picture(source: Path | bytes, model: Model, accepts: Accepts | None = N
     if isinstance(source, Path):
         name = str(source)
     prepared = _prepare(source, name, only_digit=False)
-    (reading,) = _readings([prepared], model, accepts, None)
-    if reading.error is None or accepts is None:
-        return reading
-    return _turned_reading(source, reading, model, accepts, None) or reading
+    (upright,) = _readings([prepared], model, accepts, None)
+    return _turned_if_refused(source, upright, model, accepts, None)
 
 
 def _prepare(source: Path | bytes, name: str, *, only_digit: bool) -> _Prepared:

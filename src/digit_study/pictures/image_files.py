@@ -109,9 +109,9 @@ def upright_size(source: Path | bytes) -> tuple[int, int]:
 def may_lie_on_its_side(source: Path | bytes) -> bool:
     """Return whether a picture is a photograph that may lie on its side.
 
-    A phone that is held upright stores a picture that lies on its side, and notes in EXIF how it is
-    to be turned. Messengers drop that note. What they leave is a JPEG in a camera's format, wider
-    than high, without the note.
+    A phone that is held upright stores a picture that lies on its side, with EXIF's tag of the
+    orientation. Messengers drop that tag. What they leave is a JPEG in a camera's format, wider
+    than high, without the tag.
 
     Args:
         source: an image file, or its bytes.
@@ -121,9 +121,9 @@ def may_lie_on_its_side(source: Path | bytes) -> bool:
     """
     with _open(source) as image:
         width, height = image.size
-        has_note = ORIENTATION in image.getexif()
+        has_tag = ORIENTATION in image.getexif()
         is_jpeg = image.format == "JPEG"
-    if has_note or not is_jpeg or width < CAMERA_SIDE:
+    if has_tag or not is_jpeg or width < CAMERA_SIDE:
         return False
     # a side that was rounded is half a pixel off
     return any(abs(width - aspect * height) <= aspect for aspect in CAMERA_ASPECTS)

@@ -42,13 +42,14 @@ STROKE_SIZES = (0.14, 0.25, 0.43, 0.71, 1.0)
 STANDS_OUT = 0.01
 #: How much more it counts that strokes are thin than that they stand out.
 THINNESS = 2.0
-#: Product of two votes from -1 to 1, from which on they agree clearly.
+#: Product of the two votes, each from -1 to 1, from which on they clearly agree.
 AGREEMENT = 0.25
 #: How much more it counts that there is an edge all along strokes than that they stand out.
 OUTLINE = 4.0
-#: What stands out so much less than what is of the other polarity is noise.
-NO_NOISE = 0.25
-#: Slope at an edge, as a part of what it leads up to, a pixel, at least.
+#: How far the things of a polarity stand out, as a part of those of the other, at least; less is
+#: noise.
+LEAST_OF_OTHER = 0.25
+#: Slope of an edge, in levels a pixel, as a part of how far strokes stand out, at least.
 LEAST_SLOPE = 0.06
 #: What Sobel's filter gives on a plane that rises by a level a pixel.
 SOBEL_OF_SLOPE = 8.0
@@ -315,7 +316,7 @@ def _vote_by_outline(grey: Grey, largest_size: int) -> float:
     highest_light = float(np.percentile(light, 99))
     highest_dark = float(np.percentile(dark, 99))
     # what stands out far less than the other is noise
-    least = NO_NOISE * max(highest_light, highest_dark)
+    least = LEAST_OF_OTHER * max(highest_light, highest_dark)
     edge_of_light = _edge_of_outline(light, slope, max(highest_light, least))
     edge_of_dark = _edge_of_outline(dark, slope, max(highest_dark, least))
     difference = edge_of_light - edge_of_dark
@@ -394,6 +395,7 @@ def find_ink(
         strokes_alone = np.where(lines, 0, ink)
     if not is_even:
         strokes_alone = _without_ink_of_frame(strokes_alone, widest, floor)
+    # where nothing was taken away the level of strokes is found already
     if strokes_alone is not ink:
         ink = strokes_alone
         smooth, cut = _cut(ink, widest)
