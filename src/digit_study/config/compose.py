@@ -8,7 +8,7 @@ import os
 import re
 import sys
 from argparse import Namespace
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 from itertools import islice, product
 from pathlib import Path
@@ -300,6 +300,21 @@ def checked(arguments: Sequence[str], root: str, schema: type) -> Any:
     config = compose_config(overrides, root)
     config.validate()
     return config
+
+
+def typed_value(value: Any) -> str:
+    """Return a value as it is typed in an override: a number, a text, a list or a mapping."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, Mapping):
+        entries = [f"{key}: {typed_value(entry)}" for key, entry in value.items()]
+        return f"{{{', '.join(entries)}}}"
+    if isinstance(value, (list, tuple)):
+        elements = [typed_value(element) for element in value]
+        return f"[{', '.join(elements)}]"
+    return str(value)
 
 
 def without_space(overrides: Sequence[str]) -> list[str]:

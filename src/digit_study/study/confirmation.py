@@ -29,12 +29,12 @@ from digit_study.stats.metrics import misclassified_by_all
 from digit_study.stats.race import ACCURACY_COLUMNS, FIRST, Gap, confirmed_ranking
 from digit_study.stats.ranking import Group
 from digit_study.study import results as study_results
+from digit_study.study.begun_study import words_of_begin
 from digit_study.study.results import RunResults
 from digit_study.study.search import find_parent, no_parent
 from digit_study.study.seed_race import RaceEntry, SeedRace, race_run
 from digit_study.study.storage import (
     DATA_PATH,
-    OVERRIDES,
     StoredStudy,
     exclusive,
     find_study,
@@ -110,7 +110,7 @@ def plan_confirmation(
     """
     found = find_study(study, workspace)
     attributes = found.study.user_attrs
-    words = [*attributes[OVERRIDES]]
+    words = words_of_begin(attributes)
     data_path = attributes.get(DATA_PATH)
     if data_path is not None:
         words.append(f"data.path={json.dumps(data_path)}")

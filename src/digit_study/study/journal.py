@@ -9,14 +9,20 @@ from pathlib import Path
 from typing import Any
 
 from digit_study.config.study_config import StudyConfig
-from digit_study.study.study_plan import journal_path
 from digit_study.support.errors import StudyError
 from digit_study.support.workspace import Workspace
 
 #: Number of the last operation that Optuna's journals know; the first has the number 0.
 LAST_OPERATION = 10
+#: Number of the operation that gives a study an attribute.
+SET_STUDY_ATTRIBUTE = 2
 #: Characters of a damaged line that a message quotes.
 LONGEST_LINE = 60
+
+
+def journal_path(workspace: Workspace, study: str) -> Path:
+    """Return the journal file of a study that is kept on this machine."""
+    return workspace.studies / f"{study}.journal"
 
 
 def check_stored(study: StudyConfig, workspace: Workspace) -> None:
@@ -31,6 +37,21 @@ def check_stored(study: StudyConfig, workspace: Workspace) -> None:
     check_is_file(path)
     if path.exists():
         check_journal(path)
+
+
+def stored_attributes(path: Path) -> dict[str, Any]:
+    """Return the attributes of the study that a journal holds; none where there is no journal."""
+    attributes: dict[str, Any] = {}
+    if not path.exists():
+        return attributes
+    check_journal(path)
+    for line in path.read_bytes().splitlines():
+        # what a killed writer left is no record
+        with suppress(ValueError):
+            record = json.loads(line)
+            if record["op_code"] == SET_STUDY_ATTRIBUTE:
+                attributes.update(record["user_attr"])
+    return attributes
 
 
 def check_is_file(path: Path) -> None:

@@ -415,7 +415,7 @@ def best_command(plan: StudyPlan, stored: StoredStudy) -> str:
     chosen = best.params | recorded | best.params
     overrides = compose.without_space(plan.overrides)
     typed = [text for text in overrides if _is_kept(text, chosen)]
-    chosen_words = [f"{key}={_typed(value)}" for key, value in chosen.items()]
+    chosen_words = [f"{key}={compose.typed_value(value)}" for key, value in chosen.items()]
     quoted = [shlex.quote(word) for word in (*typed, *chosen_words)]
     return " ".join(["python src/run.py", *quoted])
 
@@ -425,12 +425,3 @@ def _is_kept(override: str, chosen: Mapping[str, Any]) -> bool:
     key = override.lstrip("+~").split("=")[0]
     group = re.split("[./]", key)[0]
     return key not in chosen and group not in NOT_OF_A_RUN
-
-
-def _typed(value: Any) -> str:
-    """Return a value as Hydra takes it."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    return str(value)

@@ -29,8 +29,8 @@ from digit_study.config.run_config import Config
 from digit_study.config.space import Params, fingerprint
 from digit_study.config.study_config import StudyConfig, objectives_of
 from digit_study.study._optuna import Database, JournalFile, stale_trial_ids
-from digit_study.study.journal import check_is_file
-from digit_study.study.study_plan import journal_path
+from digit_study.study.begun_study import DEFINITION, OVERRIDES, words_of_begin
+from digit_study.study.journal import check_is_file, journal_path
 from digit_study.study.trial_attributes import (
     EXCESS,
     REASON,
@@ -47,12 +47,8 @@ from digit_study.support.suggestions import nearest
 from digit_study.support.workspace import Workspace
 from digit_study.tracking import database
 
-#: Attribute of a study: what makes its trials comparable. It is set last: the study is whole then.
-DEFINITION = "definition"
 #: Tells studies of one name apart.
 UID = "uid"
-#: The command line that began it.
-OVERRIDES = "overrides"
 #: Where its digits lay then.
 DATA_PATH = "data_path"
 #: When it was created, in Unix seconds.
@@ -332,7 +328,7 @@ def refuse_changes(opened: Study, study: StudyConfig, run: Config) -> None:
     if len(changed) > MOST_CHANGES:
         rest = len(changed) - MOST_CHANGES
         changed = [*changed[:MOST_CHANGES], f"and {rest} more"]
-    words = [f"study={study.study}", *opened.user_attrs.get(OVERRIDES, [])]
+    words = [f"study={study.study}", *words_of_begin(opened.user_attrs)]
     begin = shlex.join(["python", "sweeps/optuna_search.py", *words])
     raise StudyError(
         f"a study is continued as it began, but in study '{study.study}' {'; '.join(changed)}: "

@@ -32,10 +32,11 @@ from digit_study.report.tables import Estimate, PromotionRow, TableView
 from digit_study.report.terminal import print_lines
 from digit_study.stats.race import in_groups
 from digit_study.study import results as study_results
+from digit_study.study.begun_study import words_of_begin
 from digit_study.study.page_networks import compare_networks
 from digit_study.study.results import RunResults
 from digit_study.study.search import NoParentError, find_parent, no_parent
-from digit_study.study.storage import CREATED, OVERRIDES, StoredStudy, find_study, refuse_changes
+from digit_study.study.storage import CREATED, StoredStudy, find_study, refuse_changes
 from digit_study.study.study_plan import StudyPlan
 from digit_study.study.trial_attributes import RUN_ID
 from digit_study.support.console import warn
@@ -80,7 +81,7 @@ def plan_page(typed: StudyConfig, tracker: Tracker) -> tuple[StudyPlan, StoredSt
         StudyError: If there is no such study, or its runs are in another store.
     """
     stored = find_study(typed, tracker.workspace)
-    overrides = list(stored.study.user_attrs[OVERRIDES])
+    overrides = words_of_begin(stored.study.user_attrs)
     study: StudyConfig = compose.compose_config(
         [*overrides, f"study='{typed.study}'"], "study", recorded=True
     )
@@ -303,7 +304,8 @@ def selection_bias(run: Run) -> float | None:
 
 def _commands(plan: StudyPlan, stored: StoredStudy, board: pd.DataFrame) -> dict[str, str]:
     """Return what a person types to get the same again, by what it does."""
-    kept = [text for text in stored.study.user_attrs[OVERRIDES] if not text.startswith("study=")]
+    begin = words_of_begin(stored.study.user_attrs)
+    kept = [text for text in begin if not text.startswith("study=")]
     total = sum(trial.state.is_finished() for trial in stored.trials())
     words = [f"study={plan.study.study}-again", *kept, f"search.trials={max(total, 1)}"]
     again = ["python sweeps/optuna_search.py", *map(shlex.quote, words)]

@@ -7,7 +7,6 @@ import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
-from pathlib import Path
 
 import psutil
 from rich.table import Table
@@ -26,8 +25,10 @@ from digit_study.config.space import (
     short_name,
 )
 from digit_study.config.study_config import ASHA, StudyConfig, objectives_of, pruner_of
+from digit_study.study.begun_study import kept_overrides
 from digit_study.study.halving import Halving
-from digit_study.support.console import warn
+from digit_study.study.journal import journal_path, stored_attributes
+from digit_study.support.console import print_error, warn
 from digit_study.support.errors import StudyError
 from digit_study.support.formatting import listed
 from digit_study.support.redaction import without_password
@@ -179,6 +180,10 @@ def plan_study(arguments: Sequence[str], workspace: Workspace) -> StudyPlan:
     overrides = list(compose.parse_arguments(arguments).overrides)
     compose.register(ROOT_CONFIG, StudyConfig)
     study: StudyConfig = compose.compose_config(overrides, ROOT_CONFIG)
+    kept = _kept_overrides(study, overrides, workspace)
+    if kept:
+        overrides = [*overrides, *kept]
+        study = compose.compose_config(overrides, ROOT_CONFIG)
     study.validate()
     check(study, {"search.engine": choice(ENGINES)}, [])
     _check_sampler_package(study.search.sampler)
@@ -216,6 +221,25 @@ def plan_study(arguments: Sequence[str], workspace: Workspace) -> StudyPlan:
     )
     _check_optuna_arguments(plan)
     return plan
+
+
+def _kept_overrides(
+    study: StudyConfig, overrides: Sequence[str], workspace: Workspace
+) -> list[str]:
+    """Return what a study that has begun on this machine keeps of the files it began with."""
+    if study.search.storage is not None or study.search.fresh:
+        return []
+    path = journal_path(workspace, study.study)
+    if not path.is_file():
+        return []
+    kept = kept_overrides(stored_attributes(path), overrides)
+    if kept:
+        print_error(
+            f"study '{study.study}' goes on as it began, with what the files of conf/ said then: "
+            f"{shlex.join(kept)}",
+            "yellow",
+        )
+    return kept
 
 
 def declared_total(plan: StudyPlan) -> int:
@@ -275,11 +299,6 @@ def grid_size(dimensions: Sequence[Dimension]) -> int | None:
             return None
         sizes.append(len(values))
     return math.prod(sizes)
-
-
-def journal_path(workspace: Workspace, study: str) -> Path:
-    """Return the journal file of a study that is kept on this machine."""
-    return workspace.studies / f"{study}.journal"
 
 
 def describe_storage(plan: StudyPlan) -> str:
