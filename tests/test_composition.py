@@ -42,8 +42,13 @@ def refusal(*overrides: str) -> str:
 # ---------------------------------------------------------------------------------- configs
 
 
-def test_the_yaml_defaults_are_the_schemas_defaults() -> None:
-    assert compose_config([]) == Config()
+def test_the_yaml_defaults_are_the_schemas_defaults_but_for_the_recipe() -> None:
+    # what an older store does not say of a recipe was that of training=plain
+    assert compose_config(["training=plain"]) == Config()
+
+
+def test_the_default_recipe_varies_handwriting() -> None:
+    assert compose_config([]).training.augmentation == "handwriting"
 
 
 @pytest.mark.parametrize("group", ["data", "model", "training"])
@@ -380,7 +385,7 @@ def test_an_old_name_is_taken_with_a_notice(
 def test_an_old_name_in_a_file_is_taken_with_a_notice(
     own: Path, notices: pytest.CaptureFixture[str]
 ) -> None:
-    words = typed(f"--config-dir={own}", "experiment=old")
+    words = typed(f"--config-dir={own}", "experiment=old", "training=plain")
     assert compose_config(words) == replace(Config(), outage_timeout=3.0)
     assert notices.readouterr().err == NOTICE
 

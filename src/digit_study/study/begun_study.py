@@ -42,24 +42,29 @@ def words_of_begin(attributes: Mapping[str, Any]) -> list[str]:
 def kept_overrides(attributes: Mapping[str, Any], overrides: Sequence[str]) -> list[str]:
     """Return what has to be added to a command line, so that a study goes on as it began.
 
-    A key that the command line sets, and did not when the study began, is left as typed.
+    A key that only one of the two command lines sets, this one or that which began the study, is
+    left as typed.
 
     Args:
         attributes: Attributes of the study.
         overrides: The command line that goes on with the study.
 
     Returns:
-        Overrides; none where the files give the same values as then.
+        Overrides; none where the files give the same values as then, and none of a study whose
+        creator was killed before it said what it is.
     """
-    began_with: Mapping[str, Any] = attributes.get(DEFINITION, {})
+    if DEFINITION not in attributes:
+        return []
+    began_with: Mapping[str, Any] = attributes[DEFINITION]
     first_words = attributes.get(OVERRIDES, [])
-    new_words = [word for word in overrides if word not in first_words]
-    typed_keys = {key_of(word).replace("/", ".") for word in new_words}
+    # a symmetric difference: what was typed then and is not now is a change of the user's, too
+    changed_words = sorted(set(first_words) ^ set(overrides))
+    typed_keys = {key_of(word).replace("/", ".") for word in changed_words}
     if ANY_KEY in typed_keys:
         return []
     study: StudyConfig = compose.compose_config(list(overrides), "study", recorded=True)
     kept = _kept_values(began_with, study)
-    changes_space = compose.without_space(new_words) != new_words
+    changes_space = compose.without_space(changed_words) != changed_words
     if _space_of(began_with) != study.search.space and not changes_space:
         kept[SPACE] = _space_of(began_with)
     return [

@@ -24,6 +24,7 @@ from digit_study.config.space import (
     parse_start,
     short_name,
 )
+from digit_study.config.space_overrides import SPACE
 from digit_study.config.study_config import ASHA, StudyConfig, objectives_of, pruner_of
 from digit_study.study.begun_study import kept_overrides
 from digit_study.study.halving import Halving
@@ -85,6 +86,8 @@ class StudyPlan:
     nodes: Sequence[Node] = ()
     #: Configurations that a person wants to be tried first.
     start: Sequence[Params] = ()
+    #: Those of the overrides that nobody typed: what the study keeps of the files it began with.
+    kept: Sequence[str] = ()
 
     @property
     def context(self) -> EngineContext:
@@ -218,6 +221,7 @@ def plan_study(arguments: Sequence[str], workspace: Workspace) -> StudyPlan:
         workspace=workspace,
         nodes=nodes,
         start=start,
+        kept=kept,
     )
     _check_optuna_arguments(plan)
     return plan
@@ -234,9 +238,12 @@ def _kept_overrides(
         return []
     kept = kept_overrides(stored_attributes(path), overrides)
     if kept:
+        named = [word for word in kept if not word.startswith(SPACE)]
+        if len(named) < len(kept):
+            named.append("its search space")
         print_error(
-            f"study '{study.study}' goes on as it began, with what the files of conf/ said then: "
-            f"{shlex.join(kept)}",
+            f"study '{study.study}' goes on with what the files of conf/ said when it began: "
+            f"{', '.join(named)}",
             "yellow",
         )
     return kept
@@ -339,7 +346,10 @@ def plan_table(plan: StudyPlan) -> Table:
             values += f", when {dimension.condition}"
         table.add_row(dimension.key, values)
     table.add_section()
-    table.add_row("space from", compose.origin_of_space(plan.overrides))
+    origin = compose.origin_of_space(plan.overrides)
+    if any(word.startswith(SPACE) for word in plan.kept):
+        origin = "the study, as it began"
+    table.add_row("space from", origin)
     points = grid_size(plan.dimensions)
     if points is None:
         table.add_row("grid points", "infinite (a range is continuous)")
