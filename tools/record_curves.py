@@ -131,6 +131,8 @@ def _config(data: str | None, point: Point, seed: int) -> Any:
     overrides += [
         f"data.limit={TRAIN + VALIDATION}",
         f"data.validation={VALIDATION}",
+        # the space varies the rest of the recipe, and a peer's trains on MNIST as it is, too
+        "training=plain",
         "training.threads=1",
         f"training.epochs={EPOCHS}",
         f"training.seed={FIRST_SEED + seed}",

@@ -33,6 +33,7 @@ SEEDS = 12
 #: Overrides that all share.
 RECIPE = [
     "model=tiny",
+    "training=plain",
     "data.limit=6000",
     "data.validation=4000",
     "training.epochs=4",

@@ -184,7 +184,7 @@ def ours(place: list[str]) -> Callable[[Path, Path, int], Result]:
         compileall.compile_dir(folder / "src", quiet=1)  # as any but the first command finds it
         words = [
             "study=peers", *place, f"data.limit={IMAGES}", f"data.validation={VALIDATION}", "model=cnn",
-            "model.batch_norm=false", "model.dense_units=0", f"training.epochs={EPOCHS}", "training.schedule=constant",
+            "model.batch_norm=false", "model.dense_units=0", "training=plain", f"training.epochs={EPOCHS}", "training.schedule=constant",
             SPACE, f"search.trials={TRIALS}", f"search.seed={seed}",
         ]  # fmt: skip
         uri = f"sqlite:///{folder}/mlflow.db"

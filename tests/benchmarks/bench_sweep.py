@@ -104,7 +104,7 @@ def sweep(data: str, uri: str, name: str, extra: list[str]) -> tuple[float, floa
     overrides = [
         f"study={name}", f"tracking.experiment={name}", "data=mnist", *place,
         f"data.limit={IMAGES}", f"data.validation={VALIDATION}", SPACE,
-        f"training.epochs={EPOCHS}", "training.schedule=constant", "training.learning_rate=0.001",
+        "training=plain", f"training.epochs={EPOCHS}", "training.schedule=constant", "training.learning_rate=0.001",
         "search.sampler=grid", f"search.trials={TRIALS}", *extra,
     ]  # fmt: skip
     try:

@@ -90,6 +90,7 @@ def main() -> None:
     words = [
         "data.limit=20000",
         "data.validation=5000",
+        "training=plain",
         f"training.epochs={EPOCHS}",
         "training.threads=1",
     ]
