@@ -128,8 +128,8 @@ def segment(grey: Grey) -> list[list[Ways]]:
     """
     factor = math.ceil(max(grey.shape) / PAGE_SIDE)
     view = reduced(grey, factor)
-    ink, strokes = find_ink(view, WIDEST_STROKE, LEAST_RULE)
-    numbered, _ = ndimage.label(strokes, EIGHT)
+    ink = find_ink(view, WIDEST_STROKE, LEAST_RULE)
+    numbered, _ = ndimage.label(ink.strokes, EIGHT)
     boxes = _boxes(numbered)
     height = _digit_height(boxes)
     # a digit has at most two parts of this size: nothing is put together in vain
@@ -144,7 +144,7 @@ def segment(grey: Grey) -> list[list[Ways]]:
     count = len(digits)
     if count > MOST_DIGITS:
         raise ImageError(f"holds {count} digits; at most {MOST_DIGITS} are read: cut it up")
-    page = _Page(ink, numbered, factor)
+    page = _Page(ink.darkness, numbered, factor)
     lines = []
     for line in _lines(digits):
         lines.append([_ways(mark, page) for mark in line])

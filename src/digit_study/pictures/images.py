@@ -313,11 +313,13 @@ def _find(grey: Grey) -> tuple[Grey, Mask]:
 
     The whole sheet is looked at coarsely, then what is around the mark, until it fills the view.
     """
+    is_light = None
     for _ in range(MOST_VIEWS):
         factor = max(1, max(grey.shape) // WORK_SIDE)
         view = reduced(grey, factor)
-        ink, strokes = find_ink(view)
-        mark = _single_mark(strokes)
+        ink = find_ink(view, is_light=is_light)
+        is_light = ink.is_light
+        mark = _single_mark(ink.strokes)
         rows, columns = box_of(mark)
         height = rows.stop - rows.start
         width = columns.stop - columns.start
@@ -328,6 +330,8 @@ def _find(grey: Grey) -> tuple[Grey, Mask]:
             break
         margin = extent // 2 + 2
         if is_card:
+            # what is written on it may be of the other polarity
+            is_light = None
             # within its edges
             margin = -1 - extent // 30
             # a card that lies askew does not fill its box
@@ -337,7 +341,7 @@ def _find(grey: Grey) -> tuple[Grey, Mask]:
         closer_rows = _widened(rows, margin, factor)
         closer_columns = _widened(columns, margin, factor)
         grey = grey[closer_rows, closer_columns]
-    return ink, mark
+    return ink.darkness, mark
 
 
 def _is_card(mark: Mask) -> bool:

@@ -6,6 +6,7 @@ half of a tight crop, but the border of a digit's picture is paper.
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -81,6 +82,22 @@ Mask = npt.NDArray[np.bool_]
 Numbered = npt.NDArray[np.integer[Any]]
 
 
+@dataclass(frozen=True)
+class Ink:
+    """What is written in a picture.
+
+    Attributes:
+        darkness: how inky each pixel is, (h, w), 0 to 1.
+        strokes: where strokes are, (h, w).
+        is_light: whether they are lighter than the paper; None where that was not asked, because
+            the light is even.
+    """
+
+    darkness: Grey
+    strokes: Mask
+    is_light: bool | None
+
+
 def _spread(values: Grey) -> float:
     """Estimate the standard deviation from the median.
 
@@ -126,20 +143,17 @@ def _edges(plane: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], ...]:
     return top, bottom, left, right
 
 
-def _relief(grey: Grey, widest: int) -> Grey:
+def _relief(grey: Grey, widest: int, *, is_light: bool) -> Grey:
     """Return how far strokes stand out from paper in any light, shadows with sharp edges included.
 
     The paper is what a disc wider than any stroke can cover: a morphological closing takes dark
     strokes away and keeps the edge of a shadow where it is. Reflected light is a share of the
     paper's, so that a stroke in the shadow is as dark as another.
     """
-    factor = max(1, max(grey.shape) // PAPER_SIDE)
-    coarse = reduced(grey, factor)
-    side = _odd(max(coarse.shape) // widest)
-    is_light = _is_light(coarse, side)
+    coarse = _coarse(grey)
     cover = opening if is_light else closing
-    paper = _paper(coarse, side, cover)
-    if factor > 1:
+    paper = _paper(coarse, _size_of_strokes(coarse, widest), cover)
+    if coarse.shape != grey.shape:
         paper = _resized(paper, grey.shape)
     if is_light:
         return np.asarray(grey - paper, np.float32)
@@ -148,6 +162,17 @@ def _relief(grey: Grey, widest: int) -> Grey:
     share = np.clip(gain, 0.5, 4)
     darker = paper - grey
     return np.asarray(darker * share, np.float32)
+
+
+def _coarse(grey: Grey) -> Grey:
+    """Return the view in which the paper's brightness is found."""
+    factor = max(1, max(grey.shape) // PAPER_SIDE)
+    return reduced(grey, factor)
+
+
+def _size_of_strokes(grey: Grey, widest: int) -> int:
+    """Return the width of the widest stroke of a view, in pixels, odd."""
+    return _odd(max(grey.shape) // widest)
 
 
 def _paper(coarse: Grey, side: int, cover: Callable[..., Grey]) -> Grey:
@@ -180,9 +205,8 @@ def sheet_alone(grey: Grey) -> Grey | None:
     Returns:
         Of the same shape; None where there is no such sheet, or nothing around it.
     """
-    factor = max(1, max(grey.shape) // PAPER_SIDE)
-    coarse = reduced(grey, factor)
-    radius = _odd(max(coarse.shape) // WIDEST_STROKE) // 2
+    coarse = _coarse(grey)
+    radius = _size_of_strokes(coarse, WIDEST_STROKE) // 2
     bright = _without_dark_strokes(coarse, radius)
     sheet = _largest_light_patch(bright)
     if sheet is None or not LEAST_SHEET <= sheet.mean() < 1:
@@ -248,7 +272,7 @@ def _odd(side: int) -> int:
     return max(3, side) | 1
 
 
-def _is_light(grey: Grey, largest_size: int) -> bool:
+def _is_light(grey: Grey, widest: int) -> bool:
     """Return whether strokes are lighter than what is around them.
 
     Two signs are weighed against each other: that strokes stand out more than all else, and that
@@ -258,13 +282,15 @@ def _is_light(grey: Grey, largest_size: int) -> bool:
 
     Args:
         grey: brightness (h, w), 0 to 255.
-        largest_size: of strokes, in pixels.
+        widest: the widest stroke is this part of the longer side: 1 in so many.
     """
-    by_contrast = _vote_by_contrast(grey, largest_size)
-    by_size = _vote_by_size(grey, largest_size)
+    coarse = _coarse(grey)
+    largest_size = _size_of_strokes(coarse, widest)
+    by_contrast = _vote_by_contrast(coarse, largest_size)
+    by_size = _vote_by_size(coarse, largest_size)
     vote = by_contrast + THINNESS * by_size
     if by_contrast * by_size < AGREEMENT:
-        vote += OUTLINE * _vote_by_outline(grey, largest_size)
+        vote += OUTLINE * _vote_by_outline(coarse, largest_size)
     return vote > 0
 
 
@@ -363,7 +389,9 @@ def find_ink(
     grey: Grey,
     widest: int = WIDEST_STROKE,
     least_rule: tuple[float, float] = LEAST_RULE,
-) -> tuple[Grey, Mask]:
+    *,
+    is_light: bool | None = None,
+) -> Ink:
     """Find ink of either polarity.
 
     Args:
@@ -371,16 +399,20 @@ def find_ink(
         widest: the widest stroke is this part of the longer side: 1 in so many.
         least_rule: which part of the width of the view a ruled line covers at least, and of the
             height an upright one.
-
-    Returns:
-        How inky each pixel is, (h, w), 0 to 1, and where strokes are, (h, w), bool.
+        is_light: whether strokes are lighter than the paper, where a wider view has said so; None:
+            it is found out, which takes most of the time.
 
     Raises:
         ImageError: if no stroke stands out from the paper, or there are more marks than numbers
             have.
     """
     is_even = _is_even(grey)
-    out = _apart_from_border(grey) if is_even else _relief(grey, widest)
+    if is_even:
+        out = _apart_from_border(grey)
+    else:
+        if is_light is None:
+            is_light = _is_light(grey, widest)
+        out = _relief(grey, widest, is_light=is_light)
     noise = _spread(ring(out))
     floor = NOISE_SPREADS * noise
     ink = np.maximum(out, 0).astype(np.float32)
@@ -405,13 +437,7 @@ def find_ink(
     if not is_even:
         marks = _without_frame(marks)
         inky &= marks > 0
-    full = 0.0
-    if inky.any():
-        full = float(np.percentile(ink[inky], 70))
-    if full < FAINTEST:
-        raise ImageError(
-            "is blank: no stroke stands out from the background; write or scan it darker"
-        )
+    full = _full_level(ink, inky)
     # what is left of a shadow's edge
     most_touching = 0.2
     if is_even:
@@ -427,7 +453,7 @@ def find_ink(
     is_stroke = np.isin(marks, inky_marks)
     strokes = is_stroke & (marks > 0)
     darkness = (ink - floor) / (full - floor)
-    return np.clip(darkness, 0, 1), strokes
+    return Ink(np.clip(darkness, 0, 1), strokes, is_light)
 
 
 def _apart_from_border(grey: Grey) -> Grey:
@@ -437,6 +463,18 @@ def _apart_from_border(grey: Grey) -> Grey:
     precise = apart.astype(np.float64)
     skewness = (precise**3).sum()
     return np.asarray(apart * np.sign(skewness))
+
+
+def _full_level(ink: Grey, inky: Mask) -> float:
+    """Return how far full strokes stand out from paper; raises ImageError if hardly at all."""
+    full = 0.0
+    if inky.any():
+        full = float(np.percentile(ink[inky], 70))
+    if full < FAINTEST:
+        raise ImageError(
+            "is blank: no stroke stands out from the background; write or scan it darker"
+        )
+    return full
 
 
 def _lower_cut(cut: float, floor: float) -> float:
