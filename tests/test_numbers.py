@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,12 +15,19 @@ import pytest
 from conftest import sample
 from PIL import Image, ImageDraw
 from scipy import ndimage
+from skimage.morphology import closing, disk, opening
 
 from digit_study.inference.picture import readings_figure
 from digit_study.inference.prediction import BatchSize, read_files, read_picture
 from digit_study.inference.segmentation import segment
 from digit_study.pictures.image_files import ImageError, read_grey
-from digit_study.pictures.ink import opened_by_square
+from digit_study.pictures.ink import (
+    _extreme_in_disc,
+    box_of,
+    closed_by_disc,
+    opened_by_disc,
+    opened_by_square,
+)
 
 Bitmap = npt.NDArray[np.uint8]
 DIGITS, LABELS = sample()
@@ -187,6 +195,37 @@ def test_a_mask_is_opened_as_scipy_does(side: int) -> None:
     mask = ndimage.binary_dilation(dots, np.ones((7, 5))) | (random.random((40, 50)) > 0.99)
     square = np.ones((side, side))
     assert np.array_equal(opened_by_square(mask, side), ndimage.binary_opening(mask, square))
+
+
+@pytest.mark.parametrize("side", [7, 17, 35, 55])
+def test_a_plane_is_closed_and_opened_by_a_disc_as_skimage_does(side: int) -> None:
+    plane = np.random.default_rng(side).normal(size=(3 * side, 4 * side)).astype(np.float32)
+    disc = disk(side // 2, decomposition="sequence")
+    inner = slice(side - 1, 1 - side)
+    closed = closing(plane, disc)[inner, inner]
+    opened = opening(plane, disc)[inner, inner]
+    assert np.array_equal(closed_by_disc(plane, side)[inner, inner], closed)
+    assert np.array_equal(opened_by_disc(plane, side)[inner, inner], opened)
+
+
+@pytest.mark.parametrize("side", range(3, 73, 2))
+def test_a_disc_of_any_width_is_round_and_solid(side: int) -> None:
+    point = np.zeros((3 * side, 3 * side), np.float32)
+    middle = 3 * side // 2
+    point[middle, middle] = 1
+    dilated = _extreme_in_disc(point, side, ndimage.maximum_filter1d) > 0
+    rows, columns = box_of(dilated)
+    disc = dilated[rows, columns]
+    assert disc.shape == (side, side)
+    assert np.array_equal(disc, disc.T) and np.array_equal(disc, disc[::-1])
+    # no row has a gap, and no hole lies inside
+    assert (np.abs(np.diff(disc.astype(int), axis=1)).sum(axis=1) <= 2).all()
+    assert np.array_equal(disc, ndimage.binary_fill_holes(disc))
+    # the smallest two are squares
+    most_over = 0.16
+    if side < 7:
+        most_over = 0.28
+    assert disc.sum() == pytest.approx(math.pi * side**2 / 4, rel=most_over)
 
 
 @pytest.mark.slow

@@ -26,7 +26,13 @@ from typed_study import trials_of  # noqa: E402
 
 from digit_study.tracking._mlflow import create_tables  # noqa: E402
 
-SETTINGS = ("data=mnist_sample", "training=plain", "search.workers=2", "search.sampler=random", "search.pruner=none")
+SETTINGS = (
+    "data=mnist_sample",
+    "training=plain",
+    "search.workers=2",
+    "search.sampler=random",
+    "search.pruner=none",
+)
 
 
 def sweep(folder: Path, delay: float, words: list[str]) -> tuple[float, float]:

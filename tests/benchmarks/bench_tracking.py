@@ -35,7 +35,13 @@ def main(rounds: int) -> None:
         from digit_study.tracking.session import Tracker
 
     composition.register()
-    words = ["data=mnist_sample", "model=tiny", "training=plain", "training.epochs=1", "tracking.experiment=bench"]
+    words = [
+        "data=mnist_sample",
+        "model=tiny",
+        "training=plain",
+        "training.epochs=1",
+        "tracking.experiment=bench",
+    ]
     config, _ = resolve_config(composition.compose_config(words))
     folder = Path(tempfile.mkdtemp())
     # after multiprocessing, which has temporary files in there

@@ -256,7 +256,9 @@ def _decode(image: Image.Image) -> Image.Image:
 
 def _reduced(image: Image.Image) -> Image.Image:
     """Average a picture down, if its longest side is at least twice :data:`READ_SIDE`."""
-    factor = max(1, max(image.size) // READ_SIDE)
+    factor = max(image.size) // READ_SIDE
+    if factor <= 1:
+        return image
     return image.reduce(factor)
 
 

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from PIL import Image
 from scipy import ndimage
 from skimage.filters import rank, threshold_otsu
-from skimage.morphology import closing, disk, footprint_rectangle, opening
+from skimage.morphology import footprint_rectangle
 from skimage.transform import hough_line, hough_line_peaks
 
 from digit_study.pictures.image_files import Grey, ImageError, ring
@@ -74,6 +74,8 @@ LEAST_EDGE = 30.0
 LEAST_SHEET = 0.2
 #: Connected strokes of a picture, at most.
 MOST_MARKS = 2_500
+#: Extent of the four slanted lines of a disc along an axis, when each has a step.
+EXTENT_OF_SLANTED = 6
 #: Pixels that touch at a corner belong together.
 EIGHT = np.ones((3, 3))
 
@@ -130,6 +132,8 @@ def reduced(grey: Grey, factor: int) -> Grey:
     Returns:
         About (h / factor, w / factor), float32.
     """
+    if factor == 1:
+        return grey
     image = Image.fromarray(grey).reduce(factor)
     return np.asarray(image, np.float32)
 
@@ -151,7 +155,7 @@ def _relief(grey: Grey, widest: int, *, is_light: bool) -> Grey:
     paper's, so that a stroke in the shadow is as dark as another.
     """
     coarse = _coarse(grey)
-    cover = opening if is_light else closing
+    cover = opened_by_disc if is_light else closed_by_disc
     paper = _paper(coarse, _size_of_strokes(coarse, widest), cover)
     if coarse.shape != grey.shape:
         paper = _resized(paper, grey.shape)
@@ -175,22 +179,20 @@ def _size_of_strokes(grey: Grey, widest: int) -> int:
     return _odd(max(grey.shape) // widest)
 
 
-def _paper(coarse: Grey, side: int, cover: Callable[..., Grey]) -> Grey:
+def _paper(coarse: Grey, side: int, cover: Callable[[Grey, int], Grey]) -> Grey:
     """Return the paper of a plane (h, w): what a disc as wide as the widest stroke can cover.
 
     Args:
         coarse: brightness, 0 to 255.
-        side: of the disc, in pixels, odd.
-        cover: skimage's opening for light strokes, its closing for dark ones.
+        side: width of the disc, in pixels, odd.
+        cover: an opening for light strokes, a closing for dark ones.
     """
     # a shadow that the frame cuts off goes on beyond it: else a narrow rest would be a stroke
     beyond = side - 1
     continued = np.pad(coarse, beyond, mode="edge")
     even = ndimage.gaussian_filter(continued, 0.7)
-    # a disc fits into the corner of a shadow where a square does not
-    disc = disk(side // 2, decomposition="sequence")
     inner = slice(beyond, -beyond)
-    return np.asarray(cover(even, disc)[inner, inner])
+    return cover(even, side)[inner, inner]
 
 
 def sheet_alone(grey: Grey) -> Grey | None:
@@ -237,10 +239,8 @@ def _without_dark_strokes(coarse: Grey, radius: int) -> Grey:
     margin = 2 * radius
     continued = np.pad(coarse, margin, mode="edge")
     even = ndimage.median_filter(continued, 3)
-    disc = disk(radius, decomposition="sequence")
-    closed = closing(even, disc)
     inner = slice(margin, -margin)
-    return np.asarray(closed[inner, inner])
+    return closed_by_disc(even, margin + 1)[inner, inner]
 
 
 def _largest_light_patch(bright: Grey) -> Mask | None:
@@ -314,16 +314,22 @@ def _vote_by_size(grey: Grey, largest_size: int) -> float:
     """
     continued = np.pad(grey, largest_size, mode="edge")
     even = ndimage.gaussian_filter(continued, 0.7)
-    energies = []
+    # the larger the square, the more it cannot cover: the last size has the largest energies
+    least = STANDS_OUT * max(_top_hat_energies(even, largest_size))
     for part in STROKE_SIZES:
         size = _odd(round(part * largest_size))
-        dark = ndimage.black_tophat(even, (size, size))
-        light = ndimage.white_tophat(even, (size, size))
-        energies.append(((dark**2).sum(), (light**2).sum()))
-    least = STANDS_OUT * np.max(energies)
-    dark_energy, light_energy = next(pair for pair in energies if max(pair) >= least)
+        dark_energy, light_energy = _top_hat_energies(even, size)
+        if max(dark_energy, light_energy) >= least:
+            break
     difference = light_energy - dark_energy
     return float(difference / max(light_energy + dark_energy, LEAST_ENERGY))
+
+
+def _top_hat_energies(plane: Grey, size: int) -> tuple[float, float]:
+    """Return the energies of what is dark, and of what is light, and a square cannot cover."""
+    dark = ndimage.black_tophat(plane, (size, size))
+    light = ndimage.white_tophat(plane, (size, size))
+    return float((dark**2).sum()), float((light**2).sum())
 
 
 def _vote_by_outline(grey: Grey, largest_size: int) -> float:
@@ -332,8 +338,8 @@ def _vote_by_outline(grey: Grey, largest_size: int) -> float:
     What lies between dark strokes is light beside them, but where it meets the paper there is no
     edge.
     """
-    below_light = _paper(grey, largest_size, opening)
-    around_dark = _paper(grey, largest_size, closing)
+    below_light = _paper(grey, largest_size, opened_by_disc)
+    around_dark = _paper(grey, largest_size, closed_by_disc)
     even = ndimage.gaussian_filter(grey, 0.7)
     sobel = np.hypot(ndimage.sobel(even, 0), ndimage.sobel(even, 1))
     slope = np.asarray(sobel / SOBEL_OF_SLOPE, np.float32)
@@ -568,6 +574,106 @@ def opened_by_square(mask: Mask, side: int) -> Mask:
     for axis in (0, 1):
         opened = ndimage.maximum_filter1d(opened, side, axis=axis, mode="constant", origin=origin)
     return opened > 0
+
+
+def closed_by_disc(plane: Grey, side: int) -> Grey:
+    """Return a plane without what is dark and narrower than a disc, as a closing gives it.
+
+    A disc fits into the corner of a shadow where a square does not.
+
+    Args:
+        plane: shape (h, w). Its outermost ``side - 1`` pixels on all sides are margin: what comes
+            out there means nothing.
+        side: width of the disc, in pixels, odd.
+    """
+    dilated = _extreme_in_disc(plane, side, ndimage.maximum_filter1d)
+    return _extreme_in_disc(dilated, side, ndimage.minimum_filter1d)
+
+
+def opened_by_disc(plane: Grey, side: int) -> Grey:
+    """Return a plane without what is light and narrower than a disc, as an opening gives it.
+
+    Args:
+        plane: as :func:`closed_by_disc` takes it.
+        side: likewise.
+    """
+    eroded = _extreme_in_disc(plane, side, ndimage.minimum_filter1d)
+    return _extreme_in_disc(eroded, side, ndimage.maximum_filter1d)
+
+
+def _extreme_in_disc(plane: Grey, side: int, extreme_along: Callable[..., Grey]) -> Grey:
+    """Return the least or the greatest level in a disc around each pixel of a plane (h, w).
+
+    The disc is a polygon of 16 sides, the sum of eight lines, much as skimage puts it together. A
+    filter along a line takes the same time however long the line is.
+
+    Args:
+        plane: its outermost pixels are margin, see :func:`closed_by_disc`.
+        side: width of the disc, in pixels, odd.
+        extreme_along: scipy's ``minimum_filter1d`` or ``maximum_filter1d``.
+    """
+    lines = _Lines.of_disc(side)
+    for axis in (0, 1):
+        plane = extreme_along(plane, lines.straight + 1, axis=axis)
+    width = plane.shape[1]
+    # from a pixel to the next of a line, counted along the rows: a row is ``width`` pixels
+    diagonals = (width - 1, width + 1)
+    steep_and_flat = (2 * width - 1, 2 * width + 1, width - 2, width + 2)
+    for step in diagonals:
+        plane = _extreme_in_steps(plane, step, lines.diagonal, extreme_along)
+    for step in steep_and_flat:
+        plane = _extreme_in_steps(plane, step, lines.slanted, extreme_along)
+    return plane
+
+
+def _extreme_in_steps(
+    plane: Grey, step: int, steps: int, extreme_along: Callable[..., Grey]
+) -> Grey:
+    """Return the least or the greatest level along a slanted line around each pixel.
+
+    Args:
+        plane: shape (h, w).
+        step: pixels from one to the next of the line, counted along the rows.
+        steps: length of the line, an even number.
+        extreme_along: as :func:`_extreme_in_disc` takes it.
+    """
+    missing = -plane.size % step
+    pixels = np.pad(plane.ravel(), (0, missing), mode="edge")
+    columns = pixels.reshape(-1, step)
+    found = extreme_along(columns, steps + 1, axis=0)
+    return found.ravel()[: plane.size].reshape(plane.shape)
+
+
+@dataclass(frozen=True)
+class _Lines:
+    """The lines whose sum is a disc, by how many steps they have, an even number.
+
+    Attributes:
+        straight: Of the lines along the axes.
+        diagonal: Of the two lines that go a row and a column further at each step.
+        slanted: Of the four that go two rows and a column, or a row and two columns.
+    """
+
+    straight: int
+    diagonal: int
+    slanted: int
+
+    @classmethod
+    def of_disc(cls, side: int) -> "_Lines":
+        """Choose lines of about the same length.
+
+        Args:
+            side: width of the disc, in pixels, odd.
+        """
+        extent = side - 1
+        length = extent / (1 + 2 / math.sqrt(2) + EXTENT_OF_SLANTED / math.sqrt(5))
+        # two steps are left for the lines along the axes, which fill the gaps between the others
+        most_slanted = (extent - 2) // (2 * EXTENT_OF_SLANTED)
+        slanted = 2 * min(round(length / math.sqrt(5) / 2), most_slanted)
+        rest = extent - EXTENT_OF_SLANTED * slanted
+        most_diagonal = (rest - 2) // 4
+        diagonal = 2 * min(round(rest / (2 + math.sqrt(2)) / 2), most_diagonal)
+        return cls(rest - 2 * diagonal, diagonal, slanted)
 
 
 def _straight_lines(thin: Mask) -> list[tuple[float, float]]:
