@@ -17,8 +17,9 @@ from PIL import Image, ImageDraw
 from scipy import ndimage
 from skimage.morphology import closing, disk, opening
 
+from digit_study.inference import prediction
 from digit_study.inference.picture import readings_figure
-from digit_study.inference.prediction import BatchSize, read_files, read_picture
+from digit_study.inference.prediction import MOST_AT_A_TIME, BatchSize, read_files, read_picture
 from digit_study.inference.segmentation import segment
 from digit_study.pictures.image_files import ImageError, read_grey
 from digit_study.pictures.ink import (
@@ -28,6 +29,7 @@ from digit_study.pictures.ink import (
     opened_by_disc,
     opened_by_square,
 )
+from digit_study.support.hardware import cores
 
 Bitmap = npt.NDArray[np.uint8]
 DIGITS, LABELS = sample()
@@ -236,7 +238,7 @@ def test_memory_is_bounded_by_digits_too(tmp_path: Path) -> None:
 
     def files() -> Iterator[Path]:
         page = save(tmp_path, np.vstack([row_of("0123456789" * 2, 6)] * 5))
-        for number in range(6):
+        for number in range(12):
             opened.append(number)
             yield page
 
@@ -244,8 +246,29 @@ def test_memory_is_bounded_by_digits_too(tmp_path: Path) -> None:
         calls.append((len(opened), len(images)))
         return by_likeness(images)
 
-    assert len(list(read_files(files(), counted, batch=BatchSize(files=4, images=250)))) == 6
-    assert [opened for opened, _ in calls] == [2, 4, 6]
+    assert len(list(read_files(files(), counted, batch=BatchSize(files=4, images=250)))) == 12
+    # two pages are enough for a call; those that are prepared meanwhile wait for the next one
+    ahead = 2 * min(cores(), MOST_AT_A_TIME)
+    assert [opened for opened, _ in calls] == [min(12, 2 * call + ahead) for call in range(1, 7)]
+
+
+def test_files_are_read_in_order_however_long_each_takes(tmp_path: Path) -> None:
+    rows = ["7", "3072", "1", "12", "9", "4096", "0", "5"]
+    files = [save(tmp_path, row_of(row, 6), f"{row}.png") for row in rows]
+    found = list(read_files(files, by_likeness))
+    assert [reading.file for reading in found] == [str(file) for file in files]
+
+
+def test_a_fault_while_files_are_prepared_ends_the_reading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fails(source: object) -> None:
+        raise RuntimeError("a fault of ours")
+
+    monkeypatch.setattr(prediction, "read_grey", fails)
+    files = [save(tmp_path, row_of("7"))] * 20
+    with pytest.raises(RuntimeError, match="a fault of ours"):
+        list(read_files(files, by_likeness))
 
 
 def test_the_picture_has_a_box_for_each_digit(tmp_path: Path) -> None:

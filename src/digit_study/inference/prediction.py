@@ -6,7 +6,9 @@ checked, and only if at least one image can be read.
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import astuple, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from digit_study.pictures.image_files import (
 )
 from digit_study.pictures.images import SIDE, Digit, SeveralMarks, to_mnist
 from digit_study.support.errors import StudyError, first_line
+from digit_study.support.hardware import cores
 from digit_study.support.signals import native_stderr, signals_surface
 
 #: Why a picture of a single mark is refused. The detector cannot tell a letter from a poor digit.
@@ -51,6 +54,8 @@ TURNS = {"left": 1, "right": -1}
 PROBABILITY_OF_TURN = 0.9
 #: By how much the detector must be surer of a turned photograph than of others, as log-odds.
 MARGIN_OF_TURN = 3.0
+#: Files that are decoded at a time, at most: each may take hundreds of megabytes meanwhile.
+MOST_AT_A_TIME = 4
 
 #: Images (n, 28, 28) to the probabilities of ten digits, (n, 10).
 Model = Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.float32]]
@@ -361,8 +366,7 @@ def _batches(
     """Prepare files, as many at a time as the model is called for."""
     group: list[_Prepared] = []
     count = 0
-    for file in files:
-        prepared = _prepare(file, str(file), only_digit=only_digit)
+    for prepared in _side_by_side(files, only_digit=only_digit):
         group.append(prepared)
         count += len(prepared.images())
         if len(group) == batch.files or count >= batch.images:
@@ -371,6 +375,27 @@ def _batches(
             count = 0
     if group:
         yield group
+
+
+def _side_by_side(files: Iterable[Path], *, only_digit: bool) -> Iterator[_Prepared]:
+    """Prepare files, several at a time, and yield them in order.
+
+    Pillow, numpy and scipy let other threads run while they compute.
+    """
+    at_a_time = min(cores(), MOST_AT_A_TIME)
+    with ThreadPoolExecutor(at_a_time) as pool:
+        begun: deque[Future[_Prepared]] = deque()
+        try:
+            for file in files:
+                begun.append(pool.submit(_prepare, file, str(file), only_digit=only_digit))
+                # a few more than are worked on, so that no core waits for the first of them
+                if len(begun) > 2 * at_a_time:
+                    yield begun.popleft().result()
+            while begun:
+                yield begun.popleft().result()
+        finally:
+            for waiting in begun:
+                waiting.cancel()
 
 
 def read_picture(source: Path | bytes, model: Model, accepts: Accepts | None = None) -> Reading:

@@ -5,6 +5,7 @@ import warnings
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 import numpy as np
@@ -59,6 +60,8 @@ LUMINANCE = (0.299, 0.587, 0.114)
 WHITES = (255, 4095, 65535)
 #: Alpha from which on a pixel counts as opaque.
 OPAQUE = 190
+#: Held while a file is opened: meanwhile a warning of Pillow's is left out, in all threads.
+OPENING = Lock()
 
 #: A plane of grey levels, (h, w).
 Grey = npt.NDArray[np.float32]
@@ -171,7 +174,7 @@ def _open(source: Path | bytes) -> Image.Image:
         import_module(HEIF_PACKAGE).register_heif_opener()
     formats = [name for name in FORMATS if name in Image.OPEN]
     try:
-        with warnings.catch_warnings():
+        with OPENING, warnings.catch_warnings():
             # MOST_PIXELS is lower
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             if isinstance(source, bytes):
