@@ -149,7 +149,7 @@ def handwriting(seed: int) -> Change:
     """
     import tensorflow as tf
 
-    forms = tf.constant(pen.variants(seed))
+    forms = tf.constant(pen.variants())
 
     def vary(step: Tensor, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
         labels = targets

@@ -7,6 +7,7 @@ of strokes. A stroke is an array of points (k, 2), x to the right and y down, in
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -19,8 +20,10 @@ Points = npt.NDArray[np.float32]
 Segments = npt.NDArray[np.float32]
 #: Straight pieces that a variant is cut into. More make no difference at 28 pixels.
 PIECES = 32
-#: Variants of each digit that a training draws.
+#: Variants of each digit that a training draws from. They are the same in every training: what is
+#: done with them at each step comes from its seed.
 VARIANTS = 512
+SEED_OF_VARIANTS = 0
 #: Points on a curve before it is cut.
 FINE = 40
 
@@ -539,8 +542,11 @@ def _shares(lengths: list[npt.NDArray[Any]], pieces: int) -> list[int]:
     return shares
 
 
-def variants(seed: int, count: int = VARIANTS) -> Segments:
+@cache
+def variants(seed: int = SEED_OF_VARIANTS, count: int = VARIANTS) -> Segments:
     """Draw variants of every digit.
+
+    It takes about a second, which a process that trains several networks spends once.
 
     Args:
         seed: Seed of all variants.
@@ -560,4 +566,7 @@ def variants(seed: int, count: int = VARIANTS) -> Segments:
     high = drawn.max(axis=(2, 3), keepdims=True)
     longer = (high - low).max(axis=-1, keepdims=True)
     middle = (low + high) / 2
-    return np.asarray((drawn - middle) / longer, np.float32)
+    scaled = np.asarray((drawn - middle) / longer, np.float32)
+    # every caller gets the same array
+    scaled.setflags(write=False)
+    return scaled
