@@ -29,7 +29,7 @@ browser: .venv/.dev  ## the tests of pages in a headless Chromium, where there i
 cluster: .venv/.ray  ## the tests on several hosts, made of Linux namespaces: Ray, PostgreSQL (needs root)
 	$(PY) -m pytest -m cluster --dist worksteal $(ARGS)
 
-quick: .venv/.dev  ## the tests that start no slow processes
+quick: .venv/.dev  ## the tests that take a moment each: two thirds of them, in less than a minute
 	$(PY) -m pytest -m "not slow and not reliability and not browser and not cluster" $(ARGS)
 
 check: .venv/.dev  ## format, lint, types, and who may import whom

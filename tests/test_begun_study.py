@@ -67,6 +67,7 @@ def test_a_key_that_did_not_exist_then_had_its_default() -> None:
     assert kept_overrides(stored, ["study=s"]) == ["training.augmentation=none"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("typed", ["training.epochs=9", "training=smoke", "experiment=quick"])
 def test_what_is_typed_now_counts(typed: str) -> None:
     stored = attributes(training__epochs=5)

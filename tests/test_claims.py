@@ -72,6 +72,7 @@ def test_probabilities_of_nought_do_no_harm() -> None:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("coverage", [0.8, 0.95, 0.99])
 def test_sets_hold_the_true_digit_as_often_as_they_say(coverage: float) -> None:
     held = []
@@ -121,6 +122,7 @@ def test_the_evidence_of_a_version_says_how_its_claims_hold() -> None:
     )
 
 
+@pytest.mark.slow
 def test_an_honest_network_is_found_honest() -> None:
     assert calibration_error(*honest(5, 20_000)) < SIGNIFICANCE / 3
 

@@ -42,6 +42,7 @@ def compare(store: rs.Store, a: str, b: str) -> None:
     comparison.compare(CompareConfig(a, b, noted), store.workspace)
 
 
+@pytest.mark.slow
 def test_a_comparison_is_shown_and_kept(
     store: rs.Store, digits: data.Digits, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -79,6 +80,7 @@ def test_a_comparison_is_shown_and_kept(
     }
 
 
+@pytest.mark.slow
 def test_equal_runs_differ_in_nothing(
     store: rs.Store, digits: data.Digits, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -87,6 +89,7 @@ def test_equal_runs_differ_in_nothing(
     assert "Images that only one of the two predicts correctly (0)" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_other_digits_are_refused(store: rs.Store, digits: data.Digits) -> None:
     a = rs.add_run(store, table=table(digits, range(5)))
     b = rs.add_run(store, table=table(digits, range(5)), tags={"dataset.sha256": "other"})
@@ -94,6 +97,7 @@ def test_other_digits_are_refused(store: rs.Store, digits: data.Digits) -> None:
         compare(store, a, b)
 
 
+@pytest.mark.slow
 def test_other_validation_images_are_refused(store: rs.Store, digits: data.Digits) -> None:
     whole = table(digits, range(5))
     a, b = (rs.add_run(store, table=part) for part in (whole, whole.iloc[10:]))
@@ -105,6 +109,7 @@ def test_other_validation_images_are_refused(store: rs.Store, digits: data.Digit
         compare(store, c, d)
 
 
+@pytest.mark.slow
 def test_runs_that_cannot_be_compared(store: rs.Store, digits: data.Digits) -> None:
     good = rs.add_run(store, table=table(digits, range(5)))
     for bad, word in (

@@ -51,6 +51,7 @@ def test_the_default_recipe_varies_handwriting() -> None:
     assert compose_config([]).training.augmentation == "handwriting"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("group", ["data", "model", "training"])
 def test_every_option_composes_and_writes_every_key(group: str) -> None:
     for option in composition.config_groups()[group]:
@@ -274,6 +275,7 @@ def test_a_typed_grid_without_its_option_is_refused() -> None:
         composition.is_multirun(parsed)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("plus", ["", "+", "++"])
 def test_an_option_may_be_chosen_with_a_plus(plus: str, own: Path) -> None:
     words = typed(f"{plus}model=tiny", f"--config-dir={own}", f"{plus}experiment=wide")
@@ -281,6 +283,7 @@ def test_an_option_may_be_chosen_with_a_plus(plus: str, own: Path) -> None:
     assert (config.model.name, config.model.filters) == ("tiny", 48)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("override", "told"),
     [
@@ -382,6 +385,7 @@ def test_an_old_name_is_taken_with_a_notice(
     assert notices.readouterr().err == NOTICE
 
 
+@pytest.mark.slow
 def test_an_old_name_in_a_file_is_taken_with_a_notice(
     own: Path, notices: pytest.CaptureFixture[str]
 ) -> None:

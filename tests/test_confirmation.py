@@ -154,6 +154,7 @@ def test_a_study_is_rebuilt_from_its_storage(store: str, study: Any) -> None:
     assert (rebuilt.run.model, rebuilt.run.data) == (asked.run.model, asked.run.data)
 
 
+@pytest.mark.slow
 def test_a_study_with_nothing_finished_is_told_what_to_do(store: str) -> None:
     with pytest.raises(StudyError, match="no finished trial"):
         run_study(plan("search.trials=1"), Stubs(store, lambda config, n: "failed").engine)

@@ -246,6 +246,7 @@ def test_there_are_commands_to_check() -> None:
     assert len(COMMANDS) > 40
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shown", COMMANDS, ids=[f"{c.page}: {c.text}" for c in COMMANDS])
 def test_a_command_that_is_shown_can_be_given(shown: Shown) -> None:
     program, *words = shown.words

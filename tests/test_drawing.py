@@ -306,6 +306,7 @@ def test_a_body_that_is_too_large_is_not_read_to_its_end(tmp_path: Path, declare
         assert len(sent) < 1_000
 
 
+@pytest.mark.slow
 def test_a_body_that_never_ends_is_not_waited_for(tmp_path: Path) -> None:
     with (
         served([network()], tmp_path, RequestLimits(upload_s=0.2)) as page,
@@ -317,6 +318,7 @@ def test_a_body_that_never_ends_is_not_waited_for(tmp_path: Path) -> None:
         assert b" 408 " in slow.recv(100)
 
 
+@pytest.mark.slow
 def test_a_picture_that_takes_too_long_is_given_up(tmp_path: Path) -> None:
     def slow(images: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         time.sleep(0.4)
@@ -383,6 +385,7 @@ def test_the_map_comes_when_it_is_asked_for(page: Served) -> None:
 # ---------------------------------------------------------------------------------- keeping
 
 
+@pytest.mark.slow
 def test_a_kept_drawing_can_be_trained_on(tmp_path: Path) -> None:
     with served([network()], tmp_path / "kept") as page:
         answer = page.keep(DRAWN_7, "7")

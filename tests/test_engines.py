@@ -139,6 +139,7 @@ def test_a_place_that_cannot_be_is_told(words: str, told: str) -> None:
     assert told in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "told"),
     [

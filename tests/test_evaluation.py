@@ -107,6 +107,7 @@ def test_every_metric_keeps_its_bounds(reading: tuple[Array, Array]) -> None:
     assert result.confusion.sum() == len(labels)
 
 
+@pytest.mark.slow
 @given(readings(), st.randoms(use_true_random=False))
 def test_the_order_of_images_changes_no_metric(reading: tuple[Array, Array], random: Any) -> None:
     labels, probabilities = reading
@@ -168,6 +169,7 @@ def test_the_report_of_every_digit() -> None:
     assert table.loc[5, "f1"] == table.loc[9, "f1"] == 0.0
 
 
+@pytest.mark.slow
 @given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 9)), min_size=1, max_size=60))
 def test_the_report_is_scikit_learns(pairs: list[tuple[int, int]]) -> None:
     labels, predicted = np.array(pairs).T

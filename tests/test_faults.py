@@ -186,6 +186,7 @@ def assert_uploaded_once(tracker: Tracker, run_id: str) -> None:
     assert is_spool_empty(tracker.workspace)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("calls", range(1, 10))
 def test_an_upload_that_ends_anywhere_uploads_each_thing_once(
     calls: int, tracker: Tracker, monkeypatch: pytest.MonkeyPatch
@@ -265,6 +266,7 @@ def test_a_run_that_a_living_process_writes_is_left_alone_and_that_of_a_dead_pro
     assert run.data.tags["a"] == "1" and not log.folder.exists()
 
 
+@pytest.mark.slow
 def test_what_the_store_will_never_take_holds_up_nothing_else(
     tracker: Tracker, capsys: pytest.CaptureFixture[str]
 ) -> None:

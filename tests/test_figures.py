@@ -163,6 +163,7 @@ def visible_texts(axes: object) -> list[Text]:
     return texts if axes.axison else list(axes.texts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", DRAWN)
 def test_figures_have_a_title_named_axes_and_nothing_cut_off(name: str) -> None:
     figure = DRAWN[name]()

@@ -51,6 +51,7 @@ def test_libraries_that_go_by_the_suffix_keep_it(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
+@pytest.mark.slow
 @given(st.lists(st.dictionaries(st.text(), st.integers())), st.data())
 def test_a_torn_line_costs_itself_and_no_other(
     tmp_path_factory: pytest.TempPathFactory, records: list[dict[str, int]], data: st.DataObject

@@ -70,6 +70,7 @@ def test_mnists_files(ending: str, tmp_path: Path) -> None:
     assert len(sources.read_path(tmp_path, "test")[1]) == len(LABELS)
 
 
+@pytest.mark.slow
 def test_a_folder_with_a_subfolder_for_each_digit(tmp_path: Path) -> None:
     images, labels = sources.read_path(write_folder(tmp_path / "pictures"), "train")
     order = np.argsort(LABELS, kind="stable")
@@ -98,6 +99,7 @@ def test_pictures_of_a_folder_are_seen_as_predict_sees_them(tmp_path: Path) -> N
     assert correlation[0, 1] > 0.8
 
 
+@pytest.mark.slow
 def test_pictures_that_predict_refuses_are_named(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "pictures")
     Image.new("L", (40, 40), 255).save(folder / "3" / "blank.png")

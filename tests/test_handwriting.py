@@ -52,6 +52,7 @@ def test_smoothed_labels_are_understood() -> None:
     assert varied(0, one_hot=True)[0][1].shape == (64, 10)
 
 
+@pytest.mark.slow
 def test_forms_differ_and_fit_into_a_box() -> None:
     drawn = pen.variants(0, 20)
     assert drawn.shape == (10, 20, pen.PIECES, 2, 2) and np.isfinite(drawn).all()
@@ -61,6 +62,7 @@ def test_forms_differ_and_fit_into_a_box() -> None:
     assert not np.array_equal(drawn, pen.variants(1, 20))
 
 
+@pytest.mark.slow
 def test_robust_accuracy_is_of_the_same_images_every_time_and_quick() -> None:
     images = IMAGES[:1000, :, :, None]
     labels = LABELS[:1000].astype(np.int64)

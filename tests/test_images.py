@@ -142,6 +142,7 @@ def likeness(first: Bitmap, second: Bitmap) -> float:
     return float(np.corrcoef(*rows)[0, 1])
 
 
+@pytest.mark.slow
 def test_mnist_images_pass_bit_for_bit() -> None:
     assert all(np.array_equal(to_mnist(image.astype(np.float32)), image) for image in DIGITS)
 
@@ -353,6 +354,7 @@ NO_DIGIT: dict[str, tuple[Bitmap, str]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("case", NO_DIGIT)
 def test_what_is_no_digit_is_refused_with_its_word(case: str) -> None:
     picture, word = NO_DIGIT[case]
@@ -360,6 +362,7 @@ def test_what_is_no_digit_is_refused_with_its_word(case: str) -> None:
         to_mnist(picture.astype(np.float32))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["inverted", "enlarged, bicubic", "off-centre", "jpeg"])
 def test_broken_strokes_are_no_second_digit(way: str) -> None:
     broken = [image for image in DIGITS[::4] if ndimage.label(image > 60, np.ones((3, 3)))[1] > 1]

@@ -37,6 +37,7 @@ def test_the_package_holds_rooms_and_nothing_else() -> None:
         assert len((package / "__init__.py").read_text().splitlines()) <= 8
 
 
+@pytest.mark.slow
 def test_no_arrow_points_upwards_and_stages_do_not_know_each_other() -> None:
     """The table of who may import whom stands in pyproject.toml."""
     command = [
@@ -51,6 +52,7 @@ def test_no_arrow_points_upwards_and_stages_do_not_know_each_other() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "module",
     ["digit_study.study.study_plan", "digit_study.study.journal", "digit_study.study.run_plan"],
@@ -87,6 +89,7 @@ def private_uses(path: Path) -> list[str]:
     return found
 
 
+@pytest.mark.slow
 def test_private_names_of_libraries_stand_in_one_marked_file_each() -> None:
     for path in [*PACKAGE.rglob("*.py"), *ROOT.glob("sweeps/*.py"), *ROOT.glob("src/*.py")]:
         if str(path.relative_to(PACKAGE) if PACKAGE in path.parents else path.name) not in PRIVATE:

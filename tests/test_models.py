@@ -46,6 +46,7 @@ def read(model: keras.Model, images: Any = IMAGES) -> np.ndarray[Any, Any]:
     return np.asarray(model(images, training=False))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", composition.config_groups()["model"])
 def test_every_variant_gives_ten_probabilities_from_raw_pixels(name: str) -> None:
     model = build_model(variant(name))
@@ -143,6 +144,7 @@ def test_more_convolutions_a_block_and_a_hidden_layer() -> None:
     assert [layer.rate for layer in layers_of(model, keras.layers.Dropout)] == [0.5]
 
 
+@pytest.mark.slow
 def test_bfloat16_keeps_weights_and_output_in_float32_and_shares_them() -> None:
     single, half = build_model(variant("tiny")), build_model(variant("tiny"), "mixed_bfloat16")
     assert keras.config.dtype_policy().name == "float32"
@@ -209,6 +211,7 @@ def test_fused_batch_norm_computes_in_bfloat16_and_keeps_its_moments_in_float32(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("count", [1, 256, 300])
 def test_images_are_predicted_in_their_order_as_keras_predicts_them(count: int) -> None:
     model = build_model(variant("tiny"))
@@ -223,6 +226,7 @@ def test_images_are_predicted_in_their_order_as_keras_predicts_them(count: int) 
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["adam", "adamw"])
 def test_fused_adam_is_kerass_own_but_for_rounding(name: str) -> None:
     recipe = TrainingConfig(

@@ -128,6 +128,7 @@ def test_the_answer_of_a_search_says_what_it_rests_on(store: str) -> None:
     assert page.facts["trials"] == "4" and page.confirmation is None and page.promotions.rows == []
 
 
+@pytest.mark.slow
 def test_one_trial_makes_a_page(store: str) -> None:
     page, text = page_of(*search(store, "search.trials=1"))
     assert_safe(text)
@@ -136,6 +137,7 @@ def test_one_trial_makes_a_page(store: str) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_study_without_a_result_has_its_page_before_its_message(store: str, capsys: Any) -> None:
     wanted = plan("search.trials=2")
     with (
@@ -250,6 +252,7 @@ def test_a_stored_study_is_found_again_without_its_command_line(store: str) -> N
         study_page.plan_page(compose.compose_config(["study=ss"], "study"), tracker)
 
 
+@pytest.mark.slow
 def test_a_fault_of_the_page_is_told_in_a_line_and_raises_nothing(
     store: str, capsys: Any, monkeypatch: Any
 ) -> None:

@@ -211,6 +211,7 @@ def test_a_study_pauses_resumes_and_ends_every_trial(store: str) -> None:
     assert not mlflow.MlflowClient(store).search_runs(["0", "1"], "status = 'RUNNING'")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("total", "complete"), [(1, 1), (2, 2), (5, 3)])
 def test_the_best_of_few_trials_get_to_their_end(store: str, total: int, complete: int) -> None:
     view, _ = search(store, f"search.trials={total}")

@@ -43,6 +43,7 @@ fields = st.tuples(
 )
 
 
+@pytest.mark.slow
 @settings(deadline=None, max_examples=20)
 @given(fields, st.integers(2, 6))
 def test_a_fixed_number_of_seeds_has_one_look_at_all_of_them(drawn: Any, seeds: int) -> None:
@@ -177,6 +178,7 @@ def test_components_are_those_that_made_the_values() -> None:
     assert np.mean(found, axis=0) == pytest.approx([0.3**2 + 1 / 60, 0.5**2, 1.0], rel=0.05)
 
 
+@pytest.mark.slow
 def test_noise_is_that_of_new_seeds_and_new_images() -> None:
     """Both together are the spread of an accuracy, seed and images drawn anew each time."""
     random = np.random.default_rng(1)

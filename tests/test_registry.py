@@ -125,6 +125,7 @@ def test_the_first_must_pass_the_floor(correct: int, promoted: bool) -> None:
     assert "floor of 95.00 %" in decision.reason
 
 
+@pytest.mark.slow
 @given(
     st.integers(0, 100),
     st.integers(0, 100),
@@ -149,6 +150,7 @@ def test_the_gate_is_what_it_says(
     assert f"comparison {before + 1} on these images" in decision.reason
 
 
+@pytest.mark.slow
 @given(st.integers(0, 100), st.integers(0, 100), st.integers(1, 9), st.integers(1, 9))
 def test_no_two_networks_replace_each_other_by_being_better(
     b: int, c: int, one: int, other: int
@@ -159,6 +161,7 @@ def test_no_two_networks_replace_each_other_by_being_better(
     assert not (there.rule == back.rule == "smaller")
 
 
+@pytest.mark.slow
 def test_all_comparisons_together_spend_what_they_share() -> None:
     spent = [budget(0.05, before) for before in range(2_000)]
     assert [one.comparison for one in spent] == list(range(1, 2_001))
@@ -184,6 +187,7 @@ def test_fifty_equally_good_challengers_move_the_alias_wrongly_in_one_history_of
     assert wrong / histories <= 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("flips", [30, 60, 120])
 def test_fifty_smaller_challengers_that_lose_the_margin_pass_in_one_history_of_twenty(
     flips: int,
@@ -286,6 +290,7 @@ def test_a_second_rollback_goes_one_further_back(store: rs.Store) -> None:
     assert store.registry.aliases() == {"champion": "1"}
 
 
+@pytest.mark.slow
 def test_evidence_is_on_the_version(store: rs.Store) -> None:
     noted = StoreConfig(store.uri, {"owner": "me"}, "a note")
     store.promote(replace(store.ask(rs.add_run(store, range(40))), tracking=noted))
@@ -311,6 +316,7 @@ def test_evidence_is_on_the_version(store: rs.Store) -> None:
     assert first.tags["owner"] == "me" and first.description.startswith("a note\n\n**")
 
 
+@pytest.mark.slow
 def test_below_the_floor_becomes_challenger_and_nobody_champion(
     store: rs.Store, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -322,6 +328,7 @@ def test_below_the_floor_becomes_challenger_and_nobody_champion(
     assert "predict.py <images> model=models:/digit-recognizer/1" in told
 
 
+@pytest.mark.slow
 def test_the_champion_itself_is_not_compared(
     store: rs.Store, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -335,6 +342,7 @@ def test_the_champion_itself_is_not_compared(
     assert list(store.registry.versions()) == ["1"]
 
 
+@pytest.mark.slow
 def test_a_dry_run_touches_nothing(store: rs.Store, capsys: pytest.CaptureFixture[str]) -> None:
     first, second = rs.add_run(store), rs.add_run(store)
     store.promote(store.ask(first, dry_run=True))
@@ -349,6 +357,7 @@ def test_a_dry_run_touches_nothing(store: rs.Store, capsys: pytest.CaptureFixtur
     assert store.registry.aliases() == {"champion": "1"}
 
 
+@pytest.mark.slow
 def test_the_winner_of_the_latest_confirmation_is_taken(store: rs.Store) -> None:
     old, new, unfinished = (rs.add_run(store) for _ in range(3))
     rs.add_confirmation(store, "default", old)
@@ -363,6 +372,7 @@ def test_the_winner_of_the_latest_confirmation_is_taken(store: rs.Store) -> None
     store.promote(store.ask(study="it's another", dry_run=True))
 
 
+@pytest.mark.slow
 def test_a_champion_whose_version_was_deleted_is_none(store: rs.Store) -> None:
     store.promote(store.ask(rs.add_run(store)))
     store.client.delete_model_version(rs.NAME, "1")
@@ -378,6 +388,7 @@ def test_a_missing_alias_means_no_champion(store: rs.Store) -> None:
     assert store.registry.aliases() == {"champion": "2"}
 
 
+@pytest.mark.slow
 def test_a_champion_on_other_digits_is_not_compared(store: rs.Store) -> None:
     store.promote(store.ask(rs.add_run(store)))
     store.client.set_model_version_tag(rs.NAME, "1", "dataset.sha256", "other")
@@ -386,6 +397,7 @@ def test_a_champion_on_other_digits_is_not_compared(store: rs.Store) -> None:
     assert store.registry.ledger.openings() == 1
 
 
+@pytest.mark.slow
 def test_a_champion_without_files_is_named(store: rs.Store) -> None:
     run_id = rs.add_run(store)
     store.promote(store.ask(run_id))
@@ -443,6 +455,7 @@ def test_runs_that_cannot_be_promoted(store: rs.Store, kind: str, word: str) -> 
     assert not [*store.registry.ledger.path.parent.glob("ledger.*")]
 
 
+@pytest.mark.slow
 def test_a_study_that_was_begun_anew_has_no_winner_of_the_one_before(store: rs.Store) -> None:
     winner = rs.add_run(store)
     rs.add_confirmation(store, "digits", winner)
@@ -463,6 +476,7 @@ def test_a_study_whose_experiment_was_deleted_is_restored_first(store: rs.Store)
         store.tracker.confirmed_winner("digits")
 
 
+@pytest.mark.slow
 def test_two_studies_of_a_name_are_told_apart_by_who_they_are(store: rs.Store) -> None:
     first, second = rs.add_run(store), rs.add_run(store)
     rs.add_study(store, "default", "a")
@@ -499,6 +513,7 @@ def test_studies_that_cannot_be_promoted(store: rs.Store) -> None:
         store.promote(store.ask(study="digit"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dry_run", [True, False])
 def test_digits_without_a_test_set_are_refused_before_anything_is_opened(
     dry_run: bool, store: rs.Store, tmp_path: Path
@@ -560,6 +575,7 @@ def test_only_promotion_names_the_sealed_set() -> None:
     assert openers == {"contest.py", "promotion.py"}
 
 
+@pytest.mark.slow
 def test_evidence_has_the_corrupted_validation_images_and_does_not_decide(
     store: rs.Store, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -580,6 +596,7 @@ def test_evidence_has_the_corrupted_validation_images_and_does_not_decide(
     assert "| corrupted validation images | 100.00 % [96.30, 100.00] | 60.00 % |" in page
 
 
+@pytest.mark.slow
 def test_networks_of_different_splits_are_not_compared_on_validation_images(
     store: rs.Store, capsys: pytest.CaptureFixture[str]
 ) -> None:

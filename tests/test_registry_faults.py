@@ -31,6 +31,7 @@ def store(migrated: Path, tmp_path: Path) -> rs.Store:
     return rs.make_store(migrated, tmp_path)
 
 
+@pytest.mark.slow
 def test_a_fault_while_reading_counts_as_an_opening(store: rs.Store) -> None:
     def fail(networks: Any, source: Any, record: Callable[[], None], threshold: Any) -> None:
         record()
@@ -59,6 +60,7 @@ def test_a_torn_line_loses_only_itself(store: rs.Store) -> None:
     assert all(json.loads(line) for line in lines)
 
 
+@pytest.mark.slow
 def test_ledger_file_and_tags_heal_each_other(store: rs.Store) -> None:
     store.promote(store.ask(rs.add_run(store, range(40))))
     ledger = store.registry.ledger
@@ -82,6 +84,7 @@ def test_ledgers_lie_in_mlruns(tmp_path: Path) -> None:
     assert "secret" not in remote.name
 
 
+@pytest.mark.slow
 def test_a_second_promotion_is_refused_after_a_while(store: rs.Store) -> None:
     run_id = rs.add_run(store)
     store.promote(store.ask(run_id))

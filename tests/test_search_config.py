@@ -127,6 +127,7 @@ def test_a_confirmation_prefers_what_the_study_searched(
     assert prefer_of(study(*words)) == preferred
 
 
+@pytest.mark.slow
 @given(
     st.sampled_from(sorted(OBJECTIVES)),
     st.sampled_from(["<=", ">="]),
@@ -209,6 +210,7 @@ def test_every_sampler_and_pruner_with_arguments_can_be_named() -> None:
         assert optuna_arguments.settable(kind)
 
 
+@pytest.mark.slow
 def test_wrong_arguments_and_starting_points_stop_a_plan() -> None:
     from digit_study.study import study_plan
 

@@ -77,6 +77,7 @@ def test_another_digit_each_way_is_none(tmp_path: Path) -> None:
     assert calls[1:] == [2]
 
 
+@pytest.mark.slow
 def test_a_turned_photo_needs_more_than_others(tmp_path: Path) -> None:
     def barely_four(images: Bitmap, *, margin: float = 0.0) -> npt.NDArray[np.bool_]:
         return is_four(images) & (margin <= 0)

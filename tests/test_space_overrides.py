@@ -26,6 +26,7 @@ def dimensions(*words: str) -> list[Dimension]:
     return parse_space(study.search.space, study.run)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("sweep", "entry"),
     [

@@ -49,6 +49,7 @@ def test_every_picture_that_applies_is_drawn(
     assert dict(matplotlib.rcParams) == before
 
 
+@pytest.mark.slow
 def test_a_study_whose_only_trial_failed_in_the_middle_has_no_curves(tmp_path: Path) -> None:
     """As when a cluster goes away in the first trial of a search."""
     plan, stored = study_of(0, 2, 1)
@@ -98,6 +99,7 @@ def test_importances_are_of_keys_that_enough_finished_trials_have(
         assert min(5, finished // 2) <= found.best <= max(5, finished / 9)
 
 
+@pytest.mark.slow
 def test_importances_say_on_how_many_trials_they_rest(tmp_path: Path) -> None:
     study = study_with_rare_key(20, 6)
     keys = ["model.filters", "training.shift", "training.seed"]

@@ -55,6 +55,7 @@ def storage(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     )
 
 
+@pytest.mark.slow
 def test_a_study_is_found_again_with_its_trials(storage: str) -> None:
     opened(storage).add_trial(create_trial(state=TrialState.COMPLETE, value=0.5))
     assert [trial.value for trial in opened(storage, "search.trials=99").trials] == [0.5]
@@ -124,6 +125,7 @@ def _age(study: optuna.Study) -> None:
     study.set_user_attr(study_store.CREATED, 0.0)
 
 
+@pytest.mark.slow
 def test_a_fresh_study_keeps_the_old_one(storage: str) -> None:
     old = opened(storage)
     old.add_trial(create_trial(state=TrialState.COMPLETE, value=0.5))
@@ -156,6 +158,7 @@ def test_a_study_that_somebody_works_on_is_not_put_aside() -> None:
         opened("search.fresh=true")
 
 
+@pytest.mark.slow
 def test_a_study_that_another_machine_works_on_is_not_put_aside(tmp_path: Path) -> None:
     found = stored(f"search.storage=sqlite:///{tmp_path}/o.db")
     study = found.study
@@ -404,6 +407,7 @@ def test_a_storage_that_cannot_be_reached_is_one_message_without_its_password(ur
     assert "`search.storage` must be" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_sqlite_store_is_whole_or_not_there(tmp_path: Path) -> None:
     uri = f"sqlite:///{tmp_path}/x.db"
 
@@ -442,6 +446,7 @@ def test_ending_spares_this_process_and_the_dead() -> None:
     assert os.getpid() > 0
 
 
+@pytest.mark.slow
 def test_orphans_are_those_whose_supervisor_is_gone(storage: str) -> None:
     found = stored(storage)
     study = found.study

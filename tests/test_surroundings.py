@@ -56,6 +56,7 @@ def runs_of(uri: str) -> list[Run]:
 # ---------------------------------------------------------------------------------- splits
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "sets"),
     [
@@ -383,6 +384,7 @@ class AsksWho(BaseHTTPRequestHandler):
         """Stay quiet."""
 
 
+@pytest.mark.slow
 def test_a_server_may_be_named_with_its_password() -> None:
     with HTTPServer(("127.0.0.1", 0), AsksWho) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()

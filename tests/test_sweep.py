@@ -147,6 +147,7 @@ def test_when_the_time_is_over_what_runs_ends_and_the_same_command_goes_on(
     assert len(view.trials()) == 10
 
 
+@pytest.mark.slow
 def test_the_best_config_names_the_seed_and_the_threads_that_were_trained_with(store: str) -> None:
     """Whatever today's command would give a trial."""
     view, _ = search(store, "search.trials=1", "training.threads=1")
@@ -240,6 +241,7 @@ def test_one_worker_and_one_seed_give_the_same_trials_under_another_name(store: 
     ]
 
 
+@pytest.mark.slow
 def test_a_grid_is_walked_once_and_is_then_full(store: str) -> None:
     view, _ = search(
         store, "search.sampler=grid", "search.trials=50", "search.pruner=none", space=SMALL
@@ -248,6 +250,7 @@ def test_a_grid_is_walked_once_and_is_then_full(store: str) -> None:
         (8, "adam"), (8, "sgd"), (16, "adam"), (16, "sgd")]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_configuration_met_again_is_a_further_seed_of_it(store: str) -> None:
     one_point = "search.space={model.filters: {choices: [8]}}"
     view, stubs = search(store, "search.trials=3", "search.pruner=none", space=one_point)
@@ -305,6 +308,7 @@ def test_what_breaks_a_constraint_is_not_ranked(store: str) -> None:
 # --------------------------------------------------------------------------- what goes wrong costs one trial
 
 
+@pytest.mark.slow
 def test_a_trial_that_raises_costs_itself_alone(store: str) -> None:
     view, _ = search(
         store, "search.trials=4", behaviour=lambda config, n: "failed" if n == 2 else "done"
@@ -316,6 +320,7 @@ def test_a_trial_that_raises_costs_itself_alone(store: str) -> None:
         "FAILED", "FAIL", "training diverged")  # fmt: skip
 
 
+@pytest.mark.slow
 def test_a_killed_trial_runs_once_more_with_its_params_and_seed(store: str) -> None:
     view, stubs = search(store, "search.trials=3", "search.pruner=none",
                          behaviour=lambda config, n: "died" if n == 1 else "done")  # fmt: skip
@@ -329,6 +334,7 @@ def test_a_killed_trial_runs_once_more_with_its_params_and_seed(store: str) -> N
     assert runs(store)["0"].info.status == "FAILED"
 
 
+@pytest.mark.slow
 def test_a_configuration_that_kills_every_process_is_given_up(store: str) -> None:
     view, _ = search(store, "search.trials=2", "search.pruner=none",
                      behaviour=lambda config, n: "died" if n < 3 else "done")  # fmt: skip
@@ -343,6 +349,7 @@ def test_a_trial_that_hangs_is_ended_by_the_time_limit(store: str) -> None:
     assert "search.trial_timeout=0.2" in view.trials()[0].user_attrs["reason"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("word", "ran"), [("search.fail_fast=true", 1), ("search.max_failures=2", 2)]
 )
@@ -354,6 +361,7 @@ def test_failures_stop_a_study_that_asks_for_it(word: str, ran: int, store: str)
     assert runs(store)["study"].info.status == "FAILED"
 
 
+@pytest.mark.slow
 def test_a_study_without_a_result_says_so(store: str) -> None:
     with pytest.raises(StudyError, match="has no finished trial"):
         run_study(plan("search.trials=2"), Stubs(store, lambda config, n: "failed").engine)
@@ -562,6 +570,7 @@ class DiesAt:
 # --------------------------------------------------------------------------- small parts
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("metrics", "end"),
     [
@@ -590,6 +599,7 @@ def test_a_result_that_is_no_number_is_no_result(
         )  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_only_the_best_models_are_kept(store: str, monkeypatch: pytest.MonkeyPatch) -> None:
     dropped: list[str] = []
     monkeypatch.setattr(Tracker, "drop_models", lambda self, run_id: dropped.append(run_id))
@@ -617,6 +627,7 @@ def test_interruptions_use_up_no_retry(reasons: list[str], expected: int) -> Non
     assert deaths(trials[-1], trials) == expected
 
 
+@pytest.mark.slow
 def test_the_frame_of_a_study_has_a_row_for_every_trial(store: str) -> None:
     view, _ = search(
         store,

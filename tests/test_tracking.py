@@ -326,6 +326,7 @@ def test_children_are_ended_with_their_parent(tracker: Tracker) -> None:
     assert states == ["FINISHED", "KILLED", "KILLED", "RUNNING"]
 
 
+@pytest.mark.slow
 def test_a_dropped_model_leaves_nothing_and_the_others_stay(tracker: Tracker) -> None:
     client, places = mlflow.MlflowClient(tracker.uri), {}
     for run_id in (created(tracker), created(tracker)):

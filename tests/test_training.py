@@ -69,6 +69,7 @@ def trained(
     return model, fit(model, *digits, recipe, **handed)
 
 
+@pytest.mark.slow
 def test_steps_are_those_of_keras_itself(
     plain: str, digits: Arrays, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -148,6 +149,7 @@ def test_it_learns(digits: Arrays) -> None:
     )
 
 
+@pytest.mark.slow
 def test_a_record_an_epoch_told_as_it_ends(digits: Arrays) -> None:
     told: list[dict[str, float]] = []
     steps: list[tuple[int, int, int]] = []
@@ -175,6 +177,7 @@ def test_a_record_an_epoch_told_as_it_ends(digits: Arrays) -> None:
         assert one["images_per_second"] > 120 / one["epoch_seconds"] - 1e-6
 
 
+@pytest.mark.slow
 def test_what_a_listener_raises_ends_training(digits: Arrays) -> None:
     def stop(record: dict[str, float]) -> None:
         raise KeyError("enough")
@@ -247,6 +250,7 @@ def test_early_stopping_ends_with_the_best_weights(
     assert len(set(seen)) == ran
 
 
+@pytest.mark.slow
 def test_averaged_weights_are_the_ones_that_are_validated_and_kept(
     digits: Arrays, plain: str
 ) -> None:
@@ -297,6 +301,7 @@ def test_one_cycle_warms_up_and_cools_down() -> None:
     assert cycle[:301] == sorted(cycle[:301]) and cycle[300:] == sorted(cycle[300:], reverse=True)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("schedule", "last"), [("constant", 0.01), ("cosine", 0.0), ("onecycle", 1e-6)]
 )
@@ -324,6 +329,7 @@ def test_divergence_names_quantity_epoch_and_steps(digits: Arrays) -> None:
     assert "training.learning_rate" in str(caught.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("loss", [math.nan, math.inf])
 def test_a_validation_loss_that_is_not_finite_is_divergence(loss: float, digits: Arrays) -> None:
     with pytest.raises(Diverged, match=rf"`val_loss` is {loss} in epoch 2, after step 6"):
@@ -386,6 +392,7 @@ def test_no_movement_leaves_images_as_they_are() -> None:
     assert np.all(still[:, 10:18, 12:16] == 255) and still.sum() == 8 * 32 * 255
 
 
+@pytest.mark.slow
 def test_movements_are_of_the_seed_and_new_in_every_epoch() -> None:
     first, second = moved(2, 10, seed=3, rounds=2)
     again, again_second = moved(2, 10, seed=3, rounds=2)
