@@ -74,7 +74,7 @@ LEAST_EDGE = 30.0
 LEAST_SHEET = 0.2
 #: Connected strokes of a picture, at most.
 MOST_MARKS = 2_500
-#: Extent of the four slanted lines of a disc along an axis, when each has a step.
+#: Extent along an axis of four slanted lines of a step each: two pixels of two, one of the others.
 EXTENT_OF_SLANTED = 6
 #: Pixels that touch at a corner belong together.
 EIGHT = np.ones((3, 3))
@@ -581,9 +581,8 @@ def opened_by_square(mask: Mask, side: int) -> Mask:
 def closed_by_disc(plane: Grey, side: int) -> Grey:
     """Return a plane without what is dark and narrower than a disc.
 
-    It is a closing, as skimage's is, in a fifth of the time.
-
-    A disc fits into the corner of a shadow where a square does not.
+    It is a closing as skimage's, in a fifth of the time. A disc fits into the corner of a shadow
+    where a square does not.
 
     Args:
         plane: shape (h, w). Its outermost ``side - 1`` pixels on all sides are margin: what comes
@@ -664,7 +663,7 @@ class _Lines:
 
     @classmethod
     def of_disc(cls, side: int) -> "_Lines":
-        """Choose lines of about the same length.
+        """Choose lines of about the same length, whose extents along an axis make up the width.
 
         Args:
             side: width of the disc, in pixels, odd.
