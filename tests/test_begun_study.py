@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import optuna
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -38,6 +39,19 @@ def attributes(*first_words: str, **values: Any) -> dict[str, Any]:
     definition = storage.definition_of(began, began.run)
     changed = {key.replace("__", "."): value for key, value in values.items()}
     return {DEFINITION: definition | changed, OVERRIDES: ["study=s", *first_words]}
+
+
+def opened_study() -> optuna.Study:
+    """Begin a study, or find it again."""
+    asked = plan()
+    return storage.open_study(asked.study, asked.run, asked.overrides, workspace()).study
+
+
+def begin_with_batches_of(size: int) -> None:
+    """Begin a study when the files gave another size of batches."""
+    study = opened_study()
+    definition = study.user_attrs[DEFINITION]
+    study.set_user_attr(DEFINITION, {**definition, "training.batch_size": size})
 
 
 def test_nothing_is_kept_where_the_files_say_the_same() -> None:
@@ -99,10 +113,7 @@ def test_another_space_is_kept_unless_the_command_line_is_about_it() -> None:
 
 
 def test_a_study_goes_on_and_says_with_what(capsys: pytest.CaptureFixture[str]) -> None:
-    began = plan()
-    found = storage.open_study(began.study, began.run, began.overrides, workspace()).study
-    definition = found.user_attrs[DEFINITION]
-    found.set_user_attr(DEFINITION, {**definition, "training.batch_size": 64})
+    begin_with_batches_of(64)
     capsys.readouterr()
     again = plan("search.trials=9")
     assert again.run.training.batch_size == 64
@@ -112,26 +123,19 @@ def test_a_study_goes_on_and_says_with_what(capsys: pytest.CaptureFixture[str]) 
 
 
 def test_a_study_that_is_refused_names_the_command_that_goes_on() -> None:
-    began = plan()
-    found = storage.open_study(began.study, began.run, began.overrides, workspace()).study
-    definition = found.user_attrs[DEFINITION]
-    found.set_user_attr(DEFINITION, {**definition, "training.batch_size": 64})
+    begin_with_batches_of(64)
     changed = plan("training.batch_size=32")
     with pytest.raises(StudyError, match="it began with .* training.batch_size=64`"):
         storage.open_study(changed.study, changed.run, changed.overrides, workspace())
 
 
 def test_a_fresh_study_keeps_nothing() -> None:
-    began = plan()
-    found = storage.open_study(began.study, began.run, began.overrides, workspace()).study
-    definition = found.user_attrs[DEFINITION]
-    found.set_user_attr(DEFINITION, {**definition, "training.batch_size": 64})
+    begin_with_batches_of(64)
     assert plan("search.fresh=true").run.training.batch_size == 128
 
 
 def test_the_attributes_of_a_journal_are_read_without_optuna() -> None:
-    began = plan()
-    found = storage.open_study(began.study, began.run, began.overrides, workspace()).study
+    found = opened_study()
     path = workspace().studies / "s.journal"
     with path.open("ab") as journal:
         journal.write(b'{"op_code": 2, "user_at')

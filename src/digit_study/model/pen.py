@@ -20,9 +20,10 @@ Points = npt.NDArray[np.float32]
 Segments = npt.NDArray[np.float32]
 #: Straight pieces that a variant is cut into. More make no difference at 28 pixels.
 PIECES = 32
-#: Variants of each digit that a training draws from. They are the same in every training: what is
-#: done with them at each step comes from its seed.
+#: Variants of each digit that a training draws from.
 VARIANTS = 512
+#: Their seed. They are the same in every training: what is done with them at each step comes from
+#: the training's own seed.
 SEED_OF_VARIANTS = 0
 #: Points on a curve before it is cut.
 FINE = 40

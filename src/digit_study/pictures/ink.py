@@ -74,7 +74,8 @@ LEAST_EDGE = 30.0
 LEAST_SHEET = 0.2
 #: Connected strokes of a picture, at most.
 MOST_MARKS = 2_500
-#: Extent along an axis of four slanted lines of a step each: two pixels of two, one of the others.
+#: Pixels that the four slanted lines of a disc reach along an axis, with a step each: two of them
+#: reach two pixels, two of them one.
 EXTENT_OF_SLANTED = 6
 #: Pixels that touch at a corner belong together.
 EIGHT = np.ones((3, 3))
@@ -130,7 +131,7 @@ def reduced(grey: Grey, factor: int) -> Grey:
         factor: side of a block, in pixels.
 
     Returns:
-        About (h / factor, w / factor), float32.
+        About (h / factor, w / factor), float32; the plane itself where the factor is 1.
     """
     if factor == 1:
         return grey

@@ -23,8 +23,8 @@ DEFINITION = "definition"
 OVERRIDES = "overrides"
 #: What the keys begin with whose values the files of ``conf/`` give.
 OF_FILES = ("model.", "training.")
-#: Keys of these whose value depends on the machine, or may change between two commands.
-OF_MACHINE = ("training.precision", "training.threads", "training.seed")
+#: Keys of these that are not kept: they depend on the machine, or may change between two commands.
+NOT_KEPT = ("training.precision", "training.threads", "training.seed")
 #: A config group whose options may set any key.
 ANY_KEY = "experiment"
 
@@ -80,7 +80,7 @@ def _kept_values(began_with: Mapping[str, Any], study: StudyConfig) -> dict[str,
     defaults = flatten(Config())
     kept: dict[str, Any] = {}
     for key, value in flatten(study.run).items():
-        if not key.startswith(OF_FILES) or key in OF_MACHINE:
+        if not key.startswith(OF_FILES) or key in NOT_KEPT:
             continue
         first_value = began_with.get(key, defaults[key])
         if first_value != value:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -40,17 +41,17 @@ def check_stored(study: StudyConfig, workspace: Workspace) -> None:
 
 
 def stored_attributes(path: Path) -> dict[str, Any]:
-    """Return the attributes of the study that a journal holds; none where there is no journal."""
+    """Return the attributes of the study that a journal holds; none where there is no journal.
+
+    Raises:
+        StudyError: If something else wrote into it.
+    """
     attributes: dict[str, Any] = {}
-    if not path.exists():
+    if not path.is_file():
         return attributes
-    check_journal(path)
-    for line in path.read_bytes().splitlines():
-        # what a killed writer left is no record
-        with suppress(ValueError):
-            record = json.loads(line)
-            if record["op_code"] == SET_STUDY_ATTRIBUTE:
-                attributes.update(record["user_attr"])
+    for record in _records(path):
+        if record["op_code"] == SET_STUDY_ATTRIBUTE:
+            attributes.update(record["user_attr"])
     return attributes
 
 
@@ -64,16 +65,29 @@ def check_is_file(path: Path) -> None:
 def check_journal(path: Path) -> None:
     """Make sure that Optuna wrote every line of a journal; it is only read.
 
-    What a killed writer left behind the last line is no damage.
-
     Raises:
         StudyError: If not; the message names the first other line.
     """
+    for _ in _records(path):
+        pass
+
+
+def _records(path: Path) -> Iterator[dict[str, Any]]:
+    """Yield the records of a journal.
+
+    What a killed writer left behind the last line is no damage.
+
+    Raises:
+        StudyError: If a line is no record.
+    """
     whole, _, _ = path.read_bytes().rpartition(b"\n")
     for number, line in enumerate(whole.splitlines(), start=1):
+        record: Any = None
         with suppress(ValueError):
-            if is_record(json.loads(line)):
-                continue
+            record = json.loads(line)
+        if is_record(record):
+            yield record
+            continue
         found = line[:LONGEST_LINE].decode(errors="replace")
         raise StudyError(
             f"{path}, line {number}, must be a record of a study, got {found!r}: delete "

@@ -183,7 +183,7 @@ def plan_study(arguments: Sequence[str], workspace: Workspace) -> StudyPlan:
     overrides = list(compose.parse_arguments(arguments).overrides)
     compose.register(ROOT_CONFIG, StudyConfig)
     study: StudyConfig = compose.compose_config(overrides, ROOT_CONFIG)
-    kept = _kept_overrides(study, overrides, workspace)
+    kept = _kept_by_begun_study(study, overrides, workspace)
     if kept:
         overrides = [*overrides, *kept]
         study = compose.compose_config(overrides, ROOT_CONFIG)
@@ -227,16 +227,14 @@ def plan_study(arguments: Sequence[str], workspace: Workspace) -> StudyPlan:
     return plan
 
 
-def _kept_overrides(
+def _kept_by_begun_study(
     study: StudyConfig, overrides: Sequence[str], workspace: Workspace
 ) -> list[str]:
     """Return what a study that has begun on this machine keeps of the files it began with."""
     if study.search.storage is not None or study.search.fresh:
         return []
-    path = journal_path(workspace, study.study)
-    if not path.is_file():
-        return []
-    kept = kept_overrides(stored_attributes(path), overrides)
+    attributes = stored_attributes(journal_path(workspace, study.study))
+    kept = kept_overrides(attributes, overrides)
     if kept:
         named = [word for word in kept if not word.startswith(SPACE)]
         if len(named) < len(kept):
