@@ -141,9 +141,11 @@ def runs_of(uri: str) -> list[Run]:
 
 
 def shell(project: Project, line: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    """Run a line of a shell in the project; ``$PYTHON`` is the interpreter."""
+    """Run a line of a shell in the project, in which ``python`` is this interpreter."""
+    # its path may hold a space
+    python = 'python() { "$PYTHON" "$@"; }'
     return subprocess.run(
-        ["bash", "-c", f"{line}; exit ${{PIPESTATUS[0]}}"],
+        ["bash", "-c", f"{python}; {line}; exit ${{PIPESTATUS[0]}}"],
         cwd=project.root,
         env={**project.environment, "PYTHON": sys.executable, **environment},
         capture_output=True,
@@ -160,7 +162,7 @@ def test_a_run_is_kept_that_nobody_listens_to(
 ) -> None:
     words = " ".join(SMALL)
     done = shell(
-        project, f"$PYTHON src/run.py {words} {redirected}", MLFLOW_TRACKING_URI=typed_store
+        project, f"python src/run.py {words} {redirected}", MLFLOW_TRACKING_URI=typed_store
     )
     (run,) = runs_of(typed_store)
     assert run.info.status == "FINISHED" and "val_accuracy" in run.data.metrics
@@ -172,7 +174,7 @@ def test_a_multirun_is_kept_on_a_terminal_of_ascii(project: Project, typed_store
     words = " ".join(["-m", "model.filters=2,4", *SMALL])
     done = shell(
         project,
-        f"$PYTHON src/run.py {words}",
+        f"python src/run.py {words}",
         MLFLOW_TRACKING_URI=typed_store,
         PYTHONIOENCODING="ascii",
     )
@@ -186,7 +188,7 @@ def test_a_multirun_is_kept_on_a_terminal_of_ascii(project: Project, typed_store
 def test_a_plan_is_shown_on_any_terminal(encoding: str, project: Project) -> None:
     done = shell(
         project,
-        f"$PYTHON sweeps/optuna_search.py --plan {' '.join(SMALL)}",
+        f"python sweeps/optuna_search.py --plan {' '.join(SMALL)}",
         PYTHONIOENCODING=encoding,
     )
     assert done.returncode == 0 and "Plan of study" in done.stdout
@@ -199,7 +201,7 @@ def test_a_refusal_to_predict_is_shown_on_any_terminal(
 ) -> None:
     done = shell(
         project,
-        f"$PYTHON src/predict.py '{tmp_path}/…×–.png'",
+        f"python src/predict.py '{tmp_path}/…×–.png'",
         PYTHONIOENCODING=encoding,
         MLFLOW_TRACKING_URI=typed_store,
     )
