@@ -115,7 +115,7 @@ class Number:
 
     @property
     def probability(self) -> float:
-        """Return the probability that every digit is right, if they are independent."""
+        """Return the probability that every digit is correct, if they are independent."""
         highest = [max(digit.probabilities) for digit in self.digits]
         return float(np.prod(highest))
 
