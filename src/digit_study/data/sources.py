@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import os
 import struct
-import urllib.request
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator
@@ -374,6 +373,9 @@ def _missing_mnist() -> str | None:
     cache = home / "datasets" / "mnist.npz"
     if _is_mnist_file(cache):
         return None
+    # a hundredth of a second, which no typo should wait for
+    import urllib.request
+
     # whatever keeps it away (Keras raises bare Exception), the message says what to do
     with suppress(Exception):
         request = urllib.request.Request(MNIST_URL, method="HEAD")

@@ -6,14 +6,19 @@ of strokes. A stroke is an array of points (k, 2), x to the right and y down, in
 1.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
-Random = np.random.Generator
+if TYPE_CHECKING:
+    # checking a config imports this module, and needs no random numbers
+    from numpy.random import Generator as Random
+
 #: Points (k, 2) of a stroke.
 Points = npt.NDArray[np.float32]
 #: The two ends of each straight piece, (..., pieces, 2, 2).

@@ -6,7 +6,7 @@ import platform
 import signal
 import time
 from contextlib import suppress
-from functools import cache
+from functools import cache, lru_cache
 
 import psutil
 
@@ -34,7 +34,18 @@ def process_name(pid: int | None = None) -> str:
     Returns:
         ``host:pid:time of creation``.
     """
-    pid = pid or os.getpid()
+    if pid is None:
+        return _own_name(os.getpid())
+    return _name_of(pid)
+
+
+@lru_cache(maxsize=1)
+def _own_name(pid: int) -> str:
+    """Return the name of this process, which a forked process must not take over."""
+    return _name_of(pid)
+
+
+def _name_of(pid: int) -> str:
     return f"{platform.node()}:{pid}:{psutil.Process(pid).create_time():.2f}"
 
 

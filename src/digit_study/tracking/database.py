@@ -8,14 +8,10 @@ import sqlite3
 import sys
 import tempfile
 import time
-import urllib.error
 import urllib.parse
-import urllib.request
 from collections.abc import Callable, Sequence
 from contextlib import closing, suppress
 from dataclasses import dataclass
-from http.client import HTTPException
-from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -128,10 +124,16 @@ def _problem_of(uri: str) -> Problem | None:
 def _server_problem(uri: str) -> Problem | None:
     rule = "an MLflow server that answers"
     remedy = "start it, or leave the address out for ./mlflow.db"
-    # one request that is not repeated needs no session, and `requests` takes 0.15 s to import
+    # One request that is not repeated needs no session, and `requests` takes 0.15 s to import. What
+    # follows takes a hundredth of a second, which no typo should wait for.
+    from http.client import HTTPException
+    from urllib.error import HTTPError
+    from urllib.request import Request, urlopen
+
     try:
-        urllib.request.urlopen(_health_request(uri), timeout=ANSWERS_WITHIN_S).close()
-    except urllib.error.HTTPError as error:
+        request = Request(_health_address(uri), headers=_credentials(uri))
+        urlopen(request, timeout=ANSWERS_WITHIN_S).close()
+    except HTTPError as error:
         if error.code in ASKS_WHO:
             return None
         reason = f"it answers {error.code} to /health, so it is no MLflow server; {remedy}"
@@ -141,17 +143,21 @@ def _server_problem(uri: str) -> Problem | None:
     return None
 
 
-def _health_request(uri: str) -> urllib.request.Request:
-    """Return the request of a server's health, with the credentials that its URI has."""
+def _health_address(uri: str) -> str:
+    """Return where a server says whether it is well, without the credentials of its URI."""
     parts = urllib.parse.urlsplit(uri)
-    credentials, _, host = parts.netloc.rpartition("@")
+    host = parts.netloc.rpartition("@")[2]
     path = f"{parts.path.rstrip('/')}/health"
-    address = urllib.parse.urlunsplit((parts.scheme, host, path, "", ""))
-    request = urllib.request.Request(address)
-    if credentials:
-        plain = urllib.parse.unquote(credentials).encode()
-        request.add_header("Authorization", f"Basic {base64.b64encode(plain).decode()}")
-    return request
+    return urllib.parse.urlunsplit((parts.scheme, host, path, "", ""))
+
+
+def _credentials(uri: str) -> dict[str, str]:
+    """Return the header of the user and the password that a URI has; none where it has none."""
+    credentials = urllib.parse.urlsplit(uri).netloc.rpartition("@")[0]
+    if not credentials:
+        return {}
+    plain = urllib.parse.unquote(credentials).encode()
+    return {"Authorization": f"Basic {base64.b64encode(plain).decode()}"}
 
 
 def _version_problem(revisions: Sequence[str]) -> str | None:
@@ -167,6 +173,8 @@ def _version_problem(revisions: Sequence[str]) -> str | None:
     known = {path.name.partition("_")[0] for path in folder.glob("*.py")}
     if not known or known.issuperset(revisions):
         return None
+    from importlib.metadata import version
+
     return (
         f"it was written by a newer MLflow than {version('mlflow')}, which is installed here: "
         "use that one, or name another store with tracking.uri=…"

@@ -4,6 +4,7 @@ import shutil
 import sys
 import tarfile
 from collections.abc import Mapping
+from concurrent.futures import Future
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
@@ -67,6 +68,12 @@ class Runs(Store):
                 self.client.set_terminated(info.run_id, "KILLED")
         self.location(info.run_id, info)
         return str(info.run_id)
+
+    def request_run(self, config: Config, dataset: str, name: str, **tags: str) -> Future[str]:
+        """Create a run as :meth:`create_run` does, and return a future that has its id."""
+        created: Future[str] = Future()
+        created.set_result(self.create_run(config, dataset, name, **tags))
+        return created
 
     def claim_run(self, run_id: str) -> None:
         """Note on disk that this process supervises a run, until another process writes it.

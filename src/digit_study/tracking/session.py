@@ -54,11 +54,9 @@ class Tracker(Queries):
         Returns:
             A future of the run's id.
         """
-        if self._uploader is not None and self.is_server:
-            return self._uploader.create_run(config, dataset, name, **tags)
-        created: Future[str] = Future()
-        created.set_result(self.create_run(config, dataset, name, **tags))
-        return created
+        if self._uploader is None:
+            return super().request_run(config, dataset, name, **tags)
+        return self._uploader.request_run(config, dataset, name, **tags)
 
     def writer(self, run_id: str) -> RunWriter:
         """Open a run for writing; it stays open until its ``end`` is called."""

@@ -230,7 +230,7 @@ class SpooledRun:
     @property
     def is_open(self) -> bool:
         """Return whether a process writes this run, or did when it was killed."""
-        return "owner" in self.about and not self.outcome
+        return not self.outcome and "owner" in self.about
 
     @property
     def is_abandoned(self) -> bool:

@@ -215,8 +215,11 @@ class BackgroundUploader:
         """Return what is wrong with the store at this moment, None where nothing is."""
         return self._outage.reason
 
-    def create_run(self, config: Config, dataset: str, name: str, **tags: str) -> Future[str]:
+    def request_run(self, config: Config, dataset: str, name: str, **tags: str) -> Future[str]:
         """Create a RUNNING run, as `Runs.create_run` does, without waiting for a server's answer.
+
+        A database is asked at once. The store then knows where the run is, so that its upload need
+        not ask.
 
         Args:
             config: The resolved config of the run.
@@ -227,7 +230,9 @@ class BackgroundUploader:
         Returns:
             A future of the run's id.
         """
-        return self._creators.submit(self._store.create_run, config, dataset, name, **tags)
+        if self._store.is_server:
+            return self._creators.submit(self._store.create_run, config, dataset, name, **tags)
+        return self._store.request_run(config, dataset, name, **tags)
 
     # ------------------------------------------------------------------------------- waited for
 
