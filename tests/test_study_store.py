@@ -3,12 +3,14 @@ from __future__ import annotations
 import json
 import os
 import shlex
+import shutil
+import sqlite3
 import subprocess
 import sys
 import threading
 import warnings
 from collections.abc import Callable
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from typing import Any
 
@@ -420,6 +422,42 @@ def test_a_sqlite_store_is_whole_or_not_there(tmp_path: Path) -> None:
     assert not (tmp_path / "x.db").exists()
     study = opened(f"search.storage={uri}")
     assert study.study_name == "s" and [path.name for path in tmp_path.glob("*.new*")] == []
+
+
+def test_the_log_of_a_deleted_database_is_not_applied_to_the_new_one(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/x.db"
+    path = tmp_path / "x.db"
+
+    def create(new: str) -> None:
+        with closing(sqlite3.connect(new.removeprefix("sqlite:///"))) as connection:
+            connection.execute("CREATE TABLE t (number INTEGER)")
+
+    database.create_sqlite(uri, create)
+    # as a killed process leaves it: what it wrote is in the log alone
+    with closing(sqlite3.connect(path)) as connection:
+        connection.executemany("INSERT INTO t VALUES (?)", [(number,) for number in range(5_000)])
+        connection.commit()
+        log = (tmp_path / "x.db-wal").read_bytes()
+    path.unlink()
+    (tmp_path / "x.db-wal").write_bytes(log)
+    database.create_sqlite(uri, create)
+    with closing(sqlite3.connect(path)) as connection:
+        assert connection.execute("SELECT count(*) FROM t").fetchone() == (0,)
+        assert connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+
+
+def test_a_database_is_whole_in_its_file_while_others_read_it(tmp_path: Path) -> None:
+    path = tmp_path / "x.db"
+    database.create_sqlite(f"sqlite:///{path}", lambda new: sqlite3.connect(new[10:]).close())
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("CREATE TABLE t AS SELECT 7 AS number")
+        connection.commit()
+        database.empty_log(path)
+        copy = shutil.copy(path, tmp_path / "copy.db")
+    with closing(sqlite3.connect(copy)) as connection:
+        assert connection.execute("SELECT number FROM t").fetchone() == (7,)
+    database.empty_log(tmp_path / "missing.db")
+    assert not (tmp_path / "missing.db").exists()
 
 
 # --------------------------------------------------------------------------- supervision

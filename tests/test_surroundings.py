@@ -98,6 +98,19 @@ def test_validation_sets_of_two_sizes_have_a_table_each(project: Project, typed_
     assert {Path(table.path).name for table in tables} == {"comparison.csv", "comparison_2.csv"}
 
 
+@pytest.mark.slow
+def test_a_store_that_was_deleted_begins_anew(project: Project, tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/mlflow.db"
+    for _ in range(2):
+        done = project.run(*SMALL, MLFLOW_TRACKING_URI=uri)
+        assert done.code == 0, done.err
+        # all is in the file, so that a copy of it is whole
+        assert (tmp_path / "mlflow.db-wal").stat().st_size == 0
+        assert len(runs_of(uri)) == 1
+        # and its log is left behind, with what this process has written
+        (tmp_path / "mlflow.db").unlink()
+
+
 # ---------------------------------------------------------------------------------- moved
 
 

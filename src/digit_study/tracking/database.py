@@ -34,6 +34,8 @@ ANSWERS_WITHIN_S = 6
 TABLE_ATTEMPTS = 5
 #: Seconds between two of these attempts.
 TABLE_PAUSE_S = 1.0
+#: How the names of the files end in which sqlite keeps what is not in the database yet.
+LOG_ENDINGS = ("-wal", "-shm", "-journal")
 #: HTTP status codes of a server that wants to know who asks: MLflow's client has the credentials.
 ASKS_WHO = (401, 403)
 #: The lowest level at which a library may log, by logger. Below it are tracebacks when a signal
@@ -341,6 +343,7 @@ def create_store(uri: str, workspace: Workspace) -> None:
         default_artifacts = (workspace.artifacts / "0").as_uri()
         if uri.startswith(SQLITE):
             create_sqlite(uri, lambda new: create_tables(new, default_artifacts))
+            atexit.register(empty_log, sqlite_path(uri))
         else:
             with_tables(lambda: create_tables(uri, default_artifacts), is_shared=True)
         mlflow.MlflowClient(uri).search_experiments(max_results=1)
@@ -401,11 +404,29 @@ def create_sqlite(uri: str, create: Callable[[str], None]) -> None:
     new = path.with_name(f".{path.name}.new")
     for leftover in path.parent.glob(f"{new.name}*"):
         leftover.unlink()
+    # whoever deletes a database leaves its log, which sqlite would apply to the new one
+    for ending in LOG_ENDINGS:
+        path.with_name(path.name + ending).unlink(missing_ok=True)
     create(sqlite_uri(new))
     # a write-ahead log halves the waiting for the disk; readers and writers do not block each other
     with closing(sqlite3.connect(new)) as connection:
         connection.execute("PRAGMA journal_mode=WAL").close()
     new.replace(path)
+
+
+def empty_log(path: Path) -> None:
+    """Move what sqlite's log holds into the database, so that its file alone can be copied.
+
+    MLflow does not close its connections, after which sqlite would do so itself. While another
+    process writes, nothing happens, and the last process does it.
+
+    Args:
+        path: The database.
+    """
+    if not path.exists():
+        return
+    with suppress(sqlite3.Error), closing(sqlite3.connect(path, timeout=0)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").close()
 
 
 def quiet_mlflow() -> None:

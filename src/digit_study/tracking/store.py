@@ -110,16 +110,17 @@ class Store:
                 place = (self.workspace.artifacts / folder).as_uri()
             try:
                 return str(self.client.create_experiment(name, place, EXPERIMENT_TAGS))
-            except MlflowException:  # another process was faster
+            except MlflowException:
                 found = self.client.get_experiment_by_name(name)
-        if found is not None and found.lifecycle_stage == "active":
+                if found is None:  # so no other process was faster
+                    raise
+        if found.lifecycle_stage == "active":
             return str(found.experiment_id)
-        rule = "`tracking.experiment` must be an active experiment"
-        remedy = "choose another name"
-        if found is not None:
-            command = restore_command(self.uri, "experiment", found.experiment_id, self.workspace)
-            remedy = f"{remedy}, or restore it with `{command}`"
-        raise StudyError(f"{rule}, got '{name}', which is deleted: {remedy}")
+        command = restore_command(self.uri, "experiment", found.experiment_id, self.workspace)
+        raise StudyError(
+            f"`tracking.experiment` must be an active experiment, got '{name}', which is deleted: "
+            f"choose another name, or restore it with `{command}`"
+        )
 
     def location(self, run_id: str, known: RunInfo | None = None) -> RunLocation:
         """Return where a run is.
