@@ -20,6 +20,7 @@ from digit_study.config import compose as composition
 from digit_study.config import renamed_keys
 from digit_study.config.compose import compose_config, expand
 from digit_study.config.run_config import Config
+from digit_study.model import networks
 from digit_study.study import run_plan as launch
 from digit_study.support import hardware
 from digit_study.support.errors import StudyError
@@ -450,6 +451,19 @@ def test_a_plan_settles_data_threads_and_precision(store: str) -> None:
         assert run.config.training.precision != "auto"
     assert plan.workers * plan.runs[0].config.training.threads <= hardware.cores()
     assert [plan.runs[number].config.model.filters for number in plan.longest_first] == [16, 8]
+
+
+def test_a_family_of_layers_that_are_not_counted_is_planned_too(
+    monkeypatch: pytest.MonkeyPatch, store: str
+) -> None:
+    def separable(layers: Any, x: Any, config: Any) -> Any:
+        return layers.SeparableConv2D(config.filters, 3)(x)
+
+    monkeypatch.setitem(networks.FAMILIES, "simple", separable)
+    words = ["-m", "data=mnist_sample", "model.family=cnn,simple", "model.pooling=none"]
+    plan = launch.plan_runs(words, workspace())
+    first = plan.runs[plan.longest_first[0]]
+    assert first.config.model.family == "simple"
 
 
 @pytest.mark.parametrize(

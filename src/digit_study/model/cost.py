@@ -8,6 +8,9 @@ from typing import Any
 from digit_study.data.sources import IMAGE_SIDE
 from digit_study.model.networks import FAMILIES, ModelConfig
 
+#: Taken for the multiplications of what cannot be counted: more than any shipped network has.
+UNKNOWN = 1_000_000_000
+
 
 class _Shape:
     """Height, width and channels of a tensor, or units of a flat one, per image."""
@@ -20,7 +23,7 @@ class CountingLayers:
     """Stands for ``keras.layers``: a layer here takes a shape, returns one, and counts its work.
 
     A family of networks is a function of such a module, so that the work of a new family is known
-    without a formula of its own.
+    without a formula of its own, as long as it is made of these layers.
     """
 
     def __init__(self) -> None:
@@ -86,7 +89,14 @@ def multiplications(config: ModelConfig) -> int:
 
     Args:
         config: The network.
+
+    Returns:
+        :data:`UNKNOWN` for a family with layers, or arguments of layers, that are not counted. Such
+        a network starts first.
     """
     layers = CountingLayers()
-    FAMILIES[config.family](layers, _Shape(IMAGE_SIDE, IMAGE_SIDE, 1), config)
+    try:
+        FAMILIES[config.family](layers, _Shape(IMAGE_SIDE, IMAGE_SIDE, 1), config)
+    except (AttributeError, TypeError, ValueError):
+        return UNKNOWN
     return config.members * layers.multiplications
