@@ -224,7 +224,7 @@ def test_a_study_outlives_a_trial_a_slot_a_node_and_a_link(rays: RayHosts) -> No
     forked = processes(two, "multiprocessing.forkserver")
     trials = [str(pid) for pid, _ in forked if pid not in {parent for _, parent in forked}]
     assert two.run(["kill", "-9", *trials]).code == 0
-    known_as_ended(command, number, 15)
+    known_as_ended(command, number, 60)
 
     number = trial_on(rays, "chaos", two, known)
     [slot] = [
@@ -233,11 +233,11 @@ def test_a_study_outlives_a_trial_a_slot_a_node_and_a_link(rays: RayHosts) -> No
         if one.number == number
     ]
     assert two.run(["kill", "-9", slot]).code == 0
-    known_as_ended(command, number, 15)
+    known_as_ended(command, number, 60)
 
     number = trial_on(rays, "chaos", three, known)
     three.kill_all()
-    known_as_ended(command, number, 15)
+    known_as_ended(command, number, 60)
     rays.join(four)
     number = trial_on(rays, "chaos", four, known)
 
