@@ -85,6 +85,25 @@ def test_digits_that_two_runs_log_at_the_same_moment_are_logged_by_both(
     assert used.dataset.name == "mnist_sample"
 
 
+def test_a_tag_that_two_processes_set_at_the_same_moment_is_no_outage(
+    tracker: Tracker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log, logged, calls = tracker.writer(created(tracker)), mlflow.MlflowClient.log_batch, []
+
+    def late(client: Any, *arguments: Any, **named: Any) -> Any:
+        calls.append(arguments)
+        if len(calls) == 1:
+            raise MlflowException(
+                "(sqlite3.IntegrityError) UNIQUE constraint failed: tags.key, tags.run_uuid"
+            )
+        return logged(client, *arguments, **named)
+
+    monkeypatch.setattr(mlflow.MlflowClient, "log_batch", late)
+    log.tags({"weights.sha256": "ab"})
+    assert log.end("FINISHED", {}) is None and log.fault is None
+    assert stored_run(tracker, log.run_id).data.tags["weights.sha256"] == "ab"
+
+
 # ---------------------------------------------------------------------------------- created
 
 

@@ -35,6 +35,8 @@ from digit_study.tracking.store import StoreFault as StoreFault
 #: MLflow's codes for what no repetition helps: the run was deleted meanwhile, or a value is not
 #: allowed.
 REFUSED = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
+#: What sqlite, PostgreSQL and MySQL say of a row that another process has just inserted.
+COLLISIONS = ("unique constraint", "duplicate entry")
 #: Metrics that MLflow takes in a batch with params and tags.
 MOST_METRICS = 800
 #: Characters at most of the reason of a run that is closed from outside.
@@ -216,7 +218,12 @@ class RunUpload:
     def _log_in_parts(self, metrics: list[Metric], params: list[Param], tags: list[RunTag]) -> None:
         if metrics or params or tags:
             first = metrics[:MOST_METRICS]
-            self._client.log_batch(self._run_id, first, params, tags)
+            try:
+                self._client.log_batch(self._run_id, first, params, tags)
+            except MlflowException as fault:
+                if not _is_collision(fault):
+                    raise
+                self._client.log_batch(self._run_id, first, params, tags)
         for start in range(MOST_METRICS, len(metrics), MOST_METRICS):
             part = metrics[start : start + MOST_METRICS]
             self._client.log_batch(self._run_id, part)
@@ -361,6 +368,15 @@ class RunUpload:
             outcome = self._spooled.outcome
             self._client.set_terminated(self._run_id, outcome["status"], outcome["time"])
             self._sent["ended"] = outcome["time"]
+
+
+def _is_collision(fault: MlflowException) -> bool:
+    """Return whether another process has inserted the same tag at the same moment.
+
+    The next attempt finds it there, and updates it.
+    """
+    text = str(fault).lower()
+    return any(words in text for words in COLLISIONS)
 
 
 def upload_run(
