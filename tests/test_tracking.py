@@ -100,7 +100,8 @@ def test_a_tag_that_two_processes_set_at_the_same_moment_is_no_outage(
 
     monkeypatch.setattr(mlflow.MlflowClient, "log_batch", late)
     log.tags({"weights.sha256": "ab"})
-    assert log.end("FINISHED", {}) is None and log.fault is None
+    assert upload_run(log.spooled, tracker) is None
+    assert log.end("FINISHED", {}) is None
     assert stored_run(tracker, log.run_id).data.tags["weights.sha256"] == "ab"
 
 
