@@ -88,7 +88,7 @@ def test_digits_that_two_runs_log_at_the_same_moment_are_logged_by_both(
 def test_a_tag_that_two_processes_set_at_the_same_moment_is_no_outage(
     tracker: Tracker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    log, logged, calls = tracker.writer(created(tracker)), mlflow.MlflowClient.log_batch, []
+    spooled, logged, calls = tracker.spooled(created(tracker)), mlflow.MlflowClient.log_batch, []
 
     def late(client: Any, *arguments: Any, **named: Any) -> Any:
         calls.append(arguments)
@@ -99,10 +99,9 @@ def test_a_tag_that_two_processes_set_at_the_same_moment_is_no_outage(
         return logged(client, *arguments, **named)
 
     monkeypatch.setattr(mlflow.MlflowClient, "log_batch", late)
-    log.tags({"weights.sha256": "ab"})
-    assert upload_run(log.spooled, tracker) is None
-    assert log.end("FINISHED", {}) is None
-    assert stored_run(tracker, log.run_id).data.tags["weights.sha256"] == "ab"
+    spooled.put(tracker.uri, tags={"weights.sha256": "ab"})
+    assert upload_run(spooled, tracker) is None and len(calls) == 2
+    assert stored_run(tracker, spooled.run_id).data.tags["weights.sha256"] == "ab"
 
 
 # ---------------------------------------------------------------------------------- created
