@@ -448,15 +448,16 @@ def test_the_log_of_a_deleted_database_is_not_applied_to_the_new_one(tmp_path: P
 
 def test_a_database_is_whole_in_its_file_while_others_read_it(tmp_path: Path) -> None:
     path = tmp_path / "x.db"
-    database.create_sqlite(f"sqlite:///{path}", lambda new: sqlite3.connect(new[10:]).close())
+    uri = f"sqlite:///{path}"
+    database.create_sqlite(uri, lambda new: sqlite3.connect(new[10:]).close())
     with closing(sqlite3.connect(path)) as connection:
         connection.execute("CREATE TABLE t AS SELECT 7 AS number")
         connection.commit()
-        database.empty_log(path)
+        database.empty_log(uri)
         copy = shutil.copy(path, tmp_path / "copy.db")
     with closing(sqlite3.connect(copy)) as connection:
         assert connection.execute("SELECT number FROM t").fetchone() == (7,)
-    database.empty_log(tmp_path / "missing.db")
+    database.empty_log(f"sqlite:///{tmp_path}/missing.db")
     assert not (tmp_path / "missing.db").exists()
 
 

@@ -64,21 +64,28 @@ def test_a_signal_inside_a_transaction_leaves_the_store_usable(
     assert run.info.status == "KILLED" and run.data.params["training.threads"] == "1"
 
 
-def test_digits_that_two_runs_log_at_the_same_moment_are_logged_by_both(
-    tracker: Tracker, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """MLflow looks whether a dataset is there and inserts it if not; between the two another process may be faster."""
-    log, logged, calls = tracker.writer(created(tracker)), mlflow.MlflowClient.log_inputs, []
+def collide_once(monkeypatch: pytest.MonkeyPatch, method: str, rows: str) -> list[Any]:
+    """Let the first call of MLflow's client fail as where another process has just inserted; return the calls.
+
+    MLflow looks whether a row is there and inserts it if not; between the two another process may be faster.
+    """
+    real, calls = getattr(mlflow.MlflowClient, method), []
 
     def late(client: Any, *arguments: Any, **named: Any) -> Any:
         calls.append(arguments)
         if len(calls) == 1:
-            raise MlflowException(
-                "(sqlite3.IntegrityError) UNIQUE constraint failed: datasets.experiment_id, ..."
-            )
-        return logged(client, *arguments, **named)
+            raise MlflowException(f"(sqlite3.IntegrityError) UNIQUE constraint failed: {rows}")
+        return real(client, *arguments, **named)
 
-    monkeypatch.setattr(mlflow.MlflowClient, "log_inputs", late)
+    monkeypatch.setattr(mlflow.MlflowClient, method, late)
+    return calls
+
+
+def test_digits_that_two_runs_log_at_the_same_moment_are_logged_by_both(
+    tracker: Tracker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    log = tracker.writer(created(tracker))
+    collide_once(monkeypatch, "log_inputs", "datasets.experiment_id, ...")
     log.dataset("mnist_sample", "ab" * 32, {"train_images": 3})
     assert log.end("FINISHED", {}) is None
     [used] = stored_run(tracker, log.run_id).inputs.dataset_inputs
@@ -88,17 +95,8 @@ def test_digits_that_two_runs_log_at_the_same_moment_are_logged_by_both(
 def test_a_tag_that_two_processes_set_at_the_same_moment_is_no_outage(
     tracker: Tracker, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spooled, logged, calls = tracker.spooled(created(tracker)), mlflow.MlflowClient.log_batch, []
-
-    def late(client: Any, *arguments: Any, **named: Any) -> Any:
-        calls.append(arguments)
-        if len(calls) == 1:
-            raise MlflowException(
-                "(sqlite3.IntegrityError) UNIQUE constraint failed: tags.key, tags.run_uuid"
-            )
-        return logged(client, *arguments, **named)
-
-    monkeypatch.setattr(mlflow.MlflowClient, "log_batch", late)
+    spooled = tracker.spooled(created(tracker))
+    calls = collide_once(monkeypatch, "log_batch", "tags.key, tags.run_uuid")
     spooled.put(tracker.uri, tags={"weights.sha256": "ab"})
     assert upload_run(spooled, tracker) is None and len(calls) == 2
     assert stored_run(tracker, spooled.run_id).data.tags["weights.sha256"] == "ab"

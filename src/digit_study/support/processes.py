@@ -41,7 +41,7 @@ def process_name(pid: int | None = None) -> str:
 
 @lru_cache(maxsize=1)
 def _own_name(pid: int) -> str:
-    """Return the name of this process, which a forked process must not take over."""
+    """Return the name of this process; a forked process has another number, and asks anew."""
     return _name_of(pid)
 
 

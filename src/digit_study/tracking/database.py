@@ -34,7 +34,7 @@ ANSWERS_WITHIN_S = 6
 TABLE_ATTEMPTS = 5
 #: Seconds between two of these attempts.
 TABLE_PAUSE_S = 1.0
-#: How the names of the files end in which sqlite keeps what is not in the database yet.
+#: Endings of the files beside a database in which sqlite keeps what is not in it yet.
 LOG_ENDINGS = ("-wal", "-shm", "-journal")
 #: HTTP status codes of a server that wants to know who asks: MLflow's client has the credentials.
 ASKS_WHO = (401, 403)
@@ -247,10 +247,15 @@ def _file_problem(uri: str) -> str | None:
     return _version_problem([str(revision) for (revision,) in revisions])
 
 
-def _connect(uri: str) -> sqlite3.Connection:
-    """Open a sqlite database that exists; none is created, and no other is opened."""
+def _connect(uri: str, locked_for: float = 1.0) -> sqlite3.Connection:
+    """Open a sqlite database that exists; none is created, and no other is opened.
+
+    Args:
+        uri: URI of the database.
+        locked_for: Seconds for which it may be locked.
+    """
     address = sqlite_path(uri).absolute().as_uri()
-    return sqlite3.connect(f"{address}?mode=rw", uri=True, timeout=1.0)
+    return sqlite3.connect(f"{address}?mode=rw", uri=True, timeout=locked_for)
 
 
 def is_missing(uri: str) -> bool:
@@ -343,7 +348,7 @@ def create_store(uri: str, workspace: Workspace) -> None:
         default_artifacts = (workspace.artifacts / "0").as_uri()
         if uri.startswith(SQLITE):
             create_sqlite(uri, lambda new: create_tables(new, default_artifacts))
-            atexit.register(empty_log, sqlite_path(uri))
+            atexit.register(empty_log, uri)
         else:
             with_tables(lambda: create_tables(uri, default_artifacts), is_shared=True)
         mlflow.MlflowClient(uri).search_experiments(max_results=1)
@@ -414,18 +419,17 @@ def create_sqlite(uri: str, create: Callable[[str], None]) -> None:
     new.replace(path)
 
 
-def empty_log(path: Path) -> None:
+def empty_log(uri: str) -> None:
     """Move what sqlite's log holds into the database, so that its file alone can be copied.
 
-    MLflow does not close its connections, after which sqlite would do so itself. While another
-    process writes, nothing happens, and the last process does it.
+    sqlite does this itself when the last connection is closed, but MLflow leaves its connections
+    open. While another process uses the database, what it needs stays in the log; that process
+    empties it when it ends.
 
     Args:
-        path: The database.
+        uri: URI of the database; nothing happens where there is none.
     """
-    if not path.exists():
-        return
-    with suppress(sqlite3.Error), closing(sqlite3.connect(path, timeout=0)) as connection:
+    with suppress(sqlite3.Error), closing(_connect(uri, locked_for=0.0)) as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").close()
 
 
