@@ -25,6 +25,7 @@ from digit_study.support.errors import StudyError
 from digit_study.support.rules import flatten
 from digit_study.support.signals import Interrupted, interruptible
 from digit_study.support.workspace import Workspace
+from digit_study.tracking import pages
 from digit_study.tracking._mlflow import skip_module_map
 from digit_study.tracking.database import create_store
 from digit_study.tracking.location import experiment_name
@@ -100,6 +101,28 @@ def test_a_tag_that_two_processes_set_at_the_same_moment_is_no_outage(
     spooled.put(tracker.uri, tags={"weights.sha256": "ab"})
     assert upload_run(spooled, tracker) is None and len(calls) == 2
     assert stored_run(tracker, spooled.run_id).data.tags["weights.sha256"] == "ab"
+
+
+def test_a_run_that_two_processes_end_at_the_same_moment_is_no_outage(
+    tracker: Tracker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spooled = tracker.spooled(created(tracker))
+    calls = collide_once(monkeypatch, "set_tag", "tags.key, tags.run_uuid")
+    spooled.close(tracker.uri, "KILLED", "its machine is gone")
+    assert upload_run(spooled, tracker) is None and len(calls) == 2
+    run = stored_run(tracker, spooled.run_id)
+    assert run.info.status == "KILLED" and run.data.tags["failure"] == "its machine is gone"
+
+
+def test_a_view_that_two_processes_share_at_the_same_moment_is_no_outage(
+    tracker: Tracker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run_id = created(tracker)
+    calls = collide_once(monkeypatch, "set_experiment_tag", "experiment_tags.key")
+    pages.share_view(tracker, run_id, ["model.filters"])
+    assert len(calls) == 2
+    experiment = tracker.client.get_experiment(tracker.experiment_of(run_id))
+    assert run_id in experiment.tags[f"{pages.SHARED_VIEW}{run_id}"]
 
 
 # ---------------------------------------------------------------------------------- created

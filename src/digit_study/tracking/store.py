@@ -24,11 +24,54 @@ AT_A_TIME = 16
 #: Lets MLflow's page of an experiment open with runs and their metrics, not with what it has for
 #: language models.
 EXPERIMENT_TAGS = {"mlflow.experimentKind": "custom_model_development"}
+#: What databases say of a row that another process has just inserted: sqlite and PostgreSQL, SQL
+#: Server (the next two), MySQL.
+COLLISIONS = (
+    "unique constraint",
+    "unique key constraint",
+    "primary key constraint",
+    "duplicate entry",
+)
 T = TypeVar("T")
 U = TypeVar("U")
 
 
-class DatabaseClient(mlflow.MlflowClient):
+def _insert(call: Callable[..., T], *args: Any, **kwargs: Any) -> T:
+    """Call what inserts rows; call again if another process inserted one at the same moment."""
+    try:
+        return call(*args, **kwargs)
+    except MlflowException as fault:
+        text = str(fault).lower()
+        if not any(words in text for words in COLLISIONS):
+            raise
+        return call(*args, **kwargs)
+
+
+class StoreClient(mlflow.MlflowClient):
+    """MLflow's client, several of which may write to a run at the same moment.
+
+    MLflow looks whether a tag or a dataset is there, and inserts it if not. Another process may
+    insert it between the two. The second attempt finds it there.
+    """
+
+    def log_batch(self, *args: Any, **kwargs: Any) -> Any:
+        """Log metrics, params and tags of a run."""
+        return _insert(super().log_batch, *args, **kwargs)
+
+    def log_inputs(self, *args: Any, **kwargs: Any) -> Any:
+        """Log the datasets of a run."""
+        return _insert(super().log_inputs, *args, **kwargs)
+
+    def set_tag(self, *args: Any, **kwargs: Any) -> Any:
+        """Set a tag of a run."""
+        return _insert(super().set_tag, *args, **kwargs)
+
+    def set_experiment_tag(self, *args: Any, **kwargs: Any) -> Any:
+        """Set a tag of an experiment."""
+        return _insert(super().set_experiment_tag, *args, **kwargs)
+
+
+class DatabaseClient(StoreClient):
     """MLflow's client of a database, during whose calls a signal waits.
 
     An exception in a transaction would leave the database locked.
@@ -75,7 +118,7 @@ class Store:
     def client(self) -> mlflow.MlflowClient:
         """MLflow's client of the store. A server's calls may end at any moment."""
         if self.is_server:
-            return mlflow.MlflowClient(self.uri)
+            return StoreClient(self.uri)
         return DatabaseClient(self.uri)
 
     @property

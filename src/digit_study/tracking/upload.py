@@ -35,14 +35,6 @@ from digit_study.tracking.store import StoreFault as StoreFault
 #: MLflow's codes for what no repetition helps: the run was deleted meanwhile, or a value is not
 #: allowed.
 REFUSED = ("RESOURCE_DOES_NOT_EXIST", "INVALID_PARAMETER_VALUE")
-#: What databases say of a row that another process has just inserted: sqlite and PostgreSQL, SQL
-#: Server (the next two), MySQL.
-COLLISIONS = (
-    "unique constraint",
-    "unique key constraint",
-    "primary key constraint",
-    "duplicate entry",
-)
 #: Metrics that MLflow takes in a batch with params and tags.
 MOST_METRICS = 800
 #: Characters at most of the reason of a run that is closed from outside.
@@ -224,7 +216,7 @@ class RunUpload:
     def _log_in_parts(self, metrics: list[Metric], params: list[Param], tags: list[RunTag]) -> None:
         if metrics or params or tags:
             first = metrics[:MOST_METRICS]
-            _insert(partial(self._client.log_batch, self._run_id, first, params, tags))
+            self._client.log_batch(self._run_id, first, params, tags)
         for start in range(MOST_METRICS, len(metrics), MOST_METRICS):
             part = metrics[start : start + MOST_METRICS]
             self._client.log_batch(self._run_id, part)
@@ -234,7 +226,7 @@ class RunUpload:
         entity = Dataset(name, digest, "local", source, profile=profile)
         context = InputTag("mlflow.data.context", "training")
         inputs = [DatasetInput(entity, [context])]
-        _insert(partial(self._client.log_inputs, self._run_id, inputs))
+        self._client.log_inputs(self._run_id, inputs)
 
     def _share_view(
         self, keys: Sequence[str], answer: str | None = None, tags: Sequence[str] = ()
@@ -366,21 +358,6 @@ class RunUpload:
             outcome = self._spooled.outcome
             self._client.set_terminated(self._run_id, outcome["status"], outcome["time"])
             self._sent["ended"] = outcome["time"]
-
-
-def _insert(call: Callable[[], object]) -> None:
-    """Insert rows; try again if another process inserted one of them at the same moment.
-
-    MLflow looks whether a tag or a dataset is there, and inserts it if not. The second attempt
-    finds it there.
-    """
-    try:
-        call()
-    except MlflowException as fault:
-        text = str(fault).lower()
-        if not any(words in text for words in COLLISIONS):
-            raise
-        call()
 
 
 def upload_run(
