@@ -183,6 +183,31 @@ def test_nothing_to_draw_is_said_in_words(name: str) -> None:
     assert cut_off(figure) == []
 
 
+DOLLARS = "a$^$b"
+OF_DOLLARS: dict[str, Callable[[], Figure]] = {
+    "class_counts": lambda: run_figures.class_counts(LABELS, LABELS[:50], DOLLARS),
+    "curves": lambda: run_figures.curves(epochs(3), DOLLARS),
+    "confusion_matrix": lambda: run_figures.confusion_matrix(evaluation(9), DOLLARS),
+    "comparison": lambda: ranking_figures.leaderboard_figure(runs(3, DOLLARS), DOLLARS),
+    "comparison, one run": lambda: ranking_figures.leaderboard_figure(runs(1, DOLLARS), DOLLARS),
+    "confirmation": lambda: ranking_figures.confirmation_figure(
+        *seeds(2, 3), [f"trial 1: {DOLLARS}"]
+    ),
+    "flipped": lambda: paired_figures.flipped(
+        IMAGES, evaluation(9), evaluation(5), (DOLLARS, "second")
+    ),
+    "flipped, none": lambda: charts.message_figure(DOLLARS, DOLLARS),
+}
+
+
+@pytest.mark.parametrize("name", OF_DOLLARS)
+def test_a_dollar_in_a_name_begins_no_formula(name: str, tmp_path: Path) -> None:
+    figure = OF_DOLLARS[name]()
+    charts.save(figure, tmp_path / "dollars.png")
+    shown = [text.get_text() for text in figure.findobj(Text)]
+    assert any(DOLLARS in text for text in shown)
+
+
 def test_mistakes_show_the_most_confident_first() -> None:
     probabilities = np.full((3, 10), 0.01)
     probabilities[[0, 1, 2], [5, 5, 2]] = [0.6, 0.9, 0.9]

@@ -11,7 +11,7 @@ import pytest
 from conftest import Done, Project
 
 from digit_study.data.sources import sample_arrays
-from digit_study.report.figures import paired_figures
+from digit_study.report.figures import charts, paired_figures
 from digit_study.report.figures.ranking_figures import frontier_figure
 from digit_study.stats.metrics import evaluate, misclassified_by_all
 from digit_study.support.workspace import Workspace
@@ -40,6 +40,12 @@ def test_the_picture_shows_networks_front_sealed_readings_and_what_is_published(
         and sum("chosen on the test set" in text for text in texts) == 2
     )
     assert any("sealed" in label for label in axes.get_legend_handles_labels()[1])
+
+
+def test_a_dollar_in_the_name_of_a_network_begins_no_formula(tmp_path: Path) -> None:
+    figure = frontier_figure(table(("a$^$b", 9_000, 0.992, True, np.nan)), "mnist")
+    charts.save(figure, tmp_path / "frontier.png")
+    assert figure.axes[0].texts[0].get_text() == "a$^$b  99.20 %"
 
 
 def test_images_that_all_networks_misclassify_and_labels_that_look_wrong() -> None:

@@ -78,7 +78,7 @@ def _boxes_figure(readings: Sequence[Reading], note: str) -> Figure:
         axes.set_axis_off()
     for axes, reading in zip(grid, readings, strict=False):
         text, colour = _caption(reading)
-        axes.set_title(text, fontsize=8, color=colour, parse_math=False)
+        axes.set_title(text, fontsize=8, color=colour, **charts.PLAIN)
         if reading.number is not None:
             _draw_number(axes, Path(reading.file), reading.number)
         elif reading.pixels is not None:

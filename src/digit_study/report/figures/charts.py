@@ -45,6 +45,8 @@ LUMINANCE = np.array([0.299, 0.587, 0.114])
 Numbers = npt.NDArray[Any]
 #: Keywords of a plotting method of matplotlib.
 Style = dict[str, Any]
+#: Of a text that holds what a person named: a ``$`` in it begins no formula.
+PLAIN: Style = {"parse_math": False}
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ def new_figure(width: float, height: float, title: str) -> Figure:
     # inches; with less, texts touch the edge
     layout = ConstrainedLayoutEngine(w_pad=0.09, h_pad=0.07)
     figure = Figure(figsize=size, dpi=DPI, layout=layout)
-    figure.suptitle("\n".join(lines), fontsize=TITLE)
+    figure.suptitle("\n".join(lines), fontsize=TITLE, **PLAIN)
     return figure
 
 
@@ -97,9 +99,9 @@ def style_axes(axes: Axes, x: str, y: str, title: str = "") -> None:
         y: Name of the vertical axis, with its unit.
         title: Stands above the plot; further lines of it add height to the figure.
     """
-    axes.set_xlabel(x, fontsize=LABEL)
-    axes.set_ylabel(y, fontsize=LABEL)
-    axes.set_title(title, fontsize=LABEL)
+    axes.set_xlabel(x, fontsize=LABEL, **PLAIN)
+    axes.set_ylabel(y, fontsize=LABEL, **PLAIN)
+    axes.set_title(title, fontsize=LABEL, **PLAIN)
     figure = axes.figure
     if isinstance(figure, Figure):
         further_lines = title.count("\n")
@@ -114,7 +116,7 @@ def message_figure(title: str, text: str) -> Figure:
     axes = figure.subplots()
     axes.set_axis_off()
     wrapped = textwrap.fill(text, 65)
-    axes.text(0.5, 0.5, wrapped, ha="center", va="center", fontsize=LABEL)
+    axes.text(0.5, 0.5, wrapped, ha="center", va="center", fontsize=LABEL, **PLAIN)
     return figure
 
 
@@ -205,7 +207,7 @@ def image_grid(
     figure = new_figure(page_width, page_height, title)
     axes = figure.subplots()
     axes.imshow(picture, cmap="gray_r", vmin=0, vmax=255, interpolation="nearest")
-    below: Style = {"ha": "center", "va": "top", "fontsize": TICK, "parse_math": False}
+    below: Style = {"ha": "center", "va": "top", "fontsize": TICK, **PLAIN}
     for position, (text, colour) in enumerate(captions):
         row, column = divmod(position, columns)
         x = column * width + SIDE / 2
@@ -316,7 +318,7 @@ def interval_figure(title: str, rows: Sequence[IntervalRow], height: float = 0.3
         bar: Style = {"ls": "", "lw": 1.8, "capsize": 4, "zorder": 3, **row.style}
         axes.errorbar(value, position, xerr=distances.reshape(2, 1), **bar)
         axes.text(1.01, position, row.text, fontsize=TICK, **at_the_side)
-    axes.set_yticks(range(len(labels)), labels)
+    axes.set_yticks(range(len(labels)), labels, **PLAIN)
     axes.set_ylim(len(labels) - 0.4, -0.6)
     axes.grid(axis="x", alpha=0.3)
     note = ""

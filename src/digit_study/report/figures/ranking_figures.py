@@ -241,6 +241,7 @@ def _name_networks(axes: Axes, table: pd.DataFrame) -> None:
             arrowprops=line,
             fontsize=TICK,
             va="center",
+            **charts.PLAIN,
         )
 
 
