@@ -61,6 +61,24 @@ def test_a_study_whose_only_trial_failed_in_the_middle_has_no_curves(tmp_path: P
         assert picture.size == (880, 275)  # it says that there is nothing to draw
 
 
+def test_a_timeline_of_several_hosts_has_trials_that_began_after_the_hosts_were_read(
+    tmp_path: Path,
+) -> None:
+    plan, stored = study_of(5)
+    hosts = {0: "b", 1: "a", 2: "b"}  # and of two more nothing is known yet
+    pictures = interactive.pictures(stored.study, plan.objectives, plan.keys, hosts, epochs=3)
+    (timeline,) = [picture for picture in pictures if picture.name == "timeline"]
+    assert timeline.figure is not None
+    axis = timeline.figure["layout"]["yaxis"]
+    assert dict(zip(axis["ticktext"], axis["tickvals"], strict=True)) == {
+        "unknown": 0.5,
+        "a": 2.0,
+        "b": 3.5,
+    }
+    optuna_figures.write(stored.study, plan.objectives, plan.keys, hosts, tmp_path)
+    assert (tmp_path / "timeline.png").is_file()
+
+
 def study_with_rare_key(finished: int, with_key: int, among_best: int = 99) -> Any:
     """A study whose best trials have a conditional key, as chance may have it."""
     study = optuna.create_study(direction="maximize")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import textwrap
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -337,24 +337,32 @@ class _HostRows:
     middles: dict[str, float] = field(default_factory=dict)
 
 
-def _rows_by_host(hosts: Mapping[int, str]) -> _HostRows:
+def _rows_by_host(numbers: Iterable[int], hosts: Mapping[int, str]) -> _HostRows:
+    """Put trials host after host.
+
+    Args:
+        numbers: The trials that are drawn. Some may have begun after the hosts were read.
+        hosts: Host of each trial, by its number.
+    """
+    numbers_of: dict[str, list[int]] = {}
+    for number in sorted(numbers):
+        host = hosts.get(number, "")
+        numbers_of.setdefault(host, []).append(number)
     found = _HostRows()
-    names = set(hosts.values())
-    if len(names - {""}) < 2:
+    if len(numbers_of.keys() - {""}) < 2:
         return found
-    for host in sorted(names):
-        numbers = [number for number, name in hosts.items() if name == host]
+    for host, own in sorted(numbers_of.items()):
         first = len(found.rows)
-        last = first + len(numbers) - 1
-        for row, number in enumerate(numbers, start=first):
+        for row, number in enumerate(own, start=first):
             found.rows[number] = row
-        found.middles[host or "nowhere"] = (first + last) / 2
+        found.middles[host or "unknown"] = first + (len(own) - 1) / 2
     return found
 
 
 def _group_figure(figure: Any, hosts: Mapping[int, str]) -> None:
     """Put the bars of Optuna's interactive timeline host after host."""
-    grouped = _rows_by_host(hosts)
+    numbers = {number for trace in figure.data for number in trace.y}
+    grouped = _rows_by_host(numbers, hosts)
     if not grouped.rows:
         return
     for trace in figure.data:
@@ -369,13 +377,18 @@ def _group_figure(figure: Any, hosts: Mapping[int, str]) -> None:
 
 def _group_axes(axes: Any, hosts: Mapping[int, str]) -> None:
     """Put the bars of Optuna's timeline host after host."""
-    grouped = _rows_by_host(hosts)
+    numbers = [_trial_of_bar(bar) for bar in axes.patches]
+    grouped = _rows_by_host(numbers, hosts)
     if not grouped.rows:
         return
-    for bar in axes.patches:
-        half = bar.get_height() / 2
-        number = round(bar.get_y() + half)  # Optuna has a trial in the row of its number
-        bar.set_y(grouped.rows[number] - half)
+    for bar, number in zip(axes.patches, numbers, strict=True):
+        bar.set_y(grouped.rows[number] - bar.get_height() / 2)
     middles = list(grouped.middles.values())
     axes.set_yticks(middles, list(grouped.middles))
     axes.set_ylabel("host")
+
+
+def _trial_of_bar(bar: Any) -> int:
+    """Return the number of a trial, in whose row Optuna draws its bar."""
+    middle: float = bar.get_y() + bar.get_height() / 2
+    return round(middle)
