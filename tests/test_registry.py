@@ -610,6 +610,17 @@ def test_networks_of_different_splits_are_not_compared_on_validation_images(
     assert not contest.has_same_split(store.tracker, moved, champion)
 
 
+@pytest.mark.parametrize(("validation", "is_same"), [(None, True), (1_000, True), (999, False)])
+def test_a_split_is_the_same_whether_its_size_is_typed_or_usual(
+    store: rs.Store, validation: int | None, is_same: bool
+) -> None:
+    store.promote(store.ask(rs.add_run(store, range(40))))
+    challenger = contest.find_challenger(store.tracker, store.ask(rs.add_run(store)))
+    typed = replace(challenger, data=replace(challenger.data, validation=validation))
+    champion = store.registry.at("champion")
+    assert contest.has_same_split(store.tracker, typed, champion) == is_same
+
+
 @pytest.mark.slow
 def test_every_comparison_spends_and_says_so(
     store: rs.Store, capsys: pytest.CaptureFixture[str]

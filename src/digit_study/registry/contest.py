@@ -63,6 +63,8 @@ class Challenger:
     file: Path
     #: Where its digits lie now, resolved.
     data: DataConfig
+    #: How many unsealed digits these are.
+    images: int
 
 
 @dataclass(frozen=True)
@@ -117,10 +119,11 @@ def find_challenger(
     source = queries.recorded_config(run).data
     if config.data.path is not None:
         source = replace(source, path=config.data.path)
-    data = sources.resolve(source).config
+    found = sources.resolve(source)
+    data = found.config
     if data.path is not None:
         sources.require_test_set(Path(data.path))
-    return Challenger(run, run_id, model_id, file, data)
+    return Challenger(run, run_id, model_id, file, data, found.images)
 
 
 def _latest_model(run: Run) -> str:
@@ -327,7 +330,9 @@ def has_same_split(tracker: Tracker, challenger: Challenger, champion: ModelVers
     except (mlflow.MlflowException, StudyError):  # the run was deleted, or an early version's
         return False
     own = challenger.data
-    return (own.seed, own.validation) == (other.seed, other.validation)
+    _, own_size = digits.split_sizes(challenger.images, own)
+    _, other_size = digits.split_sizes(challenger.images, other)
+    return (own.seed, own_size) == (other.seed, other_size)
 
 
 def decide_contest(
