@@ -32,7 +32,7 @@ def table(*rows: tuple[str, int, float, bool, float]) -> pd.DataFrame:
 
 def test_the_picture_shows_networks_front_sealed_readings_and_what_is_published() -> None:
     given = table(("tiny", 9_000, 0.992, True, 0.991), ("wide", 90_000, 0.991, False, np.nan))
-    axes = frontier_figure(given, "mnist").axes[0]
+    axes = frontier_figure(given, "mnist", is_mnist=True).axes[0]
     assert axes.get_xscale() == "log"
     texts = [text.get_text() for text in axes.texts]
     assert (
@@ -42,8 +42,16 @@ def test_the_picture_shows_networks_front_sealed_readings_and_what_is_published(
     assert any("sealed" in label for label in axes.get_legend_handles_labels()[1])
 
 
+def test_what_is_published_of_mnist_is_not_drawn_for_other_digits() -> None:
+    given = table(("tiny", 9_000, 0.992, True, np.nan))
+    axes = frontier_figure(given, "own", is_mnist=False).axes[0]
+    assert [text.get_text() for text in axes.texts] == ["tiny  99.20 %"]
+
+
 def test_a_dollar_in_the_name_of_a_network_begins_no_formula(tmp_path: Path) -> None:
-    figure = frontier_figure(table(("a$^$b", 9_000, 0.992, True, np.nan)), "mnist")
+    figure = frontier_figure(
+        table(("a$^$b", 9_000, 0.992, True, np.nan)), "mnist", is_mnist=True
+    )
     charts.save(figure, tmp_path / "frontier.png")
     assert figure.axes[0].texts[0].get_text() == "a$^$b  99.20 %"
 

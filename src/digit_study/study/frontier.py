@@ -12,6 +12,7 @@ import pandas as pd
 
 from digit_study.config import compose
 from digit_study.config.run_config import Config
+from digit_study.data.sources import MNIST_SHA256
 from digit_study.report import sentences
 from digit_study.report.description import RunDescription
 from digit_study.report.figures import charts
@@ -210,7 +211,8 @@ def conclude(race: SeedRace, table: pd.DataFrame) -> None:
     with _session(plan) as tracker:
         log = tracker.writer(race.parent_run_id)
         charts.write_table(table, log.folder, "frontier")
-        figure = frontier_figure(table, plan.dataset)
+        is_mnist = plan.run.data.sha256 == MNIST_SHA256
+        figure = frontier_figure(table, plan.dataset, is_mnist=is_mnist)
         charts.save(figure, log.folder / "figures" / "frontier.png")
         log.describe(description)
         race.keep_models(set(table["run_id"]))

@@ -20,8 +20,8 @@ MOST_RUNS = 40
 TIED = "not significantly different from the best"
 WORSE = "significantly worse than the best"
 UNPAIRED = "on validation images of its own"
-#: What An et al. 2020 (arXiv 2008.10400) publish of their ensembles; their number of epochs was
-#: chosen on the test set.
+#: What An et al. 2020 (arXiv 2008.10400) publish of their ensembles on MNIST; their number of
+#: epochs was chosen on the test set.
 PUBLISHED = {
     "An et al. 2020, vote of three": 0.9987,
     "An et al. 2020, two layers of votes": 0.9991,
@@ -178,12 +178,13 @@ def _confirmation_row(row: Mapping[Any, Any]) -> charts.IntervalRow:
     )
 
 
-def frontier_figure(table: pd.DataFrame, dataset: str) -> Figure:
+def frontier_figure(table: pd.DataFrame, dataset: str, *, is_mnist: bool) -> Figure:
     """Draw accuracy against parameters, with intervals and the Pareto front.
 
     Args:
         table: A row a network, see :func:`digit_study.study.frontier.table_of`.
         dataset: Name of the data.
+        is_mnist: Whether these are MNIST's digits, of which accuracies are published.
     """
     title = f"Accuracy of networks of each size on {dataset}"
     figure = charts.new_figure(11, 6.5, title)
@@ -202,7 +203,8 @@ def frontier_figure(table: pd.DataFrame, dataset: str) -> Figure:
         axes.plot(tested["parameters"], accuracies, label=label, **cross)
     axes.set_xscale("log")
     _name_networks(axes, table)
-    _draw_published(axes)
+    if is_mnist:
+        _draw_published(axes)
     axes.grid(alpha=0.3)
     charts.style_axes(axes, "parameters", "accuracy (%)")
     charts.legend_below(figure, axes, columns=1)
