@@ -291,6 +291,21 @@ def test_a_second_rollback_goes_one_further_back(store: rs.Store) -> None:
 
 
 @pytest.mark.slow
+def test_a_rollback_without_a_champion_names_none(
+    store: rs.Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for wrong in (40, 5):
+        store.promote(store.ask(rs.add_run(store, range(wrong))))
+    store.client.delete_registered_model_alias(rs.NAME, "champion")
+    printed(capsys)
+    store.promote(store.ask(rollback=True))
+    assert store.registry.aliases() == {"champion": "1"}
+    shown = printed(capsys)
+    assert "is champion again; there is none before it" in shown.replace("\n", " ")
+    assert "None" not in shown
+
+
+@pytest.mark.slow
 def test_evidence_is_on_the_version(store: rs.Store) -> None:
     noted = StoreConfig(store.uri, {"owner": "me"}, "a note")
     store.promote(replace(store.ask(rs.add_run(store, range(40))), tracking=noted))

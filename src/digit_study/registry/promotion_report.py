@@ -94,13 +94,15 @@ def rollback_sentence(
     Args:
         version: The version that is champion again.
         run_id: Its run.
-        instead_of: The version that was champion until now.
+        instead_of: The version that was champion until now; None where there was none.
         previous: The champion before ``version``; None where there was none.
     """
     before = "there is none before it"
     if previous:
         before = f"version {previous} is the one before it"
-    again = f"version {version} (run {run_id}) is champion again instead of version {instead_of}"
+    again = f"version {version} (run {run_id}) is champion again"
+    if instead_of is not None:
+        again += f" instead of version {instead_of}"
     return f"{again}; {before}"
 
 
