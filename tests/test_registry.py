@@ -404,6 +404,20 @@ def test_a_missing_alias_means_no_champion(store: rs.Store) -> None:
 
 
 @pytest.mark.slow
+def test_a_champion_that_was_registered_by_hand_needs_no_description(store: rs.Store) -> None:
+    store.client.create_registered_model(rs.NAME)
+    run_id = rs.add_run(store)
+    (model,) = store.client.get_run(run_id).outputs.model_outputs
+    source = f"models:/{model.model_id}"
+    store.client.create_model_version(rs.NAME, source, run_id, model_id=model.model_id)
+    store.client.set_registered_model_alias(rs.NAME, "champion", "1")
+    store.promote(store.ask(rs.add_run(store, range(40))))
+    assert store.registry.aliases() == {"champion": "1", "challenger": "2"}
+    description = store.client.get_registered_model(rs.NAME).description
+    assert f"**version 1**, run {run_id}" in description and "None" not in description
+
+
+@pytest.mark.slow
 def test_a_champion_on_other_digits_is_not_compared(store: rs.Store) -> None:
     store.promote(store.ask(rs.add_run(store)))
     store.client.set_model_version_tag(rs.NAME, "1", "dataset.sha256", "other")

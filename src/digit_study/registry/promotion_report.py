@@ -341,10 +341,10 @@ def model_description(champion: Champion | None, openings: int) -> str:
         replaced = "there was none before it"
         if champion.replaced is not None:
             replaced = f"it replaced version {champion.replaced}"
-        current = (
-            f"**version {champion.version}**, run {champion.run_id}; {replaced}.\n\n"
-            f"{champion.description}"
-        )
+        current = f"**version {champion.version}**, run {champion.run_id}; {replaced}."
+        # a version that was registered by hand may have none
+        if champion.description:
+            current += f"\n\n{champion.description}"
     return (
         "Recognizes a handwritten digit: raw pixels (n, 28, 28, 1), 0 to 255, to ten "
         f"probabilities.\n\nChampion: {current}\n\nThe sealed test set has been opened "
