@@ -97,6 +97,20 @@ def test_a_second_promotion_is_refused_after_a_while(store: rs.Store) -> None:
     assert "refused" in noted["outcome"]
 
 
+@pytest.mark.slow
+def test_a_rollback_that_is_refused_stands_in_the_history_as_one(
+    store: rs.Store, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for wrong in (40, 5):
+        store.promote(store.ask(rs.add_run(store, range(wrong))))
+    lock = FileLock(store.registry.ledger.path.with_suffix(".lock"))
+    with lock, pytest.raises(StudyError, match="one promotion"):
+        store.promote(store.ask(rollback=True), lock_wait_s=0.1)
+    capsys.readouterr()
+    store.promote(store.ask(history=True))
+    assert "UTC  rollback: refused: another promotion" in capsys.readouterr().out
+
+
 def lock_tag(store: rs.Store) -> str:
     return str(store.client.get_registered_model(rs.NAME).tags.get(LOCK_TAG, ""))
 

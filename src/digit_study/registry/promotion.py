@@ -270,7 +270,7 @@ def _plan_rollback(registry: Registry) -> None:
 def _roll_back(registry: Registry) -> None:
     if registry.is_clean():
         registry.previous()  # without it nothing is to be written
-    with registry.lock("rollback"):
+    with registry.lock():
         registry.recover()
         sentence = registry.roll_back()
     console().print(f"Rolled back: {sentence}.")

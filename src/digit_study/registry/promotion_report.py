@@ -304,7 +304,10 @@ def entry_text(entry: Entry) -> str:
 
 def note_text(event: LedgerEvent) -> str:
     """Return a request without an effect as the history shows it."""
-    return f"{_time(event['at'])}  run {event['run_id']}: {event['outcome']}\n  by {event['who']}"
+    what = f"run {event['run_id']}"
+    if event["run_id"] in ("", "rollback"):  # the word was kept by earlier versions
+        what = "rollback"
+    return f"{_time(event['at'])}  {what}: {event['outcome']}\n  by {event['who']}"
 
 
 def _time(at: str) -> str:

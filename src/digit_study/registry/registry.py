@@ -52,11 +52,12 @@ class Registry:
         self._lock = PromotionLock(self._client, self.ledger, name, lock_wait_s)
 
     @contextmanager
-    def lock(self, run_id: str) -> Iterator[bool]:
+    def lock(self, run_id: str = "") -> Iterator[bool]:
         """Let no other process promote inside the block; yield whether that took waiting.
 
         Args:
-            run_id: The run to promote, which the ledger notes if it is refused.
+            run_id: The run to promote, which the ledger notes if it is refused; empty for a
+                rollback.
 
         Raises:
             StudyError: If another promotion is under way for too long.
