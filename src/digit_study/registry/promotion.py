@@ -7,12 +7,11 @@ from mlflow.entities.model_registry import ModelVersion
 
 from digit_study.config.promote_config import PromoteConfig
 from digit_study.config.run_config import StoreConfig
-from digit_study.data.digits import dataset_name
 from digit_study.registry import contest, promotion_report
 from digit_study.registry.contest import Challenger, EvaluateSealed, Verdict, evaluate_sealed
 from digit_study.registry.ledger import Entry, EntryKind, EventKind
 from digit_study.registry.promotion_lock import WAIT_S
-from digit_study.registry.promotion_report import PromotionPlan, PromotionResult, VersionFacts
+from digit_study.registry.promotion_report import PromotionResult
 from digit_study.registry.registry import CHALLENGER, CHAMPION, Registry, outcome_of
 from digit_study.report.markdown import run_page
 from digit_study.stats.gate import budget
@@ -83,22 +82,18 @@ def _plan_promotion(registry: Registry, challenger: Challenger, config: PromoteC
         return
     if champion is not None:
         contest.require_same_data(registry.tracker, challenger, champion)
-    metrics = challenger.run.data.metrics
     limits = config.promote
-    plan = PromotionPlan(
-        run_id=challenger.run_id,
-        parameters=metrics.get("parameters", 0),
-        val_accuracy=metrics.get("val_accuracy", 0),
-        dataset=dataset_name(challenger.data),
+    table = promotion_report.plan_table(
+        challenger,
+        champion,
+        limits,
         openings=registry.ledger.openings(),
-        champion=_version_and_run(champion),
-        limits=limits,
         budget=budget(limits.significance, registry.ledger.comparisons()),
     )
     page = run_page(challenger.run.info.experiment_id, challenger.run_id)
     terminal = console()
     terminal.print("Dry run: nothing was opened or written.")
-    terminal.print(promotion_report.plan_table(plan))
+    terminal.print(table)
     terminal.print(registry.tracker.page_address(page), soft_wrap=True)
 
 
@@ -162,19 +157,15 @@ def _compare(
             before,
             is_same_split=is_same_split,
         )
-        version = _register(registry, opened[0], challenger, champion, verdict, config.tracking)
+        version = _register(registry, opened[0], challenger, verdict, config.tracking)
     except BaseException as fault:
         for entry in opened:
             registry.resolve(entry, f"{type(fault).__name__}: {fault}"[:500])
         raise
-    replaced = None
-    if champion is not None:
-        replaced = str(champion.version)
     return PromotionResult(
         model=registry.name,
         version=version,
         is_promoted=verdict.decision.promoted,
-        champion=replaced,
         evidence=verdict.evidence,
         openings=registry.ledger.openings(),
     )
@@ -206,7 +197,6 @@ def _register(
     registry: Registry,
     entry: Entry,
     challenger: Challenger,
-    champion: ModelVersion | None,
     verdict: Verdict,
     store: StoreConfig,
 ) -> str:
@@ -214,18 +204,9 @@ def _register(
     alias = CHALLENGER
     if verdict.decision.promoted:
         alias = CHAMPION
-    compared = None
-    if champion is not None:
-        compared = (champion.name, str(champion.version))
-    run = challenger.run.info
-    facts = VersionFacts(
-        experiment=run.experiment_id,
-        run_id=challenger.run_id,
-        run_name=str(run.run_name),
-        champion=compared,
-        evidence=verdict.evidence,
+    description = promotion_report.version_description(
+        challenger.run.info, registry.name, verdict.evidence
     )
-    description = promotion_report.version_description(facts)
     if store.note:
         description = f"{store.note}\n\n{description}"
     evidence = {**store.own_tags, **verdict.evidence}
@@ -242,7 +223,7 @@ def _register(
 
 def _print_result(registry: Registry, result: PromotionResult) -> None:
     model = ""
-    if not result.is_promoted and result.champion is None:
+    if not result.is_promoted and "compared.version" not in result.evidence:
         model = f" model=models:/{registry.name}/{result.version}"
     terminal = console()
     terminal.print(promotion_report.headline(result))
@@ -294,12 +275,6 @@ def _print_history(registry: Registry) -> None:
     terminal.print(promotion_report.opened_sentence(registry.ledger.openings()))
     if aliases:
         terminal.print(_page(registry), soft_wrap=True)
-
-
-def _version_and_run(champion: ModelVersion | None) -> tuple[str, str] | None:
-    if champion is None:
-        return None
-    return str(champion.version), str(champion.run_id)
 
 
 def _page(registry: Registry, version: str = "") -> str:

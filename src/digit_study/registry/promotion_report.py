@@ -7,9 +7,13 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 
+from mlflow.entities import RunInfo
+from mlflow.entities.model_registry import ModelVersion
 from rich.table import Table
 
 from digit_study.config.promote_config import GateConfig
+from digit_study.data.digits import dataset_name
+from digit_study.registry.contest import Challenger
 from digit_study.registry.ledger import Entry, EntryKind, LedgerEvent
 from digit_study.report.markdown import escape, run_page
 from digit_study.stats.gate import Budget
@@ -22,37 +26,6 @@ FIGURES = ("confusion_matrix.png", "mistakes.png")
 
 
 @dataclass(frozen=True)
-class Champion:
-    """The champion, as the description of the registered model names it."""
-
-    version: str
-    run_id: str
-    #: Version that it replaced; None where there was none.
-    replaced: str | None
-    #: Description of the version, in Markdown.
-    description: str | None
-
-
-@dataclass(frozen=True)
-class PromotionPlan:
-    """What a promotion would do."""
-
-    run_id: str
-    parameters: float
-    #: Validation accuracy, in [0, 1].
-    val_accuracy: float
-    #: Name of the data set whose sealed images would be opened.
-    dataset: str
-    #: How often they have been opened so far.
-    openings: int
-    #: Version and run of the champion; None where there is none.
-    champion: tuple[str, str] | None
-    limits: GateConfig
-    #: What the comparison with the champion may spend.
-    budget: Budget
-
-
-@dataclass(frozen=True)
 class PromotionResult:
     """What a promotion did."""
 
@@ -61,8 +34,6 @@ class PromotionResult:
     #: Number of the new version.
     version: str
     is_promoted: bool
-    #: Version of the champion before it; None where there was none.
-    champion: str | None
     #: Tags of the new version.
     evidence: Mapping[str, str]
     #: How often the sealed images have been opened, this time included.
@@ -106,34 +77,48 @@ def rollback_sentence(
     return f"{again}; {before}"
 
 
-def plan_table(plan: PromotionPlan) -> Table:
-    """Return what a dry run says, a row a fact."""
-    limits = plan.limits
+def plan_table(
+    challenger: Challenger,
+    champion: ModelVersion | None,
+    limits: GateConfig,
+    openings: int,
+    budget: Budget,
+) -> Table:
+    """Return what a dry run says, a row a fact.
+
+    Args:
+        challenger: The run that would be promoted.
+        champion: The version that it would be compared with, if there is one.
+        limits: The rules of the gate.
+        openings: How often the sealed images have been opened so far.
+        budget: What the comparison with the champion may spend.
+    """
+    metrics = challenger.run.data.metrics
+    accuracy = metrics.get("val_accuracy", 0)
+    parameters = metrics.get("parameters", 0)
     table = Table.grid(padding=(0, 2))
     table.add_row(
         "challenger",
-        f"run {plan.run_id}: validation accuracy {percent(plan.val_accuracy)}, "
-        f"{plan.parameters:,.0f} parameters",
+        f"run {challenger.run_id}: validation accuracy {percent(accuracy)}, "
+        f"{parameters:,.0f} parameters",
     )
-    if plan.champion is None:
+    if champion is None:
         table.add_row("champion", "none yet")
         table.add_row(
             "promoted if", f"it predicts {percent(limits.floor)} of the test images correctly"
         )
     else:
-        version, run_id = plan.champion
-        level = f"{plan.budget.level:.3g}"
-        table.add_row("champion", f"version {version} (run {run_id})")
+        table.add_row("champion", f"version {champion.version} (run {champion.run_id})")
         table.add_row(
             "promoted if",
-            f"significantly better (exact McNemar p < {level}), or smaller and shown to be at most "
-            f"{100 * limits.margin:g} points worse (one-sided, at the same level)",
+            f"significantly better (exact McNemar p < {budget.level:.3g}), or smaller and shown to "
+            f"be at most {100 * limits.margin:g} points worse (one-sided, at the same level)",
         )
-        table.add_row("error budget", f"{_budget_text(plan.budget, limits.significance)}")
+        table.add_row("error budget", _budget_text(budget, limits.significance))
     table.add_row(
         "test images",
-        f"{plan.dataset}, sealed: opened {times(plan.openings)} so far, and once more by this "
-        "promotion",
+        f"{dataset_name(challenger.data)}, sealed: opened {times(openings)} so far, and once more "
+        "by this promotion",
     )
     return table
 
@@ -150,8 +135,8 @@ def headline(result: PromotionResult) -> str:
     if result.is_promoted:
         return f"Promoted: version {result.version} of {result.model} is the champion now."
     champion = "there is still no champion"
-    if result.champion is not None:
-        champion = f"version {result.champion} stays the champion"
+    if "compared.version" in result.evidence:
+        champion = f"version {result.evidence['compared.version']} stays the champion"
     return (
         f"Not promoted: version {result.version} of {result.model} is registered as challenger; "
         f"{champion}."
@@ -332,19 +317,20 @@ def alias_text(model: str, aliases: Mapping[str, str]) -> str:
     return f"{model}: {', '.join(versions)}"
 
 
-def model_description(champion: Champion | None, openings: int) -> str:
+def model_description(champion: ModelVersion | None, replaced: str | None, openings: int) -> str:
     """Return the description of a registered model, in Markdown.
 
     Args:
         champion: The champion, if there is one.
+        replaced: The version that it replaced, if there was one.
         openings: How often the sealed test set has been opened.
     """
     current = "none."
     if champion is not None:
-        replaced = "there was none before it"
-        if champion.replaced is not None:
-            replaced = f"it replaced version {champion.replaced}"
-        current = f"**version {champion.version}**, run {champion.run_id}; {replaced}."
+        before = "there was none before it"
+        if replaced:
+            before = f"it replaced version {replaced}"
+        current = f"**version {champion.version}**, run {champion.run_id}; {before}."
         # a version that was registered by hand may have none
         if champion.description:
             current += f"\n\n{champion.description}"
@@ -356,43 +342,35 @@ def model_description(champion: Champion | None, openings: int) -> str:
     )
 
 
-@dataclass(frozen=True)
-class VersionFacts:
-    """What the description of a version links and quotes."""
+def version_description(run: RunInfo, model: str, evidence: Mapping[str, str]) -> str:
+    """Return the description of a version, in Markdown: the decision, then both networks.
 
-    #: Id of the experiment that its run is in.
-    experiment: str
-    run_id: str
-    run_name: str
-    #: Name of the registered model, and version of the champion it was compared with, if any.
-    champion: tuple[str, str] | None
-    #: Tags of the version.
-    evidence: Mapping[str, str]
-
-
-def version_description(facts: VersionFacts) -> str:
-    """Return the description of a version, in Markdown: the decision, then both networks."""
-    evidence = facts.evidence
-    page = run_page(facts.experiment, facts.run_id)
+    Args:
+        run: The run that the version is of.
+        model: Name of the registered model.
+        evidence: Tags of the version.
+    """
+    page = run_page(run.experiment_id, run.run_id)
     figures = [f"[{name}]({page}/artifacts/figures/{name})" for name in FIGURES]
     paragraphs = [
         f"**{escape(evidence['reason'])}**",
         "Question: may it replace the champion, by a single comparison on test images that nothing "
         "was selected on?",
-        _markdown_table(_version_rows(facts, page)),
+        _markdown_table(_version_rows(str(run.run_name), page, model, evidence)),
         _uncertainty_text(evidence),
         f"Figures, on its validation images: {' · '.join(figures)}",
-        f"Next: `python src/predict.py <images> model=runs:/{facts.run_id}/model`",
+        f"Next: `python src/predict.py <images> model=runs:/{run.run_id}/model`",
     ]
     return "\n\n".join(paragraph for paragraph in paragraphs if paragraph)
 
 
-def _version_rows(facts: VersionFacts, page: str) -> list[list[str]]:
-    evidence = facts.evidence
+def _version_rows(
+    run_name: str, page: str, model: str, evidence: Mapping[str, str]
+) -> list[list[str]]:
     rows = [
         ["", "this version"],
         [":--", "--:"],
-        ["trained by", f"[{escape(facts.run_name)}]({page})"],
+        ["trained by", f"[{escape(run_name)}]({page})"],
         [
             f"correct of {int(evidence['test_images']):,} sealed images",
             _rate(evidence, "test_accuracy"),
@@ -402,13 +380,13 @@ def _version_rows(facts: VersionFacts, page: str) -> list[list[str]]:
     has_robust = "robust_accuracy" in evidence
     if has_robust:
         rows.append(["corrupted validation images", _rate(evidence, "robust_accuracy")])
-    if facts.champion is None:
+    version = evidence.get("compared.version")
+    if version is None:
         return rows
-    name, version = facts.champion
     column = [
         "the champion then",
         "--:",
-        f"[version {version}]({pages.model_page(name, version)})",
+        f"[version {version}]({pages.model_page(model, version)})",
         percent(float(evidence["compared.test_accuracy"])),
         f"{int(evidence['compared.parameters']):,}",
     ]

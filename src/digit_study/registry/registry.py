@@ -282,15 +282,10 @@ class Registry:
 
     def _description(self) -> str:
         champion = self.at(CHAMPION)
-        current = None
+        replaced = None
         if champion is not None:
-            current = promotion_report.Champion(
-                str(champion.version),
-                str(champion.run_id),
-                champion.tags.get(BEFORE_TAG) or None,
-                champion.description,
-            )
-        return promotion_report.model_description(current, self.ledger.openings())
+            replaced = champion.tags.get(BEFORE_TAG)
+        return promotion_report.model_description(champion, replaced, self.ledger.openings())
 
 
 def outcome_of(alias: str) -> EntryOutcome:
