@@ -49,9 +49,7 @@ def test_what_is_published_of_mnist_is_not_drawn_for_other_digits() -> None:
 
 
 def test_a_dollar_in_the_name_of_a_network_begins_no_formula(tmp_path: Path) -> None:
-    figure = frontier_figure(
-        table(("a$^$b", 9_000, 0.992, True, np.nan)), "mnist", is_mnist=True
-    )
+    figure = frontier_figure(table(("a$^$b", 9_000, 0.992, True, np.nan)), "mnist", is_mnist=True)
     charts.save(figure, tmp_path / "frontier.png")
     assert figure.axes[0].texts[0].get_text() == "a$^$b  99.20 %"
 

@@ -14,6 +14,7 @@ from digit_study.registry.promotion_lock import WAIT_S
 from digit_study.registry.promotion_report import PromotionResult
 from digit_study.registry.registry import CHALLENGER, CHAMPION, Registry, outcome_of
 from digit_study.report.markdown import run_page
+from digit_study.report.terminal import print_next
 from digit_study.stats.gate import budget
 from digit_study.support.console import console
 from digit_study.support.workspace import Workspace
@@ -232,10 +233,7 @@ def _print_result(registry: Registry, result: PromotionResult) -> None:
     terminal.print(promotion_report.closing_sentences(result))
     page = pages.model_page(registry.name)
     where = registry.tracker.newest_address(page)
-    terminal.print(
-        f"next:\n  python src/predict.py <images>{model}\n  {where}",
-        soft_wrap=True,
-    )
+    print_next(f"python src/predict.py <images>{model}", where)
 
 
 def _plan_rollback(registry: Registry) -> None:

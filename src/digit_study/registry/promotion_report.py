@@ -16,9 +16,16 @@ from digit_study.data.digits import dataset_name
 from digit_study.registry.contest import Challenger
 from digit_study.registry.ledger import Entry, EntryKind, LedgerEvent
 from digit_study.report.markdown import escape, run_page
+from digit_study.report.sentences import counted
 from digit_study.stats.gate import Budget
 from digit_study.stats.metrics import accuracy_interval
-from digit_study.support.formatting import p_equals, percent, with_interval
+from digit_study.support.formatting import (
+    p_equals,
+    percent,
+    points,
+    points_with_interval,
+    with_interval,
+)
 from digit_study.tracking import pages
 
 #: Figures of a run that the description of its version links.
@@ -40,21 +47,9 @@ class PromotionResult:
     openings: int
 
 
-def times(number: int) -> str:
-    """Return ``1 time`` or ``2 times``."""
-    if number == 1:
-        return "1 time"
-    return f"{number} times"
-
-
-def points(difference: float) -> str:
-    """Return a difference of two accuracies in percentage points: ``+0.20 points``."""
-    return f"{100 * difference:+.2f} points"
-
-
 def opened_sentence(openings: int) -> str:
     """Return how often the sealed test set has been opened."""
-    return f"The sealed test set has been opened {times(openings)}."
+    return f"The sealed test set has been opened {counted(openings, 'time')}."
 
 
 def rollback_sentence(
@@ -115,10 +110,11 @@ def plan_table(
             f"be at most {100 * limits.margin:g} points worse (one-sided, at the same level)",
         )
         table.add_row("error budget", _budget_text(budget, limits.significance))
+    opened = counted(openings, "time")
     table.add_row(
         "test images",
-        f"{dataset_name(challenger.data)}, sealed: opened {times(openings)} so far, and once more "
-        "by this promotion",
+        f"{dataset_name(challenger.data)}, sealed: opened {opened} so far, and once more by this "
+        "promotion",
     )
     return table
 
@@ -234,9 +230,9 @@ def _robust_rows(evidence: Mapping[str, str]) -> list[list[str]]:
 def _difference(evidence: Mapping[str, str], name: str) -> str:
     """Return a difference of two accuracies in points, with its 95 % interval."""
     difference = float(evidence[name])
-    low = 100 * float(evidence[f"{name}_low"])
-    high = 100 * float(evidence[f"{name}_high"])
-    return f"{points(difference)} [{low:+.2f}, {high:+.2f}]"
+    low = float(evidence[f"{name}_low"])
+    high = float(evidence[f"{name}_high"])
+    return points_with_interval(difference, low, high)
 
 
 def _rate(evidence: Mapping[str, str], name: str) -> str:
@@ -334,10 +330,11 @@ def model_description(champion: ModelVersion | None, replaced: str | None, openi
         # a version that was registered by hand may have none
         if champion.description:
             current += f"\n\n{champion.description}"
+    opened = counted(openings, "time")
     return (
         "Recognizes a handwritten digit: raw pixels (n, 28, 28, 1), 0 to 255, to ten "
         f"probabilities.\n\nChampion: {current}\n\nThe sealed test set has been opened "
-        f"{times(openings)}; the tags `ledger.*` say by whom, when, for which run and to what end "
+        f"{opened}; the tags `ledger.*` say by whom, when, for which run and to what end "
         "(`python sweeps/promote.py history=true`)."
     )
 

@@ -66,10 +66,10 @@ class Registry:
             try:
                 waited = stack.enter_context(self._lock.hold())
             except TimeoutError:
-                raise self._refuse(run_id) from None
+                raise self._refusal(run_id) from None
             yield waited
 
-    def _refuse(self, run_id: str) -> StudyError:
+    def _refusal(self, run_id: str) -> StudyError:
         """Note in the ledger that a request was refused, and return what to say of it."""
         seconds = f"{self._lock.wait_s:g} s"
         outcome = f"refused: another promotion was under way for more than {seconds}"
@@ -244,7 +244,7 @@ class Registry:
             entry: An entry that has begun and not ended.
             why: What cut it off.
         """
-        done = self._finish(entry)
+        done = self._finish_or_undo(entry)
         if done is None:
             reason = f"cut off before the alias moved ({why}), nothing of it stands"
             self.end(entry, EntryOutcome.INTERRUPTED, reason)
@@ -255,7 +255,7 @@ class Registry:
             f"{done}"
         )
 
-    def _finish(self, entry: Entry) -> str | None:
+    def _finish_or_undo(self, entry: Entry) -> str | None:
         """Finish an entry whose alias has moved, and say so; else delete its version."""
         start = entry.start
         aliases = self.aliases()

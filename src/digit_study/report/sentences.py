@@ -10,7 +10,7 @@ import pandas as pd
 
 from digit_study.report.ranking import RankedRow
 from digit_study.stats.race import MOST_SEEDS, POWER, Gap
-from digit_study.support.formatting import accuracy_with_interval, percent
+from digit_study.support.formatting import accuracy_with_interval, percent, points
 
 #: Name of the table and the figure of what every network of a confirmation gets wrong.
 MISCLASSIFIED = "misclassified_by_all"
@@ -40,7 +40,7 @@ class SelectionBias:
             f"selection bias: the best of {counted(self.configurations, 'configuration')}, "
             f"trial {trial_of(self.name)}, had {percent(self.searched)} in the search and has "
             f"{percent(self.confirmed)} on {self.seeds} fresh seeds, "
-            f"{100 * self.value:+.2f} points"
+            f"{points(self.value)}"
         )
 
 
@@ -301,10 +301,7 @@ def confirmation_summary(tied: int, count: int, images: int | None, bias: float 
         "(Tukey over seeds, or Holm over images)."
     )
     if bias is not None:
-        text += (
-            " Selection bias, what the best of the search lost on fresh seeds: "
-            f"{100 * bias:+.2f} points."
-        )
+        text += f" Selection bias, what the best of the search lost on fresh seeds: {points(bias)}."
     return text
 
 

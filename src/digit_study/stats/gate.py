@@ -7,7 +7,7 @@ from typing import Annotated
 
 from digit_study.stats.metrics import accuracy_interval
 from digit_study.stats.ranking import PairedTest
-from digit_study.support.formatting import percent, with_interval
+from digit_study.support.formatting import percent, points, points_with_interval, with_interval
 from digit_study.support.rules import Rule, between
 
 #: What the name of a registered model must be.
@@ -149,7 +149,7 @@ def decide(
     parameters_saved = champion.parameters - challenger.parameters
     is_smaller = parameters_saved > 0
     lowest = test.lower_end(level)
-    shown = f"at worst {100 * lowest:+.2f} points at the level {level:.3g} ({spent})"
+    shown = f"at worst {points(lowest)} at the level {level:.3g} ({spent})"
     if is_smaller and lowest >= -margin:
         reason = f"not worse by {margin:g}, with {parameters_saved:,} parameters fewer: {shown}"
         return GateDecision(promoted=True, rule="smaller", reason=f"{facts}: {reason}")
@@ -165,14 +165,8 @@ def decide(
 
 def _in_words(test: PairedTest) -> str:
     """Return the comparison of a champion with a challenger as text."""
-    difference = 100 * test.difference
-    low = 100 * test.low
-    high = 100 * test.high
-    return (
-        f"{test.images:,} test images: "
-        f"{difference:+.2f} points [{low:+.2f}, {high:+.2f}], "
-        f"exact McNemar p = {test.p_value:.3g}"
-    )
+    difference = points_with_interval(test.difference, test.low, test.high)
+    return f"{test.images:,} test images: {difference}, exact McNemar p = {test.p_value:.3g}"
 
 
 def _decide_first(challenger: NetworkResult, limits: GateConfig) -> GateDecision:
@@ -184,8 +178,3 @@ def _decide_first(challenger: NetworkResult, limits: GateConfig) -> GateDecision
         return GateDecision(promoted=True, rule="first", reason=reason)
     reason = f"{facts}: below the floor of {floor} that the first must pass"
     return GateDecision(promoted=False, rule="below_floor", reason=reason)
-
-
-#: Old names, until their callers use the new ones.
-Score = NetworkResult
-Decision = GateDecision

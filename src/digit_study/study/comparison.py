@@ -21,7 +21,7 @@ from digit_study.report.terminal import print_facts, print_lines, print_table
 from digit_study.stats.metrics import Evaluation, evaluation_from_table
 from digit_study.stats.ranking import PairedTest, paired_test
 from digit_study.support.errors import StudyError
-from digit_study.support.formatting import accuracy_with_interval, p_value
+from digit_study.support.formatting import accuracy_with_interval, p_value, points_with_interval
 from digit_study.support.trial_status import FAILURE_TAG
 from digit_study.support.workspace import Workspace
 from digit_study.tracking.queries import recorded_config
@@ -199,15 +199,13 @@ def _write_files(pair: Pair, folder: Path) -> None:
 def _print(pair: Pair, run_id: str, view: str) -> None:
     """Print the test, the images that flipped, and where the figures are."""
     test = pair.test
-    low = 100 * test.low
-    high = 100 * test.high
-    interval = f"{100 * test.difference:+.2f} points [{low:+.2f}, {high:+.2f}]"
+    difference = points_with_interval(test.difference, test.low, test.high)
     print_facts(
         "Comparison on the same validation images",
         {
             f"a, run {pair.a.run_id}": accuracy_with_interval(pair.a.evaluation.metrics),
             f"b, run {pair.b.run_id}": accuracy_with_interval(pair.b.evaluation.metrics),
-            "b minus a": f"{interval}, 95 % interval, {test.images:,} images",
+            "b minus a": f"{difference}, 95 % interval, {test.images:,} images",
             "exact McNemar p": p_value(test.p_value),
             "only a correct, only b correct": f"{test.only_first}, {test.only_second}",
         },

@@ -15,7 +15,7 @@ from digit_study.stats.ranking import SIGNIFICANCE, PairedTest, paired_test
 from digit_study.study.multirun import train_single
 from digit_study.study.run_plan import PlannedRun, RunPlan
 from digit_study.support.errors import StudyError
-from digit_study.support.formatting import p_equals
+from digit_study.support.formatting import p_equals, points_with_interval
 from digit_study.support.workspace import Workspace
 from digit_study.tracking import provenance, session
 from digit_study.tracking.location import store_uri
@@ -96,14 +96,12 @@ def assess(old: Run, new: Run, weights: str, test: PairedTest) -> Verdict:
     if old.data.tags.get("weights.sha256") == weights:
         sentence = f"bit-identical: {name}: equal weights, sha256 {weights}"
         return Verdict("bit-identical", sentence)
-    difference = f"{100 * test.difference:+.2f}"
-    low = f"{100 * test.low:+.2f}"
-    high = f"{100 * test.high:+.2f}"
+    difference = points_with_interval(test.difference, test.low, test.high)
     before = provenance.plain(old.data.tags)
     after = provenance.plain(new.data.tags)
     changed = "; ".join(differences(before, after))
     facts = (
-        f"{difference} points [{low}, {high}] on {test.images:,} validation "
+        f"{difference} on {test.images:,} validation "
         f"images, exact McNemar {p_equals(test.p_value)}; "
         f"{changed or 'nothing that was recorded differs'}"
     )

@@ -25,6 +25,24 @@ def with_interval(value: float, low: float, high: float) -> str:
     return f"{percent(value)} [{low_percent:.2f}, {high_percent:.2f}]"
 
 
+def points(difference: float) -> str:
+    """Return a difference of two accuracies, in [-1, 1], as percentage points: ``+0.20 points``."""
+    return f"{100 * difference:+.2f} points"
+
+
+def points_with_interval(difference: float, low: float, high: float) -> str:
+    """Return a difference of two accuracies and its interval: ``+0.20 points [+0.05, +0.35]``.
+
+    Args:
+        difference: The difference, in [-1, 1].
+        low: Lower end of its 95 % interval, in [-1, 1].
+        high: Upper end of its 95 % interval, in [-1, 1].
+    """
+    low_points = 100 * low
+    high_points = 100 * high
+    return f"{points(difference)} [{low_points:+.2f}, {high_points:+.2f}]"
+
+
 def accuracy_with_interval(metrics: Mapping[Any, Any]) -> str:
     """Return the validation accuracy of a run's metrics with its 95 % interval.
 
