@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -48,17 +49,11 @@ class Medium(Enum):
 
 
 @dataclass(frozen=True)
-class Noise:
-    """Standard deviations of an accuracy, in [0, 1]; None where they are not known."""
-
-    seeds: float | None
-    images: float | None
-    both: float | None
-
-
-@dataclass(frozen=True)
 class RankedRow:
-    """One run, configuration, candidate or network; it has an attribute for each column."""
+    """One run, configuration, candidate or network; it has an attribute for each column.
+
+    Numbers that are not known are NaN.
+    """
 
     rank: int
     name: str
@@ -72,14 +67,18 @@ class RankedRow:
     is_winner: bool
     #: Whether no smaller network is as good.
     is_on_front: bool
-    loss: float | None
-    #: Accuracy on corrupted validation images; None of runs of an earlier version.
-    robust: float | None
-    seconds: float | None
-    p_value: float | None
-    p_seeds: float | None
-    p_images: float | None
-    noise: Noise
+    loss: float
+    #: Accuracy on corrupted validation images; NaN of runs of an earlier version.
+    robust: float
+    seconds: float
+    minutes: float
+    p_value: float
+    p_seeds: float
+    p_images: float
+    #: Standard deviations of the accuracy, in [0, 1], by seeds, by images and by both.
+    sd_seeds: float
+    sd_images: float
+    sd_both: float
     #: Accuracy on the sealed test images, where they were opened for it.
     sealed: Estimate | None
 
@@ -91,19 +90,6 @@ class Column:
     heading: str
     cell: Callable[[RankedRow], Cell]
     media: Sequence[Medium] = tuple(Medium)
-
-
-def _points(deviation: float | None) -> Cell:
-    """Return a standard deviation in percentage points."""
-    if deviation is None:
-        return number(None)
-    return number(100 * deviation, "{:.3f}")
-
-
-def _robust_accuracy(row: RankedRow) -> Cell:
-    if row.robust is None:
-        return number(None)
-    return number(100 * row.robust, "{:.2f} %")
 
 
 def _sealed_accuracy(row: RankedRow) -> Cell:
@@ -126,7 +112,7 @@ _ACCURACY = Column("accuracy [95 % interval]", lambda row: accuracy(row.accuracy
 _MEAN = Column("mean accuracy [95 %]", lambda row: accuracy(row.accuracy))
 _PARAMETERS = Column("parameters", lambda row: number(row.parameters))
 _SEEDS = Column("seeds", lambda row: number(row.seeds))
-_ROBUST = Column("robust", _robust_accuracy)
+_ROBUST = Column("robust", lambda row: number(100 * row.robust, "{:.2f} %"))
 _LOSS = Column("loss", lambda row: number(row.loss, "{:.4f}"))
 _SECONDS = Column("seconds", lambda row: number(row.seconds, "{:.1f}"))
 _P_VALUE = Column("p", lambda row: p_cell(row.p_value))
@@ -185,9 +171,9 @@ COLUMNS: dict[RankingKind, tuple[Column | str, ...]] = {
         _SEEDS,
         _PARAMETERS,
         _NAME,
-        Column("± seeds", lambda row: _points(row.noise.seeds), _ON_PAGE),
-        Column("± images", lambda row: _points(row.noise.images), _ON_PAGE),
-        Column("± both", lambda row: _points(row.noise.both), _ON_PAGE),
+        Column("± seeds", lambda row: number(100 * row.sd_seeds, "{:.3f}"), _ON_PAGE),
+        Column("± images", lambda row: number(100 * row.sd_images, "{:.3f}"), _ON_PAGE),
+        Column("± both", lambda row: number(100 * row.sd_both, "{:.3f}"), _ON_PAGE),
         Column("p, seeds", lambda row: p_cell(row.p_seeds), _ON_PAGE),
         Column("p, images", lambda row: p_cell(row.p_images), _ON_PAGE),
         _on_page(_RUN_ID),
@@ -195,7 +181,7 @@ COLUMNS: dict[RankingKind, tuple[Column | str, ...]] = {
     RankingKind.NETWORKS: (
         _NAME,
         _PARAMETERS,
-        Column("minutes", lambda row: number(_minutes(row), "{:.1f}")),
+        Column("minutes", lambda row: number(row.minutes, "{:.1f}")),
         _MEAN,
         _ROBUST,
         _SEEDS,
@@ -237,12 +223,6 @@ LEGENDS = {
         "minutes of one network; sealed test images: the first seed"
     ),
 }
-
-
-def _minutes(row: RankedRow) -> float | None:
-    if row.seconds is None:
-        return None
-    return row.seconds / 60
 
 
 @dataclass(frozen=True)
@@ -415,14 +395,6 @@ def _note(shared: str, shown: int, count: int) -> str:
 
 
 def _row(place: int, record: dict[Any, Any]) -> RankedRow:
-    noise = Noise(
-        _known(record.get("sd_seeds")),
-        _known(record.get("sd_images")),
-        _known(record.get("sd_both")),
-    )
-    seconds = record.get("training_seconds")
-    if "minutes" in record:
-        seconds = 60 * record["minutes"]
     return RankedRow(
         rank=int(record.get("rank", place)),
         name=str(record["name"]),
@@ -433,13 +405,16 @@ def _row(place: int, record: dict[Any, Any]) -> RankedRow:
         is_tied=bool(record["tied"]),
         is_winner=bool(record.get("winner", False)),
         is_on_front=bool(record.get("front", False)),
-        loss=_known(record.get("val_loss")),
-        robust=_known(record.get("robust_accuracy")),
-        seconds=_known(seconds),
-        p_value=_known(record.get("p_adjusted")),
-        p_seeds=_known(record.get("p_seeds")),
-        p_images=_known(record.get("p_images")),
-        noise=noise,
+        loss=record.get("val_loss", math.nan),
+        robust=record.get("robust_accuracy", math.nan),
+        seconds=record.get("training_seconds", math.nan),
+        minutes=record.get("minutes", math.nan),
+        p_value=record.get("p_adjusted", math.nan),
+        p_seeds=record.get("p_seeds", math.nan),
+        p_images=record.get("p_images", math.nan),
+        sd_seeds=record.get("sd_seeds", math.nan),
+        sd_images=record.get("sd_images", math.nan),
+        sd_both=record.get("sd_both", math.nan),
         sealed=_sealed_estimate(record),
     )
 
@@ -449,13 +424,6 @@ def _estimate(record: dict[Any, Any], metric: str) -> Estimate:
 
 
 def _sealed_estimate(record: dict[Any, Any]) -> Estimate | None:
-    if _known(record.get("test_accuracy")) is None:
+    if math.isnan(record.get("test_accuracy", math.nan)):
         return None
     return _estimate(record, "test_accuracy")
-
-
-def _known(value: Any) -> float | None:
-    """Return a number, None for NaN."""
-    if value is None or value != value:
-        return None
-    return float(value)

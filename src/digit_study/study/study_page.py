@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import shlex
 import tempfile
 from collections import Counter
@@ -262,8 +263,8 @@ def _confirmation(
         deviations = {name: float(np.std(value, ddof=1)) for name, value in values.items()}
         ranking = ranking.assign(
             sd_seeds=ranking["name"].map(deviations),
-            sd_images=None,
-            sd_both=None,
+            sd_images=math.nan,
+            sd_both=math.nan,
             sweep_val_accuracy=None,
         )
     candidates = []
