@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum, auto
 from typing import Any
 
@@ -82,6 +82,17 @@ class RankedRow:
     #: Accuracy on the sealed test images, where they were opened for it.
     sealed: Estimate | None
 
+    @property
+    def verdict(self) -> str:
+        """Return in a word how it stands to the best."""
+        if self.is_winner:
+            return "winner"
+        if self.is_tied and self.rank == 1:
+            return "best"
+        if self.is_tied:
+            return "tied"
+        return "worse"
+
 
 @dataclass(frozen=True)
 class Column:
@@ -98,6 +109,10 @@ def _sealed_accuracy(row: RankedRow) -> Cell:
     return accuracy(row.sealed)
 
 
+def _name(row: RankedRow) -> Cell:
+    return Cell(row.name, run_id=row.run_id)
+
+
 def _front(row: RankedRow) -> Cell:
     if row.is_on_front:
         return Cell("yes")
@@ -105,8 +120,11 @@ def _front(row: RankedRow) -> Cell:
 
 
 _ON_PAGE = (Medium.PAGE,)
-_NAME = "name"
-_VERDICT = "verdict"
+_RUN = Column("run", _name)
+#: The page has a column for each of its settings instead.
+_CONFIGURATION = Column("trial: configuration", _name)
+_NETWORK = Column("network", _name)
+_VERDICT = Column("verdict", lambda row: Cell(row.verdict))
 _RANK = Column("rank", lambda row: number(row.rank))
 _ACCURACY = Column("accuracy [95 % interval]", lambda row: accuracy(row.accuracy))
 _MEAN = Column("mean accuracy [95 %]", lambda row: accuracy(row.accuracy))
@@ -127,11 +145,11 @@ def _on_page(column: Column) -> Column:
     return Column(column.heading, column.cell, _ON_PAGE)
 
 
-#: Columns by what is ranked; those named ``name`` and ``verdict`` are filled by the table.
-COLUMNS: dict[RankingKind, tuple[Column | str, ...]] = {
+#: Columns by what is ranked.
+COLUMNS: dict[RankingKind, tuple[Column, ...]] = {
     RankingKind.RUNS: (
         _RANK,
-        _NAME,
+        _RUN,
         _ACCURACY,
         _ROBUST,
         _LOSS,
@@ -142,7 +160,7 @@ COLUMNS: dict[RankingKind, tuple[Column | str, ...]] = {
         _RUN_ID,
     ),
     RankingKind.UNPAIRED_RUNS: (
-        _NAME,
+        _RUN,
         _ACCURACY,
         _ROBUST,
         _LOSS,
@@ -158,7 +176,7 @@ COLUMNS: dict[RankingKind, tuple[Column | str, ...]] = {
         _on_page(_P_VALUE),
         _PARAMETERS,
         _SEEDS,
-        _NAME,
+        _CONFIGURATION,
         _on_page(_LOSS),
         _on_page(_SECONDS),
         _on_page(_RUN_ID),
@@ -170,7 +188,7 @@ COLUMNS: dict[RankingKind, tuple[Column | str, ...]] = {
         _ROBUST,
         _SEEDS,
         _PARAMETERS,
-        _NAME,
+        _CONFIGURATION,
         Column("± seeds", lambda row: number(100 * row.sd_seeds, "{:.3f}"), _ON_PAGE),
         Column("± images", lambda row: number(100 * row.sd_images, "{:.3f}"), _ON_PAGE),
         Column("± both", lambda row: number(100 * row.sd_both, "{:.3f}"), _ON_PAGE),
@@ -179,7 +197,7 @@ COLUMNS: dict[RankingKind, tuple[Column | str, ...]] = {
         _on_page(_RUN_ID),
     ),
     RankingKind.NETWORKS: (
-        _NAME,
+        _NETWORK,
         _PARAMETERS,
         Column("minutes", lambda row: number(row.minutes, "{:.1f}")),
         _MEAN,
@@ -188,14 +206,6 @@ COLUMNS: dict[RankingKind, tuple[Column | str, ...]] = {
         Column("on the front", _front),
         Column("sealed test images [95 %]", _sealed_accuracy),
     ),
-}
-#: What a column of names is called.
-NAMED = {
-    RankingKind.RUNS: "run",
-    RankingKind.UNPAIRED_RUNS: "run",
-    RankingKind.CONFIGURATIONS: "trial: configuration",
-    RankingKind.CANDIDATES: "trial: configuration",
-    RankingKind.NETWORKS: "network",
 }
 #: What a narrow terminal does not show, the first one first.
 OPTIONAL = ("run id", "loss", "seconds", "p", "minutes", "robust", "parameters", "seeds")
@@ -255,21 +265,22 @@ class RankedTable:
             title: What stands above it.
             most_rows: How many rows are shown; None shows all.
         """
-        shown = self.rows[:most_rows]
-        names, shared = short_names([row.name for row in shown])
+        chosen = self.rows[:most_rows]
+        names, shared = short_names([row.name for row in chosen])
+        shown = [replace(row, name=name) for row, name in zip(chosen, names, strict=True)]
         split = None
         if medium is Medium.PAGE:
             split = split_names(names)
         headings: list[str] = []
         rows: list[list[Cell]] = [[] for _ in shown]
         for column in self._columns(medium):
-            if column == _NAME and split is not None:
+            if column is _CONFIGURATION and split is not None:
                 headings += ["trial", *split.keys]
                 _add_settings(rows, split)
                 continue
-            headings.append(self._heading(column))
-            for cells, name, row in zip(rows, names, shown, strict=True):
-                cells.append(self._cell(column, row, name))
+            headings.append(column.heading)
+            for cells, row in zip(rows, shown, strict=True):
+                cells.append(column.cell(row))
         return TableView(
             headings,
             rows,
@@ -283,37 +294,13 @@ class RankedTable:
             optional=[heading for heading in OPTIONAL if heading in headings],
         )
 
-    def _columns(self, medium: Medium) -> list[Column | str]:
+    def _columns(self, medium: Medium) -> list[Column]:
         """Return the columns that a medium has, without one that says 1 seed in every row."""
-        columns = [column for column in COLUMNS[self.kind] if _is_shown(column, medium)]
+        columns = [column for column in COLUMNS[self.kind] if medium in column.media]
         is_single = all(row.seeds == 1 for row in self.rows)
         if self.kind is RankingKind.CONFIGURATIONS and is_single:
             columns.remove(_SEEDS)
         return columns
-
-    def _heading(self, column: Column | str) -> str:
-        if isinstance(column, Column):
-            return column.heading
-        if column == _NAME:
-            return NAMED[self.kind]
-        return column
-
-    def _cell(self, column: Column | str, row: RankedRow, name: str) -> Cell:
-        if isinstance(column, Column):
-            return column.cell(row)
-        if column == _NAME:
-            return Cell(name, run_id=row.run_id)
-        return Cell(self.verdict(row))
-
-    def verdict(self, row: RankedRow) -> str:
-        """Return in a word how a row stands to the best."""
-        if row.is_winner:
-            return "winner"
-        if row.is_tied and row.rank == 1:
-            return "best"
-        if row.is_tied:
-            return "tied"
-        return "worse"
 
     def _is_marked(self, row: RankedRow) -> bool:
         """Return whether a row stands out: the winner, or all that may be the best."""
@@ -378,10 +365,6 @@ def splits_view(means: pd.DataFrame) -> TableView:
         title="Mean validation accuracy over the splits",
         legend="± points: standard deviation over the splits (data.seed)",
     )
-
-
-def _is_shown(column: Column | str, medium: Medium) -> bool:
-    return isinstance(column, str) or medium in column.media
 
 
 def _note(shared: str, shown: int, count: int) -> str:
