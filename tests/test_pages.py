@@ -171,7 +171,7 @@ def test_a_confirmed_study_answers_with_fresh_seeds_and_both_kinds_of_noise(stor
     by_images = [cell.number for cell in column(table, "± images")]
     both = [cell.number for cell in column(table, "± both")]
     deviations = [
-        100 * np.std(candidate.values, ddof=1) for candidate in page.confirmation.candidates
+        100 * np.std(candidate["values"], ddof=1) for candidate in page.confirmation.candidates
     ]
     assert by_seeds == pytest.approx(deviations)
     assert both == pytest.approx(np.hypot(by_seeds, by_images).tolist(), rel=1e-5)
@@ -195,9 +195,9 @@ def test_a_confirmation_from_before_noise_was_split_is_still_shown(
     assert_safe(text)
     assert page.confirmation is not None
     candidates = page.confirmation.candidates
-    assert [candidate.sweep_val_accuracy for candidate in candidates] == [None, None]
+    assert [candidate["sweep_val_accuracy"] for candidate in candidates] == [None, None]
     table = page.confirmation.table
-    deviations = [100 * np.std(candidate.values, ddof=1) for candidate in candidates]
+    deviations = [100 * np.std(candidate["values"], ddof=1) for candidate in candidates]
     assert [cell.number for cell in column(table, "± seeds")] == pytest.approx(deviations)
     for heading in ("± images", "± both"):
         assert [cell.text for cell in column(table, heading)] == ["–", "–"]

@@ -257,6 +257,11 @@ class RankedTable:
         records = named.to_dict("records")
         return cls(kind, [_row(place, row) for place, row in enumerate(records, start=1)])
 
+    @property
+    def winner(self) -> RankedRow:
+        """Return the candidate that won."""
+        return next(row for row in self.rows if row.is_winner)
+
     def view(self, medium: Medium, *, title: str = "", most_rows: int | None = None) -> TableView:
         """Return the table as a medium shows it.
 

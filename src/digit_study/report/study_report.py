@@ -14,6 +14,7 @@ from typing import Any
 import jinja2
 
 from digit_study.report.figures.interactive import Picture
+from digit_study.report.ranking import RankedRow
 from digit_study.report.tables import TableView
 
 #: Mistakes of a network that the page shows: those that it was surest of.
@@ -33,34 +34,17 @@ class Answer:
 
 
 @dataclass(frozen=True)
-class ConfirmedCandidate:
-    """A candidate of a confirmation as the page draws it; accuracies lie in [0, 1]."""
-
-    name: str
-    mean: float
-    low: float
-    high: float
-    winner: bool
-    #: Accuracy in the search; None where it was not recorded.
-    sweep_val_accuracy: float | None
-    #: Accuracy of every seed.
-    values: Sequence[float]
-
-
-@dataclass(frozen=True)
 class ConfirmationReport:
     """The latest confirmation of a study."""
 
     table: TableView
-    candidates: Sequence[ConfirmedCandidate]
+    winner: RankedRow
+    #: The candidates as the page draws them. Each has name, mean, low, high, winner,
+    #: sweep_val_accuracy (None where it was not recorded), and values, the accuracy of every seed.
+    candidates: Sequence[dict[Any, Any]]
     summary: str
     #: The best run of every candidate.
     run_ids: Sequence[str]
-
-    @property
-    def winner(self) -> ConfirmedCandidate:
-        """Return the candidate that won."""
-        return next(candidate for candidate in self.candidates if candidate.winner)
 
 
 @dataclass(frozen=True)
@@ -104,9 +88,9 @@ class StudyReport:
                 figures.append({"name": picture.name, "figure": picture.figure})
         drawn = json.dumps({"pictures": figures}, separators=(",", ":"))
         packed = {"plotly": _packed_plotly(), "drawn": _packed(drawn)}
-        confirmed = []
+        confirmed: Sequence[dict[Any, Any]] = []
         if self.confirmation is not None:
-            confirmed = [vars(candidate) for candidate in self.confirmation.candidates]
+            confirmed = self.confirmation.candidates
         data = {
             "curves": self.networks.curves,
             "compared": self.networks.compared,

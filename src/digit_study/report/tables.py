@@ -82,17 +82,6 @@ def _without(items: Sequence[T], place: int) -> list[T]:
     return [*before, *after]
 
 
-@dataclass(frozen=True)
-class PromotionRow:
-    """One promotion or rollback, as the ledger has it."""
-
-    at: str
-    decision: str
-    evidence: str
-    run_id: str
-    who: str
-
-
 def number(value: Any, form: str = "{:,.0f}") -> Cell:
     """Return a number in its format; a dash, sorted last, where there is none.
 
@@ -208,31 +197,6 @@ def front_table(front: pd.DataFrame, objectives: Mapping[str, str]) -> TableView
         values = [number(trial[name], "{:.6g}") for name in objectives]
         rows.append([number(trial["number"], "{}"), *values])
     return TableView(["trial", *headings], rows, title="Pareto front")
-
-
-def promotions_table(promotions: Sequence[PromotionRow], run_ids: Iterable[str]) -> TableView:
-    """Show promotions and rollbacks, the newest first.
-
-    Args:
-        promotions: All of the ledger, the oldest first.
-        run_ids: Runs of the study that is shown, whose rows are marked.
-    """
-    own = set(run_ids)
-    rows = []
-    marked = []
-    for position, promotion in enumerate(reversed(promotions)):
-        rows.append(
-            [
-                Cell(promotion.at),
-                Cell(promotion.decision),
-                Cell(promotion.evidence),
-                Cell(promotion.run_id, run_id=promotion.run_id),
-                Cell(promotion.who),
-            ]
-        )
-        if promotion.run_id in own:
-            marked.append(position)
-    return TableView(["date", "decision", "evidence", "run", "who"], rows, marked=marked)
 
 
 def flipped_table(flips: pd.DataFrame, most_rows: int) -> TableView:

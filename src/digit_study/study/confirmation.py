@@ -22,7 +22,7 @@ from digit_study.report import sentences
 from digit_study.report.description import RunDescription
 from digit_study.report.figures import charts, paired_figures
 from digit_study.report.figures.ranking_figures import confirmation_figure
-from digit_study.report.ranking import RankedRow, RankedTable, RankingKind
+from digit_study.report.ranking import RankedTable, RankingKind
 from digit_study.report.sentences import MISCLASSIFIED, SelectionBias
 from digit_study.report.terminal import print_lines, print_next, print_ranking
 from digit_study.stats.metrics import misclassified_by_all
@@ -89,11 +89,6 @@ class _Conclusion:
         """Return the ranking as people see it."""
         return RankedTable.of(RankingKind.CANDIDATES, self.ranking)
 
-    @property
-    def winner(self) -> RankedRow:
-        """Return the candidate that won."""
-        return next(row for row in self.table.rows if row.is_winner)
-
 
 def plan_confirmation(
     arguments: Sequence[str], study: StudyConfig, workspace: Workspace
@@ -152,7 +147,7 @@ def confirm(
     if failures:
         heading = f"{sentences.counted(len(failures), 'run')} of the confirmation failed:"
         raise StudyError("\n".join([heading, *failures]))
-    return conclusion.winner.run_id
+    return conclusion.table.winner.run_id
 
 
 def _run(
@@ -328,7 +323,7 @@ def _publish(race: SeedRace, conclusion: _Conclusion, results: RunResults, log: 
     """Record the conclusion, keep the winner's model alone, and print it."""
     _write_files(race, conclusion, results, log)
     log.describe(_description(race, conclusion), _keys(race.plan))
-    winner = conclusion.winner
+    winner = conclusion.table.winner
     log.tags({"winner.run_id": winner.run_id, "winner.name": winner.name})
     log.best_of(f"{len(conclusion.ranking)} candidates", _winner_record(conclusion))
     metrics = {
@@ -376,7 +371,7 @@ def _write_files(
 def _print(race: SeedRace, conclusion: _Conclusion, results: RunResults) -> None:
     """Print the ranking, what it teaches, the winner, and what to do next."""
     study = race.plan.study
-    winner = conclusion.winner
+    winner = conclusion.table.winner
     print_ranking(f"Confirmation of study '{study.study}'", conclusion.table)
     is_even = conclusion.ranking["seeds"].nunique() == 1
     rule = sentences.winner_rule(prefer_of(study), is_even=is_even)
@@ -405,7 +400,7 @@ def _description(race: SeedRace, conclusion: _Conclusion | None = None) -> RunDe
         again = f"python sweeps/confirm.py {_address(race.plan)}"
         return RunDescription("no winner yet", question, command=again, note=note)
     return RunDescription(
-        answer=sentences.confirmation_answer(conclusion.winner),
+        answer=sentences.confirmation_answer(conclusion.table.winner),
         question="; ".join([question, *conclusion.lessons]),
         ranking=conclusion.table,
         problems=race.failures()[:MOST_PROBLEMS],

@@ -23,13 +23,8 @@ from digit_study.registry.ledger import Entry, Ledger
 from digit_study.report import sentences, tables
 from digit_study.report.figures.interactive import pictures
 from digit_study.report.ranking import Medium, RankedTable, RankingKind
-from digit_study.report.study_report import (
-    Answer,
-    ConfirmationReport,
-    ConfirmedCandidate,
-    StudyReport,
-)
-from digit_study.report.tables import Estimate, PromotionRow, TableView
+from digit_study.report.study_report import Answer, ConfirmationReport, StudyReport
+from digit_study.report.tables import Cell, TableView
 from digit_study.report.terminal import print_lines
 from digit_study.stats.race import in_groups
 from digit_study.study import results as study_results
@@ -66,6 +61,8 @@ ORIGINS = {
 }
 #: Metrics of a confirmation that hold its selection bias, the second in stores written earlier.
 BIAS_METRICS = ("selection_bias", "sweep_optimism")
+#: Columns of a confirmed ranking that the picture of the candidates needs.
+CANDIDATE_COLUMNS = ["name", "mean", "low", "high", "winner", "sweep_val_accuracy"]
 
 
 def plan_page(typed: StudyConfig, tracker: Tracker) -> tuple[StudyPlan, StoredStudy]:
@@ -163,9 +160,8 @@ def _answer(
     """Return the answer of the confirmation, else of the search, which is partly luck."""
     if confirmation is not None:
         winner = confirmation.winner
-        value = Estimate(winner.mean, winner.low, winner.high)
-        basis = [sentences.confirmation_basis(len(winner.values)), confirmation.summary]
-        return Answer(str(value), winner.name, basis)
+        basis = [sentences.confirmation_basis(winner.seeds), confirmation.summary]
+        return Answer(str(winner.accuracy), winner.name, basis)
     if board.empty:
         return Answer("No answer yet", "", ["No trial has finished that keeps the constraints."])
     best = study_results.ranking_of(board).rows[0]
@@ -211,21 +207,27 @@ def _front(plan: StudyPlan, stored: StoredStudy) -> TableView | None:
 def _promotions(
     entries: list[Entry], stored: StoredStudy, confirmation: ConfirmationReport | None
 ) -> TableView:
-    """Return the ledger, with the runs of this study marked."""
-    run_ids = [str(trial.user_attrs.get(RUN_ID)) for trial in stored.trials()]
+    """Return the ledger, the newest entry first, with the runs of this study marked."""
+    own = {str(trial.user_attrs.get(RUN_ID)) for trial in stored.trials()}
     if confirmation is not None:
-        run_ids += confirmation.run_ids
-    return tables.promotions_table([_promotion(entry) for entry in entries], run_ids)
-
-
-def _promotion(entry: Entry) -> PromotionRow:
-    return PromotionRow(
-        at=str(entry.start.get("at")),
-        decision=f"{entry.start.get('kind')}: {entry.outcome_text}",
-        evidence=entry.reason or "under way, or cut off",
-        run_id=str(entry.start.get("run_id")),
-        who=str(entry.start.get("who")),
-    )
+        own.update(confirmation.run_ids)
+    rows = []
+    marked = []
+    for position, entry in enumerate(reversed(entries)):
+        start = entry.start
+        run_id = str(start.get("run_id"))
+        rows.append(
+            [
+                Cell(str(start.get("at"))),
+                Cell(f"{start.get('kind')}: {entry.outcome_text}"),
+                Cell(entry.reason),
+                Cell(run_id, run_id=run_id),
+                Cell(str(start.get("who"))),
+            ]
+        )
+        if run_id in own:
+            marked.append(position)
+    return TableView(["date", "decision", "evidence", "run", "who"], rows, marked=marked)
 
 
 def _origins(parent: Run) -> dict[str, str]:
@@ -267,27 +269,23 @@ def _confirmation(
             sd_both=math.nan,
             sweep_val_accuracy=None,
         )
-    candidates = []
-    for row in ranking.to_dict("records"):
-        candidates.append(
-            ConfirmedCandidate(
-                name=row["name"],
-                mean=row["mean"],
-                low=row["low"],
-                high=row["high"],
-                winner=row["winner"],
-                sweep_val_accuracy=row["sweep_val_accuracy"],
-                values=values[row["name"]].tolist(),
-            )
-        )
+    candidates = ranking[CANDIDATE_COLUMNS].to_dict("records")
+    for candidate in candidates:
+        candidate["values"] = values[candidate["name"]].tolist()
     summary = sentences.confirmation_summary(
         tied=int(ranking["tied"].sum()),
         count=len(ranking),
         images=_validation_images(stored, board),
         bias=selection_bias(run),
     )
-    table = RankedTable.of(RankingKind.CANDIDATES, ranking).view(Medium.PAGE)
-    return ConfirmationReport(table, candidates, summary, list(map(str, ranking["run_id"])))
+    table = RankedTable.of(RankingKind.CANDIDATES, ranking)
+    return ConfirmationReport(
+        table=table.view(Medium.PAGE),
+        winner=table.winner,
+        candidates=candidates,
+        summary=summary,
+        run_ids=[row.run_id for row in table.rows],
+    )
 
 
 def _validation_images(stored: StoredStudy, board: pd.DataFrame) -> int | None:
