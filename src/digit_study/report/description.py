@@ -7,14 +7,10 @@ import re
 import urllib.parse
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
-from pathlib import Path
 
-import jinja2
-
-from digit_study.report.markdown import escape, run_page
+from digit_study.report.markdown import run_page
 from digit_study.report.ranking import Medium, RankedTable
-from digit_study.report.tables import Cell
+from digit_study.report.templates import template
 
 #: Rows of a ranking in a description.
 MOST_ROWS = 10
@@ -47,8 +43,7 @@ class RunDescription:
             experiment: Id of the experiment that the run is in.
             run_id: Id of the run.
         """
-        template = _environment().get_template("description.md")
-        text = template.render(
+        text = template("description.md").render(
             description=self,
             table=self._table(),
             experiment=experiment,
@@ -70,26 +65,3 @@ class RunDescription:
         named = {"runs": json.dumps(best), "experiments": json.dumps([experiment])}
         query = urllib.parse.urlencode(named, quote_via=urllib.parse.quote)
         return f"[Compare these {len(best)} runs side by side](#/compare-runs?{query})"
-
-
-def _linked(cell: Cell, experiment: str) -> str:
-    """Return a cell as Markdown, with a link to its run where it has one."""
-    text = escape(cell.text)
-    if cell.run_id:
-        return f"[{text}]({run_page(experiment, cell.run_id)})"
-    return text
-
-
-@cache
-def _environment() -> jinja2.Environment:
-    loader = jinja2.FileSystemLoader(Path(__file__).parent)
-    # Markdown is escaped by the filter of its own
-    environment = jinja2.Environment(
-        loader=loader,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["markdown"] = escape
-    environment.filters["linked"] = _linked
-    return environment

@@ -8,14 +8,12 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from typing import Any
-
-import jinja2
 
 from digit_study.report.figures.interactive import Picture
 from digit_study.report.ranking import RankedRow
 from digit_study.report.tables import TableView
+from digit_study.report.templates import template
 
 #: Mistakes of a network that the page shows: those that it was surest of.
 MOST_MISTAKES = 40
@@ -98,19 +96,7 @@ class StudyReport:
             "confirmed": confirmed,
             "most": MOST_MISTAKES,
         }
-        template = _environment().get_template("study.html")
-        return template.render(page=self, data=data, packed=packed)
-
-
-@cache
-def _environment() -> jinja2.Environment:
-    return jinja2.Environment(
-        loader=jinja2.FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+        return template("study.html").render(page=self, data=data, packed=packed)
 
 
 def _packed(text: str) -> str:
