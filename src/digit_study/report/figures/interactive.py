@@ -12,6 +12,8 @@ from optuna.trial import TrialState
 
 from digit_study.report.figures import charts
 from digit_study.report.figures.optuna_figures import (
+    MOST_KEYS,
+    PAIRED,
     PictureRequest,
     interactive,
     picture_requests,
@@ -20,8 +22,6 @@ from digit_study.report.figures.optuna_figures import (
 from digit_study.support.errors import first_line
 from digit_study.support.trial_status import TrialStatus
 
-#: Keys in slices and parallel coordinates.
-MOST_KEYS = 6
 #: Keys in pictures of pairs.
 MOST_PAIRED = 3
 #: From so many trials on, each pair is a megabyte of grid.
@@ -111,28 +111,26 @@ def _pictures(
     captions = {picture.name: picture for picture in CAPTIONS}
     complete = len(study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,)))
     for request in picture_requests(study, objectives, keys):
-        is_paired = request.name in ("contour", "rank")
-        limit = _most_keys(complete, is_paired=is_paired)
+        limit = _most_keys(request.name, complete)
+        shown = request.with_most(limit)
         captioned = captions[request.name]
-        shown_keys = request.keys
-        if is_paired:
-            shown_keys = list(keys)
-        if request.keys and len(shown_keys) > limit:
+        if len(request.keys) > limit:
             caption = f"{captioned.caption} Shown are the {limit} most important keys."
             captioned = replace(captioned, caption=caption)
         if request.importances is not None and not request.importances.problem:
             caption = f"{captioned.caption} {request.importances.basis}"
             captioned = replace(captioned, caption=caption)
-        picture = _drawn(captioned, study, request.with_most(limit), hosts)
+        picture = _drawn(captioned, study, shown, hosts)
         if picture.figure is not None:
-            _shorten(picture.figure, request.keys)
+            _shorten(picture.figure, shown.keys)
             if request.name == "intermediate_values" and epochs <= MOST_EPOCH_TICKS:
                 picture.figure["layout"].setdefault("xaxis", {})["dtick"] = 1
         yield picture
 
 
-def _most_keys(trials: int, *, is_paired: bool) -> int:
-    if not is_paired:
+def _most_keys(name: str, trials: int) -> int:
+    """Return how many keys a picture of so many trials shows."""
+    if name not in PAIRED:
         return MOST_KEYS
     if trials <= MANY_TRIALS:
         return MOST_PAIRED

@@ -28,10 +28,8 @@ from digit_study.report.figures.importances import (
 )
 from digit_study.support.errors import first_line
 
-#: Keys that slices and parallel coordinates show as a PNG, the most important ones.
+#: Keys that slices and parallel coordinates show, the most important ones.
 MOST_KEYS = 6
-#: Keys of which every pair has a panel.
-MOST_PAIRED = 4
 #: Characters of a choice, at most.
 LONGEST_CHOICE = 14
 #: Ticks below a narrow panel.
@@ -48,6 +46,8 @@ AS_PNG = (
     "intermediate_values",
     "pareto",
 )
+#: Pictures that have a panel for every pair of keys. Only the study page shows them.
+PAIRED = ("contour", "rank")
 
 
 @dataclass(frozen=True)
@@ -139,7 +139,7 @@ def interactive(study: Study, request: PictureRequest, hosts: Mapping[int, str])
             trace.y = [request.importances.label(key) for key in trace.y]
     if request.name == "timeline":
         _group_figure(figure, hosts)
-    if request.name in ("contour", "rank"):  # a grid of panels
+    if request.name in PAIRED:
         figure.update_layout(height=900)
     return figure
 
@@ -175,9 +175,8 @@ def picture_requests(
         PictureRequest("timeline", "plot_timeline"),
     ]
     if len(ordered) > 1:
-        of_pairs = {**target, "params": ordered[:MOST_PAIRED]}
-        requests.append(PictureRequest("contour", "plot_contour", of_pairs))
-        requests.append(PictureRequest("rank", "plot_rank", of_pairs))
+        requests.append(PictureRequest("contour", "plot_contour", of_keys))
+        requests.append(PictureRequest("rank", "plot_rank", of_keys))
     if len(objectives) == 1:
         requests.append(PictureRequest("intermediate_values", "plot_intermediate_values"))
     elif len(objectives) <= 3:
