@@ -133,5 +133,6 @@ def test_importances_say_on_how_many_trials_they_rest(tmp_path: Path) -> None:
     (caption,) = (picture.caption for picture in pictures if picture.name == "importances")
     assert caption.endswith(
         "It compares the best 5 of 20 finished trials with all. "
-        "Left out, because too few of these have it: training.shift (2 trials)."
+        "Left out, because too few of the finished or of the best trials have it: "
+        "training.shift (2 trials)."
     )

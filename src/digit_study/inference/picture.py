@@ -62,7 +62,7 @@ def _caption(reading: Reading) -> tuple[str, str]:
         text = reading.number.text.replace("\n", " / ")
         return f"{text}, {reading.number.probability:.1%}\n{name}", "black"
     if reading.probabilities is None:
-        return f"no digit\n{name}", charts.RED
+        return f"no digit\n{name}", charts.VERMILION
     return f"{reading.digit}, {max(reading.probabilities):.1%}\n{name}", "black"
 
 
@@ -101,14 +101,14 @@ def _draw_number(axes: Axes, file: Path, number: Number) -> None:
             box.width,
             box.height,
             fill=False,
-            edgecolor=charts.RED,
+            edgecolor=charts.VERMILION,
         )
         axes.add_patch(frame)
         axes.text(
             box.left,
             box.top,
             str(digit.digit),
-            color=charts.RED,
+            color=charts.VERMILION,
             fontsize=8,
             va="bottom",
         )

@@ -13,7 +13,7 @@ from digit_study.report.ranking import Medium, RankedTable
 from digit_study.report.templates import template
 
 #: Rows of a ranking in a description.
-MOST_ROWS = 10
+MOST_RANKED = 10
 #: Runs that a link compares side by side.
 MOST_COMPARED = 10
 
@@ -55,7 +55,7 @@ class RunDescription:
     def _table(self) -> object:
         if self.ranking is None or not self.ranking.rows:
             return None
-        return self.ranking.view(Medium.DESCRIPTION, most_rows=MOST_ROWS)
+        return self.ranking.view(Medium.DESCRIPTION, most_rows=MOST_RANKED)
 
     def _comparison(self, experiment: str) -> str:
         """Return the link to the first runs side by side, empty for a single run."""

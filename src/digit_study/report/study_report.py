@@ -16,7 +16,7 @@ from digit_study.report.tables import TableView
 from digit_study.report.templates import template
 
 #: Mistakes of a network that the page shows: those that it was surest of.
-MOST_MISTAKES = 40
+MISTAKES_A_NETWORK = 40
 
 
 @dataclass(frozen=True)
@@ -94,7 +94,7 @@ class StudyReport:
             "compared": self.networks.compared,
             "images": self.networks.images,
             "confirmed": confirmed,
-            "most": MOST_MISTAKES,
+            "most": MISTAKES_A_NETWORK,
         }
         return template("study.html").render(page=self, data=data, packed=packed)
 

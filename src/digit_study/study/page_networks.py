@@ -17,7 +17,7 @@ from PIL import Image
 
 from digit_study.data import digits, sources
 from digit_study.data.sources import DataConfig
-from digit_study.report.study_report import MOST_MISTAKES, NetworkComparison
+from digit_study.report.study_report import MISTAKES_A_NETWORK, NetworkComparison
 from digit_study.stats.metrics import Evaluation
 from digit_study.study.results import MOST_NETWORKS, RunResults
 from digit_study.support.errors import StudyError, first_line
@@ -95,7 +95,7 @@ def _surest_mistakes(evaluation: Evaluation) -> npt.NDArray[np.int64]:
     wrong = np.flatnonzero(~evaluation.correct)
     confidence = evaluation.probabilities.max(axis=1)
     order = np.argsort(-confidence[wrong], kind="stable")
-    surest = wrong[order][:MOST_MISTAKES]
+    surest = wrong[order][:MISTAKES_A_NETWORK]
     return evaluation.index[surest]
 
 

@@ -35,7 +35,8 @@ TICK = 11
 BLUE = "#0173b2"
 ORANGE = "#de8f05"
 GREEN = "#029e73"
-RED = "#d55e00"
+#: What captions call orange where :data:`ORANGE` is not there.
+VERMILION = "#d55e00"
 GREY = "#949494"
 #: Colour of what is there and is not looked at.
 MUTED = "#e4e4e4"

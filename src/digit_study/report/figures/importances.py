@@ -60,7 +60,10 @@ class KeyImportances:
             return text
         keys = [f"{key} ({count} trials)" for key, count in self.left_out.items()]
         named = ", ".join(keys)
-        return f"{text} Left out, because too few of these have it: {named}."
+        return (
+            f"{text} Left out, because too few of the finished or of the best trials have it: "
+            f"{named}."
+        )
 
     def label(self, key: str) -> str:
         """Return a key, with how many trials have it where these are not all."""

@@ -38,7 +38,7 @@ STATUS_COLOURS = {
     TrialStatus.PAUSED: charts.GREY,
     TrialStatus.COMPLETE: charts.BLUE,
     TrialStatus.PRUNED: charts.ORANGE,
-    TrialStatus.FAIL: charts.RED,
+    TrialStatus.FAIL: charts.VERMILION,
 }
 
 

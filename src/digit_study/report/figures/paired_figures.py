@@ -67,7 +67,7 @@ def flipped(
     shown = changed[order][:MOST_IMAGES]
     captions = []
     for image in shown:
-        colour = charts.RED
+        colour = charts.VERMILION
         if is_correct[image]:
             colour = charts.BLUE
         change = f"{first.predicted[image]} → {second.predicted[image]}"
@@ -106,7 +106,7 @@ def misclassified_by_all(
         colour = "black"
         if row["label_looks_wrong"]:
             votes = f"all say {row['says']}"
-            colour = charts.RED
+            colour = charts.VERMILION
         captions.append((f"label {row['label']}\n{votes}", colour))
     wrong = int(table["label_looks_wrong"].sum())
     note = f"orange: all networks predict the same other digit, the label looks wrong ({wrong})"

@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from digit_study.report.figures import charts
-from digit_study.report.figures.charts import BLUE, GREEN, GREY, ORANGE, RED, TICK, Style
+from digit_study.report.figures.charts import BLUE, GREEN, GREY, ORANGE, TICK, VERMILION, Style
 from digit_study.report.sentences import counted, range_of
 
 #: Runs that a leaderboard shows.
@@ -50,7 +50,7 @@ def leaderboard_figure(board: pd.DataFrame, title: str, most_runs: int = MOST_RU
         notes.append(f"best {most_runs} of {len(ranked)} runs")
     if len(board) > len(ranked):
         notes.append(f"{len(board) - len(ranked)} without accuracy left out")
-    _fit_axis(made.axes, rows)
+    _fit_accuracies(made.axes, rows)
     fewest = shown["n"].min()
     most = shown["n"].max()
     images = sorted({fewest, most})
@@ -63,7 +63,7 @@ def leaderboard_figure(board: pd.DataFrame, title: str, most_runs: int = MOST_RU
 
 
 def _leaderboard_row(row: Mapping[Any, Any]) -> charts.IntervalRow:
-    style: Style = {"color": RED, "marker": "D", "ms": 8, "mfc": "white", "label": WORSE}
+    style: Style = {"color": VERMILION, "marker": "D", "ms": 8, "mfc": "white", "label": WORSE}
     if row["tied"] is None:
         style = {"color": GREY, "marker": "o", "ms": 8, "label": UNPAIRED}
     elif row["tied"]:
@@ -79,7 +79,7 @@ def _leaderboard_row(row: Mapping[Any, Any]) -> charts.IntervalRow:
     )
 
 
-def _fit_axis(axes: Axes, rows: Sequence[charts.IntervalRow]) -> None:
+def _fit_accuracies(axes: Axes, rows: Sequence[charts.IntervalRow]) -> None:
     """Leave room for most runs, where a single one that did not learn would take it from them."""
     low, high = charts.axis_limits([row.ends for row in rows])
     axes.set_xlim(low, high)
@@ -90,7 +90,7 @@ def _fit_axis(axes: Axes, rows: Sequence[charts.IntervalRow]) -> None:
             beyond.append(position)
     if beyond:
         at_the_edge = [low] * len(beyond)
-        arrow: Style = {"color": RED, "ms": 9, "clip_on": False, "label": "off the axis"}
+        arrow: Style = {"color": VERMILION, "ms": 9, "clip_on": False, "label": "off the axis"}
         axes.plot(at_the_edge, beyond, "<", **arrow)
 
 
@@ -165,7 +165,7 @@ def _confirmation_row(row: Mapping[Any, Any]) -> charts.IntervalRow:
     mean = 100 * row["mean"]
     low = 100 * row["low"]
     high = 100 * row["high"]
-    style: Style = {"color": RED, "marker": "D", "ms": 8, "mfc": "white", "label": WORSE}
+    style: Style = {"color": VERMILION, "marker": "D", "ms": 8, "mfc": "white", "label": WORSE}
     if row["winner"]:
         style = {"color": GREEN, "marker": "*", "ms": 16, "label": "winner"}
     elif row["tied"]:

@@ -155,12 +155,12 @@ def _draw_metric(axes: Axes, table: pd.DataFrame, metric: str, unit: str) -> Non
     charts.integer_ticks(axes.xaxis)
     axes.grid(alpha=0.3)
     shown = table[[f"train_{metric}", f"val_{metric}"]]
-    beyond = _fit_axis(axes, shown.to_numpy())
+    beyond = _fit_values(axes, shown.to_numpy())
     _ring_best(axes, table, metric)
     charts.style_axes(axes, f"epoch{beyond}", f"{metric} ({unit})")
 
 
-def _fit_axis(axes: Axes, values: Numbers) -> str:
+def _fit_values(axes: Axes, values: Numbers) -> str:
     """Show where most values lie, as first epochs are far from the last; note what is beyond."""
     low, high = charts.axis_limits(values)
     axes.set_ylim(low, high)
