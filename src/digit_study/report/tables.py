@@ -116,19 +116,16 @@ def accuracy(estimate: Estimate) -> Cell:
     return Cell(str(estimate), estimate.value)
 
 
-def trials_table(
-    frame: pd.DataFrame, keys: Sequence[str], objectives: Iterable[str], most_rows: int = MOST_ROWS
-) -> TableView:
+def trials_table(frame: pd.DataFrame, keys: Sequence[str], objectives: Iterable[str]) -> TableView:
     """Show the newest trials of a study.
 
     Args:
         frame: A row a trial, see :func:`digit_study.study.results.trials_frame`.
         keys: Searched config keys, a column each.
         objectives: Names of the metrics that are optimised, a column each.
-        most_rows: How many trials are shown.
     """
     objectives = list(objectives)
-    trials = frame.tail(most_rows).to_dict("records")
+    trials = frame.tail(MOST_ROWS).to_dict("records")
     rows = []
     for trial in trials:
         state = str(trial["state"]).lower()
@@ -147,7 +144,7 @@ def trials_table(
         )
     note = ""
     if len(frame) > len(trials):
-        note = f"The last {most_rows} of {len(frame)}."
+        note = f"The last {MOST_ROWS} of {len(frame)}."
     headings = ["trial", "state", *objectives, "seconds", *_short_keys(keys), "reason"]
     has_reasons = any(row[-1].text for row in rows)
     if not has_reasons:

@@ -44,14 +44,7 @@ def flipped(
         first: Predictions of the first network.
         second: Predictions of the second network.
         names: Names of the two.
-
-    Raises:
-        ValueError: If the two were not evaluated on the same images in the same order.
     """
-    if not np.array_equal(first.index, second.index):
-        raise ValueError(
-            "`first` and `second` must be evaluations of the same images in the same order"
-        )
     before, after = [charts.shorten(name) for name in names]
     title = f"Images that flip between {before} and {after}"
     is_correct = second.correct

@@ -28,35 +28,27 @@ PUBLISHED = {
 }
 
 
-def leaderboard_figure(board: pd.DataFrame, title: str, most_runs: int = MOST_RUNS) -> Figure:
-    """Draw the best runs of a leaderboard, best on top.
-
-    Runs without an accuracy are left out, and counted.
+def leaderboard_figure(board: pd.DataFrame, title: str) -> Figure:
+    """Draw the first runs of a leaderboard, best on top.
 
     Args:
-        board: Columns name, val_accuracy and its ends, tied and n, the number of images.
+        board: A row a run, the best first, at least one. Columns name, val_accuracy and its ends,
+            tied and n, the number of images.
         title: Title of the figure.
-        most_runs: How many runs are shown.
     """
-    measured = board.dropna(subset=["val_accuracy"])
-    if measured.empty:
-        return charts.message_figure(title, "No run has a validation accuracy.")
-    ranked = measured.sort_values("val_accuracy", ascending=False, kind="stable")
-    shown = ranked.head(most_runs)
+    shown = board.head(MOST_RUNS)
     rows = [_leaderboard_row(row) for row in shown.to_dict("records")]
     made = charts.interval_figure(title, rows)
-    notes = []
-    if len(ranked) > most_runs:
-        notes.append(f"best {most_runs} of {len(ranked)} runs")
-    if len(board) > len(ranked):
-        notes.append(f"{len(board) - len(ranked)} without accuracy left out")
+    note = ""
+    if len(board) > len(shown):
+        note = f"best {len(shown)} of {len(board)} runs"
     _fit_accuracies(made.axes, rows)
     fewest = shown["n"].min()
     most = shown["n"].max()
     images = sorted({fewest, most})
     count = " to ".join(f"{number:,.0f}" for number in images)
     label = f"validation accuracy (%), 95 % interval, n = {count} images"
-    heading = "\n".join([*notes, made.shared]).strip()
+    heading = f"{note}\n{made.shared}".strip()
     charts.style_axes(made.axes, label, "run", heading)
     charts.legend_below(made.figure, made.axes)
     return made.figure
@@ -100,15 +92,12 @@ def confirmation_figure(
     """Draw every candidate of a confirmation over its seeds, in the order of the ranking.
 
     Args:
-        seeds: Columns candidate, seed and val_accuracy.
+        seeds: Columns candidate, seed and val_accuracy; every candidate has two seeds or more.
         ranking: Columns candidate, mean, low and high (its 95 % interval), winner, tied,
             parameters, sweep_val_accuracy, and the standard deviations sd_seeds, sd_images and
             sd_both. All accuracies lie in [0, 1].
         lessons: Sentences that stand above the plot.
     """
-    if ranking.empty:
-        title = "Confirmation on fresh seeds"
-        return charts.message_figure(title, "No candidate has been confirmed yet.")
     ranked = ranking.set_index("candidate", drop=False)
     rows = [_confirmation_row(row) for row in ranked.to_dict("records")]
     title = _confirmation_title(seeds)
@@ -148,8 +137,6 @@ def _confirmation_title(seeds: pd.DataFrame) -> str:
     count = range_of(counts)
     candidates = counted(len(counts), "candidate")
     text = f"{candidates} on {count} fresh seeds"
-    if count == "1":
-        text = text.removesuffix("s")
     if len(counts) > 1:
         text += " each"
     networks = counted(len(seeds), "network")

@@ -88,26 +88,25 @@ def _draw_counts(axes: Axes, name: str, labels: Numbers, colour: str, shift: flo
     axes.bar_label(bars, fontsize=TICK - 0.5, padding=1)
 
 
-def sample_grid(images: Numbers, labels: Numbers, dataset: str, columns: int = SAMPLES) -> Figure:
+def sample_grid(images: Numbers, labels: Numbers, dataset: str) -> Figure:
     """Draw the first images of each digit, one row per digit.
 
     Args:
         images: Shape (n, 28, 28, 1), uint8.
         labels: Shape (n,).
         dataset: Name of the data.
-        columns: Images of each digit.
     """
     # a digit with too few images has blank cells
-    shape = (CLASSES, columns, IMAGE_SIDE, IMAGE_SIDE, 1)
+    shape = (CLASSES, SAMPLES, IMAGE_SIDE, IMAGE_SIDE, 1)
     picked = np.zeros(shape, dtype=np.uint8)
     for digit in range(CLASSES):
         positions = np.flatnonzero(labels == digit)
-        first = images[positions[:columns]]
+        first = images[positions[:SAMPLES]]
         picked[digit, : len(first)] = first
     title = f"Images of {dataset}"
-    note = f"first {columns} images of each digit"
+    note = f"first {SAMPLES} images of each digit"
     cells = np.concatenate(picked)  # row after row
-    figure = charts.image_grid(cells, title, note, columns)
+    figure = charts.image_grid(cells, title, note, SAMPLES)
     figure.set_figheight(7.8)  # the labels make the picture a little smaller
     axes = figure.axes[0]
     bottom, _ = axes.get_ylim()
@@ -123,17 +122,12 @@ def curves(epochs: Epochs, title: str) -> Figure:
     """Draw loss and accuracy of each epoch, and ring the epoch with the best validation accuracy.
 
     Args:
-        epochs: Metrics after each epoch; a metric that was not recorded is not drawn.
+        epochs: Metrics after each epoch, at least one.
         title: Title of the figure.
     """
-    if not epochs:
-        return charts.message_figure(title, "No epoch was finished.")
-    losses = ["train_loss", "val_loss"]
     accuracies = ["train_accuracy", "val_accuracy"]
     numbers = range(1, len(epochs) + 1)
     table = pd.DataFrame(epochs, index=numbers)
-    table = table.reindex(columns=[*losses, *accuracies])
-    table = table.astype(float)
     table[accuracies] *= 100
     figure = charts.new_figure(10, 4.8, title)
     loss, accuracy = figure.subplots(1, 2)
@@ -164,8 +158,8 @@ def _fit_values(axes: Axes, values: Numbers) -> str:
     """Show where most values lie, as first epochs are far from the last; note what is beyond."""
     low, high = charts.axis_limits(values)
     axes.set_ylim(low, high)
-    lowest = np.nanmin(values, initial=np.inf)
-    highest = np.nanmax(values, initial=-np.inf)
+    lowest = values.min()
+    highest = values.max()
     beyond = []
     if lowest < low:
         beyond.append(f"lowest {lowest:.4g}")
@@ -178,11 +172,9 @@ def _fit_values(axes: Axes, values: Numbers) -> str:
 
 
 def _ring_best(axes: Axes, table: pd.DataFrame, metric: str) -> None:
-    """Mark the epoch with the best validation accuracy, if there is one."""
+    """Mark the epoch with the best validation accuracy."""
     accuracies = table["val_accuracy"]
-    if not accuracies.notna().any():
-        return
-    best = int(np.nanargmax(accuracies)) + 1  # epochs count from 1
+    best = int(np.argmax(accuracies)) + 1  # epochs count from 1
     axes.axvline(best, color=GREEN, ls="--", lw=1)
     value = table[f"val_{metric}"][best]
     low, high = axes.get_ylim()
@@ -223,13 +215,12 @@ def confusion_matrix(evaluation: Evaluation, title: str) -> Figure:
     return figure
 
 
-def mistakes(images: Numbers, evaluation: Evaluation, limit: int = MOST_MISTAKES) -> Figure:
+def mistakes(images: Numbers, evaluation: Evaluation) -> Figure:
     """Draw the most confident mistakes.
 
     Args:
         images: Shape (n, 28, 28, 1), in the order of the evaluation.
         evaluation: Predictions for these images.
-        limit: How many mistakes are shown.
     """
     labels = evaluation.labels
     predicted = evaluation.predicted
@@ -237,10 +228,9 @@ def mistakes(images: Numbers, evaluation: Evaluation, limit: int = MOST_MISTAKES
     if wrong.size == 0:
         text = f"None: all {len(labels):,} images are predicted correctly."
         return charts.message_figure("Most confident mistakes", text)
-    highest = evaluation.probabilities.max(axis=1)
-    confidence = np.nan_to_num(highest)  # a network that diverged has NaN
+    confidence = evaluation.probabilities.max(axis=1)
     order = np.argsort(-confidence[wrong], kind="stable")
-    shown = wrong[order][:limit]
+    shown = wrong[order][:MOST_MISTAKES]
     captions = []
     for image in shown:
         change = f"{labels[image]} → {predicted[image]}"
