@@ -75,6 +75,14 @@ def test_other_values_are_kept_and_compose_to_what_was() -> None:
     assert words_of_begin(stored) == ["study=s", *kept]
 
 
+@pytest.mark.parametrize("name", ["mine, wide", "wide (v2)", "größer", "O'Neill", "12"])
+def test_a_name_with_special_characters_is_kept(name: str) -> None:
+    kept = kept_overrides(attributes(model__name=name), ["study=s"])
+    study: StudyConfig = compose.compose_config(["study=s", *kept], "study")
+    assert study.model.name == name
+    assert study.search.space == TODAY.search.space
+
+
 def test_a_key_that_did_not_exist_then_had_its_default() -> None:
     stored = attributes()
     del stored[DEFINITION]["training.augmentation"]
@@ -148,7 +156,8 @@ VALUES = st.recursive(
     | st.booleans()
     | st.integers(-(10**6), 10**6)
     | st.floats(1e-6, 1e6)
-    | st.sampled_from(["max", "average", "shift_rotate"]),
+    | st.sampled_from(["max", "average", "shift_rotate", "1e-3", "True", "null", "a, b", "ü (2)"])
+    | st.text(max_size=5),
     lambda inner: (
         st.lists(inner, max_size=3)
         | st.dictionaries(st.sampled_from(["low", "choices", "model.filters"]), inner, max_size=3)

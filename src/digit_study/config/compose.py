@@ -19,7 +19,7 @@ import yaml
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, Override
+from hydra.core.override_parser.types import ChoiceSweep, Override, Quote, QuotedString
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, errors
@@ -65,6 +65,10 @@ GRID = "hydra.sweeper.params"
 TYPED_SPACE = "command_line"
 #: Networks that -m trains, at most.
 MOST_JOBS = 10_000
+#: A text that is typed without quotes, unless it is one of :data:`WORDS_OF_HYDRA`.
+BARE_TEXT = re.compile(r"[A-Za-z_][\w./-]*", re.ASCII)
+#: Words, in small letters, that Hydra takes for a value of another type.
+WORDS_OF_HYDRA = ("true", "false", "null", "nan", "inf")
 #: Options that ask a question, of which a command answers one at a time.
 QUESTIONS = ("--help", "--hydra-help", "--cfg", "--info", "--shell-completion")
 #: How OmegaConf says that a value has the wrong type, in its two forms.
@@ -314,7 +318,16 @@ def typed_value(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         elements = [typed_value(element) for element in value]
         return f"[{', '.join(elements)}]"
+    if isinstance(value, str):
+        return _quoted_where_needed(value)
     return str(value)
+
+
+def _quoted_where_needed(text: str) -> str:
+    """Return a text as Hydra reads it back: not as a sweep, a number or a mapping."""
+    if BARE_TEXT.fullmatch(text) and text.lower() not in WORDS_OF_HYDRA:
+        return text
+    return QuotedString(text, Quote.single).with_quotes()
 
 
 def without_space(overrides: Sequence[str]) -> list[str]:
