@@ -30,6 +30,7 @@ BASE = Config()
 START_SPACE = parse_space(
     {
         "model.filters": {"low": 8, "high": 32, "step": 8},
+        "model.dense_units": {"low": 8, "high": 16},
         "training.shift": {
             "type": "float",
             "low": 1,
@@ -249,6 +250,7 @@ def test_a_fingerprint_knows_no_order(params: dict[str, Any]) -> None:
         ({"model.blocks": 2}, "must have keys that are searched, got 'model.blocks'"),
         ({"model.filters": 9}, "`model.filters` is 8 to 32, step 8, got 9"),
         ({"model.filters": True}, "got True"),
+        ({"model.dense_units": 8.5}, "`model.dense_units` is 8 to 16, got 8.5"),
         ({"training.augmentation": "shift_rotat"}, "did you mean 'shift_rotate'"),
         ({"training.shift": 1.5}, "only when training.augmentation is shift_rotate: give that too"),
         (

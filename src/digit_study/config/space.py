@@ -47,7 +47,7 @@ class Dimension:
         choices: Values of a categorical dimension.
         low: Lower end of a range, included.
         high: Upper end of a range, included.
-        step: Distance of values; None: 1 for int, continuous for float.
+        step: Distance of values; None for a continuous range.
         log: Whether values are spread evenly in the logarithm.
         when: Other keys, each with the values under which this dimension matters.
     """
@@ -69,7 +69,8 @@ class Dimension:
         text = f"{self.low:g} to {self.high:g}"
         if self.log:
             text += " (log)"
-        if self.step:
+        has_gaps = self.kind == "float" or self.step != 1
+        if self.step and has_gaps:
             text += f", step {self.step:g}"
         return text
 
@@ -123,22 +124,13 @@ class Dimension:
         """Return all values in order; None where they cannot be counted."""
         if self.kind == "categorical":
             return self.choices
-        if self.kind == "int":
-            end = int(self.high) + 1
-            step = int(self.step or 1)
-            return tuple(range(int(self.low), end, step))
         if self.step is not None:
-            return tuple(self._stepped_values(self.step))
+            steps = _whole_steps(self.low, self.high, self.step)
+            values = [self.low + number * self.step for number in range(steps + 1)]
+            return tuple(round(value, STEP_DIGITS) for value in values)
         if self.low == self.high:
             return (self.low,)
         return None
-
-    def _stepped_values(self, step: float) -> Iterator[float]:
-        """Yield the values of a range of floats with a step."""
-        steps = _whole_steps(self.low, self.high, step)
-        for number in range(steps + 1):
-            value = self.low + number * step
-            yield round(value, STEP_DIGITS)
 
     def ends(self) -> tuple[Any, ...]:
         """Return the values that have to be valid: all choices, or both ends of a range."""
@@ -486,7 +478,10 @@ def _dimension(key: str, entry: Mapping[str, Any]) -> Dimension:
     low = number(entry["low"])
     high = number(entry["high"])
     step = entry.get("step")
+    if step is None and kind == "int":
+        step = 1
     if step is not None:
+        step = number(step)
         # the last value that the steps reach
         steps = _whole_steps(low, high, step)
         last = low + steps * step
