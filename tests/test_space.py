@@ -81,6 +81,7 @@ def test_every_space_that_is_shipped_is_sound(name: str) -> None:
         ({"model__dropout": {"type": "float", "low": 0, "high": 1}}, "in [0, 1), got 1.0"),
         ({"training__shift": {"type": "float", "low": 0, "high": 0.1, "log": True}}, "low greater than 0"),
         ({"training__shift": {"type": "float", "low": 0.1, "high": 0.2, "log": True, "step": 0.1}}, "either log"),
+        ({"model__filters": {"low": 8, "high": 64, "log": "false"}}, "log: true or log: false, got 'false'"),
         ({"model__blocks": {"low": 1, "high": 6}}, "leaves nothing of a 28x28 image"),
         ({"model": {"choices": ["lenet", "cn"]}}, "`model` must be one of"),
         ({"model": {"choices": ["lenet", "cnn"]}, "model__blocks": {"low": 1, "high": 3}}, "model=lenet"),

@@ -454,6 +454,8 @@ def _range_problem(entry: Mapping[str, Any]) -> str | None:
     if step is not None and step <= 0:
         return f"must have a step greater than 0, got {step}"
     is_log = entry.get("log")
+    if not isinstance(is_log, bool | None):
+        return f"must have log: true or log: false, got {is_log!r}: write it without quotes"
     if is_log and low <= 0:
         return f"must have low greater than 0 with log: true, got {low}"
     if is_log and step is not None:
