@@ -147,6 +147,19 @@ def test_an_option_is_checked_only_where_it_is_used() -> None:
     assert blocks.when == {"model": ("cnn",)}
 
 
+def test_a_key_is_checked_under_the_conditions_of_its_conditions() -> None:
+    # only the family simple leaves out the padding
+    base = with_values(BASE, {"model.pooling": "none"})
+    with pytest.raises(StudyError, match=r"with model.family=simple, .* leaves nothing"):
+        parse(
+            base,
+            model__family={"choices": ["cnn", "simple"]},
+            model__dense_units={"choices": [8], "when": {"model.family": ["simple"]}},
+            model__blocks={"choices": [5], "when": {"model.dense_units": [8]}},
+            model__kernel_size={"choices": [7], "when": {"model.blocks": [5]}},
+        )
+
+
 def test_a_group_brings_its_own_values_and_keeps_what_was_resolved() -> None:
     base = with_values(BASE, {"training.precision": "float32", "training.threads": 1})
     config = apply(

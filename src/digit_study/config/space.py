@@ -560,9 +560,7 @@ def _value_problems(
 
 def _contexts(dimension: Dimension, dimensions: Mapping[str, Dimension]) -> list[Params]:
     """List the combinations of other keys under which a dimension matters."""
-    conditions = dict(dimension.when)
-    for key in dimension.when:
-        conditions = {**dimensions[key].when, **conditions}
+    conditions = _conditions(dimension, dimensions)
     group, _, _ = dimension.key.partition(".")
     if group in dimensions and group != dimension.key:
         options = dimensions[group].choices
@@ -572,6 +570,17 @@ def _contexts(dimension: Dimension, dimensions: Mapping[str, Dimension]) -> list
         context = dict(zip(conditions, values, strict=True))
         contexts.append(context)
     return contexts
+
+
+def _conditions(
+    dimension: Dimension, dimensions: Mapping[str, Dimension]
+) -> dict[str, tuple[Any, ...]]:
+    """Return the conditions of a dimension, after those under which they can hold."""
+    conditions: dict[str, tuple[Any, ...]] = {}
+    for key in dimension.when:
+        conditions.update(_conditions(dimensions[key], dimensions))
+    conditions.update(dimension.when)
+    return conditions
 
 
 def _check_value(key: str, value: Any, base: Config) -> None:
