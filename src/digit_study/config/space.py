@@ -19,7 +19,7 @@ from digit_study.config.run_config import Config
 from digit_study.config.space_overrides import FIELDS, GROUPS, searchable_keys
 from digit_study.model.recipe import TrainingConfig
 from digit_study.support.errors import StudyError
-from digit_study.support.rules import flatten, raise_violations, rules_of, with_values
+from digit_study.support.rules import flatten, raise_violations, with_values
 from digit_study.support.suggestions import nearest
 
 if TYPE_CHECKING:
@@ -289,16 +289,13 @@ def grid(dimensions: Sequence[Dimension]) -> list[Params] | None:
     return list(points.values())
 
 
-def apply(
-    params: Mapping[str, Any], base_overrides: Sequence[str], base: Config, root: str = "study"
-) -> Config:
+def apply(params: Mapping[str, Any], base_overrides: Sequence[str], base: Config) -> Config:
     """Make the run that params stand for.
 
     Args:
         params: Values by config key, and options by config group.
         base_overrides: Overrides of the study as typed; they hold in the options of a group too.
         base: The resolved run that is varied.
-        root: The config whose groups are searched.
 
     Returns:
         The run, validated.
@@ -314,18 +311,18 @@ def apply(
         else:
             values[key] = value
     if options:
-        base = _with_options(base, options, base_overrides, root)
+        base = _with_options(base, options, base_overrides)
     config = with_values(base, values)
     config.validate()
     return config
 
 
 def _with_options(
-    base: Config, options: Mapping[str, Any], base_overrides: Sequence[str], root: str
+    base: Config, options: Mapping[str, Any], base_overrides: Sequence[str]
 ) -> Config:
     """Replace whole groups of a run by their options; raises StudyError."""
     chosen = [f"{group}={option}" for group, option in options.items()]
-    composed = compose.compose_config([*base_overrides, *chosen], root, recorded=True)
+    composed = compose.compose_config([*base_overrides, *chosen], "study", recorded=True)
     for group in options:
         option = getattr(composed, group)
         resolved = _with_resolved(option, base)
@@ -344,13 +341,12 @@ def _with_resolved(option: Any, base: Config) -> Any:
     return dataclasses.replace(option, precision=precision, threads=threads)
 
 
-def parse_space(raw: Mapping[str, Any], base: Config, root: str = "study") -> list[Dimension]:
+def parse_space(raw: Mapping[str, Any], base: Config) -> list[Dimension]:
     """Check a space and order it so that conditions come first.
 
     Args:
         raw: A mapping as in ``conf/search/space/*.yaml``.
         base: The run that is varied. Every end of every range must be valid in it.
-        root: The config whose groups may be searched.
 
     Returns:
         The dimensions.
@@ -376,7 +372,7 @@ def parse_space(raw: Mapping[str, Any], base: Config, root: str = "study") -> li
         dimensions[key] = dataclasses.replace(dimension, when=when)
     ordered = _ordered(list(dimensions.values()))
     for dimension in ordered:
-        problems += _value_problems(dimension, dimensions, base, root)
+        problems += _value_problems(dimension, dimensions, base)
     raise_violations(problems)
     return ordered
 
@@ -540,15 +536,14 @@ def _impossible_values(dimension: Dimension, values: Sequence[Any]) -> Iterator[
 
 
 def _value_problems(
-    dimension: Dimension, dimensions: Mapping[str, Dimension], base: Config, root: str
+    dimension: Dimension, dimensions: Mapping[str, Dimension], base: Config
 ) -> Iterator[str]:
     """Yield a sentence if an end of a range breaks a rule under any of its conditions."""
     contexts = _contexts(dimension, dimensions)
     for value, context in product(dimension.ends(), contexts):
         params = {**context, dimension.key: value}
         try:
-            _check_value(dimension.key, value, base)
-            apply(params, [], base, root)
+            apply(params, [], base)
         except StudyError as error:
             given = ""
             if context:
@@ -581,19 +576,6 @@ def _conditions(
         conditions.update(_conditions(dimensions[key], dimensions))
     conditions.update(dimension.when)
     return conditions
-
-
-def _check_value(key: str, value: Any, base: Config) -> None:
-    """Check the type and the rule of a single key; raises StudyError."""
-    if key in GROUPS:
-        return
-    with_values(base, {key: value})
-    rule = rules_of(Config).get(key)
-    if rule is None:
-        return
-    problem = rule.violation(key, value)
-    if problem:
-        raise StudyError(problem)
 
 
 def _ordered(dimensions: list[Dimension]) -> list[Dimension]:
