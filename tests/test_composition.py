@@ -237,6 +237,15 @@ def test_folders_of_both_options_are_used(own: Path, tmp_path: Path) -> None:
     assert compose_config(typed(*words, "experiment=wide")).model.name == "mine"
 
 
+@pytest.mark.parametrize("name", ["o'b", "a, b", "größe (2)", "end\\"])
+def test_a_folder_of_any_name_is_used(name: str, own: Path) -> None:
+    folder = own / name
+    folder.mkdir()
+    (own / "experiment").rename(folder / "experiment")
+    words = typed(f"--config-dir={folder}", "experiment=wide")
+    assert compose_config(words).model.filters == 48
+
+
 def test_a_grid_in_a_file_is_run_by_multirun(own: Path) -> None:
     jobs = expand(typed("-m", f"--config-dir={own}", "experiment=grid", "training.seed=1"))
     assert [compose_config(job).model.filters for job in jobs] == [8, 16]
@@ -344,7 +353,7 @@ def test_what_is_wrong_in_an_own_file_is_refused_in_a_line(
     [
         (["--config-name=study"], "`--config-name` is fixed"),
         (["--config-path=/somewhere"], "`--config-path` is fixed"),
-        (["--config-dir=/not/there"], "`--config-dir` must be a folder of config files"),
+        (["--config-dir=/not/there"], "`--config-dir` and `hydra.searchpath` must name folders"),
         (["hydra/launcher=joblib"], "workers=<runs at a time>"),
         (["hydra.launcher.n_jobs=2"], "workers=<runs at a time>"),
         (["hydra/sweeper=optuna"], "sweeps/optuna_search.py"),
@@ -363,7 +372,7 @@ def test_what_is_gone_names_what_replaces_it(words: list[str], told: str) -> Non
 
 
 def test_a_folder_that_is_none_is_refused() -> None:
-    assert "must be a list of folders" in refusal("hydra.searchpath=[/not/there]")
+    assert "must name folders of config files" in refusal("hydra.searchpath=[/not/there]")
 
 
 @pytest.fixture

@@ -631,15 +631,12 @@ def config_groups(folders: tuple[Path, ...] = ()) -> dict[str, list[str]]:
 
 def _with_folder(overrides: Sequence[str], folder: str) -> list[str]:
     """Add a folder to what the overrides give as ``hydra.searchpath``."""
-    added = Path(folder).expanduser().resolve()
-    if not added.is_dir():
-        rule = "`--config-dir` must be a folder of config files, such as experiment/<name>.yaml"
-        raise StudyError(f"{rule}, got {folder!r}, which is none: make it first")
+    added = _folder(str(Path(folder).expanduser()))
     typed = _parse(overrides)
     folders = [*_folders(typed), added]
-    listed = ",".join(f"'file://{path}'" for path in folders)
+    listed = typed_value([f"file://{path}" for path in folders])
     others = [text for text in overrides if key_of(text) != SEARCH_PATH]
-    return [*others, f"{SEARCH_PATH}=[{listed}]"]
+    return [*others, f"{SEARCH_PATH}={listed}"]
 
 
 def _folders(typed: Sequence[Override]) -> tuple[Path, ...]:
@@ -657,12 +654,12 @@ def _folders(typed: Sequence[Override]) -> tuple[Path, ...]:
 
 
 def _folder(address: str) -> Path:
-    """Return the folder that an entry of ``hydra.searchpath`` names; raises StudyError."""
+    """Return the folder of config files that an address or a path names; raises StudyError."""
     path = Path(address.removeprefix("file://"))
     if not path.is_dir():
-        rule = f"`{SEARCH_PATH}` must be a list of folders of config files"
-        got = f"got {address!r}, which is none"
-        raise StudyError(f"{rule}, {got}: give [file:///<folder>]")
+        rule = f"`--config-dir` and `{SEARCH_PATH}` must name folders of config files"
+        remedy = "make it first, or correct the path"
+        raise StudyError(f"{rule}, got {address!r}, which is none: {remedy}")
     return path.resolve()
 
 
