@@ -528,8 +528,10 @@ def test_a_config_is_shown_with_the_space_that_is_typed() -> None:
 
 @pytest.mark.parametrize("words", [["--help"], ["--cfg", "job"], ["--info"], ["--hydra-help"]])
 def test_questions_are_not_runs(words: list[str]) -> None:
-    assert composition.asks_for_information(words)
-    assert not composition.asks_for_information(["model=tiny"])
+    with pytest.raises(SystemExit):
+        composition.answer(words, "config", Config)
+    parsed = composition.answer(["model=tiny"], "config", Config)
+    assert parsed.overrides == ["model=tiny"]
 
 
 def test_a_message_ends_the_command_with_one(capsys: pytest.CaptureFixture[str]) -> None:

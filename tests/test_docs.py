@@ -143,7 +143,7 @@ def check_overrides(root: str, schema: type, words: Sequence[str]) -> None:
     parsed = compose.parse_arguments(typed)
     jobs = [list(parsed.overrides)]
     if parsed.multirun:
-        jobs = compose.expand(parsed.overrides, root)
+        jobs = compose.expand(parsed.overrides)
     for job in jobs:
         compose.compose_config(job, root).validate()
 

@@ -181,13 +181,7 @@ def _questions(parsed: Namespace) -> list[str]:
     return asked
 
 
-def asks_for_information(arguments: Sequence[str]) -> bool:
-    """Return whether Hydra only has to answer (--help, --cfg job, --info, …) and nothing runs."""
-    parsed = parse_arguments(arguments)
-    return bool(_questions(parsed))
-
-
-def answer(arguments: Sequence[str], root: str, schema: type) -> None:
+def answer(arguments: Sequence[str], root: str, schema: type) -> Namespace:
     """Give Hydra's answer and exit, if that is all that a command line asks for.
 
     Args:
@@ -195,18 +189,21 @@ def answer(arguments: Sequence[str], root: str, schema: type) -> None:
         root: Name of the config in ``conf/``.
         schema: Its dataclass, which becomes known to Hydra.
 
+    Returns:
+        What :func:`parse_arguments` returns, for a command line that asks for more.
+
     Raises:
         SystemExit: After an answer.
         StudyError: If the answer cannot be given.
     """
     register(root, schema)
-    if not asks_for_information(arguments):
-        return
     parsed = parse_arguments(arguments)
+    if not _questions(parsed):
+        return parsed
     overrides = list(parsed.overrides)
     if root == MULTIRUN_ROOT and is_multirun(parsed):
         # Hydra shows a single config: that of the first job
-        overrides = expand(overrides, root)[0]
+        overrides = expand(overrides)[0]
     if parsed.cfg or parsed.info:
         compose_config(overrides, root)
     overrides = _with_added_keys(overrides, root)
@@ -299,9 +296,8 @@ def checked(arguments: Sequence[str], root: str, schema: type) -> Any:
     Raises:
         StudyError: If it breaks a rule.
     """
-    answer(arguments, root, schema)
-    overrides = parse_arguments(arguments).overrides
-    config = compose_config(overrides, root)
+    parsed = answer(arguments, root, schema)
+    config = compose_config(parsed.overrides, root)
     config.validate()
     return config
 
@@ -342,14 +338,13 @@ def origin_of_space(overrides: Sequence[str]) -> str:
     return origin_of(typed)
 
 
-def expand(overrides: Sequence[str], root: str = "config") -> list[list[str]]:
+def expand(overrides: Sequence[str]) -> list[list[str]]:
     """List the jobs of -m in Hydra's order.
 
     A grid may also be given as ``hydra.sweeper.params``, in a config file or on the command line.
 
     Args:
-        overrides: Overrides as typed.
-        root: Name of the config in ``conf/``.
+        overrides: Overrides of ``run.py``, as typed.
 
     Returns:
         The overrides of each job: ``a=1,2 b=3`` gives ``[[a=1, b=3], [a=2, b=3]]``. Of two
@@ -362,7 +357,7 @@ def expand(overrides: Sequence[str], root: str = "config") -> list[list[str]]:
     parser = _parser()
     texts = _with_typed_grid(current_overrides(overrides))
     typed = _parse(texts, parser)
-    texts_of_files = _grid_of_files(typed, root)
+    texts_of_files = _grid_of_files(typed)
     grid = _parse(texts_of_files, parser)
     choices: dict[str, list[str]] = {}
     for override in [*grid, *typed]:
@@ -398,8 +393,7 @@ def is_multirun(parsed: Namespace) -> bool:
         return False
     grids = [text for text in own if key_of(text).startswith(GRID)]
     others = [text for text in parsed.overrides if text not in grids]
-    choices = _choices(_parse(others), MULTIRUN_ROOT)
-    asked = _composed(choices, MULTIRUN_ROOT, with_hydra=True).hydra
+    asked = _keys_of_hydra(_parse(others))
     if asked.mode == RunMode.MULTIRUN:
         return True
     if grids:
@@ -472,15 +466,16 @@ def _as_sweep(value: Any) -> str:
     return str(value)
 
 
-def _grid_of_files(typed: Sequence[Override], root: str) -> list[str]:
+def _grid_of_files(typed: Sequence[Override]) -> list[str]:
     """Return the overrides that config files give as ``hydra.sweeper.params``."""
-    choices = _choices(typed, root)
-    grid = _file_grid(choices, root)
-    return _overrides_of_grid(grid, f"conf/{root}.yaml")
+    params = _keys_of_hydra(typed).sweeper.params
+    if params is None:
+        return []
+    return _overrides_of_grid(OmegaConf.to_container(params), f"conf/{MULTIRUN_ROOT}.yaml")
 
 
-def _choices(typed: Sequence[Override], root: str) -> tuple[str, ...]:
-    """Return the overrides that pick config files or set a key of Hydra's; raises StudyError."""
+def _keys_of_hydra(typed: Sequence[Override]) -> Any:
+    """Return Hydra's own keys, as config files and the command line give them."""
     groups = config_groups(_folders(typed))
     chosen: list[str] = []
     for override in typed:
@@ -489,20 +484,16 @@ def _choices(typed: Sequence[Override], root: str) -> tuple[str, ...]:
         is_of_hydra = override.is_hydra_override()
         is_choice = not is_of_hydra and override.key_or_group in groups
         if is_choice:
-            _check_choice(override, root, groups)
+            _check_choice(override, MULTIRUN_ROOT, groups)
         if is_of_hydra or is_choice:
             chosen.append(str(override.input_line))
-    return tuple(chosen)
+    return _composed_with_hydra(tuple(chosen)).hydra
 
 
 @cache
-def _file_grid(choices: tuple[str, ...], root: str) -> dict[str, Any] | None:
-    composed = _composed(choices, root, with_hydra=True)
-    grid = composed.hydra.sweeper.params
-    if grid is None:
-        return None
-    found: dict[str, Any] = OmegaConf.to_container(grid)  # type: ignore[assignment]
-    return found
+def _composed_with_hydra(choices: tuple[str, ...]) -> DictConfig:
+    """Compose the config of a run together with Hydra's own keys."""
+    return _composed(choices, MULTIRUN_ROOT, with_hydra=True)
 
 
 # ------------------------------------------------------------------------------------- configs

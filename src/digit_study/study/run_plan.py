@@ -168,8 +168,7 @@ def plan_task(arguments: Sequence[str], root: str, schema: type, workspace: Work
     Raises:
         StudyError: If something is wrong.
     """
-    compose.answer(arguments, root, schema)
-    parsed = compose.parse_arguments(arguments)
+    parsed = compose.answer(arguments, root, schema)
     if parsed.multirun:
         raise StudyError(
             "-m launches several runs, but this takes one run or does one thing at a time: drop it"
