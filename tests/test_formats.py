@@ -56,6 +56,27 @@ def test_kaggles_table(names: bool, tmp_path: Path) -> None:
     assert np.array_equal(labels, LABELS)
 
 
+def test_tables_of_floats_without_names(tmp_path: Path) -> None:
+    file = tmp_path / "digits.csv"
+    pixels = IMAGES.reshape(len(IMAGES), -1)
+    np.savetxt(file, np.column_stack([LABELS, pixels]), delimiter=",")
+    images, labels = sources.read_path(file, "train")
+    assert np.array_equal(images[..., 0], IMAGES)
+    assert np.array_equal(labels, LABELS)
+    np.savetxt(file, pixels, delimiter=",", fmt="%.1f")
+    assert np.array_equal(formats.read_unlabelled_csv(file), IMAGES)
+
+
+@pytest.mark.parametrize("value", [0.5, 256, -1, np.nan, np.inf])
+def test_a_pixel_that_is_no_grey_level_is_refused(value: float, tmp_path: Path) -> None:
+    file = tmp_path / "digits.csv"
+    pixels = IMAGES.reshape(len(IMAGES), -1).astype(np.float64)
+    pixels[3, 200] = value
+    np.savetxt(file, pixels, delimiter=",")
+    with pytest.raises(StudyError, match=f"whole numbers from 0 to 255, got {value} .* by 255"):
+        formats.read_unlabelled_csv(file)
+
+
 @pytest.mark.parametrize("ending", ["", ".gz"])
 def test_mnists_files(ending: str, tmp_path: Path) -> None:
     write_idx(tmp_path, "train", ending)

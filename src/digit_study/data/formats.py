@@ -93,8 +93,9 @@ def read_csv(path: Path, part: str) -> Table:
             f"`data.path` must be a CSV file with a label and {PIXELS} pixels a row, got "
             f"{table.shape[1]} columns in {path}: it is Kaggle's train.csv that holds the labels"
         )
-    images = _images(table[:, 1:], path)
-    labels = table[:, 0].astype(np.int64)
+    values = _as_bytes(table, path)
+    images = values[:, 1:].reshape(-1, IMAGE_SIDE, IMAGE_SIDE)
+    labels = values[:, 0].astype(np.int64)
     return images, labels
 
 
@@ -116,7 +117,7 @@ def read_unlabelled_csv(path: Path) -> Pixels:
             f"a CSV file to be predicted must have {PIXELS} pixels a row and no label, as "
             f"Kaggle's test.csv, got {table.shape[1]} columns: {path}"
         )
-    return _images(table, path)
+    return _as_bytes(table, path).reshape(-1, IMAGE_SIDE, IMAGE_SIDE)
 
 
 def _csv_table(path: Path) -> npt.NDArray[np.float64]:
@@ -127,7 +128,7 @@ def _csv_table(path: Path) -> npt.NDArray[np.float64]:
     try:
         first = pd.read_csv(path, header=None, nrows=1, dtype=str)
         header = None
-        if not all(str(value).strip().isdecimal() for value in first.iloc[0]):
+        if not all(_is_number(value) for value in first.iloc[0]):
             header = 0
         return pd.read_csv(path, header=header).to_numpy(np.float64)
     except (OSError, ValueError, UnicodeError) as fault:  # pandas' own errors are ValueErrors
@@ -135,20 +136,26 @@ def _csv_table(path: Path) -> npt.NDArray[np.float64]:
         raise StudyError(f"a CSV file must hold whole numbers, got {path}: {reason}") from None
 
 
-def _images(rows: npt.NDArray[np.float64], path: Path) -> Pixels:
-    if not _are_grey_levels(rows):
-        raise StudyError(f"the pixels of a CSV file must be numbers from 0 to 255: {path}")
-    pixels = rows.astype(np.uint8)
-    return pixels.reshape(-1, IMAGE_SIDE, IMAGE_SIDE)
-
-
-def _are_grey_levels(rows: npt.NDArray[np.float64]) -> bool:
-    """Return whether all numbers lie in [0, 255]; NaN does not."""
-    if not np.isfinite(rows).all():
+def _is_number(text: str) -> bool:
+    """Return whether a cell holds a number, and not the name of a column."""
+    try:
+        float(text)
+    except ValueError:
         return False
-    lowest = rows.min(initial=0)
-    highest = rows.max(initial=0)
-    return bool(lowest >= 0 and highest <= 255)
+    return True
+
+
+def _as_bytes(table: npt.NDArray[np.float64], path: Path) -> Pixels:
+    """Return a table of whole numbers from 0 to 255 as bytes; raises StudyError for another."""
+    # NaN and what is larger become some byte
+    with np.errstate(invalid="ignore"):
+        values = table.astype(np.uint8)
+    wrong = table[values != table]
+    if len(wrong) > 0:
+        rule = "a CSV file must hold whole numbers from 0 to 255"
+        remedy = "multiply pixels that were scaled to [0, 1] by 255"
+        raise StudyError(f"{rule}, got {wrong[0]:g} in {path}: {remedy}")
+    return values
 
 
 def read_idx(path: Path, part: str) -> Table:
