@@ -13,6 +13,7 @@ from PIL import Image, ImageDraw
 
 from digit_study.data import formats, sources
 from digit_study.data.sources import DataConfig
+from digit_study.pictures.image_files import reads_heif
 from digit_study.pictures.images import read_digit
 from digit_study.support.errors import StudyError
 
@@ -129,6 +130,17 @@ def test_pictures_that_predict_refuses_are_named(tmp_path: Path) -> None:
         sources.read_path(folder, "train")
     assert f"{folder / '3' / 'blank.png'} is blank" in str(caught.value)
     assert f"{folder / '7' / 'word.png'} is not an image" in str(caught.value)
+
+
+def test_pictures_of_phones_are_not_left_out_unsaid(tmp_path: Path) -> None:
+    (tmp_path / "3").mkdir()
+    photo = tmp_path / "3" / "IMG_1.HEIC"
+    photo.write_bytes(b"\0\0\0\x18ftypheic")
+    with pytest.raises(StudyError, match="of 1 it refuses 1") as caught:
+        formats.read_folder(tmp_path, "train")
+    assert str(photo) in str(caught.value)
+    if not reads_heif():
+        assert "pip install pillow-heif" in str(caught.value)
 
 
 def test_a_missing_test_set_is_reported_before_anything_is_trained(tmp_path: Path) -> None:

@@ -269,11 +269,13 @@ def _pictures(folder: Path) -> list[Path]:
     """Return the pictures of a folder by name; none if there is no such folder."""
     if not folder.is_dir():
         return []
-    from digit_study.pictures.image_files import SUFFIXES
+    from digit_study.pictures.image_files import HEIF_SUFFIXES, SUFFIXES
 
+    # HEIC without its package is refused when it is read, and not left out unsaid
+    endings = SUFFIXES | HEIF_SUFFIXES
     pictures: list[Path] = []
     for file in sorted(folder.iterdir()):
-        is_picture = file.suffix.lower() in SUFFIXES
+        is_picture = file.suffix.lower() in endings
         is_hidden = file.name.startswith(".")
         if is_picture and not is_hidden:
             pictures.append(file)
