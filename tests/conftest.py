@@ -176,7 +176,7 @@ LIGHT = (
 )
 SLOW = (
     *LIGHT, "tensorflow", "keras", "mlflow.keras", "mlflow.pyfunc", "mlflow.artifacts", "seaborn", "sklearn.metrics",
-    "sklearn.model_selection", "statsmodels.stats.proportion", "optuna", "plotly", "sqlalchemy.dialects.sqlite",
+    "sklearn.model_selection", "scipy.stats", "optuna", "plotly", "sqlalchemy.dialects.sqlite",
     "alembic.context", "mlflow.store.tracking.sqlalchemy_store", "mlflow.store.model_registry.sqlalchemy_store",
 )  # fmt: skip
 

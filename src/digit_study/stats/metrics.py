@@ -159,15 +159,10 @@ def accuracy_interval(correct: int, images: int) -> tuple[float, float]:
 
     See docs/statistics.md#accuracy-interval
     """
-    from statsmodels.stats.proportion import proportion_confint
+    from scipy.stats import binomtest
 
-    low, high = proportion_confint(correct, images, alpha=0.05, method="wilson")
-    # rounding puts the ends of 0 and n of n on the wrong side by 1e-17, and matplotlib draws no
-    # negative error bar
-    accuracy = correct / images
-    lower_end = min(float(low), accuracy)
-    upper_end = max(float(high), accuracy)
-    return lower_end, upper_end
+    low, high = binomtest(correct, images).proportion_ci(0.95, method="wilson")
+    return float(low), float(high)
 
 
 def per_class_report(confusion: Labels) -> pd.DataFrame:

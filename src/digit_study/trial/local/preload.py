@@ -21,10 +21,10 @@ from digit_study.trial.local.server import PRELOAD_FILE
 SLOW_MODULES = (
     "mlflow.keras",
     "mlflow.pyfunc",
+    "scipy.stats",
     "seaborn",
     "sklearn.metrics",
     "sklearn.model_selection",
-    "statsmodels.stats.proportion",
     "digit_study.tracking.session",
     "digit_study.trial.run_trial",
 )

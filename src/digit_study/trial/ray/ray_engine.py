@@ -69,7 +69,6 @@ PACKAGES = (
     "seaborn",
     "scikit-learn",
     "scipy",
-    "statsmodels",
     "psutil",
     "filelock",
     "rich",
