@@ -90,7 +90,7 @@ def test_a_race_is_of_one_opinion_however_it_is_run(drawn: Any, most: int) -> No
 
 @pytest.mark.parametrize(("first", "most"), [(3, 3), (3, 4), (3, 8), (3, 100), (5, 5), (2, 2)])
 def test_the_looks_share_five_per_cent(first: int, most: int) -> None:
-    levels = [races.level(look, first, most) for look in range(first, most + 1)]
+    levels = [races.level_of_analysis(look, first, most) for look in range(first, most + 1)]
     assert min(levels) > 0 and sum(levels) == pytest.approx(0.05)
 
 

@@ -19,7 +19,7 @@ from digit_study.report.markdown import run_page
 from digit_study.report.ranking import Medium, RankedTable, RankingKind
 from digit_study.report.sentences import ranking_answer
 from digit_study.report.terminal import fitted, rich_table
-from digit_study.stats.race import in_groups
+from digit_study.stats.race import rank_most_seeds_first
 from digit_study.stats.ranking import Candidate, leaderboard
 from digit_study.support import processes
 from digit_study.support.formatting import p_equals
@@ -263,13 +263,13 @@ def test_candidates_stand_in_two_groups_and_the_table_says_so() -> None:
             "tied": [False, True, True, False],
         }
     )
-    ordered = in_groups(table)
+    ordered = rank_most_seeds_first(table)
     assert list(ordered["name"]) == ["3: a=3", "1: a=1", "2: a=2", "4: a=4"]
-    assert in_groups(ordered).equals(ordered)
+    assert rank_most_seeds_first(ordered).equals(ordered)
     view = RankedTable.of(RankingKind.CANDIDATES, ordered).view(Medium.TERMINAL)
     assert view.sections == [2]
     assert view.note.startswith("First the 2 with all 8 seeds, below the line the 2 that left")
-    even = RankedTable.of(RankingKind.CANDIDATES, in_groups(table.assign(seeds=3)))
+    even = RankedTable.of(RankingKind.CANDIDATES, rank_most_seeds_first(table.assign(seeds=3)))
     assert even.view(Medium.TERMINAL).note == "" and even.view(Medium.TERMINAL).sections == []
 
 

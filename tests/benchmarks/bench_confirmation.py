@@ -32,7 +32,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks import learning_results
 from scipy.optimize import minimize
 
-from digit_study.stats.race import FIRST, Correct, Standing, race
+from digit_study.stats.race import FIRST, CorrectBySeed, Standing, race
 
 #: Candidates of a study.
 K = 5
@@ -56,7 +56,7 @@ class Tally:
     clear: int = 0  # candidates that are clearly worse
     distinguished: int = 0  # of these out
 
-    def add(self, correct: list[Correct], truth: Numbers, first: int, most: int) -> None:
+    def add(self, correct: list[CorrectBySeed], truth: Numbers, first: int, most: int) -> None:
         """Run one confirmation of candidates whose true accuracies are ``truth``."""
         interim = race(correct, [0.0] * len(correct), first, most)
         is_out = np.array(interim.states) == Standing.OUT
@@ -77,8 +77,8 @@ class Tally:
 
 
 def draw(
-    random: np.random.Generator, networks: Correct, weights: Numbers | None, most: int
-) -> list[Correct]:
+    random: np.random.Generator, networks: CorrectBySeed, weights: Numbers | None, most: int
+) -> list[CorrectBySeed]:
     """Draw candidates (most, images) of ``networks`` (k, seeds, images).
 
     The seeds are drawn for each candidate, the images for all.
@@ -88,7 +88,7 @@ def draw(
     return [network[random.integers(seeds, size=most)][:, seen] for network in networks]
 
 
-def equalising(networks: Correct) -> Numbers:
+def equalising(networks: CorrectBySeed) -> Numbers:
     """Weights of the images, nearest to equal ones, under which all networks have the same mean."""
     shares = networks.mean(axis=1)
     gaps = shares[1:] - shares[0]

@@ -16,6 +16,7 @@ import numpy.typing as npt
 import pandas as pd
 
 from digit_study.stats.ranking import (
+    ROUNDING,
     SIGNIFICANCE,
     Group,
     Numbers,
@@ -40,11 +41,9 @@ ACCURACY_COLUMNS = {
     "low": "val_accuracy_low",
     "high": "val_accuracy_high",
 }
-#: Standard deviations below this are zero but for rounding.
-ROUNDING = 1e-12
 
 #: Whether each seed's network predicts each image correctly, (seeds, images).
-Correct = npt.NDArray[np.bool_]
+CorrectBySeed = npt.NDArray[np.bool_]
 
 
 class Standing(StrEnum):
@@ -115,7 +114,7 @@ class Components:
 
 
 def race(
-    correct: Sequence[Correct],
+    correct: Sequence[CorrectBySeed],
     parameters: Sequence[float],
     first: int,
     most: int,
@@ -140,44 +139,49 @@ def race(
 
     See docs/statistics.md#race
     """
-    trained = [len(candidate) for candidate in correct]
+    trained = [len(rows) for rows in correct]
+    # candidates by their position in `correct`
     going = list(range(len(correct)))
     resting: list[int] = []
     seeds = [0] * len(correct)
     p_values = np.ones((len(correct), 2))
     for count in range(first, most + 1):
-        going = [number for number in going if number not in lost or trained[number] >= count]
-        if any(trained[number] < count for number in going):
+        going = [
+            candidate for candidate in going if candidate not in lost or trained[candidate] >= count
+        ]
+        if any(trained[candidate] < count for candidate in going):
             return _interim_analysis(seeds, p_values, going, resting, count)
         if not going:
             break
-        going.sort(key=lambda number: (-_mean(correct[number], count), parameters[number]))
-        for number in going:
-            seeds[number] = count
-        seen = [correct[number][: seeds[number]] for number in [*going, *resting]]
-        factor = SIGNIFICANCE / level(count, first, most)
-        compared = _compare(seen, factor)
+        going.sort(key=lambda candidate: (-_mean(correct[candidate], count), parameters[candidate]))
+        for candidate in going:
+            seeds[candidate] = count
+        in_race = [correct[candidate][: seeds[candidate]] for candidate in [*going, *resting]]
+        factor = SIGNIFICANCE / level_of_analysis(count, first, most)
+        compared = _compare(in_race, factor)
         # those that rest keep the p-values of their last analysis
         p_values[going] = compared[: len(going)]
-        going = [number for number in going if p_values[number].max() > SIGNIFICANCE]
+        going = [candidate for candidate in going if p_values[candidate].max() > SIGNIFICANCE]
         if count == most:
             break
-        seen = [correct[number][:count] for number in going]
-        hopeful = _hopeful(seen, len(resting), first, most)
-        resting += [number for place, number in enumerate(going) if place not in hopeful]
-        going = [going[place] for place in hopeful]
+        not_out = [correct[candidate][:count] for candidate in going]
+        hopeful = [going[position] for position in _hopeful(not_out, len(resting), first, most)]
+        resting += [candidate for candidate in going if candidate not in hopeful]
+        going = hopeful
         if not going:
             break
     return _interim_analysis(seeds, p_values, going, resting, 0)
 
 
-def _mean(correct: Correct, seeds: int) -> float:
+def _mean(correct: CorrectBySeed, seeds: int) -> float:
     """Return the mean accuracy over the first seeds."""
     return float(np.mean(correct[:seeds]))
 
 
-def _hopeful(seen: Sequence[Correct], resting: int, first: int, most: int) -> list[int]:
-    """Return the positions of the candidates that go on, the leader first; empty if none does.
+def _hopeful(seen: Sequence[CorrectBySeed], resting: int, first: int, most: int) -> list[int]:
+    """Return the positions in ``seen`` of the candidates that go on, the leader first.
+
+    If none goes on, the list is empty.
 
     Args:
         seen: Candidates that are not out, the leader first, each (seeds, images).
@@ -213,12 +217,12 @@ def _interim_analysis(
     is_out = p_values.max(axis=1) <= SIGNIFICANCE
     states = []
     goes_on = []
-    for number in range(len(seeds)):
-        is_going = number in going
+    for candidate in range(len(seeds)):
+        is_going = candidate in going
         goes_on.append(is_going and wanted > 0)
-        if is_going or number in resting:
+        if is_going or candidate in resting:
             states.append(Standing.IN)
-        elif is_out[number]:
+        elif is_out[candidate]:
             states.append(Standing.OUT)
         else:
             states.append(Standing.LOST)
@@ -249,7 +253,7 @@ def spent(seeds: int, first: int, most: int) -> float:
     return SIGNIFICANCE * math.log1p(progress)
 
 
-def level(seeds: int, first: int, most: int) -> float:
+def level_of_analysis(seeds: int, first: int, most: int) -> float:
     """Return the significance level of a single interim analysis.
 
     Args:
@@ -264,7 +268,7 @@ def level(seeds: int, first: int, most: int) -> float:
     return with_this - before
 
 
-def _compare(seen: Sequence[Correct], factor: float) -> Numbers:
+def _compare(seen: Sequence[CorrectBySeed], factor: float) -> Numbers:
     """Return p-values (k, 2) of "as good as the first", by seeds and by images.
 
     Args:
@@ -312,7 +316,7 @@ class Gap:
     rest: float
 
     @classmethod
-    def of(cls, first: Correct, second: Correct) -> "Gap":
+    def of(cls, first: CorrectBySeed, second: CorrectBySeed) -> "Gap":
         """Return the gap between two candidates.
 
         Args:
@@ -360,17 +364,6 @@ class Gap:
         missing = (limit - self.difference) / new
         return 0.5 * math.erfc(missing / math.sqrt(2))
 
-    def image_error(self, seeds: float) -> float:
-        """Return the standard error, by the images, of the difference of means.
-
-        Args:
-            seeds: Seeds that the means are taken over; infinity is allowed.
-
-        See docs/statistics.md#how-many-more-seeds
-        """
-        variance = self.of_images**2 + self.rest**2 / seeds
-        return math.sqrt(variance / self.images)
-
     def more_seeds(self) -> int | None:
         """Return how many more seeds would distinguish the two candidates.
 
@@ -395,9 +388,16 @@ class Gap:
         return high - self.seeds
 
     def _limit_by_images(self, seeds: float, by_images: float) -> float:
-        """Return the difference above which the test by images is significant."""
+        """Return the difference above which the test by images is significant.
+
+        Args:
+            seeds: Seeds that the means are taken over; infinity is allowed.
+            by_images: Two-sided level of the test.
+        """
         critical = _critical(2, self.images, by_images) / math.sqrt(2)
-        return critical * self.image_error(seeds)
+        # the standard error of the difference of means, by the images
+        variance = self.of_images**2 + self.rest**2 / seeds
+        return critical * math.sqrt(variance / self.images)
 
 
 def components(values: Numbers) -> Components:
@@ -425,7 +425,7 @@ def components(values: Numbers) -> Components:
     )
 
 
-def noise_of(correct: Correct) -> Noise:
+def noise_of(correct: CorrectBySeed) -> Noise:
     """Return the noise of a candidate's accuracy.
 
     Args:
@@ -502,7 +502,7 @@ def confirmed_ranking(
             "tied": state == Standing.IN,
         }
         rows.append(row)
-    table = in_groups(pd.DataFrame(rows))
+    table = rank_most_seeds_first(pd.DataFrame(rows))
     eligible = table.head(1)
     if prefer in ("smallest", "robust"):
         eligible = table[table["tied"]]
@@ -516,7 +516,7 @@ def confirmed_ranking(
     return table.assign(winner=table.index == winner)
 
 
-def in_groups(table: pd.DataFrame) -> pd.DataFrame:
+def rank_most_seeds_first(table: pd.DataFrame) -> pd.DataFrame:
     """Rank candidates: those with the most seeds first, then the others, both by their means.
 
     Args:

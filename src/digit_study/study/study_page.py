@@ -26,7 +26,7 @@ from digit_study.report.ranking import Medium, RankedTable, RankingKind
 from digit_study.report.study_report import Answer, ConfirmationReport, StudyReport
 from digit_study.report.tables import Cell, TableView
 from digit_study.report.terminal import print_lines
-from digit_study.stats.race import in_groups
+from digit_study.stats.race import rank_most_seeds_first
 from digit_study.study import results as study_results
 from digit_study.study.begun_study import words_of_begin
 from digit_study.study.page_networks import compare_networks
@@ -255,7 +255,7 @@ def _confirmation(
     run_id = run.info.run_id
     try:
         # earlier versions kept another order
-        ranking = in_groups(results.tracker.artifact_table(run_id, "confirmation"))
+        ranking = rank_most_seeds_first(results.tracker.artifact_table(run_id, "confirmation"))
         seeds = results.tracker.artifact_table(run_id, "seeds")
     except StoreFault as fault:
         warn(f"the confirmation {run_id} cannot be read: {first_line(fault)}")
