@@ -294,6 +294,12 @@ BAD_FILES: dict[str, tuple[Maker, str]] = {
         ),
         "it has 30 labels",
     ),
+    "a rare digit": (
+        lambda path, good: np.savez(
+            path, x_train=np.zeros((50, 28, 28), np.uint8), y_train=np.arange(50) // 47 * 3
+        ),
+        "fewer than 4 images of 3: add some, or leave that digit out",
+    ),
 }
 
 
@@ -321,7 +327,7 @@ def test_a_file_is_known_by_its_content(small_npz: Path) -> None:
     assert (source.name, source.images, source.warning) == ("small", 400, None)
     images, labels = sources.read_npz(small_npz.resolve(), "train")
     assert source.config.sha256 == sources.digest(images[..., 0], labels)
-    assert data.dataset_name(source.config) == "small"
+    assert sources.dataset_name(source.config) == "small"
     assert sources.resolve(source.config) == source  # settling twice changes nothing
 
 

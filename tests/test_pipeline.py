@@ -83,7 +83,7 @@ def tracker_of(config: Config) -> Tracker:
 
 def begin(config: Config) -> tuple[Tracker, str]:
     tracker = tracker_of(config)
-    return tracker, tracker.create_run(config, data.dataset_name(config.data), "a name")
+    return tracker, tracker.create_run(config, sources.dataset_name(config.data), "a name")
 
 
 def walk(config: Config, listener: Listener | None = None) -> tuple[TrialResult, Run]:

@@ -7,7 +7,7 @@ import numpy.typing as npt
 Pixels = npt.NDArray[np.uint8]
 #: Digits 0 to 9, or positions in a source.
 Labels = npt.NDArray[np.int64]
-#: Images (n, 28, 28, 1) and their labels (n,).
+#: Images (n, 28, 28, 1), in :mod:`digit_study.data.formats` (n, 28, 28), and their labels (n,).
 Arrays = tuple[Pixels, Labels]
 
 #: Height and width of an image, in pixels.

@@ -21,7 +21,7 @@ class Digits:
     """Digits to train on and to select on.
 
     Attributes:
-        name: Name of the source, see :func:`dataset_name`.
+        name: Name of the source, see :func:`digit_study.data.sources.dataset_name`.
         sha256: :func:`digit_study.data.sources.digest` of all unsealed digits, before the split.
         train_images: (n, 28, 28, 1), uint8, 0 (paper) to 255 (ink).
         train_labels: (n,), int64, 0 to 9.
@@ -113,7 +113,7 @@ def load_digits(config: DataConfig, folder: Path | None = None) -> Digits:
     Raises:
         StudyError: If the source has changed, or the sizes do not fit.
     """
-    name = dataset_name(config)
+    name = sources.dataset_name(config)
     images, labels = sources.read_part(config, "train", folder)
     found = sources.digest(images[..., 0], labels)
     sources.require_digest(config, name, found)
@@ -129,15 +129,6 @@ def load_digits(config: DataConfig, folder: Path | None = None) -> Digits:
         validation_labels=labels[validation],
         validation_index=validation,
     )
-
-
-def dataset_name(config: DataConfig) -> str:
-    """Return the name of a resolved source: ``mnist``, ``mnist_sample`` or the stem of its file."""
-    if config.path is None:
-        return config.source
-    if config.sha256 == sources.MNIST_SHA256:
-        return "mnist"
-    return Path(config.path).stem
 
 
 def open_sealed_test_set(config: DataConfig, record: Callable[[], None]) -> Arrays:

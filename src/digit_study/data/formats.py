@@ -20,11 +20,8 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from digit_study.data.arrays import CLASSES, IMAGE_SIDE, Labels, Pixels
+from digit_study.data.arrays import CLASSES, IMAGE_SIDE, Arrays, Pixels
 from digit_study.support.errors import StudyError
-
-#: Images (n, 28, 28), uint8, and labels (n,), int64.
-Table = tuple[Pixels, Labels]
 
 #: Pixels of an image.
 PIXELS = IMAGE_SIDE * IMAGE_SIDE
@@ -43,11 +40,12 @@ class Format:
     """How a format is read.
 
     Attributes:
-        read: Returns the digits of a part, ``train`` or ``test``, of what a path names.
+        read: Returns the digits of a part, ``train`` or ``test``, of what a path names: images
+            (n, 28, 28), uint8, and labels (n,), int64.
         has_test: Returns whether there is a test set, without reading digits.
     """
 
-    read: Callable[[Path, str], Table]
+    read: Callable[[Path, str], Arrays]
     has_test: Callable[[Path], bool]
 
 
@@ -71,7 +69,7 @@ def format_of(path: Path) -> Format | None:
     return None
 
 
-def read_csv(path: Path, part: str) -> Table:
+def read_csv(path: Path, part: str) -> Arrays:
     """Read a table of images with their labels, as Kaggle's ``train.csv``.
 
     Args:
@@ -158,7 +156,7 @@ def _as_bytes(table: npt.NDArray[np.float64], path: Path) -> Pixels:
     return values
 
 
-def read_idx(path: Path, part: str) -> Table:
+def read_idx(path: Path, part: str) -> Arrays:
     """Read MNIST's files, compressed or not.
 
     Args:
@@ -225,7 +223,7 @@ def _idx_array(file: Path) -> Pixels:
         raise StudyError(f"an IDX file must be whole, got {file}: {fault}") from None
 
 
-def read_folder(path: Path, part: str) -> Table:
+def read_folder(path: Path, part: str) -> Arrays:
     """Read the pictures of a folder with a subfolder for each digit, named 0 to 9.
 
     They are brought into MNIST's form as predict.py does it: photos, scans and drawings of any

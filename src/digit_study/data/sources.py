@@ -88,8 +88,8 @@ class DataConfig:
     seed: Annotated[int, between(0, 2**32 - 1)] = 0
 
 
-def _is_there() -> str | None:
-    """Say that a data set needs no download."""
+def _no_download_needed() -> str | None:
+    """Say that a data set comes with a package."""
     return None
 
 
@@ -101,13 +101,13 @@ class Dataset:
         sha256: :func:`digest` of its unsealed digits.
         images: How many unsealed digits it has.
         read: Returns its part ``train`` or ``test``, as :func:`read_part` does.
-        missing: Downloads it if need be; returns what to do if it cannot be had, else None.
+        obtain: Downloads it if need be; returns what to do if it cannot be had, else None.
     """
 
     sha256: str
     images: int
     read: Callable[[str], Arrays]
-    missing: Callable[[], str | None] = _is_there
+    obtain: Callable[[], str | None] = _no_download_needed
 
 
 @dataclass(frozen=True)
@@ -116,15 +116,27 @@ class Source:
 
     Attributes:
         config: Names the source and its content exactly.
-        name: What the source is called, see :func:`digit_study.data.digits.dataset_name`.
         images: How many unsealed digits it has.
         warning: What a person must know about it.
     """
 
     config: DataConfig
-    name: str
     images: int
     warning: str | None = None
+
+    @property
+    def name(self) -> str:
+        """Return what the source is called."""
+        return dataset_name(self.config)
+
+
+def dataset_name(config: DataConfig) -> str:
+    """Return the name of a resolved source: ``mnist``, ``mnist_sample`` or the stem of its file."""
+    if config.path is None:
+        return config.source
+    if config.sha256 == MNIST_SHA256:
+        return "mnist"
+    return Path(config.path).stem
 
 
 def digest(images: Pixels, labels: npt.NDArray[np.integer]) -> str:
@@ -174,14 +186,11 @@ def _resolve_file(config: DataConfig, path: Path) -> Source:
     if config.source == "mnist" and found != MNIST_SHA256:
         wrong = f"data=mnist takes MNIST only, but {path} holds other digits (sha256 {found})"
         raise StudyError(f"{wrong}: use data=auto to study them under their own name")
-    name = path.stem
-    if found == MNIST_SHA256:
-        name = "mnist"
     warning = None
     if not has_test_set(path):
         warning = NO_TEST_WARNING.format(path=path)
     exact = replace(config, path=str(path), sha256=found)
-    return Source(exact, name, len(labels), warning)
+    return Source(exact, len(labels), warning)
 
 
 def _resolve_name(config: DataConfig) -> Source:
@@ -189,15 +198,15 @@ def _resolve_name(config: DataConfig) -> Source:
     if name == "auto":
         name = "mnist"
     warning = None
-    missing = DATASETS[name].missing()
-    if missing is not None:
+    remedy = DATASETS[name].obtain()
+    if remedy is not None:
         if config.source != "auto":
-            raise StudyError(missing)
+            raise StudyError(remedy)
         name = "mnist_sample"
         warning = SAMPLE_WARNING
     dataset = DATASETS[name]
     exact = replace(config, source=name, sha256=dataset.sha256)
-    return Source(exact, name, dataset.images, warning)
+    return Source(exact, dataset.images, warning)
 
 
 def require_digest(config: DataConfig, name: str, found: str) -> None:
@@ -357,13 +366,12 @@ def _problem(images: npt.NDArray[np.generic], labels: npt.NDArray[np.generic]) -
         count = np.count_nonzero(labels == digit)
         if 0 < count < RAREST:
             return (
-                f"it has fewer than {RAREST} images of {digit}, too few for every part of the "
-                "split to have one"
+                f"it has fewer than {RAREST} images of {digit}: add some, or leave that digit out"
             )
     return None
 
 
-def _missing_mnist() -> str | None:
+def _obtain_mnist() -> str | None:
     """Let Keras download MNIST if it is not cached and its host answers within seconds.
 
     Returns:
@@ -452,7 +460,7 @@ def sample_arrays(part: str) -> Arrays:
 
 #: Data sets by name.
 DATASETS: dict[str, Dataset] = {
-    "mnist": Dataset(MNIST_SHA256, 60_000, keras_arrays, _missing_mnist),
+    "mnist": Dataset(MNIST_SHA256, 60_000, keras_arrays, _obtain_mnist),
     "mnist_sample": Dataset(SAMPLE_SHA256, 4_000, sample_arrays),
 }
 

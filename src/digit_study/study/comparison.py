@@ -155,7 +155,7 @@ def _record(tracker: Tracker, pair: Pair, store: StoreConfig) -> Recorded:
         "mlflow.source.name": "sweeps/compare.py",
     }
     name = f"{pair.a.run_id[:8]} against {pair.b.run_id[:8]}"
-    run_id = tracker.create_run(config, digits.dataset_name(config.data), name, **tags)
+    run_id = tracker.create_run(config, sources.dataset_name(config.data), name, **tags)
     log = tracker.writer(run_id)
     try:
         log.metrics(_metrics(pair))
