@@ -8,7 +8,7 @@ from typing import Annotated
 
 from digit_study.config.run_config import StoreConfig as StoreConfig
 from digit_study.stats.gate import GateConfig as GateConfig
-from digit_study.support.rules import Rule, check, rules_of
+from digit_study.support.rules import Rule, Validated
 
 NAME = Rule("a name", lambda value: bool(value.strip()))
 RUN_ID = Rule("a run id", lambda value: bool(value.strip()))
@@ -26,7 +26,7 @@ class FileConfig:
 
 
 @dataclass(frozen=True)
-class PromoteConfig:
+class PromoteConfig(Validated):
     """Describe a promotion, a rollback or a look at the ledger.
 
     Attributes:
@@ -47,14 +47,6 @@ class PromoteConfig:
     tracking: StoreConfig = field(default_factory=StoreConfig)
     data: FileConfig = field(default_factory=FileConfig)
 
-    def validate(self) -> None:
-        """Check every rule.
-
-        Raises:
-            StudyError: With every rule that is broken.
-        """
-        check(self, rules_of(PromoteConfig), self._relation_violations())
-
     def _relation_violations(self) -> Iterator[str]:
         requests = ("run_id", "rollback", "history")
         given = [key for key in requests if getattr(self, key)]
@@ -66,7 +58,7 @@ class PromoteConfig:
 
 
 @dataclass(frozen=True)
-class CompareConfig:
+class CompareConfig(Validated):
     """Name the two runs to compare.
 
     Attributes:
@@ -80,14 +72,6 @@ class CompareConfig:
     b: Annotated[str | None, RUN_ID] = None
     tracking: StoreConfig = field(default_factory=StoreConfig)
     data: FileConfig = field(default_factory=FileConfig)
-
-    def validate(self) -> None:
-        """Check every rule.
-
-        Raises:
-            StudyError: With every rule that is broken.
-        """
-        check(self, rules_of(CompareConfig), self._relation_violations())
 
     def _relation_violations(self) -> Iterator[str]:
         ids = {"a": self.a, "b": self.b}

@@ -18,7 +18,7 @@ from digit_study.data import digits, sources
 from digit_study.model import networks, recipe
 from digit_study.support import hardware
 from digit_study.support.errors import StudyError
-from digit_study.support.rules import check, rules_of
+from digit_study.support.rules import Validated
 
 #: Names of tags that MLflow takes.
 TAG_NAME = re.compile(r"[\w./ -]{1,250}")
@@ -78,8 +78,10 @@ class TrackingConfig(StoreConfig):
 
 
 @dataclass(frozen=True)
-class Config(EngineConfig):
+class Config(EngineConfig, Validated):
     """Describe a run: what decides its outcome, where that is kept, and where it is trained.
+
+    What passes :meth:`validate` can be built and trained.
 
     Attributes:
         data: The digits.
@@ -101,14 +103,6 @@ class Config(EngineConfig):
     def epochs(self) -> int:
         """Return the largest number of epochs, those of all members counted."""
         return self.training.epochs * self.model.members
-
-    def validate(self) -> None:
-        """Check every rule. What passes can be built and trained.
-
-        Raises:
-            StudyError: With every rule that is broken.
-        """
-        check(self, rules_of(Config), self._relation_violations())
 
     def _relation_violations(self) -> Iterator[str]:
         yield from networks.relation_violations(self.model)

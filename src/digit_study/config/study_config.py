@@ -12,7 +12,7 @@ from digit_study.config.engine_config import EngineConfig
 from digit_study.config.run_config import Config, TrackingConfig
 from digit_study.data import sources
 from digit_study.model import networks, recipe
-from digit_study.support.rules import Rule, at_least, between, check, choice, rules_of
+from digit_study.support.rules import Rule, Validated, at_least, between, choice
 from digit_study.support.suggestions import nearest
 
 SAMPLERS = ("tpe", "random", "qmc", "cmaes", "grid", "nsga2", "gp")
@@ -153,8 +153,10 @@ class FrontierConfig:
 
 
 @dataclass(frozen=True)
-class StudyConfig:
+class StudyConfig(Validated):
     """Describe a study: the baseline run that is varied, and how.
+
+    :meth:`validate` checks the study and its baseline, but not its space.
 
     Attributes:
         study: Its name; the same name continues the same study.
@@ -186,14 +188,6 @@ class StudyConfig:
             tracking=self.tracking,
             **vars(self.search.engine_options),
         )
-
-    def validate(self) -> None:
-        """Check every rule of the study and its baseline, but not its space.
-
-        Raises:
-            StudyError: With every rule that is broken.
-        """
-        check(self, rules_of(StudyConfig), self._relation_violations())
 
     def _relation_violations(self) -> Iterator[str]:
         yield from networks.relation_violations(self.model)

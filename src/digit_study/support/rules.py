@@ -7,7 +7,7 @@ its default. The type is checked when a config is composed, the rule by :func:`c
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, fields, is_dataclass, replace
 from functools import cache
 from types import NoneType
@@ -155,6 +155,23 @@ def check(config: Any, rules: Mapping[str, Rule], others: Iterable[str]) -> None
             violations.append(violation)
     violations.extend(others)
     raise_violations(violations)
+
+
+class Validated:
+    """A config dataclass that is checked as a whole."""
+
+    def validate(self) -> None:
+        """Check every rule.
+
+        Raises:
+            StudyError: With every rule that is broken.
+        """
+        schema: type = type(self)
+        check(self, rules_of(schema), self._relation_violations())
+
+    def _relation_violations(self) -> Iterator[str]:
+        """Yield a sentence for each group of values that do not go together."""
+        raise NotImplementedError
 
 
 def flatten(config: Any, prefix: str = "") -> dict[str, Any]:
