@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from digit_study.config.promote_config import CompareConfig
+from digit_study.config.compare_config import CompareConfig
 from digit_study.study.run_plan import plan_task
 from digit_study.support.signals import readable_errors
 from digit_study.support.workspace import Workspace

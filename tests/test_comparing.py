@@ -11,7 +11,8 @@ import pandas as pd
 import pytest
 import recorded_store as rs
 
-from digit_study.config.promote_config import CompareConfig, StoreConfig
+from digit_study.config.compare_config import CompareConfig
+from digit_study.config.run_config import StoreConfig
 from digit_study.data import digits as data
 from digit_study.data import sources
 from digit_study.data.sources import DataConfig

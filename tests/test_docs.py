@@ -15,7 +15,8 @@ import pytest
 from conftest import LIGHT, ROOT, Project, copy_project, sample
 
 from digit_study.config import compose
-from digit_study.config.promote_config import CompareConfig, PromoteConfig
+from digit_study.config.compare_config import CompareConfig
+from digit_study.config.promote_config import PromoteConfig
 from digit_study.config.renamed_keys import RENAMED
 from digit_study.config.run_config import Config
 from digit_study.config.space import parse_space

@@ -1,4 +1,4 @@
-"""The configs of ``conf/promote.yaml`` and ``conf/compare.yaml``."""
+"""The config of ``conf/promote.yaml``."""
 
 from __future__ import annotations
 
@@ -54,31 +54,4 @@ class PromoteConfig(Validated):
             named = " and ".join(given)
             rule = "one of `run_id`, `rollback` and `history` can be given"
             yield f"{rule}, got {named}: drop one"
-        yield from self.tracking.violations()
-
-
-@dataclass(frozen=True)
-class CompareConfig(Validated):
-    """Name the two runs to compare.
-
-    Attributes:
-        a: Id of the first run.
-        b: Id of the second run; differences are b minus a.
-        tracking: MLflow's store.
-        data: Where the digits are now.
-    """
-
-    a: Annotated[str | None, RUN_ID] = None
-    b: Annotated[str | None, RUN_ID] = None
-    tracking: StoreConfig = field(default_factory=StoreConfig)
-    data: FileConfig = field(default_factory=FileConfig)
-
-    def _relation_violations(self) -> Iterator[str]:
-        ids = {"a": self.a, "b": self.b}
-        for key, run_id in ids.items():
-            if run_id is None:
-                rule = f"`{key}` must be the id of a finished run"
-                yield f"{rule}, got null: sweeps/compare.py a=<run_id> b=<run_id>"
-        if self.a is not None and self.a == self.b:
-            yield f"`a` and `b` must be two runs, got {self.a!r} twice: name another run as b"
         yield from self.tracking.violations()

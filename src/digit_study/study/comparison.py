@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 from mlflow.entities import Run
 
-from digit_study.config.promote_config import CompareConfig
+from digit_study.config.compare_config import CompareConfig
 from digit_study.config.run_config import Config, StoreConfig, TrackingConfig
 from digit_study.data import digits, sources
 from digit_study.report.figures import charts, paired_figures
