@@ -169,7 +169,7 @@ VALUES = st.recursive(
 @given(st.dictionaries(st.sampled_from(["low", "choices", "when"]), VALUES, max_size=3))
 def test_a_typed_value_is_read_back(value: dict[str, Any]) -> None:
     word = f"+x={compose.typed_value(value)}"
-    assert compose._parse([word])[0].value() == value
+    assert compose.parse_overrides([word])[0].value() == value
 
 
 def test_the_space_of_the_stubs_is_typed_as_it_was() -> None:

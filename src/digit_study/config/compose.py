@@ -218,7 +218,7 @@ def answer(arguments: Sequence[str], root: str, schema: type) -> Namespace:
         wrap = hydra.main(version_base=VERSION, config_path=str(CONF), config_name=root)
         wrap(_do_nothing)()
     except (HydraException, errors.OmegaConfBaseException, yaml.YAMLError) as error:
-        raise _in_a_line(error, f"conf/{root}.yaml") from error
+        raise as_study_error(error, f"conf/{root}.yaml") from error
     except ValueError as error:
         if not parsed.shell_completion:
             raise
@@ -239,11 +239,10 @@ def _with_added_keys(overrides: Sequence[str], root: str) -> list[str]:
     if not overrides:
         # nobody who asks for help waits for the files to be composed
         return []
-    config = _base((), root)
     marked: list[str] = []
     for text in overrides:
         is_deletion = text.startswith("~")
-        if not is_deletion and _is_in_free_mapping(config, key_of(text)):
+        if not is_deletion and may_be_added(key_of(text), root):
             bare = text.lstrip("+")
             text = f"++{bare}"
         marked.append(text)
@@ -255,7 +254,7 @@ def _with_space_as_option(overrides: Sequence[str], root: str) -> list[str]:
     remaining = without_space(overrides)
     others = [text for text in remaining if key_of(text) != SPACE]
     has_typed_space = len(others) < len(overrides)
-    if not has_typed_space or not _has_space(root):
+    if not has_typed_space or not has_space(root):
         return list(overrides)
     study = compose_config(overrides, root)
     node = OmegaConf.create(study.search.space)
@@ -328,13 +327,13 @@ def _quoted_where_needed(text: str) -> str:
 
 def without_space(overrides: Sequence[str]) -> list[str]:
     """Return the overrides that are not about the search space: no sweep, no single key of it."""
-    others = [override for override in _parse(overrides) if not is_of_space(override)]
+    others = [override for override in parse_overrides(overrides) if not is_of_space(override)]
     return [str(override.input_line) for override in others]
 
 
 def origin_of_space(overrides: Sequence[str]) -> str:
     """Say where the search space of a command line comes from."""
-    typed = _parse(overrides)
+    typed = parse_overrides(overrides)
     return origin_of(typed)
 
 
@@ -356,9 +355,9 @@ def expand(overrides: Sequence[str]) -> list[list[str]]:
     """
     parser = _parser()
     texts = _with_typed_grid(current_overrides(overrides))
-    typed = _parse(texts, parser)
+    typed = parse_overrides(texts, parser)
     texts_of_files = _grid_of_files(typed)
-    grid = _parse(texts_of_files, parser)
+    grid = parse_overrides(texts_of_files, parser)
     choices: dict[str, list[str]] = {}
     for override in [*grid, *typed]:
         key = override.get_key_element()
@@ -393,7 +392,7 @@ def is_multirun(parsed: Namespace) -> bool:
         return False
     grids = [text for text in own if key_of(text).startswith(GRID)]
     others = [text for text in parsed.overrides if text not in grids]
-    asked = _keys_of_hydra(_parse(others))
+    asked = _keys_of_hydra(parse_overrides(others))
     if asked.mode == RunMode.MULTIRUN:
         return True
     if grids:
@@ -443,7 +442,7 @@ def _with_typed_grid(overrides: Sequence[str]) -> list[str]:
             swept_key = key.removeprefix(f"{GRID}.")
             found.append(f"{swept_key}={value}")
         elif key == GRID:
-            override = _parse([f"{GRID}={value}"])[0]
+            override = parse_overrides([f"{GRID}={value}"])[0]
             found += _overrides_of_grid(override.value(), text)
         else:
             found.append(text)
@@ -476,7 +475,7 @@ def _grid_of_files(typed: Sequence[Override]) -> list[str]:
 
 def _keys_of_hydra(typed: Sequence[Override]) -> Any:
     """Return Hydra's own keys, as config files and the command line give them."""
-    groups = config_groups(_folders(typed))
+    groups = config_groups(folders_of(typed))
     chosen: list[str] = []
     for override in typed:
         if override.is_sweep_override():
@@ -484,7 +483,7 @@ def _keys_of_hydra(typed: Sequence[Override]) -> Any:
         is_of_hydra = override.is_hydra_override()
         is_choice = not is_of_hydra and override.key_or_group in groups
         if is_choice:
-            _check_choice(override, MULTIRUN_ROOT, groups)
+            check_choice(override, MULTIRUN_ROOT, groups)
         if is_of_hydra or is_choice:
             chosen.append(str(override.input_line))
     return _composed_with_hydra(tuple(chosen)).hydra
@@ -493,7 +492,7 @@ def _keys_of_hydra(typed: Sequence[Override]) -> Any:
 @cache
 def _composed_with_hydra(choices: tuple[str, ...]) -> DictConfig:
     """Compose the config of a run together with Hydra's own keys."""
-    return _composed(choices, MULTIRUN_ROOT, with_hydra=True)
+    return compose_files(choices, MULTIRUN_ROOT, with_hydra=True)
 
 
 # ------------------------------------------------------------------------------------- configs
@@ -539,24 +538,24 @@ def compose_config(
             wrong type; for a sweep.
     """
     current = current_overrides(overrides, recorded=recorded)
-    typed = _parse(current)
+    typed = parse_overrides(current)
     config = _with_overrides(typed, root)
     try:
         return OmegaConf.to_object(config)
     except errors.OmegaConfBaseException as error:
-        raise _in_a_line(error, f"conf/{root}.yaml") from error
+        raise as_study_error(error, f"conf/{root}.yaml") from error
 
 
 def _with_overrides(typed: Sequence[Override], root: str) -> DictConfig:
     """Compose a config with parsed overrides; raises StudyError."""
-    groups = config_groups(_folders(typed))
+    groups = config_groups(folders_of(typed))
     chosen: list[str] = []
     values: list[Override] = []
     has_typed_space = False
     for override in typed:
         if override.is_hydra_override():
             chosen.append(str(override.input_line))
-        elif is_of_space(override) and _has_space(root):
+        elif is_of_space(override) and has_space(root):
             has_typed_space = True
         else:
             _check_name(override, root, groups)
@@ -575,7 +574,7 @@ def _with_overrides(typed: Sequence[Override], root: str) -> DictConfig:
     return config
 
 
-def _has_space(root: str) -> bool:
+def has_space(root: str) -> bool:
     """Return whether a config holds a search space, so that its keys can be swept."""
     return SPACE in _known_names(root)
 
@@ -598,7 +597,7 @@ def _set_value(config: DictConfig, key: str, value: Any) -> None:
     try:
         OmegaConf.update(config, key, value, merge=not replaces, force_add=is_free)
     except errors.OmegaConfBaseException as error:
-        raise _in_a_line(error, key) from error
+        raise as_study_error(error, key) from error
 
 
 @cache
@@ -622,15 +621,15 @@ def config_groups(folders: tuple[Path, ...] = ()) -> dict[str, list[str]]:
 
 def _with_folder(overrides: Sequence[str], folder: str) -> list[str]:
     """Add a folder to what the overrides give as ``hydra.searchpath``."""
-    added = _folder(str(Path(folder).expanduser()))
-    typed = _parse(overrides)
-    folders = [*_folders(typed), added]
+    added = folder_at(str(Path(folder).expanduser()))
+    typed = parse_overrides(overrides)
+    folders = [*folders_of(typed), added]
     listed = typed_value([f"file://{path}" for path in folders])
     others = [text for text in overrides if key_of(text) != SEARCH_PATH]
     return [*others, f"{SEARCH_PATH}={listed}"]
 
 
-def _folders(typed: Sequence[Override]) -> tuple[Path, ...]:
+def folders_of(typed: Sequence[Override]) -> tuple[Path, ...]:
     """Return the folders that overrides give as ``hydra.searchpath``."""
     folders: list[Path] = []
     for override in typed:
@@ -640,11 +639,11 @@ def _folders(typed: Sequence[Override]) -> tuple[Path, ...]:
         if not isinstance(value, list):
             value = [value]
         for entry in value:
-            folders.append(_folder(str(entry)))
+            folders.append(folder_at(str(entry)))
     return tuple(folders)
 
 
-def _folder(address: str) -> Path:
+def folder_at(address: str) -> Path:
     """Return the folder of config files that an address or a path names; raises StudyError."""
     path = Path(address.removeprefix("file://"))
     if not path.is_dir():
@@ -654,7 +653,9 @@ def _folder(address: str) -> Path:
     return path.resolve()
 
 
-def _parse(overrides: Sequence[str], parser: OverridesParser | None = None) -> list[Override]:
+def parse_overrides(
+    overrides: Sequence[str], parser: OverridesParser | None = None
+) -> list[Override]:
     """Parse overrides; raises StudyError, in which no password is shown."""
     if parser is None:
         parser = OverridesParser.create()
@@ -672,7 +673,7 @@ def _parse(overrides: Sequence[str], parser: OverridesParser | None = None) -> l
 def _base(choices: tuple[str, ...], root: str) -> DictConfig:
     """Compose a config from its files, of which ``choices`` pick the options."""
     try:
-        return _composed(choices, root)
+        return compose_files(choices, root)
     except StudyError:
         old = _composed_with_old_names(choices, root)
         if old is None:
@@ -680,13 +681,14 @@ def _base(choices: tuple[str, ...], root: str) -> DictConfig:
         return old
 
 
-def _composed(choices: tuple[str, ...], root: str, *, with_hydra: bool = False) -> DictConfig:
+def compose_files(choices: tuple[str, ...], root: str, *, with_hydra: bool = False) -> DictConfig:
+    """Compose a config from its files, with Hydra's own keys if asked; raises StudyError."""
     where = ", ".join(choices) or f"conf/{root}.yaml"
     try:
         with hydra.initialize_config_dir(str(CONF), version_base=VERSION):
             return hydra.compose(root, list(choices), return_hydra_config=with_hydra)
     except (yaml.YAMLError, HydraException, errors.OmegaConfBaseException) as error:
-        problem = _in_a_line(error, where)
+        problem = as_study_error(error, where)
         origin = _origin_of(error)
         if choices and isinstance(origin, errors.ConfigKeyError):
             unknown = str(origin.full_key)
@@ -706,7 +708,7 @@ def _composed_with_old_names(choices: tuple[str, ...], root: str) -> DictConfig 
     old_keys = [key for key in (*RENAMED, *REMOVED) if _add_key(extended, key)]
     store.store(name=f"{root}_schema", node=extended)
     try:
-        composed = _composed(choices, root)
+        composed = compose_files(choices, root)
     except StudyError:
         return None
     finally:
@@ -718,7 +720,7 @@ def _composed_with_old_names(choices: tuple[str, ...], root: str) -> DictConfig 
     try:
         merged = OmegaConf.merge(schema, moved)
     except errors.OmegaConfBaseException as error:
-        raise _in_a_line(error, f"conf/{root}.yaml") from error
+        raise as_study_error(error, f"conf/{root}.yaml") from error
     assert isinstance(merged, DictConfig)
     return merged
 
@@ -756,7 +758,7 @@ def _holder_of(config: Any, key: str) -> tuple[Any, str]:
     return OmegaConf.select(config, parent), name
 
 
-def _in_a_line(error: Exception, where: str) -> StudyError:
+def as_study_error(error: Exception, where: str) -> StudyError:
     """Turn an error of Hydra, OmegaConf or PyYAML into a line with the key or the file."""
     if isinstance(error, yaml.YAMLError):
         # the file and the line stand in the next lines of the message
@@ -801,6 +803,11 @@ def _known_names(root: str) -> list[str]:
     return list(_names(OmegaConf.to_container(config)))
 
 
+def may_be_added(key: str, root: str) -> bool:
+    """Return whether a config has a mapping to which a key can be added."""
+    return _is_in_free_mapping(_base((), root), key)
+
+
 def _is_in_free_mapping(config: DictConfig, key: str) -> bool:
     """Return whether a key is in a mapping whose keys a person chooses, such as tracking.tags."""
     parent, _, _ = key.rpartition(".")
@@ -835,15 +842,15 @@ def _check_name(override: Override, root: str, groups: dict[str, list[str]]) -> 
             remedy = "add -m to run them all"
         raise StudyError(f"`{key}` takes one value, got the sweep {line!r}: {remedy}")
     if key in groups:
-        _check_choice(override, root, groups)
+        check_choice(override, root, groups)
         return
     known = _known_names(root)
-    if key not in known and not _is_in_free_mapping(_base((), root), key):
+    if key not in known and not may_be_added(key, root):
         near = nearest(key, [*known, *_groups_of(root)])
         raise StudyError(f"unknown key `{key}` in {line!r}{near} (--cfg job lists all)")
 
 
-def _check_choice(override: Override, root: str, groups: dict[str, list[str]]) -> None:
+def check_choice(override: Override, root: str, groups: dict[str, list[str]]) -> None:
     """Check that a command has a group and the group an option; raises StudyError."""
     group = override.key_or_group
     if group not in _groups_of(root):
