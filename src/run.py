@@ -6,7 +6,7 @@ from pathlib import Path
 # Python puts this folder there itself, but not with -P, -I or PYTHONSAFEPATH
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
-from digit_study.config import compose
+from digit_study.config import command_line
 from digit_study.config.run_config import Config
 from digit_study.study.run_plan import plan_reproduction, plan_runs
 from digit_study.support.signals import readable_errors
@@ -17,7 +17,7 @@ def main() -> None:
     """Check the whole command line, then train."""
     arguments = sys.argv[1:]
     workspace = Workspace.of_project()
-    compose.answer(arguments, "config", Config)
+    command_line.answer(arguments, "config", Config)
     if any(word.startswith("reproduce=") and word != "reproduce=null" for word in arguments):
         asked = plan_reproduction(arguments, workspace)
         from digit_study.study import reproduction

@@ -5,7 +5,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from digit_study.config import compose
+from digit_study.config import command_line
 from digit_study.config.study_config import StudyConfig
 from digit_study.support.signals import readable_errors
 from digit_study.support.workspace import Workspace
@@ -13,7 +13,7 @@ from digit_study.support.workspace import Workspace
 
 def main() -> None:
     """Find the study, then confirm it."""
-    typed: StudyConfig = compose.checked(sys.argv[1:], "study", StudyConfig)
+    typed: StudyConfig = command_line.checked(sys.argv[1:], "study", StudyConfig)
     from digit_study.study.storage import find_study
 
     workspace = Workspace.of_project()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from digit_study.config import compose
+from digit_study.config import command_line
 from digit_study.config.promote_config import PromoteConfig, StoreConfig
 from digit_study.config.study_config import StudyConfig
 from digit_study.support.signals import readable_errors
@@ -15,7 +15,7 @@ from digit_study.support.workspace import Workspace
 
 def main() -> None:
     """Train all, then open the sealed test set once for each network that no smaller one beats."""
-    compose.answer(sys.argv[1:], "study", StudyConfig)
+    command_line.answer(sys.argv[1:], "study", StudyConfig)
     from digit_study.study import frontier
 
     workspace = Workspace.of_project()

@@ -6,7 +6,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
-from digit_study.config import compose
+from digit_study.config import command_line
 from digit_study.config.study_config import StudyConfig
 from digit_study.support.console import console
 from digit_study.support.signals import readable_errors
@@ -16,7 +16,7 @@ from digit_study.support.workspace import Workspace
 def main(workspace: Workspace) -> None:
     """Check the whole study, then search."""
     sys.argv[1:] = ["search.plan=true" if word == "--plan" else word for word in sys.argv[1:]]
-    compose.answer(sys.argv[1:], "study", StudyConfig)
+    command_line.answer(sys.argv[1:], "study", StudyConfig)
     from digit_study.study.study_plan import plan_study, plan_table
 
     plan = plan_study(sys.argv[1:], workspace)

@@ -16,9 +16,9 @@ import pytest
 import yaml
 from stub_worker import workspace
 
+from digit_study.config import command_line, multirun_grid, renamed_keys
 from digit_study.config import compose as composition
-from digit_study.config import renamed_keys
-from digit_study.config.compose import compose_config, expand
+from digit_study.config.compose import compose_config
 from digit_study.config.run_config import Config
 from digit_study.model import networks
 from digit_study.study import run_plan as launch
@@ -156,7 +156,7 @@ def test_what_is_wrong_is_refused_in_a_line(override: str, words: str) -> None:
     ],
 )
 def test_a_sweep_expands_as_hydra_does(typed: list[str], jobs: list[list[str]]) -> None:
-    assert expand(typed) == jobs
+    assert multirun_grid.expand(typed) == jobs
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_a_sweep_expands_as_hydra_does(typed: list[str], jobs: list[list[str]]) 
 )
 def test_a_sweep_that_cannot_be_expanded_is_refused(typed: str) -> None:
     with pytest.raises(StudyError, match=r"\w+"):
-        expand([typed])
+        multirun_grid.expand([typed])
 
 
 @pytest.mark.parametrize(
@@ -186,16 +186,19 @@ def test_a_sweep_that_cannot_be_expanded_is_refused(typed: str) -> None:
     ],
 )
 def test_a_grid_that_hydra_would_sweep_is_expanded(typed: list[str]) -> None:
-    assert expand(typed) == [["model.filters=8", "seed=1"], ["model.filters=16", "seed=1"]]
+    assert multirun_grid.expand(typed) == [
+        ["model.filters=8", "seed=1"],
+        ["model.filters=16", "seed=1"],
+    ]
 
 
 def test_a_grid_that_is_none_is_refused() -> None:
     with pytest.raises(StudyError, match=r"`hydra.sweeper.params` must map keys to values"):
-        expand(["hydra.sweeper.params=8"])
+        multirun_grid.expand(["hydra.sweeper.params=8"])
 
 
 def test_of_two_overrides_of_a_key_the_later_holds() -> None:
-    assert expand(["model.filters=8,16", "model.filters=9"]) == [["model.filters=9"]]
+    assert multirun_grid.expand(["model.filters=8,16", "model.filters=9"]) == [["model.filters=9"]]
 
 
 # --------------------------------------------------------------- own files, and what is gone
@@ -220,7 +223,7 @@ def own(tmp_path: Path) -> Path:
 
 
 def typed(*words: str) -> list[str]:
-    overrides: list[str] = composition.parse_arguments(words).overrides
+    overrides: list[str] = command_line.parse_arguments(words).overrides
     return overrides
 
 
@@ -247,7 +250,9 @@ def test_a_folder_of_any_name_is_used(name: str, own: Path) -> None:
 
 
 def test_a_grid_in_a_file_is_run_by_multirun(own: Path) -> None:
-    jobs = expand(typed("-m", f"--config-dir={own}", "experiment=grid", "training.seed=1"))
+    jobs = multirun_grid.expand(
+        typed("-m", f"--config-dir={own}", "experiment=grid", "training.seed=1")
+    )
     assert [compose_config(job).model.filters for job in jobs] == [8, 16]
     assert all("training.seed=1" in job for job in jobs)
 
@@ -267,22 +272,22 @@ def test_a_grid_in_a_file_is_run_by_multirun(own: Path) -> None:
 def test_the_mode_multirun_means_the_same_as_its_option(
     words: list[str], is_multirun: bool, own: Path
 ) -> None:
-    parsed = composition.parse_arguments([f"--config-dir={own}", *words])
-    assert composition.is_multirun(parsed) is is_multirun
+    parsed = command_line.parse_arguments([f"--config-dir={own}", *words])
+    assert multirun_grid.is_multirun(parsed) is is_multirun
 
 
 def test_a_single_run_says_that_it_leaves_out_the_grid_of_its_file(
     own: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    parsed = composition.parse_arguments([f"--config-dir={own}", "experiment=grid"])
-    assert not composition.is_multirun(parsed)
+    parsed = command_line.parse_arguments([f"--config-dir={own}", "experiment=grid"])
+    assert not multirun_grid.is_multirun(parsed)
     assert "`hydra.sweeper.params` is not used by a single run: add -m" in capsys.readouterr().err
 
 
 def test_a_typed_grid_without_its_option_is_refused() -> None:
-    parsed = composition.parse_arguments(["hydra.sweeper.params={model.filters: '8,16'}"])
+    parsed = command_line.parse_arguments(["hydra.sweeper.params={model.filters: '8,16'}"])
     with pytest.raises(StudyError, match="add -m to run them all"):
-        composition.is_multirun(parsed)
+        multirun_grid.is_multirun(parsed)
 
 
 @pytest.mark.slow
@@ -312,20 +317,20 @@ def test_what_hydra_and_omegaconf_find_is_told_with_a_remedy(override: str, told
 
 def test_a_choice_of_another_command_is_refused_with_its_name() -> None:
     with pytest.raises(StudyError, match="`search` belongs to python sweeps/optuna_search.py"):
-        composition.expand(["search=default", "model.filters=8,16"])
+        multirun_grid.expand(["search=default", "model.filters=8,16"])
     with pytest.raises(StudyError, match="`model` belongs to python src/run.py"):
         compose_config(["model=tiny"], "promote")
 
 
 def test_letters_that_the_locale_does_not_know_are_those_that_were_typed() -> None:
     as_python_has_it = "tracking.note=café".encode().decode("ascii", "surrogateescape")
-    assert composition.parse_arguments([as_python_has_it]).overrides == ["tracking.note=café"]
+    assert command_line.parse_arguments([as_python_has_it]).overrides == ["tracking.note=café"]
 
 
 def test_letters_that_the_locale_knows_stay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("os.fsencode", lambda word: word.encode("latin-1"))
     words = ["tracking.note=café"]
-    assert composition.parse_arguments(words).overrides == words
+    assert command_line.parse_arguments(words).overrides == words
 
 
 def test_options_may_stand_between_overrides(own: Path) -> None:
@@ -366,7 +371,7 @@ def test_what_is_wrong_in_an_own_file_is_refused_in_a_line(
 )
 def test_what_is_gone_names_what_replaces_it(words: list[str], told: str) -> None:
     with pytest.raises(StudyError) as caught:
-        composition.parse_arguments(["-m", "model=tiny", *words])
+        command_line.parse_arguments(["-m", "model=tiny", *words])
     message = str(caught.value)
     assert told in message and "\n" not in message
 
@@ -510,7 +515,7 @@ def test_batch_and_limit_fit_the_data(limit: int, batch: int, fits: bool, store:
 )
 def test_options_that_hydra_cannot_take_together_are_refused(words: list[str], told: str) -> None:
     with pytest.raises(StudyError) as caught:
-        composition.parse_arguments(words)
+        command_line.parse_arguments(words)
     assert told in str(caught.value)
 
 
@@ -529,8 +534,8 @@ def test_a_config_is_shown_with_the_space_that_is_typed() -> None:
 @pytest.mark.parametrize("words", [["--help"], ["--cfg", "job"], ["--info"], ["--hydra-help"]])
 def test_questions_are_not_runs(words: list[str]) -> None:
     with pytest.raises(SystemExit):
-        composition.answer(words, "config", Config)
-    parsed = composition.answer(["model=tiny"], "config", Config)
+        command_line.answer(words, "config", Config)
+    parsed = command_line.answer(["model=tiny"], "config", Config)
     assert parsed.overrides == ["model=tiny"]
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 from conftest import LIGHT, ROOT, Project, copy_project, sample
 
-from digit_study.config import compose
+from digit_study.config import command_line, compose, multirun_grid
 from digit_study.config.compare_config import CompareConfig
 from digit_study.config.promote_config import PromoteConfig
 from digit_study.config.renamed_keys import RENAMED
@@ -141,10 +141,10 @@ def check_overrides(root: str, schema: type, words: Sequence[str]) -> None:
     """Compose and check what a command of Hydra's is asked for, without training."""
     compose.register(root, schema)
     typed = [word.replace(RUN_ID, f"{number:032x}") for number, word in enumerate(words)]
-    parsed = compose.parse_arguments(typed)
+    parsed = command_line.parse_arguments(typed)
     jobs = [list(parsed.overrides)]
     if parsed.multirun:
-        jobs = compose.expand(parsed.overrides)
+        jobs = multirun_grid.expand(parsed.overrides)
     for job in jobs:
         compose.compose_config(job, root).validate()
 
@@ -156,7 +156,7 @@ def check_run(words: Sequence[str]) -> None:
 def check_study(words: Sequence[str]) -> None:
     plain = [word.replace("--plan", "search.plan=true") for word in words]
     check_overrides("study", StudyConfig, plain)
-    study = compose.compose_config(compose.parse_arguments(plain).overrides, "study")
+    study = compose.compose_config(command_line.parse_arguments(plain).overrides, "study")
     parse_space(study.search.space, study.run)
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from digit_study.config import compose
+from digit_study.config import compose, multirun_grid
 from digit_study.config.space import Dimension, parse_space
 from digit_study.config.study_config import StudyConfig
 from digit_study.support.errors import StudyError
@@ -63,7 +63,7 @@ def test_a_range_searches_what_multirun_lists(ends: str) -> None:
     sweep = f"model.filters=range({ends})"
     [dimension] = dimensions(sweep)
     searched = {f"model.filters={value}" for value in dimension.grid() or ()}
-    assert searched == {job[0] for job in compose.expand([sweep])}
+    assert searched == {job[0] for job in multirun_grid.expand([sweep])}
 
 
 @pytest.mark.parametrize(

@@ -1,49 +1,31 @@
-"""Hydra's command line to typed configs, within a second and before TensorFlow is imported."""
+"""Overrides and the files of ``conf/`` to typed configs, before TensorFlow is imported."""
 
 from __future__ import annotations
 
 import copy
-import math
-import os
 import re
-import sys
-from argparse import Namespace
 from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
-from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
 import hydra
 import yaml
 from hydra.core.config_store import ConfigStore
-from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import ChoiceSweep, Override, Quote, QuotedString
+from hydra.core.override_parser.types import Override, Quote, QuotedString
 from hydra.errors import HydraException
-from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, errors
 
-from digit_study.config import _hydra
 from digit_study.config.renamed_keys import (
     REMOVED,
     RENAMED,
     current_overrides,
-    key_of,
     removed,
     tell_new_name,
 )
 from digit_study.config.run_config import Config
-from digit_study.config.space_overrides import (
-    SPACE,
-    SPACE_GROUP,
-    has_nested_sweep,
-    is_of_space,
-    origin_of,
-    shown_override,
-    typed_space,
-)
-from digit_study.support.console import warn
+from digit_study.config.space_overrides import SPACE, is_of_space, origin_of, typed_space
 from digit_study.support.errors import StudyError, first_line
 from digit_study.support.redaction import without_password
 from digit_study.support.suggestions import nearest
@@ -59,18 +41,10 @@ MULTIRUN_ROOT = "config"
 COMMANDS = {MULTIRUN_ROOT: "src/run.py", "study": "sweeps/optuna_search.py"}
 #: Key of the folders, besides :data:`CONF`, in which Hydra looks for config files.
 SEARCH_PATH = "hydra.searchpath"
-#: Key of the grid that -m runs, if a file or the command line gives it in this way.
-GRID = "hydra.sweeper.params"
-#: Name under which Hydra is shown the space of a command line.
-TYPED_SPACE = "command_line"
-#: Networks that -m trains, at most.
-MOST_JOBS = 10_000
 #: A text that is typed without quotes, unless it is one of :data:`WORDS_OF_HYDRA`.
 BARE_TEXT = re.compile(r"[A-Za-z_][\w./-]*", re.ASCII)
 #: Words, in small letters, that Hydra takes for a value of another type.
 WORDS_OF_HYDRA = ("true", "false", "null", "nan", "inf")
-#: Options that ask a question, of which a command answers one at a time.
-QUESTIONS = ("--help", "--hydra-help", "--cfg", "--info", "--shell-completion")
 #: How OmegaConf says that a value has the wrong type, in its two forms.
 WRONG_TYPE = re.compile(
     r"Value '(?P<value>.*)' (of type '\w+' could not be converted to|is not a valid) (?P<type>\w+)"
@@ -81,421 +55,6 @@ TYPE_WORDS = {"Integer": "a whole number", "Float": "a number", "bool": "true or
 MERGE_FAILED = "Error merging override "
 #: Characters of a message of Hydra's or OmegaConf's that are shown.
 LONGEST_MESSAGE = 1000
-
-
-# ------------------------------------------------------------------------------- command lines
-
-
-def parse_arguments(arguments: Sequence[str]) -> Namespace:
-    """Parse a command line as Hydra does.
-
-    Args:
-        arguments: Words after the name of the command.
-
-    Returns:
-        ``overrides`` with the key names of now, ``multirun``, and Hydra's own options.
-        ``--config-dir`` has become an override of ``hydra.searchpath``.
-
-    Raises:
-        StudyError: If the words ask for an option that is gone or for another config.
-    """
-    words = [_as_typed(word) for word in arguments]
-    parsed = _hydra.parse_arguments(words)
-    fixed = {
-        "--config-name": parsed.config_name,
-        "--config-path": parsed.config_path,
-    }
-    for option, value in fixed.items():
-        if value is not None:
-            rule = f"`{option}` is fixed: every command reads its own file in conf/"
-            remedy = "drop it; give --config-dir=<folder> experiment=<name> for a file of your own"
-            raise StudyError(f"{rule}, got {value!r}: {remedy}")
-    _check_options(parsed)
-    overrides = current_overrides(parsed.overrides)
-    parsed.overrides = _without_plus(overrides)
-    if parsed.config_dir is not None:
-        parsed.overrides = _with_folder(parsed.overrides, parsed.config_dir)
-    return parsed
-
-
-def _as_typed(word: str) -> str:
-    """Return a word of a command line with the letters that the locale does not know.
-
-    Python keeps the bytes of such letters as surrogates, which no database takes. The bytes are
-    decoded as UTF-8.
-    """
-    try:
-        word.encode()
-    except UnicodeEncodeError:
-        return os.fsencode(word).decode(errors="replace")
-    return word
-
-
-def _without_plus(overrides: Sequence[str]) -> list[str]:
-    """Read ``+experiment=<name>`` as ``experiment=<name>``.
-
-    Hydra wants the plus for groups that its defaults list does not name; here it names them all.
-    """
-    groups = config_groups()
-    found: list[str] = []
-    for text in overrides:
-        if text.startswith("+") and key_of(text) in groups:
-            text = text.lstrip("+")
-        found.append(text)
-    return found
-
-
-def _check_options(parsed: Namespace) -> None:
-    """Raise StudyError for options of Hydra's that do not go together, or mean nothing here."""
-    asked = _questions(parsed)
-    if len(asked) > 1:
-        named = " and ".join(asked)
-        rule = "a command answers one question at a time"
-        raise StudyError(f"{rule}, got {named}: give one of them")
-    shows_config = asked == ["--cfg"]
-    shows_help = asked == ["--help"]
-    if parsed.resolve and not shows_config and not shows_help:
-        raise _needs_cfg("--resolve")
-    if parsed.package and not shows_config:
-        raise _needs_cfg("--package")
-    if parsed.experimental_rerun is not None:
-        rule = "`--experimental-rerun` reads a folder of Hydra's, and none is written here"
-        remedy = "train a run again with python src/run.py reproduce=<run_id>"
-        raise StudyError(f"{rule}, got {parsed.experimental_rerun!r}: {remedy}")
-
-
-def _needs_cfg(option: str) -> StudyError:
-    """Return the error of an option that is given without ``--cfg``."""
-    rule = f"`{option}` says how --cfg shows a config"
-    return StudyError(f"{rule}, got it without: give --cfg job {option}, or drop it")
-
-
-def _questions(parsed: Namespace) -> list[str]:
-    """Return the options of a command line that ask a question."""
-    given = vars(parsed)
-    asked: list[str] = []
-    for option in QUESTIONS:
-        name = option.strip("-").replace("-", "_")
-        if given[name]:
-            asked.append(option)
-    return asked
-
-
-def answer(arguments: Sequence[str], root: str, schema: type) -> Namespace:
-    """Give Hydra's answer and exit, if that is all that a command line asks for.
-
-    Args:
-        arguments: Words after the name of the command.
-        root: Name of the config in ``conf/``.
-        schema: Its dataclass, which becomes known to Hydra.
-
-    Returns:
-        What :func:`parse_arguments` returns, for a command line that asks for more.
-
-    Raises:
-        SystemExit: After an answer.
-        StudyError: If the answer cannot be given.
-    """
-    register(root, schema)
-    parsed = parse_arguments(arguments)
-    if not _questions(parsed):
-        return parsed
-    overrides = list(parsed.overrides)
-    if root == MULTIRUN_ROOT and is_multirun(parsed):
-        # Hydra shows a single config: that of the first job
-        overrides = expand(overrides)[0]
-    if parsed.cfg or parsed.info:
-        compose_config(overrides, root)
-    overrides = _with_added_keys(overrides, root)
-    overrides = _with_space_as_option(overrides, root)
-    words = _words_for_hydra(parsed, overrides)
-    typed = list(sys.argv)
-    full_error = os.environ.get("HYDRA_FULL_ERROR")
-    # otherwise Hydra prints errors itself, in its own words and with a part of the traceback
-    os.environ["HYDRA_FULL_ERROR"] = "1"
-    try:
-        sys.argv = [typed[0], *words]
-        wrap = hydra.main(version_base=VERSION, config_path=str(CONF), config_name=root)
-        wrap(_do_nothing)()
-    except (HydraException, errors.OmegaConfBaseException, yaml.YAMLError) as error:
-        raise as_study_error(error, f"conf/{root}.yaml") from error
-    except ValueError as error:
-        if not parsed.shell_completion:
-            raise
-        shown = " ".join(overrides)
-        rule = "`--shell-completion` is followed by install=<shell> or uninstall=<shell>"
-        remedy = "give --shell-completion install=bash"
-        raise StudyError(f"{rule}, got {shown!r}: {remedy}") from error
-    finally:
-        sys.argv = typed
-        del os.environ["HYDRA_FULL_ERROR"]
-        if full_error is not None:
-            os.environ["HYDRA_FULL_ERROR"] = full_error
-    raise SystemExit
-
-
-def _with_added_keys(overrides: Sequence[str], root: str) -> list[str]:
-    """Mark the overrides that add a key to a mapping, as Hydra wants it."""
-    if not overrides:
-        # nobody who asks for help waits for the files to be composed
-        return []
-    marked: list[str] = []
-    for text in overrides:
-        is_deletion = text.startswith("~")
-        if not is_deletion and may_be_added(key_of(text), root):
-            bare = text.lstrip("+")
-            text = f"++{bare}"
-        marked.append(text)
-    return marked
-
-
-def _with_space_as_option(overrides: Sequence[str], root: str) -> list[str]:
-    """Make a typed space an option of its group: no override of Hydra's sets keys with dots."""
-    remaining = without_space(overrides)
-    others = [text for text in remaining if key_of(text) != SPACE]
-    has_typed_space = len(others) < len(overrides)
-    if not has_typed_space or not has_space(root):
-        return list(overrides)
-    study = compose_config(overrides, root)
-    node = OmegaConf.create(study.search.space)
-    store = ConfigStore.instance()
-    store.store(group=SPACE_GROUP, name=TYPED_SPACE, node=node)
-    return [*others, f"{SPACE_GROUP}={TYPED_SPACE}"]
-
-
-def _do_nothing(config: DictConfig) -> None:
-    """Stand for a command of which only information is asked."""
-
-
-def _words_for_hydra(parsed: Namespace, overrides: Sequence[str]) -> list[str]:
-    """Return a question to Hydra, with the overrides as they are read here."""
-    words: list[str] = []
-    for name in ("help", "hydra_help", "resolve", "shell_completion"):
-        if getattr(parsed, name):
-            option = name.replace("_", "-")
-            words.append(f"--{option}")
-    for option in ("cfg", "package", "info"):
-        value = getattr(parsed, option)
-        if value is not None:
-            words.append(f"--{option}={value}")
-    return [*words, *overrides]
-
-
-def checked(arguments: Sequence[str], root: str, schema: type) -> Any:
-    """Answer a command line, or compose and check the config that it asks for.
-
-    Args:
-        arguments: Words after the name of the command.
-        root: Name of the config in ``conf/``.
-        schema: Its dataclass.
-
-    Returns:
-        The config, an instance of ``schema``.
-
-    Raises:
-        StudyError: If it breaks a rule.
-    """
-    parsed = answer(arguments, root, schema)
-    config = compose_config(parsed.overrides, root)
-    config.validate()
-    return config
-
-
-def typed_value(value: Any) -> str:
-    """Return a value as it is typed in an override: a number, a text, a list or a mapping."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, Mapping):
-        entries = [f"{key}: {typed_value(entry)}" for key, entry in value.items()]
-        return f"{{{', '.join(entries)}}}"
-    if isinstance(value, (list, tuple)):
-        elements = [typed_value(element) for element in value]
-        return f"[{', '.join(elements)}]"
-    if isinstance(value, str):
-        return _quoted_where_needed(value)
-    return str(value)
-
-
-def _quoted_where_needed(text: str) -> str:
-    """Return a text as Hydra reads it back: not as a sweep, a number or a mapping."""
-    if BARE_TEXT.fullmatch(text) and text.lower() not in WORDS_OF_HYDRA:
-        return text
-    return QuotedString(text, Quote.single).with_quotes()
-
-
-def without_space(overrides: Sequence[str]) -> list[str]:
-    """Return the overrides that are not about the search space: no sweep, no single key of it."""
-    others = [override for override in parse_overrides(overrides) if not is_of_space(override)]
-    return [str(override.input_line) for override in others]
-
-
-def origin_of_space(overrides: Sequence[str]) -> str:
-    """Say where the search space of a command line comes from."""
-    typed = parse_overrides(overrides)
-    return origin_of(typed)
-
-
-def expand(overrides: Sequence[str]) -> list[list[str]]:
-    """List the jobs of -m in Hydra's order.
-
-    A grid may also be given as ``hydra.sweeper.params``, in a config file or on the command line.
-
-    Args:
-        overrides: Overrides of ``run.py``, as typed.
-
-    Returns:
-        The overrides of each job: ``a=1,2 b=3`` gives ``[[a=1, b=3], [a=2, b=3]]``. Of two
-        overrides of a key the later holds.
-
-    Raises:
-        StudyError: If an override cannot be parsed, a sweep does not list its values, or there are
-            too many jobs.
-    """
-    parser = _parser()
-    texts = _with_typed_grid(current_overrides(overrides))
-    typed = parse_overrides(texts, parser)
-    texts_of_files = _grid_of_files(typed)
-    grid = parse_overrides(texts_of_files, parser)
-    choices: dict[str, list[str]] = {}
-    for override in [*grid, *typed]:
-        key = override.get_key_element()
-        choices[key] = _values_of(override)
-    count = math.prod(len(values) for values in choices.values())
-    if count > MOST_JOBS:
-        swept = ", ".join(key for key, values in choices.items() if len(values) > 1)
-        rule = f"-m may train at most {MOST_JOBS:,} networks"
-        remedy = "list fewer values, or search them with python sweeps/optuna_search.py"
-        raise StudyError(f"{rule}, got more from the sweeps of {swept}: {remedy}")
-    jobs = product(*choices.values())
-    return [list(job) for job in jobs]
-
-
-def is_multirun(parsed: Namespace) -> bool:
-    """Return whether a command line asks for several runs: by -m, or by ``hydra.mode=MULTIRUN``.
-
-    The mode may also stand in an experiment file. A single run that leaves out the grid of its
-    file says so.
-
-    Args:
-        parsed: A command line of ``run.py``, by :func:`parse_arguments`.
-
-    Raises:
-        StudyError: If a grid is typed without -m, or the files cannot be composed.
-    """
-    if parsed.multirun:
-        return True
-    own = [text for text in parsed.overrides if key_of(text).startswith(("experiment", "hydra."))]
-    if not own:
-        # no shipped file asks for several runs, and composing Hydra's own keys takes its time
-        return False
-    grids = [text for text in own if key_of(text).startswith(GRID)]
-    others = [text for text in parsed.overrides if text not in grids]
-    asked = _keys_of_hydra(parse_overrides(others))
-    if asked.mode == RunMode.MULTIRUN:
-        return True
-    if grids:
-        raise StudyError(f"`{GRID}` lists runs to train, got {grids[0]!r}: add -m to run them all")
-    if asked.sweeper.params is not None:
-        warn(f"the file's `{GRID}` is not used by a single run: add -m to run them all")
-    return False
-
-
-def _parser() -> OverridesParser:
-    """Make a parser of overrides that looks up the options of ``glob(…)``."""
-    with hydra.initialize_config_dir(str(CONF), version_base=VERSION):
-        loader = GlobalHydra.instance().config_loader()
-        return OverridesParser.create(loader)
-
-
-def _values_of(override: Override) -> list[str]:
-    """List what an override sets, as an override for each value."""
-    key = override.get_key_element()
-    if override.is_interval_sweep():
-        rule = "a sweep must list its values"
-        raise StudyError(f"{rule}, got {shown_override(override)!r}: write {key}=a,b,c")
-    if not override.is_sweep_override():
-        return [f"{key}={override.get_value_element_as_str()}"]
-    sweep = override.value()
-    if isinstance(sweep, ChoiceSweep) and has_nested_sweep(sweep):
-        rule = "a sweep must list its values in one place"
-        raise StudyError(f"{rule}, got {shown_override(override)!r}: write {key}=a,b,c")
-    try:
-        listed = islice(override.sweep_string_iterator(), MOST_JOBS + 1)
-        values = [f"{key}={value}" for value in listed]
-    except HydraException as error:
-        raise StudyError(first_line(error, LONGEST_MESSAGE)) from error
-    if not values:
-        rule = "a sweep must list a value or more"
-        raise StudyError(f"{rule}, got {shown_override(override)!r}: write {key}=a,b,c")
-    return values
-
-
-def _with_typed_grid(overrides: Sequence[str]) -> list[str]:
-    """Replace overrides of ``hydra.sweeper.params`` by the overrides that stand in them."""
-    found: list[str] = []
-    for text in overrides:
-        key = key_of(text)
-        _, _, value = text.partition("=")
-        if key.startswith(f"{GRID}."):
-            swept_key = key.removeprefix(f"{GRID}.")
-            found.append(f"{swept_key}={value}")
-        elif key == GRID:
-            override = parse_overrides([f"{GRID}={value}"])[0]
-            found += _overrides_of_grid(override.value(), text)
-        else:
-            found.append(text)
-    return found
-
-
-def _overrides_of_grid(grid: Any, text: str) -> list[str]:
-    if grid is None:
-        return []
-    if not isinstance(grid, dict):
-        rule = f"`{GRID}` must map keys to values, {{model.filters: '8,16'}}"
-        remedy = "give the overrides themselves, model.filters=8,16"
-        raise StudyError(f"{rule}, got {text!r}: {remedy}")
-    return [f"{key}={_as_sweep(value)}" for key, value in grid.items()]
-
-
-def _as_sweep(value: Any) -> str:
-    if isinstance(value, list):
-        return ",".join(str(item) for item in value)
-    return str(value)
-
-
-def _grid_of_files(typed: Sequence[Override]) -> list[str]:
-    """Return the overrides that config files give as ``hydra.sweeper.params``."""
-    params = _keys_of_hydra(typed).sweeper.params
-    if params is None:
-        return []
-    return _overrides_of_grid(OmegaConf.to_container(params), f"conf/{MULTIRUN_ROOT}.yaml")
-
-
-def _keys_of_hydra(typed: Sequence[Override]) -> Any:
-    """Return Hydra's own keys, as config files and the command line give them."""
-    groups = config_groups(folders_of(typed))
-    chosen: list[str] = []
-    for override in typed:
-        if override.is_sweep_override():
-            continue
-        is_of_hydra = override.is_hydra_override()
-        is_choice = not is_of_hydra and override.key_or_group in groups
-        if is_choice:
-            check_choice(override, MULTIRUN_ROOT, groups)
-        if is_of_hydra or is_choice:
-            chosen.append(str(override.input_line))
-    return _composed_with_hydra(tuple(chosen)).hydra
-
-
-@cache
-def _composed_with_hydra(choices: tuple[str, ...]) -> DictConfig:
-    """Compose the config of a run together with Hydra's own keys."""
-    return compose_files(choices, MULTIRUN_ROOT, with_hydra=True)
-
-
-# ------------------------------------------------------------------------------------- configs
 
 
 @cache
@@ -617,16 +176,6 @@ def config_groups(folders: tuple[Path, ...] = ()) -> dict[str, list[str]]:
             names = {option.stem for option in path.glob("*.yaml")}
             options.setdefault(group, set()).update(names)
     return {group: sorted(names) for group, names in options.items()}
-
-
-def _with_folder(overrides: Sequence[str], folder: str) -> list[str]:
-    """Add a folder to what the overrides give as ``hydra.searchpath``."""
-    added = folder_at(str(Path(folder).expanduser()))
-    typed = parse_overrides(overrides)
-    folders = [*folders_of(typed), added]
-    listed = typed_value([f"file://{path}" for path in folders])
-    others = [text for text in overrides if key_of(text) != SEARCH_PATH]
-    return [*others, f"{SEARCH_PATH}={listed}"]
 
 
 def folders_of(typed: Sequence[Override]) -> tuple[Path, ...]:
@@ -882,3 +431,39 @@ def _check_option(group: str, option: Any, available: Sequence[str]) -> None:
     rule = f"`{group}` must be one of {listed}"
     suggestion = nearest(str(option), available)
     raise StudyError(f"{rule}, got {option!r}{suggestion}")
+
+
+def typed_value(value: Any) -> str:
+    """Return a value as it is typed in an override: a number, a text, a list or a mapping."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, Mapping):
+        entries = [f"{key}: {typed_value(entry)}" for key, entry in value.items()]
+        return f"{{{', '.join(entries)}}}"
+    if isinstance(value, (list, tuple)):
+        elements = [typed_value(element) for element in value]
+        return f"[{', '.join(elements)}]"
+    if isinstance(value, str):
+        return _quoted_where_needed(value)
+    return str(value)
+
+
+def _quoted_where_needed(text: str) -> str:
+    """Return a text as Hydra reads it back: not as a sweep, a number or a mapping."""
+    if BARE_TEXT.fullmatch(text) and text.lower() not in WORDS_OF_HYDRA:
+        return text
+    return QuotedString(text, Quote.single).with_quotes()
+
+
+def without_space(overrides: Sequence[str]) -> list[str]:
+    """Return the overrides that are not about the search space: no sweep, no single key of it."""
+    others = [override for override in parse_overrides(overrides) if not is_of_space(override)]
+    return [str(override.input_line) for override in others]
+
+
+def origin_of_space(overrides: Sequence[str]) -> str:
+    """Say where the search space of a command line comes from."""
+    typed = parse_overrides(overrides)
+    return origin_of(typed)

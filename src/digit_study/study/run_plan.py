@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from digit_study.config import compose
+from digit_study.config import command_line, compose, multirun_grid
 from digit_study.config.engine_config import (
     ENGINE_KEYS,
     EngineConfig,
@@ -98,12 +98,12 @@ def plan_runs(arguments: Sequence[str], workspace: Workspace) -> RunPlan:
     Raises:
         StudyError: For everything that is known to be wrong without TensorFlow.
     """
-    parsed = compose.parse_arguments(arguments)
+    parsed = command_line.parse_arguments(arguments)
     compose.register()
     texts = [list(parsed.overrides)]
-    is_multirun = compose.is_multirun(parsed)
+    is_multirun = multirun_grid.is_multirun(parsed)
     if is_multirun:
-        texts = compose.expand(parsed.overrides)
+        texts = multirun_grid.expand(parsed.overrides)
     configs = [compose.compose_config(text) for text in texts]
     for config in configs:
         config.validate()
@@ -141,7 +141,7 @@ def plan_reproduction(arguments: Sequence[str], workspace: Workspace) -> Config:
     Raises:
         StudyError: If it asks for more, or there is no such run.
     """
-    typed = compose.parse_arguments(arguments).overrides
+    typed = command_line.parse_arguments(arguments).overrides
     allowed = ("reproduce", *BESIDE_REPRODUCE)
     extra = [text for text in typed if text.lstrip("+").partition("=")[0] not in allowed]
     if extra:
@@ -168,7 +168,7 @@ def plan_task(arguments: Sequence[str], root: str, schema: type, workspace: Work
     Raises:
         StudyError: If something is wrong.
     """
-    parsed = compose.answer(arguments, root, schema)
+    parsed = command_line.answer(arguments, root, schema)
     if parsed.multirun:
         raise StudyError(
             "-m launches several runs, but this takes one run or does one thing at a time: drop it"

@@ -11,7 +11,7 @@ from importlib.util import find_spec
 import psutil
 from rich.table import Table
 
-from digit_study.config import compose
+from digit_study.config import command_line, compose
 from digit_study.config.engine_config import Node, common_precision, with_defaults
 from digit_study.config.run_config import Config, resolve_config
 from digit_study.config.space import (
@@ -180,7 +180,7 @@ def plan_study(arguments: Sequence[str], workspace: Workspace) -> StudyPlan:
     Raises:
         StudyError: For anything that can be known to be wrong now.
     """
-    overrides = list(compose.parse_arguments(arguments).overrides)
+    overrides = list(command_line.parse_arguments(arguments).overrides)
     compose.register(ROOT_CONFIG, StudyConfig)
     study: StudyConfig = compose.compose_config(overrides, ROOT_CONFIG)
     kept = _kept_by_begun_study(study, overrides, workspace)
