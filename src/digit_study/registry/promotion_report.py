@@ -12,7 +12,7 @@ from mlflow.entities.model_registry import ModelVersion
 from rich.table import Table
 
 from digit_study.config.promote_config import GateConfig
-from digit_study.data.digits import dataset_name
+from digit_study.data.sources import dataset_name
 from digit_study.registry.contest import Challenger
 from digit_study.registry.ledger import Entry, EntryKind, LedgerEvent
 from digit_study.report.markdown import escape, run_page
