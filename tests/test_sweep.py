@@ -11,6 +11,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -25,7 +26,7 @@ from optuna.trial import FrozenTrial, TrialState
 from stub_worker import SPACE, Stubs, draw_no_studies, plan, runs, states, workspace
 
 from digit_study.config.run_config import Config
-from digit_study.config.space import suggest
+from digit_study.config.space import Dimension, suggest
 from digit_study.config.study_config import PRUNERS
 from digit_study.report.figures import run_figures
 from digit_study.study import trial_recorder
@@ -248,6 +249,25 @@ def test_a_grid_is_walked_once_and_is_then_full(store: str) -> None:
     )
     assert sorted(tuple(t.params.values()) for t in view.trials()) == [
         (8, "adam"), (8, "sgd"), (16, "adam"), (16, "sgd")]  # fmt: skip
+
+
+class CountedDimensions(list[Dimension]):
+    """Dimensions that count how often somebody goes through them."""
+
+    times = 0
+
+    def __iter__(self) -> Iterator[Dimension]:
+        self.times += 1
+        return super().__iter__()
+
+
+def test_the_points_of_a_grid_are_listed_once_and_not_for_every_trial() -> None:
+    planned = plan("search.sampler=grid", "search.trials=50", space=SMALL)
+    dimensions = CountedDimensions(planned.dimensions)
+    planned = replace(planned, dimensions=dimensions)
+    assert planned.total == 4
+    once = dimensions.times
+    assert planned.total == 4 and dimensions.times == once > 0
 
 
 @pytest.mark.slow

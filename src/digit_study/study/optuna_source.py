@@ -21,7 +21,6 @@ from digit_study.study.results import RunResults
 from digit_study.study.storage import StoredStudy
 from digit_study.study.study_plan import (
     StudyPlan,
-    declared_total,
     halving_of,
     longest_epochs,
     paused_limit,
@@ -193,7 +192,7 @@ class OptunaSource(JobSource):
         self._results = results
         self._progress = progress
         self._recorder = TrialRecorder(plan, stored, tracker, parent_run_id, self._show_end)
-        self._total = _Total(stored, declared_total(plan), plan.study.search.timeout)
+        self._total = _Total(stored, plan.total, plan.study.search.timeout)
         self._pausing: Pausing | None = None
         halving = halving_of(plan)
         if halving is not None:
@@ -263,7 +262,7 @@ class OptunaSource(JobSource):
             trial = self._ask()
             trial.set_user_attr(SUPERVISOR, processes.process_name())
         self._stored.send_heartbeats([trial.number])
-        if self._stored.drop_excess(trial, declared_total(self._plan)):
+        if self._stored.drop_excess(trial, self._plan.total):
             return None
         try:
             return self._job(trial)
@@ -536,7 +535,7 @@ class OptunaSource(JobSource):
             for trial in self._stored.trials()
         }
         distinct = {space.fingerprint(point): point for point in points}
-        for name, point in list(distinct.items())[: declared_total(plan)]:
+        for name, point in list(distinct.items())[: plan.total]:
             if name not in known:
                 attributes = {BASELINE: point == baseline and not is_outside}
                 self._stored.study.enqueue_trial(point, user_attrs=attributes)

@@ -14,7 +14,7 @@ from optuna.trial import FrozenTrial, Trial, TrialState
 from digit_study.config.study_config import constraints_of
 from digit_study.study.halving import PausedTrial
 from digit_study.study.storage import StoredStudy, orphans
-from digit_study.study.study_plan import StudyPlan, declared_total, halving_of
+from digit_study.study.study_plan import StudyPlan, halving_of
 from digit_study.study.trial_attributes import (
     BASELINE,
     CAUSE,
@@ -197,8 +197,7 @@ class TrialRecorder:
         halving = halving_of(self._plan)
         if epoch is not None and halving is not None:
             paused = PausedTrial(trial.number, epoch)
-            total = declared_total(self._plan)
-            if not halving.may_go_on(self._stored.trials(), paused, total):
+            if not halving.may_go_on(self._stored.trials(), paused, self._plan.total):
                 self.prune(trial, epoch)
                 return
         self.end_without_result(trial, failure, runs_again=True)
