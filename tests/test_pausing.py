@@ -138,6 +138,12 @@ def test_a_trial_may_go_on_until_too_many_are_better() -> None:
     assert chances == [True, True, True, True, False]
 
 
+def test_a_trial_that_an_earlier_version_paused_at_another_epoch_comes_again() -> None:
+    trials = trials_with([[0.9, 0.9], [0.1, 0.1]])
+    assert Halving(30, maximizes=True).rungs == (4, 10)
+    assert Halving(30, maximizes=True).may_go_on(trials, PausedTrial(1, 2), total=99)
+
+
 def test_a_trial_that_failed_takes_no_place_of_the_one_that_runs_again() -> None:
     trials = trials_with([[0.9], [0.8], [0.9], [0.8]])
     for failed in trials[:2]:

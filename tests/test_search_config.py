@@ -1,8 +1,11 @@
 from __future__ import annotations
 
+import io
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 from stub_worker import workspace
 
 from digit_study.config import compose as composition
@@ -141,6 +144,37 @@ def test_a_constraint_is_kept_exactly_where_it_reads_so(
     kept = value <= bound if sign == "<=" else value >= bound
     assert (found.violation({metric: value}) <= 0) == kept
     assert found == Constraint(metric, 1 if sign == "<=" else -1, bound)
+
+
+@pytest.mark.parametrize(
+    ("words", "epochs"),
+    [
+        ([], 3),
+        (["model.members=1,2"], 6),
+        (["model.members=2", "training.epochs=2,5"], 10),
+        (["training=smoke,handwriting"], 12),
+        (["training=smoke,handwriting", "model.members=1,2"], 24),
+        (
+            [
+                "search.space={training.optimizer: {choices: [adam, sgd]}, training.epochs: "
+                "{choices: [1, 2], when: {training.optimizer: [sgd]}}}"
+            ],
+            3,
+        ),
+    ],
+)
+def test_a_plan_knows_the_most_epochs_of_a_trial(words: list[str], epochs: int) -> None:
+    from digit_study.study.study_plan import plan_study, plan_table
+
+    typed = ["training.epochs=3"]
+    if any(word.startswith("training=") for word in words):
+        # what is typed holds in every option
+        typed = []
+    planned = plan_study(["data=mnist_sample", *typed, *words], workspace())
+    assert planned.longest_epochs == epochs
+    console = Console(width=200, file=io.StringIO())
+    console.print(plan_table(planned))
+    assert f"at most {epochs} epochs each" in console.file.getvalue()
 
 
 def test_every_sampler_and_pruner_that_may_be_named_exists() -> None:

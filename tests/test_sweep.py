@@ -168,6 +168,12 @@ def test_a_batch_of_more_than_all_digits_is_refused_before_a_trial_draws_it() ->
         plan(space="search.space={training.batch_size: {choices: [32, 5000]}}")
 
 
+def test_a_batch_of_more_than_all_digits_is_refused_in_a_searched_group_too() -> None:
+    with pytest.raises(StudyError, match="at most the 100 digits there are .* got 128"):
+        space = "search.space={training: {choices: [smoke, plain]}}"
+        plan("data.limit=100", "training=smoke", space=space)
+
+
 @pytest.mark.slow
 def test_the_same_command_continues_to_the_total(store: str) -> None:
     search(store, "search.trials=3", "search.pruner=none")

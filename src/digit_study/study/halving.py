@@ -124,6 +124,9 @@ class Halving:
             paused: The trial.
             total: Trials that the study has at its end.
         """
+        if paused.epoch not in self._reductions:
+            # an earlier version had other rungs, and what it paused comes again
+            return True
         at_end = float(total)
         for epoch, reduction in self._reductions.items():
             at_end /= reduction

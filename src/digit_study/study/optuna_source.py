@@ -22,7 +22,6 @@ from digit_study.study.storage import StoredStudy
 from digit_study.study.study_plan import (
     StudyPlan,
     halving_of,
-    longest_epochs,
     paused_limit,
 )
 from digit_study.study.trial_attributes import (
@@ -230,7 +229,7 @@ class OptunaSource(JobSource):
             joined = [key for key in study.user_attrs if key.startswith(storage.SUPERVISED)]
             study.set_user_attr(f"{storage.SUPERVISED}{processes.process_name()}", value=True)
             study.sampler, study.pruner = _optuna.make_sampler_and_pruner(
-                search, longest_epochs(self._plan), len(joined)
+                search, self._plan.longest_epochs, len(joined)
             )
             if self._stored.trials():
                 self._recorder.adopt_orphans()

@@ -34,7 +34,7 @@ from digit_study.support.console import print_error, warn
 from digit_study.support.errors import StudyError
 from digit_study.support.formatting import listed
 from digit_study.support.redaction import without_password
-from digit_study.support.rules import check, choice, with_values
+from digit_study.support.rules import check, choice, flatten, with_values
 from digit_study.support.workspace import Workspace
 from digit_study.tracking.database import check_store
 from digit_study.tracking.location import experiment_name, store_uri
@@ -142,6 +142,42 @@ class StudyPlan:
             return search.trials
         return min(search.trials, len(points))
 
+    @cached_property
+    def longest_epochs(self) -> int:
+        """Return how many epochs a trial has at most, those of all members counted."""
+        return self.largest("training.epochs") * self.largest("model.members")
+
+    def largest(self, key: str) -> int:
+        """Return the largest value that a key has in any trial.
+
+        Args:
+            key: A key of a run whose values are whole numbers, such as ``training.epochs``. It may
+                be searched, and so may the group that holds it.
+        """
+        group, _, _ = key.partition(".")
+        searched = {dimension.key: dimension for dimension in self.dimensions}
+        values = [flatten(self.run)[key]]
+        if group in searched:
+            values = self._values_of_options(key, searched[group]) or values
+        if key in searched:
+            own = searched[key]
+            if not own.when:
+                values = []
+            values += own.ends()
+        return int(max(values))
+
+    def _values_of_options(self, key: str, group: Dimension) -> list[int]:
+        """Return the value that a key has in each option of a searched group."""
+        values = []
+        for option in group.choices:
+            try:
+                config = apply({group.key: option}, self.overrides, self.run)
+            except StudyError:
+                # what cannot be trained fails when it is drawn
+                continue
+            values.append(flatten(config)[key])
+        return values
+
     @property
     def keys(self) -> list[str]:
         """Return what is searched, in the order of the dimensions."""
@@ -219,7 +255,6 @@ def plan_study(arguments: Sequence[str], workspace: Workspace) -> StudyPlan:
     capacity = sum(node.capacity for node in nodes)
     workers = options.workers or min(capacity, study.search.trials)
     precision = common_precision(nodes)
-    _check_batch_sizes(dimensions, study.run, workers, precision)
     run, source = resolve_config(study.run, workers, precision)
     if source.warning:
         warn(source.warning)
@@ -238,6 +273,7 @@ def plan_study(arguments: Sequence[str], workspace: Workspace) -> StudyPlan:
         start=start,
         kept=kept,
     )
+    _check_batch_sizes(plan)
     _check_optuna_arguments(plan)
     return plan
 
@@ -262,21 +298,12 @@ def _kept_by_begun_study(
     return kept
 
 
-def longest_epochs(plan: StudyPlan) -> int:
-    """Return how many epochs a trial has at most, those of all members of an ensemble counted."""
-    epochs = plan.run.training.epochs
-    for dimension in plan.dimensions:
-        if dimension.key == "training.epochs":
-            epochs = int(max(dimension.choices or (dimension.high,)))
-    return plan.run.model.members * epochs
-
-
 def halving_of(plan: StudyPlan) -> Halving | None:
     """Return the rule by which trials are paused, None if the pruner of the study pauses none."""
     if pruner_of(plan.study.search) != ASHA:
         return None
     direction = next(iter(plan.objectives.values()))
-    return Halving(longest_epochs(plan), maximizes=direction == "maximize")
+    return Halving(plan.longest_epochs, maximizes=direction == "maximize")
 
 
 def paused_limit(plan: StudyPlan) -> int:
@@ -357,7 +384,7 @@ def plan_table(plan: StudyPlan) -> Table:
         table.add_row("grid points", "infinite (a range is continuous)")
     else:
         table.add_row("grid points", f"{points:,}")
-    budget = f"{search.trials} trials in all, at most {plan.run.epochs} epochs each"
+    budget = f"{search.trials} trials in all, at most {plan.longest_epochs} epochs each"
     if search.timeout is not None:
         budget += f"; none starts after {search.timeout:g} minutes"
     table.add_row("budget", budget)
@@ -396,7 +423,7 @@ def _check_optuna_arguments(plan: StudyPlan) -> None:
     # no other plan waits for Optuna
     from digit_study.study.optuna_arguments import check_arguments
 
-    check_arguments(search, longest_epochs(plan))
+    check_arguments(search, plan.longest_epochs)
 
 
 def _check_sampler_package(sampler: str) -> None:
@@ -434,14 +461,12 @@ def _check_grid(dimensions: Sequence[Dimension], start: Sequence[Params]) -> Non
             )
 
 
-def _check_batch_sizes(
-    dimensions: Sequence[Dimension], run: Config, workers: int, precision: str
-) -> None:
+def _check_batch_sizes(plan: StudyPlan) -> None:
     """Raise StudyError if a batch that may be drawn is larger than all digits."""
-    for dimension in dimensions:
-        if dimension.key == "training.batch_size":
-            largest = max(dimension.choices or (dimension.high,))
-            resolve_config(with_values(run, {dimension.key: largest}), workers, precision)
+    key = "training.batch_size"
+    largest = plan.largest(key)
+    if largest > plan.run.training.batch_size:
+        resolve_config(with_values(plan.run, {key: largest}))
 
 
 def _add_cluster_rows(table: Table, plan: StudyPlan) -> None:
