@@ -185,6 +185,18 @@ def test_the_same_command_continues_to_the_total(store: str) -> None:
 
 
 @pytest.mark.slow
+def test_a_trial_that_waits_does_not_count_among_those_of_which_one_is_the_best(store: str) -> None:
+    view, _ = search(store, "search.trials=1", "search.pruner=none")
+    best = {"model.filters": 40, "model.dropout": 0.0, "training.optimizer": "adam"}
+    view.study.enqueue_trial(best)
+    search(store, "search.trials=1", "search.pruner=none")
+    search(store, "search.trials=2", "search.pruner=none")
+    params = runs(store)["study"].data.params
+    found = {key: name.split(" ")[0] for key, name in params.items() if key.startswith("best_of")}
+    assert found == {"best_of_1_trials": "0:", "best_of_2_trials": "1:"}
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("sampler", [name for name in SAMPLERS if name != "gp"])
 def test_every_sampler_reaches_the_total(sampler: str, store: str) -> None:
     view, _ = search(

@@ -234,7 +234,8 @@ def _report(
             f"study '{plan.study.study}' has no finished trial that keeps the constraints; see "
             f"{view_command(plan.uri, plan.workspace)}"
         )
-    trials = len(stored.trials())
+    # those that wait would be counted again when they have run, with another best among them
+    trials = sum(trial.state.is_finished() for trial in stored.trials())
     best_trial = float(str(board.iloc[0]["name"]).split(":")[0])
     writer.best(board, f"{trials} trials")
     writer.metrics({"best_trial": best_trial, "trials": trials})
