@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 from example_studies import study_of
 from recorded_store import add_run, make_store, predictions
-from stub_worker import Stubs, plan, results_of, workspace
+from stub_worker import Stubs, plan, results_of, runs, workspace
 
 from digit_study.config import compose
 from digit_study.config.study_config import StudyConfig
@@ -216,6 +216,19 @@ def test_a_confirmation_of_an_older_study_of_the_same_name_is_not_shown(store: s
     assert page_of(wanted, stored)[0].confirmation is not None
     stored.study.set_user_attr(CREATED, time.time())  # as search.fresh=true in a later process does
     assert page_of(wanted, stored)[0].confirmation is None
+
+
+@pytest.mark.slow
+def test_a_confirmation_of_another_clones_study_of_the_same_name_is_not_shown(store: str) -> None:
+    wanted, stored = search(store, "confirm.top=2", "confirm.seeds=2")
+    confirm(wanted, stored, results_of(store), Stubs(store).engine)
+    client = mlflow.MlflowClient(store)
+    run = runs(store)["confirmation"]
+    client.set_tag(run.info.run_id, "study.uid", "of another clone")
+    assert page_of(wanted, stored)[0].confirmation is None
+    # earlier versions did not say which study it is
+    client.delete_tag(run.info.run_id, "study.uid")
+    assert page_of(wanted, stored)[0].confirmation is not None
 
 
 @pytest.mark.slow

@@ -249,7 +249,7 @@ def _confirmation(
     A study of the same name before ``search.fresh`` is another study.
     """
     since = float(stored.study.user_attrs.get(CREATED, 0.0))
-    run = results.tracker.newest_confirmation(plan.study.study, since)
+    run = results.tracker.newest_confirmation(plan.study.study, stored.uid, since)
     if run is None:
         return None
     run_id = run.info.run_id

@@ -135,16 +135,19 @@ class Queries(Runs):
             if not token:
                 return found
 
-    def newest_confirmation(self, study: str, since: float) -> Run | None:
+    def newest_confirmation(self, study: str, uid: str, since: float) -> Run | None:
         """Return the latest confirmation of a study that has a winner.
 
         Args:
             study: Name of the study.
+            uid: Which study of that name is meant. Confirmations of earlier code do not say that,
+                and count by their name.
             since: When it must have begun at the earliest, in seconds since 1970.
         """
         began = f"attributes.start_time > {since * 1000:.0f}"
         confirmations = self._confirmations(study, began, "attributes.end_time DESC")
-        return next(confirmations, None)
+        own = (run for run in confirmations if _study_uid(run) in (None, uid))
+        return next(own, None)
 
     def _confirmations(self, study: str, condition: str, order: str) -> Iterator[Run]:
         """Yield confirmations of a study that have a winner and meet a condition, in an order."""
