@@ -8,7 +8,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from digit_study.config import command_line
 from digit_study.config.run_config import Config
-from digit_study.study.run_plan import plan_reproduction, plan_runs
+from digit_study.study.run_plan import asks_to_reproduce, plan_reproduction, plan_runs
 from digit_study.support.signals import readable_errors
 from digit_study.support.workspace import Workspace
 
@@ -18,7 +18,7 @@ def main() -> None:
     arguments = sys.argv[1:]
     workspace = Workspace.of_project()
     command_line.answer(arguments, "config", Config)
-    if any(word.startswith("reproduce=") and word != "reproduce=null" for word in arguments):
+    if asks_to_reproduce(arguments):
         asked = plan_reproduction(arguments, workspace)
         from digit_study.study import reproduction
 

@@ -14,6 +14,8 @@ from digit_study.data.sources import sample_arrays
 from digit_study.report.figures import charts, paired_figures
 from digit_study.report.figures.ranking_figures import frontier_figure
 from digit_study.stats.metrics import evaluate, misclassified_by_all
+from digit_study.study.frontier import plan_frontier
+from digit_study.support.errors import StudyError
 from digit_study.support.workspace import Workspace
 from digit_study.tracking.session import Tracker
 
@@ -105,6 +107,21 @@ def test_a_frontier_goes_on_with_more_seeds_and_opens_the_seal_once_for_each_on_
     assert opened == shown["front"].sum() == shown["test_accuracy"].notna().sum() >= 1
     once_more = frontier("frontier.seeds=3")
     assert once_more.code == 0 and "has been opened" not in once_more.out
+
+
+@pytest.mark.parametrize(
+    "typed", ["training.epochs=7", "++training.epochs=7", "training=handwriting"]
+)
+def test_what_is_typed_holds_for_all_networks(typed: str, tmp_path: Path) -> None:
+    planned = plan_frontier(["data=mnist_sample", NETWORKS, typed], Workspace(tmp_path))
+    expected = {"training=handwriting": 12}.get(typed, 7)
+    assert [entry.config.training.epochs for entry in planned.networks.values()] == [expected] * 2
+
+
+def test_one_model_for_all_networks_is_refused(tmp_path: Path) -> None:
+    networks = "frontier.networks={small: 'model=tiny', large: 'model=cnn'}"
+    with pytest.raises(StudyError, match="must differ from each other, got small and large"):
+        plan_frontier(["data=mnist_sample", networks, "model=deep"], Workspace(tmp_path))
 
 
 @pytest.mark.slow

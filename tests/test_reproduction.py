@@ -15,7 +15,7 @@ from digit_study.model.networks import ModelConfig
 from digit_study.model.recipe import TrainingConfig
 from digit_study.stats.ranking import PairedTest
 from digit_study.study import reproduction
-from digit_study.study.run_plan import plan_reproduction
+from digit_study.study.run_plan import asks_to_reproduce, plan_reproduction
 from digit_study.support.errors import StudyError
 from digit_study.support.rules import flatten
 from digit_study.support.workspace import Workspace
@@ -112,6 +112,22 @@ def test_a_config_of_other_code_is_named(store: rs.Store, tag: str) -> None:
 def test_command_lines_are_checked(words: list[str], word: str, tmp_path: Path) -> None:
     with pytest.raises(StudyError, match=word):
         plan_reproduction(words, Workspace(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["reproduce=abc"], True),
+        (["++reproduce=abc"], True),
+        (["tracking.run_name=x", "+reproduce=abc"], True),
+        (["reproduce=null"], False),
+        (["model.filters=8"], False),
+    ],
+)
+def test_a_run_to_train_again_is_noticed_however_its_key_is_typed(
+    words: list[str], expected: bool
+) -> None:
+    assert asks_to_reproduce(words) == expected
 
 
 def reproduce(store: rs.Store, run_id: str) -> None:

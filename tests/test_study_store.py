@@ -365,6 +365,11 @@ def test_an_unknown_study_has_a_remedy_and_nothing_is_made(word: str, tmp_path: 
     assert not (tmp_path / "none.db").exists()
 
 
+@pytest.mark.parametrize("word", ["search.fresh=true", "++search.fresh=true", "++search.trials=9"])
+def test_what_one_command_wants_is_not_stored_however_it_is_typed(word: str) -> None:
+    assert word not in opened(word).user_attrs[study_store.OVERRIDES]
+
+
 def test_no_password_is_kept_or_shown() -> None:
     asked = plan("search.storage=null")
     secrets = ["search.storage=postgresql://u:hush@h/d", "tracking.uri='postgresql://u:hush@h/d'"]

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import pandas as pd
 
 from digit_study.config import compose
+from digit_study.config.renamed_keys import key_of
 from digit_study.config.run_config import Config
 from digit_study.data.sources import MNIST_SHA256
 from digit_study.report import sentences
@@ -35,8 +36,8 @@ from digit_study.trial.protocol import ENGINES
 FIRST_SEED = 2_000_000
 #: Distance of two seeds: as many members as an ensemble may have.
 SEED_STEP = 100
-#: Groups of a run's keys that a command line may set for all networks.
-OF_NETWORKS = ("model.", "training.")
+#: Config groups that a command line may set for all networks, as a whole or key by key.
+OF_NETWORKS = ("model", "training")
 #: Columns of the table of the frontier, beside the accuracy on the sealed test images.
 COLUMNS = (
     "name",
@@ -82,7 +83,7 @@ def plan_frontier(arguments: Sequence[str], workspace: Workspace) -> FrontierPla
         )
     networks: dict[str, RaceEntry] = {}
     compose.register()
-    typed = [text for text in plan.overrides if text.startswith(OF_NETWORKS)]
+    typed = [text for text in plan.overrides if key_of(text).partition(".")[0] in OF_NETWORKS]
     for name, text in plan.study.frontier.networks.items():
         try:
             own: Config = compose.compose_config([*shlex.split(text), *typed])

@@ -8,6 +8,7 @@ from types import MappingProxyType
 
 import pandas as pd
 
+from digit_study.config.renamed_keys import key_of
 from digit_study.config.run_config import Config
 from digit_study.report.description import RunDescription
 from digit_study.report.figures import charts
@@ -150,18 +151,20 @@ def run_name(planned: PlannedRun, shared: Sequence[str]) -> str:
         planned: The run.
         shared: Overrides of all runs.
     """
-    typed = [text for text in planned.overrides if not text.startswith(("hydra", "tracking."))]
+    typed = [text for text in planned.overrides if _is_of_run(text)]
     own = [text for text in typed if text not in shared]
     return " ".join(own or typed) or "default"
+
+
+def _is_of_run(override: str) -> bool:
+    """Return whether an override says what is trained, not where its results go."""
+    return not key_of(override).startswith(("hydra", "tracking."))
 
 
 def _run_many(plan: RunPlan, tracker: Tracker) -> None:
     """Train the runs of ``-m`` and compare them on their parent's page and on the terminal."""
     first = plan.runs[0]
-    swept = []
-    for text in plan.typed:
-        if "tracking." not in text and not text.startswith("hydra"):
-            swept.append(text)
+    swept = [text for text in plan.typed if _is_of_run(text)]
     title = f"{len(plan.runs)} runs: {' '.join(swept)}"
     parent = open_parent(plan, tracker, title[:LONGEST_NAME])
     run_id = parent.run_id
@@ -305,7 +308,7 @@ def _without_split(config: Config) -> str:
 
 def _configuration_name(name: str) -> str:
     """Return the name of a run without its split."""
-    words = [word for word in name.split() if not word.startswith("data.seed=")]
+    words = [word for word in name.split() if key_of(word) != "data.seed"]
     return " ".join(words) or "the configuration"
 
 

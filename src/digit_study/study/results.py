@@ -15,6 +15,7 @@ import pandas as pd
 from optuna.trial import FrozenTrial, TrialState
 
 from digit_study.config import compose, space
+from digit_study.config.renamed_keys import key_of
 from digit_study.config.study_config import pruner_of
 from digit_study.report import sentences
 from digit_study.report.description import RunDescription
@@ -422,6 +423,6 @@ def best_command(plan: StudyPlan, stored: StoredStudy) -> str:
 
 def _is_kept(override: str, chosen: Mapping[str, Any]) -> bool:
     """Return whether an override of the study belongs to the command of a single run."""
-    key = override.lstrip("+~").split("=")[0]
+    key = key_of(override)
     group = re.split("[./]", key)[0]
     return key not in chosen and group not in NOT_OF_A_RUN

@@ -14,6 +14,7 @@ from digit_study.config.engine_config import (
     common_precision,
     with_defaults,
 )
+from digit_study.config.renamed_keys import key_of
 from digit_study.config.run_config import Config, resolve_config
 from digit_study.data.digits import split_sizes
 from digit_study.model.cost import multiplications
@@ -135,6 +136,11 @@ def plan_runs(arguments: Sequence[str], workspace: Workspace) -> RunPlan:
     )
 
 
+def asks_to_reproduce(arguments: Sequence[str]) -> bool:
+    """Return whether a command line names a run to train again."""
+    return any(key_of(word) == "reproduce" and not word.endswith("=null") for word in arguments)
+
+
 def plan_reproduction(arguments: Sequence[str], workspace: Workspace) -> Config:
     """Compose a command line with ``reproduce=<run_id>``.
 
@@ -143,7 +149,7 @@ def plan_reproduction(arguments: Sequence[str], workspace: Workspace) -> Config:
     """
     typed = command_line.parse_arguments(arguments).overrides
     allowed = ("reproduce", *BESIDE_REPRODUCE)
-    extra = [text for text in typed if text.lstrip("+").partition("=")[0] not in allowed]
+    extra = [text for text in typed if key_of(text) not in allowed]
     if extra:
         raise StudyError(
             f"`reproduce` trains a run as it was, got {' '.join(extra)!r} beside it: drop that, "

@@ -25,6 +25,7 @@ from optuna.study import Study, StudyDirection
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from digit_study.config.engine_config import ENGINE_KEYS
+from digit_study.config.renamed_keys import key_of
 from digit_study.config.run_config import Config
 from digit_study.config.space import Params, fingerprint
 from digit_study.config.study_config import StudyConfig, objectives_of
@@ -67,10 +68,11 @@ HEARTBEAT_S = 15
 #: Changes at most that a refusal names.
 MOST_CHANGES = 3
 
-#: Overrides that do not describe the study: its name, where it is kept, and what one command wants.
+#: How the keys begin whose overrides do not describe the study: its name, where it is kept, and
+#: what one command wants.
 NOT_STORED = (
-    "study=",
-    "data.path=",
+    "study",
+    "data.path",
     "search.plan",
     "search.fresh",
     "search.confirm",
@@ -78,14 +80,12 @@ NOT_STORED = (
     "search.trials",
     "search.timeout",
     "search.start",
-    "search.storage=",
+    "search.storage",
     "search.engine",
     "search.address",
     "search.resources",
-    "search.watch",
     "search.paused",
     "search.outage_timeout",
-    "search.patience",
     "confirm.",
 )
 #: Keys that may change between a study and its resumption: they do not decide its results.
@@ -439,7 +439,7 @@ def _define(created: Study, study: StudyConfig, run: Config, overrides: Sequence
     kept = [
         text
         for text in overrides
-        if not text.startswith(NOT_STORED) and without_password(text) == text
+        if not key_of(text).startswith(NOT_STORED) and without_password(text) == text
     ]
     attributes = {
         UID: uuid.uuid4().hex,

@@ -18,6 +18,7 @@ import pandas as pd
 from mlflow.entities import Run
 
 from digit_study.config import compose, space
+from digit_study.config.renamed_keys import key_of
 from digit_study.config.study_config import StudyConfig
 from digit_study.registry.ledger import Entry, Ledger
 from digit_study.report import sentences, tables
@@ -304,7 +305,7 @@ def selection_bias(run: Run) -> float | None:
 def _commands(plan: StudyPlan, stored: StoredStudy, board: pd.DataFrame) -> dict[str, str]:
     """Return what a person types to get the same again, by what it does."""
     begin = words_of_begin(stored.study.user_attrs)
-    kept = [text for text in begin if not text.startswith("study=")]
+    kept = [text for text in begin if key_of(text) != "study"]
     total = sum(trial.state.is_finished() for trial in stored.trials())
     words = [f"study={plan.study.study}-again", *kept, f"search.trials={max(total, 1)}"]
     again = ["python sweeps/optuna_search.py", *map(shlex.quote, words)]
