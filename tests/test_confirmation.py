@@ -22,6 +22,7 @@ from digit_study.report.figures import optuna_figures
 from digit_study.report.figures import run_figures as figures
 from digit_study.study.confirmation import FIRST_SEED, confirm, plan_confirmation
 from digit_study.study.search import run_study
+from digit_study.study.storage import open_study
 from digit_study.support.errors import StudyError
 from digit_study.support.signals import Interrupted, interruptible
 from digit_study.trial.protocol import ENGINES
@@ -165,6 +166,23 @@ def test_a_study_with_nothing_finished_is_told_what_to_do(store: str) -> None:
     ):
         confirm(asked, found, results_of(store), Stubs(store).engine)
     assert runs(store, "confirmation") == []
+
+
+@pytest.mark.slow
+def test_what_to_do_without_a_result_names_the_stores(store: str, tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path}/o.db"
+    asked = plan("search.trials=1", f"search.storage={uri}")
+    address = f"python sweeps/optuna_search.py study=s \"search.storage='{uri}'\""
+    stubs = Stubs(store, lambda config, n: "failed")
+    begun = open_study(asked.study, asked.run, asked.overrides, workspace())
+    with pytest.raises(StudyError, match="are not in") as caught:
+        confirm(asked, begun, results_of(store), stubs.engine)
+    assert f"`{address} search.fresh=true`" in str(caught.value)
+    with pytest.raises(StudyError, match="no finished trial"):
+        run_study(asked, stubs.engine)
+    with pytest.raises(StudyError, match="needs finished trials") as caught:
+        confirm(asked, begun, results_of(store), stubs.engine)
+    assert str(caught.value).endswith(f"go on with {address}")
 
 
 # --------------------------------------------------------------------------- a race

@@ -279,6 +279,25 @@ def test_a_fault_of_the_page_is_told_in_a_line_and_raises_nothing(
     )
 
 
+@pytest.mark.slow
+def test_the_commands_of_a_page_name_the_stores(
+    store: str, tmp_path: Path, capsys: Any, monkeypatch: Any
+) -> None:
+    places = (f"search.storage=sqlite:///{tmp_path}/o.db", f"tracking.uri={store}")
+    address = f"study=s \"search.storage='sqlite:///{tmp_path}/o.db'\" \"tracking.uri='{store}'\""
+    wanted, stored = search(store, *places)
+    typed = compose.compose_config(["study=s", *places], "study")
+    found, again = study_page.plan_page(typed, results_of(store).tracker)
+    for page in (collect(wanted, stored), collect(found, again)):
+        assert page.commands["write this page"] == f"python sweeps/report.py {address}"
+        assert f"python sweeps/confirm.py {address}" in page.answer.basis[2]
+    monkeypatch.setattr(study_page, "collect", lambda plan, stored, results: 1 / 0)
+    capsys.readouterr()
+    with study_page.page_at_end(wanted, results_of(store)):
+        pass
+    assert f"write it with python sweeps/report.py {address}" in capsys.readouterr().err
+
+
 # --------------------------------------------------------------------------- names, sizes, numbers
 
 

@@ -365,6 +365,14 @@ def test_an_unknown_study_has_a_remedy_and_nothing_is_made(word: str, tmp_path: 
     assert not (tmp_path / "none.db").exists()
 
 
+def test_the_remedy_for_an_unknown_study_names_its_stores(tmp_path: Path) -> None:
+    storage = f"search.storage=sqlite:///{tmp_path}/none.db"
+    with pytest.raises(StudyError) as caught:
+        study_store.find_study(plan(storage).study, workspace())
+    remedy = f"optuna_search.py study=s \"search.storage='sqlite:///{tmp_path}/none.db'\""
+    assert str(caught.value).endswith(remedy)
+
+
 @pytest.mark.parametrize("word", ["search.fresh=true", "++search.fresh=true", "++search.trials=9"])
 def test_what_one_command_wants_is_not_stored_however_it_is_typed(word: str) -> None:
     assert word not in opened(word).user_attrs[study_store.OVERRIDES]

@@ -249,7 +249,7 @@ def frontier_answer(best: RankedRow) -> str:
     )
 
 
-def search_basis(best: RankedRow, images: int, tied: int, count: int, study: str) -> list[str]:
+def search_basis(best: RankedRow, images: int, tied: int, count: int, address: str) -> list[str]:
     """Say what the answer of a search rests on.
 
     Args:
@@ -257,7 +257,7 @@ def search_basis(best: RankedRow, images: int, tied: int, count: int, study: str
         images: How many validation images there are.
         tied: How many configurations may be the best.
         count: How many configurations there are.
-        study: Name of the study.
+        address: The overrides by which a command finds the study.
     """
     seeds = f"the mean of {best.seeds} seeds"
     if best.seeds == 1:
@@ -268,7 +268,7 @@ def search_basis(best: RankedRow, images: int, tied: int, count: int, study: str
         f"{counted(tied, 'configuration')} of {count} could be the best: with 95 % confidence "
         "they include every configuration that truly is (McNemar, Holm).",
         "It was selected on these images, so it is partly luck: "
-        f"python sweeps/confirm.py study={study} measures it on fresh seeds.",
+        f"python sweeps/confirm.py {address} measures it on fresh seeds.",
     ]
 
 
@@ -305,11 +305,17 @@ def confirmation_summary(tied: int, count: int, images: int | None, bias: float 
     return text
 
 
-def no_page(study: str, fault: str) -> str:
-    """Say that the page of a study was not written, and how to write it."""
+def no_page(study: str, fault: str, address: str) -> str:
+    """Say that the page of a study was not written, and how to write it.
+
+    Args:
+        study: Name of the study.
+        fault: Why it was not written.
+        address: The overrides by which a command finds the study.
+    """
     return (
         f"the page of study '{study}' was not written: {fault}; "
-        f"write it with python sweeps/report.py study={study}"
+        f"write it with python sweeps/report.py {address}"
     )
 
 

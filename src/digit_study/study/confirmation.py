@@ -40,7 +40,7 @@ from digit_study.study.storage import (
     find_study,
     refuse_changes,
 )
-from digit_study.study.study_plan import StudyPlan, plan_study, study_arguments
+from digit_study.study.study_plan import StudyPlan, address_of, plan_study, study_arguments
 from digit_study.study.trial_attributes import RUN_ID
 from digit_study.support.errors import StudyError
 from digit_study.support.workspace import Workspace
@@ -199,7 +199,7 @@ def _choose(
     if board.empty:
         raise StudyError(
             f"a confirmation needs finished trials, but study '{name}' has none that keeps the "
-            f"constraints: go on with python sweeps/optuna_search.py study={name}"
+            f"constraints: go on with python sweeps/optuna_search.py {address_of(plan.study)}"
         )
     complete = stored.trials(TrialState.COMPLETE)
     trial_of_run = {trial.user_attrs.get(RUN_ID): trial for trial in complete}
@@ -397,7 +397,7 @@ def _description(race: SeedRace, conclusion: _Conclusion | None = None) -> RunDe
         study.study, len(race.entries), seeds, prefer_of(study)
     )
     if conclusion is None:
-        again = f"python sweeps/confirm.py {_address(race.plan)}"
+        again = f"python sweeps/confirm.py {address_of(study)}"
         return RunDescription("no winner yet", question, command=again, note=note)
     return RunDescription(
         answer=sentences.confirmation_answer(conclusion.table.winner),
@@ -416,4 +416,5 @@ def _keys(plan: StudyPlan) -> list[str]:
 
 
 def _address(plan: StudyPlan) -> str:
+    """Return the overrides by which a promotion, which asks MLflow alone, finds a study."""
     return study_arguments(plan.study.study, {"tracking.uri": plan.run.tracking.uri})

@@ -25,7 +25,7 @@ from digit_study.report.tables import Estimate
 from digit_study.stats.metrics import Evaluation, accuracy_interval, evaluation_from_table
 from digit_study.stats.ranking import Candidate, Group, pooled_leaderboard
 from digit_study.study.storage import StoredStudy
-from digit_study.study.study_plan import StudyPlan, study_arguments
+from digit_study.study.study_plan import StudyPlan, address_of
 from digit_study.study.trial_attributes import (
     EXCESS,
     REASON,
@@ -323,7 +323,7 @@ def description(
     question = sentences.search_question(plan.keys, plan.dataset, search.trials, method, states)
     problems = _problems(stored)
     note = plan.run.tracking.note or ""
-    again = f"python sweeps/optuna_search.py {address_of(plan)}"
+    again = f"python sweeps/optuna_search.py {address_of(plan.study)}"
     if board is None:
         answer = f"the search has not ended; best so far: {BestSoFar(plan, stored)()}"
         return RunDescription(answer, question, problems=problems, command=again, note=note)
@@ -336,18 +336,9 @@ def description(
         ranking=ranking_of(board),
         problems=problems,
         files=FILES,
-        command=f"python sweeps/confirm.py {address_of(plan)}",
+        command=f"python sweeps/confirm.py {address_of(plan.study)}",
         note=note,
     )
-
-
-def address_of(plan: StudyPlan) -> str:
-    """Return the overrides by which another command finds the study."""
-    places = {
-        "search.storage": plan.study.search.storage,
-        "tracking.uri": plan.run.tracking.uri,
-    }
-    return study_arguments(plan.study.study, places)
 
 
 def _problems(stored: StoredStudy) -> list[str]:

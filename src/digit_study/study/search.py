@@ -25,7 +25,7 @@ from digit_study.study.optuna_source import OptunaSource
 from digit_study.study.parent_run import parent_run
 from digit_study.study.results import RunResults
 from digit_study.study.storage import CREATOR, StoredStudy, open_study, orphans, study_lock
-from digit_study.study.study_plan import StudyPlan, describe_storage
+from digit_study.study.study_plan import StudyPlan, address_of, describe_storage
 from digit_study.study.trial_attributes import RUN_ID, WORKER
 from digit_study.support import console, processes
 from digit_study.support.errors import StudyError
@@ -106,7 +106,7 @@ def no_parent(plan: StudyPlan, stored: StoredStudy, tracker: Tracker) -> NoParen
         return NoParentError(
             f"the run of study '{name}' was deleted in MLflow: restore it with `{command}`"
         )
-    fresh = f"python sweeps/optuna_search.py study={name} search.fresh=true"
+    fresh = f"python sweeps/optuna_search.py {address_of(plan.study)} search.fresh=true"
     trials = [trial.user_attrs[RUN_ID] for trial in stored.trials() if RUN_ID in trial.user_attrs]
     if any(tracker.has_run(run_id) for run_id in trials):
         return NoParentError(
@@ -259,5 +259,5 @@ def _print_next_steps(
     path = plan.workspace.studies / f"{plan.study.study}.best.txt"
     path.write_text(command + "\n")
     print_lines(f"best config (also in {plan.workspace.shown(path)}):", f"  {command}")
-    confirm = f"python sweeps/confirm.py {study_results.address_of(plan)}"
+    confirm = f"python sweeps/confirm.py {address_of(plan.study)}"
     print_next(confirm, results.tracker.address(run_id, children=True))

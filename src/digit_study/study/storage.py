@@ -32,6 +32,7 @@ from digit_study.config.study_config import StudyConfig, objectives_of
 from digit_study.study._optuna import Database, JournalFile, stale_trial_ids
 from digit_study.study.begun_study import DEFINITION, OVERRIDES, words_of_begin
 from digit_study.study.journal import check_is_file, journal_path
+from digit_study.study.study_plan import address_of
 from digit_study.study.trial_attributes import (
     EXCESS,
     REASON,
@@ -292,7 +293,7 @@ def find_study(study: StudyConfig, workspace: Workspace) -> StoredStudy:
     raise StudyError(
         f"`study` must name a study that exists, got '{study.study}'{nearest(study.study, names)}; "
         f"there are: {', '.join(names) or 'none'}: "
-        f"search first with python sweeps/optuna_search.py study={study.study}"
+        f"search first with python sweeps/optuna_search.py {address_of(study)}"
     )
 
 

@@ -34,7 +34,7 @@ from digit_study.study.page_networks import compare_networks
 from digit_study.study.results import RunResults
 from digit_study.study.search import NoParentError, find_parent, no_parent
 from digit_study.study.storage import CREATED, StoredStudy, find_study, refuse_changes
-from digit_study.study.study_plan import StudyPlan
+from digit_study.study.study_plan import StudyPlan, address_of
 from digit_study.study.trial_attributes import RUN_ID
 from digit_study.support.console import warn
 from digit_study.support.errors import StudyError, first_line
@@ -83,6 +83,12 @@ def plan_page(typed: StudyConfig, tracker: Tracker) -> tuple[StudyPlan, StoredSt
     overrides = words_of_begin(stored.study.user_attrs)
     study: StudyConfig = compose.compose_config(
         [*overrides, f"study='{typed.study}'"], "study", recorded=True
+    )
+    # the overrides of a study do not say where it is kept now
+    study = replace(
+        study,
+        search=replace(study.search, storage=typed.search.storage),
+        tracking=replace(study.tracking, uri=typed.tracking.uri),
     )
     plan = StudyPlan(
         study=study,
@@ -168,7 +174,7 @@ def _answer(
     best = study_results.ranking_of(board).rows[0]
     tied = int(board["tied"].sum())
     images = int(board["n"].iloc[0])
-    basis = sentences.search_basis(best, images, tied, len(board), plan.study.study)
+    basis = sentences.search_basis(best, images, tied, len(board), address_of(plan.study))
     return Answer(str(best.accuracy), best.name, basis)
 
 
@@ -312,7 +318,7 @@ def _commands(plan: StudyPlan, stored: StoredStudy, board: pd.DataFrame) -> dict
     commands = {"search again": " ".join(again)}
     if len(board):
         commands["train the best configuration"] = study_results.best_command(plan, stored)
-    commands["write this page"] = f"python sweeps/report.py study={plan.study.study}"
+    commands["write this page"] = f"python sweeps/report.py {address_of(plan.study)}"
     return commands
 
 
@@ -369,7 +375,8 @@ def _write_or_warn(plan: StudyPlan, results: RunResults) -> None:
         refuse_changes(stored.study, plan.study, plan.run)
         _print_path(write_page(plan, stored, results), results.workspace)
     except Exception as fault:  # the study is whole on the disk, whatever went wrong with its page
-        warn(sentences.no_page(plan.study.study, first_line(fault)))
+        name = plan.study.study
+        warn(sentences.no_page(name, first_line(fault), address_of(plan.study)))
 
 
 def _print_path(path: Path, workspace: Workspace) -> None:

@@ -346,11 +346,11 @@ def describe_storage(plan: StudyPlan) -> str:
 
 
 def study_arguments(study: str, stores: Mapping[str, str | None]) -> str:
-    """Return the overrides by which another command finds a study, as a shell takes them.
+    """Return a study and some of its stores as overrides, as a shell takes them.
 
     Args:
         study: Its name.
-        stores: URIs of its stores by their key, None for the default; passwords are hidden.
+        stores: URIs of stores by their key, None for the default; passwords are hidden.
     """
     words = [f"study={study}"]
     for key, uri in stores.items():
@@ -362,6 +362,12 @@ def study_arguments(study: str, stores: Mapping[str, str | None]) -> str:
         else:
             words.append(f'"{word}"')
     return " ".join(words)
+
+
+def address_of(study: StudyConfig) -> str:
+    """Return the overrides by which another command finds a study, as a shell takes them."""
+    stores = {"search.storage": study.search.storage, "tracking.uri": study.tracking.uri}
+    return study_arguments(study.study, stores)
 
 
 def plan_table(plan: StudyPlan) -> Table:
