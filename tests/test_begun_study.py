@@ -9,18 +9,26 @@ import optuna
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from optuna.storages import JournalStorage
+from optuna.storages.journal._storage import JournalOperation
 from stub_worker import SPACE, plan, workspace
 
 from digit_study.config import compose
 from digit_study.config.study_config import StudyConfig
 from digit_study.study import storage
+from digit_study.study._optuna import JournalFile
 from digit_study.study.begun_study import (
     DEFINITION,
     OVERRIDES,
     kept_overrides,
     words_of_begin,
 )
-from digit_study.study.journal import stored_attributes
+from digit_study.study.journal import (
+    DELETE_STUDY,
+    SET_STUDY_ATTRIBUTE,
+    journal_path,
+    stored_attributes,
+)
 from digit_study.support.errors import StudyError
 
 compose.register("study", StudyConfig)
@@ -142,6 +150,14 @@ def test_a_fresh_study_keeps_nothing() -> None:
     assert plan("search.fresh=true").run.training.batch_size == 128
 
 
+def test_a_study_that_was_deleted_to_begin_anew_is_not_gone_on_with() -> None:
+    """As where search.fresh=true is killed before the new study says what it is."""
+    begin_with_batches_of(64)
+    journal = JournalStorage(JournalFile(journal_path(workspace(), "s")))
+    optuna.delete_study(study_name="s", storage=journal)
+    assert plan().run.training.batch_size == 128
+
+
 def test_the_attributes_of_a_journal_are_read_without_optuna() -> None:
     found = opened_study()
     path = workspace().studies / "s.journal"
@@ -149,6 +165,11 @@ def test_the_attributes_of_a_journal_are_read_without_optuna() -> None:
         journal.write(b'{"op_code": 2, "user_at')
     assert stored_attributes(path) == found.user_attrs
     assert stored_attributes(path.with_name("none.journal")) == {}
+
+
+def test_the_operations_of_a_journal_are_numbered_as_optuna_numbers_them() -> None:
+    assert JournalOperation.DELETE_STUDY == DELETE_STUDY
+    assert JournalOperation.SET_STUDY_USER_ATTR == SET_STUDY_ATTRIBUTE
 
 
 VALUES = st.recursive(

@@ -15,6 +15,8 @@ from digit_study.support.workspace import Workspace
 
 #: Number of the last operation that Optuna's journals know; the first has the number 0.
 LAST_OPERATION = 10
+#: Number of the operation that deletes a study.
+DELETE_STUDY = 1
 #: Number of the operation that gives a study an attribute.
 SET_STUDY_ATTRIBUTE = 2
 #: Characters of a damaged line that a message quotes.
@@ -50,7 +52,10 @@ def stored_attributes(path: Path) -> dict[str, Any]:
     if not path.is_file():
         return attributes
     for record in _records(path):
-        if record["op_code"] == SET_STUDY_ATTRIBUTE:
+        if record["op_code"] == DELETE_STUDY:
+            # a study that is begun anew has nothing of the study before it
+            attributes.clear()
+        elif record["op_code"] == SET_STUDY_ATTRIBUTE:
             attributes.update(record["user_attr"])
     return attributes
 
