@@ -6,6 +6,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1] / "src"))
 
 from digit_study.config.promote_config import PromoteConfig
+from digit_study.study.begun_study import UID
+from digit_study.study.journal import journal_path, stored_attributes
 from digit_study.study.run_plan import plan_task
 from digit_study.support.signals import readable_errors
 from digit_study.support.workspace import Workspace
@@ -24,7 +26,6 @@ if __name__ == "__main__":
         workspace = Workspace.of_project()
         config = plan_task(sys.argv[1:], "promote", PromoteConfig, workspace)
         from digit_study.registry import promotion
-        from digit_study.study.identity import local_uid
 
-        study_uid = local_uid(config.study, workspace)
+        study_uid = stored_attributes(journal_path(workspace, config.study)).get(UID)
         promotion.run(config, workspace, study_uid=study_uid)

@@ -26,7 +26,8 @@ from digit_study.data.sources import sample_arrays
 from digit_study.registry import contest, promotion
 from digit_study.stats.gate import NetworkResult, budget, decide
 from digit_study.stats.ranking import PairedTest, paired_test
-from digit_study.study.identity import local_uid
+from digit_study.study.begun_study import UID
+from digit_study.study.journal import journal_path, stored_attributes
 from digit_study.support.errors import StudyError
 from digit_study.support.workspace import Workspace
 
@@ -526,12 +527,12 @@ def test_two_studies_of_a_name_are_told_apart_by_who_they_are(store: rs.Store) -
 
 
 def test_the_uid_of_a_study_that_is_kept_here(tmp_path: Path) -> None:
-    workspace = Workspace(tmp_path)
-    assert local_uid("default", workspace) is None
-    workspace.studies.mkdir(parents=True)
-    storage = JournalStorage(JournalFileBackend(str(workspace.studies / "default.journal")))
+    path = journal_path(Workspace(tmp_path), "default")
+    assert UID not in stored_attributes(path)
+    path.parent.mkdir(parents=True)
+    storage = JournalStorage(JournalFileBackend(str(path)))
     optuna.create_study(study_name="default", storage=storage).set_user_attr("uid", "a")
-    assert local_uid("default", workspace) == "a"
+    assert stored_attributes(path)[UID] == "a"
 
 
 def test_studies_that_cannot_be_promoted(store: rs.Store) -> None:

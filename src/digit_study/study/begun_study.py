@@ -16,6 +16,9 @@ from digit_study.config.space_overrides import SPACE
 from digit_study.config.study_config import StudyConfig
 from digit_study.support.rules import flatten
 
+#: Attribute of a study: it tells studies of the same name apart, which several clones of the
+#: project may have.
+UID = "uid"
 #: Attribute of a study: what makes its trials comparable, values by key. It is set last: the study
 #: is whole then.
 DEFINITION = "definition"

@@ -30,7 +30,7 @@ from digit_study.config.run_config import Config
 from digit_study.config.space import Params, fingerprint
 from digit_study.config.study_config import StudyConfig, objectives_of
 from digit_study.study._optuna import Database, JournalFile, stale_trial_ids
-from digit_study.study.begun_study import DEFINITION, OVERRIDES, words_of_begin
+from digit_study.study.begun_study import DEFINITION, OVERRIDES, UID, words_of_begin
 from digit_study.study.journal import check_is_file, journal_path
 from digit_study.study.study_plan import address_of
 from digit_study.study.trial_attributes import (
@@ -49,8 +49,6 @@ from digit_study.support.suggestions import nearest
 from digit_study.support.workspace import Workspace
 from digit_study.tracking import database
 
-#: Tells studies of one name apart.
-UID = "uid"
 #: Where its digits lay then.
 DATA_PATH = "data_path"
 #: When it was created, in Unix seconds.
