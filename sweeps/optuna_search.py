@@ -21,9 +21,6 @@ def main(workspace: Workspace) -> None:
 
     plan = plan_study(sys.argv[1:], workspace)
     if plan.study.search.plan:
-        from digit_study.study.journal import check_stored
-
-        check_stored(plan.study, workspace)
         console().print(plan_table(plan))
         return
     if plan.study.search.engine == "local":

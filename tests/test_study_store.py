@@ -27,7 +27,7 @@ from stub_worker import plan, workspace
 from digit_study.config.study_config import SearchConfig
 from digit_study.study import storage as study_store
 from digit_study.study._optuna import JournalFile
-from digit_study.study.journal import LAST_OPERATION, check_stored
+from digit_study.study.journal import LAST_OPERATION
 from digit_study.study.storage import StoredStudy, find_study
 from digit_study.study.study_plan import journal_path, study_arguments
 from digit_study.study.trial_attributes import EXCESS, REQUEUED, counted
@@ -245,27 +245,28 @@ def test_half_a_line_of_a_killed_writer_is_cut_off() -> None:
 
 def test_a_plan_sees_a_damaged_journal_and_changes_nothing() -> None:
     opened().set_user_attr("kept", 1)
-    wanted = plan().study
     path = journal_path(workspace(), "s")
     whole = path.read_bytes()
     path.write_bytes(whole + b'{"op_code": 2, "stu')
-    check_stored(wanted, workspace())
+    plan()
     first, _, rest = whole.partition(b"\n")
     path.write_bytes(first + b"\nforeign\n" + rest)
-    with pytest.raises(StudyError, match="line 2, must be a record of a study, got 'foreign'"):
-        check_stored(wanted, workspace())
+    for words in ([], ["search.fresh=true"]):
+        with pytest.raises(StudyError, match="line 2, must be a record of a study, got 'foreign'"):
+            plan(*words)
     assert path.read_bytes() == first + b"\nforeign\n" + rest
 
 
 @pytest.mark.parametrize("line", [b"42", b'{"op_code": 99}', b'{"op_code": -1}', b"\xff\xfe"])
 def test_a_line_that_is_no_record_is_named(line: bytes) -> None:
     opened().set_user_attr("kept", 1)
+    wanted = plan().study
     path = journal_path(workspace(), "s")
     with path.open("ab") as file:
         file.write(line + b"\n")
-    for look in (check_stored, find_study):
+    for look in (plan, lambda: find_study(wanted, workspace())):
         with pytest.raises(StudyError, match="must be a record of a study"):
-            look(plan().study, workspace())
+            look()
 
 
 def test_every_operation_of_optuna_is_a_record() -> None:
@@ -283,12 +284,13 @@ def test_a_study_without_its_first_records_is_not_read() -> None:
 
 @pytest.mark.parametrize("make", [os.mkfifo, Path.mkdir, lambda path: path.symlink_to("/no/where")])
 def test_what_is_no_file_is_no_journal(make: Callable[[Path], None]) -> None:
+    wanted = plan().study
     path = journal_path(workspace(), "s")
     path.parent.mkdir(parents=True, exist_ok=True)
     make(path)
-    for look in (check_stored, find_study):
+    for look in (plan, lambda: find_study(wanted, workspace())):
         with pytest.raises(StudyError, match="must be a file, the journal of a study"):
-            look(plan().study, workspace())
+            look()
 
 
 def test_half_a_line_that_another_one_leaves_behind_does_not_spoil_the_next() -> None:

@@ -9,7 +9,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from digit_study.config.study_config import StudyConfig
 from digit_study.support.errors import StudyError
 from digit_study.support.workspace import Workspace
 
@@ -28,28 +27,15 @@ def journal_path(workspace: Workspace, study: str) -> Path:
     return workspace.studies / f"{study}.journal"
 
 
-def check_stored(study: StudyConfig, workspace: Workspace) -> None:
-    """Make sure that the journal of a study can be read, if it has begun; nothing is written.
-
-    Raises:
-        StudyError: If something else wrote into it, or it is no file.
-    """
-    if study.search.storage is not None:
-        return
-    path = journal_path(workspace, study.study)
-    check_is_file(path)
-    if path.exists():
-        check_journal(path)
-
-
 def stored_attributes(path: Path) -> dict[str, Any]:
     """Return the attributes of the study that a journal holds; none where there is no journal.
 
     Raises:
-        StudyError: If something else wrote into it.
+        StudyError: If something else wrote into it, or it is no file.
     """
     attributes: dict[str, Any] = {}
-    if not path.is_file():
+    check_is_file(path)
+    if not path.exists():
         return attributes
     for record in _records(path):
         if record["op_code"] == DELETE_STUDY:

@@ -282,9 +282,12 @@ def _kept_by_begun_study(
     study: StudyConfig, overrides: Sequence[str], workspace: Workspace
 ) -> list[str]:
     """Return what a study that has begun on this machine keeps of the files it began with."""
-    if study.search.storage is not None or study.search.fresh:
+    if study.search.storage is not None:
         return []
+    # a plan finds out too that a journal cannot be read, also where the study is put aside
     attributes = stored_attributes(journal_path(workspace, study.study))
+    if study.search.fresh:
+        return []
     kept = kept_overrides(attributes, overrides)
     if kept:
         named = [word for word in kept if not word.startswith(SPACE)]
