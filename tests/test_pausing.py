@@ -165,7 +165,7 @@ def test_no_more_than_a_quarter_goes_on(values: list[float]) -> None:
 
 
 def test_the_sampler_sees_what_paused_trials_have_reached() -> None:
-    study = optuna.create_study(sampler=TPE(0))
+    study = optuna.create_study(sampler=TPE(seed=0))
     paused = study.ask()
     paused.suggest_float("x", 0, 1)
     paused.report(0.5, 1)
@@ -179,7 +179,7 @@ def test_the_sampler_sees_what_paused_trials_have_reached() -> None:
 
 def test_a_paused_trial_decides_what_the_sampler_draws() -> None:
     def drawn(attribute: int | None) -> list[float]:
-        study = optuna.create_study(sampler=TPE(0))
+        study = optuna.create_study(sampler=TPE(seed=0))
         for _ in range(30):
             trial = study.ask()
             value = trial.suggest_float("x", 0, 1)

@@ -220,7 +220,7 @@ def test_the_tpe_sampler_draws_what_optunas_own_draws() -> None:
                 )
         return params
 
-    assert drawn(SAMPLERS["tpe"](3)) == drawn(optuna.samplers.TPESampler(seed=3))
+    assert drawn(SAMPLERS["tpe"](seed=3)) == drawn(optuna.samplers.TPESampler(seed=3))
 
 
 @pytest.mark.slow

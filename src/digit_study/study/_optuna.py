@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Callable, Container, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from copy import copy
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, BinaryIO, cast
@@ -134,10 +134,11 @@ class TPE(optuna.samplers.TPESampler):
     parameters of all trials before every trial.
     """
 
-    def __init__(self, seed: int, **arguments: Any) -> None:
-        super().__init__(seed=seed, **arguments)
-        #: Parameters by the number of a trial and their keys; None where the trial lacks a key.
-        self._rows: dict[tuple[int, tuple[str, ...]], list[float] | None] = {}
+    @cached_property
+    def _rows(self) -> dict[tuple[int, tuple[str, ...]], list[float] | None]:
+        """Hold parameters by the number of a trial and their keys; None where it lacks a key."""
+        # no __init__, from whose signature the arguments are read
+        return {}
 
     def infer_relative_search_space(
         self, study: Study, trial: FrozenTrial
@@ -189,15 +190,11 @@ class TPE(optuna.samplers.TPESampler):
         return row
 
 
-def _random(seed: int) -> BaseSampler:
-    return optuna.samplers.RandomSampler(seed=seed)
-
-
 #: Makes a sampler from a seed and Optuna's own arguments, by the name that ``search.sampler`` gives
 #: it.
 SAMPLERS: dict[str, Callable[..., BaseSampler]] = {
     "tpe": TPE,
-    "random": _random,
+    "random": optuna.samplers.RandomSampler,
     "qmc": partial(
         optuna.samplers.QMCSampler,
         scramble=True,
@@ -206,52 +203,26 @@ SAMPLERS: dict[str, Callable[..., BaseSampler]] = {
     ),
     "cmaes": partial(optuna.samplers.CmaEsSampler, warn_independent_sampling=False),
     # every point of the grid is enqueued; what is asked for beyond them is drawn at random
-    "grid": _random,
+    "grid": optuna.samplers.RandomSampler,
     "nsga2": optuna.samplers.NSGAIISampler,
     "gp": partial(optuna.samplers.GPSampler, warn_independent_sampling=False),
 }
 
 
-def _hyperband(epochs: int, **arguments: Any) -> BasePruner:
-    usual = {"min_resource": min(GRACE_EPOCHS, epochs), "max_resource": epochs}
-    return Hyperband(**{**usual, **arguments})
-
-
-def _successive_halving(epochs: int, **arguments: Any) -> BasePruner:
-    usual = {"min_resource": GRACE_EPOCHS}
-    return optuna.pruners.SuccessiveHalvingPruner(**{**usual, **arguments})
-
-
-def _median(epochs: int, **arguments: Any) -> BasePruner:
-    usual = {"n_startup_trials": STARTUP_TRIALS}
-    return optuna.pruners.MedianPruner(**{**usual, **arguments})
-
-
-def _percentile(epochs: int, **arguments: Any) -> BasePruner:
-    usual = {"percentile": 25.0, "n_startup_trials": STARTUP_TRIALS}
-    return optuna.pruners.PercentilePruner(**{**usual, **arguments})
-
-
-def _patient(epochs: int, **arguments: Any) -> BasePruner:
-    usual = {"patience": 1}
-    return optuna.pruners.PatientPruner(optuna.pruners.MedianPruner(), **{**usual, **arguments})
-
-
-def _none(epochs: int) -> BasePruner:
-    return optuna.pruners.NopPruner()
-
-
-#: Makes a pruner from the most epochs of a trial and Optuna's own arguments, by the name that
-#: ``search.pruner`` gives it.
+#: Makes a pruner from Optuna's own arguments, by the name that ``search.pruner`` gives it.
 PRUNERS: dict[str, Callable[..., BasePruner]] = {
-    "hyperband": _hyperband,
-    "successive_halving": _successive_halving,
-    "median": _median,
-    "percentile": _percentile,
-    "patient": _patient,
+    "hyperband": Hyperband,
+    "successive_halving": partial(
+        optuna.pruners.SuccessiveHalvingPruner, min_resource=GRACE_EPOCHS
+    ),
+    "median": partial(optuna.pruners.MedianPruner, n_startup_trials=STARTUP_TRIALS),
+    "percentile": partial(
+        optuna.pruners.PercentilePruner, percentile=25.0, n_startup_trials=STARTUP_TRIALS
+    ),
+    "patient": partial(optuna.pruners.PatientPruner, optuna.pruners.MedianPruner(), patience=1),
     # trials are paused and resumed by digit_study.study.halving
-    ASHA: _none,
-    "none": _none,
+    ASHA: optuna.pruners.NopPruner,
+    "none": optuna.pruners.NopPruner,
 }
 
 
@@ -272,7 +243,12 @@ def make_sampler_and_pruner(
         warnings.simplefilter("ignore", FutureWarning)
         seed = search.seed + SEED_STEP * started_before
         sampler = SAMPLERS[search.sampler](seed=seed, **search.sampler_args)
-        pruner = PRUNERS[pruner_of(search)](epochs, **search.pruner_args)
+        name = pruner_of(search)
+        arguments = search.pruner_args
+        if name == "hyperband":
+            usual = {"min_resource": min(GRACE_EPOCHS, epochs), "max_resource": epochs}
+            arguments = {**usual, **arguments}
+        pruner = PRUNERS[name](**arguments)
         return sampler, pruner
 
 

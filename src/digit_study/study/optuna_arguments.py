@@ -6,33 +6,15 @@ Names and types are read from Optuna's signatures, so that no list of them has t
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import optuna
-
 from digit_study.config.study_config import SearchConfig, pruner_of
-from digit_study.study._optuna import make_sampler_and_pruner
+from digit_study.study._optuna import PRUNERS, SAMPLERS, make_sampler_and_pruner
 from digit_study.support.errors import StudyError, first_line
 from digit_study.support.rules import Rule, at_least, between, raise_violations
 from digit_study.support.suggestions import nearest
 
-#: Classes of the samplers that take arguments, by the name that ``search.sampler`` gives them.
-SAMPLER_CLASSES: Mapping[str, type] = {
-    "tpe": optuna.samplers.TPESampler,
-    "qmc": optuna.samplers.QMCSampler,
-    "cmaes": optuna.samplers.CmaEsSampler,
-    "nsga2": optuna.samplers.NSGAIISampler,
-    "gp": optuna.samplers.GPSampler,
-}
-#: Classes of the pruners that take arguments, by the name that ``search.pruner`` gives them.
-PRUNER_CLASSES: Mapping[str, type] = {
-    "hyperband": optuna.pruners.HyperbandPruner,
-    "successive_halving": optuna.pruners.SuccessiveHalvingPruner,
-    "median": optuna.pruners.MedianPruner,
-    "percentile": optuna.pruners.PercentilePruner,
-    "patient": optuna.pruners.PatientPruner,
-}
 #: Types that a config can give, by their name in a signature. Arguments of other types, such as
 #: functions, cannot be set.
 TYPES: Mapping[str, tuple[type, ...]] = {
@@ -72,8 +54,8 @@ def check_arguments(search: SearchConfig, epochs: int) -> None:
     pruner = pruner_of(search)
     raise_violations(
         [
-            *_problems("search.sampler", search.sampler, SAMPLER_CLASSES, search.sampler_args),
-            *_problems("search.pruner", pruner, PRUNER_CLASSES, search.pruner_args),
+            *_problems("search.sampler", search.sampler, SAMPLERS, search.sampler_args),
+            *_problems("search.pruner", pruner, PRUNERS, search.pruner_args),
         ]
     )
     try:
@@ -87,16 +69,17 @@ def check_arguments(search: SearchConfig, epochs: int) -> None:
 
 
 def _problems(
-    key: str, name: str, classes: Mapping[str, type], given: Mapping[str, Any]
+    key: str, name: str, makers: Mapping[str, Callable[..., Any]], given: Mapping[str, Any]
 ) -> Iterator[str]:
     """Yield what is wrong with the arguments of a sampler or a pruner."""
     if not given:
         return
     where = f"`{key}_args`"
-    if name not in classes:
-        yield f"{where} are of {', '.join(classes)}, got {dict(given)} for {name}, which takes none"
+    types = settable(makers[name])
+    if not types:
+        takers = ", ".join(taker for taker, maker in makers.items() if settable(maker))
+        yield f"{where} are of {takers}, got {dict(given)} for {name}, which takes none"
         return
-    types = settable(classes[name])
     for argument, value in given.items():
         if argument in SET_ELSEWHERE:
             yield f"{where} has no {argument!r}: set {SET_ELSEWHERE[argument]}"
@@ -126,10 +109,10 @@ def _is_of(value: Any, name: str) -> bool:
     return isinstance(value, TYPES[name]) and (isinstance(value, bool) == (name == "bool"))
 
 
-def settable(kind: type) -> dict[str, list[str]]:
+def settable(maker: Callable[..., Any]) -> dict[str, list[str]]:
     """Return the names of the types of every argument that a config can give, by its name."""
     found: dict[str, list[str]] = {}
-    for name, parameter in inspect.signature(kind).parameters.items():
+    for name, parameter in inspect.signature(maker).parameters.items():
         annotation = parameter.annotation
         text = getattr(annotation, "__name__", str(annotation))
         types = [part.strip() for part in text.split("|")]
