@@ -509,7 +509,10 @@ def test_a_trial_that_two_machines_take_over_at_once_is_left_to_the_faster(
     monkeypatch.setattr(trial_recorder, "orphans", lambda stored: [seen_before])
     ends: list[object] = []
     parent = runs(store)["study"].info.run_id
-    TrialRecorder(plan_again, stored, stubs.tracker, parent, ends.append).adopt_orphans()
+    recorder = TrialRecorder(
+        plan_again, stored, stubs.tracker, parent, lambda *end: ends.append(end)
+    )
+    recorder.adopt_orphans()
     assert states(stored) == ["FAIL"] and ends == []
 
 

@@ -39,7 +39,7 @@ from digit_study.study.trial_attributes import (
     deaths,
     paused_after,
 )
-from digit_study.study.trial_recorder import TrialEnd, TrialRecorder
+from digit_study.study.trial_recorder import TrialRecorder
 from digit_study.support import processes
 from digit_study.support.console import warn
 from digit_study.support.progress import SweepProgress
@@ -190,7 +190,7 @@ class OptunaSource(JobSource):
         self._parent_run_id = parent_run_id
         self._results = results
         self._progress = progress
-        self._recorder = TrialRecorder(plan, stored, tracker, parent_run_id, self._show_end)
+        self._recorder = TrialRecorder(plan, stored, tracker, parent_run_id, progress.ended)
         self._total = _Total(stored, plan.total, plan.study.search.timeout)
         self._pausing: Pausing | None = None
         halving = halving_of(plan)
@@ -509,7 +509,7 @@ class OptunaSource(JobSource):
             reason = str(trial.user_attrs.get(REASON))
             self._tracker.tag_run(running.run_id, {STATUS_TAG: status, FAILURE_TAG: reason})
         text = "this machine was out of reach: another has taken it over"
-        self._show_end(TrialEnd(trial.number, status, text))
+        self._progress.ended(trial.number, status, text)
 
     def _end_not_started(self) -> None:
         """Fail the trials that an outage kept from becoming jobs; they come again."""
@@ -574,9 +574,6 @@ class OptunaSource(JobSource):
             return
         self._recorder.reconcile_runs()
         self._recorder.drop_models()
-
-    def _show_end(self, end: TrialEnd) -> None:
-        self._progress.ended(end.number, end.status, end.text)
 
     def _rows(self) -> list[Sequence[str]]:
         """Return trial, host, epoch, value and configuration of every trial that runs."""

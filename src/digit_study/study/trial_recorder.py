@@ -6,7 +6,6 @@ import math
 from bisect import insort
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 
 from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial, TrialState
@@ -43,15 +42,6 @@ from digit_study.tracking.session import Tracker
 from digit_study.trial.events import Failed, FailureCause
 
 
-@dataclass(frozen=True)
-class TrialEnd:
-    """How a trial ended, for a person."""
-
-    number: int
-    status: TrialStatus
-    text: str
-
-
 class TrialRecorder:
     """Ends the trials of one study in both stores."""
 
@@ -61,7 +51,7 @@ class TrialRecorder:
         stored: StoredStudy,
         tracker: Tracker,
         parent_run_id: str,
-        on_end: Callable[[TrialEnd], None],
+        on_end: Callable[[int, TrialStatus, str], None],
     ) -> None:
         """Prepare to record.
 
@@ -70,7 +60,8 @@ class TrialRecorder:
             stored: The study as Optuna has it.
             tracker: The store that has the runs of the trials.
             parent_run_id: Id of the study's run.
-            on_end: Called with how each trial ended.
+            on_end: Called with the number of each trial that ends, its status and a text for a
+                person.
         """
         self._plan = plan
         self._stored = stored
@@ -108,7 +99,7 @@ class TrialRecorder:
         self._tag(trial, {STATUS_TAG: TrialStatus.COMPLETE, **tags})
         completed = self._stored.trial(trial.number)
         self._drop_surpassed_model(Rank.of(completed, study))
-        self._on_end(TrialEnd(trial.number, TrialStatus.COMPLETE, shown))
+        self._on_end(trial.number, TrialStatus.COMPLETE, shown)
 
     def prune(self, trial: FrozenTrial, epoch: int) -> None:
         """End a trial that was stopped after ``epoch``."""
@@ -117,7 +108,7 @@ class TrialRecorder:
         # a trial that was stopped has ended its run; a trial whose process is gone has not
         self._tracker.close_run(run_id, "FINISHED", PRUNED_REASON)
         self._tag(trial, {STATUS_TAG: TrialStatus.PRUNED})
-        self._on_end(TrialEnd(trial.number, TrialStatus.PRUNED, f"after epoch {epoch}"))
+        self._on_end(trial.number, TrialStatus.PRUNED, f"after epoch {epoch}")
 
     def end_without_result(self, trial: FrozenTrial, failure: Failed, *, runs_again: bool) -> None:
         """End a trial whose process did not report a result.
@@ -161,9 +152,9 @@ class TrialRecorder:
             self._tracker.close_run(run_id, status, reason)
             self._tracker.tag_run(run_id, {STATUS_TAG: TrialStatus.FAIL, FAILURE_TAG: reason})
         if runs_again:
-            self._on_end(TrialEnd(trial.number, TrialStatus.FAIL, f"{reason} (it runs again)"))
+            self._on_end(trial.number, TrialStatus.FAIL, f"{reason} (it runs again)")
             return
-        self._on_end(TrialEnd(trial.number, TrialStatus.FAIL, reason))
+        self._on_end(trial.number, TrialStatus.FAIL, reason)
         self._count_failure(trial, reason)
 
     def adopt_orphans(self) -> None:
