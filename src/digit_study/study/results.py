@@ -34,7 +34,6 @@ from digit_study.study.trial_attributes import (
     SEED,
     THREADS,
     Rank,
-    RankedTrial,
     ranked_trials,
     shown_state,
 )
@@ -175,8 +174,7 @@ class RunResults:
 
 def feasible_trials(stored: StoredStudy) -> list[FrozenTrial]:
     """Return complete trials that keep every constraint, the best first."""
-    ranked = ranked_trials(stored.study)
-    return [entry.trial for entry in ranked if not entry.rank.breaks_constraint]
+    return [rank.trial for rank in ranked_trials(stored.study) if not rank.breaks_constraint]
 
 
 def trial_name(trial: FrozenTrial, plan: StudyPlan) -> str:
@@ -363,7 +361,7 @@ class BestSoFar:
         self._objective = next(iter(plan.objectives))
         self._stored = stored
         self._seen: set[int] = set()
-        self._best: RankedTrial | None = None
+        self._best: Rank | None = None
 
     def __call__(self) -> str:
         """Return what is best by now, or that nothing is yet."""
@@ -373,10 +371,10 @@ class BestSoFar:
                 continue
             self._seen.add(trial.number)
             rank = Rank.of(trial, study)
-            if self._best is None or rank < self._best.rank:
-                self._best = RankedTrial(rank, trial)
+            if self._best is None or rank < self._best:
+                self._best = rank
         # if the best breaks a constraint, so do all others
-        if self._best is None or self._best.rank.breaks_constraint:
+        if self._best is None or self._best.breaks_constraint:
             return "none yet"
         best = self._best.trial
         return f"trial {best.number}, {self._shown(best.values[0])}"

@@ -6,7 +6,7 @@ The values of the constants are in stores that people have: they never change.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from optuna.study import Study
 from optuna.trial import FrozenTrial, TrialState
@@ -107,13 +107,13 @@ def counted(trials: Sequence[FrozenTrial]) -> list[FrozenTrial]:
 
 @dataclass(frozen=True, order=True)
 class Rank:
-    """What complete trials are sorted by, the best first."""
+    """A complete trial and what such trials are sorted by, the best first."""
 
     breaks_constraint: bool
     #: The first objective, negated where it is maximised.
     loss: float
     number: int
-    run_id: str
+    trial: FrozenTrial = field(compare=False)
 
     @classmethod
     def of(cls, trial: FrozenTrial, study: Study) -> Rank:
@@ -123,20 +123,16 @@ class Rank:
             breaks_constraint=any(value > 0 for value in trial.constraints.values()),
             loss=sign * trial.values[0],
             number=trial.number,
-            run_id=str(trial.user_attrs.get(RUN_ID)),
+            trial=trial,
         )
 
-
-@dataclass(frozen=True)
-class RankedTrial:
-    """A complete trial and its rank."""
-
-    rank: Rank
-    trial: FrozenTrial
+    @property
+    def run_id(self) -> str:
+        """Return the id of the trial's run."""
+        return str(self.trial.user_attrs.get(RUN_ID))
 
 
-def ranked_trials(study: Study) -> list[RankedTrial]:
+def ranked_trials(study: Study) -> list[Rank]:
     """Return all complete trials of a study, the best first."""
     complete = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-    ranked = [RankedTrial(Rank.of(trial, study), trial) for trial in complete]
-    return sorted(ranked, key=lambda entry: entry.rank)
+    return sorted(Rank.of(trial, study) for trial in complete)

@@ -73,7 +73,7 @@ class TrialRecorder:
         self.stop_reason: str | None = None
         kept = max(1, plan.study.search.keep_models)
         #: Ranks of the best trials, whose models are kept.
-        self._best = [entry.rank for entry in ranked_trials(stored.study)[:kept]]
+        self._best = ranked_trials(stored.study)[:kept]
 
     def complete(self, trial: FrozenTrial, metrics: Mapping[str, float]) -> None:
         """End a trial that has its final metrics.
@@ -229,8 +229,7 @@ class TrialRecorder:
         """Delete the models of all trials but the best, whichever process trained them."""
         own = {trial.user_attrs.get(RUN_ID) for trial in self._stored.trials()}
         keep_models = self._plan.study.search.keep_models
-        kept = ranked_trials(self._stored.study)[:keep_models]
-        best = {entry.rank.run_id for entry in kept}
+        best = {rank.run_id for rank in ranked_trials(self._stored.study)[:keep_models]}
         with_models = self._tracker.runs_with_models(self._parent_run_id)
         for run_id in with_models & (own - best):
             self._tracker.drop_models(str(run_id))
