@@ -19,7 +19,7 @@ from stub_worker import Stubs, draw_no_studies, plan, runs, states
 
 from digit_study.config.run_config import Config
 from digit_study.study._optuna import TPE, with_paused
-from digit_study.study.halving import LEAST_RESULTS, Halving, PausedTrial, reductions
+from digit_study.study.halving import LEAST_RESULTS, Halving, reductions
 from digit_study.study.search import run_study
 from digit_study.study.storage import StoredStudy
 from digit_study.study.study_plan import paused_limit
@@ -125,7 +125,7 @@ def test_a_loss_is_better_where_it_is_smaller() -> None:
 
 def test_the_trial_with_the_most_epochs_is_resumed_first() -> None:
     trials = trials_with([[0.5, 0.6], [0.7, 0.7], [0.8, 0.8], [0.9], [0.1], [0.2], [0.3], [0.4]])
-    paused = [PausedTrial(2, 2), PausedTrial(3, 1), PausedTrial(4, 1), PausedTrial(5, 1)]
+    paused = {2: 2, 3: 1, 4: 1, 5: 1}
     halving = Halving(6, maximizes=True)
     assert halving.promotable(trials, paused, at_least=0) == [2, 3]
     assert halving.worst(trials, paused) == 4
@@ -134,14 +134,14 @@ def test_the_trial_with_the_most_epochs_is_resumed_first() -> None:
 def test_a_trial_may_go_on_until_too_many_are_better() -> None:
     trials = trials_with([[0.9], [0.8], [0.7], [0.6], [0.5]])
     halving = Halving(6, maximizes=True)
-    chances = [halving.may_go_on(trials, PausedTrial(n, 1), total=16) for n in range(5)]
+    chances = [halving.may_go_on(trials, n, 1, total=16) for n in range(5)]
     assert chances == [True, True, True, True, False]
 
 
 def test_a_trial_that_an_earlier_version_paused_at_another_epoch_comes_again() -> None:
     trials = trials_with([[0.9, 0.9], [0.1, 0.1]])
     assert Halving(30, maximizes=True).rungs == (4, 10)
-    assert Halving(30, maximizes=True).may_go_on(trials, PausedTrial(1, 2), total=99)
+    assert Halving(30, maximizes=True).may_go_on(trials, 1, 2, total=99)
 
 
 def test_a_trial_that_failed_takes_no_place_of_the_one_that_runs_again() -> None:
@@ -150,14 +150,14 @@ def test_a_trial_that_failed_takes_no_place_of_the_one_that_runs_again() -> None
         failed.state = TrialState.FAIL
     halving = Halving(6, maximizes=True)
     assert halving.best(trials, 1, at_least=2) == [2, 3]
-    assert halving.may_go_on(trials, PausedTrial(3, 1), total=4)
+    assert halving.may_go_on(trials, 3, 1, total=4)
 
 
 @given(some.lists(some.floats(0, 1), min_size=1, max_size=40))
 def test_no_more_than_a_quarter_goes_on(values: list[float]) -> None:
     trials = trials_with([[value] for value in values])
     halving = Halving(6, maximizes=True)
-    paused = [PausedTrial(trial.number, 1) for trial in trials]
+    paused = {trial.number: 1 for trial in trials}
     chosen = halving.promotable(trials, paused, at_least=0)
     assert len(chosen) == len(values) // 4
     rest = [values[number] for number in range(len(values)) if number not in chosen]

@@ -40,7 +40,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "src"))
 
 from digit_study.config.study_config import ASHA, SearchConfig
 from digit_study.study._optuna import PRUNERS, SAMPLERS, make_sampler_and_pruner
-from digit_study.study.halving import LEAST_RESULTS, Halving, PausedTrial
+from digit_study.study.halving import LEAST_RESULTS, Halving
 from digit_study.study.study_plan import SAMPLER_PACKAGES
 from digit_study.study.trial_attributes import PAUSED_AFTER
 
@@ -172,7 +172,7 @@ class Replay:
 
     def _resume(self, halving: Halving, now: float) -> bool:
         """Let the first of the paused trials go on that should."""
-        paused = [PausedTrial(number, running.epoch) for number, running in self._paused.items()]
+        paused = {number: running.epoch for number, running in self._paused.items()}
         at_least = 0
         if self._left == 0 and not self._events:
             at_least = LEAST_RESULTS

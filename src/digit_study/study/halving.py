@@ -13,8 +13,7 @@ second epoch a mild choice loses least.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # no plan waits for Optuna
@@ -28,15 +27,6 @@ SECOND_SHARE = 1 / 3
 SECOND_REDUCTION = 2
 #: Trials that get to their end in a small study too: a confirmation needs some to choose from.
 LEAST_RESULTS = 3
-
-
-@dataclass(frozen=True)
-class PausedTrial:
-    """A trial that waits, and the rung at which it does."""
-
-    number: int
-    #: Epochs after which it was paused.
-    epoch: int
 
 
 def reductions(epochs: int) -> dict[int, int]:
@@ -95,13 +85,13 @@ class Halving:
         return ranked[: max(at_least, count)]
 
     def promotable(
-        self, trials: Sequence[FrozenTrial], paused: Collection[PausedTrial], *, at_least: int
+        self, trials: Sequence[FrozenTrial], paused: Mapping[int, int], *, at_least: int
     ) -> list[int]:
         """Return the paused trials that should go on.
 
         Args:
             trials: All trials of the study.
-            paused: The trials that wait.
+            paused: After how many epochs each trial that waits was paused, by its number.
             at_least: See :meth:`best`.
 
         Returns:
@@ -109,45 +99,46 @@ class Halving:
         """
         found = []
         for epoch in reversed(self.rungs):
-            waiting = {trial.number for trial in paused if trial.epoch == epoch}
-            if not waiting:
+            if epoch not in paused.values():
                 continue
             best = self.best(trials, epoch, at_least=at_least)
-            found += [number for number in best if number in waiting]
+            found += [number for number in best if paused.get(number) == epoch]
         return found
 
-    def may_go_on(self, trials: Sequence[FrozenTrial], paused: PausedTrial, total: int) -> bool:
+    def may_go_on(self, trials: Sequence[FrozenTrial], number: int, epoch: int, total: int) -> bool:
         """Return whether a paused trial may belong to the best at the end of a study.
 
         Args:
             trials: All trials that the study has so far.
-            paused: The trial.
+            number: Of the trial.
+            epoch: Epochs after which it was paused.
             total: Trials that the study has at its end.
         """
-        if paused.epoch not in self._reductions:
+        if epoch not in self._reductions:
             # an earlier version had other rungs, and what it paused comes again
             return True
         at_end = float(total)
-        for epoch, reduction in self._reductions.items():
+        for rung, reduction in self._reductions.items():
             at_end /= reduction
-            if epoch == paused.epoch:
+            if rung == epoch:
                 break
         places = max(LEAST_RESULTS, int(at_end))
-        return paused.number in self.best(trials, paused.epoch, at_least=places)
+        return number in self.best(trials, epoch, at_least=places)
 
-    def worst(self, trials: Sequence[FrozenTrial], paused: Collection[PausedTrial]) -> int:
+    def worst(self, trials: Sequence[FrozenTrial], paused: Mapping[int, int]) -> int:
         """Return the paused trial that is least likely to go on.
 
         Args:
             trials: All trials of the study.
-            paused: The trials that wait, at least one.
+            paused: After how many epochs each trial that waits was paused, by its number; at least
+                one.
 
         Returns:
             The number of the worst of those with the fewest epochs.
         """
-        epoch = min(trial.epoch for trial in paused)
-        losses = self._losses(trials, epoch)
-        waiting = [trial.number for trial in paused if trial.epoch == epoch]
+        first = min(paused.values())
+        losses = self._losses(trials, first)
+        waiting = [number for number, epoch in paused.items() if epoch == first]
         return max(waiting, key=lambda number: (losses[number], number))
 
     def _losses(self, trials: Sequence[FrozenTrial], epoch: int) -> Mapping[int, float]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from digit_study.study.halving import LEAST_RESULTS, Halving, PausedTrial
+from digit_study.study.halving import LEAST_RESULTS, Halving
 from digit_study.study.storage import StoredStudy
 from digit_study.trial.events import Decision
 from digit_study.trial.runner import LateAnswer
@@ -66,20 +66,19 @@ class Pausing:
         """
         if not self.has_paused:
             return None
-        paused = [PausedTrial(number, epoch) for number, epoch in self._epochs.items()]
         trials = self._stored.trials()
-        if ends or len(paused) > self._limit:
-            return self._end(self._halving.worst(trials, paused))
+        if ends or len(self._epochs) > self._limit:
+            return self._end(self._halving.worst(trials, self._epochs))
         at_least = 0
         if nothing_else_runs:
             at_least = LEAST_RESULTS
-        promotable = self._halving.promotable(trials, paused, at_least=at_least)
+        promotable = self._halving.promotable(trials, self._epochs, at_least=at_least)
         for number in promotable:
             if can_resume(number):
                 del self._epochs[number]
                 return LateAnswer(number, Decision.CONTINUE)
         if nothing_else_runs and not promotable:
-            return self._end(self._halving.worst(trials, paused))
+            return self._end(self._halving.worst(trials, self._epochs))
         return None
 
     def forget(self, number: int) -> None:

@@ -11,7 +11,6 @@ from optuna.exceptions import UpdateFinishedTrialError
 from optuna.trial import FrozenTrial, Trial, TrialState
 
 from digit_study.config.study_config import constraints_of
-from digit_study.study.halving import PausedTrial
 from digit_study.study.storage import StoredStudy, orphans
 from digit_study.study.study_plan import StudyPlan, halving_of
 from digit_study.study.trial_attributes import (
@@ -187,8 +186,8 @@ class TrialRecorder:
         epoch = paused_after(trial)
         halving = halving_of(self._plan)
         if epoch is not None and halving is not None:
-            paused = PausedTrial(trial.number, epoch)
-            if not halving.may_go_on(self._stored.trials(), paused, self._plan.total):
+            trials = self._stored.trials()
+            if not halving.may_go_on(trials, trial.number, epoch, self._plan.total):
                 self.prune(trial, epoch)
                 return
         self.end_without_result(trial, failure, runs_again=True)
