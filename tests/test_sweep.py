@@ -108,7 +108,6 @@ def test_a_study_ends_with_a_board_and_pictures_on_its_parent(
 def test_the_baseline_comes_first_and_seeds_differ(store: str) -> None:
     view, stubs = search(store, "search.trials=5", "search.pruner=none")
     first = view.trials()[0]
-    assert first.user_attrs["baseline"] is True
     assert first.params == {"model.filters": 8, "model.dropout": 0.0, "training.optimizer": "adam"}
     assert [config.training.seed for config in stubs.started] == [1, 2, 3, 4, 5]
 

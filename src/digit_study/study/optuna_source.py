@@ -25,7 +25,6 @@ from digit_study.study.study_plan import (
     paused_limit,
 )
 from digit_study.study.trial_attributes import (
-    BASELINE,
     PAUSED_AFTER,
     REASON,
     REPLICATE_OF,
@@ -536,8 +535,7 @@ class OptunaSource(JobSource):
         distinct = {space.fingerprint(point): point for point in points}
         for name, point in list(distinct.items())[: plan.total]:
             if name not in known:
-                attributes = {BASELINE: point == baseline and not is_outside}
-                self._stored.study.enqueue_trial(point, user_attrs=attributes)
+                self._stored.study.enqueue_trial(point)
 
     def _others_run(self) -> bool:
         """Return whether the last trials of other supervisors still run.

@@ -24,8 +24,6 @@ REPLICATE_OF = "replicate_of"
 SEED = "training.seed"
 #: Threads that it was trained with.
 THREADS = "training.threads"
-#: Whether it is the configuration that the study was begun with.
-BASELINE = "baseline"
 #: Process that decides about it.
 SUPERVISOR = "supervisor"
 #: Process that trains it.

@@ -14,7 +14,6 @@ from digit_study.config.study_config import constraints_of
 from digit_study.study.storage import StoredStudy, orphans
 from digit_study.study.study_plan import StudyPlan, halving_of
 from digit_study.study.trial_attributes import (
-    BASELINE,
     CAUSE,
     INFRASTRUCTURE_PREFIX,
     INTERRUPTED,
@@ -290,11 +289,9 @@ class TrialRecorder:
         retried = {other.user_attrs.get(RETRY_OF) for other in self._stored.trials()}
         if trial.number in retried:
             return
-        attributes = {}
-        for key in (BASELINE, SEED):
-            if key in trial.user_attrs:
-                attributes[key] = trial.user_attrs[key]
-        attributes[RETRY_OF] = trial.number
+        attributes = {RETRY_OF: trial.number}
+        if SEED in trial.user_attrs:
+            attributes[SEED] = trial.user_attrs[SEED]
         params = {**trial.system_attrs.get("fixed_params", {}), **trial.params}
         self._stored.study.enqueue_trial(params, user_attrs=attributes)
 
