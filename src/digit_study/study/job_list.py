@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 
+from digit_study.study.progress_source import ProgressSource
 from digit_study.support import formatting
 from digit_study.support.progress import JobProgress
 from digit_study.tracking.session import Tracker
@@ -15,13 +16,12 @@ from digit_study.trial.events import (
     Failed,
     Finished,
     Outcome,
-    StepsDone,
     Stopped,
 )
-from digit_study.trial.runner import Job, JobSource
+from digit_study.trial.runner import Job
 
 
-class JobList(JobSource):
+class JobList(ProgressSource):
     """Trains every job of a list, in the order given."""
 
     def __init__(
@@ -65,14 +65,7 @@ class JobList(JobSource):
         """Show a job that starts; its run ends also if this process is killed from now on."""
         if self._trains_here:
             self._tracker.claim_run(run_id)
-        self._progress.begin(job.key, job.name, job.config.epochs)
-
-    def on_submitted(self, job: Job, worker: str) -> None:
-        """Note nothing: which process trains a job is in its run."""
-
-    def on_steps(self, job: Job, event: StepsDone) -> None:
-        """Show where a job is within an epoch."""
-        self._progress.steps(job.key, event.epoch, event.step, event.steps)
+        super().on_created(job, run_id)
 
     def on_epoch(self, job: Job, event: EpochDone) -> Decision:
         """Show an epoch; every job goes on to its end."""
@@ -99,9 +92,3 @@ class JobList(JobSource):
         self._progress.count(ended, self._total)
         if self._total > 1:
             self._progress.print(f"{ended}/{self._total}  {job.name}: {text}")
-
-    def on_turn(self) -> None:
-        """Do nothing: a list belongs to one command."""
-
-    def on_stop(self, *, is_interrupted: bool, had_outage: bool) -> None:
-        """Do nothing: the runner ends the runs of jobs that were stopped."""

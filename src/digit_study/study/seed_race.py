@@ -13,6 +13,7 @@ from digit_study.config.run_config import Config
 from digit_study.stats.race import InterimAnalysis, race
 from digit_study.stats.ranking import Candidate
 from digit_study.study.parent_run import parent_run
+from digit_study.study.progress_source import ProgressSource
 from digit_study.study.results import RunResults
 from digit_study.study.study_plan import StudyPlan
 from digit_study.support import formatting
@@ -26,11 +27,10 @@ from digit_study.trial.events import (
     Failed,
     Finished,
     Outcome,
-    StepsDone,
     Stopped,
 )
 from digit_study.trial.protocol import Engine
-from digit_study.trial.runner import Job, JobSource, Runner
+from digit_study.trial.runner import Job, Runner
 
 #: Tags of a run that name its candidate and its seed.
 CANDIDATE_TAG = "candidate"
@@ -57,7 +57,7 @@ class SeedRun:
 
 
 @dataclass
-class SeedRace(JobSource):
+class SeedRace(ProgressSource):
     """Decides which candidate is trained on which seed next, until the race is over.
 
     It has more attributes than other classes:
@@ -79,7 +79,7 @@ class SeedRace(JobSource):
     runs: dict[SeedRun, Candidate] = field(default_factory=dict)
     #: What went wrong with a run, in a sentence.
     failed: dict[SeedRun, str] = field(default_factory=dict)
-    _progress: JobProgress | None = field(default=None, init=False)
+    _progress: JobProgress = field(init=False, repr=False)
     _active: dict[int, SeedRun] = field(default_factory=dict, init=False)
     _deaths: dict[SeedRun, int] = field(default_factory=dict, init=False)
     _keys: count[int] = field(default_factory=count, init=False)
@@ -153,7 +153,6 @@ class SeedRace(JobSource):
             self._progress = progress
             runner = Runner(engine, self.tracker, self.plan.health())
             runner.run(self)
-        self._progress = None
 
     # The methods of a job source.
 
@@ -183,23 +182,9 @@ class SeedRace(JobSource):
         deaths = self._deaths.get(run, 0)
         return Job(key, self.name(run), config, self.plan.dataset, tags, deaths)
 
-    def on_created(self, job: Job, run_id: str) -> None:
-        """Show a run that starts."""
-        if self._progress is not None:
-            self._progress.begin(job.key, job.name, job.config.epochs)
-
-    def on_submitted(self, job: Job, worker: str) -> None:
-        """Note nothing: which process trains a run is in its tags."""
-
-    def on_steps(self, job: Job, event: StepsDone) -> None:
-        """Show where a run is within an epoch."""
-        if self._progress is not None:
-            self._progress.steps(job.key, event.epoch, event.step, event.steps)
-
     def on_epoch(self, job: Job, event: EpochDone) -> Decision:
         """Stop a run that the race does not need any more."""
-        if self._progress is not None:
-            self._progress.epoch(job.key, event.epoch, event.record)
+        self._progress.epoch(job.key, event.epoch, event.record)
         run = self._active[job.key]
         if run in self._useful(self.interim()):
             return Decision.CONTINUE
@@ -222,12 +207,6 @@ class SeedRace(JobSource):
                 self.failed[run] = f"{job.name}: {outcome.reason}"
                 text = f"FAILED ({outcome.cause})"
         self._show_end(job.key, self._label(run), text, before)
-
-    def on_turn(self) -> None:
-        """Do nothing: a race belongs to one command."""
-
-    def on_stop(self, *, is_interrupted: bool, had_outage: bool) -> None:
-        """Do nothing: the parent run ends what was stopped."""
 
     def _keep(self, run: SeedRun, outcome: Finished) -> None:
         """Keep the result of a run, its images in the order of their index."""
@@ -285,8 +264,6 @@ class SeedRace(JobSource):
 
     def _show_end(self, key: int, label: str, text: str, before: InterimAnalysis) -> None:
         """Print how a run ended, and what an interim analysis that it completed has found."""
-        if self._progress is None:
-            return
         self._progress.end(key)
         interim = self.interim()
         ended = len(self.runs) + len(self.failed)
