@@ -30,6 +30,7 @@ from digit_study.stats.race import ACCURACY_COLUMNS, FIRST, Gap, confirmed_ranki
 from digit_study.stats.ranking import Group
 from digit_study.study import results as study_results
 from digit_study.study.begun_study import words_of_begin
+from digit_study.study.parent_run import find_or_create
 from digit_study.study.results import RunResults
 from digit_study.study.search import find_parent, no_parent
 from digit_study.study.seed_race import RaceEntry, SeedRace, race_run
@@ -44,7 +45,6 @@ from digit_study.study.study_plan import StudyPlan, address_of, plan_study, stud
 from digit_study.study.trial_attributes import RUN_ID
 from digit_study.support.errors import StudyError
 from digit_study.support.workspace import Workspace
-from digit_study.tracking.pages import INITIAL
 from digit_study.tracking.session import Tracker, session
 from digit_study.tracking.writer import RunWriter
 from digit_study.trial.protocol import ENGINES, Engine, EngineContext
@@ -143,10 +143,7 @@ def confirm(
             candidates = _choose(plan, stored, results, tracker)
             race = _prepare(plan, stored, candidates, tracker)
             conclusion = _run(race, candidates, engine, results)
-    failures = race.failures()
-    if failures:
-        heading = f"{sentences.counted(len(failures), 'run')} of the confirmation failed:"
-        raise StudyError("\n".join([heading, *failures]))
+    race.raise_failures("confirmation")
     return conclusion.table.winner.run_id
 
 
@@ -159,7 +156,6 @@ def _run(
     with race_run(race, results, message) as writer:
         writer.describe(_description(race), _keys(race.plan))
         race.train(engine)
-        race.tracker.wait()
         conclusion = _conclude(race, candidates)
         _publish(race, conclusion, results, writer)
     return conclusion
@@ -237,12 +233,10 @@ def _parent_run_id(
     prefer = prefer_of(plan.study)
     content = json.dumps([stored.uid, sorted(keys), asked, prefer])
     known = {"kind": KIND, "confirmation.key": _digest(content, 16)}
-    parent = tracker.find_run(known)
-    if parent is not None and tracker.reopen_run(parent):
-        return parent
-    name = plan.study.study
-    tags = {**INITIAL, "study": name, "study.uid": stored.uid, **known}
-    return tracker.create_run(plan.run, plan.dataset, f"confirmation of {name}", **tags)
+    study = plan.study.study
+    name = f"confirmation of {study}"
+    tags = {"study": study, "study.uid": stored.uid}
+    return find_or_create(tracker, plan.run, plan.dataset, name, known, **tags)
 
 
 def _conclude(race: SeedRace, candidates: _Candidates) -> _Conclusion:

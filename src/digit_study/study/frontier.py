@@ -22,13 +22,13 @@ from digit_study.report.ranking import RankedTable, RankingKind
 from digit_study.report.terminal import print_next, print_ranking
 from digit_study.stats.race import confirmed_ranking
 from digit_study.stats.ranking import Group
+from digit_study.study.parent_run import find_or_create
 from digit_study.study.results import RunResults
 from digit_study.study.seed_race import RaceEntry, SeedRace, race_run
 from digit_study.study.storage import exclusive
 from digit_study.study.study_plan import StudyPlan, plan_study
 from digit_study.support.errors import StudyError
 from digit_study.support.workspace import Workspace
-from digit_study.tracking.pages import INITIAL
 from digit_study.tracking.session import Tracker, session
 from digit_study.trial.protocol import ENGINES
 
@@ -110,7 +110,8 @@ def _fingerprint(config: Config) -> str:
     trained = repr((config.data.sha256, config.model, replace(config.training, threads=None)))
     data = config.data
     split = (data.seed, data.validation, data.limit)
-    if split != (0, None, None):  # runs on the usual split have had this name since ever
+    if split != (0, None, None):
+        # runs on the usual split keep the name that they have in stores of earlier versions
         trained += repr(split)
     return hashlib.sha256(trained.encode()).hexdigest()[:12]
 
@@ -131,10 +132,7 @@ def measure(planned: FrontierPlan) -> SeedRace:
             race = _prepare(planned, tracker)
             with race_run(race, RunResults(tracker), "interrupted: the same command goes on"):
                 race.train(engine)
-                tracker.wait()
-    failures = race.failures()
-    if failures:
-        raise StudyError(f"{len(failures)} runs of the frontier failed:\n" + "\n".join(failures))
+    race.raise_failures("frontier")
     return race
 
 
@@ -153,9 +151,7 @@ def _prepare(planned: FrontierPlan, tracker: Tracker) -> SeedRace:
         "study": plan.study.study,
         "dataset.sha256": str(plan.run.data.sha256),
     }
-    parent = tracker.find_run(known)
-    if parent is None or not tracker.reopen_run(parent):
-        parent = tracker.create_run(plan.run, plan.dataset, "frontier", **INITIAL, **known)
+    parent = find_or_create(tracker, plan.run, plan.dataset, "frontier", known)
     return SeedRace(
         plan=plan,
         tracker=tracker,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
@@ -11,6 +11,7 @@ from digit_study.data.digits import load_digits
 from digit_study.report.figures import run_figures
 from digit_study.support import console
 from digit_study.support.signals import Interrupted
+from digit_study.tracking.pages import INITIAL
 from digit_study.tracking.session import Tracker
 from digit_study.tracking.writer import RunWriter
 
@@ -20,6 +21,33 @@ Report = Callable[[RunWriter, str], None]
 
 def _report_nothing(writer: RunWriter, status: str) -> None:
     """Leave the parent run as it is."""
+
+
+def find_or_create(
+    tracker: Tracker,
+    config: Config,
+    dataset: str,
+    name: str,
+    known: Mapping[str, str],
+    **tags: str,
+) -> str:
+    """Open the newest parent run with certain tags again, or create it.
+
+    Args:
+        tracker: The store that has the run, or gets it.
+        config: What its children have in common.
+        dataset: Name of the data.
+        name: Name of a new run.
+        known: The tags by which the run is found.
+        tags: Further tags of a new run.
+
+    Returns:
+        The id of the run.
+    """
+    found = tracker.find_run(known)
+    if found is not None and tracker.reopen_run(found):
+        return found
+    return tracker.create_run(config, dataset, name, **INITIAL, **tags, **known)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from itertools import count, takewhile
 import numpy as np
 
 from digit_study.config.run_config import Config
+from digit_study.report import sentences
 from digit_study.stats.race import InterimAnalysis, race
 from digit_study.stats.ranking import Candidate
 from digit_study.study.parent_run import parent_run
@@ -17,6 +18,7 @@ from digit_study.study.progress_source import ProgressSource
 from digit_study.study.results import RunResults
 from digit_study.study.study_plan import StudyPlan
 from digit_study.support import formatting
+from digit_study.support.errors import StudyError
 from digit_study.support.progress import JobProgress, job_progress
 from digit_study.tracking.queries import HAS_RESULT
 from digit_study.tracking.session import Tracker
@@ -58,11 +60,9 @@ class SeedRun:
 
 @dataclass
 class SeedRace(ProgressSource):
-    """Decides which candidate is trained on which seed next, until the race is over.
+    """Decides which candidate is trained on which seed next, until the race is over."""
 
-    It has more attributes than other classes:
-    six say what takes part and by which rules, the others what has happened so far.
-    """
+    # what takes part, and by which rules
 
     #: The study whose candidates race.
     plan: StudyPlan
@@ -75,6 +75,9 @@ class SeedRace(ProgressSource):
     seeds: Sequence[int]
     #: How many seeds every candidate gets in any case.
     first_seeds: int
+
+    # what has happened so far
+
     #: Finished runs.
     runs: dict[SeedRun, Candidate] = field(default_factory=dict)
     #: What went wrong with a run, in a sentence.
@@ -85,15 +88,6 @@ class SeedRace(ProgressSource):
     _keys: count[int] = field(default_factory=count, init=False)
     _analysis: InterimAnalysis | None = field(default=None, init=False)
     _analysed: tuple[int, int] = field(default=(0, 0), init=False)
-
-    def resume(self, finished: Mapping[SeedRun, Candidate]) -> None:
-        """Take over runs that an earlier command has finished."""
-        self.runs.update(finished)
-
-    def name(self, run: SeedRun) -> str:
-        """Return candidate and seed, for a person."""
-        entry = self.entries[run.fingerprint]
-        return f"{entry.name} seed {run.seed}"
 
     def finished(self, fingerprint: str) -> list[Candidate]:
         """Return the runs of a candidate with its first seeds, up to one that has not finished."""
@@ -141,6 +135,17 @@ class SeedRace(ProgressSource):
                 found.append(sentence)
         return found
 
+    def raise_failures(self, what: str) -> None:
+        """Raise StudyError if a seed failed that a candidate needed.
+
+        Args:
+            what: What the runs are of, as ``confirmation``.
+        """
+        failures = self.failures()
+        if failures:
+            heading = f"{sentences.counted(len(failures), 'run')} of the {what} failed:"
+            raise StudyError("\n".join([heading, *failures]))
+
     def keep_models(self, run_ids: Collection[str]) -> None:
         """Delete the models of all runs but these."""
         for run in self.runs.values():
@@ -148,11 +153,15 @@ class SeedRace(ProgressSource):
                 self.tracker.drop_models(run.run_id)
 
     def train(self, engine: Engine) -> None:
-        """Train what the race needs until it is over, on an engine that is stopped at the end."""
+        """Train what the race needs until it is over and the store has it all.
+
+        The engine is stopped at the end.
+        """
         with job_progress(prints_epochs=False) as progress:
             self._progress = progress
             runner = Runner(engine, self.tracker, self.plan.health())
             runner.run(self)
+        self.tracker.wait()
 
     # The methods of a job source.
 
@@ -180,7 +189,7 @@ class SeedRace(ProgressSource):
             SEED_TAG: str(run.seed),
         }
         deaths = self._deaths.get(run, 0)
-        return Job(key, self.name(run), config, self.plan.dataset, tags, deaths)
+        return Job(key, self._job_name(run), config, self.plan.dataset, tags, deaths)
 
     def on_epoch(self, job: Job, event: EpochDone) -> Decision:
         """Stop a run that the race does not need any more."""
@@ -195,9 +204,15 @@ class SeedRace(ProgressSource):
         run = self._active.pop(job.key)
         before = self.interim()
         match outcome:
-            case Finished():
-                self._keep(run, outcome)
-                text = formatting.accuracy_with_interval(outcome.result.metrics)
+            case Finished(result=result):
+                self.runs[run] = Candidate(
+                    self.entries[run.fingerprint].name,
+                    result.run_id,
+                    result.metrics,
+                    result.evaluation.in_order().correct,
+                    str(self.plan.run.data.sha256),
+                )
+                text = formatting.accuracy_with_interval(result.metrics)
             case Stopped():
                 text = "not needed any more"
             case Failed() if runs_again:
@@ -206,20 +221,7 @@ class SeedRace(ProgressSource):
             case Failed():
                 self.failed[run] = f"{job.name}: {outcome.reason}"
                 text = f"FAILED ({outcome.cause})"
-        self._show_end(job.key, self._label(run), text, before)
-
-    def _keep(self, run: SeedRun, outcome: Finished) -> None:
-        """Keep the result of a run, its images in the order of their index."""
-        entry = self.entries[run.fingerprint]
-        result = outcome.result
-        order = result.evaluation.index.argsort()
-        self.runs[run] = Candidate(
-            entry.name,
-            result.run_id,
-            result.metrics,
-            result.evaluation.correct[order],
-            str(self.plan.run.data.sha256),
-        )
+        self._show_end(job.key, self._short_job_name(run), text, before)
 
     def _useful(self, interim: InterimAnalysis) -> list[SeedRun]:
         """Return what is worth a slot: what the next analysis needs first."""
@@ -254,22 +256,27 @@ class SeedRace(ProgressSource):
     def _unfinished(self, runs: Sequence[SeedRun]) -> list[SeedRun]:
         return [run for run in runs if run not in self.runs and run not in self.failed]
 
-    def _label(self, run: SeedRun) -> str:
-        """Return a run as a line of progress names it: a trial by its number alone."""
+    def _job_name(self, run: SeedRun) -> str:
+        """Return candidate and seed, for a person."""
+        entry = self.entries[run.fingerprint]
+        return f"{entry.name} seed {run.seed}"
+
+    def _short_job_name(self, run: SeedRun) -> str:
+        """Return candidate and seed as a line of progress has them: a trial by its number alone."""
         entry = self.entries[run.fingerprint]
         trial, colon, _ = entry.name.partition(":")
         if colon and trial.isdigit():
             return f"trial {trial}, seed {run.seed}"
-        return self.name(run)
+        return self._job_name(run)
 
-    def _show_end(self, key: int, label: str, text: str, before: InterimAnalysis) -> None:
+    def _show_end(self, key: int, name: str, text: str, before: InterimAnalysis) -> None:
         """Print how a run ended, and what an interim analysis that it completed has found."""
         self._progress.end(key)
         interim = self.interim()
         ended = len(self.runs) + len(self.failed)
         total = ended + len(self._needed(interim))
         self._progress.count(ended, total)
-        self._progress.print(f"{ended}/{total}  {label}: {text}")
+        self._progress.print(f"{ended}/{total}  {name}: {text}")
         is_race = self.first_seeds < len(self.seeds)
         is_new_analysis = before.wanted != interim.wanted != self.first_seeds
         if is_race and is_new_analysis:
@@ -277,7 +284,7 @@ class SeedRace(ProgressSource):
 
     def _news(self, before: InterimAnalysis, interim: InterimAnalysis) -> str:
         """Return what an interim analysis has found, in a sentence."""
-        names = [entry.name.split(":")[0] for entry in self.entries.values()]
+        names = [sentences.trial_of(entry.name) for entry in self.entries.values()]
         dropped = []
         for name, was, state in zip(names, before.states, interim.states, strict=True):
             if state == "out" and was != "out":
@@ -320,7 +327,7 @@ def race_run(race: SeedRace, results: RunResults, interrupted: str) -> Iterator[
     tracker.close_children(run_id, "KILLED")
     try:
         with parent_run(tracker, run_id, config, interrupted=interrupted) as writer:
-            race.resume(_finished_before(race, results))
+            race.runs.update(_finished_before(race, results))
             yield writer
     finally:
         tracker.close_children(run_id, "KILLED")
