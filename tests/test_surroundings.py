@@ -28,6 +28,7 @@ from starlette.datastructures import Headers
 
 from digit_study.apps.draw.same_origin import SameOriginMiddleware, allowed_hosts
 from digit_study.config.run_config import Config, TrackingConfig
+from digit_study.config.study_config import StudyConfig
 from digit_study.study._optuna import JournalFile
 from digit_study.study.results import RunResults
 from digit_study.study.run_plan import plan_runs
@@ -416,7 +417,7 @@ def test_a_deleted_run_is_said_to_be_deleted_and_a_removed_one_to_be_gone(
     trial = client.create_run(experiment.experiment_id).info.run_id
     trials = [SimpleNamespace(user_attrs={"run_id": trial})]
     stored: Any = SimpleNamespace(uid="u", trials=lambda: trials)
-    plan: Any = SimpleNamespace(study=SimpleNamespace(study="mine"), uri=tracker.uri)
+    plan: Any = SimpleNamespace(study=StudyConfig(study="mine"), uri=tracker.uri)
     client.delete_run(parent)
     deleted = str(no_parent(plan, stored, tracker))
     assert f"mlflow runs restore --run-id {parent}" in deleted and "was deleted" in deleted

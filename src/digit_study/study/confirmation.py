@@ -26,13 +26,13 @@ from digit_study.report.ranking import RankedTable, RankingKind
 from digit_study.report.sentences import MISCLASSIFIED, SelectionBias
 from digit_study.report.terminal import print_lines, print_next, print_ranking
 from digit_study.stats.metrics import misclassified_by_all
-from digit_study.stats.race import ACCURACY_COLUMNS, FIRST, Gap, confirmed_ranking
+from digit_study.stats.race import FIRST, Gap, confirmed_ranking
 from digit_study.stats.ranking import Group
 from digit_study.study import results as study_results
 from digit_study.study.begun_study import words_of_begin
 from digit_study.study.parent_run import find_or_create
 from digit_study.study.results import RunResults
-from digit_study.study.search import find_parent, no_parent
+from digit_study.study.search import require_parent
 from digit_study.study.seed_race import RaceEntry, SeedRace, race_run
 from digit_study.study.storage import (
     DATA_PATH,
@@ -66,7 +66,7 @@ class _Candidates:
     #: How many configurations the search has; the candidates are the best of them.
     configurations: int
     entries: dict[str, RaceEntry] = field(default_factory=dict)
-    #: The validation accuracy that each had in the search.
+    #: The validation accuracy that each had in the search, by its name.
     searched: dict[str, float] = field(default_factory=dict)
 
 
@@ -165,8 +165,8 @@ def _prepare(
     plan: StudyPlan, stored: StoredStudy, candidates: _Candidates, tracker: Tracker
 ) -> SeedRace:
     """Set up the race of the candidates, beneath the run of the same confirmation or a new one."""
-    wanted = plan.study.confirm
-    count = wanted.fixed or wanted.max_seeds
+    settings = plan.study.confirm
+    count = settings.fixed or settings.max_seeds
     first = 1000 * plan.study.search.seed + FIRST_SEED
     seeds = list(range(first, first + count))
     keys = list(candidates.entries)
@@ -176,7 +176,7 @@ def _prepare(
         parent_run_id=_parent_run_id(plan, stored, keys, seeds, tracker),
         entries=candidates.entries,
         seeds=seeds,
-        first_seeds=wanted.fixed or FIRST,
+        first_seeds=settings.fixed or FIRST,
     )
 
 
@@ -188,8 +188,7 @@ def _choose(
     Raises:
         StudyError: If it has none, or its runs are in another store.
     """
-    if find_parent(tracker, stored) is None:
-        raise no_parent(plan, stored, tracker)
+    require_parent(plan, stored, tracker)
     name = plan.study.study
     board = study_results.leaderboard(plan, stored, results)
     if board.empty:
@@ -209,7 +208,7 @@ def _choose(
         config = space.apply(trial.params, plan.overrides, plan.run)
         trial_name = study_results.trial_name(trial, plan)
         chosen.entries[key] = RaceEntry(trial_name, config)
-        chosen.searched[key] = float(row["val_accuracy"])
+        chosen.searched[trial_name] = float(row["val_accuracy"])
     return chosen
 
 
@@ -226,17 +225,15 @@ def _parent_run_id(
     tracker: Tracker,
 ) -> str:
     """Reopen the parent run of the same candidates on the same seeds, or create it."""
-    wanted = plan.study.confirm
-    asked: list[int | str] = [*seeds]
-    if not wanted.fixed:
-        asked.insert(0, "race")
-    prefer = prefer_of(plan.study)
-    content = json.dumps([stored.uid, sorted(keys), asked, prefer])
-    known = {"kind": KIND, "confirmation.key": _digest(content, 16)}
+    trained_on: list[int | str] = [*seeds]
+    if not plan.study.confirm.fixed:
+        trained_on.insert(0, "race")
+    content = json.dumps([stored.uid, sorted(keys), trained_on, prefer_of(plan.study)])
+    identity = {"kind": KIND, "confirmation.key": _digest(content, 16)}
     study = plan.study.study
     name = f"confirmation of {study}"
     tags = {"study": study, "study.uid": stored.uid}
-    return find_or_create(tracker, plan.run, plan.dataset, name, known, **tags)
+    return find_or_create(tracker, plan.run, plan.dataset, name, identity, **tags)
 
 
 def _conclude(race: SeedRace, candidates: _Candidates) -> _Conclusion:
@@ -246,13 +243,11 @@ def _conclude(race: SeedRace, candidates: _Candidates) -> _Conclusion:
         lines = ["no candidate finished on all seeds:", *race.failures()]
         raise StudyError("\n".join(lines))
     groups = []
-    searched = {}
     for (key, entry), count in zip(race.entries.items(), interim.seeds, strict=True):
         counted_runs = race.finished(key)[:count]
         groups.append(Group(entry.name, counted_runs))
-        searched[entry.name] = candidates.searched[key]
     ranking = confirmed_ranking(groups, interim, prefer_of(race.plan.study))
-    ranking["sweep_val_accuracy"] = ranking["name"].map(searched)
+    ranking["sweep_val_accuracy"] = ranking["name"].map(candidates.searched)
     ranking["selection_bias"] = ranking["sweep_val_accuracy"] - ranking["mean"]
     by_name = {group.name: group for group in groups}
     ranked = {name: by_name[name] for name in ranking["name"]}
@@ -319,24 +314,19 @@ def _publish(race: SeedRace, conclusion: _Conclusion, results: RunResults, log: 
     log.describe(_description(race, conclusion), _keys(race.plan))
     winner = conclusion.table.winner
     log.tags({"winner.run_id": winner.run_id, "winner.name": winner.name})
-    log.best_of(f"{len(conclusion.ranking)} candidates", _winner_record(conclusion))
-    metrics = {
-        "winner_val_accuracy": winner.accuracy.value,
-        "winner_val_accuracy_low": winner.accuracy.low,
-        "winner_val_accuracy_high": winner.accuracy.high,
+    accuracy = {
+        "val_accuracy": winner.accuracy.value,
+        "val_accuracy_low": winner.accuracy.low,
+        "val_accuracy_high": winner.accuracy.high,
     }
+    candidates = f"{len(conclusion.ranking)} candidates"
+    log.best_of(candidates, {"name": winner.name, **accuracy})
+    metrics = {f"winner_{name}": value for name, value in accuracy.items()}
     if conclusion.bias is not None:
         metrics["selection_bias"] = conclusion.bias.value
     log.metrics(metrics)
     race.keep_models([winner.run_id])
     _print(race, conclusion, results)
-
-
-def _winner_record(conclusion: _Conclusion) -> dict[str, object]:
-    ranking = conclusion.ranking
-    winners = ranking[ranking["winner"]].rename(columns=ACCURACY_COLUMNS)
-    record = winners.to_dict("records")[0]
-    return {str(name): value for name, value in record.items()}
 
 
 def _write_files(
@@ -349,15 +339,15 @@ def _write_files(
     ranking = conclusion.ranking.rename(columns={"name": "candidate"})
     figure = confirmation_figure(conclusion.seeds, ranking, conclusion.lessons)
     charts.save(figure, figures / "confirmation.png")
-    read = results.evaluations(conclusion.run_ids)
-    known = [evaluation for evaluation in read if evaluation is not None]
-    if not known:
+    found = results.evaluations(conclusion.run_ids)
+    evaluations = [evaluation for evaluation in found if evaluation is not None]
+    if not evaluations:
         return
-    table = misclassified_by_all(known)
+    table = misclassified_by_all(evaluations)
     charts.write_table(table, log.folder, MISCLASSIFIED)
     digits = load_digits(race.plan.run.data)
     figure = paired_figures.misclassified_by_all(
-        table, digits.validation_images, digits.validation_index, len(known)
+        table, digits.validation_images, digits.validation_index, len(evaluations)
     )
     charts.save(figure, figures / f"{MISCLASSIFIED}.png")
 

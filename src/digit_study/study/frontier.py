@@ -146,12 +146,12 @@ def _prepare(planned: FrontierPlan, tracker: Tracker) -> SeedRace:
     plan = planned.study
     count = plan.study.frontier.seeds
     # further networks or seeds become children of the same parent
-    known = {
+    identity = {
         "kind": "frontier",
         "study": plan.study.study,
         "dataset.sha256": str(plan.run.data.sha256),
     }
-    parent = find_or_create(tracker, plan.run, plan.dataset, "frontier", known)
+    parent = find_or_create(tracker, plan.run, plan.dataset, "frontier", identity)
     return SeedRace(
         plan=plan,
         tracker=tracker,

@@ -28,7 +28,7 @@ def find_or_create(
     config: Config,
     dataset: str,
     name: str,
-    known: Mapping[str, str],
+    identity: Mapping[str, str],
     **tags: str,
 ) -> str:
     """Open the newest parent run with certain tags again, or create it.
@@ -38,16 +38,16 @@ def find_or_create(
         config: What its children have in common.
         dataset: Name of the data.
         name: Name of a new run.
-        known: The tags by which the run is found.
+        identity: The tags by which the run is found.
         tags: Further tags of a new run.
 
     Returns:
         The id of the run.
     """
-    found = tracker.find_run(known)
+    found = tracker.find_run(identity)
     if found is not None and tracker.reopen_run(found):
         return found
-    return tracker.create_run(config, dataset, name, **INITIAL, **tags, **known)
+    return tracker.create_run(config, dataset, name, **INITIAL, **tags, **identity)
 
 
 @contextmanager

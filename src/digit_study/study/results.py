@@ -200,12 +200,12 @@ def leaderboard(plan: StudyPlan, stored: StoredStudy, results: RunResults) -> pd
     trials = [trial for trial in feasible_trials(stored) if RUN_ID in trial.user_attrs]
     trials.sort(key=lambda trial: trial.number)
 
-    def read(trial: FrozenTrial) -> Candidate | None:
+    def candidate_of(trial: FrozenTrial) -> Candidate | None:
         name = trial_name(trial, plan)
         run_id = trial.user_attrs[RUN_ID]
         return results.candidate(name, run_id, digest)
 
-    candidates = results.tracker.each(read, trials)
+    candidates = results.tracker.each(candidate_of, trials)
     replicates: dict[str, list[Candidate]] = {}
     for trial, candidate in zip(trials, candidates, strict=True):
         if candidate is not None:

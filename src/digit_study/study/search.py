@@ -120,6 +120,18 @@ def no_parent(plan: StudyPlan, stored: StoredStudy, tracker: Tracker) -> NoParen
     )
 
 
+def require_parent(plan: StudyPlan, stored: StoredStudy, tracker: Tracker) -> str:
+    """Return the id of a study's run.
+
+    Raises:
+        NoParentError: If this store does not have it.
+    """
+    found = find_parent(tracker, stored)
+    if found is None:
+        raise no_parent(plan, stored, tracker)
+    return found
+
+
 def _search(
     plan: StudyPlan,
     stored: StoredStudy,

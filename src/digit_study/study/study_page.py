@@ -32,7 +32,7 @@ from digit_study.study import results as study_results
 from digit_study.study.begun_study import words_of_begin
 from digit_study.study.page_networks import compare_networks
 from digit_study.study.results import RunResults
-from digit_study.study.search import NoParentError, find_parent, no_parent
+from digit_study.study.search import NoParentError, require_parent
 from digit_study.study.storage import CREATED, StoredStudy, find_study, refuse_changes
 from digit_study.study.study_plan import StudyPlan, address_of
 from digit_study.study.trial_attributes import RUN_ID
@@ -100,19 +100,11 @@ def plan_page(typed: StudyConfig, tracker: Tracker) -> tuple[StudyPlan, StoredSt
         uri=tracker.uri,
         workspace=tracker.workspace,
     )
-    run = tracker.client.get_run(_parent_id(plan, stored, tracker))
+    run = tracker.client.get_run(require_parent(plan, stored, tracker))
     baseline = recorded_config(run)
     if typed.data.path is not None:  # the digits no longer lie where the study found them
         baseline = replace(baseline, data=replace(baseline.data, path=typed.data.path))
     return replace(plan, run=baseline, dataset=run.data.tags["dataset.name"]), stored
-
-
-def _parent_id(plan: StudyPlan, stored: StoredStudy, tracker: Tracker) -> str:
-    """Return the parent run of a study; StudyError if its runs are in another store."""
-    found = find_parent(tracker, stored)
-    if found is None:
-        raise no_parent(plan, stored, tracker)
-    return found
 
 
 def collect(plan: StudyPlan, stored: StoredStudy, results: RunResults) -> StudyReport:
@@ -127,7 +119,7 @@ def collect(plan: StudyPlan, stored: StoredStudy, results: RunResults) -> StudyR
         StudyError: If the runs of the study are in another store.
     """
     tracker = results.tracker
-    parent_id = _parent_id(plan, stored, tracker)
+    parent_id = require_parent(plan, stored, tracker)
     board = study_results.leaderboard(plan, stored, results)
     ledger = Ledger(tracker, REGISTERED_NAME)
     questions: list[Callable[[], Any]] = [
@@ -342,7 +334,7 @@ def write_page(plan: StudyPlan, stored: StoredStudy, results: RunResults) -> Pat
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "study.html"
         copy.write_text(text)
-        results.tracker.add_file(_parent_id(plan, stored, results.tracker), copy)
+        results.tracker.add_file(require_parent(plan, stored, results.tracker), copy)
     return path
 
 
@@ -386,5 +378,5 @@ def _print_path(path: Path, workspace: Workspace) -> None:
 def show(plan: StudyPlan, stored: StoredStudy, results: RunResults) -> None:
     """Write the page, and print where it lies and where MLflow shows it."""
     _print_path(write_page(plan, stored, results), results.workspace)
-    parent_id = _parent_id(plan, stored, results.tracker)
+    parent_id = require_parent(plan, stored, results.tracker)
     print_lines(results.tracker.address(parent_id))
