@@ -172,7 +172,6 @@ def _plan(asked: Config, old: Run, experiment: str, workspace: Workspace) -> Run
         typed=[],
         runs=[planned],
         is_multirun=False,
-        workers=1,
         uri=uri,
         context=context,
     )

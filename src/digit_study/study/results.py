@@ -39,7 +39,6 @@ from digit_study.study.trial_attributes import (
 )
 from digit_study.support.console import warn
 from digit_study.support.errors import first_line
-from digit_study.support.workspace import Workspace
 from digit_study.tracking import provenance
 from digit_study.tracking.queries import HAS_RESULT
 from digit_study.tracking.session import Tracker
@@ -78,11 +77,6 @@ class RunResults:
         self._best: dict[str, TrialResult] = {}
         #: Machine of every run that this process saw end.
         self._machines: dict[str, Mapping[str, str]] = {}
-
-    @property
-    def workspace(self) -> Workspace:
-        """Return the workspace of the store."""
-        return self.tracker.workspace
 
     def remember(self, result: TrialResult) -> None:
         """Keep the result of a trial that has just ended."""

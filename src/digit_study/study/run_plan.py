@@ -65,8 +65,6 @@ class RunPlan:
     runs: list[PlannedRun]
     #: Whether -m was given, or what means the same.
     is_multirun: bool
-    #: Runs at a time; workers × threads = cores.
-    workers: int
     #: URI of the tracking store.
     uri: str
     #: What the engine may use.
@@ -130,7 +128,6 @@ def plan_runs(arguments: Sequence[str], workspace: Workspace) -> RunPlan:
         typed=list(parsed.overrides),
         runs=runs,
         is_multirun=is_multirun,
-        workers=workers,
         uri=uri,
         context=context,
     )

@@ -286,8 +286,8 @@ def find_study(study: StudyConfig, workspace: Workspace) -> StoredStudy:
         if found is not None and DEFINITION in found.user_attrs:
             _check_whole(found)
             return StoredStudy(found, storage)
-        known = optuna.get_all_study_summaries(storage, include_best_trial=False)
-        names = [summary.study_name for summary in known if summary.study_name != study.study]
+        known = optuna.get_all_study_names(storage)
+        names = [name for name in known if name != study.study]
     raise StudyError(
         f"`study` must name a study that exists, got '{study.study}'{nearest(study.study, names)}; "
         f"there are: {', '.join(names) or 'none'}: "
@@ -393,8 +393,7 @@ def _open_journal(path: Path) -> JournalStorage:
 
 def _load(study: StudyConfig, storage: BaseStorage) -> Study | None:
     """Load a study, None if there is none of its name."""
-    known = optuna.get_all_study_summaries(storage, include_best_trial=False)
-    if study.study not in {summary.study_name for summary in known}:
+    if study.study not in optuna.get_all_study_names(storage):
         return None
     found = optuna.load_study(study_name=study.study, storage=storage)
     _await_whole(study, found)

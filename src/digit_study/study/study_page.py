@@ -329,7 +329,7 @@ def write_page(plan: StudyPlan, stored: StoredStudy, results: RunResults) -> Pat
         StudyError: If the study's runs are in another store, or the store does not take the page.
     """
     text = collect(plan, stored, results).html()
-    path = results.workspace.studies / f"{plan.study.study}.html"
+    path = plan.workspace.studies / f"{plan.study.study}.html"
     path.write_text(text)
     with tempfile.TemporaryDirectory() as folder:
         copy = Path(folder) / "study.html"
@@ -365,7 +365,7 @@ def _write_or_warn(plan: StudyPlan, results: RunResults) -> None:
         stored = find_study(plan.study, plan.workspace)
         # else another study of the same name would be shown
         refuse_changes(stored.study, plan.study, plan.run)
-        _print_path(write_page(plan, stored, results), results.workspace)
+        _print_path(write_page(plan, stored, results), plan.workspace)
     except Exception as fault:  # the study is whole on the disk, whatever went wrong with its page
         name = plan.study.study
         warn(sentences.no_page(name, first_line(fault), address_of(plan.study)))
@@ -377,6 +377,6 @@ def _print_path(path: Path, workspace: Workspace) -> None:
 
 def show(plan: StudyPlan, stored: StoredStudy, results: RunResults) -> None:
     """Write the page, and print where it lies and where MLflow shows it."""
-    _print_path(write_page(plan, stored, results), results.workspace)
+    _print_path(write_page(plan, stored, results), plan.workspace)
     parent_id = require_parent(plan, stored, results.tracker)
     print_lines(results.tracker.address(parent_id))
