@@ -464,7 +464,7 @@ def test_a_plan_settles_data_threads_and_precision(store: str) -> None:
         assert run.config.training.threads
         assert run.config.training.precision != "auto"
     slots = plan.context.slots
-    assert slots is not None and slots * run.config.training.threads <= hardware.cores()
+    assert slots is not None and slots * plan.runs[0].config.training.threads <= hardware.cores()
     assert [plan.runs[number].config.model.filters for number in plan.longest_first] == [16, 8]
 
 

@@ -19,8 +19,8 @@ from digit_study.support.rules import flatten
 #: Attribute of a study: it tells studies of the same name apart, which several clones of the
 #: project may have.
 UID = "uid"
-#: Attribute of a study: what makes its trials comparable, values by key. It is set last: the study
-#: is whole then.
+#: Attribute of a study: what makes its trials comparable, values by key. It is set last: a
+#: study that has it is complete.
 DEFINITION = "definition"
 #: Attribute of a study: the overrides of the command that began it.
 OVERRIDES = "overrides"

@@ -131,7 +131,7 @@ class _Total:
         """Return whether the time is over within which trials start."""
         return time.monotonic() >= self._deadline
 
-    def left(self) -> int:
+    def to_start(self) -> int:
         """Return how many trials are still to start: none when the time is over."""
         if self.is_over:
             return 0
@@ -160,8 +160,7 @@ class OptunaSource(JobSource):
     """Asks Optuna for trials, prunes them, and records the truth about each in both stores.
 
     Several processes, also on several machines, may work on one study, each with a source of its
-    own. It has a dozen attributes: a source stands between plan, storage, tracking, recording and
-    display.
+    own.
     """
 
     def __init__(
@@ -210,7 +209,7 @@ class OptunaSource(JobSource):
         return self._recorder.stop_reason
 
     @property
-    def trials_left(self) -> int:
+    def missing_at_timeout(self) -> int:
         """Return how many trials the study lacks because its time was over, 0 if it was not."""
         if not self._total.is_over:
             return 0
@@ -244,7 +243,7 @@ class OptunaSource(JobSource):
             return False
         if self.stop_reason is not None or self._total.is_over:
             return True
-        return self._total.left() == 0 and not self._others_run()
+        return self._total.to_start() == 0 and not self._others_run()
 
     def next(self) -> Job | None:
         """Ask Optuna for a trial; return None once the total is met."""
@@ -252,10 +251,10 @@ class OptunaSource(JobSource):
         if self.stop_reason is not None:
             return None
         with self._turn():
-            if self._total.left() == 0:
+            if self._total.to_start() == 0:
                 # of a supervisor that was killed meanwhile
                 self._recorder.adopt_orphans()
-            if self._total.left() == 0:
+            if self._total.to_start() == 0:
                 return None
             trial = self._ask()
             trial.set_user_attr(SUPERVISOR, processes.process_name())
@@ -355,14 +354,14 @@ class OptunaSource(JobSource):
         self._send_heartbeats()
         if not self._progress.live:
             return
-        left = self._total.left()
+        to_start = self._total.to_start()
         active = len(self._active)
         seconds = None
         if self._durations:
-            rounds = (left + 0.5 * active) / self._plan.workers
+            rounds = (to_start + 0.5 * active) / self._plan.workers
             seconds = statistics.mean(self._durations[-RECENT_TRIALS:]) * rounds
         paused = len(self._running) - active
-        self._progress.update(self._objective, self._rows(), left + active, paused, seconds)
+        self._progress.update(self._objective, self._rows(), to_start + active, paused, seconds)
 
     def on_stop(self, *, is_interrupted: bool, had_outage: bool) -> None:
         """End what this process has started, and make both stores agree where they may not."""
@@ -389,7 +388,7 @@ class OptunaSource(JobSource):
 
     def _nothing_else_runs(self) -> bool:
         """Return whether all that is left of the study is paused, here and elsewhere."""
-        if self._active or self._not_started or self._total.left() > 0:
+        if self._active or self._not_started or self._total.to_start() > 0:
             return False
         if self._total.is_over:
             return True
@@ -479,6 +478,8 @@ class OptunaSource(JobSource):
         """
         recorder = self._recorder
         trial = self._stored.trial(running.trial.number)
+        # The order is the rule. A process may die before it does what it is told: what it has
+        # recorded decides then, and comes before what it was told.
         match outcome:
             case Finished():
                 self._results.remember(outcome.result)

@@ -162,10 +162,11 @@ def _search(
             runner.run(source)
         if source.stop_reason is not None:
             raise StudyError(source.stop_reason)
-        if source.trials_left:
+        missing = source.missing_at_timeout
+        if missing:
             print_lines(
                 f"the time is over (search.timeout={plan.study.search.timeout:g}): "
-                f"{source.trials_left} of {plan.study.search.trials} trials are left, the same "
+                f"{missing} of {plan.study.search.trials} trials are left, the same "
                 "command goes on"
             )
         _log_efficiency(plan, writer, source.step_seconds, time.monotonic() - began)

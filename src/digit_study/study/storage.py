@@ -59,7 +59,7 @@ CREATOR = "creator"
 SUPERVISED = "supervised by "
 
 #: Seconds within which another machine completes a study that it has just created.
-WHOLE_WITHIN_S = 10.0
+DEFINED_WITHIN_S = 10.0
 #: Seconds within which another machine signs a trial that it has just asked for.
 SIGNED_WITHIN_S = 60
 #: Seconds between two heartbeats of a trial.
@@ -256,7 +256,7 @@ def open_study(
             opened = None
         if opened is None:
             opened = _create(study, storage)
-        _check_whole(opened)
+        _check_first_records(opened)
         if DEFINITION not in opened.user_attrs:
             _define(opened, study, run, overrides)
     refuse_changes(opened, study, run)
@@ -284,7 +284,7 @@ def find_study(study: StudyConfig, workspace: Workspace) -> StoredStudy:
             storage = _open_storage(study, workspace)
         found = _load(study, storage)
         if found is not None and DEFINITION in found.user_attrs:
-            _check_whole(found)
+            _check_first_records(found)
             return StoredStudy(found, storage)
         known = optuna.get_all_study_names(storage)
         names = [name for name in known if name != study.study]
@@ -295,7 +295,7 @@ def find_study(study: StudyConfig, workspace: Workspace) -> StoredStudy:
     )
 
 
-def _check_whole(opened: Study) -> None:
+def _check_first_records(opened: Study) -> None:
     """Make sure that a study has what it was begun with; raises StudyError."""
     # the definition is written last
     if DEFINITION in opened.user_attrs and OVERRIDES not in opened.user_attrs:
@@ -396,7 +396,7 @@ def _load(study: StudyConfig, storage: BaseStorage) -> Study | None:
     if study.study not in optuna.get_all_study_names(storage):
         return None
     found = optuna.load_study(study_name=study.study, storage=storage)
-    _await_whole(study, found)
+    _await_definition(study, found)
     return found
 
 
@@ -409,15 +409,15 @@ def _create(study: StudyConfig, storage: BaseStorage) -> Study:
         return optuna.create_study(study_name=study.study, storage=storage, directions=directions)
     except DuplicatedStudyError:
         opened = optuna.load_study(study_name=study.study, storage=storage)
-        _await_whole(study, opened)
+        _await_definition(study, opened)
         return opened
 
 
-def _await_whole(study: StudyConfig, found: Study) -> None:
+def _await_definition(study: StudyConfig, found: Study) -> None:
     """Give another machine, which may be creating a study now, the time to complete it."""
     if not study.search.is_shared:
         return
-    deadline = time.monotonic() + WHOLE_WITHIN_S
+    deadline = time.monotonic() + DEFINED_WITHIN_S
     while DEFINITION not in found.user_attrs and time.monotonic() < deadline:
         time.sleep(0.1)
 

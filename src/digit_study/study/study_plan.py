@@ -87,7 +87,7 @@ class StudyPlan:
     nodes: Sequence[Node] = ()
     #: Configurations that a person wants to be tried first.
     start: Sequence[Params] = ()
-    #: Those of the overrides that nobody typed: what the study keeps of the files it began with.
+    #: Overrides among these that were added: what a begun study keeps of the files of ``conf/``.
     kept: Sequence[str] = ()
 
     @property
