@@ -161,6 +161,14 @@ def test_a_constraint_is_kept_exactly_where_it_reads_so(
             ],
             3,
         ),
+        (
+            [
+                "search.space={model: {choices: [tiny, cnn]}, training: {choices: [smoke], "
+                "when: {model: [tiny]}}}",
+                "training=handwriting",
+            ],
+            12,
+        ),
     ],
 )
 def test_a_plan_knows_the_most_epochs_of_a_trial(words: list[str], epochs: int) -> None:

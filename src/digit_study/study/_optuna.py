@@ -137,7 +137,7 @@ class TPE(optuna.samplers.TPESampler):
     @cached_property
     def _rows(self) -> dict[tuple[int, tuple[str, ...]], list[float] | None]:
         """Hold parameters by the number of a trial and their keys; None where it lacks a key."""
-        # no __init__, from whose signature the arguments are read
+        # an __init__ would hide the signature from which optuna_arguments reads what there is
         return {}
 
     def infer_relative_search_space(

@@ -8,7 +8,7 @@ from digit_study.trial.runner import Job, JobSource
 
 
 class ProgressSource(JobSource):
-    """Shows the jobs of one command, which has no store of its own to record them in."""
+    """Shows jobs while they are trained; no other command works on them."""
 
     #: Where jobs are shown.
     _progress: JobProgress
@@ -25,7 +25,7 @@ class ProgressSource(JobSource):
         self._progress.steps(job.key, event.epoch, event.step, event.steps)
 
     def on_turn(self) -> None:
-        """Do nothing: no other command works on these jobs."""
+        """Do nothing: there is nobody to be told that the jobs live."""
 
     def on_stop(self, *, is_interrupted: bool, had_outage: bool) -> None:
         """Do nothing: the runner and the parent run end what was stopped."""

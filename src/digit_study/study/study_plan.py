@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from importlib.util import find_spec
+from typing import Any
 
 import psutil
 from rich.table import Table
@@ -157,21 +158,25 @@ class StudyPlan:
         group, _, _ = key.partition(".")
         searched = {dimension.key: dimension for dimension in self.dimensions}
         values = [flatten(self.run)[key]]
-        if group in searched:
-            values = self._values_of_options(key, searched[group]) or values
-        if key in searched:
-            own = searched[key]
-            if not own.when:
-                values = []
-            values += own.ends()
+        for name in (group, key):
+            if name not in searched:
+                continue
+            dimension = searched[name]
+            found = self._values_of(key, dimension)
+            if dimension.when:
+                # a trial for which it does not matter has what it had without
+                found += values
+            values = found or values
         return int(max(values))
 
-    def _values_of_options(self, key: str, group: Dimension) -> list[int]:
-        """Return the value that a key has in each option of a searched group."""
+    def _values_of(self, key: str, dimension: Dimension) -> list[Any]:
+        """Return the ends of a searched key, or what each option of its group gives it."""
+        if dimension.key == key:
+            return list(dimension.ends())
         values = []
-        for option in group.choices:
+        for option in dimension.choices:
             try:
-                config = apply({group.key: option}, self.overrides, self.run)
+                config = apply({dimension.key: option}, self.overrides, self.run)
             except StudyError:
                 # what cannot be trained fails when it is drawn
                 continue
@@ -284,7 +289,7 @@ def _kept_by_begun_study(
     """Return what a study that has begun on this machine keeps of the files it began with."""
     if study.search.storage is not None:
         return []
-    # a plan finds out too that a journal cannot be read, also where the study is put aside
+    # read in any case, so that a plan finds a damaged journal with search.fresh=true too
     attributes = stored_attributes(journal_path(workspace, study.study))
     if study.search.fresh:
         return []
