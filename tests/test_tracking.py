@@ -357,6 +357,21 @@ def test_a_run_that_ends_while_its_folder_is_about_to_go_keeps_it_until_that_is_
     assert [file.path for file in tracker.client.list_artifacts(run_id)] == ["figure.txt"]
 
 
+def test_a_store_that_fails_when_a_run_is_opened_again_is_not_taken_to_have_lost_it(
+    tracker: Tracker,
+) -> None:
+    """Else a command that goes on would begin a second parent run."""
+    run_id = created(tracker)
+    client = tracker.client
+    client.set_terminated(run_id, "KILLED")
+    tracker.client = Gone()  # type: ignore[assignment]
+    with pytest.raises(MlflowException, match="connection refused"):
+        tracker.reopen_run(run_id)
+    tracker.client = client
+    tracker.reopen_run(run_id)
+    assert stored_run(tracker, run_id).info.status == "RUNNING"
+
+
 def test_children_are_ended_with_their_parent(tracker: Tracker) -> None:
     parent, stranger = created(tracker), created(tracker)
     children = [created(tracker, parent_run_id=parent) for _ in range(3)]

@@ -56,10 +56,11 @@ def open_parent(plan: RunPlan, tracker: Tracker, title: str) -> MultirunParent:
         known = None
         if not first.config.fresh:
             known = _interrupted(tracker, command)
-        if known is None or not tracker.reopen_run(known):
+        if known is None:
             tags = {"kind": "multirun", **INITIAL, COMMAND_TAG: command}
             created = tracker.create_run(first.config, first.dataset, title, **tags)
             return MultirunParent(created)
+        tracker.reopen_run(known)
         tracker.claim_run(known)
     tracker.close_children(known, "KILLED")
     return MultirunParent(known, _finished(plan, tracker, known))

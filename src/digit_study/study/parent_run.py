@@ -45,9 +45,10 @@ def find_or_create(
         The id of the run.
     """
     found = tracker.find_run(identity)
-    if found is not None and tracker.reopen_run(found):
-        return found
-    return tracker.create_run(config, dataset, name, **INITIAL, **tags, **identity)
+    if found is None:
+        return tracker.create_run(config, dataset, name, **INITIAL, **tags, **identity)
+    tracker.reopen_run(found)
+    return found
 
 
 @contextmanager

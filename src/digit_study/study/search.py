@@ -182,7 +182,8 @@ def _open_parent(plan: StudyPlan, stored: StoredStudy, tracker: Tracker) -> str:
     _await_creator(stored, tracker)
     with study_lock(plan.workspace, study, "turn"):
         known = find_parent(tracker, stored)
-        if known is not None and tracker.reopen_run(known):
+        if known is not None:
+            tracker.reopen_run(known)
             return known
         if any(RUN_ID in trial.user_attrs for trial in stored.trials()):
             raise no_parent(plan, stored, tracker)

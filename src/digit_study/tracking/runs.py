@@ -10,7 +10,6 @@ from io import BytesIO
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from mlflow.exceptions import MlflowException
 from mlflow.utils.mlflow_tags import (
     MLFLOW_PARENT_RUN_ID,
     MLFLOW_RUN_NOTE,
@@ -105,16 +104,9 @@ class Runs(Store):
             for run_id, _ in self.children(parent_run_id, is_running):
                 self.close_run(run_id, status, ABANDONED)
 
-    def reopen_run(self, run_id: str) -> bool:
-        """Set a run back to RUNNING; return False where the store does not have it any more."""
-        try:
-            info = self.client.get_run(run_id).info
-        except MlflowException:
-            return False
-        if info.lifecycle_stage != "active":
-            return False
+    def reopen_run(self, run_id: str) -> None:
+        """Set a run that was found back to RUNNING; raise what the store raises."""
         self.client.update_run(run_id, status="RUNNING")
-        return True
 
     def tag_run(self, run_id: str, tags: Mapping[str, str]) -> None:
         """Set several tags of a run, ended or not; long values are cut."""
