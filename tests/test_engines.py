@@ -377,6 +377,25 @@ def test_what_a_node_has_not_uploaded_is_uploaded_from_here(tmp_path: Path, stor
     assert [file.path for file in client.list_artifacts(run_id, "tables")] == ["tables/a.csv"]
 
 
+def test_what_a_node_has_uploaded_belongs_to_the_run_before_the_rest_is_uploaded(
+    tmp_path: Path, store: str
+) -> None:
+    tracker = Tracker(store, workspace())
+    run_id = tracker.create_run(Config(), "mnist")
+    node = Tracker(store, Workspace(tmp_path / "node"))
+    node.workspace.artifacts.mkdir(parents=True)
+    writer = node.writer(run_id)
+    writer.metrics({"val_accuracy": 0.5, "parameters": 9.0}, 1)  # the store has these
+    writer.fault = "is slow"
+    writer.result({"val_accuracy": 0.6}, 2)
+    writer.finish()
+    packed = node.pack(run_id)
+    assert packed is not None
+    tracker.unpack(packed)
+    assert tracker.epoch_values(run_id, "val_accuracy") == {1: 0.5, 2: 0.6}
+    assert tracker.finished_metrics(run_id) == {"val_accuracy": 0.6, "parameters": 9.0}
+
+
 @pytest.mark.slow
 def test_a_trial_whose_node_goes_away_again_and_again_uses_up_no_retry(
     store: str, monkeypatch: pytest.MonkeyPatch

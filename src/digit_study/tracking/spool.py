@@ -127,15 +127,15 @@ class SpooledRun:
             shutil.copy2(path, self.folder / path.name)
 
     def merge(self, uri: str, other: Self) -> None:
-        """Take over what a folder of this run from another machine has not uploaded.
+        """Take over a folder of this run from another machine.
 
-        Done twice it changes nothing.
+        Its whole log comes too, and is uploaded again. A part of it would be taken for all that the
+        run has recorded, as by `metrics`. Done twice it changes nothing.
         """
         own = shutil.ignore_patterns(ABOUT, LOG, OUTCOME, SENT, ".*")
         with self._folders_stay():
             self._make(uri)
-            missing = other.records(other.sent["bytes"])
-            append_json_lines(self.folder / LOG, missing.found)
+            append_json_lines(self.folder / LOG, other.records().found)
             shutil.copytree(other.folder, self.folder, ignore=own, dirs_exist_ok=True)
             self.sent = {**other.sent, "bytes": self.sent["bytes"]}
             self._write(OUTCOME, other.outcome)
