@@ -653,6 +653,9 @@ def test_the_uri_is_the_configured_one_then_the_environments(
         ("https://token@host:5000/x", "https://***@host:5000/x"),
         ("postgresql://me@host/x", "postgresql://me@host/x"),
         ("sqlite:////a/b.db", "sqlite:////a/b.db"),
+        ("got 'http://h/?token=a': no answer", "got 'http://h/?token=***': no answer"),
+        ("http://h/?secret=a&x=1 does not answer", "http://h/?secret=***&x=1 does not answer"),
+        ("http://h/?secret=a does not answer", "http://h/?secret=*** does not answer"),
     ],
 )
 def test_passwords_are_never_shown(uri: str, shown: str) -> None:

@@ -403,6 +403,11 @@ def test_a_password_is_hidden_whatever_it_is_made_of(password: str) -> None:
     )
 
 
+def test_a_password_of_a_letter_leaves_words_as_they_are() -> None:
+    message = "connection to server at 127.0.0.1 failed"
+    assert redaction.without_secrets(message, "postgresql://me:a@127.0.0.1/d") == message
+
+
 @pytest.mark.parametrize("tail", ["", "?x=1", "?password=hush", "?x=1&PASSWORD=hush"])
 def test_a_password_in_the_query_is_hidden(tail: str) -> None:
     assert "hush" not in redaction.without_password(f"mysql://u@h/d{tail}")

@@ -9,8 +9,8 @@ import urllib.parse
 PASSWORD = re.compile(r"([\w+]+://[^:/@]*:)(.*)@")
 #: A token for a server, in the place of a name and a password.
 TOKEN = re.compile(r"(https?://)[^:/@\s']+@")
-#: A secret among the parameters of a URI.
-SECRET_PARAMETER = re.compile(r"(?i)([?&](?:password|passwd|pwd|token|secret)=)[^&]*")
+#: A secret among the parameters of a URI, which a quote or a space ends.
+SECRET_PARAMETER = re.compile(r"(?i)([?&](?:password|passwd|pwd|token|secret)=)[^&\s']*")
 
 
 def without_password(uri: str) -> str:
@@ -35,5 +35,6 @@ def without_secrets(message: str, uri: str) -> str:
     password = found[2]
     for secret in {password, urllib.parse.unquote(password)}:
         if secret:
-            text = text.replace(secret, "***")
+            # inside words, a password of a letter would be told by the letters that are missing
+            text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "***", text)
     return text
