@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import re
+import shlex
 from pathlib import Path
 
 import mlflow
@@ -25,7 +26,8 @@ from digit_study.support import processes
 from digit_study.support.formatting import p_equals
 from digit_study.support.workspace import Workspace
 from digit_study.tracking import pages
-from digit_study.tracking.location import local_address
+from digit_study.tracking.database import restore_command
+from digit_study.tracking.location import local_address, view_command
 from digit_study.tracking.session import Tracker
 
 __all__ = ["tracker", "workspace"]
@@ -159,6 +161,22 @@ def test_a_store_elsewhere_is_named_in_the_command(tracker: Tracker, tmp_path: P
     elsewhere = Tracker(tracker.uri, Workspace(tmp_path / "other"))
     shown = elsewhere.address(created(tracker))
     assert shown.startswith(f"mlflow ui --backend-store-uri '{tracker.uri}', then http")
+
+
+@pytest.mark.parametrize("uri", ["sqlite:////home/me/it's mine/mlflow.db", "sqlite:////a/b.db"])
+def test_a_shell_takes_the_commands_for_a_store_in_a_folder_of_any_name(
+    uri: str, workspace: Workspace
+) -> None:
+    view = shlex.split(view_command(uri, workspace))
+    assert view == ["mlflow", "ui", "--backend-store-uri", uri]
+    restore = shlex.split(restore_command(uri, "run", "0123", workspace))
+    assert restore[0] == f"MLFLOW_TRACKING_URI={uri}" and restore[-1] == "0123"
+
+
+@pytest.mark.parametrize("server", ["http://127.0.0.1:5000", "databricks://mine"])
+def test_a_page_of_a_server_needs_no_command(server: str, workspace: Workspace) -> None:
+    shown = Tracker(server, workspace).page_address("#/models/m")
+    assert shown == f"{server}/#/models/m?{pages.TRAINING}"
 
 
 def test_a_model_is_shown_by_its_version_or_by_its_run(tracker: Tracker) -> None:

@@ -323,7 +323,7 @@ def restore_command(
     command = f"mlflow {kind}s restore --{kind}-id {deleted_id}"
     if uri == workspace.default_store:
         return command
-    return f"MLFLOW_TRACKING_URI='{without_password(uri)}' {command}"
+    return f"MLFLOW_TRACKING_URI={location.quoted(uri)} {command}"
 
 
 def create_store(uri: str, workspace: Workspace) -> None:

@@ -56,9 +56,14 @@ def experiment_name(config: Config, dataset: str) -> str:
 
 def view_command(uri: str, workspace: Workspace) -> str:
     """Return the command, or the address, that shows a store in a browser."""
-    if uri.startswith("http"):
+    if is_server(uri):
         return without_password(uri)
     if uri == workspace.default_store:
         return "mlflow ui"
-    for_shell = without_password(uri).replace("'", "'\\''")
-    return f"mlflow ui --backend-store-uri '{for_shell}'"
+    return f"mlflow ui --backend-store-uri {quoted(uri)}"
+
+
+def quoted(uri: str) -> str:
+    """Return the URI of a store as a shell takes it, without its password."""
+    escaped = without_password(uri).replace("'", "'\\''")
+    return f"'{escaped}'"
