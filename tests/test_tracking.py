@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import time
 import urllib.parse
 from collections.abc import Callable
@@ -29,9 +30,11 @@ from digit_study.tracking import pages
 from digit_study.tracking._mlflow import skip_module_map
 from digit_study.tracking.database import create_store
 from digit_study.tracking.location import experiment_name
+from digit_study.tracking.runs import Runs
 from digit_study.tracking.session import Tracker, open_store, session
 from digit_study.tracking.spool import SpooledRun
 from digit_study.tracking.upload import upload_run
+from digit_study.tracking.uploader import BackgroundUploader
 from digit_study.tracking.writer import RunWriter
 
 __all__ = ["tracker", "workspace"]
@@ -445,6 +448,30 @@ def test_a_session_creates_its_store_and_has_uploaded_all_when_it_ends(
     assert is_spool_empty(workspace)
     run = Tracker(uri, workspace).client.get_run(run_id)
     assert run.info.status == "FINISHED" and run.data.metrics["val_accuracy"] == 0.5
+
+
+def test_a_signal_while_the_last_uploads_are_waited_for_leaves_nothing_unsaid(
+    workspace: Workspace, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Of a server that accepts what is sent and never answers."""
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+
+    class GetsASignal(BackgroundUploader):
+        """Gets a signal when it says what is waited for."""
+
+        def _what_is_waited_for(self, left: int) -> str:
+            signal.raise_signal(signal.SIGINT)
+            return super()._what_is_waited_for(left)
+
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        uri = f"http://127.0.0.1:{silent.getsockname()[1]}"
+        spooled = SpooledRun("a" * 32, workspace)
+        spooled.put(uri, tags={"a": "1"})
+        uploader = GetsASignal(Runs(uri, workspace), 1.0, "outage_timeout", quiet_time=0.3)
+        with pytest.raises(Interrupted), interruptible(), uploader:
+            pass
+    printed = capsys.readouterr().err
+    assert f"has not taken 1 runs (there was no time): they are kept in {spooled.folder}" in printed
 
 
 def test_runs_of_two_workspaces_do_not_meet(tracker: Tracker, tmp_path: Path) -> None:

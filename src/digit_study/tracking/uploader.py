@@ -189,7 +189,22 @@ class BackgroundUploader:
         seconds = None
         if kind is not None and (self.fault is not None or not issubclass(kind, Exception)):
             seconds = HURRIED_S
-        self.wait(seconds)
+        try:
+            self.wait(seconds)
+        except BaseException as error:  # a signal ends the waiting alone
+            self._stop(type(error))
+            raise
+        self._stop(kind)
+
+    def _stop(self, kind: type[BaseException] | None) -> None:
+        """End all uploads, and say what stays spooled.
+
+        Args:
+            kind: What is raised already, in which case this only warns.
+
+        Raises:
+            StudyError: If something stays spooled.
+        """
         left = self._ended_runs()
         self._is_stopping.set()
         self._creators.shutdown(wait=False, cancel_futures=True)
