@@ -438,7 +438,7 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
     told: list[str] = []
     monkeypatch.setattr(subprocess, "check_output", lambda *asked, **how: "\n".join(told))
 
-    def stand_in(*capabilities: float, visible: str | None = None) -> None:
+    def stand_in(*capabilities: float | str, visible: str | None = None) -> None:
         told[:] = [f"{number}, GPU-{number}, {at}" for number, at in enumerate(capabilities)]
         monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
         if visible is not None:
@@ -461,10 +461,12 @@ def driver(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[..., None]]:
         ((9.0, 7.5), None, "float32"),
         ((9.0, 7.5), "0", "mixed_bfloat16"),
         ((7.5, 9.0), "GPU-0", "float32"),
+        (("[N/A]", 9.0), None, "float32"),
+        (("[N/A]", 9.0), "1", "mixed_bfloat16"),
     ],
 )
 def test_gpus_decide_what_precision_auto_means(
-    capabilities: tuple[float, ...],
+    capabilities: tuple[float | str, ...],
     visible: str | None,
     precision: str,
     driver: Callable[..., None],

@@ -31,8 +31,8 @@ def gpus() -> tuple[float, ...]:
     """Return the compute capability of every GPU that this process may use.
 
     Returns:
-        What NVIDIA's driver reports, in its order; empty without a driver or a GPU.
-        ``CUDA_VISIBLE_DEVICES`` hides the GPUs that it does not name.
+        What NVIDIA's driver reports, in its order, and 0 where it does not know; empty without a
+        driver or a GPU. ``CUDA_VISIBLE_DEVICES`` hides the GPUs that it does not name.
     """
     try:
         answer = subprocess.check_output(
@@ -50,8 +50,16 @@ def gpus() -> tuple[float, ...]:
             continue
         index, uuid, capability = (word.strip() for word in line.split(","))
         if names is None or {index, uuid} & names:
-            capabilities.append(float(capability))
+            capabilities.append(_number(capability))
     return tuple(capabilities)
+
+
+def _number(capability: str) -> float:
+    """Return a compute capability as a number; the driver may say ``[N/A]``."""
+    try:
+        return float(capability)
+    except ValueError:
+        return 0.0
 
 
 @cache
