@@ -234,6 +234,7 @@ def test_what_an_earlier_version_left_is_uploaded(tracker: Tracker) -> None:
         {"time": 2, "metrics": {"val_accuracy": 0.7}, "step": 2},
         {"time": 3, "dataset": digits},
         {"time": 4, "tags": {"weights.sha256": "w"}},
+        {"time": 4, "note": {"keys": ["model.filters"], "answer": "none yet", "tags": []}},
     ]
     lines = [json.dumps(record) + "\n" for record in [{**first, "step": 1}, *rest]]
     (folder / "log.jsonl").write_text("".join(lines))

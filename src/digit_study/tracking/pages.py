@@ -2,7 +2,7 @@
 
 import json
 import urllib.parse
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
@@ -48,13 +48,12 @@ def share_view(store: Store, run_id: str, keys: Sequence[str], tags: Sequence[st
     store.client.set_experiment_tag(experiment, f"{SHARED_VIEW}{run_id}", json.dumps(view))
 
 
-def describe_experiment(store: Store, experiment: str, answers: Mapping[str, str]) -> None:
+def describe_experiment(store: Store, experiment: str) -> None:
     """Describe an experiment by the newest answers of its parent runs, each with its link.
 
     Args:
         store: The store that the experiment is in.
         experiment: Id of the experiment.
-        answers: Answers that the store may not have yet, by run id.
     """
     parents = store.client.search_runs(
         [experiment],
@@ -64,11 +63,10 @@ def describe_experiment(store: Store, experiment: str, answers: Mapping[str, str
     )
     lines = []
     for run in parents:
-        run_id = run.info.run_id
         name = escape(run.info.run_name)
-        link = f"[{name}]({run_page(experiment, run_id)})"
-        answer = answers.get(run_id, run.data.tags[ANSWER])
-        lines.append(f"{link}: {escape(answer)}")
+        link = f"[{name}]({run_page(experiment, run.info.run_id)})"
+        answer = escape(run.data.tags[ANSWER])
+        lines.append(f"{link}: {answer}")
     description = "\n\n".join(lines)
     store.client.set_experiment_tag(experiment, MLFLOW_RUN_NOTE, description)
 

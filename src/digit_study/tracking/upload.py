@@ -115,44 +115,13 @@ class RunUpload:
         records = self._spooled.records(start)
         calls: list[Call] = []
         if records.end > start:
-            calls += self._log_calls(records.found, records.end)
+            calls.append(partial(self._log, records.found, records.end))
         if self._is_log_only or self._spooled.is_open or not self._spooled.folder.is_dir():
             return calls
         drops_models = any("drop_models" in record for record in records.found)
         is_dropped = drops_models or bool(self._sent.get("dropped"))
         calls += self._file_calls(is_dropped=is_dropped)
         return calls or self._last_calls(is_dropped=is_dropped)
-
-    def _log_calls(self, records: list[dict[str, Any]], end: int) -> list[Call]:
-        """Return what uploads records up to byte ``end``, in any order."""
-        calls: list[Call] = [partial(self._log_batch, records)]
-        uploads = self._special_records
-        special: dict[str, Any] = {}  # of several of a kind the last counts
-        for record in records:
-            for kind, content in record.items():
-                if kind in uploads:
-                    special[kind] = content
-        for kind, content in special.items():
-            calls += [partial(upload, **content) for upload in uploads[kind]]
-        left = set(range(len(calls)))
-
-        def run(number: int) -> None:
-            calls[number]()
-            left.discard(number)
-            if not left:
-                self._sent["bytes"] = end
-
-        return [partial(run, number) for number in range(len(calls))]
-
-    @property
-    def _special_records(self) -> dict[str, list[Callable[..., None]]]:
-        """Return what uploads records other than params, metrics and tags, by their kind."""
-        return {
-            "dataset": [self._dataset],
-            "note": [self._share_view, self._describe_experiment],
-            "close": [self._close],
-            "drop_models": [self._drop_models],
-        }
 
     def _file_calls(self, *, is_dropped: bool) -> list[Call]:
         calls: list[Call] = []
@@ -193,6 +162,24 @@ class RunUpload:
 
     # ------------------------------------------------------------------------------- the log
 
+    def _log(self, records: list[dict[str, Any]], end: int) -> None:
+        """Upload records up to byte ``end``; after a fault all of them are uploaded again."""
+        self._log_batch(records)
+        uploads: dict[str, Callable[..., None]] = {
+            "dataset": self._dataset,
+            "note": self._note,
+            "close": self._close,
+            "drop_models": self._drop_models,
+        }
+        special: dict[str, Any] = {}  # of several of a kind the last counts
+        for record in records:
+            for kind, content in record.items():
+                if kind in uploads:
+                    special[kind] = content
+        for kind, content in special.items():
+            uploads[kind](**content)
+        self._sent["bytes"] = end
+
     def _log_batch(self, records: list[dict[str, Any]]) -> None:
         metrics: list[Metric] = []
         params: dict[str, str] = {}
@@ -228,19 +215,13 @@ class RunUpload:
         inputs = [DatasetInput(entity, [context])]
         self._client.log_inputs(self._run_id, inputs)
 
-    def _share_view(
-        self, keys: Sequence[str], answer: str | None = None, tags: Sequence[str] = ()
-    ) -> None:
-        pages.share_view(self._store, self._run_id, keys, tags)
+    def _note(self, keys: Sequence[str], tags: Sequence[str] = (), **_: str) -> None:
+        """Share a view of a parent's children, and put its answer on the experiment's page.
 
-    def _describe_experiment(
-        self, keys: Sequence[str], answer: str | None = None, tags: Sequence[str] = ()
-    ) -> None:
-        """Add a parent's answer, which the store may not have yet, to the experiment's page."""
-        answers = {}
-        if answer:
-            answers[self._run_id] = answer
-        pages.describe_experiment(self._store, self._experiment, answers)
+        Earlier versions recorded the answer here too. It is a tag of the run, and logged first.
+        """
+        pages.share_view(self._store, self._run_id, keys, tags)
+        pages.describe_experiment(self._store, self._experiment)
 
     def _close(self, status: str, reason: str) -> None:
         run = self._client.get_run(self._run_id)

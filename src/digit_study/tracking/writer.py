@@ -201,7 +201,6 @@ class RunWriter:
         }
         note = {
             "keys": list(keys),
-            "answer": description.answer,
             "tags": list(child_tags),
         }
         self._record(tags=tags, note=note)
