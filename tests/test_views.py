@@ -200,7 +200,12 @@ def test_a_model_is_shown_by_its_version_or_by_its_run(tracker: Tracker) -> None
     for named, page in shown_pages.items():
         expected = f"mlflow ui, then {local_address()}/{page}?{pages.TRAINING}"
         assert tracker.model_address(named) == expected, named
-    for gone in ("models:/digits, mine@nobody", "models:/m-0123", "runs:/0123/model"):
+    for gone in (
+        "models:/digits, mine@nobody",
+        "models:/digits, mine/9",
+        "models:/m-0123",
+        "runs:/0123/model",
+    ):
         assert again(tracker).model_address(gone) == "mlflow ui"
     # what only predicts is no new result
     assert not tracker.workspace.newest_result.exists()

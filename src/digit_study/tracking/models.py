@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from digit_study.report.markdown import run_page
 from digit_study.support.errors import StudyError, first_line
 from digit_study.support.workspace import Workspace
 from digit_study.tracking.database import require_store
@@ -15,6 +12,7 @@ from digit_study.tracking.location import MODEL_NAMES, REGISTERED_NAME, store_ur
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities.model_registry import ModelVersion
 
     from digit_study.tracking.store import Store
 
@@ -26,14 +24,6 @@ KERAS_FILE = Path("data") / "model.keras"
 MOST_VERSIONS = 200
 #: How MLflow's message begins when a model is known and its files are not there.
 NO_FILES = "No such artifact"
-
-
-@dataclass(frozen=True)
-class ModelVersion:
-    """A version of a registered model."""
-
-    name: str
-    number: str
 
 
 def model_file(named: str, configured: str | None, workspace: Workspace) -> Path:
@@ -118,34 +108,35 @@ def version_named(named: str, configured: str | None, workspace: Workspace) -> s
     Raises:
         MlflowException: If the store does not answer or the alias is gone.
     """
-    if not _has_alias(named):
+    name, _, alias = named.removeprefix("models:/").partition("@")
+    if not alias or not named.startswith("models:/"):
         return None
     import mlflow
 
-    uri = store_uri(configured, workspace)
-    return _version_of_alias(mlflow.MlflowClient(uri), named)
-
-
-def _has_alias(named: str) -> bool:
-    return named.startswith("models:/") and "@" in named
-
-
-def _version_of_alias(client: MlflowClient, named: str) -> str:
-    name, _, alias = named.removeprefix("models:/").partition("@")
+    client = mlflow.MlflowClient(store_uri(configured, workspace))
     return str(client.get_model_version_by_alias(name, alias).version)
 
 
 def model_version(client: MlflowClient, named: str) -> ModelVersion | None:
-    """Return the version of a registered model, None if the model is named otherwise."""
+    """Return the version of a registered model, None if the model is named otherwise.
+
+    Args:
+        client: MLflow's client of the store.
+        named: The model, as in `location.MODEL_NAMES`, but no file.
+
+    Raises:
+        MlflowException: If the store does not know it.
+    """
     if not named.startswith("models:/"):
         return None
-    if _has_alias(named):
-        name = named.removeprefix("models:/").partition("@")[0]
-        return ModelVersion(name, _version_of_alias(client, named))
-    name, _, number = named.removeprefix("models:/").partition("/")
+    rest = named.removeprefix("models:/")
+    if "@" in rest:
+        name, _, alias = rest.partition("@")
+        return client.get_model_version_by_alias(name, alias)
+    name, _, number = rest.partition("/")
     if not number:
         return None
-    return ModelVersion(name, number)
+    return client.get_model_version(name, number)
 
 
 def run_of_model(client: Any, named: str) -> str:
@@ -160,32 +151,9 @@ def run_of_model(client: Any, named: str) -> str:
     """
     version = model_version(client, named)
     if version is not None:
-        return str(client.get_model_version(version.name, version.number).run_id)
+        return str(version.run_id)
     kind, _, rest = named.partition(":/")
     name = rest.partition("/")[0]
     if kind == "runs":
         return name
     return str(client.get_logged_model(name).source_run_id)
-
-
-def model_address(store: Store, named: str) -> str:
-    """Return what shows a model in a browser: its version, or the run that made it.
-
-    Args:
-        store: The store that holds it.
-        named: The model, as in `location.MODEL_NAMES`, but no file.
-
-    Returns:
-        Command and address; the command alone where the store does not answer.
-    """
-    from digit_study.tracking import pages
-    from digit_study.tracking.store import StoreFault
-
-    with suppress(*StoreFault):
-        version = model_version(store.client, named)
-        if version is not None:
-            return pages.page_address(store, pages.model_page(version.name, version.number))
-        run_id = run_of_model(store.client, named)
-        page = run_page(store.experiment_of(run_id), run_id)
-        return pages.page_address(store, page)
-    return store.view_command

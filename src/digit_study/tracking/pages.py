@@ -1,15 +1,13 @@
-"""MLflow's pages: their addresses, shared views, and the description of an experiment."""
+"""MLflow's pages: their links, shared views, and the description of an experiment."""
 
 import json
 import urllib.parse
 from collections.abc import Sequence
-from contextlib import suppress
 
 from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID, MLFLOW_RUN_NOTE
 
 from digit_study.report.markdown import escape, run_page
-from digit_study.tracking.location import local_address
-from digit_study.tracking.store import Store, StoreFault
+from digit_study.tracking.store import Store
 
 #: Tag of a parent run: what it found, in a sentence.
 ANSWER = "answer"
@@ -80,48 +78,8 @@ def model_page(name: str, version: str = "") -> str:
     return page
 
 
-def address(store: Store, run_id: str, *, children: bool) -> str:
-    """Return what shows a run in a browser: the command, where it is needed, and the address.
-
-    From now on ``make ui`` opens it, if the store is local.
-
-    Args:
-        store: The store that the run is in.
-        run_id: Id of the run.
-        children: Whether to show the children of the run, ranked, instead of itself.
-
-    Returns:
-        Command and address; the command alone where the store does not answer.
-    """
-    with suppress(*StoreFault):
-        experiment = store.experiment_of(run_id)
-        if children:
-            page = f"#/experiments/{experiment}/runs?viewStateShareKey={run_id}"
-        else:
-            page = run_page(experiment, run_id)
-        return newest_address(store, page)
-    return store.view_command
-
-
-def newest_address(store: Store, page: str) -> str:
-    """Return the `page_address` of a page with a new result, which ``make ui`` opens."""
-    if not store.is_server:
-        with suppress(OSError):  # where it cannot be kept, `make ui` opens the front page
-            address_line = f"{local_address()}/{_for_training(page)}\n"
-            store.workspace.newest_result.write_text(address_line)
-    return page_address(store, page)
-
-
-def page_address(store: Store, page: str) -> str:
-    """Return the command, where it is needed, and the address of a page of a store."""
-    page = _for_training(page)
-    if store.is_server:
-        server = store.view_command.rstrip("/")
-        return f"{server}/{page}"
-    return f"{store.view_command}, then {local_address()}/{page}"
-
-
-def _for_training(page: str) -> str:
+def for_training(page: str) -> str:
+    """Return a page as it shows runs and metrics."""
     separator = "?"
     if "?" in page:
         separator = "&"

@@ -2,17 +2,20 @@
 
 from collections.abc import Iterator
 from concurrent.futures import Future
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import mlflow
 
 from digit_study.config.run_config import Config
+from digit_study.report.markdown import run_page
 from digit_study.support.workspace import Workspace
 from digit_study.tracking import models, pages
 from digit_study.tracking.database import create_store, require_store
+from digit_study.tracking.location import local_address
 from digit_study.tracking.queries import Queries
 from digit_study.tracking.runs import Runs
+from digit_study.tracking.store import StoreFault
 from digit_study.tracking.uploader import (
     LONGEST_PAUSE_S,
     QUIET_S,
@@ -87,27 +90,61 @@ class Tracker(Queries):
         upload_left(self)
 
     def address(self, run_id: str, *, children: bool = False) -> str:
-        """Return the command and the address that show a run, or its children ranked, in a browser.
+        """Return what shows a run in a browser: the command, where it is needed, and the address.
 
         From now on ``make ui`` opens it, if the store is local.
+
+        Args:
+            run_id: Id of the run.
+            children: Whether to show the children of the run, ranked, instead of itself.
+
+        Returns:
+            Command and address; the command alone where the store does not answer.
         """
-        return pages.address(self, run_id, children=children)
+        with suppress(*StoreFault):
+            experiment = self.experiment_of(run_id)
+            page = run_page(experiment, run_id)
+            if children:
+                page = f"#/experiments/{experiment}/runs?viewStateShareKey={run_id}"
+            return self.newest_address(page)
+        return self.view_command
 
     def newest_address(self, page: str) -> str:
-        """Return the command and the address of a page, which ``make ui`` opens from now on.
+        """Return the `page_address` of a page with a new result, which ``make ui`` opens.
 
         Args:
             page: As `markdown.run_page` and `pages.model_page` return it.
         """
-        return pages.newest_address(self, page)
+        if not self.is_server:
+            with suppress(OSError):  # where it cannot be kept, `make ui` opens the front page
+                address_line = f"{local_address()}/{pages.for_training(page)}\n"
+                self.workspace.newest_result.write_text(address_line)
+        return self.page_address(page)
 
     def page_address(self, page: str) -> str:
-        """Return the command and the address of a page of MLflow."""
-        return pages.page_address(self, page)
+        """Return the command, where it is needed, and the address of a page of MLflow."""
+        page = pages.for_training(page)
+        if self.is_server:
+            server = self.view_command.rstrip("/")
+            return f"{server}/{page}"
+        return f"{self.view_command}, then {local_address()}/{page}"
 
     def model_address(self, named: str) -> str:
-        """Return the command and the address that show a model in a browser."""
-        return models.model_address(self, named)
+        """Return what shows a model in a browser: its version, or the run that made it.
+
+        Args:
+            named: The model, as in `location.MODEL_NAMES`, but no file.
+
+        Returns:
+            Command and address; the command alone where the store does not answer or know it.
+        """
+        with suppress(*StoreFault):
+            version = models.model_version(self.client, named)
+            if version is not None:
+                return self.page_address(pages.model_page(version.name, version.version))
+            run_id = models.run_of_model(self.client, named)
+            return self.page_address(run_page(self.experiment_of(run_id), run_id))
+        return self.view_command
 
     def model_file(self, named: str) -> Path:
         """Return the Keras file of a model; StudyError if there is none."""
