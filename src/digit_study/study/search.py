@@ -100,7 +100,7 @@ class NoParentError(StudyError):
 def no_parent(plan: StudyPlan, stored: StoredStudy, tracker: Tracker) -> NoParentError:
     """Return the error of a study whose run is not there: deleted, gone, or in another store."""
     name = plan.study.study
-    deleted = tracker.find_deleted_run({"kind": "study", "study.uid": stored.uid})
+    deleted = tracker.find_run({"kind": "study", "study.uid": stored.uid}, is_deleted=True)
     if deleted is not None:
         command = tracker.restore_command(deleted)
         return NoParentError(

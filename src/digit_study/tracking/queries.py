@@ -78,21 +78,18 @@ class Queries(Runs):
             return {}
         return found
 
-    def find_run(self, tags: Mapping[str, str]) -> str | None:
-        """Return the id of the newest run in any experiment that has all of ``tags``."""
-        experiments = self._experiments()
-        found = self.client.search_runs(experiments, _all_of(tags), max_results=1)
-        if not found:
-            return None
-        return str(found[0].info.run_id)
+    def find_run(self, tags: Mapping[str, str], *, is_deleted: bool = False) -> str | None:
+        """Return the id of the newest run in any experiment that has all of ``tags``.
 
-    def find_deleted_run(self, tags: Mapping[str, str]) -> str | None:
-        """Return the id of the newest deleted run with all of ``tags``; it can be restored."""
-        # the runs of a deleted experiment are deleted too
-        experiments = self._experiments(ViewType.ALL)
-        found = self.client.search_runs(
-            experiments, _all_of(tags), ViewType.DELETED_ONLY, max_results=1
-        )
+        Args:
+            tags: Values by tag.
+            is_deleted: Whether to look among deleted runs, which can be restored, instead.
+        """
+        view = ViewType.ACTIVE_ONLY
+        if is_deleted:
+            view = ViewType.DELETED_ONLY
+        experiments = self._experiments()
+        found = self.client.search_runs(experiments, _all_of(tags), view, max_results=1)
         if not found:
             return None
         return str(found[0].info.run_id)
@@ -118,9 +115,9 @@ class Queries(Runs):
             return False
         return True
 
-    def _experiments(self, view: int = ViewType.ACTIVE_ONLY) -> list[str]:
-        """Return the ids of the experiments that a view of MLflow shows."""
-        found = self.client.search_experiments(view)
+    def _experiments(self) -> list[str]:
+        """Return the ids of all experiments; the runs of a deleted experiment are deleted too."""
+        found = self.client.search_experiments(ViewType.ALL)
         return [experiment.experiment_id for experiment in found]
 
     def runs_with_models(self, parent_run_id: str) -> set[str]:
@@ -224,7 +221,7 @@ class Queries(Runs):
             names = {run.data.tags["study"] for run in runs}
             found = f", of which this store holds nothing{nearest(study, names)}"
             first = f"run `python sweeps/optuna_search.py study={study}`"
-            deleted = self.find_deleted_run({"kind": "study", "study": study})
+            deleted = self.find_run({"kind": "study", "study": study}, is_deleted=True)
             if deleted is not None:
                 found = ", whose run was deleted in MLflow"
                 first = f"restore it with `{self.restore_command(deleted)}`"
