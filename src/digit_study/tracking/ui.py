@@ -8,29 +8,23 @@ import os
 import subprocess
 import sys
 import urllib.parse
+from argparse import ArgumentParser
 from collections.abc import Sequence
 
 from digit_study.support.workspace import Workspace
 from digit_study.tracking.location import local_address
 from digit_study.tracking.relocation import follow_project
 
-#: Options of ``mlflow ui`` that set the port.
-PORT_OPTIONS = ("--port", "-p")
 #: Opens an address once the server is there.
 OPEN_LATER = "import sys, time, webbrowser; time.sleep(8); webbrowser.open(sys.argv[1])"
 
 
 def port_of(arguments: Sequence[str]) -> str | None:
     """Return the port that arguments of ``mlflow ui`` set, None where they set none."""
-    port = None
-    for position, word in enumerate(arguments):
-        name, equals, value = word.partition("=")
-        if name in PORT_OPTIONS and equals:
-            port = value
-        elif name in PORT_OPTIONS and position + 1 < len(arguments):
-            port = arguments[position + 1]
-        elif word.startswith("-p") and word[2:].isdecimal():
-            port = word[2:]
+    parser = ArgumentParser(add_help=False, allow_abbrev=False)
+    parser.add_argument("--port", "-p")
+    known, _ = parser.parse_known_args(arguments)
+    port: str | None = known.port
     return port
 
 
