@@ -102,20 +102,13 @@ def rules_of(schema: type) -> dict[str, Rule]:
         Rules by dotted key, in order of declaration, for the fields that have one.
     """
     rules: dict[str, Rule] = {}
-    hints = get_type_hints(schema, include_extras=True)
-    for entry in fields(schema):
-        hint = hints[entry.name]
-        if is_dataclass(hint):
-            inner = rules_of(hint)  # type: ignore[arg-type]
-            rules.update({f"{entry.name}.{key}": rule for key, rule in inner.items()})
-        elif get_origin(hint) is Annotated:
-            for item in get_args(hint):
-                if isinstance(item, Rule):
-                    rules[entry.name] = item
+    for key, hint in _hints_of(schema).items():
+        for item in get_args(hint):
+            if isinstance(item, Rule):
+                rules[key] = item
     return rules
 
 
-@cache
 def types_of(schema: type) -> dict[str, type]:
     """Collect the types of the settings of a config dataclass.
 
@@ -125,15 +118,32 @@ def types_of(schema: type) -> dict[str, type]:
     Returns:
         Types by dotted key; of a setting that may be None, what else it is.
     """
-    types: dict[str, type] = {}
-    for name, hint in get_type_hints(schema).items():
+    return {key: _options_of(hint)[0] for key, hint in _hints_of(schema).items()}
+
+
+@cache
+def _hints_of(schema: type) -> dict[str, Any]:
+    """Return the annotations of all settings by dotted key.
+
+    To evaluate them takes a trial's milliseconds.
+    """
+    found: dict[str, Any] = {}
+    hints = get_type_hints(schema, include_extras=True)
+    for entry in fields(schema):
+        hint = hints[entry.name]
         if is_dataclass(hint):
-            inner = types_of(hint)  # type: ignore[arg-type]
-            types.update({f"{name}.{key}": kind for key, kind in inner.items()})
+            inner = _hints_of(hint)  # type: ignore[arg-type]
+            found.update({f"{entry.name}.{key}": deeper for key, deeper in inner.items()})
         else:
-            options = get_args(hint) or (hint,)
-            types[name] = options[0]
-    return types
+            found[entry.name] = hint
+    return found
+
+
+def _options_of(hint: Any) -> tuple[Any, ...]:
+    """Return the types that an annotation allows; that of None is the last."""
+    if get_origin(hint) is Annotated:
+        hint = get_args(hint)[0]
+    return get_args(hint) or (hint,)
 
 
 def check(config: Any, rules: Mapping[str, Rule], others: Iterable[str]) -> None:
@@ -208,32 +218,23 @@ def with_values(config: ConfigType, values: Mapping[str, Any]) -> ConfigType:
     Raises:
         StudyError: If a value is not of the type of its setting.
     """
+    hints = _hints_of(type(config))  # type: ignore[arg-type]
     for key, value in values.items():
-        names = key.split(".")
-        config = _with_value(config, names, key, value)
+        converted = _converted(key, value, hints[key])
+        config = _with_value(config, key.split("."), converted)
     return config
 
 
-def _with_value(config: Any, names: list[str], key: str, value: Any) -> Any:
-    name = names[0]
-    if len(names) > 1:
-        inner = getattr(config, name)
-        changed = _with_value(inner, names[1:], key, value)
-    else:
-        hint = _type_hints(config.__class__)[name]
-        changed = _converted(key, value, hint)
-    return replace(config, **{name: changed})
-
-
-@cache
-def _type_hints(schema: type) -> dict[str, Any]:
-    """Return the types of a config's settings; to evaluate them takes a trial's milliseconds."""
-    return get_type_hints(schema)
+def _with_value(config: Any, names: list[str], value: Any) -> Any:
+    name, *inner = names
+    if inner:
+        value = _with_value(getattr(config, name), inner, value)
+    return replace(config, **{name: value})
 
 
 def _converted(key: str, value: Any, hint: Any) -> Any:
     """Return ``value`` as the type ``hint`` wants it; True and False are of no type but bool."""
-    options = get_args(hint) or (hint,)
+    options = _options_of(hint)
     if value is None and NoneType in options:
         return None
     kind = options[0]
