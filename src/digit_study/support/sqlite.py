@@ -1,5 +1,6 @@
-"""URIs of sqlite databases, for folders of any name."""
+"""Sqlite databases: their URIs, for folders of any name, and connections to them."""
 
+import sqlite3
 import urllib.parse
 from pathlib import Path
 
@@ -28,3 +29,14 @@ def sqlite_path(uri: str) -> Path:
     location = uri.removeprefix(SQLITE)
     encoded, _, _ = location.partition("?")
     return Path(urllib.parse.unquote(encoded))
+
+
+def connect(path: Path, locked_for: float = 1.0) -> sqlite3.Connection:
+    """Open a sqlite database that exists; none is created, and no other is opened.
+
+    Args:
+        path: Its file.
+        locked_for: Seconds for which it may be locked.
+    """
+    address = path.absolute().as_uri()
+    return sqlite3.connect(f"{address}?mode=rw", uri=True, timeout=locked_for)

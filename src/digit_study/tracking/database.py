@@ -19,7 +19,7 @@ from typing import Any, Literal, TypeVar
 from digit_study.support import scratch
 from digit_study.support.errors import StudyError
 from digit_study.support.redaction import without_password, without_secrets
-from digit_study.support.sqlite import SQLITE, sqlite_path, sqlite_uri
+from digit_study.support.sqlite import SQLITE, connect, sqlite_path, sqlite_uri
 from digit_study.support.workspace import Workspace
 from digit_study.tracking import location
 from digit_study.tracking.location import is_server, store_uri
@@ -233,7 +233,7 @@ def _sqlite_problem(uri: str) -> str | None:
 def _file_problem(uri: str) -> str | None:
     """Return why a sqlite file that exists cannot be written."""
     try:
-        with closing(_connect(uri)) as connection:
+        with closing(connect(sqlite_path(uri))) as connection:
             connection.execute("BEGIN IMMEDIATE").close()
             connection.execute("ROLLBACK").close()
             tables = connection.execute("SELECT name FROM sqlite_master").fetchall()
@@ -245,17 +245,6 @@ def _file_problem(uri: str) -> str | None:
             return None
         return str(error)
     return _version_problem([str(revision) for (revision,) in revisions])
-
-
-def _connect(uri: str, locked_for: float = 1.0) -> sqlite3.Connection:
-    """Open a sqlite database that exists; none is created, and no other is opened.
-
-    Args:
-        uri: URI of the database.
-        locked_for: Seconds for which it may be locked.
-    """
-    address = sqlite_path(uri).absolute().as_uri()
-    return sqlite3.connect(f"{address}?mode=rw", uri=True, timeout=locked_for)
 
 
 def is_missing(uri: str) -> bool:
@@ -297,8 +286,10 @@ def require_run(uri: str, run_id: str, key: str, workspace: Workspace) -> None:
     Raises:
         StudyError: If it does not.
     """
+    if not uri.startswith(SQLITE):
+        return
     # a database that is missing, locked or of another version: MLflow says later what is wrong
-    with suppress(sqlite3.DatabaseError), closing(_connect(uri)) as connection:
+    with suppress(sqlite3.DatabaseError), closing(connect(sqlite_path(uri))) as connection:
         if not connection.execute("SELECT 1 FROM runs WHERE run_uuid = ?", (run_id,)).fetchone():
             raise unknown_run(uri, run_id, key, workspace)
 
@@ -429,7 +420,7 @@ def empty_log(uri: str) -> None:
     Args:
         uri: URI of the database; nothing happens where there is none.
     """
-    with suppress(sqlite3.Error), closing(_connect(uri, locked_for=0.0)) as connection:
+    with suppress(sqlite3.Error), closing(connect(sqlite_path(uri), locked_for=0.0)) as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)").close()
 
 

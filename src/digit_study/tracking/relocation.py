@@ -12,7 +12,7 @@ from pathlib import Path
 
 from digit_study.support.console import print_error
 from digit_study.support.files import write_whole
-from digit_study.support.sqlite import SQLITE, sqlite_path, sqlite_uri
+from digit_study.support.sqlite import SQLITE, connect, sqlite_path, sqlite_uri
 from digit_study.support.workspace import Workspace
 
 #: Columns of MLflow's tables that hold the address of artifacts.
@@ -73,7 +73,7 @@ def follow_project(uri: str, workspace: Workspace) -> None:
 
 def _moves(path: Path, workspace: Workspace) -> list[Move]:
     """Return which experiments of a store lay in another folder of the project."""
-    with closing(_connect(path)) as connection:
+    with closing(connect(path, LOCKED_FOR_S)) as connection:
         rows = connection.execute("SELECT experiment_id, artifact_location FROM experiments")
         locations = {str(number): str(location) for number, location in rows}
     is_own_store = path.is_relative_to(workspace.root)
@@ -89,11 +89,11 @@ def _moves(path: Path, workspace: Workspace) -> list[Move]:
         move = Move(location, f"{artifacts}{name}")
         is_here = _path_of(move.new).exists()
         is_there = _path_of(move.old).exists()
-        has_moved = is_here and not is_there
-        # a copy of a project leaves its old folder where it was
-        is_copy = is_here and is_there
-        is_nowhere = not is_here and not is_there
-        if has_moved or (is_own_store and (is_copy or is_nowhere)):
+        follows = is_here and not is_there
+        if is_own_store:
+            # a copy of a project leaves its old folder where it was
+            follows = is_here or not is_there
+        if follows:
             moves.append(move)
     default_location = locations.get(DEFAULT)
     roots = {move.old_root for move in moves if move.old != default_location}
@@ -102,7 +102,7 @@ def _moves(path: Path, workspace: Workspace) -> list[Move]:
 
 def _rewrite(path: Path, moves: list[Move]) -> None:
     """Write the new locations in one transaction."""
-    with closing(_connect(path)) as connection, connection:
+    with closing(connect(path, LOCKED_FOR_S)) as connection, connection:
         connection.execute("BEGIN IMMEDIATE")
         for move in moves:
             addresses = {"old": move.old, "new": move.new}
@@ -133,11 +133,6 @@ def _replace(path: Path, key: str, old: str, new: str) -> None:
             rest = record[key].removeprefix(old)
             record[key] = f"{new}{rest}"
             write_whole(path, json.dumps(record).encode())
-
-
-def _connect(path: Path) -> sqlite3.Connection:
-    address = f"{path.as_uri()}?mode=rw"
-    return sqlite3.connect(address, uri=True, timeout=LOCKED_FOR_S, isolation_level=None)
 
 
 def _path_of(location: str) -> Path:
