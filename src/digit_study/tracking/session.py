@@ -216,5 +216,6 @@ def upload_logs(uri: str, workspace: Workspace) -> Iterator[None]:
         uri: URI of the tracking store.
         workspace: Where runs are spooled.
     """
-    with BackgroundUploader(Runs(uri, workspace), outage_timeout=0.0, is_log_only=True):
+    runs = Runs(uri, workspace)
+    with BackgroundUploader(runs, 0.0, "search.outage_timeout", is_log_only=True):
         yield

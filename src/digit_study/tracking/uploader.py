@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from typing import Protocol, Self
+from typing import Self
 
 from mlflow.exceptions import MlflowException
 
@@ -64,32 +64,19 @@ def upload_left(store: Store) -> None:
             return
 
 
-class _Uploads(Protocol):
-    """How a background uploader uploads several runs."""
-
-    def upload(self, runs: Iterable[SpooledRun]) -> Iterator[Exception | None]:
-        """Upload runs; yield what the store raised for each that is done."""
-
-    @property
-    def is_idle(self) -> bool:
-        """Return whether no upload goes on."""
-
-    def close(self) -> None:
-        """End; uploads that have not begun are left out."""
-
-
 class _SequentialUploads:
     """Uploads to a database, which takes one writer at a time anyway."""
 
     is_idle = True
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, *, is_log_only: bool) -> None:
         self._store = store
+        self._is_log_only = is_log_only
 
     def upload(self, runs: Iterable[SpooledRun]) -> Iterator[Exception | None]:
-        """Upload one run after the other."""
+        """Upload one run after the other; yield what the store raised for each."""
         for run in runs:
-            yield upload_run(run, self._store)
+            yield upload_run(run, self._store, is_log_only=self._is_log_only)
 
     def close(self) -> None:
         """Do nothing."""
@@ -141,15 +128,15 @@ class _ConcurrentUploads:
 class BackgroundUploader:
     """Uploads the spool to one store, in a thread, as long as the block lasts.
 
-    Of several for the same store and workspace one uploads, and the others wait. It has a dozen
-    attributes: four are its settings, and each thing that another thread tells it needs an event.
+    Of several for the same store and workspace one uploads, and the others wait. The thread goes
+    through the spool in rounds. Those that wait for uploads, or end the block, wake it by events.
     """
 
     def __init__(
         self,
         runs: Runs,
         outage_timeout: float,
-        key: str = "search.outage_timeout",
+        key: str,
         *,
         is_log_only: bool = False,
         longest_pause: float = LONGEST_PAUSE_S,
@@ -171,9 +158,10 @@ class BackgroundUploader:
         self._key = key
         self._outage = Outage(outage_timeout, _announce_outage, _announce_end)
         self._rounds = 0
-        self._uploads: _Uploads = _SequentialUploads(self._store)
+        kind: type[_SequentialUploads | _ConcurrentUploads] = _SequentialUploads
         if self._store.is_server:
-            self._uploads = _ConcurrentUploads(self._store, is_log_only=is_log_only)
+            kind = _ConcurrentUploads
+        self._uploads = kind(self._store, is_log_only=is_log_only)
         self._creators = ThreadPoolExecutor(AT_A_TIME)
         self._has_news = threading.Event()
         self._has_begun = threading.Event()
