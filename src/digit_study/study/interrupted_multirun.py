@@ -19,7 +19,7 @@ from digit_study.tracking.pages import INITIAL
 from digit_study.tracking.provenance import TECHNICAL
 from digit_study.tracking.queries import WEIGHTS
 from digit_study.tracking.session import Tracker
-from digit_study.tracking.upload import StoreFault
+from digit_study.tracking.store import StoreFault
 from digit_study.trial.checkpoint import fingerprint
 from digit_study.trial.events import Finished
 from digit_study.trial.protocol import TrialResult

@@ -42,7 +42,7 @@ from digit_study.support.errors import first_line
 from digit_study.tracking import provenance
 from digit_study.tracking.queries import HAS_RESULT
 from digit_study.tracking.session import Tracker
-from digit_study.tracking.upload import StoreFault
+from digit_study.tracking.store import StoreFault
 from digit_study.trial.protocol import TrialResult
 
 #: Of so many trials, the best ones, the study page shows more than a row.

@@ -44,7 +44,7 @@ from digit_study.tracking import provenance
 from digit_study.tracking.location import REGISTERED_NAME
 from digit_study.tracking.queries import recorded_config
 from digit_study.tracking.session import Tracker
-from digit_study.tracking.upload import StoreFault
+from digit_study.tracking.store import StoreFault
 
 #: Tags of the parent run that say what a result came from, by what the page calls them.
 ORIGINS = {

@@ -63,16 +63,9 @@ def _number(capability: str) -> float:
 
 
 @cache
-def processor(listing: Path = CPUINFO) -> str:
-    """Return the name of the processor.
-
-    Args:
-        listing: Description of the processor as Linux writes it.
-
-    Returns:
-        Its model name; where there is no listing, its architecture.
-    """
-    name = _entry(listing, r"^model name\s*:\s*(.+)")
+def processor() -> str:
+    """Return the model name of the processor; without Linux's description, its architecture."""
+    name = _entry(CPUINFO, r"^model name\s*:\s*(.+)")
     if name is not None:
         return name.strip()
     return platform.processor() or platform.machine()

@@ -118,7 +118,7 @@ def mixture(runs: Sequence[Mapping[str, str]]) -> str:
     for key in sorted(keys):
         if key not in DECIDING and not key.startswith(VERSION):
             continue
-        counts = Counter(tags.get(key, "unknown") for tags in runs)
+        counts = Counter(tags.get(key, UNKNOWN) for tags in runs)
         if len(counts) > 1:
             values = [f"{value} ({count})" for value, count in counts.most_common()]
             name = key.removeprefix(VERSION)

@@ -435,7 +435,7 @@ def recorded_config(run: Run) -> Config:
         config: Config = compose.compose_config(overrides, recorded=True)
         config.validate()
     except StudyError as fault:
-        commit = provenance.plain(run.data.tags).get("git.commit", "unknown")
+        commit = provenance.plain(run.data.tags).get("git.commit", provenance.UNKNOWN)
         remedy = f"check out the code it was made with, git commit {commit}"
         wrong = f"the config of run '{run.info.run_id}' must be one this code knows"
         raise StudyError(f"{wrong}: {fault}; {remedy}") from None

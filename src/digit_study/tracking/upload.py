@@ -29,8 +29,7 @@ from digit_study.support.trial_status import FAILURE_TAG, STOPPED_TAG
 from digit_study.support.workspace import Workspace
 from digit_study.tracking import pages
 from digit_study.tracking.spool import MODEL, SpooledRun, replaces_status
-from digit_study.tracking.store import Store
-from digit_study.tracking.store import StoreFault as StoreFault
+from digit_study.tracking.store import Store, StoreFault
 
 #: MLflow's codes for what no repetition helps: the run was deleted meanwhile, or a value is not
 #: allowed.

@@ -21,7 +21,7 @@ from digit_study.config.run_config import Config
 from digit_study.support.errors import StudyError, first_line, is_infrastructure_error
 from digit_study.support.signals import deferred_signals, raise_if_interrupted
 from digit_study.tracking.session import Tracker
-from digit_study.tracking.upload import StoreFault
+from digit_study.tracking.store import StoreFault
 from digit_study.trial.events import (
     Decision,
     EpochDone,
