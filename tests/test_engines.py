@@ -367,7 +367,7 @@ def test_what_a_node_has_not_uploaded_is_uploaded_from_here(tmp_path: Path, stor
     for _ in range(2):
         tracker.unpack(packed)
     assert tracker.is_spooled(run_id)
-    tracker.upload(run_id)
+    tracker.upload_now(run_id)
     assert not tracker.is_spooled(run_id)
     client = mlflow.MlflowClient(store)
     run = client.get_run(run_id)

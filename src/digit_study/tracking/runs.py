@@ -147,12 +147,11 @@ class Runs(Store):
         """Return the folder of what a run still has to upload."""
         return SpooledRun(run_id, self.workspace)
 
-    def close_abandoned(self, run_id: str) -> None:
-        """End a run as KILLED if the process that wrote it is gone without doing so."""
-        self.spooled(run_id).close_abandoned()
+    def upload_now(self, run_id: str) -> None:
+        """Upload what is spooled of a run, even where a background uploader would do it.
 
-    def upload(self, run_id: str) -> None:
-        """Upload now what is spooled of a run; what the store does not take stays spooled."""
+        What the store does not take stays spooled.
+        """
         upload_run(self.spooled(run_id), self)
 
     def pack(self, run_id: str) -> bytes | None:

@@ -16,8 +16,6 @@ from mlflow.system_metrics.metrics.network_monitor import NetworkMonitor
 
 #: How the names begin of metrics that MLflow shows on its page "System metrics".
 PREFIX = "system/"
-#: Seconds between two samples, as MLflow has it.
-SAMPLE_S = 10.0
 #: Records metrics by name at a step.
 Record = Callable[[Mapping[str, float], int], None]
 
@@ -38,7 +36,7 @@ class Monitor(Protocol):
 class SystemMetrics:
     """Records processor, memory, disk, network and NVIDIA's GPUs, in a thread of its own."""
 
-    def __init__(self, record: Record, interval_s: float = SAMPLE_S) -> None:
+    def __init__(self, record: Record, interval_s: float) -> None:
         """Begin.
 
         Args:

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -33,6 +33,7 @@ from digit_study.tracking.store import Store
 from digit_study.tracking.upload import has_uploader, upload_run
 
 if TYPE_CHECKING:
+    from digit_study.report.description import RunDescription
     from digit_study.tracking.system_metrics import SystemMetrics
 
 #: Metrics of an epoch that are recorded, in this order.
@@ -55,19 +56,10 @@ INPUTS = "pixels (n, 28, 28, 1) or (n, 28, 28), 0 (paper) to 255 (ink), of any t
 BEST_OF = "best_of_"
 #: Characters of a digest that MLflow keeps.
 LONGEST_DIGEST = 36
+#: Seconds between two samples of system metrics, as MLflow has it.
+SAMPLE_S = 10.0
 #: The one in C is five times as fast, where the package has it.
 DUMPER = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
-
-
-class Description(Protocol):
-    """What the page of a parent run says."""
-
-    @property
-    def answer(self) -> str:
-        """Return what was found, in one sentence."""
-
-    def markdown(self, experiment: str, run_id: str) -> str:
-        """Return the whole page of a run."""
 
 
 class RunWriter:
@@ -184,7 +176,7 @@ class RunWriter:
         self._record(params={key: best})
 
     def describe(
-        self, description: Description, keys: Sequence[str] = (), child_tags: Sequence[str] = ()
+        self, description: RunDescription, keys: Sequence[str] = (), child_tags: Sequence[str] = ()
     ) -> None:
         """Put a description on this parent's page, and its answer on the experiment's.
 
@@ -247,7 +239,7 @@ class RunWriter:
         served["code"] = code.name
         description.save(str(folder / "MLmodel"))
 
-    def start_system_metrics(self, interval_s: float = 10.0) -> None:
+    def start_system_metrics(self, interval_s: float = SAMPLE_S) -> None:
         """Record what the machine is busy with until the run ends; see `system_metrics`.
 
         Args:
@@ -269,14 +261,10 @@ class RunWriter:
         self._stop_system_metrics()
         self.spooled.close(self.store.uri, status, reason)
 
-    def finish(self, **outcome: Any) -> None:
-        """End the run on disk as FINISHED; `upload` uploads it.
-
-        Args:
-            **outcome: More that is kept until then, as JSON.
-        """
+    def finish(self) -> None:
+        """End the run on disk as FINISHED; `upload` uploads it."""
         self._stop_system_metrics()
-        self.spooled.end("FINISHED", **outcome)
+        self.spooled.end("FINISHED")
 
     def stop(self, reason: str) -> None:
         """End a run that was stopped before its last epoch, and upload it.
@@ -306,7 +294,6 @@ class RunWriter:
 
     def upload(self) -> Path | None:
         """Upload a run that has ended; return what `end` does."""
-        self._stop_system_metrics()
         self.fault = None
         self._upload()
         if self.fault is None:

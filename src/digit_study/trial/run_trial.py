@@ -115,7 +115,7 @@ def run_trial(
             status = "KILLED"
             reason = ABANDONED
         writer.tags({FAILURE_TAG: reason})
-        writer.end(status, {"reason": reason})
+        writer.end(status, {})
         raise
     try:
         with deferred_signals():
@@ -148,7 +148,7 @@ def _finish(
         reason = f"{type(error).__name__}: {error}"[:LONGEST_REASON]
         writer.close("FAILED", reason)
         raise
-    writer.finish(metrics=result.metrics, weights_sha256=result.weights_sha256)
+    writer.finish()
 
 
 def _walk(

@@ -15,7 +15,7 @@ from digit_study.support import hardware
 from digit_study.support.console import warn
 from digit_study.support.errors import StudyError
 from digit_study.support.formatting import listed
-from digit_study.tracking.location import store_uri
+from digit_study.tracking.spool import SpooledRun
 from digit_study.trial.events import (
     Decision,
     Event,
@@ -249,11 +249,7 @@ class LocalEngine:
 
     def _close_abandoned(self, run_id: str) -> None:
         """End a run in the name of a process that died before it did."""
-        from digit_study.tracking.session import Tracker  # MLflow takes a second to import
-
-        workspace = self._context.workspace
-        uri = store_uri(self._context.tracking_uri, workspace)
-        Tracker(uri, workspace).close_abandoned(run_id)
+        SpooledRun(run_id, self._context.workspace).close_abandoned()
 
 
 def forking_launch(

@@ -204,7 +204,7 @@ class TrialActor:
         """End the trial that runs, its run as KILLED."""
         self._engine.stop()
         for run_id in self._run_ids.values():
-            self._tracker.upload(run_id)
+            self._tracker.upload_now(run_id)
 
     def _do(self, command: TrialRequest | Answer) -> bool:
         """Do a command; return whether a trial is paused by it, so that no event will come."""
