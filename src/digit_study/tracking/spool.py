@@ -6,10 +6,10 @@ once the run has ended, ``sent.json`` (what the store has), ``model/``, and ever
 its name. To upload a record or a file twice changes nothing in MLflow, so that whatever uploads
 may be killed anywhere.
 
-Three kinds of locks keep processes apart. ``mlruns/.outbox.lock`` is shared by those that write into
-folders, and no folder is removed meanwhile. The holder of ``.lock`` in a run's folder uploads that
-run. The holder of ``mlruns/.uploader-…`` uploads all runs of a store in the background, and no run
-uploads itself meanwhile.
+Three kinds of locks keep processes apart. Those that write into folders share
+``mlruns/.outbox.lock``, and no folder is removed meanwhile. The holder of ``.lock`` in a run's
+folder uploads that run. The holder of ``mlruns/.uploader-…`` uploads all runs of a store in the
+background, and no run uploads itself meanwhile.
 
 MLflow's own asynchronous logging is no alternative: it holds the data in memory, where a killed
 process loses them, and drops them when the store answers with an error.
