@@ -21,7 +21,7 @@ from digit_study.inference import prediction
 from digit_study.inference.picture import readings_figure
 from digit_study.inference.prediction import MOST_AT_A_TIME, BatchSize, read_files, read_picture
 from digit_study.inference.segmentation import segment
-from digit_study.pictures.image_files import ImageError, read_grey
+from digit_study.pictures.image_files import ImageError, read_grey, upright_size
 from digit_study.pictures.ink import (
     _extreme_in_disc,
     box_of,
@@ -75,6 +75,30 @@ def test_a_row_is_read_from_the_left(enlarged: int, tmp_path: Path) -> None:
     assert lefts == sorted(lefts) and 0 < found["probability"] <= 1
     # boxes are in pixels of the picture, whatever it was shrunk to
     assert all(20 * enlarged <= box[1] <= 48 * enlarged for box in found["boxes"])
+
+
+#: EXIF whose only tag is an orientation of 6, as text instead of a number.
+ORIENTATION_AS_TEXT = b"Exif\0\0II*\0\x08\0\0\0\x01\0\x12\x01\x02\0\x02\0\0\x006\0\0\0\0\0\0\0"
+
+
+def test_an_orientation_that_is_no_number_means_nothing(tmp_path: Path) -> None:
+    picture = row_of("18", 6)
+    Image.fromarray(picture).save(tmp_path / "n.png", exif=ORIENTATION_AS_TEXT)
+    assert upright_size(tmp_path / "n.png") == picture.shape[::-1]
+    (reading,) = read_files([tmp_path / "n.png"], by_likeness)
+    assert reading.number is not None and reading.number.text == "18"
+
+
+@pytest.mark.parametrize("name", ["n.png", "n.jpg", "n.tif"])
+def test_boxes_lie_in_the_picture_as_it_is_shown(name: str, tmp_path: Path) -> None:
+    picture = row_of("18", 6)
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    options = {"compression": "tiff_lzw"} if name == "n.tif" else {}
+    Image.fromarray(np.rot90(picture)).save(tmp_path / name, exif=exif, **options)
+    (reading,) = read_files([tmp_path / name], by_likeness)
+    assert reading.number is not None and reading.number.text == "18"
+    assert upright_size(tmp_path / name) == picture.shape[::-1]
 
 
 def test_lines_are_read_from_the_top() -> None:

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import pytest
 from conftest import sample
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from digit_study.inference.prediction import read_files
 from digit_study.pictures.image_files import may_lie_on_its_side
@@ -118,3 +119,11 @@ def test_it_is_an_uncropped_photograph_without_a_note_how_it_was_held(
         exif[0x0112] = orientation
     Image.new("L", size, 255).save(tmp_path / name, exif=exif)
     assert may_lie_on_its_side(tmp_path / name) is may
+
+
+def test_a_damaged_note_how_it_was_held_is_an_error_of_its_file(tmp_path: Path) -> None:
+    notes = PngInfo()
+    notes.add_text("Raw profile type exif", "exif\n2\nlines\nno hexadecimal number")
+    Image.new("L", (1600, 1200), 255).save(tmp_path / "a.png", pnginfo=notes)
+    (reading,) = read_files([tmp_path / "a.png"], surely_four, is_four)
+    assert "is damaged" in str(reading.error)

@@ -50,6 +50,8 @@ LEAST_SIDE = 5
 READ_SIDE = 1000
 #: EXIF's tag of the orientation.
 ORIENTATION = 0x0112
+#: Orientations in which width and height are exchanged. A damaged tag holds any type of value.
+SIDEWAYS = (5, 6, 7, 8)
 #: Longer side over shorter side of what cameras take, uncropped.
 CAMERA_ASPECTS = (4 / 3, 3 / 2, 16 / 9)
 #: Pixels of the longer side of an uncropped photograph, at least: messengers shrink to this.
@@ -102,9 +104,10 @@ def upright_size(source: Path | bytes) -> tuple[int, int]:
     """
     with _open(source) as image:
         width, height = image.size
-        # of the eight orientations the last four lie on their side
-        is_turned = image.getexif().get(ORIENTATION, 1) >= 5
-    if is_turned:
+        # Pillow gives the size of a TIFF as it is shown
+        is_as_shown = image.format == "TIFF"
+        is_sideways = image.getexif().get(ORIENTATION) in SIDEWAYS
+    if is_sideways and not is_as_shown:
         return height, width
     return width, height
 
@@ -124,10 +127,11 @@ def may_lie_on_its_side(source: Path | bytes) -> bool:
     """
     with _open(source) as image:
         width, height = image.size
-        has_tag = ORIENTATION in image.getexif()
-        is_jpeg = image.format == "JPEG"
-    if has_tag or not is_jpeg or width < CAMERA_SIDE:
-        return False
+        # asked first: a damaged tag of other formats raises anything
+        if image.format != "JPEG" or width < CAMERA_SIDE:
+            return False
+        if ORIENTATION in image.getexif():
+            return False
     # a side that was rounded is half a pixel off
     return any(abs(width - aspect * height) <= aspect for aspect in CAMERA_ASPECTS)
 
