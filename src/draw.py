@@ -1,11 +1,11 @@
 """A page to draw digits on: ``python src/draw.py [--port 8765] [compare=<model>]``."""
 
 import argparse
-import gc
 import os
 import platform
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,9 +17,8 @@ from digit_study.apps.draw.drawing_store import DrawingStore
 from digit_study.apps.draw.network_view import LoadedModel, NetworkSource, ServedNetwork
 from digit_study.apps.draw.same_origin import ADDRESS, allowed_hosts, listening_socket
 from digit_study.inference.prediction import load_model
-from digit_study.support.console import protect_standard_streams
 from digit_study.support.errors import StudyError
-from digit_study.support.signals import Interrupted, collect_rarely, interruptible
+from digit_study.support.signals import Interrupted, interruptible, readable_errors
 from digit_study.support.suggestions import nearest
 from digit_study.support.workspace import Workspace
 from digit_study.tracking.database import quiet_mlflow
@@ -182,25 +181,15 @@ def draw(arguments: argparse.Namespace, workspace: Workspace) -> None:
         server.serve(app, listener, networks)
 
 
-def main(words: Sequence[str]) -> int:
-    """Answer a command line; return the exit code."""
-    protect_standard_streams()
-    collect_rarely()
+def main(words: Sequence[str]) -> None:
+    """Answer a command line."""
     quiet_mlflow()
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
     workspace = Workspace.of_project()
-    try:
-        with interruptible():
-            draw(parse_arguments(words, workspace), workspace)
-    except StudyError as fault:
-        print(f"error: {fault}", file=sys.stderr)
-        return 1
-    except Interrupted:  # the way such a page is ended
-        return 0
-    finally:
-        gc.freeze()
-    return 0
+    # a signal is the way such a page is ended: it is no error
+    with readable_errors(), suppress(Interrupted), interruptible():
+        draw(parse_arguments(words, workspace), workspace)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    main(sys.argv[1:])

@@ -1,7 +1,6 @@
 """Read the digits in image files: ``python src/predict.py photo.jpg scans/``."""
 
 import argparse
-import gc
 import json
 import os
 import sys
@@ -25,9 +24,9 @@ from digit_study.inference.detector import are_digits
 from digit_study.inference.files import image_files, left_out, printable
 from digit_study.inference.picture import readings_figure
 from digit_study.inference.prediction import Reading, load_model, read_files
-from digit_study.support.console import protect_standard_streams, warn
+from digit_study.support.console import warn
 from digit_study.support.errors import StudyError
-from digit_study.support.signals import collect_rarely
+from digit_study.support.signals import readable_errors
 from digit_study.support.suggestions import nearest
 from digit_study.support.workspace import Workspace
 from digit_study.tracking.database import quiet_mlflow
@@ -381,18 +380,12 @@ def readings_table(readings: Sequence[Reading], coverage: float | None) -> Table
 
 
 def main(words: Sequence[str]) -> int:
-    """Answer a command line; return the exit code."""
-    protect_standard_streams()
-    collect_rarely()
+    """Answer a command line; return 1 if a file could not be read, else 0."""
     quiet_mlflow()
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
-    try:
-        return predict(parse_words(words))
-    except StudyError as fault:
-        print(f"error: {fault}", file=sys.stderr)
-        return 1
-    finally:
-        gc.freeze()
+    with readable_errors():
+        code = predict(parse_words(words))
+    return code
 
 
 if __name__ == "__main__":

@@ -119,7 +119,8 @@ def test_what_is_asked_for_is_checked_before_anything_is_read(
     monkeypatch.chdir(tmp_path)
     save(tmp_path, a=DIGITS[0])
     Path("own.keras").touch()
-    assert predict.main(["a.png", "model=own.keras", *words]) == 1
+    with pytest.raises(SystemExit, match="1"):
+        predict.main(["a.png", "model=own.keras", *words])
     assert message in capsys.readouterr().err
 
 
@@ -171,7 +172,8 @@ def test_show_is_checked_before_anything_is_read(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     save(tmp_path, d=DIGITS[0])
-    assert predict.main(["d.png", f"--show={show}"]) == 1
+    with pytest.raises(SystemExit, match="1"):
+        predict.main(["d.png", f"--show={show}"])
     assert word in capsys.readouterr().err
 
 
@@ -305,8 +307,10 @@ def test_what_mlflow_must_be_asked_for_is_found_before_tensorflow_is_imported(
 import sys
 sys.path.insert(0, {str(ROOT / "src")!r})
 import predict
+import pytest
 for words in [["d.png", word] for word in {list(mistakes)}]:
-    assert predict.main([*words, "tracking.uri={store}"]) == 1
+    with pytest.raises(SystemExit, match="1"):
+        predict.main([*words, "tracking.uri={store}"])
 print("no more mistakes", flush=True)
 assert predict.main(["blank.png", "tracking.uri={store}"]) == 1
 assert "tensorflow" not in sys.modules and "keras" not in sys.modules

@@ -509,7 +509,8 @@ def test_a_mistake_gets_one_message(
     file.write_text("")
     with listening_socket(0) as taken:
         given = [word.format(file=file, taken=taken.getsockname()[1]) for word in words]
-        assert draw.main([*given, f"tracking.uri=sqlite:///{tmp_path}/none.db"]) == 1
+        with pytest.raises(SystemExit, match="1"):
+            draw.main([*given, f"tracking.uri=sqlite:///{tmp_path}/none.db"])
     printed = capsys.readouterr()
     assert printed.out == "" and message in printed.err and printed.err.count("\n") == 1
 
@@ -520,7 +521,9 @@ def test_what_is_missing_is_found_before_tensorflow_is_imported(tmp_path: Path) 
 import sys
 sys.path.insert(0, {str(ROOT / "src")!r})
 import draw
-assert draw.main(["--port=0", "tracking.uri=sqlite:///{tmp_path}/none.db"]) == 1
+import pytest
+with pytest.raises(SystemExit, match="1"):
+    draw.main(["--port=0", "tracking.uri=sqlite:///{tmp_path}/none.db"])
 assert "tensorflow" not in sys.modules and "keras" not in sys.modules
 """
     done = subprocess.run(

@@ -207,8 +207,8 @@ def readable_errors() -> Iterator[None]:
     except Interrupted as interrupted:
         code = interrupted.exit_code
         message = (
-            f"stopped by {interrupted}: what was running is ended as KILLED, "
-            "what was measured is kept"
+            f"stopped by {interrupted}: a run that had begun is ended as KILLED and keeps what was "
+            "measured"
         )
     except Exception as error:
         explanation = _explain(error)
