@@ -121,22 +121,43 @@ def split_settings(given: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     return settings, paths
 
 
+def check_target(option: str, path: str, files: Sequence[Path]) -> None:
+    """Raise StudyError for a target that cannot be written or would overwrite one of ``files``.
+
+    Args:
+        option: the option that names the target, for the message.
+        path: what was given.
+        files: the files that are read.
+    """
+    target = Path(path)
+    if not target.parent.is_dir():
+        raise StudyError(
+            f"`{option}` must lie in a folder that exists, got '{path}': mkdir -p '{target.parent}'"
+        )
+    if target.is_dir():
+        raise StudyError(f"`{option}` must be a file, got the folder '{path}': name a file in it")
+    if target.resolve() in [file.resolve() for file in files]:
+        raise StudyError(
+            f"`{option}` must not overwrite an image to be read, got '{path}': name another file"
+        )
+    written = target
+    if not target.exists():
+        written = target.parent
+    if not os.access(written, os.W_OK):
+        raise StudyError(
+            f"`{option}` must be a file that can be written, got '{path}': name another, or give "
+            f"yourself permission (chmod u+w '{written}')"
+        )
+
+
 def check_show(path: str, files: Sequence[Path]) -> None:
     """Raise StudyError for a picture that cannot be written or would overwrite one of ``files``."""
-    target = Path(path)
-    if target.suffix.lower() not in PICTURE_TYPES:
+    if Path(path).suffix.lower() not in PICTURE_TYPES:
         raise StudyError(
             f"`--show` must end in one of {', '.join(PICTURE_TYPES)}, got '{path}': "
             f"--show={DEFAULT_PICTURE}"
         )
-    if not target.parent.is_dir():
-        raise StudyError(
-            f"`--show` must lie in a folder that exists, got '{path}': mkdir -p '{target.parent}'"
-        )
-    if target.resolve() in [file.resolve() for file in files]:
-        raise StudyError(
-            f"`--show` must not overwrite an image to be read, got '{path}': name another file"
-        )
+    check_target("--show", path, files)
 
 
 def model_page(name: str, tracking: str | None) -> str:
@@ -175,45 +196,37 @@ def least_probability(coverage: float, name: str, tracking: str | None) -> float
     return calibration.least_probability(evaluation.labels, evaluation.probabilities, coverage)
 
 
-def submit(table: str, into: str, keras_file: Path) -> None:
-    """Read the images of a table without labels and write what they show, as Kaggle takes it.
-
-    Args:
-        table: path of a CSV file with 784 pixels a row.
-        into: path of the CSV file to be written, with the columns ImageId (from 1) and Label.
-        keras_file: the network.
-
-    Raises:
-        StudyError: if the table is laid out otherwise, or ``into`` cannot be written.
-    """
-    if not Path(into).parent.is_dir():
-        raise StudyError(
-            f"`--submission` must lie in a folder that exists, got '{into}': mkdir it first"
-        )
-    if Path(into).resolve() == Path(table).resolve():
-        raise StudyError(f"`--submission` must not overwrite the images, got '{into}'")
-    images = read_unlabelled_csv(Path(table))
-    digits = load_model(keras_file)(images).argmax(axis=1)
-    rows = [f"{number},{digit}" for number, digit in enumerate(digits, start=1)]
-    Path(into).write_text("\n".join(["ImageId,Label", *rows, ""]), encoding="utf-8")
-    print(f"{len(digits):,} digits: {Path(into).resolve()}")
-
-
 def predict_submission(
     paths: Sequence[str],
-    target: str,
+    into: str,
     name: str,
     tracking: str | None,
 ) -> None:
-    """Read one table of images for Kaggle; raise StudyError unless ``paths`` is one CSV file."""
+    """Read the images of a table without labels and write what they show, as Kaggle takes it.
+
+    Args:
+        paths: what was given: a single CSV file with 784 pixels a row.
+        into: path of the CSV file to be written, with the columns ImageId (from 1) and Label.
+        name: the network.
+        tracking: address of the store; None for the project's own.
+
+    Raises:
+        StudyError: if ``paths`` is anything else, or ``into`` cannot be written.
+    """
     if len(paths) != 1 or not paths[0].endswith(".csv"):
         raise StudyError(
             f"`--submission` takes a single CSV file of images, got {' '.join(paths) or 'none'}: "
             "python src/predict.py test.csv --submission submission.csv"
         )
-    image_files(paths)  # it must exist
+    (table,) = image_files(paths)
+    check_target("--submission", into, [table])
     keras_file = model_file(name, tracking, Workspace.of_project())
-    submit(paths[0], target, keras_file)
+    images = read_unlabelled_csv(table)
+    digits = load_model(keras_file)(images).argmax(axis=1)
+    rows = [f"{number},{digit}" for number, digit in enumerate(digits, start=1)]
+    target = Path(into)
+    target.write_text("\n".join(["ImageId,Label", *rows, ""]), encoding="utf-8")
+    print(f"{len(digits):,} digits: {target.resolve()}")
 
 
 def check_abstain(value: str) -> bool:

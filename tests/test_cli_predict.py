@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
@@ -17,7 +21,7 @@ from mlflow import MlflowClient
 from PIL import Image
 
 import predict
-from digit_study.inference.files import image_files, printable
+from digit_study.inference.files import image_files, left_out, printable
 from digit_study.inference.picture import readings_figure
 from digit_study.inference.prediction import BatchSize, read_files
 from digit_study.pictures.image_files import ImageError, read_grey, reads_heif
@@ -29,6 +33,8 @@ ROOT = Path(__file__).parents[1]
 DIGITS, _ = sample()
 VERSION = ["model=models:/digit-recognizer/1"]
 MODEL = Path("model", "data", "model.keras")
+#: User id of a user without rights.
+NOBODY = 65534
 BLANK = np.full((40, 40), 255, np.uint8)
 
 
@@ -161,7 +167,12 @@ def test_a_file_with_an_equals_sign_is_a_file(
 
 @pytest.mark.parametrize(
     ("show", "word"),
-    [("a.txt", "must end in"), ("gone/a.png", "folder that"), ("d.png", "not overwrite")],
+    [
+        ("a.txt", "must end in"),
+        ("gone/a.png", "folder that"),
+        ("d.png", "not overwrite"),
+        ("folder.png", "must be a file"),
+    ],
 )
 def test_show_is_checked_before_anything_is_read(
     show: str,
@@ -172,9 +183,73 @@ def test_show_is_checked_before_anything_is_read(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     save(tmp_path, d=DIGITS[0])
+    Path("folder.png").mkdir()
     with pytest.raises(SystemExit, match="1"):
         predict.main(["d.png", f"--show={show}"])
     assert word in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("into", "word"),
+    [("gone/s.csv", "folder that"), ("test.csv", "not overwrite"), (".", "must be a file")],
+)
+def test_where_a_submission_goes_is_checked_before_a_model_is_looked_for(
+    into: str,
+    word: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("test.csv").touch()
+    with pytest.raises(StudyError, match=f"`--submission` .*{word}"):
+        predict.predict_submission(["test.csv"], into, "nonsense", None)
+
+
+@contextmanager
+def as_nobody() -> Iterator[None]:
+    """Let the block do what anybody may do: root may read and write everything."""
+    if os.geteuid() != 0:
+        yield
+        return
+    os.setresuid(NOBODY, NOBODY, 0)
+    try:
+        yield
+    finally:
+        os.setresuid(0, 0, 0)
+
+
+@pytest.fixture
+def public() -> Iterator[Path]:
+    """A folder that anybody may enter; pytest's own are its user's alone."""
+    with TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+def test_a_target_that_may_not_be_written_is_found_at_once(public: Path) -> None:
+    public.chmod(0o555)
+    with as_nobody(), pytest.raises(StudyError, match="must be a file that can be written"):
+        predict.check_target("--show", str(public / "new.png"), [])
+    (public / "old.png").touch(0o444)
+    with as_nobody(), pytest.raises(StudyError, match="must be a file that can be written"):
+        predict.check_target("--show", str(public / "old.png"), [])
+
+
+@pytest.mark.parametrize("mode", [0o000, 0o444])
+def test_a_folder_that_may_not_be_entered_is_one_error_among_readings(
+    mode: int, public: Path
+) -> None:
+    (public / "scans").mkdir()
+    save(public / "scans", d=DIGITS[0])
+    (public / "scans").chmod(mode)
+    paths = [str(public / "scans"), *map(str, save(public, a=DIGITS[0]))]
+    try:
+        with as_nobody():
+            refused, read = read_files(image_files(paths), by_brightness)
+            assert left_out(paths) == ""
+    finally:
+        (public / "scans").chmod(0o755)
+    assert "check its permissions" in str(refused.error) and read.error is None
 
 
 def test_the_picture_of_what_was_seen(tmp_path: Path) -> None:

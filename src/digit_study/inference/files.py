@@ -113,8 +113,12 @@ def _entries_of(path: Path) -> list[Path]:
     """
     if not path.is_dir():
         return []
-    shown = [entry for entry in path.iterdir() if not entry.name.startswith(".")]
-    return sorted(shown, key=lambda entry: (entry.is_dir(), _natural_key(entry)))
+    try:
+        shown = [entry for entry in path.iterdir() if not entry.name.startswith(".")]
+        return sorted(shown, key=lambda entry: (entry.is_dir(), _natural_key(entry)))
+    except PermissionError:
+        # the folder stands for itself: that it may not be entered is the error when it is read
+        return []
 
 
 def _natural_key(entry: Path) -> list[str | int]:
