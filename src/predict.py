@@ -107,17 +107,17 @@ def split_settings(given: Sequence[str]) -> tuple[dict[str, str], list[str]]:
     paths = []
     for word in given:
         key, equals, value = word.partition("=")
-        if (
-            not equals
-            or os.path.exists(word)
-            or (key not in SETTINGS and ("/" in key or "." in value))
-        ):
+        meant = nearest(key, SETTINGS)
+        looks_like_path = "/" in key or "." in value
+        if not equals or os.path.exists(word):
             paths.append(word)
         elif key in SETTINGS:
             settings[key] = value
+        elif looks_like_path and not meant:
+            paths.append(word)
         else:
             rule = f"a setting must be {' or '.join(SETTINGS)}, and a file must exist"
-            raise StudyError(f"{rule}, got '{word}'{nearest(key, SETTINGS)}")
+            raise StudyError(f"{rule}, got '{word}'{meant}")
     return settings, paths
 
 
@@ -194,6 +194,16 @@ def least_probability(coverage: float, name: str, tracking: str | None) -> float
     store = open_store(tracking, Workspace.of_project())
     evaluation = store.evaluation_of_model(name)
     return calibration.least_probability(evaluation.labels, evaluation.probabilities, coverage)
+
+
+def check_options_of_submission(arguments: argparse.Namespace) -> None:
+    """Raise StudyError for an option that means nothing beside ``--submission``."""
+    for option in ("json", "show", "digit", "coverage"):
+        if getattr(arguments, option):
+            raise StudyError(
+                f"`--submission` writes a digit for every row of a table, got `--{option}` too: "
+                "leave it out"
+            )
 
 
 def predict_submission(
@@ -307,6 +317,7 @@ def predict(arguments: argparse.Namespace) -> int:
     name = settings.get("model", CHAMPION_URI)
     tracking = settings.get("tracking.uri")
     if arguments.submission is not None:
+        check_options_of_submission(arguments)
         predict_submission(paths, arguments.submission, name, tracking)
         return 0
     with standard_input_as_file(paths) as existing:

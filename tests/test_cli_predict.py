@@ -161,8 +161,9 @@ def test_a_file_with_an_equals_sign_is_a_file(
         {"model": "models:/m/3"},
         ["model=x.png"],
     )
-    with pytest.raises(StudyError, match="did you mean 'model'"):
-        predict.split_settings(["modle=models:/m/3"])
+    for word in ("modle=models:/m/3", "modle=own.keras"):
+        with pytest.raises(StudyError, match="did you mean 'model'"):
+            predict.split_settings([word])
 
 
 @pytest.mark.parametrize(
@@ -203,6 +204,13 @@ def test_where_a_submission_goes_is_checked_before_a_model_is_looked_for(
     Path("test.csv").touch()
     with pytest.raises(StudyError, match=f"`--submission` .*{word}"):
         predict.predict_submission(["test.csv"], into, "nonsense", None)
+
+
+@pytest.mark.parametrize("option", ["--json", "--show", "--digit", "--coverage=0.9"])
+def test_what_means_nothing_for_a_submission_is_refused(option: str) -> None:
+    arguments = predict.parse_words(["test.csv", "--submission", "s.csv", option])
+    with pytest.raises(StudyError, match=f"got `{option.partition('=')[0]}` too: leave it out"):
+        predict.predict(arguments)
 
 
 @contextmanager
