@@ -37,6 +37,8 @@ SETTINGS = ("model", "abstain", "tracking.uri")
 DEFAULT_PICTURE = "predicted.png"
 PICTURE_TYPES = (".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg", ".tif", ".tiff")
 REGISTRY_SCHEMES = ("models:/", "runs:/")
+#: More characters than any table has in a line.
+UNBOUNDED_WIDTH = 20_000
 #: Path that stands for standard input.
 STANDARD_INPUT = "-"
 
@@ -307,7 +309,9 @@ def standard_input_as_file(paths: Sequence[str]) -> Iterator[list[str]]:
 
 def print_readings(readings: Sequence[Reading], coverage: float | None) -> None:
     """Print a table of readings; in a pipe it has no edge to wrap at."""
-    width = None if sys.stdout.isatty() else 200
+    width = None
+    if not sys.stdout.isatty():
+        width = UNBOUNDED_WIDTH
     Console(width=width).print(readings_table(readings, coverage))
 
 

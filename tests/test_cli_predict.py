@@ -23,7 +23,7 @@ from PIL import Image
 import predict
 from digit_study.inference.files import image_files, left_out, printable
 from digit_study.inference.picture import readings_figure
-from digit_study.inference.prediction import BatchSize, read_files
+from digit_study.inference.prediction import NO_NUMBER, BatchSize, Reading, read_files
 from digit_study.pictures.image_files import ImageError, read_grey, reads_heif
 from digit_study.support.errors import StudyError
 from digit_study.support.workspace import Workspace
@@ -258,6 +258,14 @@ def test_a_folder_that_may_not_be_entered_is_one_error_among_readings(
     finally:
         (public / "scans").chmod(0o755)
     assert "check its permissions" in str(refused.error) and read.error is None
+
+
+def test_a_table_in_a_pipe_has_a_line_a_file(capsys: pytest.CaptureFixture[str]) -> None:
+    files = ["a" * 45 + ".png", "b" * 4000 + ".png"]
+    predict.print_readings([Reading(file, error=NO_NUMBER) for file in files], None)
+    printed = capsys.readouterr().out.splitlines()
+    rows = [line for line in printed if ".png" in line]
+    assert len(rows) == 2 and all(NO_NUMBER in row for row in rows)
 
 
 def test_the_picture_of_what_was_seen(tmp_path: Path) -> None:
