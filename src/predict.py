@@ -31,12 +31,11 @@ from digit_study.support.suggestions import nearest
 from digit_study.support.workspace import Workspace
 from digit_study.tracking.database import quiet_mlflow
 from digit_study.tracking.location import CHAMPION_URI, MODEL_NAMES, store_uri
-from digit_study.tracking.models import model_file
+from digit_study.tracking.models import SCHEMES, model_file
 
 SETTINGS = ("model", "abstain", "tracking.uri")
 DEFAULT_PICTURE = "predicted.png"
 PICTURE_TYPES = (".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg", ".tif", ".tiff")
-REGISTRY_SCHEMES = ("models:/", "runs:/")
 #: More characters than any table has in a line.
 UNBOUNDED_WIDTH = 20_000
 #: Path that stands for standard input.
@@ -164,7 +163,7 @@ def check_show(path: str, files: Sequence[Path]) -> None:
 
 def model_page(name: str, tracking: str | None) -> str:
     """Return the address of a model's page in MLflow, before an alias moves; empty for a file."""
-    if not name.startswith(REGISTRY_SCHEMES):
+    if not name.startswith(SCHEMES):
         return ""
     from digit_study.tracking.session import Tracker
 
@@ -185,7 +184,7 @@ def least_probability(coverage: float, name: str, tracking: str | None) -> float
     """
     if not 0 < coverage < 1:
         raise StudyError(f"`--coverage` must be in (0, 1), got {coverage:g}: --coverage 0.99")
-    if not name.startswith(REGISTRY_SCHEMES):
+    if not name.startswith(SCHEMES):
         raise StudyError(
             f"`--coverage` needs the run of a model, got the file '{name}': "
             f"name it as {MODEL_NAMES}"
@@ -324,57 +323,40 @@ def predict(arguments: argparse.Namespace) -> int:
         check_options_of_submission(arguments)
         predict_submission(paths, arguments.submission, name, tracking)
         return 0
-    with standard_input_as_file(paths) as existing:
-        return predict_files(arguments, settings, paths, existing)
-
-
-def predict_files(
-    arguments: argparse.Namespace,
-    settings: dict[str, str],
-    paths: Sequence[str],
-    existing: Sequence[str],
-) -> int:
-    """Read images and print what they show; return 1 if a file could not be read, else 0.
-
-    Args:
-        arguments: the parsed command line.
-        settings: its settings.
-        paths: paths as they were given.
-        existing: the same, with a file instead of standard input.
-    """
-    name = settings.get("model", CHAMPION_URI)
-    tracking = settings.get("tracking.uri")
-    files = image_files(existing)
-    if arguments.show:
-        check_show(arguments.show, files)
-    abstain = check_abstain(settings.get("abstain", "true"))
-    keras_file = model_file(name, tracking, Workspace.of_project())
-    coverage = arguments.coverage
-    least = None if coverage is None else least_probability(coverage, name, tracking)
-    page = "" if arguments.json else model_page(name, tracking)
-    others = left_out(existing)
-    if others:
-        warn(others)
-    readings = read_with_bar(
-        files,
-        keras_file,
-        abstain=abstain,
-        least=least,
-        only_digit=arguments.digit,
-    )
-    given = dict(zip(existing, paths, strict=True))
-    readings = [
-        replace(reading, file=given.get(reading.file, reading.file)) for reading in readings
-    ]
-    if arguments.json:
-        print(json.dumps([reading.as_json() for reading in readings], indent=2))
-    # JSON has the names as they are; a terminal or a picture shows them below
-    readings = [replace(reading, file=printable(reading.file)) for reading in readings]
-    if not arguments.json:
-        print_readings(readings, coverage)
-    if arguments.show:
-        readings_figure(readings).savefig(arguments.show, dpi=120)
-        print(f"What the network saw: {Path(arguments.show).resolve()}", file=sys.stderr)
+    with standard_input_as_file(paths) as with_file:
+        files = image_files(with_file)
+        if arguments.show:
+            check_show(arguments.show, files)
+        abstain = check_abstain(settings.get("abstain", "true"))
+        keras_file = model_file(name, tracking, Workspace.of_project())
+        coverage = arguments.coverage
+        least = None
+        if coverage is not None:
+            least = least_probability(coverage, name, tracking)
+        page = ""
+        if not arguments.json:
+            page = model_page(name, tracking)
+        others = left_out(with_file)
+        if others:
+            warn(others)
+        readings = read_with_bar(
+            files,
+            keras_file,
+            abstain=abstain,
+            least=least,
+            only_digit=arguments.digit,
+        )
+        given = dict(zip(with_file, paths, strict=True))
+        shown = [
+            replace(reading, file=given.get(reading.file, reading.file)) for reading in readings
+        ]
+        if arguments.json:
+            print(json.dumps([reading.as_json() for reading in shown], indent=2))
+        else:
+            print_readings(shown, coverage)
+        if arguments.show:
+            readings_figure(readings).savefig(arguments.show, dpi=120)
+            print(f"What the network saw: {Path(arguments.show).resolve()}", file=sys.stderr)
     if page:
         print(f"model: {page}")
     return int(any(reading.error for reading in readings))
@@ -400,7 +382,7 @@ def readings_table(readings: Sequence[Reading], coverage: float | None) -> Table
             last = Text(" ".join(f"{100 * p:.0f}" for p in reading.probabilities))
             if reading.turned is not None:
                 last.append(f"; turned to the {reading.turned}")
-        row: list[RenderableType] = [Text(reading.file), digit, sure]
+        row: list[RenderableType] = [Text(printable(reading.file)), digit, sure]
         if sets:
             row.append(members)
         table.add_row(*row, last)

@@ -336,6 +336,16 @@ def test_several_digits_are_a_number_with_boxes(store: str, tmp_path: Path) -> N
 
 
 @pytest.mark.slow
+def test_a_number_from_standard_input_is_drawn(store: str, tmp_path: Path) -> None:
+    (image,) = save(tmp_path, two=np.hstack([DIGITS[0], DIGITS[2600]]))
+    words = ("-", "--show", "abstain=false", f"tracking.uri={store}")
+    command = [sys.executable, str(ROOT / "src" / "predict.py"), *words]
+    done = subprocess.run(command, input=image.read_bytes(), capture_output=True, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "predicted.png").is_file() and b"standard input" not in done.stdout
+
+
+@pytest.mark.slow
 def test_a_submission_as_kaggle_takes_it(store: str, tmp_path: Path) -> None:
     rows = [",".join(f"pixel{number}" for number in range(784))]
     rows += [",".join(map(str, image.ravel())) for image in DIGITS[:30]]

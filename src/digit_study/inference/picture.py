@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from digit_study.inference.files import printable
 from digit_study.inference.prediction import Number, Reading
 from digit_study.pictures.image_files import read_grey, upright_size
 from digit_study.pictures.images import SIDE
@@ -57,7 +58,7 @@ def _caption(reading: Reading) -> tuple[str, str]:
     """Return what was read in a file, and the colour in which it is written."""
     from digit_study.report.figures import charts
 
-    name = charts.shorten(Path(reading.file).name, NAME_LENGTH)
+    name = charts.shorten(printable(Path(reading.file).name), NAME_LENGTH)
     if reading.number is not None:
         text = reading.number.text.replace("\n", " / ")
         return f"{text}, {reading.number.probability:.1%}\n{name}", "black"
