@@ -22,6 +22,7 @@ from digit_study.inference.picture import readings_figure
 from digit_study.inference.prediction import MOST_AT_A_TIME, BatchSize, read_files, read_picture
 from digit_study.inference.segmentation import segment
 from digit_study.pictures.image_files import ImageError, read_grey, upright_size
+from digit_study.pictures.images import SeveralMarks, read_digit
 from digit_study.pictures.ink import (
     _extreme_in_disc,
     box_of,
@@ -148,6 +149,18 @@ def test_marks_that_are_no_digits_are_no_number(tmp_path: Path) -> None:
 def test_a_single_digit_stays_a_digit(tmp_path: Path) -> None:
     (reading,) = read_files([save(tmp_path, row_of("7"))], by_likeness)
     assert reading.digit == 7 and reading.number is None and "number" not in reading.as_json()
+
+
+def test_a_digit_among_marks_that_are_none_has_its_prediction_set(tmp_path: Path) -> None:
+    picture = Image.fromarray(row_of("7", 200))
+    pen = ImageDraw.Draw(picture)
+    for column in range(70, 220, 16):
+        pen.rectangle((column, 32, column + 7, 34), 0)
+    file = save(tmp_path, np.asarray(picture))
+    with pytest.raises(SeveralMarks):
+        read_digit(file)
+    (reading,) = read_files([file], by_likeness, least=0.2)
+    assert reading.digit == 7 and reading.digits == [7]
 
 
 def test_the_model_is_called_once_for_digits_and_numbers(tmp_path: Path) -> None:

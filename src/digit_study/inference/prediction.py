@@ -244,8 +244,8 @@ class _Answers:
     probabilities: npt.NDArray[np.float32]
     #: Whether each image passes for a digit, (n,).
     are_digits: npt.NDArray[np.bool_]
-    #: Which digits are in each prediction set, (n, 10).
-    sets: npt.NDArray[np.bool_]
+    #: Which digits are in each prediction set, (n, 10); None where nobody asked for sets.
+    sets: npt.NDArray[np.bool_] | None
 
 
 def read_files(
@@ -291,8 +291,7 @@ def _readings(
     readings = []
     first = 0
     for single in prepared:
-        reading = _reading(single, answers, first, wants_sets=least is not None)
-        readings.append(reading)
+        readings.append(_reading(single, answers, first))
         first += len(single.images())
     return readings
 
@@ -475,35 +474,42 @@ def _answers(pixels: Digit, model: Model, accepts: Accepts | None, least: float 
     are_digits = np.ones(len(probabilities), np.bool_)
     if accepts is not None:
         are_digits = accepts(pixels[..., None])
-    if least is None:
-        # sets that nobody asked for
-        least = 1.0
-    sets = prediction_sets(probabilities, least)
+    sets = None
+    if least is not None:
+        sets = prediction_sets(probabilities, least)
     return _Answers(probabilities, are_digits, sets)
 
 
-def _reading(prepared: _Prepared, answers: _Answers, first: int, *, wants_sets: bool) -> Reading:
+def _reading(prepared: _Prepared, answers: _Answers, first: int) -> Reading:
     """Put together what was read in a file, whose images are those from ``first`` on."""
     if prepared.error is not None:
         return Reading(prepared.file, error=prepared.error)
     if prepared.lines is not None:
         return _number_reading(prepared.file, prepared.lines, answers, first)
-    reading = Reading(prepared.file, pixels=prepared.pixels)
     if not answers.are_digits[first]:
-        return replace(reading, error=NO_DIGIT)
-    row = answers.probabilities[first]
-    digit = int(row.argmax())
-    reading = replace(reading, digit=digit, probabilities=row.tolist())
-    if not wants_sets:
-        return reading
-    digits_of_set = np.flatnonzero(answers.sets[first])
-    return replace(reading, digits=digits_of_set.tolist())
+        return Reading(prepared.file, error=NO_DIGIT, pixels=prepared.pixels)
+    return _digit_reading(prepared.file, prepared.pixels, answers, first)
+
+
+def _digit_reading(file: str, pixels: Digit | None, answers: _Answers, index: int) -> Reading:
+    """Put together what was read of a single digit, whose answer has an index."""
+    row = answers.probabilities[index]
+    digits_of_set = None
+    if answers.sets is not None:
+        digits_of_set = np.flatnonzero(answers.sets[index]).tolist()
+    return Reading(
+        file,
+        digit=int(row.argmax()),
+        probabilities=row.tolist(),
+        pixels=pixels,
+        digits=digits_of_set,
+    )
 
 
 def _number_reading(file: str, lines: list[list[Ways]], answers: _Answers, first: int) -> Reading:
     """Choose for each mark the way to cut it up of which the network is surest."""
     found = []
-    accepted = 0
+    chosen: list[int] = []
     for line in lines:
         digits: list[NumberDigit] = []
         for ways in line:
@@ -515,18 +521,17 @@ def _number_reading(file: str, lines: list[list[Ways]], answers: _Answers, first
             best = int(np.argmax(sureness))
             span_of_best = spans[best]
             digits += _number_digits(ways[best], answers, span_of_best)
-            are_digits = answers.are_digits[span_of_best]
-            accepted += int(are_digits.sum())
+            chosen += range(span_of_best.start, span_of_best.stop)
         if digits:
             found.append(digits)
-    number = Number(found)
-    count = len(number.digits)
-    if count == 0 or 2 * accepted < count:
+    # there is a digit at least: a picture of none is an error before the network is asked
+    if answers.are_digits[chosen].mean() < 0.5:
         return Reading(file, error=NO_NUMBER)
-    if count > 1:
+    number = Number(found)
+    if len(chosen) > 1:
         return Reading(file, number=number)
     (only,) = number.digits
-    return Reading(file, only.digit, only.probabilities, pixels=only.pixels)
+    return _digit_reading(file, only.pixels, answers, chosen[0])
 
 
 def _spans(ways: Ways, first: int) -> list[slice]:
