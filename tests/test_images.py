@@ -414,6 +414,12 @@ def test_too_small_a_picture_says_so(tmp_path: Path) -> None:
         read_digit(tmp_path / "d.png")
 
 
+def test_too_narrow_a_picture_is_named_by_its_own_size(tmp_path: Path) -> None:
+    Image.new("L", (4000, 16)).save(tmp_path / "d.png")
+    with pytest.raises(ImageError, match="too narrow: at least 5 .*, got 4000x16; crop"):
+        read_digit(tmp_path / "d.png")
+
+
 def test_only_mnists_own_form_passes() -> None:
     digit = DIGITS[0].astype(np.float32)
     assert is_mnist_form(digit)

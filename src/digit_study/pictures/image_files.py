@@ -153,12 +153,17 @@ def read_grey(source: Path | bytes) -> Grey:
         ImageError: if it is missing, empty, unreadable, damaged, too large or too small.
     """
     with _open(source) as file:
+        width, height = file.size
         picture = _decode(file)
-    width, height = picture.size
     if min(width, height) < LEAST_SIDE:
         raise ImageError(
             f"is too small: at least {LEAST_SIDE} pixels a side, got {width}x{height}; "
             "scan it larger"
+        )
+    if min(picture.size) < LEAST_SIDE:
+        raise ImageError(
+            f"is too narrow: at least {LEAST_SIDE} pixels a side once it is averaged down to "
+            f"{READ_SIDE:,} pixels, got {width}x{height}; crop its longer side"
         )
     pixels = np.asarray(picture, np.float32)
     if pixels.ndim == 2:
