@@ -29,6 +29,8 @@ from digit_study.tracking.models import model_file, version_named
 MODEL_KEYS = ("model", "compare")
 #: All settings.
 SETTINGS = (*MODEL_KEYS, "keep", "tracking.uri")
+#: Listens on every address of this machine.
+EVERY_ADDRESS = "0.0.0.0"
 #: Port of the page's address.
 PORT = 8765
 #: The first number that is no port.
@@ -133,6 +135,27 @@ def _find_network(key: str, uri: str, configured: str | None, workspace: Workspa
     return FoundNetwork(source, version, source.file())
 
 
+def where_to_draw(address: str, port: int, allowed: Sequence[str]) -> str:
+    """Return the addresses of the page, as a person is told them.
+
+    Args:
+        address: The IPv4 address that is listened on.
+        port: The port.
+        allowed: Hosts besides this machine by which the page may be opened.
+    """
+    own = f"Draw at http://{ADDRESS}:{port}/ (Ctrl-C ends it)"
+    if not allowed:
+        return own
+    others = " and ".join(f"http://{host}/" for host in allowed)
+    risk = (
+        "whoever reaches that address can draw and keep drawings on this machine, without a "
+        "password, and the connection is not encrypted"
+    )
+    if address in (ADDRESS, EVERY_ADDRESS):
+        return f"{own}\nAlso at {others}: {risk}"
+    return f"Draw at {others} (Ctrl-C ends it): {risk}"
+
+
 def draw(arguments: argparse.Namespace, workspace: Workspace) -> None:
     """Check everything, load the networks, print the address, serve until a signal.
 
@@ -166,18 +189,11 @@ def draw(arguments: argparse.Namespace, workspace: Workspace) -> None:
         from digit_study.apps.draw import server
         from digit_study.inference import detector
 
-        port = listener.getsockname()[1]
+        address, port = listener.getsockname()
         app = server.make_app(
             networks, DrawingStore(folder), port, accepts=detector.load(), allowed=allowed
         )
-        print(f"Draw at http://{ADDRESS}:{port}/ (Ctrl-C ends it)", flush=True)
-        if allowed:
-            names = " and ".join(f"http://{host}/" for host in allowed)
-            print(
-                f"Also at {names}: whoever reaches that address can draw and keep drawings on this "
-                "machine, without a password, and the connection is not encrypted",
-                flush=True,
-            )
+        print(where_to_draw(address, port, allowed), flush=True)
         server.serve(app, listener, networks)
 
 

@@ -515,6 +515,23 @@ def test_a_mistake_gets_one_message(
     assert printed.out == "" and message in printed.err and printed.err.count("\n") == 1
 
 
+@pytest.mark.parametrize(
+    ("address", "allowed", "names"),
+    [
+        ("127.0.0.1", [], ["127.0.0.1:8765"]),
+        ("127.0.0.1", ["localhost:9000"], ["127.0.0.1:8765", "localhost:9000"]),
+        ("0.0.0.0", ["phone.local:8765"], ["127.0.0.1:8765", "phone.local:8765"]),
+        ("192.168.1.5", ["192.168.1.5:8765"], ["192.168.1.5:8765"]),
+    ],
+)
+def test_the_addresses_that_are_printed_are_listened_on(
+    address: str, allowed: list[str], names: list[str]
+) -> None:
+    printed = draw.where_to_draw(address, 8765, allowed)
+    assert re.findall(r"http://(\S+)/", printed) == names
+    assert printed.startswith("Draw at ") and ("without a password" in printed) == bool(allowed)
+
+
 @pytest.mark.slow
 def test_what_is_missing_is_found_before_tensorflow_is_imported(tmp_path: Path) -> None:
     lines = f"""
