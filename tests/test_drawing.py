@@ -409,6 +409,19 @@ def test_the_same_drawing_again_changes_its_label(tmp_path: Path) -> None:
     assert kept.names() == [other] and len(read_npz(tmp_path / NPZ, "train")[1]) == 4001
 
 
+def test_a_kept_drawing_that_is_no_digit_hinders_no_other(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bad = tmp_path / "3-0123456789abcdef.png"
+    bad.write_bytes(drawn())
+    kept = DrawingStore(tmp_path)
+    kept.add(DRAWN_7, "7")
+    kept.add(drawn([(168, 60), (168, 280)]), "1")
+    assert sorted(read_npz(tmp_path / NPZ, "train")[1][4000:]) == [1, 7]
+    told = capsys.readouterr().err
+    assert told.count(bad.name) == 1 and "is blank" in told and "delete it" in told
+
+
 def test_a_kept_photo_has_lost_what_a_camera_adds(tmp_path: Path) -> None:
     exif = Image.Exif()
     exif[0x010F] = "a maker"

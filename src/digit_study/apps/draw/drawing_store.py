@@ -18,6 +18,7 @@ from PIL import Image
 from digit_study.data.sources import CLASSES, DATASETS, Arrays
 from digit_study.pictures.image_files import ImageError, read_grey
 from digit_study.pictures.images import Digit, read_digit, to_mnist
+from digit_study.support.console import warn
 from digit_study.support.errors import StudyError
 from digit_study.support.files import replacing
 
@@ -45,8 +46,8 @@ class DrawingStore:
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        #: What was read of each file, by its name.
-        self._digits: dict[str, Digit] = {}
+        #: The digit of each file, by its name; None where there is none.
+        self._digits: dict[str, Digit | None] = {}
         self._writes = threading.Lock()
 
     @property
@@ -97,24 +98,29 @@ class DrawingStore:
             self._write_npz()
         return name
 
-    def _digit(self, name: str) -> Digit:
-        """Return a drawing as a network sees it, (28, 28) uint8."""
+    def _digit(self, name: str) -> Digit | None:
+        """Return a drawing as a network sees it, (28, 28) uint8; None if it shows no digit.
+
+        Such a file was put there by a person, or kept by a version that read it otherwise. It is
+        reported once, and hinders no other drawing.
+        """
         if name not in self._digits:
+            digit = None
             try:
-                self._digits[name] = read_digit(self.folder / name)
+                digit = read_digit(self.folder / name)
             except ImageError as fault:
-                raise StudyError(
-                    f"every kept drawing must be a digit, but {self.folder / name} {fault}"
-                ) from None
+                warn(f"{self.folder / name} {fault}. It is left out of {NPZ}: delete it")
+            self._digits[name] = digit
         return self._digits[name]
 
     def _write_npz(self) -> None:
         """Write the sample and all drawings; a training never sees half of it."""
-        names = self.names()
         images, labels = sample()
-        drawings = np.array([self._digit(name) for name in names], np.uint8)
+        digits = {name: self._digit(name) for name in self.names()}
+        drawn = {name: digit for name, digit in digits.items() if digit is not None}
+        drawings = np.array(list(drawn.values()), np.uint8)
         drawings = drawings.reshape(-1, *images.shape[1:3])
-        drawn_labels = np.array([int(name[0]) for name in names], np.int64)
+        drawn_labels = np.array([int(name[0]) for name in drawn], np.int64)
         with replacing(self.npz) as new:
             np.savez(
                 new,
