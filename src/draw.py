@@ -23,7 +23,7 @@ from digit_study.support.suggestions import nearest
 from digit_study.support.workspace import Workspace
 from digit_study.tracking.database import quiet_mlflow
 from digit_study.tracking.location import CHAMPION_URI, MODEL_NAMES
-from digit_study.tracking.models import model_file, version_named
+from digit_study.tracking.models import FoundModel, find_model, model_file, version_named
 
 #: Settings that name a model.
 MODEL_KEYS = ("model", "compare")
@@ -42,12 +42,12 @@ class FoundNetwork:
     """A network whose file is there, before TensorFlow is imported."""
 
     source: NetworkSource
-    version: str | None
-    file: Path
+    found: FoundModel
 
     def load(self) -> ServedNetwork:
         """Load it."""
-        return ServedNetwork(self.source, LoadedModel(self.source.load(self.file), self.version))
+        model = self.source.load(self.found.file)
+        return ServedNetwork(self.source, LoadedModel(model, self.found.version))
 
 
 def parse_arguments(words: Sequence[str], workspace: Workspace) -> argparse.Namespace:
@@ -127,12 +127,10 @@ def _find_network(key: str, uri: str, configured: str | None, workspace: Workspa
         load=load_model,
     )
     try:
-        source.file()  # it says in words what is missing
+        found = find_model(uri, configured, workspace)
     except StudyError as fault:
         raise StudyError(str(fault).replace("`model`", f"`{key}`")) from None
-    # In this order: should the alias move in between, the page loads the newer version later.
-    version = source.version()
-    return FoundNetwork(source, version, source.file())
+    return FoundNetwork(source, found)
 
 
 def where_to_draw(address: str, port: int, allowed: Sequence[str]) -> str:

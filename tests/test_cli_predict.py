@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from conftest import sample
 from mlflow import MlflowClient
 from PIL import Image
 
+import draw
 import predict
 from digit_study.inference.files import image_files, left_out, printable
 from digit_study.inference.picture import readings_figure
@@ -483,6 +485,23 @@ def test_the_version_that_an_alias_names_at_this_moment(store: str, tmp_path: Pa
     assert version_named("models:/digit-recognizer@champion", store, workspace) == "1"
     assert version_named("models:/digit-recognizer/1", store, workspace) is None
     assert version_named("a@b.keras", store, workspace) is None
+
+
+@pytest.mark.slow
+def test_the_page_downloads_a_model_once(store: str, tmp_path: Path) -> None:
+    downloads = []
+
+    def note(frame: FrameType, event: str, _: object) -> None:
+        if event == "call" and frame.f_code.co_name == "download_artifacts":
+            downloads.append(frame.f_code.co_filename)
+
+    sys.setprofile(note)
+    try:
+        (found,) = draw.find_networks({"tracking.uri": store}, Workspace(tmp_path))
+    finally:
+        sys.setprofile(None)
+    assert downloads and len(downloads) == len(set(downloads))
+    assert found.found.version == "1"
 
 
 def test_a_version_whose_files_were_deleted_is_not_recommended(

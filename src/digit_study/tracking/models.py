@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,8 +27,22 @@ MOST_VERSIONS = 200
 NO_FILES = "No such artifact"
 
 
+@dataclass(frozen=True)
+class FoundModel:
+    """A model whose file is on this machine."""
+
+    #: The version that an alias named; None where the name has no alias.
+    version: str | None
+    file: Path
+
+
 def model_file(named: str, configured: str | None, workspace: Workspace) -> Path:
-    """Return the path of the Keras file of a model, downloaded where a store holds it.
+    """Return the path of the Keras file of a model, as :func:`find_model` finds it."""
+    return find_model(named, configured, workspace).file
+
+
+def find_model(named: str, configured: str | None, workspace: Workspace) -> FoundModel:
+    """Find the Keras file of a model, and download it where a store holds it.
 
     What earlier commands left to upload is uploaded first.
 
@@ -41,7 +56,7 @@ def model_file(named: str, configured: str | None, workspace: Workspace) -> Path
             is its cause.
     """
     if named.endswith(".keras") and Path(named).is_file():
-        return Path(named)
+        return FoundModel(None, Path(named))
     if not named.startswith(SCHEMES):
         raise StudyError(f"`model` must be {MODEL_NAMES}, got '{named}'")
     remedy = "run `python src/run.py` and `python sweeps/promote.py`"
@@ -56,13 +71,16 @@ def model_file(named: str, configured: str | None, workspace: Workspace) -> Path
     # the registry follows it; download_artifacts(tracking_uri=) asks another
     mlflow.set_tracking_uri(uri)
     try:
+        # asked before: should the alias move in between, the file is newer than the version, and
+        # whoever looks for a newer version finds one
+        version = _version_of_alias(store.client, named)
         file = Path(mlflow.artifacts.download_artifacts(named)) / KERAS_FILE
     except (mlflow.exceptions.MlflowException, OSError) as fault:
         raise _no_model(store, named, fault) from fault
     if not file.is_file():
         missing = FileNotFoundError(f"it has no {KERAS_FILE}")
         raise _no_model(store, named, missing) from missing
-    return file
+    return FoundModel(version, file)
 
 
 def _no_model(store: Store, named: str, cause: Exception) -> StudyError:
@@ -108,12 +126,16 @@ def version_named(named: str, configured: str | None, workspace: Workspace) -> s
     Raises:
         MlflowException: If the store does not answer or the alias is gone.
     """
-    name, _, alias = named.removeprefix("models:/").partition("@")
-    if not alias or not named.startswith("models:/"):
-        return None
     import mlflow
 
     client = mlflow.MlflowClient(store_uri(configured, workspace))
+    return _version_of_alias(client, named)
+
+
+def _version_of_alias(client: MlflowClient, named: str) -> str | None:
+    name, _, alias = named.removeprefix("models:/").partition("@")
+    if not alias or not named.startswith("models:/"):
+        return None
     return str(client.get_model_version_by_alias(name, alias).version)
 
 
