@@ -16,6 +16,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -279,6 +280,62 @@ def test_marks_that_the_detector_refuses_are_read_with_a_warning() -> None:
     answer = predict_image([network()], TWO_MARKS, with_saliency=False, accepts=accepts)
     assert answer["error"] is None and not answer["is_digit"]
     assert len(answer["answers"][0]["number"]) == 2
+
+
+#: Wider than any digit: it may be one or two that touch.
+WIDE = drawn([(40, 90), (100, 240), (168, 90), (236, 240), (296, 90)])
+
+
+def sure_of(sure: list[int]) -> Any:
+    """A stand-in for a model that is sure of some images of each call, by their index."""
+
+    def model(images: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        answers = np.full((len(images), 10), 0.1, np.float32)
+        answers[sure] = np.eye(10, dtype=np.float32)[4]
+        return answers
+
+    return model
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "numbers"),
+    [([0], [1, 2], ["4", "44"]), ([1, 2], [0], ["44", "4"]), ([1, 2], [1, 2], ["44", "44"])],
+)
+def test_each_network_shows_its_own_number(
+    first: list[int], second: list[int], numbers: list[str]
+) -> None:
+    networks = [network(sure_of(first)), network(sure_of(second))]
+    found = predict_image(networks, WIDE, with_saliency=False)
+    assert [answer["number"] for answer in found["answers"]] == numbers
+    assert [len(answer["digits"]) for answer in found["answers"]] == [*map(len, numbers)]
+    assert found["pixels"] is None and found["size"] == [336, 336]
+
+
+def test_a_digit_for_every_network_is_shown_as_a_digit() -> None:
+    networks = [network(sure_of([0])), network(sure_of([0]))]
+    found = predict_image(networks, WIDE, with_saliency=False)
+    assert [answer["digit"] for answer in found["answers"]] == [4, 4]
+    assert np.shape(found["pixels"]) == (28, 28)
+
+
+@pytest.mark.parametrize("is_accepted", [True, False])
+def test_a_picture_is_decoded_once_for_all_networks(is_accepted: bool) -> None:
+    decoded = []
+
+    def note(frame: FrameType, event: str, _: object) -> None:
+        if event == "call" and frame.f_code.co_name == "_decode":
+            decoded.append(frame.f_code.co_filename)
+
+    def accepts(images: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        return np.full(len(images), is_accepted)
+
+    sys.setprofile(note)
+    try:
+        found = predict_image([network()] * 2, TWO_MARKS, with_saliency=False, accepts=accepts)
+    finally:
+        sys.setprofile(None)
+    assert found["error"] is None and found["is_digit"] is is_accepted
+    assert len([file for file in decoded if file.endswith("image_files.py")]) == 1
 
 
 def test_a_photo_of_twelve_megapixels_is_read(page: Served) -> None:

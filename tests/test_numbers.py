@@ -19,7 +19,7 @@ from skimage.morphology import closing, disk, opening
 
 from digit_study.inference import prediction
 from digit_study.inference.picture import readings_figure
-from digit_study.inference.prediction import MOST_AT_A_TIME, BatchSize, read_files, read_picture
+from digit_study.inference.prediction import MOST_AT_A_TIME, BatchSize, Picture, read_files
 from digit_study.inference.segmentation import segment
 from digit_study.pictures.image_files import ImageError, read_grey, upright_size
 from digit_study.pictures.images import SeveralMarks, read_digit
@@ -104,7 +104,7 @@ def test_boxes_lie_in_the_picture_as_it_is_shown(name: str, tmp_path: Path) -> N
 
 def test_lines_are_read_from_the_top() -> None:
     lines = [row_of("4096", 4), row_of("5138", 4)]
-    reading = read_picture(png(np.vstack(lines)), by_likeness)
+    reading = Picture(png(np.vstack(lines))).read(by_likeness)
     assert reading.number is not None and reading.number.text == "4096\n5138"
 
 
@@ -113,7 +113,7 @@ def test_a_minus_and_dots_are_left_out() -> None:
     pen = ImageDraw.Draw(picture)
     pen.rectangle((20, 34, 34, 36), 0)
     pen.ellipse((84, 42, 87, 45), 0)
-    number = read_picture(png(np.asarray(picture)), by_likeness).number
+    number = Picture(png(np.asarray(picture))).read(by_likeness).number
     assert number is not None and number.text == "325"
 
 
@@ -121,7 +121,7 @@ def test_ruled_lines_are_taken_out() -> None:
     picture = np.kron(row_of("648", 8), np.ones((5, 5), np.uint8))
     for top in range(30, picture.shape[0], 60):
         picture[top : top + 3] = np.minimum(picture[top : top + 3], 150)
-    number = read_picture(png(picture), by_likeness).number
+    number = Picture(png(picture)).read(by_likeness).number
     assert number is not None and number.text == "648"
 
 
@@ -222,7 +222,7 @@ def test_a_page_of_too_many_marks_is_refused_before_they_are_cut_up(
     side: int, reason: str, left_out: set[str]
 ) -> None:
     page = page_of_marks(side)
-    assert reason in str(read_picture(png(page), never).error)
+    assert reason in str(Picture(png(page)).read(never).error)
     called = steps_of(page)
     assert "find_ink" in called and not called & left_out
 

@@ -10,6 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import astuple, dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -212,7 +213,7 @@ def load_model(file: Path) -> Model:
 
 
 @dataclass(frozen=True)
-class _Prepared:
+class Prepared:
     """A file before the network has seen it: an error, a digit, or the marks of a number."""
 
     file: str
@@ -234,6 +235,37 @@ class _Prepared:
                 for way in ways:
                     found += [piece.pixels for piece in way]
         return found
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture that is decoded and cut up once, however many networks read it."""
+
+    #: An image file, or its bytes.
+    source: Path | bytes
+
+    @cached_property
+    def prepared(self) -> Prepared:
+        """Return the digit, the marks of a number, or the error."""
+        return _prepare(self.source, "", only_digit=False)
+
+    @cached_property
+    def turned_forms(self) -> dict[str, Digit]:
+        """Return the digit of a photograph, turned each way in :data:`TURNS` that shows one."""
+        return _turned_forms(self.source)
+
+    def read(self, model: Model, accepts: Accepts | None = None) -> Reading:
+        """Read what is written in it: a digit, or numbers in a row or in several.
+
+        Args:
+            model: images (n, 28, 28), uint8, to probabilities (n, 10).
+            accepts: images (n, 28, 28, 1) to whether each shows a digit; None takes all for digits.
+
+        Returns:
+            What was read, or the error; without the name of a file.
+        """
+        (upright,) = _readings([self.prepared], model, accepts, None)
+        return _turned_if_refused(self, upright, model, accepts, None)
 
 
 @dataclass(frozen=True)
@@ -275,11 +307,12 @@ def read_files(
     """
     for prepared in _batches(files, batch, only_digit=only_digit):
         for upright in _readings(prepared, model, accepts, least):
-            yield _turned_if_refused(Path(upright.file), upright, model, accepts, least)
+            picture = Picture(Path(upright.file))
+            yield _turned_if_refused(picture, upright, model, accepts, least)
 
 
 def _readings(
-    prepared: Sequence[_Prepared], model: Model, accepts: Accepts | None, least: float | None
+    prepared: Sequence[Prepared], model: Model, accepts: Accepts | None, least: float | None
 ) -> list[Reading]:
     """Read prepared files, with a single call of the model, or none if there are no images."""
     images: list[Digit] = []
@@ -297,7 +330,7 @@ def _readings(
 
 
 def _turned_if_refused(
-    source: Path | bytes,
+    picture: Picture,
     upright: Reading,
     model: Model,
     accepts: Accepts | None,
@@ -306,7 +339,7 @@ def _turned_if_refused(
     """Turn a photograph by a quarter, if it shows no digit as it is, but one when it is turned.
 
     Args:
-        source: an image file, or its bytes.
+        picture: the picture.
         upright: its reading as it is.
         model: images (n, 28, 28), uint8, to probabilities (n, 10).
         accepts: which images (n, 28, 28, 1) show a digit; None takes all for digits.
@@ -319,8 +352,8 @@ def _turned_if_refused(
     """
     if upright.error is None or accepts is None:
         return upright
-    forms = _turned_forms(source)
-    prepared = [_Prepared(upright.file, pixels=pixels) for pixels in forms.values()]
+    forms = picture.turned_forms
+    prepared = [Prepared(upright.file, pixels=pixels) for pixels in forms.values()]
     readings = _readings(prepared, model, accepts, least)
     found = []
     for turned, reading in zip(forms, readings, strict=True):
@@ -361,9 +394,9 @@ def _turned_forms(source: Path | bytes) -> dict[str, Digit]:
 
 def _batches(
     files: Iterable[Path], batch: BatchSize, *, only_digit: bool
-) -> Iterator[list[_Prepared]]:
+) -> Iterator[list[Prepared]]:
     """Prepare files, as many at a time as the model is called for."""
-    group: list[_Prepared] = []
+    group: list[Prepared] = []
     count = 0
     for prepared in _side_by_side(files, only_digit=only_digit):
         group.append(prepared)
@@ -376,14 +409,14 @@ def _batches(
         yield group
 
 
-def _side_by_side(files: Iterable[Path], *, only_digit: bool) -> Iterator[_Prepared]:
+def _side_by_side(files: Iterable[Path], *, only_digit: bool) -> Iterator[Prepared]:
     """Prepare files, several at a time, and yield them in order.
 
     Pillow, numpy and scipy let other threads run while they compute.
     """
     at_a_time = min(cores(), MOST_AT_A_TIME)
     with ThreadPoolExecutor(at_a_time) as pool:
-        begun: deque[Future[_Prepared]] = deque()
+        begun: deque[Future[Prepared]] = deque()
         try:
             for file in files:
                 begun.append(pool.submit(_prepare, file, str(file), only_digit=only_digit))
@@ -397,44 +430,25 @@ def _side_by_side(files: Iterable[Path], *, only_digit: bool) -> Iterator[_Prepa
                 waiting.cancel()
 
 
-def read_picture(source: Path | bytes, model: Model, accepts: Accepts | None = None) -> Reading:
-    """Read what is written in a picture: a digit, or numbers in a row or in several.
-
-    Args:
-        source: an image file, or its bytes.
-        model: images (n, 28, 28), uint8, to probabilities (n, 10).
-        accepts: images (n, 28, 28, 1) to whether each shows a digit; None takes all for digits.
-
-    Returns:
-        What was read, or the error; without the name of a file where bytes were given.
-    """
-    name = ""
-    if isinstance(source, Path):
-        name = str(source)
-    prepared = _prepare(source, name, only_digit=False)
-    (upright,) = _readings([prepared], model, accepts, None)
-    return _turned_if_refused(source, upright, model, accepts, None)
-
-
-def _prepare(source: Path | bytes, name: str, *, only_digit: bool) -> _Prepared:
+def _prepare(source: Path | bytes, name: str, *, only_digit: bool) -> Prepared:
     """Find the digit of a file, or its digits."""
     try:
         grey = read_grey(source)
         try:
-            return _Prepared(name, pixels=to_mnist(grey))
+            return Prepared(name, pixels=to_mnist(grey))
         except SeveralMarks as fault:
             if only_digit:
                 raise
             scale = max(upright_size(source)) / max(grey.shape)
             return _prepare_number(grey, name, str(fault), scale)
     except ImageError as fault:
-        return _Prepared(name, error=str(fault))
+        return Prepared(name, error=str(fault))
     except OSError as fault:  # a folder that may not be entered, a disk that fails
         error = f"cannot be read ({fault.strerror}); check its permissions"
-        return _Prepared(name, error=error)
+        return Prepared(name, error=error)
 
 
-def _prepare_number(grey: Grey, name: str, fault: str, scale: float) -> _Prepared:
+def _prepare_number(grey: Grey, name: str, fault: str, scale: float) -> Prepared:
     """Find the digits of a picture that holds several marks, or keep the fault if it has none.
 
     Args:
@@ -450,9 +464,9 @@ def _prepare_number(grey: Grey, name: str, fault: str, scale: float) -> _Prepare
     scaled = []
     for line in lines:
         scaled.append([_scaled(ways, scale) for ways in line])
-    prepared = _Prepared(name, lines=scaled)
+    prepared = Prepared(name, lines=scaled)
     if not prepared.images():
-        return _Prepared(name, error=fault)
+        return Prepared(name, error=fault)
     return prepared
 
 
@@ -480,7 +494,7 @@ def _answers(pixels: Digit, model: Model, accepts: Accepts | None, least: float 
     return _Answers(probabilities, are_digits, sets)
 
 
-def _reading(prepared: _Prepared, answers: _Answers, first: int) -> Reading:
+def _reading(prepared: Prepared, answers: _Answers, first: int) -> Reading:
     """Put together what was read in a file, whose images are those from ``first`` on."""
     if prepared.error is not None:
         return Reading(prepared.file, error=prepared.error)

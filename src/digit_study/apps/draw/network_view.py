@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from digit_study.inference.detector import Accepts
-from digit_study.inference.prediction import Model, Reading, read_picture
+from digit_study.inference.prediction import Model, Picture, Reading
 from digit_study.pictures.images import SIDE, Digit
 from digit_study.support.errors import first_line
 
@@ -141,11 +141,11 @@ class ServedNetwork:
                 answer = Answer(loaded.model(digit[None])[0], None)
         return loaded.name(self._source.uri), answer
 
-    def read(self, image: bytes, accepts: Accepts | None) -> tuple[str, Reading]:
+    def read(self, picture: Picture, accepts: Accepts | None) -> tuple[str, Reading]:
         """Read what is written in a picture, as predict.py does.
 
         Args:
-            image: Bytes of an image file.
+            picture: The picture.
             accepts: The detector of what is no digit, if it is asked.
 
         Returns:
@@ -153,7 +153,7 @@ class ServedNetwork:
         """
         with self._computes:
             loaded = self._loaded
-            reading = read_picture(image, loaded.model, accepts)
+            reading = picture.read(loaded.model, accepts)
         return loaded.name(self._source.uri), reading
 
     def refresh(self) -> bool:

@@ -1,7 +1,8 @@
 """The page to draw on and what it asks for: a FastAPI app, served by uvicorn to this machine alone.
 
-A drawing is predicted as ``predict.py`` predicts a file: a digit, or the digits in a row. No part
-of a request becomes a path: drawings are kept under names of their own making.
+A drawing is predicted as ``predict.py`` predicts a file: a digit, or the digits in a row. But what
+the detector refuses is shown with a warning, and a single digit is shown as it lies. No part of a
+request becomes a path: drawings are kept under names of their own making.
 """
 
 import asyncio
@@ -31,9 +32,9 @@ from digit_study.apps.draw.same_origin import (
 )
 from digit_study.data.sources import CLASSES
 from digit_study.inference.detector import Accepts
-from digit_study.inference.prediction import Number
-from digit_study.pictures.image_files import ImageError, upright_size
-from digit_study.pictures.images import Digit, SeveralMarks, read_digit
+from digit_study.inference.prediction import Picture, Reading
+from digit_study.pictures.image_files import upright_size
+from digit_study.pictures.images import Digit
 from digit_study.support.errors import StudyError
 
 #: The page itself.
@@ -83,13 +84,11 @@ def predict_image(
         ``is_digit``. An answer has ``network``, ``digit``, ten ``probabilities`` and ``attention``,
         which is a map (28x28) or None. Of several digits, see :func:`_predict_number`.
     """
-    try:
-        digit = read_digit(image)
-    except SeveralMarks:
-        return _predict_number(networks, image, with_saliency=with_saliency, accepts=accepts)
-    except ImageError as fault:
-        return _refusal(str(fault))
-    return _predict_digit(networks, digit, with_saliency=with_saliency, accepts=accepts)
+    picture = Picture(image)
+    digit = picture.prepared.pixels
+    if digit is not None:
+        return _predict_digit(networks, digit, with_saliency=with_saliency, accepts=accepts)
+    return _predict_number(networks, picture, with_saliency=with_saliency, accepts=accepts)
 
 
 def _predict_digit(
@@ -105,42 +104,49 @@ def _predict_digit(
 
 
 def _predict_number(
-    networks: list[ServedNetwork], image: bytes, *, with_saliency: bool, accepts: Accepts | None
+    networks: list[ServedNetwork], picture: Picture, *, with_saliency: bool, accepts: Accepts | None
 ) -> Json:
-    """Return what the page shows of a picture of several marks.
+    """Return what the page shows of a picture of several marks, or of one that cannot be read.
 
     ``pixels`` is None and ``size`` the width and height of the picture. An answer has ``network``,
     ``number`` (lines parted by a line break), its ``probability``, and ``digits``, each with
     ``digit``, its ``probability`` and ``box`` (left, top, width, height in pixels).
     """
-    found = [network.read(image, accepts) for network in networks]
+    found = [network.read(picture, accepts) for network in networks]
     is_digit = all(reading.error is None for _, reading in found)
     if not is_digit and accepts is not None:
         # what the detector refuses is shown with a warning, as a single digit is
-        found = [network.read(image, None) for network in networks]
+        found = [network.read(picture, None) for network in networks]
     for _, reading in found:
         if reading.error is not None:
             return _refusal(reading.error)
-        if reading.pixels is not None:
-            # the other marks were dust
-            return _predict_digit(
-                networks, reading.pixels, with_saliency=with_saliency, accepts=accepts
-            )
-    answers = []
-    for name, reading in found:
-        if reading.number is not None:
-            answers.append(_number_answer(name, reading.number))
+    digits = [reading.pixels for _, reading in found if reading.pixels is not None]
+    if len(digits) == len(networks):
+        # the other marks were dust
+        return _predict_digit(networks, digits[0], with_saliency=with_saliency, accepts=accepts)
+    size = upright_size(picture.source)
     return {
         "error": None,
         "pixels": None,
-        "answers": answers,
+        "answers": [_number_answer(name, reading, size) for name, reading in found],
         "is_digit": is_digit,
-        "size": list(upright_size(image)),
+        "size": list(size),
     }
 
 
-def _number_answer(name: str, number: Number) -> Json:
-    """Return what a network reads of a number."""
+def _number_answer(name: str, reading: Reading, size: tuple[int, int]) -> Json:
+    """Return what a network reads of a number in a picture of a size."""
+    number = reading.number
+    if number is None:
+        # it takes for a digit what another network takes for several
+        probability = max(reading.probabilities or [0.0])
+        whole = [0, 0, *size]
+        return {
+            "network": name,
+            "number": str(reading.digit),
+            "probability": probability,
+            "digits": [{"digit": reading.digit, "probability": probability, "box": whole}],
+        }
     digits = []
     for digit in number.digits:
         digits.append(
