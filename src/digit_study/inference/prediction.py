@@ -252,7 +252,20 @@ class Picture:
     @cached_property
     def turned_forms(self) -> dict[str, Digit]:
         """Return the digit of a photograph, turned each way in :data:`TURNS` that shows one."""
-        return _turned_forms(self.source)
+        try:
+            if not may_lie_on_its_side(self.source):
+                return {}
+            grey = read_grey(self.source)
+        except (ImageError, OSError):
+            # the reading as it is says why
+            return {}
+        forms = {}
+        for turned, quarters in TURNS.items():
+            try:
+                forms[turned] = to_mnist(np.rot90(grey, quarters))
+            except ImageError:
+                continue
+        return forms
 
     def read(self, model: Model, accepts: Accepts | None = None) -> Reading:
         """Read what is written in it: a digit, or numbers in a row or in several.
@@ -374,24 +387,6 @@ def _highest_probability(reading: Reading) -> float:
     return max(reading.probabilities or [0.0])
 
 
-def _turned_forms(source: Path | bytes) -> dict[str, Digit]:
-    """Return the digit of a photograph, turned each way in :data:`TURNS` in which there is one."""
-    try:
-        if not may_lie_on_its_side(source):
-            return {}
-        grey = read_grey(source)
-    except (ImageError, OSError):
-        # the reading as it is says why
-        return {}
-    forms = {}
-    for turned, quarters in TURNS.items():
-        try:
-            forms[turned] = to_mnist(np.rot90(grey, quarters))
-        except ImageError:
-            continue
-    return forms
-
-
 def _batches(
     files: Iterable[Path], batch: BatchSize, *, only_digit: bool
 ) -> Iterator[list[Prepared]]:
@@ -460,26 +455,10 @@ def _prepare_number(grey: Grey, name: str, fault: str, scale: float) -> Prepared
     Raises:
         ImageError: if it holds no strokes, or more marks than numbers have.
     """
-    lines = segment(grey)
-    scaled = []
-    for line in lines:
-        scaled.append([_scaled(ways, scale) for ways in line])
-    prepared = Prepared(name, lines=scaled)
+    prepared = Prepared(name, lines=segment(grey, scale))
     if not prepared.images():
         return Prepared(name, error=fault)
     return prepared
-
-
-def _scaled(ways: Ways, scale: float) -> Ways:
-    """Return the same pieces, with their boxes in the picture as it lies on disk."""
-    found = []
-    for way in ways:
-        pieces = []
-        for piece in way:
-            box = piece.box.scaled(scale)
-            pieces.append(replace(piece, box=box))
-        found.append(pieces)
-    return found
 
 
 def _answers(pixels: Digit, model: Model, accepts: Accepts | None, least: float | None) -> _Answers:

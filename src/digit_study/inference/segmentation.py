@@ -21,9 +21,9 @@ from digit_study.pictures.ink import EIGHT, Mask, Numbered, box_of, find_ink, re
 #: Longer side, in pixels, of a page in which digits are looked for.
 PAGE_SIDE = 1000
 #: The widest stroke on a page of numbers is this part of its longer side: 1 in so many.
-WIDEST_STROKE = 12
+WIDEST_ON_PAGE = 12
 #: The feet of a row of zeros are no ruled line, nor is the stem of a four as high as the picture.
-LEAST_RULE = (0.75, 0.9)
+LEAST_RULE_ON_PAGE = (0.75, 0.9)
 #: Digits of a picture, at most.
 MOST_DIGITS = 500
 #: Digits in a mark that is cut up, at most.
@@ -110,15 +110,18 @@ class _Page:
     ink: Grey
     #: The number of each pixel's connected strokes, from 1, or 0 for paper, (h, w).
     numbered: Numbered
-    #: Side of a pixel of the view, in pixels of the picture.
+    #: Side of a pixel of the view, in pixels of the plane.
     factor: int
+    #: Side of a pixel of the plane, in pixels of the picture.
+    scale: float
 
 
-def segment(grey: Grey) -> list[list[Ways]]:
+def segment(grey: Grey, scale: float = 1.0) -> list[list[Ways]]:
     """Find the digits of a picture of numbers.
 
     Args:
         grey: brightness (h, w), 0 to 255.
+        scale: side of a pixel of this plane, in pixels of the picture in which boxes are given.
 
     Returns:
         Lines from the top; of each the marks from the left; of each the ways to cut it up.
@@ -128,42 +131,40 @@ def segment(grey: Grey) -> list[list[Ways]]:
     """
     factor = math.ceil(max(grey.shape) / PAGE_SIDE)
     view = reduced(grey, factor)
-    ink = find_ink(view, WIDEST_STROKE, LEAST_RULE)
+    ink = find_ink(view, WIDEST_ON_PAGE, LEAST_RULE_ON_PAGE)
     numbered, _ = ndimage.label(ink.strokes, EIGHT)
-    boxes = _boxes(numbered)
-    height = _digit_height(boxes)
+    strokes = _connected_strokes(numbered)
+    height = _digit_height(strokes)
     # a digit has at most two parts of this size: nothing is put together in vain
-    large = sum(_is_digit_sized(box, height) for box in boxes)
+    large = sum(_is_digit_sized(mark.box, height) for mark in strokes)
     if large > 2 * MOST_DIGITS:
         raise ImageError(f"holds over {MOST_DIGITS} digits; at most so many are read: cut it up")
-    strokes_alone = []
-    for number, box in enumerate(boxes, start=1):
-        strokes_alone.append(_Mark((number,), box))
-    marks = _together(strokes_alone, height)
+    marks = _together(strokes, height)
     digits = [mark for mark in marks if _is_digit_sized(mark.box, height)]
     count = len(digits)
     if count > MOST_DIGITS:
         raise ImageError(f"holds {count} digits; at most {MOST_DIGITS} are read: cut it up")
-    page = _Page(ink.darkness, numbered, factor)
+    page = _Page(ink.darkness, numbered, factor, scale)
     lines = []
     for line in _lines(digits):
         lines.append([_ways(mark, page) for mark in line])
     return lines
 
 
-def _boxes(numbered: Numbered) -> list[Box]:
-    """Return the box around each number, from 1."""
-    boxes = []
-    for rows, columns in ndimage.find_objects(numbered):
+def _connected_strokes(numbered: Numbered) -> list[_Mark]:
+    """Return connected strokes, as they are numbered from 1, each as a mark of its own."""
+    marks = []
+    for number, (rows, columns) in enumerate(ndimage.find_objects(numbered), start=1):
         width = columns.stop - columns.start
         height = rows.stop - rows.start
-        boxes.append(Box(columns.start, rows.start, width, height))
-    return boxes
+        box = Box(columns.start, rows.start, width, height)
+        marks.append(_Mark((number,), box))
+    return marks
 
 
-def _digit_height(boxes: Sequence[Box]) -> float:
+def _digit_height(marks: Sequence[_Mark]) -> float:
     """Return how high digits are: the usual height of marks that are not small beside others."""
-    heights = np.array([box.height for box in boxes], np.float64)
+    heights = np.array([mark.box.height for mark in marks], np.float64)
     large = np.percentile(heights, 98)
     # the digits of a page are alike, dust and dots are many
     is_large = heights >= 0.45 * large
@@ -265,7 +266,7 @@ def _ways(mark: _Mark, page: _Page) -> Ways:
                 ways.append(_cut_up(strokes, ink, count))
     found = []
     for way in ways:
-        pieces = [_piece(part, ink, box, page.factor) for part in way]
+        pieces = [_piece(part, ink, box, page) for part in way]
         complete = [piece for piece in pieces if piece is not None]
         if len(complete) == len(pieces):
             found.append(complete)
@@ -304,7 +305,7 @@ def _cheapest_path(cost: npt.NDArray[np.float64]) -> npt.NDArray[np.int64]:
     return border
 
 
-def _piece(part: Mask, ink: Grey, box: Box, factor: int) -> Piece | None:
+def _piece(part: Mask, ink: Grey, box: Box, page: _Page) -> Piece | None:
     """Return a part of a mark as a digit, or nothing if too little of it is left."""
     numbered, count = ndimage.label(part, EIGHT)
     if count == 0:
@@ -330,4 +331,5 @@ def _piece(part: Mask, ink: Grey, box: Box, factor: int) -> Piece | None:
         width=columns.stop - columns.start,
         height=height,
     )
-    return Piece(in_view.scaled(factor), pixels)
+    in_plane = in_view.scaled(page.factor)
+    return Piece(in_plane.scaled(page.scale), pixels)

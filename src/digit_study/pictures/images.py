@@ -113,11 +113,6 @@ class _Boxes:
         return cls(np.array(starts), np.array(stops))
 
     @property
-    def tops(self) -> Integers:
-        """Return the first row of each, (n,)."""
-        return self.start[:, 0]
-
-    @property
     def bottoms(self) -> Integers:
         """Return the row below each, (n,)."""
         return self.stop[:, 0]
@@ -125,7 +120,7 @@ class _Boxes:
     @property
     def heights(self) -> Integers:
         """Return the height of each, (n,)."""
-        return self.bottoms - self.tops
+        return np.asarray(self.bottoms - self.start[:, 0])
 
     @property
     def widths(self) -> Integers:
@@ -145,13 +140,6 @@ class _Boxes:
         last = self.stop[chosen].max(axis=0)
         height, width = last - first
         return height, width
-
-    def gap(self, chosen: Flags) -> int:
-        """Return how far those chosen are apart; negative where their boxes overlap."""
-        last_start = self.start[chosen].max(axis=0)
-        first_stop = self.stop[chosen].min(axis=0)
-        gaps = last_start - first_stop
-        return int(gaps.max())
 
     def gaps_to(self, index: int) -> Integers:
         """Return how far each is from a chosen box, (n,); negative where they overlap."""
@@ -489,7 +477,8 @@ def _are_parts_of_a_digit(boxes: _Boxes, peers: Flags) -> bool:
         return False
     height, width = boxes.union(peers)
     widest_gap = WIDEST_GAP * max(height, width)
-    if boxes.gap(peers) >= widest_gap:
+    first, second = np.flatnonzero(peers).tolist()
+    if boxes.gaps_to(first)[second] >= widest_gap:
         return False
     if width >= 1.2 * height:
         return False
