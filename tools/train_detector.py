@@ -109,8 +109,23 @@ def main(path: str | None, into: Path, *, is_tuned: bool) -> None:
     threshold_varied = float(np.quantile(varied, REFUSED_VARIED))
     threshold = min(threshold_plain, threshold_varied)
     print_trade_off(score, plain, varied, digits, threshold)
-    detector.save(weights, threshold, into)
+    save(weights, threshold, into)
     print(f"{into}: {into.stat().st_size / 1000:.0f} kB, threshold {threshold:.4f}")
+
+
+def save(networks: Sequence[Weights], threshold: float, into: Path) -> None:
+    """Save the networks, in half precision, as :func:`detector.weights` loads them.
+
+    Args:
+        networks: The weights of each network, in Keras's order.
+        threshold: The score below which a picture is refused.
+        into: The file to be written.
+    """
+    arrays = {}
+    for number, weights in enumerate(networks):
+        for position, array in enumerate(weights):
+            arrays[f"{number}.{position}"] = array.astype(np.float16)
+    np.savez_compressed(into, threshold=threshold, **arrays)
 
 
 def as_people_write(images: Pixels, labels: Labels, seed: int) -> tuple[Pixels, Labels]:

@@ -15,7 +15,8 @@ import numpy.typing as npt
 
 from digit_study.data.sources import CLASSES, IMAGE_SIDE, Pixels
 
-#: Weights of the networks and the threshold of their score.
+#: Weights of the networks, in the order in which Keras takes them, and the threshold of their
+#: score. ``tools/train_detector.py`` writes it.
 WEIGHTS = Path(__file__).with_suffix(".npz")
 #: Channels of the three blocks of two convolutions each.
 WIDTHS = (24, 48, 96)
@@ -99,71 +100,37 @@ def scorer(models: Sequence[Any]) -> Scorer:
     return score
 
 
-def save(
-    weights: Sequence[Sequence[np.ndarray[Any, Any]]],
-    threshold: float,
-    path: Path = WEIGHTS,
-) -> None:
-    """Save the networks, in half precision.
-
-    Args:
-        weights: the weights of each network, in Keras's order.
-        threshold: the score below which a picture is refused.
-        path: the file to be written.
-    """
-    arrays = {}
-    for number, network in enumerate(weights):
-        for position, array in enumerate(network):
-            arrays[f"{number}.{position}"] = array.astype(np.float16)
-    np.savez_compressed(path, threshold=threshold, **arrays)  # type: ignore[arg-type]
-
-
-def weights(path: Path = WEIGHTS) -> list[Weights]:
-    """Load the saved weights.
-
-    Args:
-        path: a file written by :func:`save`.
+def weights() -> list[Weights]:
+    """Load the shipped weights.
 
     Returns:
         The weights of each network, float32, in Keras's order.
     """
     networks = []
-    with np.load(path) as saved:
+    with np.load(WEIGHTS) as saved:
         for number in range(NETWORKS):
-            prefix = f"{number}."
-            count = sum(name.startswith(prefix) for name in saved.files)
-            arrays = []
-            for position in range(count):
-                array = saved[f"{prefix}{position}"]
-                arrays.append(array.astype(np.float32))
-            networks.append(arrays)
+            names = [name for name in saved.files if name.startswith(f"{number}.")]
+            networks.append([saved[name].astype(np.float32) for name in names])
     return networks
 
 
-def models(path: Path = WEIGHTS) -> list[Any]:
-    """Build the networks with their saved weights.
-
-    Args:
-        path: a file written by :func:`save`.
+def models() -> list[Any]:
+    """Build the networks with the shipped weights.
 
     Returns:
         Keras models, as :func:`scorer` takes them.
     """
     networks = []
-    for network in weights(path):
+    for network in weights():
         model = build()
         model.set_weights(network)
         networks.append(model)
     return networks
 
 
-def threshold(path: Path = WEIGHTS) -> float:
-    """Return the saved score below which a picture is refused.
-
-    Args:
-        path: a file written by :func:`save`.
-    """
-    with np.load(path) as saved:
+def threshold() -> float:
+    """Return the shipped score below which a picture is refused."""
+    with np.load(WEIGHTS) as saved:
         return float(saved["threshold"])
 
 
@@ -184,17 +151,14 @@ class Accepts(Protocol):
 
 
 @cache
-def load(path: Path = WEIGHTS) -> Accepts:
+def load() -> Accepts:
     """Load the shipped detector.
-
-    Args:
-        path: its weights and its threshold.
 
     Returns:
         A function that says which images pass for digits.
     """
-    least = threshold(path)
-    score = scorer(models(path))
+    least = threshold()
+    score = scorer(models())
     blank = np.zeros((1, IMAGE_SIDE, IMAGE_SIDE, 1), np.uint8)
     # compiles it, before anybody waits for an answer
     score(blank)

@@ -29,19 +29,19 @@ def image_files(paths: Sequence[str]) -> list[Path]:
         raise StudyError(
             "at least one image or folder must be named: python src/predict.py photo.png scans/"
         )
-    _check_links(paths)
-    missing = [f"'{printable(path)}'" for path in paths if not os.path.exists(path)]
+    missing = [_named(path) for path in paths if not os.path.exists(path)]
     if missing:
         named = ", ".join(missing[:MOST_NAMED])
         if len(missing) > MOST_NAMED:
             named += " …"
         raise StudyError(
-            f"every path must exist, got {named}: check the spelling, from {Path.cwd()}"
+            f"every path must exist, got {named}: check spelling and links, from {Path.cwd()}"
         )
     files: list[Path] = []
     for name in paths:
         path = Path(name)
-        files += _images_in(path) or [path]
+        images = [entry for entry in _entries_of(path) if _is_image(entry)]
+        files += images or [path]
     return files
 
 
@@ -56,15 +56,12 @@ def printable(name: str) -> str:
     return shown
 
 
-def _check_links(paths: Sequence[str]) -> None:
-    """Raise StudyError for a link whose file is not there."""
-    for path in paths:
-        if os.path.islink(path) and not os.path.exists(path):
-            target = printable(os.readlink(path))
-            rule = "a link must lead to a file that exists"
-            raise StudyError(
-                f"{rule}, got '{printable(path)}', which leads to '{target}': mend or drop the link"
-            )
+def _named(path: str) -> str:
+    """Return a path that does not exist as a message names it: of a link with its target."""
+    shown = f"'{printable(path)}'"
+    if os.path.islink(path):
+        shown += f", which leads to '{printable(os.readlink(path))}'"
+    return shown
 
 
 def left_out(paths: Sequence[str]) -> str:
@@ -99,11 +96,6 @@ def _is_image(entry: Path) -> bool:
         return False
     ending = entry.suffix.lower()
     return ending in SUFFIXES or (ending in HEIF_SUFFIXES and reads_heif())
-
-
-def _images_in(path: Path) -> list[Path]:
-    """Return the image files directly in a folder, in natural order; of a file none."""
-    return [entry for entry in _entries_of(path) if _is_image(entry)]
 
 
 def _entries_of(path: Path) -> list[Path]:
