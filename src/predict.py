@@ -22,7 +22,6 @@ from rich.text import Text
 from digit_study.data.formats import read_unlabelled_csv
 from digit_study.inference.detector import are_digits
 from digit_study.inference.files import image_files, left_out, printable
-from digit_study.inference.picture import readings_figure
 from digit_study.inference.prediction import Reading, load_model, read_files
 from digit_study.support.console import warn
 from digit_study.support.errors import StudyError
@@ -355,6 +354,8 @@ def predict(arguments: argparse.Namespace) -> int:
         else:
             print_readings(shown, coverage)
         if arguments.show:
+            from digit_study.inference.picture import readings_figure
+
             readings_figure(readings).savefig(arguments.show, dpi=120)
             print(f"What the network saw: {Path(arguments.show).resolve()}", file=sys.stderr)
     if page:

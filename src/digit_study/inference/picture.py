@@ -1,22 +1,19 @@
 """Drawing of what was read in image files: the digits, or numbers with a box for each digit."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
 
 from digit_study.inference.files import printable
 from digit_study.inference.prediction import Number, Reading
 from digit_study.pictures.image_files import read_grey, upright_size
 from digit_study.pictures.images import SIDE
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+from digit_study.report.figures import charts
 
 #: Readings that are drawn, at most.
 MOST_SHOWN = 100
@@ -39,8 +36,6 @@ def readings_figure(readings: Sequence[Reading]) -> Figure:
     Returns:
         What the network saw of each digit; of numbers the picture, with a box for each digit.
     """
-    from digit_study.report.figures import charts
-
     shown = readings[:MOST_SHOWN]
     which = "every image"
     if len(readings) > len(shown):
@@ -56,8 +51,6 @@ def readings_figure(readings: Sequence[Reading]) -> Figure:
 
 def _caption(reading: Reading) -> tuple[str, str]:
     """Return what was read in a file, and the colour in which it is written."""
-    from digit_study.report.figures import charts
-
     name = charts.shorten(printable(Path(reading.file).name), NAME_LENGTH)
     if reading.number is not None:
         text = reading.number.text.replace("\n", " / ")
@@ -69,8 +62,6 @@ def _caption(reading: Reading) -> tuple[str, str]:
 
 def _boxes_figure(readings: Sequence[Reading], note: str) -> Figure:
     """Draw pictures of numbers with a box for each digit, and the digits of the others."""
-    from digit_study.report.figures import charts
-
     columns = min(BOXES_A_ROW, len(readings))
     rows = math.ceil(len(readings) / columns)
     figure = charts.new_figure(3.0 * columns, 2.6 * rows + 0.6, f"{TITLE}: {note}")
@@ -89,10 +80,6 @@ def _boxes_figure(readings: Sequence[Reading], note: str) -> Figure:
 
 def _draw_number(axes: Axes, file: Path, number: Number) -> None:
     """Draw a picture with a box for each digit of a number."""
-    from matplotlib.patches import Rectangle
-
-    from digit_study.report.figures import charts
-
     width, height = upright_size(file)
     axes.imshow(read_grey(file), cmap="gray", extent=(0, width, height, 0))
     for digit in number.digits:

@@ -86,10 +86,6 @@ class LoadedModel:
     #: The version that its name stood for; None where the name can never move.
     version: str | None
 
-    def name(self, uri: str) -> str:
-        """Return what a person calls it."""
-        return display_name(uri, self.version)
-
 
 @dataclass(frozen=True)
 class NetworkSource:
@@ -121,7 +117,7 @@ class ServedNetwork:
     @property
     def name(self) -> str:
         """Return what a person calls it: the name it was given, and the version that answers."""
-        return self._loaded.name(self._source.uri)
+        return display_name(self._source.uri, self._loaded.version)
 
     def predict(self, digit: Digit, *, with_saliency: bool) -> tuple[str, Answer]:
         """Predict a digit.
@@ -139,7 +135,7 @@ class ServedNetwork:
                 answer = answer_with_saliency(loaded.model, digit)
             else:
                 answer = Answer(loaded.model(digit[None])[0], None)
-        return loaded.name(self._source.uri), answer
+        return display_name(self._source.uri, loaded.version), answer
 
     def read(self, picture: Picture, accepts: Accepts | None) -> tuple[str, Reading]:
         """Read what is written in a picture, as predict.py does.
@@ -154,7 +150,7 @@ class ServedNetwork:
         with self._computes:
             loaded = self._loaded
             reading = picture.read(loaded.model, accepts)
-        return loaded.name(self._source.uri), reading
+        return display_name(self._source.uri, loaded.version), reading
 
     def refresh(self) -> bool:
         """Load the model that the name stands for now, if it is another version.
@@ -205,22 +201,17 @@ def display_name(uri: str, version: str | None) -> str:
     return name.replace("/", " ")
 
 
-def watch_versions(
-    networks: list[ServedNetwork], ended: threading.Event, every_s: float = REFRESH_EVERY_S
-) -> threading.Thread:
+def watch_versions(networks: list[ServedNetwork], ended: threading.Event) -> None:
     """Look for new versions in a thread until an event is set.
 
     Args:
         networks: What is refreshed.
         ended: Ends the thread.
-        every_s: Seconds between two looks.
     """
 
     def refresh_all() -> None:
-        while not ended.wait(every_s):
+        while not ended.wait(REFRESH_EVERY_S):
             for network in networks:
                 network.refresh()
 
-    thread = threading.Thread(target=refresh_all, name="watch-versions", daemon=True)
-    thread.start()
-    return thread
+    threading.Thread(target=refresh_all, name="watch-versions", daemon=True).start()
