@@ -237,12 +237,11 @@ def public() -> Iterator[Path]:
 
 
 def test_a_target_that_may_not_be_written_is_found_at_once(public: Path) -> None:
-    public.chmod(0o555)
-    with as_nobody(), pytest.raises(StudyError, match="must be a file that can be written"):
-        predict.check_target("--show", str(public / "new.png"), [])
     (public / "old.png").touch(0o444)
-    with as_nobody(), pytest.raises(StudyError, match="must be a file that can be written"):
-        predict.check_target("--show", str(public / "old.png"), [])
+    public.chmod(0o555)
+    for name in ("old.png", "new.png"):
+        with as_nobody(), pytest.raises(StudyError, match="must be a file that can be written"):
+            predict.check_target("--show", str(public / name), [])
 
 
 @pytest.mark.parametrize("mode", [0o000, 0o444])
