@@ -70,10 +70,12 @@ def find_model(named: str, configured: str | None, workspace: Workspace) -> Foun
     upload_left(store)
     # the registry follows it; download_artifacts(tracking_uri=) asks another
     mlflow.set_tracking_uri(uri)
+    version = None
     try:
         # asked before: should the alias move in between, the file is newer than the version, and
         # whoever looks for a newer version finds one
-        version = _version_of_alias(store.client, named)
+        if _has_alias(named):
+            version = _version_of_alias(store.client, named)
         file = Path(mlflow.artifacts.download_artifacts(named)) / KERAS_FILE
     except (mlflow.exceptions.MlflowException, OSError) as fault:
         raise _no_model(store, named, fault) from fault
@@ -126,17 +128,22 @@ def version_named(named: str, configured: str | None, workspace: Workspace) -> s
     Raises:
         MlflowException: If the store does not answer or the alias is gone.
     """
+    if not _has_alias(named):
+        # a client would make a store where there is none
+        return None
     import mlflow
 
     client = mlflow.MlflowClient(store_uri(configured, workspace))
     return _version_of_alias(client, named)
 
 
-def _version_of_alias(client: MlflowClient, named: str) -> str | None:
+def _version_of_alias(client: MlflowClient, named: str) -> str:
     name, _, alias = named.removeprefix("models:/").partition("@")
-    if not alias or not named.startswith("models:/"):
-        return None
     return str(client.get_model_version_by_alias(name, alias).version)
+
+
+def _has_alias(named: str) -> bool:
+    return named.startswith("models:/") and "@" in named
 
 
 def model_version(client: MlflowClient, named: str) -> ModelVersion | None:
