@@ -11,7 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from digit_study.config.run_config import Config
-from digit_study.model.networks import POOLINGS, WIDEST, ModelConfig, relation_violations
+from digit_study.model.networks import (
+    FAMILIES,
+    POOLINGS,
+    WIDEST,
+    ModelConfig,
+    relation_violations,
+)
 from digit_study.model.recipe import EarlyStoppingConfig
 from digit_study.support.errors import StudyError
 from digit_study.support.rules import flatten, rules_of
@@ -56,7 +62,8 @@ BROKEN: list[tuple[str, Any, str]] = [
     ("model__filters", -1, "got -1"),
     ("model__filters", 1025, "got 1025"),
     ("model__filters_step", -1, "in [0, 1024]"),
-    ("model__blocks", 0, "at least 1"),
+    ("model__blocks", 0, "in [1, 64]"),
+    ("model__blocks", 10**9, "got 1000000000"),
     ("model__convs_per_block", 0, "in [1, 8]"),
     ("model__kernel_size", 0, "in [1, 28]"),
     ("model__kernel_size", 29, "got 29"),
@@ -115,13 +122,13 @@ def test_every_broken_rule_is_told_at_once() -> None:
     ("values", "words"),
     [
         ({"model__blocks": 5}, "leaves nothing of a 28x28 image: take fewer blocks"),
-        ({"model__blocks": 10**9}, "leaves nothing"),
+        ({"model__blocks": 64}, "leaves nothing"),
         ({"model__family": "simple", "model__pooling": "none", "model__kernel_size": 15}, "leaves nothing"),
         ({"model__family": "lenet", "model__kernel_size": 15}, "leaves nothing"),
         ({"model__family": "lenet", "model__blocks": 3}, "must be 2 in the lenet family, got 3"),
         ({"model__family": "simple", "model__pooling": "max"}, "must be none in the simple family, got 'max'"),
         ({"model__blocks": 9, "model__pooling": "none"}, "grows to 8192 channels"),
-        ({"model__blocks": 10**9, "model__pooling": "none"}, "at most 4096"),
+        ({"model__blocks": 64, "model__pooling": "none"}, "at most 4096"),
         ({"data__source": "mnist_sample", "data__path": "x.npz"}, "drop one of the two"),
     ],
 )  # fmt: skip
@@ -158,6 +165,27 @@ def test_a_float_passes_exactly_within_its_bounds(value: float, inside: float) -
 def test_the_width_of_the_last_block_is_bounded(values: dict[str, Any], is_wide: bool) -> None:
     told = " ".join(relation_violations(ModelConfig(**{"pooling": "none", **values})))
     assert ("at most 4096 are allowed" in told) == is_wide
+
+
+def test_the_lenet_family_is_blamed_for_its_blocks_alone() -> None:
+    message = complaint(model__family="lenet", model__blocks=30)
+    assert "must be 2 in the lenet family, got 30" in message and "\n" not in message
+
+
+def test_a_kernel_of_one_pixel_leaves_the_depth_bounded() -> None:
+    """Such blocks of the family simple neither shrink the image nor grow wider."""
+    deep = {"model__family": "simple", "model__pooling": "none", "model__kernel_size": 1}
+    assert "must be in [1, 64], got 1000000000" in complaint(model__blocks=10**9, **deep)
+
+
+def test_a_family_of_layers_that_are_not_counted_violates_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def build(layers: Any, x: Any, config: ModelConfig) -> Any:
+        return layers.SeparableConv2D(config.filters)(x)
+
+    monkeypatch.setitem(FAMILIES, "cnn", build)
+    assert not list(relation_violations(ModelConfig(blocks=64)))
 
 
 def test_flatten_names_every_leaf_once_and_in_order() -> None:

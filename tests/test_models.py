@@ -15,7 +15,7 @@ from digit_study.config import compose as composition
 from digit_study.config.compose import compose_config
 from digit_study.config.run_config import Config
 from digit_study.model.fit import FUSED_LAYERS, FusedBatchNormalization, Predictor
-from digit_study.model.networks import ACTIVATIONS, POOLINGS, ModelConfig, build_model, final_side
+from digit_study.model.networks import ACTIVATIONS, POOLINGS, ModelConfig, build_model, measured
 from digit_study.model.recipe import TrainingConfig, build_optimizer
 
 composition.register()
@@ -127,7 +127,9 @@ def test_the_rule_knows_the_side_that_is_built(
     )
     Config(model=config).validate()
     (flat,) = layers_of(build_model(config), keras.layers.Flatten)
-    assert flat.input.shape[1:3] == (final_side(config), final_side(config))
+    layers = measured(config)
+    assert layers is not None
+    assert flat.input.shape[1:3] == (layers.smallest_side, layers.smallest_side)
 
 
 @pytest.mark.parametrize("activation", ACTIVATIONS)

@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from digit_study.data.arrays import CLASSES, IMAGE_SIDE
+from digit_study.model.counting import CountingLayers, Shape
 from digit_study.model.keras_settings import use_keras_settings
-from digit_study.support.rules import at_least, between, choice, rules_of
+from digit_study.support.rules import between, choice, rules_of
 
 #: How the last convolution of a block shrinks the image.
 POOLINGS = ("max", "average", "stride", "none")
@@ -22,8 +23,8 @@ ACTIVATIONS = ("relu", "gelu", "silu", "elu", "tanh", "leaky_relu")
 WIDEST = 4096
 #: Keras's 0.99 needs 500 steps to forget its start; a run on the sample has 23 an epoch.
 BN_MOMENTUM = 0.9
-#: Halvings after which nothing is left of any image.
-MOST_HALVINGS = 64
+#: Taken for the multiplications of what cannot be counted: more than any shipped network has.
+UNKNOWN = 1_000_000_000
 #: A tensor of Keras, which is imported when a network is built: names and rules are known without.
 Tensor = Any
 #: A model of Keras.
@@ -54,7 +55,7 @@ class ModelConfig:
     family: Annotated[str, choice(FAMILIES)] = "cnn"
     filters: Annotated[int, between(1, 1024)] = 32
     filters_step: Annotated[int, between(0, 1024)] = 0
-    blocks: Annotated[int, at_least(1)] = 2
+    blocks: Annotated[int, between(1, 64)] = 2
     convs_per_block: Annotated[int, between(1, 8)] = 1
     kernel_size: Annotated[int, between(1, IMAGE_SIDE)] = 3
     pooling: Annotated[str, choice(POOLINGS)] = "max"
@@ -220,24 +221,55 @@ FAMILIES: dict[str, Callable[[Any, Tensor, ModelConfig], Tensor]] = {
 }
 
 
+def measured(config: ModelConfig) -> CountingLayers | None:
+    """Measure a network without building it.
+
+    Args:
+        config: The network; each of its values is valid by itself.
+
+    Returns:
+        What its layers have counted. None for a family with layers, or arguments of layers, that
+        are not counted.
+    """
+    layers = CountingLayers()
+    try:
+        FAMILIES[config.family](layers, Shape(IMAGE_SIDE, IMAGE_SIDE, 1), config)
+    except (AttributeError, TypeError, ValueError):
+        return None
+    return layers
+
+
+def multiplications(config: ModelConfig) -> int:
+    """Return how many multiplications one image takes through a network, all members counted.
+
+    Args:
+        config: The network.
+
+    Returns:
+        :data:`UNKNOWN` for a network that cannot be measured. It starts first.
+    """
+    layers = measured(config)
+    if layers is None:
+        return UNKNOWN
+    return config.members * layers.multiplications
+
+
 def relation_violations(model: ModelConfig) -> Iterator[str]:
     """Yield a sentence for each group of values that do not go together."""
     rules = rules_of(ModelConfig)
-    has_valid_blocks = rules["blocks"].holds(model.blocks)
-    has_valid_filters = rules["filters"].holds(model.filters)
-    if not has_valid_blocks or not has_valid_filters:
+    if not all(rule.holds(getattr(model, key)) for key, rule in rules.items()):
         # these are reported by themselves
         return
-    if final_side(model) < 1:
+    layers = measured(model)
+    if layers is not None and layers.smallest_side < 1:
         shape = f"`model.kernel_size`={model.kernel_size} and `model.pooling`={model.pooling}"
         rule = f"`model.blocks`={model.blocks} with {shape}"
         nothing = f"leaves nothing of a {IMAGE_SIDE}x{IMAGE_SIDE} image"
         remedy = "take fewer blocks, a smaller kernel or `model.pooling=none`"
         yield f"{rule} {nothing}: {remedy}"
-    widest = channels_of_last_block(model)
-    if widest > WIDEST:
-        rule = f"`model.filters`={model.filters} grows to {widest} channels"
-        where = f"in block {model.blocks}, at most {WIDEST} are allowed"
+    if layers is not None and layers.widest > WIDEST:
+        rule = f"`model.filters`={model.filters} grows to {layers.widest} channels"
+        where = f"in {model.blocks} blocks, at most {WIDEST} are allowed"
         yield f"{rule} {where}: take fewer filters or blocks"
     if model.family == "lenet" and model.blocks != 2:
         rule = "`model.blocks` must be 2 in the lenet family"
@@ -245,43 +277,3 @@ def relation_violations(model: ModelConfig) -> Iterator[str]:
     if model.family == "simple" and model.pooling != "none":
         rule = "`model.pooling` must be none in the simple family"
         yield f"{rule}, got '{model.pooling}': use model=cnn to pool"
-
-
-def channels_of_last_block(model: ModelConfig) -> int:
-    """Return the channels of the last block, which is the widest."""
-    if model.family == "simple":
-        further_blocks = model.blocks - 1
-        return model.filters + model.filters_step * further_blocks
-    # shifting by 10**9 would never return
-    doublings = min(model.blocks - 1, 64)
-    return model.filters << doublings
-
-
-def final_side(model: ModelConfig) -> int:
-    """Return the side of the last feature map, in pixels.
-
-    Only the family cnn pads every convolution.
-
-    Args:
-        model: The network.
-
-    Returns:
-        The side; below 1 where nothing is left of the image.
-    """
-    lost_a_convolution = model.kernel_size - 1
-    if model.family == "simple":
-        convolutions = model.blocks * model.convs_per_block
-        return IMAGE_SIDE - convolutions * lost_a_convolution
-    blocks = min(model.blocks, MOST_HALVINGS)
-    if model.family == "lenet":
-        blocks = 2
-    side = IMAGE_SIDE
-    for block in range(blocks):
-        if model.family == "lenet" and block == 1:
-            side -= lost_a_convolution
-        if model.pooling == "stride":
-            # a convolution of stride 2 rounds up where pooling rounds down
-            side = -(-side // 2)
-        elif model.pooling != "none":
-            side //= 2
-    return side

@@ -17,7 +17,7 @@ from digit_study.config.engine_config import (
 from digit_study.config.renamed_keys import key_of
 from digit_study.config.run_config import Config, resolve_config
 from digit_study.data.digits import split_sizes
-from digit_study.model.cost import multiplications
+from digit_study.model.networks import multiplications
 from digit_study.support import hardware
 from digit_study.support.console import warn
 from digit_study.support.errors import StudyError
