@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import json
 import pickle
 import platform
 import socket
@@ -30,7 +31,7 @@ from digit_study.config.run_config import Config, resolve_config
 from digit_study.data import digits, sources
 from digit_study.study import run_plan
 from digit_study.study.search import run_study
-from digit_study.support import hardware
+from digit_study.support import hardware, processes
 from digit_study.support.errors import StudyError
 from digit_study.support.workspace import Workspace
 from digit_study.tracking import provenance
@@ -394,6 +395,22 @@ def test_what_a_node_has_uploaded_belongs_to_the_run_before_the_rest_is_uploaded
     tracker.unpack(packed)
     assert tracker.epoch_values(run_id, "val_accuracy") == {1: 0.5, 2: 0.6}
     assert tracker.finished_metrics(run_id) == {"val_accuracy": 0.6, "parameters": 9.0}
+
+
+def test_an_engine_stops_although_the_disk_is_full(store: str, tmp_path: Path) -> None:
+    """A run whose process was killed while it drew figures cannot be ended then."""
+    within = Workspace(tmp_path)
+    run = Tracker(store, within).spooled("a-run")
+    run.folder.mkdir(parents=True)
+    gone = processes.process_name().rsplit(":", 1)[0] + ":1.00"
+    (run.folder / "about.json").write_text(json.dumps({"uri": store, "owner": gone}))
+    (run.folder / "log.jsonl").mkdir()  # which nothing can be written to
+    assert run.is_abandoned
+    engine = Stubs(store).engine(EngineContext(workspace=within, tracking_uri=store))
+    killed: Any = types.SimpleNamespace(run_id="a-run", stop=lambda grace: None)
+    engine.finishing.append(killed)
+    engine.stop()
+    assert not engine.finishing
 
 
 @pytest.mark.slow

@@ -216,8 +216,7 @@ class LocalEngine:
             except TrialDied:
                 self.finishing.remove(worker)
                 worker.stop()
-                with suppress(OSError):  # the disk is full: the next command does it
-                    self._close_abandoned(worker.run_id)
+                self._close_abandoned(worker.run_id)
                 continue
             match message:
                 case Idle():
@@ -249,7 +248,8 @@ class LocalEngine:
 
     def _close_abandoned(self, run_id: str) -> None:
         """End a run in the name of a process that died before it did."""
-        SpooledRun(run_id, self._context.workspace).close_abandoned()
+        with suppress(OSError):  # the disk is full: the next command does it
+            SpooledRun(run_id, self._context.workspace).close_abandoned()
 
 
 def forking_launch(
