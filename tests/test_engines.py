@@ -18,7 +18,7 @@ from typing import Any
 import mlflow
 import numpy as np
 import pytest
-from stub_worker import Stubs, plan, workspace
+from stub_worker import Stubs, draw_no_studies, plan, states, workspace
 
 from digit_study.config.engine_config import (
     EngineConfig,
@@ -40,10 +40,12 @@ from digit_study.trial.events import (
     LOST_REASONS,
     Decision,
     EpochDone,
+    Event,
     Failed,
     FailureCause,
     Finished,
 )
+from digit_study.trial.health import Health
 from digit_study.trial.local import pool
 from digit_study.trial.local.pool import LocalEngine
 from digit_study.trial.local.process import TrialDied
@@ -413,6 +415,38 @@ def test_an_engine_stops_although_the_disk_is_full(store: str, tmp_path: Path) -
     assert not engine.finishing
 
 
+class FullDiskEngine(LocalEngine):
+    """An engine whose events a full disk holds back for some calls."""
+
+    def __init__(self, context: EngineContext, launch: Any, calls: float) -> None:
+        super().__init__(context, launch)
+        self._calls = calls
+
+    def events(self, timeout: float = 0.5) -> Iterator[Event]:
+        if self._calls > 0:
+            self._calls -= 1
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return super().events(timeout)
+
+
+def test_a_disk_that_holds_events_back_is_an_outage(
+    store: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    draw_no_studies(monkeypatch)
+    found = plan("search.trials=1")
+    health = Health(found.uri, found.workspace, 10, "search.outage_timeout", first_pause=0.01)
+    view = run_study(found, lambda context: FullDiskEngine(context, Stubs(store), 2), health=health)
+    assert states(view) == ["COMPLETE"]
+    told = capsys.readouterr().err
+    assert "No space left on device: no trial is to blame" in told.replace("\n", " ")
+
+
+def test_a_disk_that_holds_events_back_for_good_ends_the_command(store: str) -> None:
+    found = plan("search.trials=1", "search.outage_timeout=0")
+    with pytest.raises(StudyError, match="No space left on device: mend that"):
+        run_study(found, lambda context: FullDiskEngine(context, Stubs(store), float("inf")))
+
+
 @pytest.mark.slow
 def test_a_trial_whose_node_goes_away_again_and_again_uses_up_no_retry(
     store: str, monkeypatch: pytest.MonkeyPatch
@@ -555,8 +589,11 @@ def test_a_result_of_a_node_waits_until_this_disk_has_room() -> None:
     engine._connection = types.SimpleNamespace(call=lambda *_: (news.pop(0), 1))
     engine._tracker = types.SimpleNamespace(unpack=unpack)
     engine._news = []
-    assert list(engine.events()) == [lost]
-    assert list(engine.events()) == []
+    found: list[Any] = []
+    for _ in range(2):
+        with pytest.raises(OSError, match="No space left"):
+            found.extend(engine.events())
+    assert found == [lost]
     full[0] = False
     assert list(engine.events()) == [done]
     assert kept == [b"tar"]

@@ -129,6 +129,10 @@ class Engine(Protocol):
 
         Returns:
             The events of all trials, those of a trial in order.
+
+        Raises:
+            OSError: In the end, if the disk of this machine did not take what a trial left. The
+                event of that trial comes again.
         """
 
     def stop(self) -> None:

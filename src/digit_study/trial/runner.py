@@ -212,7 +212,7 @@ class Runner:
         try:
             while not self._advance(source):
                 raise_if_interrupted()
-                self._events.extend(self._engine.events(self._event_wait))
+                self._receive_events()
                 raise_if_interrupted()
         except BaseException:
             self._stop(source, is_interrupted=True)
@@ -227,6 +227,15 @@ class Runner:
     @property
     def _event_wait(self) -> float:
         return EVENT_WAIT_WHILE_CREATING_S if self._creating else EVENT_WAIT_S
+
+    def _receive_events(self) -> None:
+        """Wait for events; those that a full disk holds back come later."""
+        try:
+            self._events.extend(self._engine.events(self._event_wait))
+        except Exception as error:
+            if not is_outage(error):
+                raise
+            self._health.report_fault(describe_outage(error))
 
     def _advance(self, source: JobSource) -> bool:
         """Handle what has happened and fill free slots; return whether all is done.

@@ -432,6 +432,7 @@ class RayEngine:
         news, self.free = self._connection.call("events", timeout)
         news = [*self._news, *news]
         self._news = []
+        disk_fault: OSError | None = None
         for item in news:
             match item:
                 case NodeWarning(text=text):
@@ -439,9 +440,15 @@ class RayEngine:
                 case Failed():
                     yield item
                 case ActorEvent():
-                    event = self._unpacked(item)
-                    if event is not None:
-                        yield event
+                    try:
+                        event = self._unpacked(item)
+                    except OSError as fault:
+                        self._news.append(item)
+                        disk_fault = fault
+                        continue
+                    yield event
+        if disk_fault is not None:
+            raise disk_fault
 
     def stop(self) -> None:
         """End all trials, see :meth:`digit_study.trial.protocol.Engine.stop`."""
@@ -452,19 +459,12 @@ class RayEngine:
             self._connection.kill()
         self._connection.close()
 
-    def _unpacked(self, item: ActorEvent) -> Event | None:
-        """Return the event of a trial once this machine has what the run left.
-
-        None if the disk is full: then the event waits here.
-        """
+    def _unpacked(self, item: ActorEvent) -> Event:
+        """Return the event of a trial once this machine has what the run left."""
         event: Event
         event, packed = pickle.loads(item.content)
-        try:
-            if packed is not None:
-                self._tracker.unpack(packed)
-        except OSError:
-            self._news.append(item)
-            return None
+        if packed is not None:
+            self._tracker.unpack(packed)
         return event
 
 
