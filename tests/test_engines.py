@@ -316,6 +316,24 @@ def test_digits_that_are_handed_over_are_read_wherever_the_config_has_them(
         sources.read_part(elsewhere, "test", tmp_path)  # the sealed test set stays where it is
 
 
+def test_digits_that_have_changed_since_the_plan_are_told_before_they_are_sent(
+    small_npz: Path, store: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = tmp_path / "mine.npz"
+    path.write_bytes(small_npz.read_bytes())
+    config = sources.resolve(sources.DataConfig(path=str(path))).config
+    with np.load(small_npz) as digits_there:
+        np.savez(path, **{**digits_there, "y_train": digits_there["y_train"][::-1]})
+    sources.read_path(small_npz, "train")  # as by -m over several paths: one file is kept in memory
+    called: list[Any] = []
+    connection = types.SimpleNamespace(call=lambda *asked: called.append(asked))
+    monkeypatch.setattr(ray_engine, "connect", lambda address, workspace: connection)
+    context = EngineContext(workspace=Workspace(tmp_path), data=config, tracking_uri=store)
+    with pytest.raises(StudyError, match=f"says {config.sha256}, but the digits of mine are"):
+        ray_engine.RayEngine(context)
+    assert not called
+
+
 class StubActor(TrialActor):
     """An actor whose engine runs stubs."""
 

@@ -25,6 +25,7 @@ import psutil
 from digit_study.config.engine_config import EngineConfig, Node, capacity
 from digit_study.config.run_config import Config
 from digit_study.data import sources
+from digit_study.data.digits import dataset_name
 from digit_study.support.console import print_error, warn
 from digit_study.support.errors import StudyError
 from digit_study.support.formatting import listed
@@ -377,6 +378,9 @@ class RayEngine:
         Args:
             context: Limits, and what trials need.
             actor_class: Name of the class of the actors, as ``module:class``.
+
+        Raises:
+            StudyError: If the digits have changed since they were resolved.
         """
         uri = store_uri(context.tracking_uri, context.workspace)
         #: URI of the tracking store as nodes find it.
@@ -392,11 +396,14 @@ class RayEngine:
         }
         environment["MLFLOW_TRACKING_URI"] = self._uri
         images, labels = sources.read_part(context.data, "train", context.digits_folder)
+        sha256 = sources.digest(images[..., 0], labels)
+        # trials look for the digits by the digest that was planned with
+        sources.require_digest(context.data, dataset_name(context.data), sha256)
         setup = ActorSetup(
             requirements_for(self._uri),
             environment,
             pickle.dumps(replace(context, slots=1, tracking_uri=self._uri)),
-            sources.digest(images[..., 0], labels),
+            sha256,
         )
         resources = context.options.resources
         self._connection.call("open", context.slots, resources, setup, images, labels, actor_class)
