@@ -119,6 +119,17 @@ def test_a_file_that_nobody_went_on_from_is_removed(kept: Checkpoint) -> None:
     assert [path.name for path in kept.path.parent.iterdir()] == [other.path.name]
 
 
+def test_a_file_that_another_command_removes_meanwhile_keeps_no_state_from_being_written(
+    tmp_path: Path,
+) -> None:
+    checkpoint = Checkpoint(CONFIG, Workspace(tmp_path))
+    checkpoint.path.parent.mkdir(parents=True)
+    # like a file that is removed after its name was read, it is listed and not there
+    (checkpoint.path.parent / "removed.npz").symlink_to(tmp_path / "nowhere")
+    checkpoint.write(state)
+    assert checkpoint.read() is not None
+
+
 @pytest.mark.reliability
 def test_an_interrupted_run_goes_on_with_the_same_bits(project: Project, typed_store: str) -> None:
     """The second of two members is killed, with its whole command."""

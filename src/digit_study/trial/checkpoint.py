@@ -151,8 +151,9 @@ def _remove_old(folder: Path) -> None:
     """Remove files that nobody has gone on from for long."""
     oldest = time.time() - KEPT_DAYS * 24 * 3600
     for path in folder.iterdir():
-        if path.stat().st_mtime < oldest:
-            path.unlink(missing_ok=True)
+        with suppress(FileNotFoundError):  # another command removes it at this moment
+            if path.stat().st_mtime < oldest:
+                path.unlink()
 
 
 def this_command() -> str:
