@@ -337,8 +337,8 @@ def test_digits_that_have_changed_since_the_plan_are_told_before_they_are_sent(
 class StubActor(TrialActor):
     """An actor whose engine runs stubs."""
 
-    def launcher(self, context: EngineContext) -> Any:
-        return Stubs(str(context.tracking_uri))
+    def local_engine(self, context: EngineContext) -> LocalEngine:
+        return Stubs(str(context.tracking_uri)).engine(context)
 
 
 def test_a_call_that_is_made_again_does_nothing_twice(store: str, tmp_path: Path) -> None:

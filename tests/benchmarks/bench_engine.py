@@ -34,6 +34,7 @@ from digit_study.support.workspace import Workspace  # noqa: E402
 from digit_study.tracking.database import create_store  # noqa: E402
 from digit_study.tracking.session import Tracker  # noqa: E402
 from digit_study.trial.events import Decision, StepsDone  # noqa: E402
+from digit_study.trial.local.pool import LocalEngine  # noqa: E402
 from digit_study.trial.protocol import (  # noqa: E402
     ENGINES,
     Engine,
@@ -51,12 +52,16 @@ class StubActor(TrialActor):
 
     seconds = 0.0
 
-    def launcher(self, context: EngineContext) -> Any:
-        """Start a stub, slowed down."""
+    def local_engine(self, context: EngineContext) -> LocalEngine:
+        """Open an engine of stubs, slowed down."""
         stubs = Stubs(str(context.tracking_uri))
         # its imports, which a real actor's trials are forked with
         stubs.tracker.client.search_experiments()
-        return lambda request: SlowStub(stubs, request, "done", self.seconds)
+
+        def launch(request: TrialRequest) -> Any:
+            return SlowStub(stubs, request, "done", self.seconds)
+
+        return LocalEngine(context, launch, in_background=False)
 
 
 class SlowActor(StubActor):

@@ -136,9 +136,13 @@ def train(
             trial starts meanwhile.
     """
     with native_stderr(), signals_surface():
+        from digit_study.tracking import provenance
         from digit_study.tracking.session import Tracker
         from digit_study.trial.run_trial import forget_networks, run_trial
     tracker = Tracker(store_uri(config.tracking.uri, workspace), workspace)
+    if digits_folder is not None:
+        # the run was created on another machine
+        tracker.tag_run(run_id, provenance.prefixed(provenance.machine_tags()))
     try:
         run_trial(
             config,

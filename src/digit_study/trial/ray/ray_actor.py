@@ -12,7 +12,6 @@ import platform
 import socket
 import threading
 from dataclasses import replace
-from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -29,13 +28,10 @@ from digit_study.trial.ray.messages import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Mapping
 
-    from digit_study.config.run_config import Config
-    from digit_study.support.workspace import Workspace
     from digit_study.tracking.session import Tracker
-    from digit_study.trial.local.child import Reporter
-    from digit_study.trial.local.worker import Worker
+    from digit_study.trial.local.pool import LocalEngine
     from digit_study.trial.protocol import EngineContext, TrialRequest
 
 #: Seconds that a node waits for the port of the tracking server.
@@ -140,7 +136,6 @@ class TrialActor:
         from digit_study.support.workspace import Workspace
         from digit_study.tracking.location import store_uri
         from digit_study.tracking.session import Tracker
-        from digit_study.trial.local.pool import LocalEngine
 
         if sources.digest(images[..., 0], labels) != setup.sha256:
             raise ValueError(
@@ -155,21 +150,20 @@ class TrialActor:
         context = pickle.loads(setup.context)
         context = replace(context, workspace=workspace, digits_folder=folder)
         self._tracker = Tracker(store_uri(context.tracking_uri, workspace), workspace)
-        self._engine = LocalEngine(context, self.launcher(context), in_background=False)
+        self._engine = self.local_engine(context)
         threading.Thread(target=_upload_logs, args=(self._tracker,), daemon=True).start()
         versions = " ".join(f"{name} {at}" for name, at in report.versions.items())
         node_kind = f"{report.processor}, {report.cores} cores, {versions}"
         return OpenedActor(processes.process_name(), node_kind)
 
-    def launcher(self, context: EngineContext) -> Callable[[TrialRequest], Worker]:
-        """Return what starts a worker; the server that it is forked from starts now."""
-        from digit_study.trial.local.server import start_server
-        from digit_study.trial.local.worker import Worker
+    def local_engine(self, context: EngineContext) -> LocalEngine:
+        """Open the node's engine; the server that workers are forked from starts now.
 
-        start = partial(start_server, context.workspace, context.data, context.digits_folder)
-        start()
-        target = partial(train, workspace=context.workspace, digits_folder=context.digits_folder)
-        return lambda request: Worker(target, request, start_server=start)
+        A trial has its outcome when all of its run can be handed over, figures included.
+        """
+        from digit_study.trial.local.pool import LocalEngine
+
+        return LocalEngine(context, in_background=False)
 
     def exchange(
         self, number: int, command: bytes | None, acknowledged: int, timeout: float
@@ -227,35 +221,6 @@ class TrialActor:
                 phase = TrialPhase.ENDED
                 packed = self._tracker.pack(self._run_ids.pop(event.key))
         return ActorEvent(self._event, event.key, phase, pickle.dumps((event, packed)))
-
-
-def train(
-    config: Config,
-    run_id: str,
-    reporter: Reporter,
-    *,
-    workspace: Workspace,
-    digits_folder: Path | None,
-) -> None:
-    """Run the local engine's trial, whose run also says on which machine it is.
-
-    It has its outcome when all of its run can be handed over, figures included.
-    """
-    from digit_study.tracking import provenance
-    from digit_study.tracking.location import store_uri
-    from digit_study.tracking.session import Tracker
-    from digit_study.trial.local import child
-
-    tracker = Tracker(store_uri(config.tracking.uri, workspace), workspace)
-    tracker.tag_run(run_id, provenance.prefixed(provenance.machine_tags()))
-    child.train(
-        config,
-        run_id,
-        reporter,
-        workspace=workspace,
-        digits_folder=digits_folder,
-        in_background=False,
-    )
 
 
 def _upload_logs(tracker: Tracker) -> None:
