@@ -6,6 +6,7 @@ import time
 
 import numpy as np
 import pytest
+from augmented import changed_batches
 from conftest import sample
 
 from digit_study.model import pen, robustness
@@ -23,9 +24,9 @@ def batches_of(count: int, one_hot: bool = False):  # type: ignore[no-untyped-de
 
 
 def varied(seed: int, one_hot: bool = False) -> list[tuple[np.ndarray, np.ndarray]]:
-    from digit_study.model.augmentation import handwriting, map_numbered
+    from digit_study.model.augmentation import handwriting
 
-    batches = map_numbered(batches_of(64, one_hot), seed, handwriting(seed))
+    batches = changed_batches(batches_of(64, one_hot), seed, handwriting(seed))
     return [(images.numpy(), targets.numpy()) for images, targets in batches]
 
 

@@ -13,12 +13,12 @@ import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from augmented import changed_batches
 from conftest import sample
 from hypothesis import given
 from hypothesis import strategies as st
 
 from digit_study.model import fit as training
-from digit_study.model.augmentation import map_numbered
 from digit_study.model.fit import STEPS_PER_EXECUTION, Diverged, fit, steps_of_epoch, weights_sha256
 from digit_study.model.networks import ModelConfig, build_model
 from digit_study.model.recipe import (
@@ -382,7 +382,7 @@ def moved(shift: float, rotation: float, seed: int = 0, rounds: int = 1) -> list
     images = np.zeros((8, 28, 28, 1), np.uint8)
     images[:, 10:18, 12:16] = 255
     batches = tf.data.Dataset.from_tensors((images, np.arange(8)))
-    moving = map_numbered(batches, seed, shift_rotate(shift, rotation, seed))
+    moving = changed_batches(batches, seed, shift_rotate(shift, rotation, seed))
     return [np.asarray(batch) for _ in range(rounds) for batch, _ in moving]
 
 

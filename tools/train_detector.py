@@ -33,10 +33,10 @@ from digit_study.inference import detector
 from digit_study.model import fit
 from digit_study.model.augmentation import (
     Draws,
+    batch_numbers,
     bent_ink,
     developed,
     handwriting,
-    map_numbered,
     other_pen,
 )
 from digit_study.model.recipe import TrainingConfig
@@ -140,9 +140,18 @@ def as_people_write(images: Pixels, labels: Labels, seed: int) -> tuple[Pixels, 
         Varied images (n, 28, 28, 1), uint8, and their labels (n,), in the same order.
     """
     batches = tf.data.Dataset.from_tensors((images, labels)).unbatch().batch(500)
+    change = handwriting(seed)
+
+    def change_batch(
+        number: tf.Tensor, batch: tuple[tf.Tensor, tf.Tensor]
+    ) -> tuple[tf.Tensor, ...]:
+        return change(number, *batch)
+
+    numbered = tf.data.Dataset.zip(batch_numbers(seed), batches)
+    varied = numbered.map(tf.autograph.experimental.do_not_convert(change_batch))
     varied_images = []
     varied_labels = []
-    for some_images, some_labels in map_numbered(batches, seed, handwriting(seed)):
+    for some_images, some_labels in varied:
         varied_images.append(np.round(some_images.numpy()).astype(np.uint8))
         varied_labels.append(some_labels.numpy())
     return np.concatenate(varied_images), np.concatenate(varied_labels)

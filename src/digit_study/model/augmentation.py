@@ -13,8 +13,6 @@ from typing import Any
 from digit_study.data.sources import IMAGE_SIDE
 from digit_study.model import pen
 
-#: A tf.data.Dataset of (images (n, h, w, 1) uint8, targets).
-Batches = Any
 #: A tensor of TensorFlow, which only the functions import.
 Tensor = Any
 #: A function of (number, images, targets) to images and targets. The number, int64, differs from
@@ -111,25 +109,6 @@ def batch_numbers(seed: int) -> Any:
 
     # the counter would restart every epoch inside enumerate(); a dataset of random numbers goes on
     return tf.data.Dataset.random(seed=seed, rerandomize_each_iteration=True)
-
-
-def map_numbered(batches: Batches, seed: int, change: Change) -> Batches:
-    """Change every batch at random.
-
-    Args:
-        batches: The batches.
-        seed: Seed of the numbers.
-        change: What is done to a batch.
-    """
-    import tensorflow as tf
-
-    def change_batch(number: Tensor, batch: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-        images, targets = batch
-        return change(number, images, targets)
-
-    numbered = tf.data.Dataset.zip(batch_numbers(seed), batches)
-    unconverted = tf.autograph.experimental.do_not_convert(change_batch)
-    return numbered.map(unconverted)
 
 
 def unchanged(number: Tensor, images: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
