@@ -45,10 +45,6 @@ class TrialResult:
     #: Tags of the machine that trained it, see
     #: :func:`digit_study.tracking.provenance.machine_tags`.
     machine: Mapping[str, str] = field(default_factory=dict)
-    #: Folder of the spooled run, if the tracking store did not take all of it.
-    kept: Path | None = None
-    #: What the store said in that case.
-    fault: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -87,7 +87,7 @@ def run_trial(
             drawn, else when the run has ended.
 
     Returns:
-        The result, which says whether the tracking store has all of it.
+        The result.
 
     Raises:
         TrialStopped: If the listener decided so.
@@ -121,8 +121,7 @@ def run_trial(
         with deferred_signals():
             _finish(writer, result, draw, listener if result_before_figures else None)
     finally:
-        kept = writer.upload()
-    result = replace(result, kept=kept, fault=writer.fault)
+        writer.upload()
     if not result_before_figures:
         listener.on_result(result)
     return result
