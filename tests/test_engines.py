@@ -55,8 +55,6 @@ from digit_study.trial.ray.messages import (
     ActorEvent,
     ActorSetup,
     Answer,
-    ClusterNode,
-    NodeReport,
     Requirements,
     TrialPhase,
 )
@@ -192,17 +190,26 @@ def test_a_cluster_that_does_not_answer_is_told_before_ray_is_asked(
 # ---------------------------------------------------------------------------------- an offer of a cluster
 
 
-def surveyed(host: str, cores: float = 4.0, gpus: float = 0.0, **facts: Any) -> ClusterNode:
-    resources = {"CPU": cores, "GPU": gpus, "memory": 16 * GIB}
-    return ClusterNode(host, resources, NodeReport(host, processor="P", **facts))
+def surveyed(
+    host: str, cores: float = 4.0, gpus: float = 0.0, precision: str = "float32", **facts: Any
+) -> Node:
+    """Return a node on which as many trials fit as the stand-in for a cluster counts."""
+    return Node(host, cores, gpus, 16.0, "P", precision, 0, **facts)
 
 
 @pytest.fixture
 def cluster(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
     """Stands for a cluster with these nodes."""
 
-    def stand_in(*nodes: ClusterNode) -> None:
-        connection = types.SimpleNamespace(call=lambda *asked: list(nodes))
+    def stand_in(*nodes: Node) -> None:
+        def survey(name: str, requirements: Requirements, asked: dict[str, float]) -> list[Node]:
+            found = []
+            for node in nodes:
+                has = {"CPU": node.cores, "GPU": node.gpus, "memory": node.memory * GIB}
+                found.append(replace(node, capacity=capacity(has, asked)))
+            return found
+
+        connection = types.SimpleNamespace(call=survey)
         monkeypatch.setattr(ray_engine, "connect", lambda address, workspace: connection)
 
     return stand_in
@@ -254,7 +261,7 @@ def test_workers_and_precision_are_those_of_the_nodes(cluster: Callable[..., Non
     ],
 )
 def test_what_a_cluster_cannot_do_is_told(
-    words: list[str], nodes: list[ClusterNode], told: str, cluster: Callable[..., None]
+    words: list[str], nodes: list[Node], told: str, cluster: Callable[..., None]
 ) -> None:
     cluster(*nodes)
     with pytest.raises(StudyError) as caught:

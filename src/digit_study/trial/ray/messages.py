@@ -28,7 +28,6 @@ class Requirements:
 class NodeReport:
     """What a node says of itself."""
 
-    host: str
     #: Versions of its packages by name, None of those that are missing.
     versions: Mapping[str, str | None] = field(default_factory=dict)
     #: Why it can run no trial, None if it can.
@@ -37,17 +36,6 @@ class NodeReport:
     processor: str = "?"
     #: What the precision ``auto`` means there.
     precision: str = "float32"
-
-
-@dataclass(frozen=True)
-class ClusterNode:
-    """A node of a cluster."""
-
-    host: str
-    #: What Ray knows of it: CPU, GPU and memory (bytes).
-    resources: Mapping[str, float]
-    #: What it says of itself. On a node that a trial does not fit on nothing is asked.
-    report: NodeReport
 
 
 @dataclass(frozen=True)

@@ -40,15 +40,13 @@ REACH_S = 5.0
 
 def inspect_node(requirements: Requirements) -> NodeReport:
     """Return what there is to know of the node that this runs on."""
-    host = platform.node()
     versions = {name: _installed_version(name) for name in requirements.versions}
     problem = _problem(requirements, versions)
     if problem is not None:
-        return NodeReport(host, versions, problem=f"node {host} {problem}")
+        return NodeReport(versions, problem=f"node {platform.node()} {problem}")
     from digit_study.support import hardware
 
     return NodeReport(
-        host,
         versions,
         cores=hardware.cores(),
         processor=hardware.processor(),

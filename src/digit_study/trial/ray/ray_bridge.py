@@ -27,11 +27,10 @@ from ray.exceptions import (
 )
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from digit_study.config.engine_config import capacity
+from digit_study.config.engine_config import BYTES_A_GIB, Node, capacity
 from digit_study.trial.events import LOST_REASONS, Decision, Failed, FailureCause
 from digit_study.trial.ray.messages import (
     ActorSetup,
-    ClusterNode,
     News,
     NodeReport,
     NodeWarning,
@@ -153,10 +152,8 @@ class RayCluster:
         if not str(address).startswith("ray:"):
             self._home = ray.get_runtime_context().get_node_id()
 
-    def survey(
-        self, requirements: Requirements, resources: Mapping[str, float]
-    ) -> list[ClusterNode]:
-        """Return every node that is alive, with its own report where a trial fits.
+    def survey(self, requirements: Requirements, resources: Mapping[str, float]) -> list[Node]:
+        """Return every node that is alive; where a trial fits, with what the node says of itself.
 
         Args:
             requirements: What a node must have.
@@ -165,20 +162,19 @@ class RayCluster:
         found = []
         asked = []
         for node in alive_nodes():
-            host = node["NodeManagerHostname"]
-            if capacity(node["Resources"], resources):
-                asked.append((node, self._inspect(node, requirements)))
+            trials = capacity(node["Resources"], resources)
+            if trials:
+                asked.append((node, trials, self._inspect(node, requirements)))
             else:
-                found.append(ClusterNode(host, node["Resources"], NodeReport(host)))
+                found.append(described(node, trials, NodeReport()))
         deadline = time.monotonic() + NODE_ANSWERS_S
-        for node, reference in asked:
-            host = node["NodeManagerHostname"]
+        for node, trials, reference in asked:
             try:
                 report = ray.get(reference, timeout=max(0.1, deadline - time.monotonic()))
             except (RayError, GetTimeoutError) as fault:
-                problem = f"node {host} runs nothing: {last_line(fault)}"
-                report = NodeReport(host, problem=problem)
-            found.append(ClusterNode(host, node["Resources"], report))
+                host = node["NodeManagerHostname"]
+                report = NodeReport(problem=f"node {host} runs nothing: {last_line(fault)}")
+            found.append(described(node, trials, report))
         return found
 
     def open(
@@ -441,6 +437,27 @@ class RayCluster:
 def alive_nodes() -> list[dict[str, Any]]:
     """Return the nodes that are alive, as Ray describes them."""
     return [node for node in ray.nodes() if node["Alive"]]
+
+
+def described(node: Mapping[str, Any], trials: int, report: NodeReport) -> Node:
+    """Describe a node by what Ray knows of it and what it says of itself.
+
+    Args:
+        node: The node as Ray describes it.
+        trials: How many trials fit on it.
+        report: What it says of itself.
+    """
+    resources = node["Resources"]
+    return Node(
+        host=node["NodeManagerHostname"],
+        cores=resources.get("CPU", 0.0),
+        gpus=resources.get("GPU", 0.0),
+        memory=resources.get("memory", 0.0) / BYTES_A_GIB,
+        processor=report.processor,
+        precision=report.precision,
+        capacity=trials,
+        problem=report.problem,
+    )
 
 
 def last_line(fault: BaseException) -> str:

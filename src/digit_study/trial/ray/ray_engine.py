@@ -22,7 +22,7 @@ from typing import Any
 
 import psutil
 
-from digit_study.config.engine_config import EngineConfig, Node, capacity
+from digit_study.config.engine_config import EngineConfig, Node
 from digit_study.config.run_config import Config
 from digit_study.data import sources
 from digit_study.data.digits import dataset_name
@@ -41,7 +41,6 @@ from digit_study.trial.ray.messages import (
     ActorEvent,
     ActorSetup,
     Answer,
-    ClusterNode,
     News,
     NodeWarning,
     Requirements,
@@ -320,29 +319,13 @@ def available_nodes(options: EngineConfig, uri: str, workspace: Workspace) -> li
     Raises:
         StudyError: If a node that a trial fits on could run none, or if they are too few.
     """
-    resources = options.resources
     connection = connect(options.address, workspace)
-    surveyed = connection.call("survey", requirements_for(uri), resources)
-    nodes = [_node(node, capacity(node.resources, resources)) for node in surveyed]
+    nodes: list[Node] = connection.call("survey", requirements_for(uri), options.resources)
     problems = [str(node.problem) for node in nodes if node.problem]
     if problems:
         raise StudyError("\n".join(dict.fromkeys(problems)))
     _require_capacity(nodes, options)
     return nodes
-
-
-def _node(node: ClusterNode, trials: int) -> Node:
-    report = node.report
-    return Node(
-        node.host,
-        node.resources.get("CPU", 0.0),
-        node.resources.get("GPU", 0.0),
-        node.resources.get("memory", 0.0) / 2**30,
-        report.processor,
-        report.precision,
-        trials,
-        report.problem,
-    )
 
 
 def _require_capacity(nodes: Sequence[Node], options: EngineConfig) -> None:
