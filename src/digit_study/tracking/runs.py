@@ -69,9 +69,16 @@ class Runs(Store):
         return str(info.run_id)
 
     def request_run(self, config: Config, dataset: str, name: str, **tags: str) -> Future[str]:
-        """Create a run as :meth:`create_run` does, and return a future that has its id."""
+        """Create a run as :meth:`create_run` does.
+
+        Returns:
+            A future that has the id of the run, or what the store raised.
+        """
         created: Future[str] = Future()
-        created.set_result(self.create_run(config, dataset, name, **tags))
+        try:
+            created.set_result(self.create_run(config, dataset, name, **tags))
+        except Exception as error:
+            created.set_exception(error)
         return created
 
     def claim_run(self, run_id: str) -> None:

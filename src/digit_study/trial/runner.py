@@ -268,12 +268,7 @@ class Runner:
             job = source.next()
             if job is None:
                 return
-            try:
-                run_id = self._tracker.request_run(job.config, job.dataset, job.name, **job.tags)
-            except Exception as error:
-                self._active[job.key] = _ActiveJob(job, Future(), is_submitted=True)
-                self._fail_start(job, error)
-                raise
+            run_id = self._tracker.request_run(job.config, job.dataset, job.name, **job.tags)
             active = _ActiveJob(job, run_id)
             self._active[job.key] = active
             self._submit(source, active)
@@ -295,14 +290,11 @@ class Runner:
                 source.on_submitted(job, worker)
         except Exception as error:
             active.is_submitted = True
-            self._fail_start(job, error)
+            if is_outage(error):
+                # it ends, so that it comes again after the outage
+                reason = describe_outage(error)
+                self._events.append(Failed(job.key, FailureCause.INFRASTRUCTURE, reason))
             raise
-
-    def _fail_start(self, job: Job, error: Exception) -> None:
-        """Let a job that an outage kept from starting end, so that it comes again afterwards."""
-        if is_outage(error):
-            reason = describe_outage(error)
-            self._events.append(Failed(job.key, FailureCause.INFRASTRUCTURE, reason))
 
     def _handle_events(self, source: JobSource) -> None:
         """Handle events in order; an event that met an outage stays, to be handled again."""
