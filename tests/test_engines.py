@@ -345,7 +345,7 @@ class StubActor(TrialActor):
     """An actor whose engine runs stubs."""
 
     def local_engine(self, context: EngineContext) -> LocalEngine:
-        return Stubs(str(context.tracking_uri)).engine(context)
+        return Stubs(context.tracking_uri).engine(context)
 
 
 def test_a_call_that_is_made_again_does_nothing_twice(store: str, tmp_path: Path) -> None:

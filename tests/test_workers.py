@@ -65,7 +65,8 @@ def worker_of(
 
 
 def context(**more: Any) -> EngineContext:
-    return EngineContext(workspace=Workspace(Path("/nowhere")), **more)
+    within = Workspace(Path("/nowhere"))
+    return EngineContext(workspace=within, tracking_uri=within.default_store, **more)
 
 
 def engine_of(target: Target, **more: Any) -> LocalEngine:

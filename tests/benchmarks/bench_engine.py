@@ -54,7 +54,7 @@ class StubActor(TrialActor):
 
     def local_engine(self, context: EngineContext) -> LocalEngine:
         """Open an engine of stubs, slowed down."""
-        stubs = Stubs(str(context.tracking_uri))
+        stubs = Stubs(context.tracking_uri)
         # its imports, which a real actor's trials are forked with
         stubs.tracker.client.search_experiments()
 

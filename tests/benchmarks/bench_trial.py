@@ -104,7 +104,8 @@ def main() -> None:
     found: dict[tuple[int, str], list[float]] = defaultdict(list)
     first = next(iter(configs.values()))
     with session(uri, workspace, outage_timeout=1.0) as tracker:
-        engine = LocalEngine(EngineContext(workspace=workspace, data=first.data))
+        context = EngineContext(workspace=workspace, tracking_uri=uri, data=first.data)
+        engine = LocalEngine(context)
         # as in a sweep, whose parent has the figures of the digits
         parent = tracker.create_run(first, "mnist", "parent")
         for number in range(given.rounds + 1):

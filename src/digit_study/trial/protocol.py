@@ -53,6 +53,8 @@ class EngineContext:
 
     #: Where runs are spooled, and where temporary files lie.
     workspace: Workspace
+    #: URI of the tracking store.
+    tracking_uri: str
     #: Trials at a time. None is as many as fit, also on nodes that join later.
     slots: int | None = 1
     #: Seconds that a trial may take. None has no limit.
@@ -65,8 +67,6 @@ class EngineContext:
     data: DataConfig = field(default_factory=DataConfig)
     #: Folder of digits by their sha256, on a machine that was handed them by another.
     digits_folder: Path | None = None
-    #: URI of the tracking store, for nodes that cannot know it. None is the configured one.
-    tracking_uri: str | None = None
 
 
 @dataclass(frozen=True)

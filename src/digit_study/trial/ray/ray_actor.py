@@ -132,7 +132,6 @@ class TrialActor:
         from digit_study.support import processes
         from digit_study.support.scratch import use_scratch
         from digit_study.support.workspace import Workspace
-        from digit_study.tracking.location import store_uri
         from digit_study.tracking.session import Tracker
 
         if sources.digest(images[..., 0], labels) != setup.sha256:
@@ -147,7 +146,7 @@ class TrialActor:
         sources.store_train_part(folder, setup.sha256, images, labels)
         context = pickle.loads(setup.context)
         context = replace(context, workspace=workspace, digits_folder=folder)
-        self._tracker = Tracker(store_uri(context.tracking_uri, workspace), workspace)
+        self._tracker = Tracker(context.tracking_uri, workspace)
         self._engine = self.local_engine(context)
         threading.Thread(target=_upload_logs, args=(self._tracker,), daemon=True).start()
         versions = " ".join(f"{name} {at}" for name, at in report.versions.items())

@@ -33,7 +33,6 @@ from digit_study.support.scratch import use_scratch
 from digit_study.support.signals import deferred_signals
 from digit_study.support.sqlite import SQLITE, sqlite_path, sqlite_uri
 from digit_study.support.workspace import Workspace
-from digit_study.tracking.location import store_uri
 from digit_study.tracking.session import Tracker
 from digit_study.trial.events import LOST_REASONS, Decision, Event, Failed, FailureCause
 from digit_study.trial.protocol import EngineContext, TrialRequest
@@ -365,10 +364,9 @@ class RayEngine:
         Raises:
             StudyError: If the digits have changed since they were resolved.
         """
-        uri = store_uri(context.tracking_uri, context.workspace)
         #: URI of the tracking store as nodes find it.
-        self._uri = absolute_uri(uri)
-        self._tracker = Tracker(uri, context.workspace)
+        self._uri = absolute_uri(context.tracking_uri)
+        self._tracker = Tracker(context.tracking_uri, context.workspace)
         #: Number of slots that could run a trial now.
         self.free = 0
         #: News of which no event was made yet.
