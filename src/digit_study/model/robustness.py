@@ -40,25 +40,6 @@ BOX = 20
 CANVAS_SCALE = 4
 
 
-def robust_accuracy(
-    predict: Callable[[Pixels], npt.NDArray[np.float32]],
-    images: Pixels,
-    labels: Labels,
-) -> float:
-    """Return the accuracy on corrupted images.
-
-    Args:
-        predict: A function of images (n, 28, 28, 1), uint8, to probabilities (n, 10).
-        images: Validation images (n, 28, 28, 1), uint8.
-        labels: Their digits (n,), int64.
-
-    Returns:
-        A share of images in [0, 1].
-    """
-    is_correct = robust_correct(predict, images, labels)
-    return float(is_correct.mean())
-
-
 def robust_correct(
     predict: Callable[[Pixels], npt.NDArray[np.float32]],
     images: Pixels,

@@ -14,7 +14,7 @@ from digit_study.config.run_config import Config
 from digit_study.data.digits import Digits, load_digits
 from digit_study.model import calibration, fit
 from digit_study.model.networks import Model, build_model, mean_of
-from digit_study.model.robustness import robust_accuracy
+from digit_study.model.robustness import robust_correct
 from digit_study.model.training_state import TrainingState
 from digit_study.report.figures import run_figures
 from digit_study.stats.metrics import Evaluation, evaluate
@@ -335,10 +335,11 @@ def _facts(trained: _Trained, digits: Digits, epochs: list[Epoch]) -> dict[str, 
     if len(images) <= fit.READ_AT_ONCE:  # the only batch was the one in which TensorFlow prepares
         for _ in range(TIMED_PREDICTIONS):
             trained.predictor(images)
+    is_robust = robust_correct(trained.predictor, images, digits.validation_labels)
     losses = [record["val_loss"] for record in epochs]
     return {
         **digits.counts(),
-        "robust_accuracy": robust_accuracy(trained.predictor, images, digits.validation_labels),
+        "robust_accuracy": float(is_robust.mean()),
         "parameters": float(trained.model.count_params()),
         "training_seconds": sum(record["epoch_seconds"] for record in epochs),
         "inference_milliseconds": 1000 * trained.predictor.seconds_an_image,
