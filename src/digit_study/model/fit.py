@@ -4,7 +4,6 @@ import hashlib
 import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
@@ -343,14 +342,6 @@ def make_batches(
     return batches.prefetch(2).with_options(options)
 
 
-@dataclass(frozen=True)
-class _Traced:
-    """The moment when the first steps of all had run, and how many they were."""
-
-    when: float
-    steps: int
-
-
 class _Recorder(keras.callbacks.Callback):  # type: ignore[misc]
     """Validates, times and records every epoch, and stops early.
 
@@ -378,7 +369,8 @@ class _Recorder(keras.callbacks.Callback):  # type: ignore[misc]
         self._on_state = on_state
         self._started = 0.0
         self._first_epoch = 0
-        self._traced: _Traced | None = None
+        #: When the first execution of all had ended, with the tracing.
+        self._traced_at: float | None = None
 
     def go_on(self, start: TrainingState) -> None:
         """Start after the epochs of a state."""
@@ -394,10 +386,9 @@ class _Recorder(keras.callbacks.Callback):  # type: ignore[misc]
     def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
         step = batch + 1
         epoch = len(self.epochs) + 1
-        if self._traced is None:
-            self._traced = _Traced(time.perf_counter(), step)
-        steps_before = step - self.model.steps_per_execution
-        first = max(1, steps_before + 1)
+        if self._traced_at is None:
+            self._traced_at = time.perf_counter()
+        first = step - self.model.steps_per_execution + 1
         where = f"in steps {first} to {step} of {self._steps}"
         _require_finite("train_loss", logs["loss"], epoch, where)
         self._on_steps(epoch, step, self._steps)
@@ -437,11 +428,11 @@ class _Recorder(keras.callbacks.Callback):  # type: ignore[misc]
         """Return the time of an epoch's steps, without the tracing that came with the first."""
         since = self._started
         counted = self._steps
-        traced = self._traced
+        first_steps = self.model.steps_per_execution
         is_first = epoch == self._first_epoch
-        if is_first and traced is not None and traced.steps < self._steps:
-            since = traced.when
-            counted -= traced.steps
+        if is_first and self._traced_at is not None and first_steps < self._steps:
+            since = self._traced_at
+            counted -= first_steps
         return (now - since) * self._steps / counted
 
     def _choose_weights(self, epoch: int) -> None:
