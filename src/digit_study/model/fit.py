@@ -15,14 +15,12 @@ from digit_study.data.arrays import CLASSES, Labels, Pixels
 from digit_study.model.augmentation import batch_numbers
 from digit_study.model.keras_settings import use_keras_settings
 from digit_study.model.recipe import AUGMENTATIONS, TrainingConfig, build_optimizer
-from digit_study.model.training_state import TrainingState, assign_values, values_of
+from digit_study.model.training_state import Epoch, TrainingState, assign_values, values_of
 from digit_study.support.errors import StudyError
 from digit_study.support.signals import deferred_signals, native_stderr, raise_if_interrupted
 
 use_keras_settings()
 
-#: Values of an epoch by name.
-Epoch = dict[str, float]
 #: Called with epoch, steps done and steps of the epoch.
 OnSteps = Callable[[int, int, int], None]
 #: Called before every epoch with a function that returns the state of the training then.
@@ -32,8 +30,6 @@ OnState = Callable[[Callable[[], TrainingState]], None]
 STEPS_PER_EXECUTION = 50
 #: Images in a forward pass: as many fit into a core's cache.
 IMAGES_AT_ONCE = 256
-#: Old name, until its callers use the new one.
-READ_AT_ONCE = IMAGES_AT_ONCE
 #: TensorFlow's fused batch norm is twice as fast as Keras's on multiples of as many channels, and
 #: slower on others.
 FUSED_CHANNELS = 16

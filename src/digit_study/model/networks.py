@@ -103,13 +103,10 @@ def mean_of(members: list[Model]) -> Model:
     A deep ensemble (Lakshminarayanan et al. 2017, arXiv 1612.01474).
 
     Args:
-        members: Networks of :func:`build_model`, which are renamed. A single member is returned as
-            it is.
+        members: Networks of :func:`build_model`, which are renamed.
     """
     import keras
 
-    if len(members) == 1:
-        return members[0]
     pixels = keras.Input((IMAGE_SIDE, IMAGE_SIDE, 1), name="pixels")
     for number, member in enumerate(members, start=1):
         # layers of a model have names of their own

@@ -511,18 +511,17 @@ FORMS: tuple[Callable[[Random], list[Points]], ...] = (
 )
 
 
-def cut(strokes: list[Points], pieces: int = PIECES) -> Segments:
+def cut(strokes: list[Points]) -> Segments:
     """Cut strokes into straight pieces of about the same length.
 
     Args:
         strokes: Arrays of points (k, 2), k at least 2.
-        pieces: Number of pieces, at least that of strokes.
 
     Returns:
-        The two ends of each piece, shape (pieces, 2, 2), float32.
+        The two ends of each piece, shape (PIECES, 2, 2), float32.
     """
     lengths = [_step_lengths(stroke) for stroke in strokes]
-    shares = _shares(lengths, pieces)
+    shares = _shares(lengths)
     ends = []
     for stroke, steps, share in zip(strokes, lengths, shares, strict=True):
         along = np.concatenate([[0.0], np.cumsum(steps)])
@@ -535,16 +534,16 @@ def cut(strokes: list[Points], pieces: int = PIECES) -> Segments:
     return np.concatenate(ends).astype(np.float32)
 
 
-def _shares(lengths: list[npt.NDArray[Any]], pieces: int) -> list[int]:
+def _shares(lengths: list[npt.NDArray[Any]]) -> list[int]:
     """Return how many of the pieces each stroke gets, at least one, by the lengths of its steps."""
     whole = sum(float(steps.sum()) for steps in lengths)
     shares = []
     for steps in lengths:
-        share = int(pieces * steps.sum() / whole)
+        share = int(PIECES * steps.sum() / whole)
         shares.append(max(1, share))
     # rounding leaves too few pieces or too many: the longest stroke makes up for it
     longest = int(np.argmax(shares))
-    shares[longest] += pieces - sum(shares)
+    shares[longest] += PIECES - sum(shares)
     return shares
 
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+#: Metrics of one epoch by name.
+Epoch = dict[str, float]
 #: Values of a variable.
 Array = np.ndarray[Any, Any]
 #: A model or an optimizer of Keras, which this module does not import.
@@ -29,7 +31,7 @@ class TrainingState:
         best_weights: Under early stopping the weights of the best epoch so far.
     """
 
-    epochs: Sequence[dict[str, float]]
+    epochs: Sequence[Epoch]
     model: Sequence[Array]
     optimizer: Sequence[Array]
     best_weights: Sequence[Array] = field(default_factory=list)

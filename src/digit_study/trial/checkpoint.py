@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from digit_study.config.run_config import Config
-from digit_study.model.training_state import Array, TrainingState
+from digit_study.model.training_state import Array, Epoch, TrainingState
 from digit_study.support import hardware
 from digit_study.support.files import replacing
 from digit_study.support.processes import is_alive, process_name
@@ -58,12 +58,12 @@ class RunState:
     #: Weights of the members of an ensemble that are trained.
     members: Sequence[Sequence[Array]]
     #: Epochs of these members.
-    member_epochs: Sequence[dict[str, float]]
+    member_epochs: Sequence[Epoch]
     #: The network that is being trained.
     training: TrainingState
 
     @property
-    def epochs(self) -> list[dict[str, float]]:
+    def epochs(self) -> list[Epoch]:
         """Return the records of all epochs so far, those of all members."""
         return [*self.member_epochs, *self.training.epochs]
 

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # numpy, which a node without the packages lacks
+    from digit_study.model.training_state import Epoch
     from digit_study.trial.protocol import TrialResult
-
-#: Metrics of one epoch by name.
-EpochRecord = Mapping[str, float]
 
 
 class Decision(StrEnum):
@@ -65,7 +62,7 @@ class EpochDone:
 
     key: int
     epoch: int
-    record: EpochRecord
+    record: Epoch
 
 
 @dataclass(frozen=True)

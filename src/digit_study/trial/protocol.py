@@ -15,14 +15,12 @@ from typing import TYPE_CHECKING, Protocol
 from digit_study.config.engine_config import EngineConfig, Node
 from digit_study.config.run_config import Config
 from digit_study.data.sources import DataConfig
+from digit_study.model.training_state import Epoch
 from digit_study.support.workspace import Workspace
 from digit_study.trial.events import Decision, Event
 
 if TYPE_CHECKING:  # it needs pandas, which no plan waits for
     from digit_study.stats.metrics import Evaluation
-
-#: Metrics of one epoch by name.
-Epoch = dict[str, float]
 
 
 class TrialStopped(Exception):

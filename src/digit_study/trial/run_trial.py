@@ -15,7 +15,7 @@ from digit_study.data.digits import Digits, load_digits
 from digit_study.model import calibration, fit
 from digit_study.model.networks import Model, build_model, mean_of
 from digit_study.model.robustness import robust_correct
-from digit_study.model.training_state import TrainingState
+from digit_study.model.training_state import Epoch, TrainingState
 from digit_study.report.figures import run_figures
 from digit_study.stats.metrics import Evaluation, evaluate
 from digit_study.support import hardware
@@ -27,7 +27,7 @@ from digit_study.tracking.session import Tracker
 from digit_study.tracking.writer import RunWriter
 from digit_study.trial.checkpoint import Checkpoint, RunState, this_command
 from digit_study.trial.events import Decision
-from digit_study.trial.protocol import Epoch, TrialResult, TrialStopped
+from digit_study.trial.protocol import TrialResult, TrialStopped
 
 #: Characters of a reason that a run keeps.
 LONGEST_REASON = 500
@@ -332,7 +332,7 @@ def _evaluate(predictor: fit.Predictor, digits: Digits) -> Evaluation:
 def _facts(trained: _Trained, digits: Digits, epochs: list[Epoch]) -> dict[str, float]:
     """Return the metrics of size and time."""
     images = digits.validation_images
-    if len(images) <= fit.READ_AT_ONCE:  # the only batch was the one in which TensorFlow prepares
+    if len(images) <= fit.IMAGES_AT_ONCE:  # the only batch was the one in which TensorFlow prepares
         for _ in range(TIMED_PREDICTIONS):
             trained.predictor(images)
     is_robust = robust_correct(trained.predictor, images, digits.validation_labels)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from digit_study.config.run_config import Config
+from digit_study.model.training_state import Epoch
 from digit_study.support.errors import StudyError, is_infrastructure_error
 from digit_study.support.signals import (
     Interrupted,
@@ -26,7 +27,6 @@ from digit_study.tracking.location import store_uri
 from digit_study.trial.events import (
     Decision,
     EpochDone,
-    EpochRecord,
     Event,
     Failed,
     FailureCause,
@@ -75,7 +75,7 @@ class Reporter:
         """Report some steps of an epoch."""
         self._connection.send(StepsDone(self._key, epoch, step, steps))
 
-    def on_epoch(self, epoch: int, record: EpochRecord) -> Decision:
+    def on_epoch(self, epoch: int, record: Epoch) -> Decision:
         """Report an epoch and wait for the decision about it."""
         self._connection.send(EpochDone(self._key, epoch, record))
         while not self._connection.poll(0.1):
