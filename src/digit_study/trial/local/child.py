@@ -10,7 +10,6 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from multiprocessing.reduction import ForkingPickler
 from pathlib import Path
-from typing import Any
 
 from digit_study.config.run_config import Config
 from digit_study.model.training_state import Epoch
@@ -68,8 +67,6 @@ class Reporter:
         self._key = key
         self._connection = connection
         self._result_file = result_file
-        #: Whether the supervisor knows how the trial ended.
-        self.has_outcome = False
 
     def on_steps(self, epoch: int, step: int, steps: int) -> None:
         """Report some steps of an epoch."""
@@ -85,14 +82,12 @@ class Reporter:
 
     def on_result(self, result: TrialResult) -> None:
         """Report the result of the trial."""
-        self.has_outcome = True
         # A result has more than 16 KiB, see LONGEST_REASON.
         self._result_file.write_bytes(ForkingPickler.dumps(result))
         self._connection.send(ResultWritten(self._key))
 
     def on_stop(self) -> None:
         """Report that the trial has ended after an epoch, as it was asked to."""
-        self.has_outcome = True
         self._connection.send(Stopped(self._key))
 
     def on_error(self, error: Exception) -> None:
@@ -110,9 +105,9 @@ class Reporter:
         self._connection.send(Idle())
 
 
-#: What a worker calls for every trial, with its config and the id of its run. What it returns is
-#: the result, unless it has reported an outcome itself.
-Target = Callable[[Config, str, Reporter], Any]
+#: What a worker calls for every trial, with its config and the id of its run. It reports the result
+#: or the stop of the trial.
+Target = Callable[[Config, str, Reporter], None]
 
 
 def train(
@@ -182,9 +177,7 @@ def _run(request: TrialRequest, connection: Connection, target: Target, result_f
     reporter = Reporter(request.key, connection, result_file)
     try:
         with interruptible():
-            result = target(request.config, request.run_id, reporter)
-            if not reporter.has_outcome:
-                reporter.on_result(result)
+            target(request.config, request.run_id, reporter)
             reporter.on_idle()
     except Interrupted as interrupted:
         raise SystemExit(interrupted.exit_code) from None
