@@ -68,6 +68,11 @@ def context(**more: Any) -> EngineContext:
     return EngineContext(workspace=within, tracking_uri=within.default_store, **more)
 
 
+def pid_of(trial: Worker) -> int:
+    assert trial.name is not None
+    return int(trial.name.split(":")[1])
+
+
 def engine_of(target: Target, **more: Any) -> LocalEngine:
     def launch(request: TrialRequest) -> Worker:
         return Worker(target, request, start_server=bare_server)
@@ -192,7 +197,7 @@ def test_a_trial_that_is_stopped_while_it_sends_its_result_does_not_stop_its_sup
     multiprocessing.connection.wait([trial.connection])
     time.sleep(0.5)  # it sends on as far as the pipe takes it
     with suppress(psutil.NoSuchProcess):  # it may have sent all by now, which is as good
-        psutil.Process(trial.process.pid).suspend()
+        psutil.Process(pid_of(trial)).suspend()
     heard: list[Message | None] = []
     listener = threading.Thread(target=lambda: heard.append(trial.receive()), daemon=True)
     listener.start()
@@ -204,7 +209,7 @@ def test_a_trial_that_is_stopped_while_it_sends_its_result_does_not_stop_its_sup
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSEGV])
 def test_a_trial_that_is_killed_is_known_at_once(number: signal.Signals, hanging: Worker) -> None:
-    os.kill(hanging.process.pid, number)
+    os.kill(pid_of(hanging), number)
     started = time.monotonic()
     with pytest.raises(StudyError, match=f"was killed by {number.name}"):
         follow(hanging)
@@ -387,7 +392,7 @@ def test_an_engine_tells_faults_of_the_infrastructure_from_those_of_a_trial(
     engine.submit(1, Config(), "run")
     if killed != "disk":
         assert isinstance(next_event(engine, (StepsDone, Failed)), StepsDone)
-        trial = psutil.Process(engine.trials[1].process.pid)
+        trial = psutil.Process(pid_of(engine.trials[1]))
         if killed == "trial for memory":
             memory_kills[0] += 1
         if killed == "server and trial":
@@ -435,7 +440,7 @@ def test_a_trial_that_only_draws_holds_no_slot_and_loses_no_result(
             while engine.finishing:
                 assert not list(engine.events())
         if name == "killed":
-            os.kill(engine.finishing[0].process.pid, signal.SIGKILL)
+            os.kill(pid_of(engine.finishing[0]), signal.SIGKILL)
     assert tracker.finished_metrics(runs["at the end"]) == {"val_accuracy": 0.5}
     engine.stop()
     tracker.upload_left()
@@ -481,14 +486,14 @@ def test_what_the_supervisor_raises_ends_the_trial(tmp_path: Path) -> None:
 
     with pytest.raises(Interrupted):
         follow(trial, interrupt)
-    assert (tmp_path / "note").exists() and not psutil.pid_exists(trial.process.pid)
+    assert (tmp_path / "note").exists() and not psutil.pid_exists(pid_of(trial))
 
 
 def supervise(folder: Path) -> None:
     """Start a trial, write down its process, and never answer it."""
     trial = worker_of(hang, str(folder / "note"))
     multiprocessing.connection.wait(trial.waitables())
-    (folder / "pid.new").write_text(str(trial.process.pid))
+    (folder / "pid.new").write_text(str(pid_of(trial)))
     (folder / "pid.new").rename(folder / "pid")
     time.sleep(60)
 

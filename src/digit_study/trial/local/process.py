@@ -62,12 +62,6 @@ class ForkedProcess:
             self.name = process_name(self._process.pid)
 
     @property
-    def pid(self) -> int:
-        """Number of the process."""
-        assert self._process.pid is not None
-        return self._process.pid
-
-    @property
     def exitcode(self) -> int | None:
         """Exit code, negative after a signal; None while it runs."""
         return self._process.exitcode
