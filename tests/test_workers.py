@@ -297,7 +297,7 @@ def test_where_nothing_is_done_in_the_background_the_next_trial_takes_the_same_w
     def launch(request: TrialRequest) -> Worker:
         return Worker(name_itself, request, start_server=bare_server)
 
-    engine = LocalEngine(context(), launch, in_background=False)
+    engine = LocalEngine(context(), launch, figures_in_background=False)
     found = []
     for number in range(20):
         engine.submit(number, Config(), "run")

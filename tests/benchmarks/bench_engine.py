@@ -61,7 +61,7 @@ class StubActor(TrialActor):
         def launch(request: TrialRequest) -> Any:
             return SlowStub(stubs, request, "done", self.seconds)
 
-        return LocalEngine(context, launch, in_background=False)
+        return LocalEngine(context, launch, figures_in_background=False)
 
 
 class SlowActor(StubActor):

@@ -18,12 +18,10 @@ Tensor = Any
 #: A function of (number, images, targets) to images and targets. The number, int64, differs from
 #: batch to batch and from epoch to epoch.
 Change = Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
-#: Side of the box that holds a digit, as in MNIST.
-BOX = 20
 #: Share of a batch that is drawn anew.
-DRAWN = 0.3
+DRAWN_SHARE = 0.3
 #: Share of a batch that is left as it is.
-UNCHANGED = 0.25
+UNCHANGED_SHARE = 0.25
 
 
 @dataclass
@@ -138,8 +136,8 @@ def handwriting(seed: int) -> Change:
         ink = levels / 255.0
         count = tf.shape(ink)[0]
         exact_count = tf.cast(count, tf.float32)
-        drawn = tf.cast(DRAWN * exact_count, tf.int32)
-        kept = tf.cast(UNCHANGED * exact_count, tf.int32)
+        drawn = tf.cast(DRAWN_SHARE * exact_count, tf.int32)
+        kept = tf.cast(UNCHANGED_SHARE * exact_count, tf.int32)
         changed = count - kept
         # batches are shuffled: the first images of a batch are any
         pen_draws = Draws(seed, 0, step, drawn)
@@ -292,7 +290,7 @@ def pen_ink(forms: Tensor, labels: Tensor, draws: Draws) -> Tensor:
     turned_y = x * sin + y * cos
     turned = tf.stack([turned_x, turned_y], axis=-1)
     width = draws.uniform(1.5, 3.6, (1, 1))
-    fitted = _in_box(turned, BOX - width)
+    fitted = _in_box(turned, pen.BOX - width)
     stepped = _blocky(fitted, draws)
     return _strokes(stepped, width, draws)
 

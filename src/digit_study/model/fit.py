@@ -341,8 +341,7 @@ def make_batches(
 class _Recorder(keras.callbacks.Callback):  # type: ignore[misc]
     """Validates, times and records every epoch, and stops early.
 
-    It keeps the weights that training ends with. It has a dozen attributes: six are what it is
-    given, and six what it has seen so far.
+    It keeps the weights that training ends with.
     """
 
     def __init__(

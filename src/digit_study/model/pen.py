@@ -23,6 +23,8 @@ if TYPE_CHECKING:
 Points = npt.NDArray[np.float32]
 #: The two ends of each straight piece, (..., pieces, 2, 2).
 Segments = npt.NDArray[np.float32]
+#: Side of the box that holds a drawn digit, in pixels, as in MNIST.
+BOX = 20
 #: Straight pieces that a variant is cut into. More make no difference at 28 pixels.
 PIECES = 32
 #: Variants of each digit that a training draws from.

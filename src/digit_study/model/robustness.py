@@ -34,8 +34,6 @@ IMAGES = 25
 DRAWN = 175
 #: Seed of the corruption. It is none of a training's.
 SEED = 20_191
-#: Side of the box that holds a drawn digit.
-BOX = 20
 #: Pixels of the canvas, along a side, per pixel of a drawn digit.
 CANVAS_SCALE = 4
 
@@ -289,7 +287,7 @@ def _inked(ends: npt.NDArray[np.floating[Any]], width: float) -> Ink:
     high = ends.max(axis=(0, 1))
     longer = (high - low).max()
     middle = ends.mean(axis=(0, 1))
-    centred = (ends - middle) / longer * (BOX - width)
+    centred = (ends - middle) / longer * (pen.BOX - width)
     # on a canvas of smaller pixels, whose means are the grey levels of the image
     side = CANVAS_SCALE * IMAGE_SIDE
     points = np.round(CANVAS_SCALE * (centred + IMAGE_SIDE / 2)).astype(int)

@@ -27,14 +27,10 @@ LONGEST_PAUSE_S = 60.0
 DISK_BYTES = 8 * 2**20
 #: Bytes of memory that must be available before a trial starts again.
 MEMORY_BYTES = 256 * 2**20
-#: How the URI of a sqlite database begins.
 
 
 class Health:
-    """Knows whether trials may start.
-
-    It has eleven attributes: five say what is probed, the rest when to probe it.
-    """
+    """Knows whether trials may start."""
 
     def __init__(
         self,

@@ -41,13 +41,13 @@ class Listener(Protocol):
     """Follows a trial; what it raises ends the trial."""
 
     def on_steps(self, epoch: int, step: int, steps: int) -> None:
-        """Hear that ``step`` of ``steps`` are done in ``epoch``, all counted from 1."""
+        """Follow an epoch: ``step`` of its ``steps`` are done, all counted from 1."""
 
     def on_epoch(self, epoch: int, record: Epoch) -> Decision:
-        """Hear of the metrics of an epoch, counted from 1; decide whether the trial goes on."""
+        """Take the metrics of an epoch, counted from 1; decide whether the trial goes on."""
 
     def on_result(self, result: TrialResult) -> None:
-        """Hear of the result, which is kept whatever happens from then on."""
+        """Take the result, which is kept whatever happens from then on."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ def run_trial(
     *,
     digits_folder: Path | None = None,
     data_figures: bool = True,
-    result_before_figures: bool = True,
+    figures_in_background: bool = True,
 ) -> TrialResult:
     """Load the digits, build, train, evaluate and record a network, and draw its figures.
 
@@ -83,8 +83,8 @@ def run_trial(
         listener: Follows the trial.
         digits_folder: Folder of digits by their sha256, on a machine that was handed them.
         data_figures: Whether to draw the digits too; a parent run has that for its children.
-        result_before_figures: Whether the listener hears of the result before the figures are
-            drawn, else when the run has ended.
+        figures_in_background: Whether the listener gets the result before the figures are drawn,
+            else when the run has ended.
 
     Returns:
         The result.
@@ -119,10 +119,10 @@ def run_trial(
         raise
     try:
         with deferred_signals():
-            _finish(writer, result, draw, listener if result_before_figures else None)
+            _finish(writer, result, draw, listener if figures_in_background else None)
     finally:
         writer.upload()
-    if not result_before_figures:
+    if not figures_in_background:
         listener.on_result(result)
     return result
 
@@ -138,7 +138,10 @@ def forget_networks() -> None:
 def _finish(
     writer: RunWriter, result: TrialResult, draw: Callable[[], None], listener: Listener | None
 ) -> None:
-    """Report a result, draw its figures, and end the run on disk, FINISHED in any case."""
+    """Report a result, draw its figures, and end the run on disk.
+
+    The run ends FINISHED also where the figures fail: ``close`` sees that it has its result.
+    """
     try:
         if listener is not None:
             listener.on_result(result)
@@ -219,7 +222,7 @@ class _Training:
         """Train what is not trained yet.
 
         Args:
-            before: Where an interrupted run stands; None: all is trained.
+            before: Where an interrupted run stands; None: everything is still to train.
         """
         start = None
         if before is not None:

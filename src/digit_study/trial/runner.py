@@ -352,6 +352,7 @@ class Runner:
         source.on_stop(is_interrupted=is_interrupted, had_outage=self._health.had_fault)
         for active in self._active.values():
             if active.run_id.done() and active.run_id.exception() is None:
-                # a process that was killed has not ended its run; the next command ends it else
+                # a process that was killed has not ended its run; where the store does not take
+                # that, the next command does it
                 with suppress(*StoreFault):
                     self._tracker.close_run(active.run_id.result(), "KILLED", STOPPED)

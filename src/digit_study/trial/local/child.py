@@ -117,7 +117,7 @@ def train(
     *,
     workspace: Workspace,
     digits_folder: Path | None = None,
-    in_background: bool = True,
+    figures_in_background: bool = True,
 ) -> None:
     """Run a trial in a worker.
 
@@ -127,8 +127,8 @@ def train(
         reporter: Sends what happens to the supervisor.
         workspace: Where the run is spooled.
         digits_folder: Folder of digits by their sha256, on a machine that was handed them.
-        in_background: Whether the result is reported before the figures are drawn, so that the next
-            trial starts meanwhile.
+        figures_in_background: Whether the result is reported before the figures are drawn, so that
+            the next trial starts meanwhile.
     """
     with native_stderr(), signals_surface():
         from digit_study.tracking import provenance
@@ -147,7 +147,7 @@ def train(
             digits_folder=digits_folder,
             # a parent run has them for its children
             data_figures=config.tracking.parent_run_id is None,
-            result_before_figures=in_background,
+            figures_in_background=figures_in_background,
         )
     except TrialStopped:
         reporter.on_stop()

@@ -70,7 +70,7 @@ class LocalEngine:
         context: EngineContext,
         launch: Callable[[TrialRequest], Worker] | None = None,
         *,
-        in_background: bool = True,
+        figures_in_background: bool = True,
         drawing_time: float = DRAWING_S,
     ) -> None:
         """Open the engine.
@@ -79,17 +79,17 @@ class LocalEngine:
             context: Its limits, and what trials need.
             launch: Starts a worker with its first trial. By default it is forked from a server that
                 is started here.
-            in_background: Whether figures are drawn while the slot has its next trial.
+            figures_in_background: Whether figures are drawn while the slot has its next trial.
             drawing_time: Seconds that :meth:`stop` leaves for figures.
         """
         self._context = context
         self._slots = context.slots or 1
         self._drawing_time = drawing_time
-        self._in_background = in_background
+        self._figures_in_background = figures_in_background
         if launch is None:
             # A GPU's memory is a worker's for as long as it lives: the next trial needs the same.
-            self._in_background = in_background and not hardware.gpus()
-            launch = forking_launch(context, in_background=self._in_background)
+            self._figures_in_background = figures_in_background and not hardware.gpus()
+            launch = forking_launch(context, figures_in_background=self._figures_in_background)
         self._launch = launch
         self.trials: dict[int, Worker] = {}
         self.paused: dict[int, Worker] = {}
@@ -161,7 +161,8 @@ class LocalEngine:
 
     def _reuse_worker(self, request: TrialRequest) -> Worker | None:
         """Start a trial in an idle worker; end those that cannot run it."""
-        while self.finishing and not self._in_background:  # it is about to say that it is idle
+        # a worker that has drawn its figures already is about to say that it is idle
+        while self.finishing and not self._figures_in_background:
             if not _wait_for_message(self.finishing, GRACE_S):
                 break
             self._release_finished()
@@ -253,7 +254,7 @@ class LocalEngine:
 
 
 def forking_launch(
-    context: EngineContext, *, in_background: bool
+    context: EngineContext, *, figures_in_background: bool
 ) -> Callable[[TrialRequest], Worker]:
     """Start the server, and return what starts workers that it forks."""
     start = partial(start_server, context.workspace, context.data, context.digits_folder)
@@ -262,7 +263,7 @@ def forking_launch(
         train,
         workspace=context.workspace,
         digits_folder=context.digits_folder,
-        in_background=in_background,
+        figures_in_background=figures_in_background,
     )
     return lambda request: Worker(target, request, start_server=start)
 

@@ -34,8 +34,7 @@ START_PAUSE_S = 0.1
 class Worker:
     """A process that runs trials with the same number of threads.
 
-    TensorFlow spends half a second more on the first of them than on any other. Of the worker's
-    eleven attributes four are of the process, four of the trial that it runs, three are settings.
+    TensorFlow spends half a second more on the first of them than on any other.
     """
 
     def __init__(

@@ -47,7 +47,7 @@ class ActorSetup:
     environment: Mapping[str, str]
     #: A pickled EngineContext.
     context: bytes
-    #: Of the digits.
+    #: Digest of the digits.
     sha256: str
 
 
@@ -83,7 +83,7 @@ class ActorEvent:
     """An event of a trial, numbered by its actor."""
 
     number: int
-    #: Of the trial.
+    #: Key of the trial.
     key: int
     phase: TrialPhase
     #: The pickled event, and the run that it left packed, or None.

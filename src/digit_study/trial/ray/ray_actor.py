@@ -160,7 +160,7 @@ class TrialActor:
         """
         from digit_study.trial.local.pool import LocalEngine
 
-        return LocalEngine(context, in_background=False)
+        return LocalEngine(context, figures_in_background=False)
 
     def exchange(
         self, number: int, command: bytes | None, acknowledged: int, timeout: float

@@ -56,7 +56,7 @@ NODE_ANSWERS_S = 30.0
 #: Seconds without any slot after which a supervisor gives up.
 SLOT_WITHIN_S = 60.0
 #: Seconds that trials have to end.
-STOP_S = 9.5
+TRIALS_STOP_S = 9.5
 #: Seconds after which a slot counts as lost to which the connection broke. Ray itself hears of a
 #: node that was killed 15 to 65 s later.
 RECONNECT_WITHIN_S = 8.0
@@ -74,7 +74,7 @@ class SlotState:
     #: None until it is open.
     name: str | None = None
     node_kind: str = ""
-    #: Of the trial that it runs.
+    #: Key of the trial that it runs.
     key: int | None = None
     #: Keys of trials that are paused in it.
     paused: set[int] = field(default_factory=set)
@@ -244,8 +244,8 @@ class RayCluster:
     def answer(self, key: int, decision: Decision, command: bytes) -> int:
         """Hand a decision to the slot whose trial waits for it, or in which the trial is paused.
 
-        A slot is free as soon as it has heard of PAUSE. CONTINUE takes the slot of a paused
-        trial, which must be free. A paused trial stops whatever its slot does.
+        A slot is free as soon as it has the PAUSE. CONTINUE takes the slot of a paused trial, which
+        must be free. A paused trial stops whatever its slot does.
 
         Args:
             key: Of the trial.
@@ -289,7 +289,7 @@ class RayCluster:
         """End all trials, as KILLED, and then all slots."""
         ends = [slot.actor.stop.remote() for slot in self._slots if slot.keys]
         if ends:
-            ray.wait(ends, num_returns=len(ends), timeout=STOP_S)
+            ray.wait(ends, num_returns=len(ends), timeout=TRIALS_STOP_S)
         for slot in self._slots:
             ray.kill(slot.actor)
         self._slots = []

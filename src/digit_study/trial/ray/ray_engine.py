@@ -52,7 +52,7 @@ NOTICE_S = 10.0
 #: Seconds that a call may take beyond the time that it was given.
 CALL_S = 60.0
 #: Seconds that the process that speaks to Ray has to end.
-STOP_S = 15.0
+BRIDGE_STOP_S = 15.0
 #: Seconds that a Ray cluster's port has to answer. Ray itself tries for minutes.
 PORT_S = 5.0
 #: Packages that a node must have. Their versions are recorded, and named where they differ.
@@ -176,7 +176,7 @@ class RayConnection:
         atexit.unregister(self.close)
         self._socket.close()
         try:
-            self._process.wait(STOP_S)
+            self._process.wait(BRIDGE_STOP_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()
@@ -442,7 +442,7 @@ class RayEngine:
         """End all trials, see :meth:`digit_study.trial.protocol.Engine.stop`."""
         connect.cache_clear()
         try:
-            self._connection.call("stop", timeout=STOP_S)
+            self._connection.call("stop", timeout=BRIDGE_STOP_S)
         except StudyError:  # the cluster is gone, and its trials with it
             self._connection.kill()
         self._connection.close()
