@@ -25,7 +25,6 @@ import psutil
 from digit_study.config.engine_config import EngineConfig, Node
 from digit_study.config.run_config import Config
 from digit_study.data import sources
-from digit_study.data.digits import dataset_name
 from digit_study.support.console import print_error, warn
 from digit_study.support.errors import StudyError
 from digit_study.support.formatting import listed
@@ -379,7 +378,7 @@ class RayEngine:
         images, labels = sources.read_part(context.data, "train", context.digits_folder)
         sha256 = sources.digest(images[..., 0], labels)
         # trials look for the digits by the digest that was planned with
-        sources.require_digest(context.data, dataset_name(context.data), sha256)
+        sources.require_digest(context.data, sources.dataset_name(context.data), sha256)
         setup = ActorSetup(
             requirements_for(self._uri),
             environment,
