@@ -341,7 +341,8 @@ def make_batches(
 class _Recorder(keras.callbacks.Callback):  # type: ignore[misc]
     """Validates, times and records every epoch, and stops early.
 
-    It keeps the weights that training ends with.
+    It keeps the weights that training ends with. It has many attributes, because Keras calls it
+    back, and all that it needs then must be kept here.
     """
 
     def __init__(

@@ -160,7 +160,8 @@ class OptunaSource(JobSource):
     """Asks Optuna for trials, prunes them, and records the truth about each in both stores.
 
     Several processes, also on several machines, may work on one study, each with a source of its
-    own.
+    own. A source has many attributes, because it stands between the plan, both stores, what trials
+    leave for the report, and the display.
     """
 
     def __init__(

@@ -60,7 +60,10 @@ class SeedRun:
 
 @dataclass
 class SeedRace(ProgressSource):
-    """Decides which candidate is trained on which seed next, until the race is over."""
+    """Decides which candidate is trained on which seed next, until the race is over.
+
+    It has many attributes: its rules, and all that has happened so far.
+    """
 
     # what takes part, and by which rules
 

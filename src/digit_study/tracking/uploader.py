@@ -130,6 +130,7 @@ class BackgroundUploader:
 
     Of several for the same store and workspace one uploads, and the others wait. The thread goes
     through the spool in rounds. Those that wait for uploads, or end the block, wake it by events.
+    There are many attributes, because each thing that threads tell one another is an event.
     """
 
     def __init__(

@@ -30,7 +30,10 @@ MEMORY_BYTES = 256 * 2**20
 
 
 class Health:
-    """Knows whether trials may start."""
+    """Knows whether trials may start.
+
+    It has many attributes: what is probed, and when to probe it again.
+    """
 
     def __init__(
         self,

@@ -34,7 +34,8 @@ START_PAUSE_S = 0.1
 class Worker:
     """A process that runs trials with the same number of threads.
 
-    TensorFlow spends half a second more on the first of them than on any other.
+    TensorFlow spends half a second more on the first of them than on any other. The process and
+    the trial that it runs at the moment are described together, which takes many attributes.
     """
 
     def __init__(
