@@ -129,7 +129,8 @@ def _find_network(key: str, uri: str, configured: str | None, workspace: Workspa
     try:
         found = find_model(uri, configured, workspace)
     except StudyError as fault:
-        raise StudyError(str(fault).replace("`model`", f"`{key}`")) from None
+        message = str(fault).replace("`model`", f"`{key}`").replace("as model=", f"as {key}=")
+        raise StudyError(message) from None
     return FoundNetwork(source, found)
 
 

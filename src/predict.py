@@ -16,13 +16,13 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from rich.console import Console, RenderableType
 from rich.progress import MofNCompleteColumn, Progress
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from digit_study.data.formats import read_unlabelled_csv
 from digit_study.inference.detector import are_digits
 from digit_study.inference.files import image_files, left_out, printable
-from digit_study.inference.prediction import Reading, load_model, read_files
+from digit_study.inference.prediction import Number, Reading, load_model, read_files
 from digit_study.support.console import warn
 from digit_study.support.errors import StudyError
 from digit_study.support.signals import readable_errors
@@ -35,6 +35,8 @@ from digit_study.tracking.models import SCHEMES, model_file
 SETTINGS = ("model", "abstain", "tracking.uri")
 DEFAULT_PICTURE = "predicted.png"
 PICTURE_TYPES = (".png", ".jpg", ".jpeg", ".webp", ".pdf", ".svg", ".tif", ".tiff")
+#: Digits at most of a number each of whose probabilities is shown.
+MOST_PROBABILITIES = 10
 #: More characters than any table has in a line.
 UNBOUNDED_WIDTH = 20_000
 #: Path that stands for standard input.
@@ -366,7 +368,14 @@ def predict(arguments: argparse.Namespace) -> int:
 def readings_table(readings: Sequence[Reading], coverage: float | None) -> Table:
     """Return a table with a row a file; with a prediction set where a coverage was asked for."""
     sets = [] if coverage is None else [f"prediction set, {coverage:.4g}"]
-    table = Table("file", "digit", "probability", *sets, "probabilities of 0 … 9, %")
+    # what does not fit is folded: paths differ at their ends, and a number is read to its end
+    table = Table(
+        Column("file", overflow="fold"),
+        Column("digit", overflow="fold"),
+        "probability",
+        *sets,
+        "probabilities of 0 … 9, %",
+    )
     for reading in readings:
         digit = "–"
         sure = ""
@@ -375,8 +384,7 @@ def readings_table(readings: Sequence[Reading], coverage: float | None) -> Table
         if reading.number is not None:
             digit = reading.number.text
             sure = f"{reading.number.probability:.2%}"
-            each = [f"{max(own.probabilities):.0%}" for own in reading.number.digits]
-            last = Text(f"of each digit: {' '.join(each)}")
+            last = Text(f"of each digit: {shown_probabilities(reading.number)}")
         elif reading.probabilities is not None:
             digit = str(reading.digit)
             sure = f"{max(reading.probabilities):.2%}"
@@ -388,6 +396,14 @@ def readings_table(readings: Sequence[Reading], coverage: float | None) -> Table
             row.append(members)
         table.add_row(*row, last)
     return table
+
+
+def shown_probabilities(number: Number) -> str:
+    """Return the probability of each digit of a number; of many, the least and the greatest."""
+    each = [max(digit.probabilities) for digit in number.digits]
+    if len(each) > MOST_PROBABILITIES:
+        return f"{min(each):.0%} to {max(each):.0%}"
+    return " ".join(f"{probability:.0%}" for probability in each)
 
 
 def main(words: Sequence[str]) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
@@ -20,12 +21,21 @@ import recorded_store as rs
 from conftest import sample
 from mlflow import MlflowClient
 from PIL import Image
+from rich.console import Console
 
 import draw
 import predict
 from digit_study.inference.files import image_files, left_out, printable
 from digit_study.inference.picture import readings_figure
-from digit_study.inference.prediction import NO_NUMBER, BatchSize, Reading, read_files
+from digit_study.inference.prediction import (
+    NO_NUMBER,
+    BatchSize,
+    Number,
+    NumberDigit,
+    Reading,
+    read_files,
+)
+from digit_study.inference.segmentation import Box
 from digit_study.pictures.image_files import ImageError, read_grey, reads_heif
 from digit_study.support.errors import StudyError
 from digit_study.support.workspace import Workspace
@@ -267,6 +277,24 @@ def test_a_table_in_a_pipe_has_a_line_a_file(capsys: pytest.CaptureFixture[str])
     printed = capsys.readouterr().out.splitlines()
     rows = [line for line in printed if ".png" in line]
     assert len(rows) == 2 and all(NO_NUMBER in row for row in rows)
+
+
+def test_a_narrow_table_has_the_whole_of_paths_and_numbers() -> None:
+    path = "/home/somebody/pictures/of/receipts/number_12.jpg"
+    digits = [
+        NumberDigit(number % 10, [0.5 + number / 100, *[0.0] * 9], Box(0, 0, 9, 9), BLANK)
+        for number in range(40)
+    ]
+    terminal = Console(width=80, file=io.StringIO())
+    table = predict.readings_table([Reading(path, number=Number([digits]))], None)
+    with terminal.capture() as captured:
+        terminal.print(table)
+    lines = [line.split("│") for line in captured.get().splitlines() if "│" in line]
+    file, digit, _, last = (
+        "".join(cells[column].strip() for cells in lines) for column in range(1, 5)
+    )
+    assert file == path and digit == "0123456789" * 4
+    assert "50% to 89%" in last
 
 
 def test_the_picture_of_what_was_seen(tmp_path: Path) -> None:

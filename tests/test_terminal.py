@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fcntl
+import io
 import os
 import signal
 import subprocess
@@ -15,7 +16,9 @@ import mlflow
 import pytest
 from conftest import Project
 from mlflow.entities import Run
+from rich.console import Console
 
+from digit_study.support.progress import JobProgress, job_bars
 from digit_study.support.signals import Interrupted, deferred_signals, interruptible
 
 ROOT = Path(__file__).parents[1]
@@ -91,6 +94,24 @@ def test_a_file_never_gets_the_number_of_a_closed_stream(tmp_path: Path) -> None
     command = f"'{sys.executable}' -c \"$CODE\" '{tmp_path / 'file'}' >&- 2>&- <&-"
     environment = {**os.environ, "PYTHONPATH": str(ROOT / "src"), "CODE": code}
     assert subprocess.run(["bash", "-c", command], env=environment, check=False).returncode == 0
+
+
+@pytest.mark.parametrize("width", [80, 100, 200])
+def test_a_narrow_terminal_cuts_the_names_of_jobs_and_nothing_else(width: int) -> None:
+    terminal = Console(width=width, file=io.StringIO(), force_terminal=False)
+    bars = job_bars(terminal, is_shown=True)
+    jobs = JobProgress(bars, prints_epochs=False)
+    jobs.begin(
+        1,
+        "3: model.filters=32 model.pooling=average training.learning_rate=0.00137 seed 1000001",
+        4,
+    )
+    jobs.epoch(1, 2, {"val_accuracy": 0.9874, "val_loss": 0.0412})
+    with terminal.capture() as captured:
+        terminal.print(bars.get_renderable())
+    [line] = captured.get().splitlines()
+    assert line.startswith("3: model.") and "2.0/4" in line
+    assert "val_accuracy 98.74 %  val_loss 0.0412 0:00:00 -:--:--" in line
 
 
 @pytest.fixture

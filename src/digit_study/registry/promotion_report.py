@@ -157,7 +157,7 @@ def why(evidence: Mapping[str, str]) -> str:
     margin_value = float(evidence["gate.margin"])
     margin = f"{100 * margin_value:g} points"
     if rule == "worse":
-        return f"worse than the champion by more than {margin}."
+        return f"measured to be worse than the champion by more than {margin}."
     parameters = int(evidence["parameters"])
     saved = int(evidence["compared.parameters"]) - parameters
     difference = float(evidence["difference_at_worst"])

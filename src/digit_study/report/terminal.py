@@ -144,9 +144,10 @@ def print_run(run_id: str, metrics: Mapping[str, float], view: str) -> None:
         "validation loss": f"{metrics['val_loss']:.4f}",
         "parameters": f"{metrics['parameters']:,.0f}",
         "training seconds": f"{metrics['training_seconds']:.1f}",
-        "see it": view,
     }
     print_facts("Run", facts)
+    # in the table, a narrow terminal would cut the address
+    print_lines(f"see it: {view}")
 
 
 def print_next(*steps: str) -> None:

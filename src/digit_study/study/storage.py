@@ -289,9 +289,9 @@ def find_study(study: StudyConfig, workspace: Workspace) -> StoredStudy:
         known = optuna.get_all_study_names(storage)
         names = [name for name in known if name != study.study]
     raise StudyError(
-        f"`study` must name a study that exists, got '{study.study}'{nearest(study.study, names)}; "
-        f"there are: {', '.join(names) or 'none'}: "
-        f"search first with python sweeps/optuna_search.py {address_of(study)}"
+        f"`study` must name a study that exists ({', '.join(names) or 'there is none yet'}), got "
+        f"'{study.study}'{nearest(study.study, names)}; "
+        f"to begin it, run python sweeps/optuna_search.py {address_of(study)}"
     )
 
 

@@ -5,17 +5,18 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from datetime import timedelta
 
-from rich.console import Group
+from rich.console import Console, Group
 from rich.live import Live
 from rich.progress import (
     BarColumn,
     Progress,
+    Task,
     TaskID,
     TextColumn,
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from digit_study.support.console import console
@@ -30,6 +31,8 @@ STATUS_COLOURS = {
     TrialStatus.PRUNED: "yellow",
     TrialStatus.FAIL: "red",
 }
+#: Characters of a bar.
+BAR_WIDTH = 20
 
 
 class SweepProgress:
@@ -123,6 +126,22 @@ def sweep_progress(best: Callable[[], str]) -> Iterator[SweepProgress]:
         yield SweepProgress(best, live)
 
 
+class _LabelColumn(TextColumn):
+    """Names jobs, each in one line. On a narrow terminal names are cut, and no other column."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "{task.description}", markup=False, table_column=Column(overflow="ellipsis")
+        )
+
+    def render(self, task: Task) -> Text:
+        """Return the name of a job."""
+        # rich narrows the columns that may wrap first; this one may, and does not
+        label = super().render(task)
+        label.no_wrap = True
+        return label
+
+
 class JobProgress:
     """Follows the jobs of a command, each by a number."""
 
@@ -183,17 +202,26 @@ class JobProgress:
         self._bars.console.print(text, soft_wrap=True)
 
 
-@contextmanager
-def job_progress(*, prints_epochs: bool) -> Iterator[JobProgress]:
-    """Show the progress of jobs while the block lasts."""
+def job_bars(terminal: Console, *, is_shown: bool) -> Progress:
+    """Return the bars of jobs.
+
+    Args:
+        terminal: Where they are drawn.
+        is_shown: Whether they are drawn at all.
+    """
     columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
+        _LabelColumn(),
+        BarColumn(bar_width=BAR_WIDTH),
         TextColumn("{task.completed:.1f}/{task.total}"),
         TextColumn("{task.fields[status]}", style="cyan"),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
     )
-    bars = Progress(*columns, console=console(), transient=True, disable=not sys.stdout.isatty())
-    with bars:
+    return Progress(*columns, console=terminal, transient=True, disable=not is_shown)
+
+
+@contextmanager
+def job_progress(*, prints_epochs: bool) -> Iterator[JobProgress]:
+    """Show the progress of jobs while the block lasts."""
+    with job_bars(console(), is_shown=sys.stdout.isatty()) as bars:
         yield JobProgress(bars, prints_epochs=prints_epochs)

@@ -15,6 +15,8 @@ from digit_study.support.workspace import Workspace
 from digit_study.tracking.location import local_address
 from digit_study.tracking.relocation import follow_project
 
+#: What MLflow's server warns of, which nobody who looks at results can change.
+IGNORED = "ignore:starlette.middleware.wsgi is deprecated"
 #: Opens an address once the server is there.
 OPEN_LATER = "import sys, time, webbrowser; time.sleep(8); webbrowser.open(sys.argv[1])"
 
@@ -59,6 +61,7 @@ def main(arguments: Sequence[str]) -> None:
             stderr=subprocess.DEVNULL,
         )
     os.chdir(workspace.root)
+    os.environ.setdefault("PYTHONWARNINGS", IGNORED)
     os.execv(sys.executable, [sys.executable, "-m", "mlflow", "ui", *arguments])
 
 
