@@ -410,7 +410,7 @@ def main(words: Sequence[str]) -> int:
     """Answer a command line; return 1 if a file could not be read, else 0."""
     quiet_mlflow()
     os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "ERROR")
-    with readable_errors():
+    with readable_errors("no prediction is printed"):
         code = predict(parse_words(words))
     return code
 

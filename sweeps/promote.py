@@ -27,5 +27,7 @@ if __name__ == "__main__":
         config = plan_task(sys.argv[1:], "promote", PromoteConfig, workspace)
         from digit_study.registry import promotion
 
-        study_uid = stored_attributes(journal_path(workspace, config.study)).get(UID)
+        study_uid = None
+        if not (config.history or config.rollback or config.run_id):
+            study_uid = stored_attributes(journal_path(workspace, config.study)).get(UID)
         promotion.run(config, workspace, study_uid=study_uid)

@@ -191,6 +191,19 @@ def test_two_promotions_at_once_are_both_in_the_ledger(study: Study, tmp_path: P
     assert "opened 2 times" in done.out
 
 
+def test_a_damaged_journal_hinders_only_who_needs_it(study: Study) -> None:
+    journal = study.project.root / "mlruns" / "studies" / "damaged.journal"
+    journal.parent.mkdir(parents=True, exist_ok=True)
+    journal.write_text("garbage\n\n")
+    try:
+        history = study.run("study=damaged", "history=true", script=PROMOTE)
+        winner = study.run("study=damaged", script=PROMOTE)
+    finally:
+        journal.unlink()
+    assert history.code == 0
+    assert winner.code == 1 and "damaged.journal, line 1," in winner.err
+
+
 @pytest.mark.parametrize("after", [0.0, 0.1])
 def test_kill_9_leaves_a_champion_and_the_next_call_recovers(
     study: Study, promoted: str, tmp_path: Path, after: float

@@ -68,13 +68,23 @@ def test_tables_of_floats_without_names(tmp_path: Path) -> None:
     assert np.array_equal(formats.read_unlabelled_csv(file), IMAGES)
 
 
-@pytest.mark.parametrize("value", [0.5, 256, -1, np.nan, np.inf])
-def test_a_pixel_that_is_no_grey_level_is_refused(value: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("value", "said"),
+    [
+        (0.5, "0.5 .* by 255"),
+        (1.5, "1.5 .* correct that cell"),
+        (256, "256 .* correct that cell"),
+        (-1, "-1 .* correct that cell"),
+        (np.nan, "an empty cell .* correct that cell"),
+        (np.inf, "inf .* correct that cell"),
+    ],
+)
+def test_a_pixel_that_is_no_grey_level_is_refused(value: float, said: str, tmp_path: Path) -> None:
     file = tmp_path / "digits.csv"
     pixels = IMAGES.reshape(len(IMAGES), -1).astype(np.float64)
     pixels[3, 200] = value
     np.savetxt(file, pixels, delimiter=",")
-    with pytest.raises(StudyError, match=f"whole numbers from 0 to 255, got {value} .* by 255"):
+    with pytest.raises(StudyError, match=f"whole numbers from 0 to 255, got {said}"):
         formats.read_unlabelled_csv(file)
 
 

@@ -46,6 +46,12 @@ def read(model: keras.Model, images: Any = IMAGES) -> np.ndarray[Any, Any]:
     return np.asarray(model(images, training=False))
 
 
+@pytest.mark.parametrize("name", ["mine, wide", "$6", "_a/b", "größer (v2)"])
+def test_a_network_may_have_any_name(name: str) -> None:
+    model = build_model(ModelConfig(name=name, filters=1, dense_units=0))
+    assert read(model).shape == (3, 10)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", composition.config_groups()["model"])
 def test_every_variant_gives_ten_probabilities_from_raw_pixels(name: str) -> None:

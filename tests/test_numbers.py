@@ -89,7 +89,7 @@ def test_an_orientation_that_is_no_number_means_nothing(tmp_path: Path) -> None:
     assert reading.number is not None and reading.number.text == "18"
 
 
-@pytest.mark.parametrize("name", ["n.png", "n.jpg", "n.tif"])
+@pytest.mark.parametrize("name", ["n.png", "n.jpg", "n.tif", "uncompressed.tif"])
 def test_boxes_lie_in_the_picture_as_it_is_shown(name: str, tmp_path: Path) -> None:
     picture = row_of("18", 6)
     exif = Image.Exif()

@@ -408,6 +408,11 @@ def test_a_password_of_a_letter_leaves_words_as_they_are() -> None:
     assert redaction.without_secrets(message, "postgresql://me:a@127.0.0.1/d") == message
 
 
+def test_a_longer_password_is_hidden_inside_words_too() -> None:
+    hidden = redaction.without_secrets("user%3Ahush_1 failed", "postgresql://me:hush@127.0.0.1/d")
+    assert hidden == "user%3A***_1 failed"
+
+
 @pytest.mark.parametrize("tail", ["", "?x=1", "?password=hush", "?x=1&PASSWORD=hush"])
 def test_a_password_in_the_query_is_hidden(tail: str) -> None:
     assert "hush" not in redaction.without_password(f"mysql://u@h/d{tail}")

@@ -115,7 +115,7 @@ def _draw_over_threshold(axes: Axes, found: TradeOff, threshold: float) -> None:
         color=charts.ORANGE,
         label="digits varied as people write refused",
     )
-    axes.plot(thresholds, found.passed, color=charts.RED, label="non-digits that pass")
+    axes.plot(thresholds, found.passed, color=charts.VERMILION, label="non-digits that pass")
     axes.axvline(threshold, color=charts.GREY, linestyle="--", label="shipped threshold")
     axes.set_yscale("log")
     axes.set_ylim(bottom=TICKS[0] / 2)

@@ -73,9 +73,8 @@ def train(overrides: list[str]) -> npt.NDArray[np.bool_]:
         validate=lambda: {"val_loss": 0.0, "val_accuracy": 0.0},
         on_epoch=lambda record: None,
     )
-    evaluation = evaluate(
-        model, digits.validation_images, digits.validation_labels, digits.validation_index
-    )
+    probabilities = fit.Predictor(model)(digits.validation_images)
+    evaluation = evaluate(digits.validation_labels, probabilities, digits.validation_index)
     return evaluation.correct
 
 

@@ -151,8 +151,13 @@ def _as_bytes(table: npt.NDArray[np.float64], path: Path) -> Pixels:
     wrong = table[values != table]
     if len(wrong) > 0:
         rule = "a CSV file must hold whole numbers from 0 to 255"
-        remedy = "multiply pixels that were scaled to [0, 1] by 255"
-        raise StudyError(f"{rule}, got {wrong[0]:g} in {path}: {remedy}")
+        remedy = "correct that cell, or leave its row out"
+        if 0 < wrong[0] < 1:
+            remedy = "multiply pixels that were scaled to [0, 1] by 255"
+        found = f"{wrong[0]:g}"
+        if np.isnan(wrong[0]):
+            found = "an empty cell"
+        raise StudyError(f"{rule}, got {found} in {path}: {remedy}")
     return values
 
 

@@ -6,6 +6,7 @@ A new family is a builder and an entry in :data:`FAMILIES`; a new variant is a f
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -92,7 +93,9 @@ def build_model(config: ModelConfig, precision: str = "float32", layers: Any = N
         features = build_family(layers or keras.layers, scaled, config)
         softmax = keras.layers.Softmax(dtype="float32", name="probabilities")
         probabilities = softmax(features)
-        return keras.Model(pixels, probabilities, name=config.name)
+        # TensorFlow allows no other characters in the name of a model
+        name = re.sub(r"^[^A-Za-z0-9.]|[^A-Za-z0-9_.-]", ".", config.name)
+        return keras.Model(pixels, probabilities, name=name)
     finally:
         keras.config.set_dtype_policy(previous)
 

@@ -188,7 +188,11 @@ def _open(source: Path | bytes) -> Image.Image:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             if isinstance(source, bytes):
                 return Image.open(io.BytesIO(source), formats=formats)
-            return Image.open(source, formats=formats)
+            image = Image.open(source, formats=formats)
+            # a named file may be mapped into memory, which Pillow 13 does with the size that a
+            # turned TIFF is shown with, not with that of its rows
+            image.filename = ""
+            return image
     except Image.DecompressionBombError:
         raise ImageError(
             f"is too large: over {MOST_MEGAPIXELS} megapixels; crop or shrink it"

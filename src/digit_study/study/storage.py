@@ -291,7 +291,7 @@ def find_study(study: StudyConfig, workspace: Workspace) -> StoredStudy:
     raise StudyError(
         f"`study` must name a study that exists ({', '.join(names) or 'there is none yet'}), got "
         f"'{study.study}'{nearest(study.study, names)}; "
-        f"to begin it, run python sweeps/optuna_search.py {address_of(study)}"
+        f"search first with python sweeps/optuna_search.py {address_of(study)}"
     )
 
 

@@ -9,8 +9,13 @@ import urllib.parse
 PASSWORD = re.compile(r"([\w+]+://[^:/@]*:)(.*)@")
 #: A token for a server, in the place of a name and a password.
 TOKEN = re.compile(r"(https?://)[^:/@\s']+@")
-#: A secret among the parameters of a URI, which a quote or a space ends.
-SECRET_PARAMETER = re.compile(r"(?i)([?&](?:password|passwd|pwd|token|secret)=)[^&\s']*")
+#: A secret among the parameters of a URI. It may hold quotes and spaces. In a message the URI
+#: stands in quotes, and the secret ends with them.
+SECRET_PARAMETER = re.compile(
+    r"(?i)([?&](?:password|passwd|pwd|token|secret)=)[^&]*?(?=&|'[\s:;,.)]|'?$)"
+)
+#: Characters of the shortest password that is hidden inside words too.
+LEAST_IN_WORDS = 4
 
 
 def without_password(uri: str) -> str:
@@ -34,7 +39,9 @@ def without_secrets(message: str, uri: str) -> str:
         return text
     password = found[2]
     for secret in {password, urllib.parse.unquote(password)}:
-        if secret:
+        if len(secret) >= LEAST_IN_WORDS:
+            text = text.replace(secret, "***")
+        elif secret:
             # inside words, a password of a letter would be told by the letters that are missing
             text = re.sub(rf"(?<!\w){re.escape(secret)}(?!\w)", "***", text)
     return text

@@ -25,6 +25,8 @@ from digit_study.support.errors import (
 
 #: Signals that ask a process to end.
 STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+#: What a signal leaves behind of a command that trains.
+ENDED_RUN = "a run that had begun is ended as KILLED and keeps what was measured"
 #: Signals that arrived inside :func:`interruptible`. A process has one set of signal handlers, so
 #: that this state belongs to the module.
 _received: list[int] = []
@@ -188,8 +190,11 @@ def native_stderr() -> Iterator[None]:
 
 
 @contextmanager
-def readable_errors() -> Iterator[None]:
+def readable_errors(at_signal: str = ENDED_RUN) -> Iterator[None]:
     """Print what a person can fix as one message, and end the command with its exit code.
+
+    Args:
+        at_signal: What a signal leaves behind, for the message.
 
     It also protects the standard streams, see
     :func:`~digit_study.support.console.protect_standard_streams`.
@@ -206,10 +211,7 @@ def readable_errors() -> Iterator[None]:
         return
     except Interrupted as interrupted:
         code = interrupted.exit_code
-        message = (
-            f"stopped by {interrupted}: a run that had begun is ended as KILLED and keeps what was "
-            "measured"
-        )
+        message = f"stopped by {interrupted}: {at_signal}"
     except Exception as error:
         explanation = _explain(error)
         if explanation is None:

@@ -24,7 +24,7 @@ OPEN_LATER = "import sys, time, webbrowser; time.sleep(8); webbrowser.open(sys.a
 def port_of(arguments: Sequence[str]) -> str | None:
     """Return the port that arguments of ``mlflow ui`` set, None where they set none."""
     parser = ArgumentParser(add_help=False, allow_abbrev=False)
-    parser.add_argument("--port", "-p")
+    parser.add_argument("--port", "-p", nargs="?")
     known, _ = parser.parse_known_args(arguments)
     port: str | None = known.port
     return port
