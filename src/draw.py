@@ -126,11 +126,7 @@ def _find_network(key: str, uri: str, configured: str | None, workspace: Workspa
         file=partial(model_file, uri, configured, workspace),
         load=load_model,
     )
-    try:
-        found = find_model(uri, configured, workspace)
-    except StudyError as fault:
-        message = str(fault).replace("`model`", f"`{key}`").replace("as model=", f"as {key}=")
-        raise StudyError(message) from None
+    found = find_model(uri, configured, workspace, key)
     return FoundNetwork(source, found)
 
 

@@ -248,7 +248,7 @@ def _report(
             f"study '{plan.study.study}' has no finished trial that keeps the constraints; see "
             f"{view_command(plan.uri, plan.workspace)}"
         )
-    # those that wait would be counted again when they have run, with another best among them
+    # a number of trials has one best: trials that wait count once they have run
     trials = sum(trial.state.is_finished() for trial in stored.trials())
     best_trial = float(str(board.iloc[0]["name"]).split(":")[0])
     writer.best(board, f"{trials} trials")

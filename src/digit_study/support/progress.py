@@ -127,7 +127,10 @@ def sweep_progress(best: Callable[[], str]) -> Iterator[SweepProgress]:
 
 
 class _LabelColumn(TextColumn):
-    """Names jobs, each in one line. On a narrow terminal names are cut, and no other column."""
+    """Shows the names of jobs, each in one line.
+
+    On a narrow terminal the bars get shorter and the names are cut; all other columns stay whole.
+    """
 
     def __init__(self) -> None:
         super().__init__(

@@ -193,11 +193,11 @@ def native_stderr() -> Iterator[None]:
 def readable_errors(at_signal: str = ENDED_RUN) -> Iterator[None]:
     """Print what a person can fix as one message, and end the command with its exit code.
 
-    Args:
-        at_signal: What a signal leaves behind, for the message.
-
     It also protects the standard streams, see
     :func:`~digit_study.support.console.protect_standard_streams`.
+
+    Args:
+        at_signal: What a signal leaves behind, for the message.
 
     Raises:
         SystemExit: With 1 after an error that a person can fix, with 128 + n after signal n.

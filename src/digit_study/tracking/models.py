@@ -41,7 +41,9 @@ def model_file(named: str, configured: str | None, workspace: Workspace) -> Path
     return find_model(named, configured, workspace).file
 
 
-def find_model(named: str, configured: str | None, workspace: Workspace) -> FoundModel:
+def find_model(
+    named: str, configured: str | None, workspace: Workspace, key: str = "model"
+) -> FoundModel:
     """Find the Keras file of a model, and download it where a store holds it.
 
     What earlier commands left to upload is uploaded first.
@@ -50,6 +52,7 @@ def find_model(named: str, configured: str | None, workspace: Workspace) -> Foun
         named: The model, as in `location.MODEL_NAMES`.
         configured: URI of the store; None for the usual one.
         workspace: Whose store is the usual one.
+        key: The setting that names the model, for messages.
 
     Raises:
         StudyError: If there is no such store, alias, version, run or Keras model; what was found
@@ -58,7 +61,7 @@ def find_model(named: str, configured: str | None, workspace: Workspace) -> Foun
     if named.endswith(".keras") and Path(named).is_file():
         return FoundModel(None, Path(named))
     if not named.startswith(SCHEMES):
-        raise StudyError(f"`model` must be {MODEL_NAMES}, got '{named}'")
+        raise StudyError(f"`{key}` must be {MODEL_NAMES}, got '{named}'")
     remedy = "run `python src/run.py` and `python sweeps/promote.py`"
     uri = require_store(configured, "a model must be registered first", remedy, workspace)
     import mlflow
@@ -78,28 +81,28 @@ def find_model(named: str, configured: str | None, workspace: Workspace) -> Foun
             version = _version_of_alias(store.client, named)
         file = Path(mlflow.artifacts.download_artifacts(named)) / KERAS_FILE
     except (mlflow.exceptions.MlflowException, OSError) as fault:
-        raise _no_model(store, named, fault) from fault
+        raise _no_model(store, named, fault, key) from fault
     if not file.is_file():
         missing = FileNotFoundError(f"it has no {KERAS_FILE}")
-        raise _no_model(store, named, missing) from missing
+        raise _no_model(store, named, missing, key) from missing
     return FoundModel(version, file)
 
 
-def _no_model(store: Store, named: str, cause: Exception) -> StudyError:
+def _no_model(store: Store, named: str, cause: Exception, key: str) -> StudyError:
     """Return the error for a name that no Keras model has."""
-    rule = "`model` must name a Keras model that MLflow holds"
+    rule = f"`{key}` must name a Keras model that MLflow holds"
     reason = first_line(cause).rstrip(".")
     if reason.startswith(NO_FILES):
         remedy = (
             "bring them back from a copy, or promote another with sweeps/promote.py run_id=<id>"
         )
         return StudyError(f"{rule}, got '{named}', whose files are gone from the store: {remedy}")
-    return StudyError(f"{rule}, got '{named}' ({reason}): {_remedy(store, named)}")
+    return StudyError(f"{rule}, got '{named}' ({reason}): {_remedy(store, named, key)}")
 
 
-def _remedy(store: Store, named: str) -> str:
+def _remedy(store: Store, named: str, key: str) -> str:
     if not named.startswith("models:/"):
-        return "see the runs with `mlflow ui`, or leave `model` out for the champion"
+        return f"see the runs with `mlflow ui`, or leave `{key}` out for the champion"
     found = store.client.search_model_versions(
         f"name = '{REGISTERED_NAME}'", max_results=MOST_VERSIONS
     )
@@ -107,7 +110,7 @@ def _remedy(store: Store, named: str) -> str:
     if not numbers:
         return f"no version of {REGISTERED_NAME} is registered yet; run `python sweeps/promote.py`"
     known = ", ".join(str(number) for number in numbers)
-    example = f"model=models:/{REGISTERED_NAME}/{numbers[-1]}"
+    example = f"{key}=models:/{REGISTERED_NAME}/{numbers[-1]}"
     return (
         f"take one of the versions there are ({known}), as {example}, or promote one with "
         "sweeps/promote.py"

@@ -35,7 +35,7 @@ TICK = 11
 BLUE = "#0173b2"
 ORANGE = "#de8f05"
 GREEN = "#029e73"
-#: What captions call orange where :data:`ORANGE` is not there.
+#: A reddish orange. Captions call it orange, too.
 VERMILION = "#d55e00"
 GREY = "#949494"
 #: Colour of what is there and is not looked at.
